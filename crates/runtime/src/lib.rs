@@ -1,0 +1,172 @@
+//! Starts one machine in its cage, talks to it and stops it.
+//!
+//! Never opens a database, never calls an API and never decides what should run: a host does.
+
+pub mod cgroup;
+pub mod error;
+pub mod fake;
+pub mod frame;
+pub mod log;
+pub mod process;
+pub mod protocol;
+pub mod sandbox;
+pub mod spec;
+
+use std::os::fd::OwnedFd;
+
+use async_trait::async_trait;
+
+pub use error::Error;
+pub use fake::FakeRuntime;
+pub use perch_types::guest::{Ended, GuestExec, GuestStart, TerminalSize};
+pub use protocol::{InstanceInfo, Stats};
+pub use sandbox::{Config, SandboxRuntime};
+pub use spec::{BootSpec, ExitReason, ExitStatus, IdRange, Limits, LogLimits, MachineDir, Mount};
+
+/// A way to run machines.
+#[async_trait]
+pub trait Runtime: Send + Sync + std::fmt::Debug {
+    /// Makes the sandbox of one boot, up to but not including its program.
+    ///
+    /// Returns once its network namespace can be reached; the program waits for
+    /// [`Instance::start`]. On an error nothing but files that [`Runtime::clean`] removes is left.
+    async fn create(&self, spec: &BootSpec) -> Result<Box<dyn Instance>, Error>;
+
+    /// Finds the machine's latest boot again after a restart of the caller.
+    async fn adopt(&self, dir: &MachineDir) -> Result<Adopted, Error>;
+
+    /// Removes whatever a boot left behind: processes, cgroup, socket. May run any number of times.
+    /// Kills a boot that still runs. The log, the exit status and the upper image stay.
+    async fn clean(&self, dir: &MachineDir) -> Result<(), Error>;
+}
+
+/// What [`Runtime::adopt`] found.
+#[derive(Debug)]
+pub enum Adopted {
+    /// It runs.
+    Running(Box<dyn Instance>),
+    /// It ended and left its status.
+    Ended(ExitStatus),
+    /// It is gone without a status: killed together with its monitor, or the server restarted.
+    Gone,
+}
+
+/// One boot of a machine that runs.
+#[async_trait]
+pub trait Instance: Send + Sync + std::fmt::Debug {
+    /// Returns who this is.
+    fn info(&self) -> &InstanceInfo;
+
+    /// Opens the machine's network namespace; never that of a process that took over its id.
+    fn network_namespace(&self) -> Result<OwnedFd, Error>;
+
+    /// Executes the program; its environment goes through sockets only. Comes once.
+    ///
+    /// # Errors
+    /// [`Error::NotExecutable`] when there is no such program or it may not be executed; the
+    /// machine has then ended with code 127 or 126.
+    async fn start(&self, start: GuestStart) -> Result<(), Error>;
+
+    /// Sends a signal to the main program.
+    async fn signal(&self, signal: i32) -> Result<(), Error>;
+
+    /// Sends `signal` and, if the program has not ended `grace_ms` later, kills the machine. The
+    /// monitor does this, so it happens even if the caller dies. Returns at once.
+    async fn stop(&self, signal: i32, grace_ms: u64) -> Result<(), Error>;
+
+    /// Kills every process of the machine. Returns once this was done; see [`Instance::wait`].
+    async fn kill(&self) -> Result<(), Error>;
+
+    /// Stops the machine's processes where they are.
+    async fn freeze(&self) -> Result<(), Error>;
+
+    /// Lets them go on.
+    async fn thaw(&self) -> Result<(), Error>;
+
+    /// Waits for the end of the machine. May be dropped and called again.
+    async fn wait(&self) -> Result<ExitStatus, Error>;
+
+    /// Runs a further program to its end and returns the beginnings of its output.
+    async fn exec(&self, request: ExecRequest) -> Result<ExecOutput, Error>;
+
+    /// Runs a further program with its streams open.
+    async fn exec_stream(&self, exec: GuestExec) -> Result<ExecStream, Error>;
+
+    /// Returns what it uses now.
+    async fn stats(&self) -> Result<Stats, Error>;
+}
+
+/// The most output of one stream that [`Instance::exec`] returns, in bytes.
+pub const EXEC_OUTPUT_BYTES_MAX: usize = 1024 * 1024;
+/// The longest that [`Instance::exec`] waits.
+pub const EXEC_TIMEOUT_MS_MAX: u64 = 300_000;
+/// Frames that wait between a caller and a program it runs.
+pub const EXEC_FRAMES_MAX: usize = 16;
+
+/// What [`Instance::exec`] shall run.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ExecRequest {
+    /// The program.
+    pub exec: GuestExec,
+    /// Its whole standard input.
+    pub stdin: Vec<u8>,
+    /// After which it is killed; at most [`EXEC_TIMEOUT_MS_MAX`], 0 is the most.
+    pub timeout_ms: u64,
+    /// How much of each output is returned; at most [`EXEC_OUTPUT_BYTES_MAX`], 0 is the most.
+    pub output_bytes_max: usize,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// How it ended.
+    pub ended: Ended,
+    /// The beginning of its standard output.
+    pub stdout: Vec<u8>,
+    /// The beginning of its standard error.
+    pub stderr: Vec<u8>,
+    /// Whether there was more of either.
+    pub truncated: bool,
+    /// Whether its time ran out and it was killed.
+    pub timed_out: bool,
+}
+
+/// A program that runs by [`Instance::exec_stream`]. Dropping `input` ends it (hang-up).
+#[derive(Debug)]
+pub struct ExecStream {
+    /// What goes in.
+    pub input: tokio::sync::mpsc::Sender<ExecInput>,
+    /// What comes out; ends after [`ExecEvent::Ended`] or [`ExecEvent::Failed`].
+    pub events: tokio::sync::mpsc::Receiver<ExecEvent>,
+}
+
+/// What goes into a running program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecInput {
+    /// Bytes for its standard input or terminal.
+    Stdin(Vec<u8>),
+    /// End of its standard input.
+    Eof,
+    /// The terminal has another size.
+    Resize(TerminalSize),
+    /// A signal to its process group.
+    Signal(i32),
+}
+
+/// What comes out of a running program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecEvent {
+    /// Bytes of its standard output or terminal.
+    Stdout(Vec<u8>),
+    /// Bytes of its standard error.
+    Stderr(Vec<u8>),
+    /// It ended.
+    Ended(Ended),
+    /// It could not be executed.
+    Failed {
+        /// 126 or 127.
+        code: i32,
+        /// Why, naming the program.
+        reason: String,
+    },
+}

@@ -1,0 +1,201 @@
+//! Machines as sandboxes, each behind a monitor process of its own.
+//!
+//! Never creates a sandbox in this process: that changes its caller.
+
+mod exec;
+mod instance;
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::net::UnixStream;
+
+use crate::protocol::{Answer, Boot, FRAME_BYTES_MAX, InstanceInfo, Request};
+use crate::spec::{BootSpec, ExitStatus, MachineDir};
+use crate::{Adopted, Error, Instance, Runtime, cgroup, frame, process};
+use instance::SandboxInstance;
+
+/// The longest that making a sandbox may take.
+pub const CREATE_TIMEOUT_MS: u64 = 30_000;
+/// The longest that the processes of a dead boot may take to vanish.
+pub const CLEAN_TIMEOUT_MS: u64 = 10_000;
+
+/// Where the parts of the sandbox are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The monitor's binary, kept by digest so that a running machine keeps the one it has.
+    pub monitor: PathBuf,
+    /// The binary of PID 1, kept by digest too.
+    pub init: PathBuf,
+    /// The folder in every cgroup hierarchy below which monitors and machines live, such as
+    /// `perch` or `perch.slice`, relative to the hierarchy's root.
+    pub cgroup: String,
+}
+
+/// Runs machines as sandboxes.
+#[derive(Debug)]
+pub struct SandboxRuntime {
+    config: Config,
+}
+
+impl SandboxRuntime {
+    /// Makes a runtime of its parts.
+    #[must_use]
+    pub const fn new(config: Config) -> Self {
+        Self { config }
+    }
+
+    fn boot(&self, spec: &BootSpec) -> Result<Request, Error> {
+        let absolute = |path: &Path| std::path::absolute(path).map_err(Error::file("name", path));
+        Ok(Request::Boot(Box::new(Boot {
+            spec: BootSpec {
+                lower: absolute(&spec.lower)?,
+                upper: absolute(&spec.upper)?,
+                ..spec.clone()
+            },
+            init: absolute(&self.config.init)?,
+            cgroup: self.config.cgroup.clone(),
+        })))
+    }
+
+    /// Starts a monitor and returns its end of the socket pair.
+    async fn spawn(&self, dir: &MachineDir) -> Result<UnixStream, Error> {
+        let spawn_error =
+            |source| Error::Spawn { path: self.config.monitor.clone(), source };
+        let (ours, theirs) = UnixStream::pair().map_err(spawn_error)?;
+        let theirs = theirs.into_std().map_err(spawn_error)?;
+        theirs.set_nonblocking(false).map_err(spawn_error)?;
+        let own_log = dir.state.join("monitor.log");
+        let own_log = std::fs::File::create(&own_log).map_err(Error::file("create", own_log))?;
+        // The monitor forks and its first process ends at once, so that the one that stays is
+        // nobody's child here: no zombie, whoever of the two ends first.
+        let status = tokio::process::Command::new(&self.config.monitor)
+            .arg(dir.machine.as_str())
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(own_log))
+            .status()
+            .await
+            .map_err(spawn_error)?;
+        if status.success() {
+            Ok(ours)
+        } else {
+            Err(spawn_error(std::io::Error::other(status.to_string())))
+        }
+    }
+
+    async fn create_sandbox(&self, spec: &BootSpec) -> Result<InstanceInfo, Error> {
+        let machine = || spec.dir.machine.to_string();
+        let mut stream = self.spawn(&spec.dir).await?;
+        frame::send(&mut stream, &self.boot(spec)?, FRAME_BYTES_MAX).await.map_err(|source| {
+            Error::Monitor { operation: "write to", machine: machine(), source }
+        })?;
+        match frame::receive(&mut stream, FRAME_BYTES_MAX).await {
+            Ok(Answer::Hello(info)) => Ok(*info),
+            Ok(Answer::Refused { reason }) => {
+                Err(Error::Refused { operation: "create the sandbox", reason })
+            }
+            Ok(other) => Err(Error::Shape(format!("unexpected answer to boot: {other:?}"))),
+            Err(source) => {
+                Err(Error::Monitor { operation: "read from", machine: machine(), source })
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Runtime for SandboxRuntime {
+    async fn create(&self, spec: &BootSpec) -> Result<Box<dyn Instance>, Error> {
+        spec.check()?;
+        prepare(&spec.dir)?;
+        let limit = Duration::from_millis(CREATE_TIMEOUT_MS);
+        let info = tokio::time::timeout(limit, self.create_sandbox(spec)).await.map_err(|_| {
+            Error::Timeout { operation: "create the sandbox", limit_ms: CREATE_TIMEOUT_MS }
+        })??;
+        Ok(Box::new(SandboxInstance::new(spec.dir.clone(), info)?))
+    }
+
+    async fn adopt(&self, dir: &MachineDir) -> Result<Adopted, Error> {
+        if let Some(info) = read_boot_file(dir)?
+            && info.host_boot == process::host_boot().map_err(Error::system("read the boot id"))?
+            && info.monitor.runs()
+        {
+            let instance = SandboxInstance::new(dir.clone(), info);
+            // The socket appears after the note; a machine that ends right now has neither, and
+            // leaves its status.
+            if let Ok(instance) = instance
+                && instance.greet().await.is_ok()
+            {
+                return Ok(Adopted::Running(Box::new(instance)));
+            }
+        }
+        Ok(ExitStatus::read(dir)?.map_or(Adopted::Gone, Adopted::Ended))
+    }
+
+    async fn clean(&self, dir: &MachineDir) -> Result<(), Error> {
+        if let Some(info) = read_boot_file(dir)?
+            && info.host_boot == process::host_boot().map_err(Error::system("read the boot id"))?
+        {
+            for one in [info.monitor, info.init] {
+                if let Ok(pidfd) = one.open() {
+                    process::kill(&pidfd).map_err(Error::system("kill a process"))?;
+                }
+            }
+        }
+        let paths = cgroup::Paths::new(&self.config.cgroup, dir.machine.as_str());
+        let removed = async {
+            while !cgroup::remove_all(&paths)? {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Ok::<(), Error>(())
+        };
+        let limit = Duration::from_millis(CLEAN_TIMEOUT_MS);
+        tokio::time::timeout(limit, removed).await.map_err(|_| Error::Timeout {
+            operation: "remove the cgroup",
+            limit_ms: CLEAN_TIMEOUT_MS,
+        })??;
+        match std::fs::remove_dir_all(&dir.run) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::file("remove", &dir.run)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Makes the folders of a boot and forgets the one before.
+fn prepare(dir: &MachineDir) -> Result<(), Error> {
+    for path in [&dir.state, &dir.run, &dir.log_dir()] {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(Error::file("create", path))?;
+    }
+    for path in [dir.exit_file(), dir.boot_file(), dir.socket()] {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::file("remove", path)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn read_boot_file(dir: &MachineDir) -> Result<Option<InstanceInfo>, Error> {
+    let path = dir.boot_file();
+    match std::fs::read(&path) {
+        Ok(text) => serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|error| Error::Shape(format!("boot file: {error}"))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::file("read", path)(error)),
+    }
+}

@@ -1,0 +1,194 @@
+//! A running sandbox, spoken to through its monitor's socket.
+//!
+//! Never keeps a connection open between requests, so it survives a restart of its owner as a
+//! note on the disk.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+
+use super::exec;
+use crate::protocol::{Answer, FRAME_BYTES_MAX, InstanceInfo, PROTOCOL, Request, Stats};
+use crate::spec::{ExitReason, ExitStatus, MachineDir};
+use crate::{
+    Error, ExecOutput, ExecRequest, ExecStream, GuestExec, GuestStart, Instance, frame, process,
+};
+
+/// The longest that a monitor may take to answer.
+pub const REQUEST_TIMEOUT_MS: u64 = 20_000;
+
+#[derive(Debug)]
+pub(super) struct SandboxInstance {
+    dir: MachineDir,
+    info: InstanceInfo,
+    init: OwnedFd,
+}
+
+impl SandboxInstance {
+    pub(super) fn new(dir: MachineDir, info: InstanceInfo) -> Result<Self, Error> {
+        if info.protocol > PROTOCOL {
+            let reason = format!("its protocol {} is newer than {PROTOCOL}", info.protocol);
+            return Err(Error::Stranger { machine: dir.machine.to_string(), reason });
+        }
+        let init = info.init.open().map_err(|_| Error::Ended(dir.machine.to_string()))?;
+        Ok(Self { dir, info, init })
+    }
+
+    /// Connects and makes sure that the one who answers is this boot's monitor.
+    pub(super) async fn greet(&self) -> Result<UnixStream, Error> {
+        let mut stream = UnixStream::connect(self.dir.socket())
+            .await
+            .map_err(|source| self.lost("connect to", source))?;
+        let hello = frame::receive(&mut stream, FRAME_BYTES_MAX);
+        let hello = tokio::time::timeout(Duration::from_millis(REQUEST_TIMEOUT_MS), hello)
+            .await
+            .map_err(|_| Error::Timeout { operation: "greet", limit_ms: REQUEST_TIMEOUT_MS })?
+            .map_err(|source| self.lost("read from", source))?;
+        match hello {
+            Answer::Hello(info) if *info == self.info => Ok(stream),
+            Answer::Hello(info) => Err(Error::Stranger {
+                machine: self.dir.machine.to_string(),
+                reason: format!("expected {:?}, found {info:?}", self.info),
+            }),
+            Answer::Refused { reason } => Err(Error::Refused { operation: "greet", reason }),
+            other => Err(Error::Shape(format!("unexpected greeting: {other:?}"))),
+        }
+    }
+
+    pub(super) fn lost(&self, operation: &'static str, source: io::Error) -> Error {
+        if process::is_running(&self.init) {
+            Error::Monitor { operation, machine: self.dir.machine.to_string(), source }
+        } else {
+            Error::Ended(self.dir.machine.to_string())
+        }
+    }
+
+    async fn request(&self, operation: &'static str, request: Request) -> Result<Answer, Error> {
+        let talk = async {
+            let mut stream = self.greet().await?;
+            frame::send(&mut stream, &request, FRAME_BYTES_MAX)
+                .await
+                .map_err(|source| self.lost("write to", source))?;
+            frame::receive(&mut stream, FRAME_BYTES_MAX)
+                .await
+                .map_err(|source| self.lost("read from", source))
+        };
+        let answer = tokio::time::timeout(Duration::from_millis(REQUEST_TIMEOUT_MS), talk)
+            .await
+            .map_err(|_| Error::Timeout { operation, limit_ms: REQUEST_TIMEOUT_MS })??;
+        match answer {
+            Answer::Refused { reason } => Err(Error::Refused { operation, reason }),
+            Answer::NotExecutable { code, reason } => Err(Error::NotExecutable { code, reason }),
+            Answer::Ended(_) => Err(Error::Ended(self.dir.machine.to_string())),
+            other => Ok(other),
+        }
+    }
+
+    async fn done(&self, operation: &'static str, request: Request) -> Result<(), Error> {
+        match self.request(operation, request).await? {
+            Answer::Done => Ok(()),
+            other => Err(Error::Shape(format!("unexpected answer to {operation}: {other:?}"))),
+        }
+    }
+
+    /// Asks the monitor; `None` when it ended without an answer.
+    async fn ask_status(&self) -> Option<ExitStatus> {
+        let mut stream = self.greet().await.ok()?;
+        frame::send(&mut stream, &Request::Wait, FRAME_BYTES_MAX).await.ok()?;
+        match frame::receive(&mut stream, FRAME_BYTES_MAX).await {
+            Ok(Answer::Ended(status)) => Some(*status),
+            _ => None,
+        }
+    }
+
+    async fn monitor_gone(&self) -> Result<(), Error> {
+        let watch = Error::system("watch the monitor");
+        match self.info.monitor.open() {
+            Ok(pidfd) => {
+                let pidfd = AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE)
+                    .map_err(watch)?;
+                drop(pidfd.readable().await.map_err(Error::system("watch the monitor"))?);
+                Ok(())
+            }
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn own_status(&self) -> Result<Option<ExitStatus>, Error> {
+        Ok(ExitStatus::read(&self.dir)?.filter(|status| status.boot == self.info.boot))
+    }
+}
+
+#[async_trait]
+impl Instance for SandboxInstance {
+    fn info(&self) -> &InstanceInfo {
+        &self.info
+    }
+
+    fn network_namespace(&self) -> Result<OwnedFd, Error> {
+        process::network_namespace(self.info.init, &self.init)
+    }
+
+    async fn start(&self, start: GuestStart) -> Result<(), Error> {
+        self.done("start the program", Request::Start(Box::new(start))).await
+    }
+
+    async fn signal(&self, signal: i32) -> Result<(), Error> {
+        self.done("send a signal", Request::Signal { signal }).await
+    }
+
+    async fn stop(&self, signal: i32, grace_ms: u64) -> Result<(), Error> {
+        self.done("stop the program", Request::Stop { signal, grace_ms }).await
+    }
+
+    async fn kill(&self) -> Result<(), Error> {
+        self.done("kill the machine", Request::Kill).await
+    }
+
+    async fn freeze(&self) -> Result<(), Error> {
+        self.done("freeze the machine", Request::Freeze).await
+    }
+
+    async fn thaw(&self) -> Result<(), Error> {
+        self.done("thaw the machine", Request::Thaw).await
+    }
+
+    async fn wait(&self) -> Result<ExitStatus, Error> {
+        if let Some(status) = self.ask_status().await {
+            return Ok(status);
+        }
+        // Busy, or just ended: the status on the disk is complete once the monitor is gone.
+        self.monitor_gone().await?;
+        Ok(self.own_status()?.unwrap_or_else(|| ExitStatus {
+            instance: self.info.instance.clone(),
+            boot: self.info.boot,
+            code: 137,
+            signal: Some(9),
+            oom_killed: false,
+            requested_stop: false,
+            reason: ExitReason::MonitorLost,
+            message: "the machine's monitor was killed".to_owned(),
+            started_unix_ms: 0,
+            ended_unix_ms: 0,
+        }))
+    }
+
+    async fn exec(&self, request: ExecRequest) -> Result<ExecOutput, Error> {
+        exec::run(self, request).await
+    }
+
+    async fn exec_stream(&self, exec: GuestExec) -> Result<ExecStream, Error> {
+        exec::stream(self, exec).await
+    }
+
+    async fn stats(&self) -> Result<Stats, Error> {
+        match self.request("read statistics", Request::Stats).await? {
+            Answer::Stats(stats) => Ok(stats),
+            other => Err(Error::Shape(format!("unexpected answer to stats: {other:?}"))),
+        }
+    }
+}

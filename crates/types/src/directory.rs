@@ -1,0 +1,270 @@
+//! Documents of the directory and their keys.
+//!
+//! Never reads or writes one: that is `store`. Every key carries the organization, but for names
+//! that are global on a platform, which then name the organization in the document. The api
+//! writes what should exist; a host writes [`MachineRecord`]s and its own [`HostDoc`], nothing
+//! else.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region};
+use crate::machine_config::MachineConfig;
+use crate::service::Service;
+use crate::state::MachineState;
+use crate::time::Timestamp;
+
+/// A document with a key.
+pub trait Document: Serialize + DeserializeOwned + Send + Sync {
+    /// What tells one from another.
+    type Key;
+
+    /// What every key of the kind starts with; ends with a slash.
+    const PREFIX: &'static str;
+
+    /// Returns the whole key.
+    fn key(key: &Self::Key) -> String;
+}
+
+macro_rules! document {
+    ($name:ty, $prefix:literal, ($($part:ident : $kind:ty),+)) => {
+        impl Document for $name {
+            type Key = ($($kind,)+);
+            const PREFIX: &'static str = $prefix;
+
+            fn key(($($part,)+): &Self::Key) -> String {
+                let parts: &[&str] = &[$($part.as_ref()),+];
+                format!("{}{}", $prefix, parts.join("/"))
+            }
+        }
+    };
+}
+
+macro_rules! as_ref_str {
+    ($($name:ty),+) => { $(impl AsRef<str> for $name {
+        fn as_ref(&self) -> &str { self.as_str() }
+    })+ };
+}
+
+as_ref_str!(AppName, HostId, InstanceId, MachineId, OrgSlug, Region);
+
+/// An app: it should exist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppDoc {
+    /// The id, stable over renames.
+    pub id: String,
+    /// A number for clients that want one.
+    pub number: u64,
+    /// The name.
+    pub name: AppName,
+    /// Who owns it.
+    pub org: OrgSlug,
+    /// The private network's name.
+    pub network: String,
+    /// The private network's number in addresses.
+    pub network_id: u32,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+document!(AppDoc, "apps/", (org: OrgSlug, app: AppName));
+
+/// Who owns an app's name; made with the app in one transaction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppNameClaim {
+    /// Who owns it.
+    pub org: OrgSlug,
+}
+document!(AppNameClaim, "names/apps/", (app: AppName));
+
+/// Which app a public host name leads to. The platform's own `<app>.<domain>` needs none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostnameClaim {
+    /// Who owns it.
+    pub org: OrgSlug,
+    /// Where it leads.
+    pub app: AppName,
+}
+document!(HostnameClaim, "names/hosts/", (hostname: String));
+
+/// A private network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkDoc {
+    /// Its number in addresses, unique on a platform and never used again.
+    pub id: u32,
+}
+document!(NetworkDoc, "networks/", (org: OrgSlug, network: String));
+
+/// The last network number that was given out.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NetworkCounter {
+    /// That number.
+    pub last: u32,
+}
+document!(NetworkCounter, "counters/", (name: String));
+
+/// A machine's configuration of one version; never changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConfigDoc {
+    /// The configuration.
+    pub config: MachineConfig,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+document!(ConfigDoc, "configs/", (org: OrgSlug, app: AppName, machine: MachineId, instance: InstanceId));
+
+/// Which host runs a machine. Written by compare-and-set before that host is called; a host never
+/// runs an epoch older than this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacementDoc {
+    /// The app.
+    pub app: AppName,
+    /// The host.
+    pub host: HostId,
+    /// Grows with every change of host or version.
+    pub epoch: u64,
+    /// The version that should run.
+    pub instance: InstanceId,
+    /// SHA-256 of the configuration, hexadecimal.
+    pub config_digest: String,
+    /// The name given at creation.
+    pub name: String,
+    /// The region.
+    pub region: Region,
+    /// When the machine was made.
+    pub created_at: Timestamp,
+}
+document!(PlacementDoc, "placements/", (org: OrgSlug, machine: MachineId));
+
+/// An app that was deleted; hosts lay down what belongs to it, whenever they come back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// When.
+    pub deleted_at: Timestamp,
+}
+document!(Tombstone, "tombstones/", (org: OrgSlug, app_id: String));
+
+/// A token, by the SHA-256 of its text; the text itself is nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenDoc {
+    /// The name it was given.
+    pub name: String,
+    /// Whose things it reaches.
+    pub org: OrgSlug,
+    /// Whether it may run the platform itself.
+    pub operator: bool,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Until when it holds.
+    #[serde(default)]
+    pub expires_at: Option<Timestamp>,
+}
+document!(TokenDoc, "tokens/", (org: OrgSlug, sha256_hex: String));
+
+/// A server that runs machines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostDoc {
+    /// Where it stands.
+    pub region: Region,
+    /// Grows each time the host agent begins with a new or restored state file.
+    pub incarnation: u64,
+    /// CPUs it has.
+    pub cpus: u32,
+    /// Memory it has in MiB.
+    pub memory_mb: u64,
+}
+document!(HostDoc, "hosts/", (host: HostId));
+
+/// The largest [`MachineRecord`] in bytes of JSON.
+pub const MACHINE_RECORD_BYTES_MAX: usize = 4 * 1024;
+
+/// What a host says of one of its machines: what routing and lists need and no environment,
+/// files or events.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachineRecord {
+    /// The machine.
+    pub id: MachineId,
+    /// Who owns it.
+    pub org: OrgSlug,
+    /// Its app.
+    pub app: AppName,
+    /// Its name.
+    pub name: String,
+    /// The host that runs it.
+    pub host: HostId,
+    /// Where that stands.
+    pub region: Region,
+    /// Its version.
+    pub instance: InstanceId,
+    /// Orders two records of one machine.
+    pub generation: Generation,
+    /// Its state.
+    pub state: MachineState,
+    /// Whether it runs, listens on its services' ports and passes its checks.
+    pub ready: bool,
+    /// Whether it is out of routing.
+    #[serde(default)]
+    pub cordoned: bool,
+    /// Its private IPv6 address, its own for its life.
+    pub private_ip: Ipv6Addr,
+    /// Its private IPv4 address on its host.
+    pub private_ipv4: Ipv4Addr,
+    /// What the edge may send to it.
+    #[serde(default)]
+    pub services: Vec<Service>,
+    /// Labels of its configuration.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
+    /// Keep it out of `.internal`.
+    #[serde(default)]
+    pub skip_dns: bool,
+    /// The image's reference as configured.
+    pub image: String,
+    /// CPUs.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mb: u32,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When this record changed.
+    pub updated_at: Timestamp,
+}
+document!(MachineRecord, "machines/", (org: OrgSlug, app: AppName, machine: MachineId));
+
+/// Orders two records of one thing: the host's incarnation first, then its counter.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub struct Generation {
+    /// The host's incarnation, given by the directory.
+    pub incarnation: u64,
+    /// Grows with every change on the host.
+    pub counter: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_carry_the_organization() {
+        let org = OrgSlug::personal();
+        let app: AppName = "web".parse().unwrap();
+        let machine = MachineId::from_bits(1);
+        assert_eq!(AppDoc::key(&(org.clone(), app.clone())), "apps/personal/web");
+        assert_eq!(
+            MachineRecord::key(&(org.clone(), app, machine.clone())),
+            "machines/personal/web/00000000000001"
+        );
+        assert_eq!(PlacementDoc::key(&(org, machine)), "placements/personal/00000000000001");
+    }
+
+    #[test]
+    fn an_incarnation_outweighs_any_counter() {
+        let old = Generation { incarnation: 1, counter: 900 };
+        let new = Generation { incarnation: 2, counter: 1 };
+        assert!(new > old);
+    }
+}

@@ -1,0 +1,162 @@
+//! Error codes and the body in which they reach a client.
+//!
+//! Never a sentence of its own: the text comes from whoever found the fault; the code alone
+//! decides the HTTP status.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal, $status:literal;)*) => {
+        /// What went wrong, stable across releases (`perch explain CODE`).
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum Code {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Code {
+            /// Every code there is.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// Returns the code as text.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// Returns the HTTP status that goes with it.
+            #[must_use]
+            pub const fn status(self) -> u16 {
+                match self { $(Self::$name => $status,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The body or a parameter is not of the right shape; the text names the field.
+    InvalidRequest = "invalid_request", 400;
+    /// A field's value is refused; the text names the field and the allowed values.
+    InvalidValue = "invalid_value", 422;
+    /// A key of the configuration that this server cannot honour.
+    UnsupportedKey = "unsupported_key", 422;
+    /// No token, or one that is not known.
+    Unauthenticated = "unauthenticated", 401;
+    /// The token does not allow it.
+    Forbidden = "forbidden", 403;
+    /// There is no such thing, or the caller may not know of it.
+    NotFound = "not_found", 404;
+    /// There is no such app.
+    AppNotFound = "app_not_found", 404;
+    /// There is no such machine.
+    MachineNotFound = "machine_not_found", 404;
+    /// The path exists, the method does not.
+    MethodNotAllowed = "method_not_allowed", 405;
+    /// A wait ended before the state was reached.
+    DeadlineExceeded = "deadline_exceeded", 408;
+    /// The machine's state does not allow it.
+    WrongState = "wrong_state", 409;
+    /// The name is somebody's.
+    NameTaken = "name_taken", 422;
+    /// Somebody else holds the lease.
+    LeaseHeld = "lease_held", 409;
+    /// Somebody else changed it in between.
+    Conflict = "conflict", 409;
+    /// A precondition named in the request does not hold.
+    PreconditionFailed = "precondition_failed", 412;
+    /// The body is larger than the limit.
+    BodyTooLarge = "body_too_large", 413;
+    /// More requests than the limit.
+    RateLimited = "rate_limited", 429;
+    /// No registry that was asked has the image.
+    ImageUnknown = "image_unknown", 422;
+    /// The image could not be had: its registry did not answer or refused.
+    ImageUnavailable = "image_unavailable", 422;
+    /// The image broke a rule: digest, size, entries.
+    ImageInvalid = "image_invalid", 422;
+    /// The build did not succeed; the text has its last lines.
+    BuildFailed = "build_failed", 422;
+    /// The program ended right after its start.
+    ExitedAtOnce = "exited_at_once", 422;
+    /// No host has room.
+    InsufficientCapacity = "insufficient_capacity", 422;
+    /// The disk is full.
+    NoSpace = "no_space", 507;
+    /// A part of the platform does not answer; try again.
+    Unavailable = "unavailable", 503;
+    /// A fault of the platform; its log has the request's id.
+    Internal = "internal", 500;
+}
+
+impl std::fmt::Display for Code {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The longest error text that is sent or accepted, in bytes.
+pub const ERROR_TEXT_BYTES_MAX: usize = 8 * 1024;
+
+/// The body of every answer above 399 (contract 1.1), and the error of every call.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("{error}")]
+pub struct ApiError {
+    /// What went wrong, in words.
+    pub error: String,
+    /// The stable code.
+    pub code: Code,
+    /// The status word of the contract: `unknown`, `insufficient_capacity` or `name_taken`.
+    #[serde(default)]
+    pub status: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The request's id, in the server's log too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
+}
+
+impl ApiError {
+    /// Makes an error of a code and its text.
+    #[must_use]
+    pub fn new(code: Code, error: impl Into<String>) -> Self {
+        let status = match code {
+            Code::InsufficientCapacity => "insufficient_capacity",
+            Code::NameTaken => "name_taken",
+            _ => "unknown",
+        };
+        Self { error: error.into(), code, status: status.to_owned(), hint: None, request: None }
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Makes the error of an unknown app in the words that clients look for (contract 1.1).
+    #[must_use]
+    pub fn app_not_found(app: &str) -> Self {
+        Self::new(Code::AppNotFound, format!("Could not find App \"{app}\""))
+    }
+
+    /// Makes the error of an unknown machine in the words that clients look for.
+    #[must_use]
+    pub fn machine_not_found(machine: &str) -> Self {
+        Self::new(Code::MachineNotFound, format!("machine not found: {machine}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_written_as_serde_writes_it_and_is_an_error() {
+        for code in Code::ALL {
+            assert_eq!(serde_json::to_string(code).unwrap(), format!("\"{code}\""));
+            assert!((400..600).contains(&code.status()), "{code}");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What the monitor and PID 1 of a machine say to each other over their socket.
+//!
+//! Never trusted by the monitor: whatever comes from inside is limited in size, rate and shape
+//! before it is read. Frames are a big-endian `u32` length and that many bytes of JSON; descriptors
+//! travel beside the first byte of the frame that announces them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Secret;
+
+/// The version of these messages. Fields are only ever added.
+pub const PROTOCOL: u32 = 1;
+/// The longest frame from the monitor to init, in bytes: an environment fits well.
+pub const TO_GUEST_BYTES_MAX: usize = 1024 * 1024;
+/// The longest frame from init to the monitor, in bytes.
+pub const FROM_GUEST_BYTES_MAX: usize = 16 * 1024;
+/// The longest reason that init gives, in bytes.
+pub const REASON_BYTES_MAX: usize = 1024;
+/// How many programs may run by [`ToGuest::Exec`] at once.
+pub const EXECS_MAX: usize = 16;
+/// The descriptor at which init finds its socket.
+pub const SOCKET_FD: i32 = 3;
+/// The exit code when a program could not be executed (as shells do).
+pub const CODE_NOT_EXECUTABLE: i32 = 126;
+/// The exit code when there is no such program (as shells do).
+pub const CODE_NOT_FOUND: i32 = 127;
+
+/// Everything that the program of a machine is started with.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct GuestStart {
+    /// The program and its arguments; the program is looked up in `PATH`.
+    pub argv: Vec<String>,
+    /// The whole environment; `PATH` and `HOME` get defaults.
+    #[serde(default)]
+    pub env: BTreeMap<String, Secret>,
+    /// `name`, `uid`, `uid:gid` or `name:group`, as in an image's configuration; empty is root.
+    #[serde(default)]
+    pub user: String,
+    /// The working directory, made if missing; empty is `/`.
+    #[serde(default)]
+    pub cwd: String,
+    /// Whether the program gets a terminal.
+    #[serde(default)]
+    pub tty: bool,
+    /// The text of `/etc/hostname`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// The text of `/etc/hosts`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<String>,
+    /// The text of `/etc/resolv.conf`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolv_conf: Option<String>,
+}
+
+/// A further program to run inside a running machine.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct GuestExec {
+    /// The program and its arguments; the program is looked up in `PATH`.
+    pub argv: Vec<String>,
+    /// Environment over the one that the main program was started with.
+    #[serde(default)]
+    pub env: BTreeMap<String, Secret>,
+    /// As in [`GuestStart::user`]; `None` is the main program's user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The working directory; `None` is the main program's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// A terminal of this size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tty: Option<TerminalSize>,
+}
+
+/// The size of a terminal in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub cols: u16,
+}
+
+/// How a process ended: by its own exit code or by a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Ended {
+    /// The exit code; 128 + signal when a signal ended it.
+    pub code: i32,
+    /// The signal that ended it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+}
+
+/// What the monitor asks of init.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToGuest {
+    /// Start the main program; comes once, first.
+    Start(Box<GuestStart>),
+    /// Run a further program. Without a terminal three descriptors come along: its standard input,
+    /// output and error.
+    Exec {
+        /// A number for the answers, unique in the life of the machine.
+        id: u32,
+        /// What to run.
+        exec: Box<GuestExec>,
+    },
+    /// Send a signal to the main program.
+    Signal {
+        /// Linux's number of the signal.
+        signal: i32,
+    },
+    /// Send a signal to the process group of a further program.
+    SignalExec {
+        /// Which one.
+        id: u32,
+        /// Linux's number of the signal.
+        signal: i32,
+    },
+}
+
+/// What init reports to the monitor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromGuest {
+    /// Comes first: init runs and waits for [`ToGuest::Start`].
+    Hello {
+        /// [`PROTOCOL`] of that init.
+        protocol: u32,
+    },
+    /// The main program was executed. With a terminal its master comes along.
+    Started,
+    /// The main program could not be executed; init ends.
+    StartFailed {
+        /// [`CODE_NOT_FOUND`] or [`CODE_NOT_EXECUTABLE`].
+        code: i32,
+        /// Why, naming the program.
+        reason: String,
+    },
+    /// The main program ended; init ends and everything with it.
+    Ended(Ended),
+    /// A further program was executed. With a terminal its master comes along.
+    ExecStarted {
+        /// Which one.
+        id: u32,
+    },
+    /// A further program could not be executed.
+    ExecFailed {
+        /// Which one.
+        id: u32,
+        /// [`CODE_NOT_FOUND`] or [`CODE_NOT_EXECUTABLE`].
+        code: i32,
+        /// Why, naming the program.
+        reason: String,
+    },
+    /// A further program ended.
+    ExecEnded {
+        /// Which one.
+        id: u32,
+        /// How.
+        ended: Ended,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_is_not_shown_by_debug() {
+        let env = BTreeMap::from([("TOKEN".to_owned(), Secret::new("hunter2"))]);
+        let start = ToGuest::Start(Box::new(GuestStart { env, ..GuestStart::default() }));
+        assert!(!format!("{start:?}").contains("hunter2"));
+        let text = serde_json::to_string(&start).unwrap();
+        assert_eq!(serde_json::from_str::<ToGuest>(&text).unwrap(), start);
+    }
+}

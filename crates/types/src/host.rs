@@ -1,0 +1,246 @@
+//! What the api and the edge ask of a host, and what it answers.
+//!
+//! Never public: it is spoken over a Unix socket checked by peer credentials on one server, and
+//! over mTLS between servers. HTTP/1.1 with JSON bodies under [`PREFIX`]; errors are
+//! [`crate::ApiError`].
+//!
+//! | method and path | body | answer |
+//! |---|---|---|
+//! | `POST /machines` | [`CreateMachine`] | [`HostMachine`]; the same again for the same id and digest |
+//! | `GET /machines` | | `[HostMachine]` |
+//! | `GET /machines/{id}` | | [`HostMachine`]; destroyed ones for a while |
+//! | `POST /machines/{id}/command` | [`Command`] | [`Accepted`] once the command is journaled |
+//! | `GET /machines/{id}/wait` | query [`WaitQuery`] | [`HostMachine`] or 408 |
+//! | `POST /machines/{id}/exec` | [`crate::api::ExecRequest`] | [`crate::api::ExecResponse`] |
+//! | `GET /machines/{id}/attach` | header [`EXEC_HEADER`], `Upgrade` | frames of [`crate::exec`] |
+//! | `GET /machines/{id}/logs` | query [`LogsQuery`] | lines of [`crate::api::LogRecord`] |
+//! | `GET /watch` | | lines of [`WatchEvent`], the snapshot first |
+//! | `GET /info` | | [`HostInfo`] |
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::{CheckStatus, MachineEvent};
+use crate::directory::{Generation, MachineRecord};
+use crate::id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region};
+use crate::image::ImageRef;
+use crate::machine_config::{MachineConfig, Signal};
+use crate::state::MachineState;
+use crate::time::{GoDuration, Timestamp};
+
+/// What every path starts with.
+pub const PREFIX: &str = "/host/v1";
+/// The header that carries a [`crate::exec::ExecSpec`] as JSON to `attach`.
+pub const EXEC_HEADER: &str = "perch-exec";
+/// How often a watch sends [`WatchEvent::Heartbeat`] when nothing else is to be said.
+pub const WATCH_HEARTBEAT_MS: u64 = 5_000;
+
+/// A machine to make. Idempotent by id and digest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CreateMachine {
+    /// The id, minted by the api.
+    pub id: MachineId,
+    /// Its first version.
+    pub instance: InstanceId,
+    /// Who owns it.
+    pub org: OrgSlug,
+    /// Its app.
+    pub app: AppName,
+    /// The number of its private network.
+    pub network_id: u32,
+    /// Its name.
+    pub name: String,
+    /// The placement's epoch.
+    pub epoch: u64,
+    /// What to run, defaults resolved.
+    pub config: MachineConfig,
+    /// SHA-256 of the configuration, hexadecimal.
+    pub config_digest: String,
+    /// Prepare it and leave it `stopped`.
+    pub skip_launch: bool,
+    /// Start it out of routing.
+    pub cordoned: bool,
+}
+
+/// What may be asked of a machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Command {
+    /// Run it.
+    Start,
+    /// End its program: the signal, then SIGKILL.
+    Stop {
+        /// Instead of the configured signal.
+        #[serde(default)]
+        signal: Option<Signal>,
+        /// Instead of the configured time.
+        #[serde(default)]
+        timeout: Option<GoDuration>,
+    },
+    /// Stop and start.
+    Restart {
+        /// Skip the polite part.
+        #[serde(default)]
+        force: bool,
+        /// Instead of the configured signal.
+        #[serde(default)]
+        signal: Option<Signal>,
+        /// Instead of the configured time.
+        #[serde(default)]
+        timeout: Option<GoDuration>,
+    },
+    /// Take another version.
+    Update {
+        /// The new version.
+        instance: InstanceId,
+        /// The placement's epoch.
+        epoch: u64,
+        /// What to run.
+        config: Box<MachineConfig>,
+        /// SHA-256 of the configuration, hexadecimal.
+        config_digest: String,
+        /// Do not start it if it does not run.
+        skip_launch: bool,
+    },
+    /// Remove it; refused while it runs unless forced.
+    Destroy {
+        /// Kill it if it runs.
+        force: bool,
+    },
+    /// Send a signal to its program.
+    Signal {
+        /// Linux's number.
+        signal: i32,
+    },
+    /// Take it out of routing, or put it back.
+    SetCordoned {
+        /// Whether it is out.
+        cordoned: bool,
+    },
+}
+
+/// A command was accepted: it is journaled and will be carried out, whatever dies.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// The state before.
+    pub previous_state: MachineState,
+    /// The machine now.
+    pub machine: HostMachine,
+}
+
+/// All that a host knows of a machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostMachine {
+    /// The machine.
+    pub id: MachineId,
+    /// Who owns it.
+    pub org: OrgSlug,
+    /// Its app.
+    pub app: AppName,
+    /// Its name.
+    pub name: String,
+    /// Where it runs.
+    pub region: Region,
+    /// Its version.
+    pub instance: InstanceId,
+    /// The placement's epoch it follows.
+    pub epoch: u64,
+    /// Orders two answers.
+    pub generation: Generation,
+    /// Its state.
+    pub state: MachineState,
+    /// Whether it may get requests.
+    pub ready: bool,
+    /// Why it is not ready though it is started: "listens on 127.0.0.1:8000, expected 0.0.0.0:8080".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_ready_because: Option<String>,
+    /// Whether it is out of routing.
+    pub cordoned: bool,
+    /// Its configuration.
+    pub config: MachineConfig,
+    /// The image, resolved.
+    pub image_ref: ImageRef,
+    /// Its private IPv6 address.
+    pub private_ip: Ipv6Addr,
+    /// Its private IPv4 address on this host.
+    pub private_ipv4: Ipv4Addr,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When its record last changed.
+    pub updated_at: Timestamp,
+    /// What happened, newest first, at most [`EVENTS_MAX`].
+    pub events: Vec<MachineEvent>,
+    /// What its checks say.
+    pub checks: Vec<CheckStatus>,
+    /// Why it is `failed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<crate::ApiError>,
+}
+
+/// How many events of a machine are kept.
+pub const EVENTS_MAX: usize = 50;
+
+/// Query of a wait.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WaitQuery {
+    /// Any of these, comma separated; `settled` and `ready` are understood too.
+    pub states: String,
+    /// Only of this version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<InstanceId>,
+    /// How long at most.
+    pub timeout_ms: u64,
+}
+
+/// Query of a log.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LogsQuery {
+    /// From this record on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_seq: Option<u64>,
+    /// Only that many of the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<u64>,
+    /// Keep the answer open.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// One line of a watch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum WatchEvent {
+    /// Everything there is; always the first line.
+    Snapshot {
+        /// All machines that are not destroyed.
+        machines: Vec<MachineRecord>,
+    },
+    /// A machine is new or has changed.
+    Changed {
+        /// As it is now.
+        machine: Box<MachineRecord>,
+    },
+    /// A machine is gone.
+    Removed {
+        /// Which.
+        id: MachineId,
+    },
+    /// Nothing happened; the line is alive.
+    Heartbeat,
+}
+
+/// What a host is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostInfo {
+    /// Its id.
+    pub id: HostId,
+    /// Where it stands.
+    pub region: Region,
+    /// CPUs it has.
+    pub cpus: u32,
+    /// Memory it has in MiB.
+    pub memory_mb: u64,
+    /// What it found out about itself: one finding a line, for people.
+    pub findings: Vec<String>,
+}

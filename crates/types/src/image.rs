@@ -1,0 +1,1 @@
+//! Image references and digests (stub while its owner writes it).

@@ -1,0 +1,30 @@
+//! The words of Perch: ids, configurations, states, API bodies, error codes and the view.
+//!
+//! Never does I/O, never reads a clock, never draws a random number. Every other crate may use
+//! this one; it uses none. Shapes follow Fly.io's public wire formats.
+
+pub mod api;
+pub mod build;
+pub mod clock;
+pub mod directory;
+pub mod endpoint;
+pub mod env;
+pub mod error;
+pub mod exec;
+pub mod guest;
+pub mod host;
+pub mod id;
+pub mod image;
+pub mod machine_config;
+pub mod secret;
+pub mod service;
+pub mod state;
+pub mod time;
+pub mod view;
+
+pub use error::{ApiError, Code};
+pub use id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region};
+pub use machine_config::MachineConfig;
+pub use secret::Secret;
+pub use state::MachineState;
+pub use time::{GoDuration, Timestamp};

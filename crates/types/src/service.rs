@@ -1,0 +1,268 @@
+//! Services, ports and checks of a machine (contract 1.13).
+//!
+//! Never decides where a request goes: that is the edge's.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::machine_config::{Other, null_is_default};
+use crate::time::GoDuration;
+
+/// One port inside a machine and how the edge offers it outside.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Service {
+    /// `tcp` or `udp`.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// The port that the program listens on.
+    pub internal_port: u16,
+    /// What to do with the machine when nothing uses it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autostop: Option<Autostop>,
+    /// Whether a request starts it; unset means yes (contract 4.5).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autostart: Option<bool>,
+    /// How many machines keep running in the primary region.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_machines_running: Option<u32>,
+    /// Public ports.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Port>,
+    /// Checks that decide whether the edge may use the machine.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<Check>,
+    /// Limits of load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<Concurrency>,
+    /// Every other key, kept.
+    #[serde(flatten)]
+    pub other: Other,
+}
+
+impl Service {
+    /// Returns whether a request may start a machine that does not run.
+    #[must_use]
+    pub fn starts_on_request(&self) -> bool {
+        self.autostart.unwrap_or(true)
+    }
+
+    /// Returns whether one of its ports has the `http` handler.
+    #[must_use]
+    pub fn speaks_http(&self) -> bool {
+        self.ports.iter().any(|port| port.handlers.contains(&Handler::Http))
+    }
+}
+
+/// Transport of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// What the edge does between the public port and the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Handler {
+    /// Parses HTTP.
+    Http,
+    /// Ends TLS.
+    Tls,
+    /// Answers a Postgres client's TLS request.
+    PgTls,
+    /// Puts a PROXY line in front.
+    ProxyProto,
+    /// HTTP at the edge of the network.
+    EdgeHttp,
+}
+
+/// What to do with a machine when nothing uses it. Booleans are read too: `true` is stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Autostop {
+    /// Leave it running.
+    #[default]
+    Off,
+    /// Stop it.
+    Stop,
+    /// Freeze it in memory.
+    Suspend,
+}
+
+impl Serialize for Autostop {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(match self {
+            Self::Off => "off",
+            Self::Stop => "stop",
+            Self::Suspend => "suspend",
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Autostop {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        match &value {
+            serde_json::Value::Bool(false) => Ok(Self::Off),
+            serde_json::Value::Bool(true) => Ok(Self::Stop),
+            serde_json::Value::String(word) => match word.as_str() {
+                "off" => Ok(Self::Off),
+                "stop" => Ok(Self::Stop),
+                "suspend" => Ok(Self::Suspend),
+                _ => Err(serde::de::Error::custom("autostop is `off`, `stop` or `suspend`")),
+            },
+            _ => Err(serde::de::Error::custom("autostop is `off`, `stop` or `suspend`")),
+        }
+    }
+}
+
+/// A public port, or a range of them.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Port {
+    /// The port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The first of a range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_port: Option<u16>,
+    /// The last of a range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_port: Option<u16>,
+    /// What the edge does on it.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub handlers: Vec<Handler>,
+    /// Answer plain HTTP with a redirect to HTTPS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub force_https: Option<bool>,
+    /// Every other key, kept.
+    #[serde(flatten)]
+    pub other: Other,
+}
+
+/// Limits of load of one machine.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Concurrency {
+    /// What is counted.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<ConcurrencyKind>,
+    /// Prefer another machine from here on; default 20.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub soft_limit: Option<u32>,
+    /// Never more than this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hard_limit: Option<u32>,
+    /// Every other key, kept.
+    #[serde(flatten)]
+    pub other: Other,
+}
+
+/// What counts as load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConcurrencyKind {
+    /// Open connections.
+    #[default]
+    Connections,
+    /// Requests in flight.
+    Requests,
+}
+
+/// A check of a service or of a machine.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Check {
+    /// `http` or `tcp`.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<CheckKind>,
+    /// The port; a service's own when unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Time between two checks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<GoDuration>,
+    /// How long one may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<GoDuration>,
+    /// How long after a start a failure does not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_period: Option<GoDuration>,
+    /// HTTP method.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// HTTP path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Every other key, kept.
+    #[serde(flatten)]
+    pub other: Other,
+}
+
+/// Kinds of checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckKind {
+    /// A request that must be answered with 2xx.
+    Http,
+    /// A connection that must be accepted.
+    Tcp,
+}
+
+/// The load from which another machine is preferred when nothing else was said.
+pub const SOFT_LIMIT_DEFAULT: u32 = 20;
+
+/// Names each check of a machine as clients expect it (contract 1.3, CheckStatus).
+#[must_use]
+pub fn check_names(services: &[Service], checks: &BTreeMap<String, Check>) -> Vec<String> {
+    let of_services = services
+        .iter()
+        .flat_map(|service| service.checks.iter().map(|check| (service.internal_port, check)));
+    let mut names: Vec<String> = of_services
+        .enumerate()
+        .map(|(index, (internal_port, check))| {
+            let kind = match check.kind {
+                Some(CheckKind::Http) => "http",
+                Some(CheckKind::Tcp) | None => "tcp",
+            };
+            format!("servicecheck-{index:02}-{kind}-{}", check.port.unwrap_or(internal_port))
+        })
+        .collect();
+    names.extend(checks.keys().cloned());
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn autostop_reads_all_the_forms_that_clients_send() {
+        for (json, want) in [
+            ("false", Autostop::Off),
+            ("true", Autostop::Stop),
+            ("\"off\"", Autostop::Off),
+            ("\"stop\"", Autostop::Stop),
+            ("\"suspend\"", Autostop::Suspend),
+        ] {
+            assert_eq!(serde_json::from_str::<Autostop>(json).unwrap(), want, "{json}");
+        }
+        assert!(serde_json::from_str::<Autostop>("\"sleep\"").is_err());
+        assert!(serde_json::from_str::<Autostop>("1").is_err());
+    }
+
+    #[test]
+    fn service_checks_are_numbered_across_services() {
+        let services: Vec<Service> = serde_json::from_str(
+            r#"[{"internal_port":80,"checks":[{"type":"http"},{"type":"tcp","port":81}]},
+                {"internal_port":90,"checks":[{"type":"tcp"}]}]"#,
+        )
+        .unwrap();
+        let checks = BTreeMap::from([("disk".to_owned(), Check::default())]);
+        assert_eq!(
+            check_names(&services, &checks),
+            ["servicecheck-00-http-80", "servicecheck-01-tcp-81", "servicecheck-02-tcp-90", "disk"]
+        );
+    }
+}
