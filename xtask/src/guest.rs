@@ -1,43 +1,47 @@
-//! Builds the static programs `perch-init` and `perch-monitor` into `target/guest`.
+//! Builds the two static programs that every machine carries: `perch-monitor` and `perch-init`.
 //!
-//! Never shares a target folder with the other crates: the flags differ, and would make both
-//! build anew each time.
+//! Never shares a target folder with the other builds: its flags would make both build again.
 
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, bail};
 
-/// Static glibc, which every toolchain for the host has.
+/// Static against glibc: the musl target is not on every server that builds Perch.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-const PROGRAMS: [(&str, &str); 2] = [("perch-init", "perch-init"), ("perch-runtime", "perch-monitor")];
+/// Static, and overriding every other source of flags.
+const FLAGS: &str = "-C target-feature=+crt-static";
+const PROGRAMS: [(&str, &str); 2] =
+    [("perch-runtime", "perch-monitor"), ("perch-init", "perch-init")];
 
-pub(crate) fn run(root: &Path) -> Result<String> {
-    let target_dir = root.join("target/guest-build");
-    let mut cargo = Command::new("cargo");
-    cargo
-        .args(["build", "--quiet", "--locked", "--profile", "guest", "--target", TARGET])
-        .args(["--target-dir".as_ref(), target_dir.as_os_str()])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .current_dir(root);
+/// Builds both and copies them to `target/guest`.
+pub(crate) fn run(root: &Path) -> anyhow::Result<String> {
+    let build = root.join("target/guest-build");
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .current_dir(root)
+        .args(["build", "--profile", "guest", "--target", TARGET, "--target-dir"])
+        .arg(&build)
+        .env("RUSTFLAGS", FLAGS)
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
     for (package, program) in PROGRAMS {
-        cargo.args(["--package", package, "--bin", program]);
+        command.args(["--package", package, "--bin", program]);
     }
-    if !cargo.status().context("run cargo build")?.success() {
-        bail!("cargo build ended with an error");
+    let status = command.status().context("run cargo")?;
+    if !status.success() {
+        bail!("build the guest programs: cargo ended with {status}");
     }
-    let guest = root.join("target/guest");
-    std::fs::create_dir_all(&guest).context("make folder `target/guest`")?;
-    let mut sizes = Vec::new();
+    let to = root.join("target/guest");
+    std::fs::create_dir_all(&to).with_context(|| format!("create {}", to.display()))?;
     for (_, program) in PROGRAMS {
-        let built = target_dir.join(TARGET).join("guest").join(program);
-        // A running machine keeps the program it started with: replace, never write into it.
-        let fresh = guest.join(format!("{program}.new"));
-        let bytes = std::fs::copy(&built, &fresh)
-            .with_context(|| format!("copy `{}`", built.display()))?;
-        std::fs::rename(&fresh, guest.join(program))
-            .with_context(|| format!("publish `{program}`"))?;
-        sizes.push(format!("{program} {} KB", bytes / 1000));
+        install(&build.join(TARGET).join("guest").join(program), &to.join(program))?;
     }
-    Ok(sizes.join(", "))
+    Ok(format!("built into {}", to.display()))
+}
+
+/// Puts a program in its place in one step: a running one keeps its old file.
+fn install(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let new = to.with_extension("new");
+    std::fs::copy(from, &new).with_context(|| format!("copy {}", from.display()))?;
+    std::fs::rename(&new, to).with_context(|| format!("rename to {}", to.display()))
 }

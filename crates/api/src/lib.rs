@@ -1,1 +1,32 @@
-//! Perch api.
+//! The public API: identity, apps and machines over HTTP.
+//!
+//! Never touches a machine, disk or socket of a user: it writes down what should exist and asks
+//! hosts. A route without a declared action does not exist (see [`router`](crate::Api::router)).
+
+#![forbid(unsafe_code)]
+
+mod admit;
+mod apps;
+mod auth;
+mod body;
+mod builds;
+mod config;
+mod documents;
+mod error;
+mod logs;
+mod machines;
+mod names;
+mod place;
+mod platform;
+mod push_tokens;
+mod reconcile;
+mod reply;
+mod routes;
+pub mod serve;
+mod sessions;
+mod view;
+
+pub use auth::{Identity, Principal};
+pub use config::{Api, Config, Host, ImageCatalog, Limits};
+pub use error::Error;
+pub use push_tokens::PushTokens;

@@ -1,2 +1,134 @@
-//! stub
-fn main() {}
+//! `perchd`: the server.
+//!
+//! Never holds logic of its own: it reads the configuration, starts the processes and wires the
+//! roles together.
+#![forbid(unsafe_code)]
+
+mod certificate;
+mod clock;
+mod config;
+mod identity;
+mod peer;
+mod roles;
+mod setup;
+mod sockets;
+mod supervisor;
+
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, Flags};
+use crate::roles::Role;
+use crate::supervisor::Ready;
+
+/// A developer cloud on your own metal: the server
+#[derive(Debug, Parser)]
+#[command(name = "perchd", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server until SIGTERM or SIGINT; machines outlive it
+    Serve(Flags),
+    /// Print the settings as the server would take them
+    Config(Flags),
+    /// Destroy all machines and take away everything that the server made on this host
+    Remove {
+        #[command(flatten)]
+        flags: Flags,
+        /// Do it without asking
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Run one of the server's processes; the server does this itself
+    #[command(hide = true)]
+    Role { role: Role },
+    /// Unpack image layers in a process without rights; the server does this itself
+    #[command(hide = true)]
+    UnpackLayers,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_log();
+    match run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut text = String::from("error: could not go on");
+            for cause in error.chain() {
+                text.push_str("\n  caused by: ");
+                text.push_str(&cause.to_string());
+            }
+            writeln!(std::io::stderr(), "{text}").ok();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Serve(flags) => {
+            let config = Config::load(&flags)?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("start the runtime")?;
+            runtime.block_on(supervisor::serve(config, announce))
+        }
+        Command::Config(flags) => {
+            let text = toml::to_string_pretty(&Config::load(&flags)?).context("write the settings")?;
+            print(&text)
+        }
+        Command::Remove { flags, yes } => roles::host::remove(Config::load(&flags)?, yes),
+        Command::Role { role } => role.run(),
+        Command::UnpackLayers => roles::host::unpack_layers(),
+    }
+}
+
+fn start_log() {
+    let filter = EnvFilter::try_from_env(perch_types::env::LOG)
+        .unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+}
+
+/// Says what runs and what to do next.
+fn announce(ready: &Ready) {
+    let Ready { config, admin, admin_path, data_dir } = ready;
+    let fingerprint = admin.fingerprint.as_deref().unwrap_or_default();
+    let outside = match config.api_tls {
+        Some(address) => format!("\n  from outside  perch auth login https://{address}#{fingerprint}"),
+        None => String::new(),
+    };
+    let text = format!(
+        "perchd is ready
+  apps          http://<app>.{}:{}
+  api           http://{}
+  token         in {} (only root can read it; `perch` on this server finds it)
+  data          {}{outside}\n",
+        config.domain,
+        config.http.port(),
+        config.api,
+        admin_path.display(),
+        data_dir.display(),
+    );
+    if print(&text).is_err() {
+        tracing::warn!("standard output is closed");
+    }
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes()).context("write to standard output")?;
+    stdout.flush().context("write to standard output")
+}

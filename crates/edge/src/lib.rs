@@ -1,1 +1,164 @@
-//! Perch edge.
+//! Takes a public request to the right machine, waking it if needed.
+//!
+//! Never decides placement, and never asks the directory while it serves: it routes by a snapshot
+//! and hears of machines from the host's own watch.
+//!
+//! A request passes these files in order, one a phase: [`listen`] (accept, limits), [`route`]
+//! (host name to app), [`pick`] (a ready machine, least loaded), [`wake`] (only if none is ready:
+//! start one and hold the request), [`forward`] (connect, copy), [`reply`] (finish: headers,
+//! pages, one access event).
+#![forbid(unsafe_code)]
+
+mod body;
+mod cause;
+mod forward;
+mod headers;
+mod listen;
+mod live;
+mod pick;
+mod pool;
+mod reply;
+mod route;
+mod wake;
+
+use std::fmt;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use perch_client::HostClient;
+use perch_store::view::ViewHandle;
+use perch_types::clock::Clock;
+use perch_types::{HostId, Region};
+use tokio::task::JoinHandle;
+
+use crate::live::Live;
+use crate::wake::Wakes;
+
+pub use crate::cause::Cause;
+
+/// A loop that has not turned for this long is wedged.
+const WEDGED_MS: u64 = 20_000;
+/// How often each loop shows that it turns.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+
+/// What an edge is made of.
+pub struct Config {
+    /// One bound socket a core, all at the same port.
+    pub listeners: Vec<TcpListener>,
+    /// Apps are served at `<app>.<domain>`.
+    pub domain: String,
+    /// Where this server stands.
+    pub region: Region,
+    /// This server; only its machines are connected to.
+    pub host_id: HostId,
+    /// The agent of this server.
+    pub host: HostClient,
+    /// Apps and host names.
+    pub view: ViewHandle,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config").field("domain", &self.domain).finish_non_exhaustive()
+    }
+}
+
+/// What every loop of an edge shares.
+pub(crate) struct Shared {
+    pub(crate) domain: String,
+    pub(crate) region: Region,
+    pub(crate) view: ViewHandle,
+    pub(crate) live: Arc<Live>,
+    pub(crate) wakes: Wakes,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// Milliseconds of the boot clock at which each loop last turned.
+    beats: Vec<AtomicU64>,
+}
+
+/// A running edge; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Edge {
+    shared: Arc<Shared>,
+    follower: JoinHandle<()>,
+    stop: tokio::sync::watch::Sender<bool>,
+}
+
+/// A loop that could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("start a loop of the edge")]
+pub struct StartError(#[source] std::io::Error);
+
+impl Edge {
+    /// Starts one loop for each listener; must be called inside a runtime, on which the host is
+    /// followed and machines are woken.
+    ///
+    /// # Errors
+    /// When a thread or a runtime cannot be made.
+    pub fn start(config: Config) -> Result<Self, StartError> {
+        let live = Arc::new(Live::default());
+        let now = config.clock.boot_ms();
+        let shared = Arc::new(Shared {
+            domain: config.domain,
+            region: config.region,
+            view: config.view,
+            live: Arc::clone(&live),
+            wakes: Wakes::new(config.host.clone(), tokio::runtime::Handle::current()),
+            clock: config.clock,
+            beats: config.listeners.iter().map(|_| AtomicU64::new(now)).collect(),
+        });
+        let follower = tokio::spawn(live::follow(live, config.host, config.host_id));
+        let (stop, stopping) = tokio::sync::watch::channel(false);
+        for (index, listener) in config.listeners.into_iter().enumerate() {
+            let (shared, stopping) = (Arc::clone(&shared), stopping.clone());
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(StartError)?;
+            std::thread::Builder::new()
+                .name(format!("edge-{index}"))
+                .spawn(move || listen::run(&runtime, &shared, index, listener, stopping))
+                .map_err(StartError)?;
+        }
+        Ok(Self { shared, follower, stop })
+    }
+
+    /// Returns whether every loop has turned lately; a wedged one is a reason to restart.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        let now = self.shared.clock.boot_ms();
+        self.shared
+            .beats
+            .iter()
+            .all(|beat| now.saturating_sub(beat.load(Ordering::Relaxed)) < WEDGED_MS)
+    }
+
+    /// Stops accepting and lets requests under way end, for as long as the process lives.
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        self.stop();
+        self.follower.abort();
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("domain", &self.domain).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(crate) fn beat(&self, index: usize) {
+        if let Some(beat) = self.beats.get(index) {
+            beat.store(self.clock.boot_ms(), Ordering::Relaxed);
+        }
+    }
+}

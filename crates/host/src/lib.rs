@@ -1,1 +1,7 @@
-//! Perch host.
+//! The agent of one server.
+//!
+//! Never decides what should run.
+
+#![forbid(unsafe_code)]
+
+pub mod network;

@@ -1,1 +1,16 @@
-//! Perch registry.
+//! The platform's registry: the OCI distribution API over a folder.
+//!
+//! Never knows what an app is: repositories are names, and whoever may use one is decided by the
+//! [`Authorize`] that the daemon passes in.
+
+#![forbid(unsafe_code)]
+
+pub mod access;
+pub mod error;
+pub mod limits;
+pub mod registry;
+
+pub use access::{Access, Authorize, Basic, Decision};
+pub use error::Error;
+pub use limits::Limits;
+pub use registry::{Config, GcReport, Registry, Usage};

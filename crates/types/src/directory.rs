@@ -25,6 +25,9 @@ pub trait Document: Serialize + DeserializeOwned + Send + Sync {
     /// What every key of the kind starts with; ends with a slash.
     const PREFIX: &'static str;
 
+    /// How many parts a key of the kind has behind its prefix.
+    const PARTS: usize;
+
     /// Returns the whole key.
     fn key(key: &Self::Key) -> String;
 }
@@ -34,6 +37,7 @@ macro_rules! document {
         impl Document for $name {
             type Key = ($($kind,)+);
             const PREFIX: &'static str = $prefix;
+            const PARTS: usize = [$(stringify!($part)),+].len();
 
             fn key(($($part,)+): &Self::Key) -> String {
                 let parts: &[&str] = &[$($part.as_ref()),+];

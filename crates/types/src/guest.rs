@@ -164,9 +164,108 @@ pub enum FromGuest {
     },
 }
 
+/// A frame that cannot be read or written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameFault {
+    /// It is longer than its limit.
+    #[error("a frame of {0} bytes is longer than its limit")]
+    TooLong(usize),
+    /// It is not of the shape of a message.
+    #[error("a frame of another shape: {0}")]
+    Shape(String),
+}
+
+/// The length of a frame's head, in bytes.
+const HEAD_BYTES: usize = 4;
+
+/// Returns the frame of a message.
+///
+/// # Errors
+/// The message is longer than `bytes_max`.
+pub fn encode<T: Serialize>(message: &T, bytes_max: usize) -> Result<Vec<u8>, FrameFault> {
+    let body = serde_json::to_vec(message).map_err(|error| FrameFault::Shape(error.to_string()))?;
+    let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    if body.len() > bytes_max {
+        return Err(FrameFault::TooLong(body.len()));
+    }
+    let mut frame = length.to_be_bytes().to_vec();
+    frame.extend(body);
+    Ok(frame)
+}
+
+/// Bytes as they arrive, out of which come messages.
+#[derive(Debug, Default)]
+pub struct FrameBuffer {
+    bytes: Vec<u8>,
+}
+
+impl FrameBuffer {
+    /// Adds bytes that arrived.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Takes the next message out, if it is there whole.
+    ///
+    /// # Errors
+    /// It is longer than `bytes_max`, which shows before its bytes arrive, or of another shape.
+    /// Nothing more can be read after that.
+    pub fn next<T: serde::de::DeserializeOwned>(
+        &mut self,
+        bytes_max: usize,
+    ) -> Result<Option<T>, FrameFault> {
+        let Some((head, rest)) = self.bytes.split_first_chunk::<HEAD_BYTES>() else {
+            return Ok(None);
+        };
+        let length = usize::try_from(u32::from_be_bytes(*head)).unwrap_or(usize::MAX);
+        if length > bytes_max {
+            return Err(FrameFault::TooLong(length));
+        }
+        let Some(body) = rest.get(..length) else { return Ok(None) };
+        let message =
+            serde_json::from_slice(body).map_err(|error| FrameFault::Shape(error.to_string()))?;
+        self.bytes.drain(..length.saturating_add(HEAD_BYTES));
+        Ok(Some(message))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_in_any_pieces_are_read_or_refused(pieces: Vec<Vec<u8>>) {
+            let mut buffer = FrameBuffer::default();
+            for piece in &pieces {
+                buffer.push(piece);
+                if buffer.next::<FromGuest>(FROM_GUEST_BYTES_MAX).is_err() {
+                    break;
+                }
+            }
+        }
+
+        #[test]
+        fn a_message_comes_out_whole_however_it_was_cut(reason: String, cut in 0_usize..64) {
+            let sent = FromGuest::ExecFailed { id: 7, code: 126, reason };
+            let frame = encode(&sent, TO_GUEST_BYTES_MAX).unwrap();
+            let cut = cut.min(frame.len());
+            let mut buffer = FrameBuffer::default();
+            buffer.push(&frame[..cut]);
+            let early = buffer.next::<FromGuest>(TO_GUEST_BYTES_MAX).unwrap();
+            proptest::prop_assert!(cut == frame.len() || early.is_none());
+            buffer.push(&frame[cut..]);
+            let late = buffer.next(TO_GUEST_BYTES_MAX).unwrap();
+            proptest::prop_assert_eq!(early.or(late), Some(sent));
+        }
+    }
+
+    #[test]
+    fn a_frame_longer_than_its_limit_is_refused_by_its_head_alone() {
+        let mut buffer = FrameBuffer::default();
+        buffer.push(&[0, 1, 0, 0]);
+        assert_eq!(buffer.next::<FromGuest>(16), Err(FrameFault::TooLong(65_536)));
+    }
 
     #[test]
     fn an_environment_is_not_shown_by_debug() {

@@ -4,6 +4,7 @@
 //! this one; it uses none. Shapes follow Fly.io's public wire formats.
 
 pub mod api;
+pub mod app_config;
 pub mod build;
 pub mod clock;
 pub mod directory;

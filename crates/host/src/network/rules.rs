@@ -165,8 +165,8 @@ fn forward(config: &NetworkConfig) -> String {
     let connections_max = config.connections_max;
     format!(
         "  chain no_such_address {{
-    limit rate {REJECTS_PER_SECOND}/second meta nfproto ipv4 reject with icmp host-unreachable
-    limit rate {REJECTS_PER_SECOND}/second meta nfproto ipv6 reject with icmpv6 no-route
+    meta nfproto ipv4 limit rate {REJECTS_PER_SECOND}/second reject with icmp host-unreachable
+    meta nfproto ipv6 limit rate {REJECTS_PER_SECOND}/second reject with icmpv6 no-route
     drop
   }}
   chain prohibited {{

@@ -1,0 +1,159 @@
+//! Reads bodies and queries, within limits and with errors that name the field.
+//!
+//! Never waits for a body longer than [`BODY_TIMEOUT`].
+
+use std::time::Duration;
+
+use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use bytes::Bytes;
+use http::request::Parts;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use perch_types::Code;
+use serde::de::DeserializeOwned;
+
+use crate::reply::Failure;
+
+/// The largest body of JSON in bytes.
+pub(crate) const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// How long a body of JSON may take.
+pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Parameters of a query.
+const PARAMETERS_MAX: usize = 64;
+
+/// A body of JSON. An empty body is read as `{}`: clients send none for "nothing to say".
+#[derive(Debug)]
+pub(crate) struct Json<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, Failure> {
+        let bytes = read(request).await?;
+        parse(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self)
+    }
+}
+
+async fn read(request: Request) -> Result<Bytes, Failure> {
+    let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
+    match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Failure::new(
+            Code::BodyTooLarge,
+            format!("the body is larger than {BODY_BYTES_MAX} bytes"),
+        )),
+        Ok(Err(_)) => Err(Failure::new(Code::InvalidRequest, "the body did not come whole")),
+        Err(_) => Err(Failure::new(
+            Code::InvalidRequest,
+            format!("the body did not come within {} s", BODY_TIMEOUT.as_secs()),
+        )),
+    }
+}
+
+/// Parses JSON; the error says where.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let reason = error.into_inner();
+        if reason.is_syntax() || reason.is_eof() {
+            Failure::new(Code::InvalidRequest, format!("the body is not JSON: {reason}"))
+        } else {
+            Failure::new(Code::InvalidRequest, format!("{path}: {reason}"))
+        }
+    })?;
+    match deserializer.end() {
+        Ok(()) => Ok(value),
+        Err(reason) => {
+            Err(Failure::new(Code::InvalidRequest, format!("the body is not JSON: {reason}")))
+        }
+    }
+}
+
+/// The parameters of a query, in their order. Unknown ones are left alone (contract 1.1).
+#[derive(Debug, Default)]
+pub(crate) struct Parameters(Vec<(String, String)>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Parameters {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Failure> {
+        let bad = || Failure::new(Code::InvalidRequest, "the query cannot be read");
+        let Query(pairs): Query<Vec<(String, String)>> =
+            Query::try_from_uri(&parts.uri).map_err(|_| bad())?;
+        if pairs.len() > PARAMETERS_MAX {
+            return Err(Failure::new(
+                Code::InvalidRequest,
+                format!("the query has more than {PARAMETERS_MAX} parameters"),
+            ));
+        }
+        Ok(Self(pairs))
+    }
+}
+
+impl Parameters {
+    /// Returns the first value of a parameter, unless it is empty.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        self.all(name).find(|value| !value.is_empty())
+    }
+
+    /// Returns all values of a parameter that may be repeated.
+    pub(crate) fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Returns parameters whose name has a prefix, without that.
+    pub(crate) fn prefixed(&self, prefix: &str) -> impl Iterator<Item = (&str, &str)> {
+        self.0
+            .iter()
+            .filter_map(move |(name, value)| Some((name.strip_prefix(prefix)?, value.as_str())))
+    }
+
+    /// Returns whether a parameter says yes.
+    pub(crate) fn flag(&self, name: &str) -> Result<bool, Failure> {
+        match self.get(name) {
+            None | Some("false" | "0") => Ok(false),
+            Some("true" | "1") => Ok(true),
+            Some(other) => {
+                let text = format!("{name}: `{other}` is not `true` or `false`");
+                Err(Failure::new(Code::InvalidRequest, text))
+            }
+        }
+    }
+
+    /// Returns a parameter that parses, or nothing.
+    pub(crate) fn parsed<T>(&self, name: &str) -> Result<Option<T>, Failure>
+    where
+        T: std::str::FromStr<Err: std::fmt::Display>,
+    {
+        self.get(name)
+            .map(|text| {
+                text.parse().map_err(|error| {
+                    Failure::new(Code::InvalidRequest, format!("{name}: `{text}`: {error}"))
+                })
+            })
+            .transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use perch_types::api::CreateMachineRequest;
+
+    use super::*;
+
+    #[test]
+    fn a_broken_body_is_told_with_the_place() {
+        let text = |json: &str| {
+            let failure = parse::<CreateMachineRequest>(json.as_bytes()).unwrap_err();
+            assert_eq!(failure.error().code, Code::InvalidRequest);
+            failure.error().error.clone()
+        };
+        insta::assert_snapshot!(text("{"), @"the body is not JSON: EOF while parsing an object at line 1 column 1");
+        insta::assert_snapshot!(text("{}"), @".: missing field `config` at line 1 column 2");
+        insta::assert_snapshot!(
+            text(r#"{"config":{"guest":{"cpus":"two"}}}"#),
+            @r#"config.guest: invalid type: string "two", expected u32"#
+        );
+        insta::assert_snapshot!(text(r#"{"config":{}} x"#), @"the body is not JSON: trailing characters at line 1 column 15");
+    }
+}

@@ -1,0 +1,168 @@
+//! What the API is given, and the value that holds it all.
+//!
+//! Never reads a file or the environment: the daemon does.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use perch_client::{BoxError, HostClient};
+use perch_store::{Store, ViewHandle};
+use perch_types::api::{ImageInfo, Platform, RegionInfo};
+use perch_types::clock::Clock;
+use perch_types::{HostId, Region};
+use tokio::sync::{Mutex, Semaphore};
+
+use crate::auth::Identity;
+use crate::error::Error;
+use crate::push_tokens::PushTokens;
+use crate::reconcile::{self, Reconciler};
+
+/// What the API needs to run.
+#[derive(Debug)]
+pub struct Config {
+    /// The directory.
+    pub store: Arc<dyn Store>,
+    /// The hosts that it may place machines on.
+    pub hosts: Vec<Host>,
+    /// The public state, followed by the daemon.
+    pub view: ViewHandle,
+    /// What this platform is: domain, ports, version, region.
+    pub platform: Platform,
+    /// The regions; the first is the nearest unless the platform's own is among them.
+    pub regions: Vec<RegionInfo>,
+    /// The builder's socket, when one runs.
+    pub builder_socket: Option<PathBuf>,
+    /// The platform's registry.
+    pub images: Arc<dyn ImageCatalog>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Limits.
+    pub limits: Limits,
+}
+
+/// A host that machines can be placed on.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// Its id.
+    pub id: HostId,
+    /// Where it stands.
+    pub region: Region,
+    /// How to ask it.
+    pub client: HostClient,
+}
+
+/// The images in the platform's registry.
+#[async_trait]
+pub trait ImageCatalog: Send + Sync + fmt::Debug {
+    /// Returns all images, by repository.
+    async fn images(&self) -> Result<Vec<ImageInfo>, BoxError>;
+}
+
+/// Limits of the API; each has its default here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Builds at once.
+    pub builds_max: usize,
+    /// Exec sessions at once.
+    pub sessions_max: usize,
+    /// How long a change waits for the view to hold it.
+    pub view_timeout: Duration,
+    /// How long the deletion of an app waits for its machines to be gone before it answers.
+    pub delete_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            builds_max: 4,
+            sessions_max: 256,
+            view_timeout: Duration::from_secs(5),
+            delete_timeout: Duration::from_secs(15),
+        }
+    }
+}
+
+/// The running API. Cheap to clone. The reconciler ends with the last clone.
+#[derive(Debug, Clone)]
+pub struct Api {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// What every handler reads.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) hosts: BTreeMap<HostId, Host>,
+    pub(crate) view: ViewHandle,
+    pub(crate) platform: Platform,
+    pub(crate) regions: Vec<RegionInfo>,
+    pub(crate) builder_socket: Option<PathBuf>,
+    pub(crate) images: Arc<dyn ImageCatalog>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) limits: Limits,
+    pub(crate) identity: Identity,
+    pub(crate) push_tokens: PushTokens,
+    pub(crate) reconciler: Reconciler,
+    pub(crate) sessions: Arc<Semaphore>,
+    // Creations of apps take turns here; against another api the directory's compares decide.
+    pub(crate) creating_app: Mutex<()>,
+}
+
+impl Api {
+    /// Starts the API: its reconciler runs, its router can be served. Must be called inside a
+    /// tokio runtime.
+    #[must_use]
+    pub fn start(config: Config) -> Self {
+        let identity = Identity::new(Arc::clone(&config.store), Arc::clone(&config.clock));
+        let push_tokens = PushTokens::new(Arc::clone(&config.clock), config.limits.builds_max);
+        let shared = Arc::new(Shared {
+            store: config.store,
+            hosts: config.hosts.into_iter().map(|host| (host.id.clone(), host)).collect(),
+            view: config.view,
+            platform: config.platform,
+            regions: config.regions,
+            builder_socket: config.builder_socket,
+            images: config.images,
+            clock: config.clock,
+            limits: config.limits,
+            identity,
+            push_tokens,
+            reconciler: Reconciler::default(),
+            sessions: Arc::new(Semaphore::new(config.limits.sessions_max)),
+            creating_app: Mutex::new(()),
+        });
+        reconcile::spawn(&shared);
+        Self { shared }
+    }
+
+    /// Returns the routes of `types::endpoint`, each behind its action.
+    #[must_use]
+    pub fn router(&self) -> axum::Router {
+        crate::routes::router(&self.shared)
+    }
+
+    /// Returns who checks tokens, for other roles of the process such as the registry.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.shared.identity
+    }
+
+    /// Returns the tokens with which builds push, for the registry.
+    #[must_use]
+    pub fn push_tokens(&self) -> &PushTokens {
+        &self.shared.push_tokens
+    }
+
+    /// Makes sure that the administrator's token, known by the SHA-256 of its text in
+    /// hexadecimal, is the one that the directory has.
+    ///
+    /// # Errors
+    /// When the hash is not one or the directory does not answer.
+    pub async fn ensure_admin_token(&self, sha256_hex: &str) -> Result<(), Error> {
+        self.shared.identity.ensure_admin_token(sha256_hex).await
+    }
+}

@@ -1,0 +1,53 @@
+//! What can go wrong outside of a request.
+//!
+//! Never an answer: those are [`crate::reply::Failure`].
+
+use perch_types::Code;
+
+/// A fault of the API.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The directory did not do its part.
+    #[error("{operation} in the directory")]
+    Store {
+        /// What was done.
+        operation: &'static str,
+        /// Why.
+        #[source]
+        source: perch_store::Error,
+    },
+    /// The kernel gave no random bytes.
+    #[error("draw random bytes")]
+    Random {
+        /// Why.
+        #[source]
+        source: getrandom::Error,
+    },
+    /// The hash of a token is not 64 hexadecimal digits.
+    #[error("`{0}` is not the SHA-256 of a token")]
+    TokenHash(String),
+    /// More push tokens at once than the limit.
+    #[error("more than {max} builds at once")]
+    PushTokens {
+        /// The limit.
+        max: usize,
+    },
+}
+
+impl Error {
+    /// Returns the code under which it reaches a client.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Store { source, .. } => source.code(),
+            Self::Random { .. } => Code::Internal,
+            Self::TokenHash(_) => Code::InvalidValue,
+            Self::PushTokens { .. } => Code::RateLimited,
+        }
+    }
+}
+
+/// Returns a closure that names what was done in the directory.
+pub(crate) fn store(operation: &'static str) -> impl FnOnce(perch_store::Error) -> Error {
+    move |source| Error::Store { operation, source }
+}

@@ -1,0 +1,124 @@
+//! Tokens with which a build pushes its image: short-lived, for one app, in memory only.
+//!
+//! Never stored: after a restart a build has to begin again anyway.
+
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use perch_types::clock::Clock;
+use perch_types::{AppName, Secret};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use crate::error::Error;
+
+/// What a push token begins with.
+const PREFIX: &str = "perch_push_";
+
+/// The push tokens of running builds. Cheap to clone; clones share them.
+#[derive(Debug, Clone)]
+pub struct PushTokens {
+    clock: Arc<dyn Clock>,
+    max: usize,
+    tokens: Arc<Mutex<Vec<PushToken>>>,
+}
+
+#[derive(Debug)]
+struct PushToken {
+    hash: [u8; 32],
+    app: AppName,
+    expires_boot_ms: u64,
+}
+
+impl PushTokens {
+    pub(crate) fn new(clock: Arc<dyn Clock>, max: usize) -> Self {
+        Self { clock, max, tokens: Arc::default() }
+    }
+
+    /// Makes a token that may push images of `app` for at most `ttl`.
+    ///
+    /// # Errors
+    /// When there are as many as the limit, or no random bytes.
+    pub fn mint(&self, app: &AppName, ttl: Duration) -> Result<Secret, Error> {
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).map_err(|source| Error::Random { source })?;
+        let mut text = String::from(PREFIX);
+        bytes.iter().try_for_each(|byte| write!(text, "{byte:02x}")).ok();
+        let now = self.clock.boot_ms();
+        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        let mut tokens = self.lock();
+        tokens.retain(|token| token.expires_boot_ms > now);
+        if tokens.len() >= self.max {
+            return Err(Error::PushTokens { max: self.max });
+        }
+        tokens.push(PushToken {
+            hash: Sha256::digest(&text).into(),
+            app: app.clone(),
+            expires_boot_ms: now.saturating_add(ttl_ms),
+        });
+        Ok(Secret::new(text))
+    }
+
+    /// Returns the app whose images the token may push.
+    #[must_use]
+    pub fn check(&self, token: &str) -> Option<AppName> {
+        let hash: [u8; 32] = Sha256::digest(token).into();
+        let now = self.clock.boot_ms();
+        self.lock()
+            .iter()
+            .filter(|known| bool::from(known.hash.ct_eq(&hash)))
+            .find(|known| known.expires_boot_ms > now)
+            .map(|known| known.app.clone())
+    }
+
+    /// Ends a token.
+    pub fn revoke(&self, token: &Secret) {
+        let hash: [u8; 32] = Sha256::digest(token.expose()).into();
+        self.lock().retain(|known| !bool::from(known.hash.ct_eq(&hash)));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<PushToken>> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use perch_types::Timestamp;
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Turned(AtomicU64);
+
+    impl Clock for Turned {
+        fn now(&self) -> Timestamp {
+            Timestamp::UNIX_EPOCH
+        }
+
+        fn boot_ms(&self) -> u64 {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    #[test]
+    fn a_push_token_is_for_one_app_and_ends() {
+        let clock = Arc::new(Turned::default());
+        let tokens = PushTokens::new(clock.clone(), 2);
+        let app: AppName = "web".parse().unwrap();
+        let first = tokens.mint(&app, Duration::from_secs(1)).unwrap();
+        let second = tokens.mint(&app, Duration::from_secs(60)).unwrap();
+        assert_ne!(first, second);
+        assert_eq!(tokens.check(first.expose()), Some(app.clone()));
+        assert_eq!(tokens.check("perch_push_00"), None);
+        assert!(matches!(tokens.mint(&app, Duration::ZERO), Err(Error::PushTokens { max: 2 })));
+        clock.0.store(1000, Ordering::Relaxed);
+        assert_eq!(tokens.check(first.expose()), None);
+        tokens.revoke(&second);
+        assert_eq!(tokens.check(second.expose()), None);
+        assert!(tokens.mint(&app, Duration::from_secs(1)).is_ok_and(|token| token != second));
+    }
+}

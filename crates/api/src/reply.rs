@@ -1,0 +1,142 @@
+//! Answers: errors in the contract's shape, request ids, the access log.
+//!
+//! Never shows the inside of a fault: that goes to the log under the request's id.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::header::CONTENT_TYPE;
+use http::{HeaderName, HeaderValue, StatusCode};
+use perch_types::endpoint::REQUEST_ID_HEADER;
+use perch_types::{ApiError, Code};
+
+use crate::config::Shared;
+use crate::error::Error;
+use crate::names;
+
+/// An error as a client gets it.
+#[derive(Debug)]
+pub(crate) struct Failure(Box<ApiError>);
+
+impl Failure {
+    /// Makes a failure of a code and its text.
+    pub(crate) fn new(code: Code, error: impl Into<String>) -> Self {
+        Self(Box::new(ApiError::new(code, error)))
+    }
+
+    /// Adds what to do about it.
+    pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
+        Self(Box::new(self.0.with_hint(hint)))
+    }
+
+    /// Returns the error.
+    pub(crate) fn error(&self) -> &ApiError {
+        &self.0
+    }
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        Self(Box::new(error))
+    }
+}
+
+impl From<perch_client::Error> for Failure {
+    fn from(error: perch_client::Error) -> Self {
+        if error.code().is_none() {
+            tracing::warn!(error = chain(&error), "host did not answer as it should");
+        }
+        Self(Box::new(error.to_api_error()))
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let code = error.code();
+        match code {
+            Code::Conflict => Self::new(code, "somebody else changed it in between")
+                .with_hint("read it again, then try again"),
+            Code::RateLimited => Self::new(code, error.to_string()),
+            Code::NoSpace => Self::new(code, "the platform's disk is full"),
+            _ => {
+                tracing::error!(error = chain(&error), "request not carried out");
+                match code {
+                    Code::Unavailable => Self::new(code, "the directory does not answer")
+                        .with_hint("try again in a moment"),
+                    _ => Self::new(Code::Internal, "the platform has a fault")
+                        .with_hint("the server's log has more under the request's id"),
+                }
+            }
+        }
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.code.status());
+        let mut response = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR).into_response();
+        // The body is written by `finish`, which knows the request's id.
+        response.extensions_mut().insert(Arc::new(*self.0));
+        response
+    }
+}
+
+/// Returns an error with its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(current) = cause {
+        text.push_str(": ");
+        text.push_str(&current.to_string());
+        cause = current.source();
+    }
+    text
+}
+
+/// The outermost layer: gives each request an id, writes the body of errors, logs the access.
+pub(crate) async fn finish(
+    State(shared): State<Arc<Shared>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let started = Instant::now();
+    let id = names::ulid(shared.clock.now());
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let mut response = next.run(request).await;
+    if let Some(error) = response.extensions_mut().remove::<Arc<ApiError>>() {
+        let mut error = Arc::unwrap_or_clone(error);
+        error.request = Some(id.clone());
+        let body = serde_json::to_vec(&error).unwrap_or_default();
+        *response.body_mut() = body.into();
+        let json = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(CONTENT_TYPE, json);
+    }
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(HeaderName::from_static(REQUEST_ID_HEADER), value);
+    }
+    tracing::info!(
+        request = id,
+        %method,
+        route = route.as_ref().map_or("", MatchedPath::as_str),
+        status = response.status().as_u16(),
+        head_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "request answered"
+    );
+    response
+}
+
+/// Answers a path that does not exist.
+#[expect(clippy::unused_async, reason = "a handler is async")]
+pub(crate) async fn no_such_path() -> Failure {
+    Failure::new(Code::NotFound, "there is no such path")
+}
+
+/// Answers a method that the path does not have.
+#[expect(clippy::unused_async, reason = "a handler is async")]
+pub(crate) async fn no_such_method() -> Failure {
+    Failure::new(Code::MethodNotAllowed, "the path does not have this method")
+}

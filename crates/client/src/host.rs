@@ -1,0 +1,175 @@
+//! A host's calls (`types::host`), over its Unix socket.
+//!
+//! Never decides anything: the api and the edge do.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::Method;
+use perch_types::MachineId;
+use perch_types::api::{ExecRequest, ExecResponse, LogRecord};
+use perch_types::exec::ExecSpec;
+use perch_types::host::{
+    Accepted, Command, CreateMachine, HostInfo, HostMachine, LogsQuery, PREFIX, WATCH_HEARTBEAT_MS,
+    WaitQuery, WatchEvent,
+};
+
+use crate::connection::{Connection, RequestParts};
+use crate::error::HostError;
+use crate::lines::{LINE_BYTES_MAX, Lines, SNAPSHOT_LINE_BYTES_MAX};
+use crate::session::Session;
+
+/// How long a watch may be silent: three heartbeats.
+pub const WATCH_IDLE_TIMEOUT: Duration = Duration::from_millis(3 * WATCH_HEARTBEAT_MS);
+/// How long a host may take to accept a machine or a command.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(120);
+/// What is added to the time that a call was given, for the way there and back.
+const MARGIN: Duration = Duration::from_secs(10);
+/// Seconds that an exec may take when nothing else was said (`types::api::ExecRequest`).
+const EXEC_TIMEOUT_DEFAULT_S: u64 = 60;
+
+/// A host that can be asked. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct HostClient {
+    connection: Connection,
+}
+
+impl HostClient {
+    /// Makes a client of the host that listens on a Unix socket.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { connection: Connection::unix(socket) }
+    }
+
+    /// Makes a machine; the same again for the same id and digest.
+    ///
+    /// # Errors
+    /// When the host refuses or does not answer.
+    pub async fn create(&self, machine: &CreateMachine) -> Result<HostMachine, HostError> {
+        let mut parts = request(Method::POST, "/machines").with_json(machine)?;
+        parts.headers_timeout = ACCEPT_TIMEOUT;
+        self.connection.json(parts).await
+    }
+
+    /// Returns all machines of the host.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub async fn machines(&self) -> Result<Vec<HostMachine>, HostError> {
+        self.connection.json(request(Method::GET, "/machines")).await
+    }
+
+    /// Returns a machine; a destroyed one for a while.
+    ///
+    /// # Errors
+    /// When there is no such machine or the host does not answer.
+    pub async fn machine(&self, id: &MachineId) -> Result<HostMachine, HostError> {
+        self.connection.json(request(Method::GET, &of(id, ""))).await
+    }
+
+    /// Asks something of a machine; the answer comes once it is journaled.
+    ///
+    /// # Errors
+    /// When the machine's state does not allow it or the host does not answer.
+    pub async fn command(&self, id: &MachineId, command: &Command) -> Result<Accepted, HostError> {
+        let mut parts = request(Method::POST, &of(id, "/command")).with_json(command)?;
+        parts.headers_timeout = ACCEPT_TIMEOUT;
+        self.connection.json(parts).await
+    }
+
+    /// Waits for a state of a machine.
+    ///
+    /// # Errors
+    /// `Code::DeadlineExceeded` when the time is over; else as ever.
+    pub async fn wait(&self, id: &MachineId, query: &WaitQuery) -> Result<HostMachine, HostError> {
+        let mut parts = request(Method::GET, &of(id, "/wait"))
+            .with_query("states", &query.states)
+            .with_query("timeout_ms", &query.timeout_ms.to_string());
+        if let Some(instance) = &query.instance {
+            parts = parts.with_query("instance", instance.as_str());
+        }
+        parts.headers_timeout = Duration::from_millis(query.timeout_ms).saturating_add(MARGIN);
+        self.connection.json(parts).await
+    }
+
+    /// Runs a program inside a machine and returns its output.
+    ///
+    /// # Errors
+    /// When the program cannot be run or the host does not answer.
+    pub async fn exec(
+        &self,
+        id: &MachineId,
+        exec: &ExecRequest,
+    ) -> Result<ExecResponse, HostError> {
+        let mut parts = request(Method::POST, &of(id, "/exec")).with_json(exec)?;
+        parts.headers_timeout = exec_timeout(exec);
+        self.connection.json(parts).await
+    }
+
+    /// Runs a program inside a machine over a session.
+    ///
+    /// # Errors
+    /// When the session cannot be opened.
+    pub async fn attach(&self, id: &MachineId, spec: &ExecSpec) -> Result<Session, HostError> {
+        self.connection.session(request(Method::GET, &of(id, "/attach")), spec).await
+    }
+
+    /// Returns records of a machine's log.
+    ///
+    /// # Errors
+    /// When there is no such machine or the host does not answer.
+    pub async fn logs(
+        &self,
+        id: &MachineId,
+        query: &LogsQuery,
+    ) -> Result<Lines<LogRecord>, HostError> {
+        let parts = with_logs_query(request(Method::GET, &of(id, "/logs")), query);
+        self.connection.lines(parts, LINE_BYTES_MAX, None).await
+    }
+
+    /// Returns everything that changes on the host, a snapshot first. A silence of
+    /// [`WATCH_IDLE_TIMEOUT`] is an error.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub async fn watch(&self) -> Result<Lines<WatchEvent>, HostError> {
+        let parts = request(Method::GET, "/watch");
+        self.connection.lines(parts, SNAPSHOT_LINE_BYTES_MAX, Some(WATCH_IDLE_TIMEOUT)).await
+    }
+
+    /// Returns what the host is.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub async fn info(&self) -> Result<HostInfo, HostError> {
+        self.connection.json(request(Method::GET, "/info")).await
+    }
+}
+
+/// Returns how long the answer of an exec may take.
+pub(crate) fn exec_timeout(exec: &ExecRequest) -> Duration {
+    let asked = Duration::from_secs(exec.timeout.unwrap_or(EXEC_TIMEOUT_DEFAULT_S));
+    asked.saturating_add(MARGIN)
+}
+
+/// Adds a log's query.
+pub(crate) fn with_logs_query(mut parts: RequestParts, query: &LogsQuery) -> RequestParts {
+    if let Some(seq) = query.from_seq {
+        parts = parts.with_query("from_seq", &seq.to_string());
+    }
+    if let Some(last) = query.last {
+        parts = parts.with_query("last", &last.to_string());
+    }
+    if query.follow {
+        parts = parts.with_query("follow", "true");
+    }
+    parts
+}
+
+fn request(method: Method, path: &str) -> RequestParts {
+    RequestParts::new(method, format!("{PREFIX}{path}"))
+}
+
+fn of(id: &MachineId, what: &str) -> String {
+    format!("/machines/{id}{what}")
+}

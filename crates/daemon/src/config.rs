@@ -1,0 +1,286 @@
+//! The server's configuration: defaults, then a file, then flags.
+//!
+//! Never binds a port or writes a file: all of it is checked before anything is done.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use perch_types::Region;
+use serde::{Deserialize, Serialize};
+
+/// Where the server looks for its file when no flag names one.
+pub(crate) const FILE_DEFAULT: &str = "/etc/perch/perchd.toml";
+
+/// All settings of a server. Every key may be left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// What is kept: machines, images, the directory.
+    pub(crate) data_dir: PathBuf,
+    /// Sockets; empty after a reboot.
+    pub(crate) run_dir: PathBuf,
+    /// The API and the registry, plain HTTP: a loopback address.
+    pub(crate) api: SocketAddr,
+    /// The API and the registry under the server's own CA, for everybody else.
+    pub(crate) api_tls: Option<SocketAddr>,
+    /// Names and addresses that the certificate of `api_tls` is made for, besides the ones bound.
+    pub(crate) api_names: Vec<String>,
+    /// The edge, plain HTTP.
+    pub(crate) http: SocketAddr,
+    /// Apps are served at `<app>.<domain>`.
+    pub(crate) domain: String,
+    /// Where this server stands, as its operator calls it.
+    pub(crate) region: Region,
+    /// The user of the unprivileged process: a name or a number.
+    pub(crate) user: String,
+    /// Tells installations on one server apart: interfaces, firewall table, cgroups.
+    pub(crate) instance: String,
+    /// Private IPv4 addresses of machines on this server.
+    pub(crate) machines_ipv4: Ipv4Pool,
+    /// The first user id of machines' ranges.
+    pub(crate) machines_uid_base: u32,
+    /// Where `perch-init` and `perch-monitor` are; beside `perchd` or in `../lib/perch` when unset.
+    pub(crate) guest_dir: Option<PathBuf>,
+    /// Limits of builds.
+    pub(crate) build: Build,
+}
+
+/// A block of private IPv4 addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct Ipv4Pool {
+    pub(crate) network: Ipv4Addr,
+    pub(crate) prefix: u8,
+}
+
+/// What builds may take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Build {
+    /// CPUs of one build.
+    pub(crate) cpus: u32,
+    /// Memory of one build in MiB.
+    pub(crate) memory_mb: u64,
+    /// Wall time of one build in seconds.
+    pub(crate) time_s: u64,
+}
+
+impl Default for Build {
+    fn default() -> Self {
+        Self { cpus: 2, memory_mb: 4096, time_s: 1800 }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("/var/lib/perch"),
+            run_dir: PathBuf::from("/run/perch"),
+            api: SocketAddr::from((Ipv4Addr::LOCALHOST, 4280)),
+            api_tls: None,
+            api_names: Vec::new(),
+            http: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80)),
+            domain: "perch.localhost".to_owned(),
+            region: "loc".parse().unwrap_or_else(|_| unreachable!("three lowercase letters")),
+            user: "perch".to_owned(),
+            instance: "perch".to_owned(),
+            machines_ipv4: Ipv4Pool { network: Ipv4Addr::new(10, 209, 0, 0), prefix: 16 },
+            machines_uid_base: 1 << 20,
+            guest_dir: None,
+            build: Build::default(),
+        }
+    }
+}
+
+impl TryFrom<String> for Ipv4Pool {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let bad = || format!("`{text}` is not a block such as `10.209.0.0/16`");
+        let (network, prefix) = text.split_once('/').ok_or_else(bad)?;
+        let pool = Self {
+            network: network.parse().map_err(|_| bad())?,
+            prefix: prefix.parse().map_err(|_| bad())?,
+        };
+        if !(8..=24).contains(&pool.prefix) || !pool.network.is_private() {
+            return Err(format!("`{text}` is not a private block of 8 to 24 bits"));
+        }
+        Ok(pool)
+    }
+}
+
+impl From<Ipv4Pool> for String {
+    fn from(pool: Ipv4Pool) -> Self {
+        format!("{}/{}", pool.network, pool.prefix)
+    }
+}
+
+/// Values from the command line; each replaces the file's.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Flags {
+    /// Read settings from this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Keep everything here [default: /var/lib/perch]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Put sockets here [default: /run/perch]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Serve the API and the registry here, plain HTTP [default: 127.0.0.1:4280]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) api: Option<SocketAddr>,
+    /// Serve the API and the registry here too, under the server's own CA
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) api_tls: Option<SocketAddr>,
+    /// Serve apps here [default: 0.0.0.0:80]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) http: Option<SocketAddr>,
+    /// Serve apps at <app>.<domain> [default: perch.localhost]
+    #[arg(long)]
+    pub(crate) domain: Option<String>,
+    /// Call this server's place so [default: loc]
+    #[arg(long)]
+    pub(crate) region: Option<Region>,
+    /// Run what needs no rights as this user [default: perch]
+    #[arg(long)]
+    pub(crate) user: Option<String>,
+    /// Tell this installation from others on the server [default: perch]
+    #[arg(long)]
+    pub(crate) instance: Option<String>,
+    /// Find perch-init and perch-monitor here
+    #[arg(long, value_name = "DIR", env = perch_types::env::GUEST_DIR)]
+    pub(crate) guest_dir: Option<PathBuf>,
+}
+
+/// The longest name of an installation: it is part of interface names.
+const INSTANCE_BYTES_MAX: usize = 8;
+/// A Unix socket's path holds 108 bytes; the longest name in the folder takes 60 of them.
+const RUN_DIR_BYTES_MAX: usize = 48;
+
+impl Config {
+    /// Reads the file, takes the flags and checks the result.
+    pub(crate) fn load(flags: &Flags) -> Result<Self> {
+        let mut config = match &flags.config {
+            Some(path) => Self::read(path)?,
+            None if Path::new(FILE_DEFAULT).is_file() => Self::read(Path::new(FILE_DEFAULT))?,
+            None => Self::default(),
+        };
+        config.take(flags);
+        config.check()?;
+        Ok(config)
+    }
+
+    fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("read `{}`", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("understand `{}`", path.display()))
+    }
+
+    fn take(&mut self, flags: &Flags) {
+        fn set<T: Clone>(value: &mut T, flag: Option<&T>) {
+            if let Some(flag) = flag {
+                value.clone_from(flag);
+            }
+        }
+        set(&mut self.data_dir, flags.data_dir.as_ref());
+        set(&mut self.run_dir, flags.run_dir.as_ref());
+        set(&mut self.api, flags.api.as_ref());
+        set(&mut self.http, flags.http.as_ref());
+        set(&mut self.domain, flags.domain.as_ref());
+        set(&mut self.region, flags.region.as_ref());
+        set(&mut self.user, flags.user.as_ref());
+        set(&mut self.instance, flags.instance.as_ref());
+        self.api_tls = flags.api_tls.or(self.api_tls);
+        self.guest_dir = flags.guest_dir.clone().or_else(|| self.guest_dir.take());
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(
+            self.api.ip().is_loopback(),
+            "`api` is plain HTTP and so a loopback address only; {} is not one. \
+             For others set `api_tls`",
+            self.api
+        );
+        for (key, path) in [("data_dir", &self.data_dir), ("run_dir", &self.run_dir)] {
+            ensure!(path.is_absolute(), "`{key}` is an absolute path; `{}` is not", path.display());
+        }
+        ensure!(
+            self.run_dir.as_os_str().len() <= RUN_DIR_BYTES_MAX,
+            "`run_dir` is at most {RUN_DIR_BYTES_MAX} bytes long, because sockets lie in it"
+        );
+        ensure!(
+            (1..=INSTANCE_BYTES_MAX).contains(&self.instance.len())
+                && self.instance.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()),
+            "`instance` is 1 to {INSTANCE_BYTES_MAX} lowercase letters and digits"
+        );
+        let labels_fine = self.domain.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        });
+        ensure!(
+            labels_fine && self.domain.len() <= 180,
+            "`domain` is a host name in lower case; `{}` is not",
+            self.domain
+        );
+        Ok(())
+    }
+
+    /// Returns names and addresses that the API's certificate is made for.
+    pub(crate) fn certificate_names(&self) -> Vec<String> {
+        let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), self.domain.clone()];
+        names.extend(self.api_names.iter().cloned());
+        names.extend(
+            self.api_tls
+                .map(|address| address.ip())
+                .filter(|ip: &IpAddr| !ip.is_unspecified())
+                .map(|ip| ip.to_string()),
+        );
+        names.sort();
+        names.dedup();
+        names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_configuration_is_valid() {
+        Config::default().check().unwrap();
+    }
+
+    #[test]
+    fn a_flag_outweighs_the_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "domain = \"a.example\"\nregion = \"ams\"\n").unwrap();
+        let flags = Flags {
+            config: Some(file.path().to_owned()),
+            domain: Some("b.example".to_owned()),
+            ..Flags::default()
+        };
+        let config = Config::load(&flags).unwrap();
+        assert_eq!((config.domain.as_str(), config.region.as_str()), ("b.example", "ams"));
+    }
+
+    #[test]
+    fn each_bad_value_is_refused_by_its_key() {
+        for (text, key) in [
+            ("api = \"0.0.0.0:4280\"", "api"),
+            ("data_dir = \"here\"", "data_dir"),
+            ("instance = \"UPPER\"", "instance"),
+            ("domain = \"a b\"", "domain"),
+            ("colour = 1", "colour"),
+            ("machines_ipv4 = \"8.8.0.0/16\"", "private block"),
+            ("run_dir = \"/a-very-long-folder-name-that-no-socket-fits-into-any-more\"", "run_dir"),
+        ] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            let flags = Flags { config: Some(file.path().to_owned()), ..Flags::default() };
+            let error = format!("{:#}", Config::load(&flags).unwrap_err());
+            assert!(error.contains(key), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The processes of a server: what each is given and how it lives.
+//!
+//! Never started by hand: the supervisor starts them, see [`crate::supervisor`].
+
+pub(crate) mod builder;
+pub(crate) mod front;
+pub(crate) mod host;
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::io::unix::AsyncFd;
+
+use crate::setup::{self, BEAT_EVERY_MS, Purpose};
+
+/// A privilege class with a process of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Role {
+    /// Root: machines, network, images.
+    Host,
+    /// A user of its own: api, edge, dns, registry, directory.
+    Front,
+    /// Builds images.
+    Builder,
+}
+
+impl Role {
+    /// In the order in which they are started.
+    pub(crate) const ALL: [Self; 3] = [Self::Host, Self::Front, Self::Builder];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Front => "front",
+            Self::Builder => "builder",
+        }
+    }
+
+    /// The sockets that the process is given.
+    pub(crate) const fn sockets(self) -> &'static [Purpose] {
+        match self {
+            Self::Host => &[Purpose::Host],
+            Self::Front => &[
+                Purpose::Api,
+                Purpose::ApiTls,
+                Purpose::ApiUnix,
+                Purpose::Http,
+                Purpose::DnsUdp,
+                Purpose::DnsTcp,
+                Purpose::Directory,
+            ],
+            Self::Builder => &[Purpose::Builder],
+        }
+    }
+
+    /// Runs the process of this role until the supervisor ends it.
+    pub(crate) fn run(self) -> Result<()> {
+        let (setup, sockets) = setup::receive(std::io::stdin())?;
+        let channel = std::io::stdin()
+            .as_fd()
+            .try_clone_to_owned()
+            .context("keep the supervision channel")?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .thread_name(self.name())
+            .build()
+            .context("start the runtime")?;
+        let outcome = runtime.block_on(async {
+            match self {
+                Self::Host => host::run(setup, sockets, Beats(channel)).await,
+                Self::Front => front::run(setup, sockets, Beats(channel)).await,
+                Self::Builder => builder::run(setup, sockets, Beats(channel)).await,
+            }
+        });
+        // Blocking work that is still under way must not keep a stopping process alive.
+        runtime.shutdown_timeout(Duration::from_secs(2));
+        outcome
+    }
+}
+
+/// This process's end of the supervision channel.
+#[derive(Debug)]
+pub(crate) struct Beats(OwnedFd);
+
+impl Beats {
+    /// Shows signs of life until the process should end: the supervisor is gone or asks for it.
+    ///
+    /// The first sign says that the process is ready. `alive` is asked before every one: a wedged
+    /// loop must not be covered by a runtime that still turns.
+    pub(crate) async fn until_end(self, alive: impl Fn() -> bool) -> Result<()> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+        // A terminal sends it to the whole group; the supervisor decides.
+        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+        rustix::io::ioctl_fionbio(&self.0, true).context("prepare the supervision channel")?;
+        let channel = AsyncFd::register(self.0).context("watch the supervision channel")?;
+        let mut ticks = tokio::time::interval(Duration::from_millis(BEAT_EVERY_MS));
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {
+                    if alive() {
+                        // A full channel means a slow supervisor; the next beat will do.
+                        rustix::net::send(
+                            channel.get_ref(),
+                            b".",
+                            rustix::net::SendFlags::NOSIGNAL,
+                        )
+                        .ok();
+                    }
+                }
+                // The supervisor sends nothing more: readable means that it is gone.
+                _ = channel.readable() => return Ok(()),
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => {}
+            }
+        }
+    }
+}

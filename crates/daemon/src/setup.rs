@@ -1,0 +1,196 @@
+//! The channel between the supervisor and one of its processes.
+//!
+//! Never used between servers. It is a Unix packet socket that the process has as its standard
+//! input: one packet brings the [`Setup`] with the listening sockets, then the process sends a
+//! byte now and then to show that it is alive, and the end of the channel means that the
+//! supervisor is gone.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use perch_types::{HostId, Secret};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+
+/// The largest setup packet.
+const SETUP_BYTES_MAX: usize = 64 * 1024;
+/// The most sockets that one process is given; the kernel passes at most 253 at once.
+pub(crate) const SOCKETS_MAX: usize = 64;
+/// How often a process shows that it is alive.
+pub(crate) const BEAT_EVERY_MS: u64 = 1_000;
+
+/// What a socket is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Purpose {
+    /// The API and the registry, plain, on loopback.
+    Api,
+    /// The API and the registry under TLS.
+    ApiTls,
+    /// The API and the registry on a Unix socket.
+    ApiUnix,
+    /// The edge; one per core.
+    Http,
+    /// Names for machines, datagrams.
+    DnsUdp,
+    /// Names for machines, connections.
+    DnsTcp,
+    /// The directory for the host process.
+    Directory,
+    /// The host's own interface.
+    Host,
+    /// The builder's own interface.
+    Builder,
+}
+
+/// All that a process is told by the supervisor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Setup {
+    /// The server's settings, ports as bound.
+    pub(crate) config: Config,
+    /// What the passed sockets are for, in their order.
+    pub(crate) sockets: Vec<Purpose>,
+    /// This server's id.
+    pub(crate) host_id: HostId,
+    /// The user id of the unprivileged process.
+    pub(crate) front_uid: u32,
+    /// The secret with which the host pulls from the registry; new at every start.
+    pub(crate) host_token: Secret,
+    /// SHA-256 of the administrator's token, hexadecimal.
+    pub(crate) admin_token_hash: String,
+    /// The certificate chain and key of the API, PEM, when it serves TLS.
+    pub(crate) api_certificate: Option<(String, Secret)>,
+    /// The folder with `perch-init` and `perch-monitor`.
+    pub(crate) guest_dir: PathBuf,
+}
+
+/// Makes both ends of a channel.
+pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .context("make a supervision channel")
+}
+
+/// Sends the setup and the sockets.
+pub(crate) fn send(channel: &OwnedFd, setup: &Setup, sockets: &[BorrowedFd<'_>]) -> Result<()> {
+    ensure!(sockets.len() == setup.sockets.len(), "a socket without a purpose");
+    ensure!(sockets.len() <= SOCKETS_MAX, "{} sockets are more than {SOCKETS_MAX}", sockets.len());
+    let bytes = serde_json::to_vec(setup).context("write the setup")?;
+    ensure!(bytes.len() <= SETUP_BYTES_MAX, "the setup is larger than {SETUP_BYTES_MAX} bytes");
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !sockets.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(sockets)) {
+        bail!("sockets do not fit the message");
+    }
+    rustix::net::sendmsg(channel, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)
+        .context("send the setup")?;
+    Ok(())
+}
+
+/// Receives the setup and the sockets; blocks until they come.
+pub(crate) fn receive(channel: impl AsFd) -> Result<(Setup, Sockets)> {
+    let mut bytes = vec![0; SETUP_BYTES_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::net::recvmsg(
+        channel,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )
+    .context("receive the setup: this process is started by `perchd serve`, not by hand")?;
+    ensure!(received.bytes > 0, "the supervisor is gone");
+    let setup: Setup =
+        serde_json::from_slice(bytes.get(..received.bytes).unwrap_or_default())
+            .context("read the setup")?;
+    let mut fds = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    ensure!(fds.len() == setup.sockets.len(), "sockets were lost on the way");
+    let sockets = Sockets(setup.sockets.iter().copied().zip(fds).collect());
+    Ok((setup, sockets))
+}
+
+/// Sockets that a process was given.
+#[derive(Debug)]
+pub(crate) struct Sockets(Vec<(Purpose, OwnedFd)>);
+
+impl Sockets {
+    /// Takes all sockets of one purpose.
+    pub(crate) fn take<T: From<OwnedFd>>(&mut self, purpose: Purpose) -> Vec<T> {
+        let (taken, rest) =
+            std::mem::take(&mut self.0).into_iter().partition(|(kind, _)| *kind == purpose);
+        self.0 = rest;
+        let taken: Vec<(Purpose, OwnedFd)> = taken;
+        taken.into_iter().map(|(_, fd)| T::from(fd)).collect()
+    }
+
+    /// Takes the one socket of a purpose.
+    pub(crate) fn take_one<T: From<OwnedFd>>(&mut self, purpose: Purpose) -> Result<T> {
+        self.take(purpose)
+            .pop()
+            .with_context(|| format!("the supervisor passed no socket for {purpose:?}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    fn setup(sockets: Vec<Purpose>) -> Setup {
+        Setup {
+            config: Config::default(),
+            sockets,
+            host_id: HostId::from_bits(1),
+            front_uid: 1000,
+            host_token: Secret::new("pull"),
+            admin_token_hash: "00".to_owned(),
+            api_certificate: None,
+            guest_dir: PathBuf::from("/usr/lib/perch"),
+        }
+    }
+
+    #[test]
+    fn a_listener_still_accepts_on_the_other_side() {
+        let (ours, theirs) = pair().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        send(&ours, &setup(vec![Purpose::Api]), &[listener.as_fd()]).unwrap();
+        drop(listener);
+        let (received, mut sockets) = receive(&theirs).unwrap();
+        assert_eq!(received.host_token.expose(), "pull");
+        let listener: TcpListener = sockets.take_one(Purpose::Api).unwrap();
+        let mut client = TcpStream::connect(address).unwrap();
+        let (mut accepted, _) = listener.accept().unwrap();
+        client.write_all(b"hello").unwrap();
+        let mut bytes = [0; 5];
+        accepted.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"hello");
+        assert!(sockets.take_one::<TcpListener>(Purpose::Api).is_err());
+    }
+
+    #[test]
+    fn a_dead_supervisor_is_an_error() {
+        let (ours, theirs) = pair().unwrap();
+        drop(ours);
+        assert!(receive(&theirs).is_err());
+    }
+}

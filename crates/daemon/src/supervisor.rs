@@ -1,0 +1,313 @@
+//! Starts one process per privilege class and keeps each alive.
+//!
+//! Never touches a machine or a request. A process that exits, or shows no sign of life for
+//! [`SILENCE_MAX`], is started again alone, with a back-off; the sockets stay bound meanwhile.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tokio::io::unix::AsyncFd;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::certificate::Authority;
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::identity::{self, Admin};
+use crate::roles::Role;
+use crate::setup::{self, Setup};
+use crate::sockets::Bound;
+
+/// How long a process may show no sign of life.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long a process may take to be ready.
+const READY_MAX: Duration = Duration::from_secs(60);
+/// How long a process may take to end when asked to.
+const END_MAX: Duration = Duration::from_secs(10);
+/// The first and the longest pause before a process is started again.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// A process that ran this long is started again without a pause.
+const STABLE: Duration = Duration::from_secs(60);
+
+/// What is told to the operator once everything runs.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) config: Config,
+    pub(crate) admin: Admin,
+    pub(crate) admin_path: PathBuf,
+    pub(crate) data_dir: PathBuf,
+}
+
+/// Runs a server until it is told to stop.
+pub(crate) async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<()> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "perchd runs as root, because it makes namespaces and mounts; \
+         what faces the network runs as user `{}` (try `sudo perchd serve`)",
+        config.user
+    );
+    let (server, _lock) = Server::prepare(config)?;
+    let server = Arc::new(server);
+    let (stop, stopping) = watch::channel(false);
+    let mut keepers = JoinSet::new();
+    let mut beating = Vec::new();
+    for role in Role::ALL {
+        let (started, is_started) = watch::channel(false);
+        beating.push((role, is_started));
+        keepers.spawn(keep(Arc::clone(&server), role, started, stopping.clone()));
+    }
+    let mut signals = Signals::new()?;
+    let all_ready = async {
+        for (role, is_started) in &mut beating {
+            tokio::time::timeout(READY_MAX, is_started.wait_for(|started| *started))
+                .await
+                .with_context(|| format!("wait for the {} process", role.name()))?
+                .with_context(|| format!("start the {} process", role.name()))?;
+        }
+        anyhow::Ok(())
+    };
+    let outcome = tokio::select! {
+        outcome = all_ready => outcome,
+        () = signals.wait() => Ok(()),
+    };
+    if outcome.is_ok() && beating.iter().all(|(_, started)| *started.borrow()) {
+        ready(&server.ready);
+        signals.wait().await;
+    }
+    stop.send_replace(true);
+    while keepers.join_next().await.is_some() {}
+    outcome
+}
+
+/// A prepared server: everything bound and written, nothing started.
+struct Server {
+    ready: Ready,
+    bound: Bound,
+    setup: Setup,
+    program: PathBuf,
+}
+
+impl Server {
+    fn prepare(mut config: Config) -> Result<(Self, std::fs::File)> {
+        let front_uid = identity::user_id(&config.user)?;
+        let guest_dir = guest_dir(config.guest_dir.as_deref())?;
+        identity::folders(&config.data_dir, &config.run_dir, front_uid)?;
+        let lock = identity::lock(&config.data_dir)?;
+        let dns: Vec<SocketAddr> = crate::roles::host::resolver_addresses(&config);
+        let bound = Bound::bind(&mut config, &dns, front_uid)?;
+        let clock = SystemClock;
+        let authority =
+            Authority::open(&config.data_dir.join(identity::CA_DIR), &clock)?;
+        let api_certificate = match config.api_tls {
+            Some(_) => Some(authority.issue(&config.certificate_names(), &clock)?),
+            None => None,
+        };
+        let url = format!("http://{}", config.api);
+        let admin = identity::admin(&config.data_dir, &url, Some(authority.fingerprint()))?;
+        let setup = Setup {
+            config: config.clone(),
+            sockets: Vec::new(),
+            host_id: identity::host_id(&config.data_dir)?,
+            front_uid,
+            host_token: identity::token()?,
+            admin_token_hash: identity::token_hash(&admin.token),
+            api_certificate,
+            guest_dir,
+        };
+        let ready = Ready {
+            admin_path: identity::admin_path(&config.data_dir),
+            data_dir: config.data_dir.clone(),
+            config,
+            admin,
+        };
+        let program = std::env::current_exe().context("find this program")?;
+        Ok((Self { ready, bound, setup, program }, lock))
+    }
+
+    fn spawn(&self, role: Role) -> Result<(Child, AsyncFd<OwnedFd>)> {
+        let (ours, theirs) = setup::pair()?;
+        let mut command = Command::new(&self.program);
+        command
+            .args(["role", role.name()])
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| passed_on(name)))
+            .kill_on_drop(true);
+        if role == Role::Front {
+            command.uid(self.setup.front_uid).gid(self.setup.front_uid);
+        }
+        let child = command.spawn().with_context(|| format!("start `{}`", role.name()))?;
+        // Our copy of their end is gone with the command: the channel ends with the process.
+        drop(command);
+        let (sockets, fds) = self.bound.of(role.sockets());
+        setup::send(&ours, &Setup { sockets, ..self.setup.clone() }, &fds)?;
+        rustix::io::ioctl_fionbio(&ours, true).context("prepare a supervision channel")?;
+        let channel = AsyncFd::register(ours).context("watch a supervision channel")?;
+        Ok((child, channel))
+    }
+}
+
+/// Variables that a process of the server is given; the rest of the environment stays outside.
+fn passed_on(name: &std::ffi::OsStr) -> bool {
+    ["PATH", "LANG", "TZ", "RUST_BACKTRACE", perch_types::env::LOG]
+        .iter()
+        .any(|allowed| name == *allowed)
+        || name.to_str().is_some_and(|name| name.to_ascii_lowercase().ends_with("_proxy"))
+}
+
+fn guest_dir(configured: Option<&Path>) -> Result<PathBuf> {
+    let program = std::env::current_exe().context("find this program")?;
+    let beside = program.parent().map(Path::to_owned).unwrap_or_default();
+    let candidates = match configured {
+        Some(folder) => vec![folder.to_owned()],
+        None => vec![
+            beside.clone(),
+            beside.join("../lib/perch"),
+            beside.join("../guest"),
+        ],
+    };
+    candidates
+        .iter()
+        .find(|folder| folder.join("perch-init").is_file() && folder.join("perch-monitor").is_file())
+        .and_then(|folder| folder.canonicalize().ok())
+        .with_context(|| {
+            format!(
+                "find perch-init and perch-monitor in {candidates:?}: build them with \
+                 `cargo xtask guest` and name their folder with `--guest-dir`"
+            )
+        })
+}
+
+/// Keeps one process alive until the server stops.
+async fn keep(
+    server: Arc<Server>,
+    role: Role,
+    started: watch::Sender<bool>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let mut pause = BACKOFF_MIN;
+    while !*stopping.borrow() {
+        let since = Instant::now();
+        match server.spawn(role) {
+            Ok((child, channel)) => {
+                let end = attend(role, child, &channel, &started, &mut stopping).await;
+                if *stopping.borrow() {
+                    return;
+                }
+                tracing::error!(role = role.name(), end, "process ended, starting it again");
+            }
+            Err(error) => {
+                tracing::error!(role = role.name(), error = format!("{error:#}"), "process not started");
+            }
+        }
+        if since.elapsed() > STABLE {
+            pause = BACKOFF_MIN;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = asked_to_stop(&mut stopping) => {}
+        }
+        pause = (pause * 2).min(BACKOFF_MAX);
+    }
+}
+
+/// Watches one process until it ends, falls silent or the server stops; says how it ended.
+async fn attend(
+    role: Role,
+    mut child: Child,
+    channel: &AsyncFd<OwnedFd>,
+    started: &watch::Sender<bool>,
+    stopping: &mut watch::Receiver<bool>,
+) -> String {
+    loop {
+        tokio::select! {
+            status = child.wait() => {
+                return status.map_or_else(|error| error.to_string(), |status| status.to_string());
+            }
+            beat = tokio::time::timeout(SILENCE_MAX, beat(channel)) => match beat {
+                Ok(true) => { started.send_replace(true); }
+                // The channel ended: the process is about to.
+                Ok(false) => {
+                    let status = tokio::time::timeout(END_MAX, child.wait()).await;
+                    child.kill().await.ok();
+                    return format!("{status:?}");
+                }
+                Err(_) => {
+                    child.kill().await.ok();
+                    return format!("killed: no sign of life for {SILENCE_MAX:?}");
+                }
+            },
+            () = asked_to_stop(stopping) => {
+                terminate(role, &mut child).await;
+                return "stopped".to_owned();
+            }
+        }
+    }
+}
+
+async fn asked_to_stop(stopping: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is the same wish.
+    stopping.wait_for(|stop| *stop).await.map(|_| ()).unwrap_or_default();
+}
+
+async fn terminate(role: Role, child: &mut Child) {
+    let pid = child.id().and_then(|id| i32::try_from(id).ok());
+    if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+        // Its exit is awaited below; a process that is already gone is fine.
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
+    }
+    if tokio::time::timeout(END_MAX, child.wait()).await.is_err() {
+        tracing::warn!(role = role.name(), "process did not end in time, killed");
+        child.kill().await.ok();
+    }
+}
+
+/// Waits for a sign of life; `false` when the channel has ended.
+async fn beat(channel: &AsyncFd<OwnedFd>) -> bool {
+    loop {
+        let Ok(mut guard) = channel.readable().await else { return false };
+        let mut byte = [0; 1];
+        let received = guard.try_io(|fd| {
+            rustix::net::recv(fd.as_fd(), &mut byte, rustix::net::RecvFlags::empty())
+                .map(|(count, _)| count)
+                .map_err(std::io::Error::from)
+        });
+        match received {
+            Ok(Ok(count)) => return count > 0,
+            Ok(Err(_)) => return false,
+            Err(_would_block) => {}
+        }
+    }
+}
+
+/// Signals that end a server.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("listen for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("listen for SIGINT")?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

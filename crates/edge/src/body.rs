@@ -1,0 +1,97 @@
+//! The body of an answer: a page of the edge's own, or what the machine sends.
+//!
+//! Never buffers what the machine sends. When it has been read to its end, its connection goes
+//! back to the pool; when it is dropped before, the connection is closed.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::live::InFlight;
+use crate::pool::{Key, Pool, Sender};
+
+/// What the client is sent.
+#[derive(Debug)]
+pub(crate) enum ReplyBody {
+    /// A page of ours.
+    Page(Option<Bytes>),
+    /// What the machine sends.
+    Machine(Box<MachineBody>),
+}
+
+/// What the machine sends, and what is held for it meanwhile.
+#[derive(Debug)]
+pub(crate) struct MachineBody {
+    incoming: Incoming,
+    back: Option<(Pool, Key, Sender)>,
+    _in_flight: InFlight,
+}
+
+impl MachineBody {
+    pub(crate) fn new(
+        incoming: Incoming,
+        back: Option<(Pool, Key, Sender)>,
+        in_flight: InFlight,
+    ) -> Self {
+        let mut body = Self { incoming, back, _in_flight: in_flight };
+        if body.incoming.is_end_stream() {
+            body.give_back();
+        }
+        body
+    }
+
+    fn give_back(&mut self) {
+        if let Some((pool, key, sender)) = self.back.take() {
+            pool.put(&key, sender);
+        }
+    }
+}
+
+impl ReplyBody {
+    pub(crate) fn page(text: impl Into<Bytes>) -> Self {
+        Self::Page(Some(text.into()))
+    }
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Page(page) => Poll::Ready(page.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Machine(body) => {
+                let polled = Pin::new(&mut body.incoming).poll_frame(context);
+                match &polled {
+                    Poll::Ready(None) => body.give_back(),
+                    Poll::Ready(Some(Ok(_))) if body.incoming.is_end_stream() => body.give_back(),
+                    Poll::Ready(Some(Err(_))) => body.back = None,
+                    Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
+                }
+                polled
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Page(page) => page.is_none(),
+            Self::Machine(body) => body.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Page(page) => {
+                SizeHint::with_exact(page.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Self::Machine(body) => body.incoming.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Why a request was not answered by its app: whose fault, which status, which code.
+//!
+//! Never says anything of other apps, or of what lies behind the edge.
+
+#![deny(clippy::wildcard_enum_match_arm)]
+
+use http::StatusCode;
+
+/// Why the edge answers itself. The codes are the contract's (section 4.4) where it has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Cause {
+    /// The request cannot be understood without doubt.
+    BadRequest,
+    /// No app has this host name.
+    UnknownHost,
+    /// The app has no machine that serves HTTP.
+    NoMachine,
+    /// Its machines do not run and may not be started by a request.
+    NotStartable,
+    /// A machine was started for the request and did not start.
+    WakeFailed,
+    /// A machine was started for the request and its program ended at once.
+    Exited,
+    /// A machine runs and does not listen where its service says.
+    NotListening,
+    /// Every machine is at its hard limit.
+    Full,
+    /// Too many requests wait for the app to start.
+    QueueFull,
+    /// The machine refused or lost the connection before it answered.
+    Upstream,
+    /// The machine did not answer in time.
+    Slow,
+}
+
+/// Whose fault it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The client's.
+    Client,
+    /// The app's.
+    Machine,
+    /// Ours.
+    Platform,
+}
+
+impl Cause {
+    /// Every cause there is.
+    pub const ALL: [Self; 11] = [
+        Self::BadRequest,
+        Self::UnknownHost,
+        Self::NoMachine,
+        Self::NotStartable,
+        Self::WakeFailed,
+        Self::Exited,
+        Self::NotListening,
+        Self::Full,
+        Self::QueueFull,
+        Self::Upstream,
+        Self::Slow,
+    ];
+
+    /// Returns the status.
+    #[must_use]
+    pub const fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::UnknownHost => StatusCode::NOT_FOUND,
+            Self::NotListening | Self::Exited | Self::Upstream => StatusCode::BAD_GATEWAY,
+            Self::Slow => StatusCode::GATEWAY_TIMEOUT,
+            Self::NoMachine
+            | Self::NotStartable
+            | Self::WakeFailed
+            | Self::Full
+            | Self::QueueFull => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// Returns the code that the page and the log carry.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::BadRequest => "PU01",
+            Self::UnknownHost => "PR02",
+            Self::NoMachine => "PR01",
+            Self::NotStartable => "PM08",
+            Self::WakeFailed => "PM07",
+            Self::Exited => "PM01",
+            Self::NotListening => "PC01",
+            Self::Full => "PR03",
+            Self::QueueFull => "PR04",
+            Self::Upstream => "PC02",
+            Self::Slow => "PU02",
+        }
+    }
+
+    /// Returns what the page says.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::BadRequest => "This request could not be understood.",
+            Self::UnknownHost => "There is nothing at this address.",
+            Self::NoMachine => "This app has no machine that serves requests.",
+            Self::NotStartable => "This app is stopped.",
+            Self::WakeFailed => "This app could not be started.",
+            Self::Exited => "This app stopped right after it was started.",
+            Self::NotListening => "This app does not listen for requests.",
+            Self::Full | Self::QueueFull => "This app is busy. Try again in a moment.",
+            Self::Upstream => "This app closed the connection before it answered.",
+            Self::Slow => "This app did not answer in time.",
+        }
+    }
+
+    /// Returns what its owner can look at; empty where nothing helps.
+    #[must_use]
+    pub const fn owner_hint(self) -> &'static str {
+        match self {
+            Self::NoMachine => "perch deploy",
+            Self::NotStartable => "perch machine start",
+            Self::WakeFailed | Self::Exited | Self::Upstream | Self::Slow => "perch logs",
+            Self::NotListening => {
+                "perch status: does it listen on 0.0.0.0 and the service's internal_port?"
+            }
+            Self::BadRequest | Self::UnknownHost | Self::Full | Self::QueueFull => "",
+        }
+    }
+
+    /// Returns whose fault it is.
+    #[must_use]
+    pub const fn fault(self) -> Fault {
+        match self {
+            Self::BadRequest | Self::UnknownHost => Fault::Client,
+            Self::NoMachine
+            | Self::NotStartable
+            | Self::Exited
+            | Self::NotListening
+            | Self::Full
+            | Self::QueueFull
+            | Self::Upstream
+            | Self::Slow => Fault::Machine,
+            Self::WakeFailed => Fault::Platform,
+        }
+    }
+
+    /// Returns after how many seconds another try makes sense.
+    #[must_use]
+    pub const fn retry_after_s(self) -> Option<u32> {
+        match self {
+            Self::Full | Self::QueueFull => Some(1),
+            Self::WakeFailed => Some(5),
+            Self::BadRequest
+            | Self::UnknownHost
+            | Self::NoMachine
+            | Self::NotStartable
+            | Self::Exited
+            | Self::NotListening
+            | Self::Upstream
+            | Self::Slow => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_causes_share_a_code() {
+        let mut codes: Vec<_> = Cause::ALL.iter().map(|cause| cause.code()).collect();
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes.len(), Cause::ALL.len());
+    }
+
+    #[test]
+    fn the_clients_faults_are_4xx_and_the_others_5xx() {
+        for cause in Cause::ALL {
+            assert_eq!(cause.fault() == Fault::Client, cause.status().is_client_error(), "{cause:?}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Which machine gets a request. Pure.
+//!
+//! Never over a hard limit, never to a machine that is not ready.
+
+use std::sync::Arc;
+
+use perch_types::MachineState;
+use perch_types::service::{SOFT_LIMIT_DEFAULT, Service};
+
+use crate::live::Target;
+
+/// What to do with a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pick {
+    /// Send it to this one.
+    Ready(usize),
+    /// Start this one and hold the request.
+    Wake(usize),
+    /// One is on its way: hold the request.
+    Soon,
+    /// All that are ready are at their hard limit.
+    Full,
+    /// Machines are there, and none may be started by a request.
+    NotStartable,
+    /// There is no machine that serves HTTP.
+    Nothing,
+}
+
+/// Returns the service of a machine that answers HTTP on a public port: the one that names the
+/// port, else the first that speaks HTTP at all.
+pub(crate) fn service(services: &[Service], public_port: u16) -> Option<&Service> {
+    let names_port = |service: &&Service| {
+        service.speaks_http() && service.ports.iter().any(|port| port.port == Some(public_port))
+    };
+    services
+        .iter()
+        .find(names_port)
+        .or_else(|| services.iter().find(|service| service.speaks_http()))
+}
+
+/// Picks among the machines of an app; `tried` are those that already failed this request, and
+/// `random` breaks ties.
+pub(crate) fn pick(machines: &[Arc<Target>], port: u16, tried: &[usize], random: u64) -> Pick {
+    let serving = || {
+        machines.iter().enumerate().filter_map(|(index, target)| {
+            let service = service(&target.record.services, port)?;
+            (!tried.contains(&index) && !target.record.cordoned).then_some((index, target, service))
+        })
+    };
+    let ready = || serving().filter(|(_, target, _)| target.record.ready);
+    let room = ready().filter(|(_, target, service)| {
+        let hard = service.concurrency.as_ref().and_then(|limits| limits.hard_limit);
+        hard.is_none_or(|hard| target.load.in_flight() < hard)
+    });
+    // Under the soft limit comes first, then the least loaded; equal ones by lot.
+    let best = room.min_by_key(|(index, target, service)| {
+        let soft = service.concurrency.as_ref().and_then(|limits| limits.soft_limit);
+        let load = target.load.in_flight();
+        let lot = random.rotate_left(u32::try_from(index % 64).unwrap_or_default()) & 0xffff;
+        (load >= soft.unwrap_or(SOFT_LIMIT_DEFAULT), load, lot)
+    });
+    if let Some((index, _, _)) = best {
+        return Pick::Ready(index);
+    }
+    if ready().next().is_some() {
+        return Pick::Full;
+    }
+    if serving().any(|(_, target, _)| is_on_its_way(target.record.state)) {
+        return Pick::Soon;
+    }
+    let sleeping = serving().find(|(_, target, service)| {
+        service.starts_on_request() && is_asleep(target.record.state)
+    });
+    match sleeping {
+        Some((index, _, _)) => Pick::Wake(index),
+        None if serving().next().is_some() => Pick::NotStartable,
+        None => Pick::Nothing,
+    }
+}
+
+const fn is_on_its_way(state: MachineState) -> bool {
+    matches!(
+        state,
+        MachineState::Starting
+            | MachineState::Started
+            | MachineState::Restarting
+            | MachineState::Replacing
+            | MachineState::Stopping
+            | MachineState::Suspending
+    )
+}
+
+const fn is_asleep(state: MachineState) -> bool {
+    matches!(
+        state,
+        MachineState::Created | MachineState::Stopped | MachineState::Suspended
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live::Load;
+    use crate::live::tests::record;
+
+    fn target(id: u64, state: MachineState, in_flight: u32, limits: &str) -> Arc<Target> {
+        let mut record = record(id, "web", state);
+        record.services[0].concurrency = serde_json::from_str(limits).unwrap();
+        let load = Arc::new(Load::default());
+        for _ in 0..in_flight {
+            std::mem::forget(load.begin());
+        }
+        Arc::new(Target { record, load })
+    }
+
+    #[test]
+    fn the_table_of_picks() {
+        use MachineState::{Created, Failed, Started, Starting, Stopped, Suspended};
+        let limits = r#"{"soft_limit":2,"hard_limit":3}"#;
+        for (name, machines, want) in [
+            ("least loaded", vec![(Started, 1), (Started, 0)], Pick::Ready(1)),
+            ("over soft only if all are", vec![(Started, 2), (Started, 1)], Pick::Ready(1)),
+            ("over soft, under hard", vec![(Started, 2), (Started, 3)], Pick::Ready(0)),
+            ("never over hard", vec![(Started, 3), (Started, 3)], Pick::Full),
+            ("a ready one beats a sleeping one", vec![(Stopped, 0), (Started, 2)], Pick::Ready(1)),
+            ("stopped is woken", vec![(Stopped, 0)], Pick::Wake(0)),
+            ("created is woken", vec![(Created, 0)], Pick::Wake(0)),
+            ("suspended is woken", vec![(Suspended, 0)], Pick::Wake(0)),
+            ("one start for all", vec![(Starting, 0), (Stopped, 0)], Pick::Soon),
+            ("failed is not woken", vec![(Failed, 0)], Pick::NotStartable),
+            ("none", vec![], Pick::Nothing),
+        ] {
+            let machines: Vec<_> = machines
+                .into_iter()
+                .enumerate()
+                .map(|(id, (state, load))| target(id as u64, state, load, limits))
+                .collect();
+            assert_eq!(pick(&machines, 80, &[], 7), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_machine_that_failed_the_request_is_not_tried_again() {
+        let machines =
+            vec![target(1, MachineState::Started, 0, "{}"), target(2, MachineState::Started, 5, "{}")];
+        assert_eq!(pick(&machines, 80, &[0], 1), Pick::Ready(1));
+        assert_eq!(pick(&machines, 80, &[0, 1], 1), Pick::Nothing);
+    }
+
+    #[test]
+    fn a_cordoned_machine_and_one_without_autostart_get_nothing() {
+        let mut cordoned = record(1, "web", MachineState::Started);
+        cordoned.cordoned = true;
+        let mut manual = record(2, "web", MachineState::Stopped);
+        manual.services[0].autostart = Some(false);
+        let machines: Vec<_> = [cordoned, manual]
+            .into_iter()
+            .map(|record| Arc::new(Target { record, load: Arc::default() }))
+            .collect();
+        assert_eq!(pick(&machines, 80, &[], 1), Pick::NotStartable);
+    }
+}

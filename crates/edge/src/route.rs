@@ -1,0 +1,139 @@
+//! From a request's host name to an app.
+//!
+//! Never guesses: one valid host name, or no route. Pure.
+
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::request::Parts;
+use perch_types::AppName;
+use perch_types::view::View;
+
+use crate::cause::Cause;
+
+/// The longest host name (RFC 1035, section 2.3.4).
+const HOST_BYTES_MAX: usize = 253;
+
+/// Returns the one host name of a request, in lower case and without its port.
+///
+/// A request with no Host, with several, with one that is no host name, or with one that differs
+/// from its absolute target is refused (RFC 9112, section 3.2); so is one with both lengths
+/// (section 6.1), because two parties may read it differently.
+pub(crate) fn host_of(request: &Parts) -> Result<String, Cause> {
+    let mut values = request.headers.get_all(HOST).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return Err(Cause::BadRequest);
+    };
+    if request.headers.contains_key(TRANSFER_ENCODING)
+        && request.headers.contains_key(CONTENT_LENGTH)
+    {
+        return Err(Cause::BadRequest);
+    }
+    let authority = value.to_str().map_err(|_| Cause::BadRequest)?;
+    let host = without_port(authority).ok_or(Cause::BadRequest)?;
+    if let Some(target) = request.uri.authority()
+        && !target.as_str().eq_ignore_ascii_case(authority)
+    {
+        return Err(Cause::BadRequest);
+    }
+    Ok(host.to_ascii_lowercase())
+}
+
+fn without_port(authority: &str) -> Option<&str> {
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        Some(_) => return None,
+        None => authority,
+    };
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let fine = (1..=HOST_BYTES_MAX).contains(&host.len())
+        && host.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        });
+    fine.then_some(host)
+}
+
+/// Returns the app that a host name leads to: `<app>.<domain>`, or a name that was claimed.
+pub(crate) fn app_of(host: &str, domain: &str, view: &View) -> Option<AppName> {
+    let of_domain = host
+        .strip_suffix(domain)
+        .and_then(|rest| rest.strip_suffix('.'))
+        .and_then(|label| label.parse::<AppName>().ok())
+        .filter(|app| view.app(app).is_some());
+    of_domain.or_else(|| view.hostname(host).map(|claim| claim.app.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use perch_types::directory::{AppDoc, Document as _, HostnameClaim};
+    use perch_types::{OrgSlug, Timestamp};
+
+    use super::*;
+
+    fn parts(headers: &[(&'static str, &'static str)], target: &'static str) -> Parts {
+        let mut request = http::Request::builder().uri(target);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn one_valid_host_is_taken_and_anything_else_refused() {
+        let ok = |value| Ok::<String, Cause>(String::from(value));
+        for (headers, target, want) in [
+            (&[("host", "Web.Example:8080")][..], "/", ok("web.example")),
+            (&[("host", "web.example.")], "/", ok("web.example")),
+            (&[("host", "web.example")], "http://web.example/a", ok("web.example")),
+            (&[], "/", Err(Cause::BadRequest)),
+            (&[("host", "a"), ("host", "a")], "/", Err(Cause::BadRequest)),
+            (&[("host", "")], "/", Err(Cause::BadRequest)),
+            (&[("host", "a b")], "/", Err(Cause::BadRequest)),
+            (&[("host", "a:b")], "/", Err(Cause::BadRequest)),
+            (&[("host", "a..b")], "/", Err(Cause::BadRequest)),
+            (&[("host", "user@a")], "/", Err(Cause::BadRequest)),
+            (&[("host", "a")], "http://b/", Err(Cause::BadRequest)),
+            (
+                &[("host", "a"), ("content-length", "1"), ("transfer-encoding", "chunked")],
+                "/",
+                Err(Cause::BadRequest),
+            ),
+        ] {
+            assert_eq!(host_of(&parts(headers, target)), want, "{headers:?} {target}");
+        }
+    }
+
+    #[test]
+    fn a_name_leads_to_its_app_and_to_no_other() {
+        let org = OrgSlug::personal();
+        let app: AppName = "web".parse().unwrap();
+        let doc = AppDoc {
+            id: "a1".to_owned(),
+            number: 1,
+            name: app.clone(),
+            org: org.clone(),
+            network: "default".to_owned(),
+            network_id: 1,
+            created_at: Timestamp::UNIX_EPOCH,
+        };
+        let claim = HostnameClaim { org: org.clone(), app: app.clone() };
+        let mut view = View::default();
+        view.apply(&AppDoc::key(&(org, app.clone())), Some(&serde_json::to_vec(&doc).unwrap()))
+            .unwrap();
+        view.apply(
+            &HostnameClaim::key(&("shop.example".to_owned(),)),
+            Some(&serde_json::to_vec(&claim).unwrap()),
+        )
+        .unwrap();
+        for (host, want) in [
+            ("web.perch.localhost", Some(&app)),
+            ("shop.example", Some(&app)),
+            ("other.perch.localhost", None),
+            ("perch.localhost", None),
+            ("a.web.perch.localhost", None),
+            ("webperch.localhost", None),
+            ("web.perch.localhost.evil", None),
+        ] {
+            assert_eq!(app_of(host, "perch.localhost", &view).as_ref(), want, "{host}");
+        }
+    }
+}

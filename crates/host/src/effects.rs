@@ -1,0 +1,151 @@
+//! What a machine's steps do to the world, as small traits.
+//!
+//! Never decides anything. The whole crate can be driven with other implementations, without root.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use perch_runtime::Runtime;
+use perch_types::clock::Clock;
+use perch_types::image::{Digest, ImageConfig, ImageRef};
+use perch_types::{ApiError, Code, MachineId};
+
+use crate::network::{Listener, MachineNetwork};
+
+/// Why an effect was not reached.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{error}")]
+pub struct Fault {
+    /// What the API says of it.
+    pub error: ApiError,
+    /// Whether the same attempt may succeed a little later.
+    pub transient: bool,
+}
+
+impl Fault {
+    /// Makes a fault that a later attempt would meet again.
+    #[must_use]
+    pub fn permanent(code: Code, text: impl Into<String>) -> Self {
+        Self { error: ApiError::new(code, text), transient: false }
+    }
+
+    /// Makes a fault that a later attempt may not meet.
+    #[must_use]
+    pub fn transient(code: Code, text: impl Into<String>) -> Self {
+        Self { error: ApiError::new(code, text), transient: true }
+    }
+}
+
+/// Returns an error with all its causes on one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    perch_runtime::error::chain(error)
+}
+
+/// An image whose root tree can be read on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountedImage {
+    /// The root tree.
+    pub root: PathBuf,
+    /// How its program is run.
+    pub config: ImageConfig,
+}
+
+/// Images on this host.
+#[async_trait]
+pub trait Images: Send + Sync + fmt::Debug {
+    /// Finds out which image a reference means now; changes nothing on the host that matters.
+    async fn resolve(&self, reference: &str) -> Result<ImageRef, Fault>;
+
+    /// Makes an image's root tree readable, pulling it if it is not here.
+    async fn mount(&self, image: &ImageRef) -> Result<MountedImage, Fault>;
+
+    /// Unmounts the trees of images that are not among `used`.
+    async fn unmount_unused(&self, used: &BTreeSet<Digest>) -> Result<(), Fault>;
+}
+
+/// Machines' writable layers.
+#[async_trait]
+pub trait Rootfs: Send + Sync + fmt::Debug {
+    /// Makes an empty layer of a size at `path`, in place of what is there if `fresh`.
+    async fn prepare(&self, path: &Path, size_gb: u32, fresh: bool) -> Result<(), Fault>;
+
+    /// Removes a file or folder, whether it is there or not.
+    async fn remove(&self, path: &Path) -> Result<(), Fault>;
+}
+
+/// Asks who listens inside a machine.
+pub trait Listeners: Send + fmt::Debug {
+    /// Returns the TCP sockets that accept connections.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn listeners(&mut self) -> Result<Vec<Listener>, Fault>;
+}
+
+/// Machines' networking.
+#[async_trait]
+pub trait Networks: Send + Sync + fmt::Debug {
+    /// Returns how many address slots there are.
+    fn slots(&self) -> u32;
+
+    /// Returns the addresses a machine has.
+    ///
+    /// # Errors
+    /// When its slot is beyond the pool.
+    fn addresses(&self, machine: &MachineNetwork) -> Result<(Ipv6Addr, Ipv4Addr), Fault>;
+
+    /// Returns the resolvers' addresses as machines see them.
+    fn resolvers(&self) -> Vec<IpAddr>;
+
+    /// Connects a machine that does not run yet.
+    async fn attach(&self, namespace: OwnedFd, machine: MachineNetwork) -> Result<(), Fault>;
+
+    /// Removes a machine's interface, whether it is there or not.
+    async fn detach(&self, machine: &MachineId) -> Result<(), Fault>;
+
+    /// Lists the machines that have an interface.
+    async fn attached(&self) -> Result<Vec<MachineId>, Fault>;
+
+    /// Opens a view of who listens inside a network namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn listeners(&self, namespace: OwnedFd) -> Result<Box<dyn Listeners>, Fault>;
+
+    /// Removes everything of every machine, and the host's own part.
+    async fn teardown(&self) -> Result<(), Fault>;
+}
+
+/// All effects of a host.
+#[derive(Debug, Clone)]
+pub struct Effects {
+    /// Images.
+    pub images: Arc<dyn Images>,
+    /// Writable layers.
+    pub rootfs: Arc<dyn Rootfs>,
+    /// Networking.
+    pub networks: Arc<dyn Networks>,
+    /// Cages.
+    pub runtime: Arc<dyn Runtime>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl From<perch_runtime::Error> for Fault {
+    fn from(error: perch_runtime::Error) -> Self {
+        let transient = matches!(error, perch_runtime::Error::Timeout { .. });
+        Self { error: ApiError::new(error.code(), chain(&error)), transient }
+    }
+}
+
+impl From<crate::network::Error> for Fault {
+    fn from(error: crate::network::Error) -> Self {
+        Self::permanent(Code::Internal, chain(&error))
+    }
+}

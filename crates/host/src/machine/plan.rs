@@ -1,0 +1,182 @@
+//! Which steps carry out what a machine is to do.
+//!
+//! Never runs one: a pure table, printed as docs/states.md.
+
+use perch_durable as durable;
+use serde::{Deserialize, Serialize};
+
+use super::record::Record;
+
+/// What a run is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Intent {
+    /// A new machine is prepared and started.
+    Launch,
+    /// A new machine is prepared and left stopped.
+    Prepare,
+    /// A machine that does not run is started.
+    Start,
+    /// A machine that runs is stopped.
+    Stop,
+    /// A machine ended by itself; what its boot left is removed.
+    Settle,
+    /// A new version takes the place of the old.
+    Update {
+        /// Leave it stopped if it does not run.
+        skip_launch: bool,
+    },
+    /// A machine is removed.
+    Destroy,
+}
+
+impl Intent {
+    /// Returns the run's kind in the journal.
+    #[must_use]
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::Launch => "launch",
+            Self::Prepare => "prepare",
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Settle => "settle",
+            Self::Update { .. } => "update",
+            Self::Destroy => "destroy",
+        }
+    }
+}
+
+/// A step of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// The image is on the host and mounted.
+    Image,
+    /// The writable layer is there.
+    Rootfs,
+    /// The boot that runs is ended.
+    Stop,
+    /// The cage of a boot is made, without its program.
+    Boot,
+    /// The cage is connected.
+    Network,
+    /// The program is executed.
+    Execute,
+    /// The boot's interface is removed.
+    Detach,
+    /// What the boot left is removed.
+    Clean,
+    /// Writable layers that are no version's any more are removed.
+    Discard,
+    /// The machine's files are removed.
+    Erase,
+}
+
+impl Step {
+    /// All steps.
+    pub const ALL: [Self; 10] = [
+        Self::Image,
+        Self::Rootfs,
+        Self::Stop,
+        Self::Boot,
+        Self::Network,
+        Self::Execute,
+        Self::Detach,
+        Self::Clean,
+        Self::Discard,
+        Self::Erase,
+    ];
+
+    /// Returns its name in the journal.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Rootfs => "rootfs",
+            Self::Stop => "stop",
+            Self::Boot => "boot",
+            Self::Network => "network",
+            Self::Execute => "execute",
+            Self::Detach => "detach",
+            Self::Clean => "clean",
+            Self::Discard => "discard",
+            Self::Erase => "erase",
+        }
+    }
+
+    /// Finds a step by its name in the journal.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|step| step.name() == name)
+    }
+}
+
+/// Returns the steps that carry out `intent` for a machine as its record is.
+#[must_use]
+pub fn plan(record: &Record, intent: Intent) -> Vec<Step> {
+    let launch = [Step::Image, Step::Rootfs, Step::Boot, Step::Network, Step::Execute];
+    match intent {
+        Intent::Launch | Intent::Start => launch.to_vec(),
+        Intent::Prepare => vec![Step::Image],
+        Intent::Stop => vec![Step::Stop, Step::Detach, Step::Clean],
+        Intent::Settle => vec![Step::Detach, Step::Clean],
+        Intent::Destroy => vec![Step::Stop, Step::Detach, Step::Clean, Step::Erase],
+        Intent::Update { .. } if record.boot.is_some() => vec![
+            Step::Image,
+            Step::Rootfs,
+            Step::Stop,
+            Step::Boot,
+            Step::Network,
+            Step::Execute,
+            Step::Discard,
+        ],
+        Intent::Update { skip_launch: true } => vec![Step::Image, Step::Discard],
+        Intent::Update { skip_launch: false } => {
+            let mut steps = launch.to_vec();
+            steps.push(Step::Discard);
+            steps
+        }
+    }
+}
+
+/// Returns the index of the first step that is never undone.
+#[must_use]
+pub fn point_of_no_return(intent: Intent, steps: &[Step]) -> Option<usize> {
+    match intent {
+        Intent::Stop | Intent::Settle | Intent::Destroy => Some(0),
+        Intent::Update { .. } => steps.iter().position(|step| *step == Step::Discard),
+        Intent::Launch | Intent::Prepare | Intent::Start => None,
+    }
+}
+
+/// Returns a step as the journal keeps it. Only an update's stop has a commit of its own: until
+/// then the old version serves and must not count as stopped; everything else is cheap to do
+/// again.
+#[must_use]
+pub fn journaled(intent: Intent, step: Step) -> durable::Step {
+    match (intent, step) {
+        (Intent::Update { .. }, Step::Stop) => durable::Step::own(step.name()),
+        (
+            Intent::Launch
+            | Intent::Prepare
+            | Intent::Start
+            | Intent::Stop
+            | Intent::Settle
+            | Intent::Update { .. }
+            | Intent::Destroy,
+            Step::Image
+            | Step::Rootfs
+            | Step::Stop
+            | Step::Boot
+            | Step::Network
+            | Step::Execute
+            | Step::Detach
+            | Step::Clean
+            | Step::Discard
+            | Step::Erase,
+        ) => durable::Step::shared(step.name()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,283 @@
+//! Which command a machine accepts in which state.
+//!
+//! Never does anything: a table that the actor asks before it journals a command.
+
+use perch_types::Code;
+use perch_types::host;
+
+pub use perch_types::MachineState as State;
+
+/// How many accepted commands may wait behind the one that is being carried out.
+pub const QUEUED_MAX: usize = 8;
+
+/// What may be asked of a machine, without its details.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// Run it.
+    Start,
+    /// End its program.
+    Stop,
+    /// End it and run it again.
+    Restart,
+    /// Take another version.
+    Update,
+    /// Remove it.
+    Destroy {
+        /// Even if it runs.
+        force: bool,
+    },
+    /// Send a signal to its program.
+    Signal,
+    /// Take it out of routing, or put it back.
+    SetCordoned,
+}
+
+impl From<&host::Command> for Command {
+    fn from(command: &host::Command) -> Self {
+        match command {
+            host::Command::Start => Self::Start,
+            host::Command::Stop { .. } => Self::Stop,
+            host::Command::Restart { .. } => Self::Restart,
+            host::Command::Update { .. } => Self::Update,
+            host::Command::Destroy { force } => Self::Destroy { force: *force },
+            host::Command::Signal { .. } => Self::Signal,
+            host::Command::SetCordoned { .. } => Self::SetCordoned,
+        }
+    }
+}
+
+/// What happened to a machine without anybody asking for it. Facts come before commands.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fact {
+    /// Its program ended.
+    Exited(Box<perch_runtime::ExitStatus>),
+    /// Its monitor is gone and left no status.
+    Lost {
+        /// Which boot.
+        boot: u64,
+    },
+    /// What its ports and checks say changed.
+    Readiness {
+        /// Which boot.
+        boot: u64,
+        /// What they say.
+        readiness: super::record::Readiness,
+    },
+}
+
+/// The answer to a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// It will be carried out.
+    Accept,
+    /// It will not.
+    Refuse(String, Code),
+    /// There is nothing to do: it is so, or will be by what is under way.
+    AlreadySo,
+}
+
+/// Decides about a command, knowing the state and what is queued before it.
+#[must_use]
+pub fn admit(state: State, queued: &[Command], command: Command) -> Admission {
+    let state = queued.iter().fold(state, |state, queued| under_way(state, *queued));
+    match admit_next(state, command) {
+        Admission::Accept if queued.len() >= QUEUED_MAX => Admission::Refuse(
+            format!("{QUEUED_MAX} commands are waiting already"),
+            Code::RateLimited,
+        ),
+        admission => admission,
+    }
+}
+
+/// Returns the state that a machine is in while a command is carried out.
+#[must_use]
+pub const fn under_way(state: State, command: Command) -> State {
+    match command {
+        Command::Start => State::Starting,
+        Command::Stop => State::Stopping,
+        Command::Restart => State::Restarting,
+        Command::Update => State::Replacing,
+        Command::Destroy { .. } => State::Destroying,
+        Command::Signal | Command::SetCordoned => state,
+    }
+}
+
+fn admit_next(state: State, command: Command) -> Admission {
+    match command {
+        Command::Start => start(state),
+        Command::Stop => stop(state),
+        Command::Restart | Command::Update | Command::SetCordoned => unless_gone(state),
+        Command::Destroy { force } => destroy(state, force),
+        Command::Signal => signal(state),
+    }
+}
+
+fn start(state: State) -> Admission {
+    match state {
+        State::Starting | State::Started | State::Restarting => Admission::AlreadySo,
+        State::Created
+        | State::Stopping
+        | State::Stopped
+        | State::Suspending
+        | State::Suspended
+        | State::Replacing
+        | State::Failed => Admission::Accept,
+        State::Destroying | State::Destroyed => gone(state),
+    }
+}
+
+fn stop(state: State) -> Admission {
+    match state {
+        State::Stopping | State::Stopped => Admission::AlreadySo,
+        State::Created
+        | State::Starting
+        | State::Started
+        | State::Suspending
+        | State::Suspended
+        | State::Restarting
+        | State::Replacing
+        | State::Failed => Admission::Accept,
+        State::Destroying | State::Destroyed => gone(state),
+    }
+}
+
+fn unless_gone(state: State) -> Admission {
+    match state {
+        State::Created
+        | State::Starting
+        | State::Started
+        | State::Stopping
+        | State::Stopped
+        | State::Suspending
+        | State::Suspended
+        | State::Restarting
+        | State::Replacing
+        | State::Failed => Admission::Accept,
+        State::Destroying | State::Destroyed => gone(state),
+    }
+}
+
+fn destroy(state: State, force: bool) -> Admission {
+    match state {
+        State::Starting | State::Started | State::Restarting | State::Replacing if !force => {
+            Admission::Refuse(
+                format!("machine is {state}: stop it first, or force its destruction"),
+                Code::WrongState,
+            )
+        }
+        State::Created
+        | State::Starting
+        | State::Started
+        | State::Stopping
+        | State::Stopped
+        | State::Suspending
+        | State::Suspended
+        | State::Restarting
+        | State::Replacing
+        | State::Failed => Admission::Accept,
+        State::Destroying | State::Destroyed => Admission::AlreadySo,
+    }
+}
+
+fn signal(state: State) -> Admission {
+    match state {
+        State::Started | State::Stopping => Admission::Accept,
+        State::Created
+        | State::Starting
+        | State::Stopped
+        | State::Suspending
+        | State::Suspended
+        | State::Restarting
+        | State::Replacing
+        | State::Failed => Admission::Refuse(
+            format!("machine is {state}: only a program that runs takes a signal"),
+            Code::WrongState,
+        ),
+        State::Destroying | State::Destroyed => gone(state),
+    }
+}
+
+fn gone(state: State) -> Admission {
+    Admission::Refuse(format!("machine is {state}"), Code::WrongState)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    const COMMANDS: [Command; 8] = [
+        Command::Start,
+        Command::Stop,
+        Command::Restart,
+        Command::Update,
+        Command::Destroy { force: false },
+        Command::Destroy { force: true },
+        Command::Signal,
+        Command::SetCordoned,
+    ];
+
+    #[test]
+    fn the_whole_table() {
+        let mut table = format!("{:<11}", "");
+        for name in ["start", "stop", "restart", "update", "destroy", "force", "signal", "cordon"] {
+            write!(table, "{name:<8}").unwrap();
+        }
+        for state in State::ALL {
+            write!(table, "\n{state:<11}").unwrap();
+            for command in COMMANDS {
+                let word = match admit(state, &[], command) {
+                    Admission::Accept => "yes",
+                    Admission::Refuse(_, code) => {
+                        assert_eq!(code, Code::WrongState);
+                        "no"
+                    }
+                    Admission::AlreadySo => "already",
+                };
+                write!(table, "{word:<8}").unwrap();
+            }
+        }
+        let table: Vec<&str> = table.lines().map(str::trim_end).collect();
+        insta::assert_snapshot!(table.join("\n"), @r"
+                   start   stop    restart update  destroy force   signal  cordon
+        created    yes     yes     yes     yes     yes     yes     no      yes
+        starting   already yes     yes     yes     no      yes     no      yes
+        started    already yes     yes     yes     no      yes     yes     yes
+        stopping   yes     already yes     yes     yes     yes     yes     yes
+        stopped    yes     already yes     yes     yes     yes     no      yes
+        suspending yes     yes     yes     yes     yes     yes     no      yes
+        suspended  yes     yes     yes     yes     yes     yes     no      yes
+        restarting already yes     yes     yes     no      yes     no      yes
+        replacing  yes     yes     yes     yes     no      yes     no      yes
+        destroying no      no      no      no      already already no      no
+        destroyed  no      no      no      no      already already no      no
+        failed     yes     yes     yes     yes     yes     yes     no      yes
+        ");
+    }
+
+    #[test]
+    fn what_is_queued_counts_as_the_state() {
+        let stop = [Command::Stop];
+        assert_eq!(admit(State::Started, &stop, Command::Start), Admission::Accept);
+        assert_eq!(admit(State::Started, &stop, Command::Stop), Admission::AlreadySo);
+        assert_eq!(
+            admit(State::Started, &stop, Command::Destroy { force: false }),
+            Admission::Accept
+        );
+        let destroy = [Command::Stop, Command::Destroy { force: false }];
+        assert!(matches!(
+            admit(State::Started, &destroy, Command::Start),
+            Admission::Refuse(_, Code::WrongState)
+        ));
+    }
+
+    #[test]
+    fn the_queue_ends_somewhere() {
+        let queued = [Command::SetCordoned; QUEUED_MAX];
+        assert!(matches!(
+            admit(State::Started, &queued, Command::Stop),
+            Admission::Refuse(_, Code::RateLimited)
+        ));
+    }
+}

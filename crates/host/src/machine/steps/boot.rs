@@ -1,0 +1,65 @@
+//! The cage of a boot is made, up to but not including its program.
+//!
+//! Never runs a program. May run twice: whatever an earlier attempt left is killed and removed
+//! first, because nobody knows how far it came. Its undo does the same.
+
+use std::sync::Arc;
+
+use perch_runtime::{BootSpec, IdRange, Instance};
+use serde_json::Value;
+
+use super::rootfs;
+use crate::effects::Fault;
+use crate::machine::guest;
+use crate::machine::record::Version;
+use crate::machine::run::Work;
+
+/// User ids of one machine.
+pub(crate) const IDS_PER_MACHINE: u32 = 65_536;
+
+pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
+    let version = work.record.incoming().clone();
+    make(work, &version, work.input.boot).await?;
+    Ok(Value::Null)
+}
+
+pub(super) async fn undo(work: &mut Work) -> Result<(), Fault> {
+    work.instance = None;
+    work.shared.effects.runtime.clean(&work.dir()).await?;
+    Ok(())
+}
+
+/// Makes the cage of a version's boot.
+pub(super) async fn make(work: &mut Work, version: &Version, number: u64) -> Result<(), Fault> {
+    undo(work).await?;
+    let image = match &work.image {
+        Some(image) if version.image == work.record.incoming().image => image.clone(),
+        _ => work.shared.effects.images.mount(&version.image).await?,
+    };
+    let config = &version.config;
+    let spec = BootSpec {
+        instance: version.instance.clone(),
+        boot: number,
+        dir: work.dir(),
+        lower: image.root,
+        upper: rootfs::path(work, version),
+        ids: IdRange {
+            first: work
+                .shared
+                .config
+                .uid_base
+                .saturating_add(work.record.slot.saturating_mul(IDS_PER_MACHINE)),
+            count: IDS_PER_MACHINE,
+        },
+        limits: guest::limits(config),
+        hostname: work.record.id.to_string(),
+        mounts: Vec::new(),
+        log: work.shared.config.limits.log,
+        stop_signal: config.stop_signal().number(),
+        stop_grace_ms: u64::try_from(config.stop_timeout().get().as_millis()).unwrap_or(u64::MAX),
+    };
+    let instance: Arc<dyn Instance> =
+        Arc::from(work.shared.effects.runtime.create(&spec).await?);
+    work.instance = Some(instance);
+    Ok(())
+}

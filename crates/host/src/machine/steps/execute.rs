@@ -1,0 +1,47 @@
+//! The program of a boot is executed.
+//!
+//! Never journals the environment: it goes to init through a socket. Comes once for a cage; after
+//! a crash the cage is made anew, so it may run twice.
+
+use perch_types::Code;
+use serde_json::Value;
+
+use crate::effects::Fault;
+use crate::machine::guest;
+use crate::machine::plan::Intent;
+use crate::machine::record::Version;
+use crate::machine::run::{Executed, Work};
+
+pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
+    let version = work.record.incoming().clone();
+    let executed = execute(work, &version).await?;
+    // An update goes back to what ran before rather than leave a machine without a program.
+    if executed == Executed::NotExecutable && matches!(work.input.intent, Intent::Update { .. }) {
+        let text = work.fault.take().map_or_else(String::new, |fault| fault.error);
+        return Err(Fault::permanent(Code::ExitedAtOnce, text));
+    }
+    serde_json::to_value(executed)
+        .map_err(|error| Fault::permanent(Code::Internal, error.to_string()))
+}
+
+/// Executes a version's program in the cage at hand.
+pub(super) async fn execute(work: &mut Work, version: &Version) -> Result<Executed, Fault> {
+    let Some(instance) = work.instance.clone() else {
+        return Err(Fault::permanent(Code::Internal, "the cage ended before its program began"));
+    };
+    let image = match &work.image {
+        Some(image) if version.image == work.record.incoming().image => image.clone(),
+        _ => work.shared.effects.images.mount(&version.image).await?,
+    };
+    let around = work.shared.surroundings(&work.record)?;
+    let start = guest::guest_start(&work.record, version, &image.config, &around)
+        .map_err(|error| Fault { error, transient: false })?;
+    match instance.start(start).await {
+        Ok(()) => Ok(Executed::Started),
+        Err(error @ perch_runtime::Error::NotExecutable { .. }) => {
+            work.fault = Some(Fault::from(error).error);
+            Ok(Executed::NotExecutable)
+        }
+        Err(error) => Err(error.into()),
+    }
+}

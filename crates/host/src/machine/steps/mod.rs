@@ -1,0 +1,55 @@
+//! The steps of a machine's runs, one file each: what it does, how it is undone, why it may run
+//! twice.
+//!
+//! Never journal anything themselves and never call each other but in an update that goes back.
+
+mod boot;
+mod clean;
+mod execute;
+mod image;
+mod network;
+mod rootfs;
+mod stop;
+
+use serde_json::Value;
+
+use super::plan::Step;
+use super::run::Work;
+use crate::effects::Fault;
+
+/// Runs a step to its goal.
+///
+/// # Errors
+/// Why it was not reached.
+pub async fn run(work: &mut Work, step: Step) -> Result<Value, Fault> {
+    match step {
+        Step::Image => image::run(work).await,
+        Step::Rootfs => rootfs::run(work).await,
+        Step::Stop => stop::run(work).await,
+        Step::Boot => boot::run(work).await,
+        Step::Network => network::run(work).await,
+        Step::Execute => execute::run(work).await,
+        Step::Detach => network::detach(work).await,
+        Step::Clean => clean::run(work).await,
+        Step::Discard => rootfs::discard(work).await,
+        Step::Erase => clean::erase(work).await,
+    }
+}
+
+/// Takes away what a step made.
+///
+/// # Errors
+/// Why it is not away.
+pub async fn undo(work: &mut Work, step: Step) -> Result<(), Fault> {
+    match step {
+        Step::Rootfs => rootfs::undo(work).await,
+        Step::Stop => stop::undo(work).await,
+        Step::Boot => boot::undo(work).await,
+        Step::Network => network::undo(work).await,
+        // An image that is on the host may be another machine's too; the end of a boot ends its
+        // program; what removes things only goes forward.
+        Step::Image | Step::Execute | Step::Detach | Step::Clean | Step::Discard | Step::Erase => {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The life of a machine from inside.
+//!
+//! Never outlives the monitor: when its end of the socket closes, PID 1 ends and the kernel ends
+//! the rest.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use perch_types::Secret;
+use perch_types::guest::{
+    CODE_NOT_EXECUTABLE, EXECS_MAX, Ended, FromGuest, GuestExec, GuestStart, PROTOCOL,
+    TerminalSize, ToGuest,
+};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{
+    DumpableBehavior, Pid, Signal, WaitOptions, WaitStatus, kill_process, kill_process_group,
+    set_dumpable_behavior, set_parent_process_death_signal, waitpid,
+};
+
+use crate::accounts::{self, Account};
+use crate::channel::Channel;
+use crate::files;
+use crate::program::{Program, Refusal, Streams};
+use crate::signals::Signals;
+use crate::terminal::Terminal;
+
+/// The size of a main program's terminal until somebody says another.
+const TERMINAL: TerminalSize = TerminalSize { rows: 24, cols: 80 };
+
+/// What every program of the machine starts from.
+struct Base {
+    env: BTreeMap<String, Secret>,
+    user: String,
+    cwd: String,
+}
+
+struct Machine {
+    channel: Channel,
+    signals: Signals,
+    base: Base,
+    main: i32,
+    execs: BTreeMap<i32, u32>,
+}
+
+/// Runs the machine to its end.
+pub(crate) fn run() -> io::Result<()> {
+    let mut channel = Channel::take()?;
+    // Whoever kills the monitor kills the machine; nobody inside may look into PID 1, which has
+    // seen every secret.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    rustix::thread::set_name(c"perch-init")?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let signals = Signals::new()?;
+    channel.send(&FromGuest::Hello { protocol: PROTOCOL }, None)?;
+    let Some(start) = first(&mut channel)? else { return Ok(()) };
+    files::prepare(Path::new("/"), &start);
+    let main = match start_main(&channel, &start) {
+        Ok(main) => main,
+        Err(Refusal { code, reason }) => {
+            return channel.send(&FromGuest::StartFailed { code, reason }, None);
+        }
+    };
+    let GuestStart { env, user, cwd, .. } = start;
+    let base = Base { env, user, cwd };
+    Machine { channel, signals, base, main, execs: BTreeMap::new() }.serve()
+}
+
+/// Waits for the first message; `None` when the monitor went away instead.
+fn first(channel: &mut Channel) -> io::Result<Option<GuestStart>> {
+    loop {
+        match channel.next()? {
+            Some(ToGuest::Start(start)) => return Ok(Some(*start)),
+            Some(_) => return Err(io::Error::other("another message came before the start")),
+            None if channel.fill()? => {}
+            None => return Ok(None),
+        }
+    }
+}
+
+fn account(user: &str) -> Result<Account, Refusal> {
+    accounts::resolve(Path::new("/"), user)
+        .map_err(|reason| Refusal::new(CODE_NOT_EXECUTABLE, reason))
+}
+
+fn terminal(size: TerminalSize, account: &Account) -> Result<Terminal, Refusal> {
+    Terminal::open(size, account.uid).map_err(|error| {
+        Refusal::new(CODE_NOT_EXECUTABLE, format!("open a terminal: {error}"))
+    })
+}
+
+fn start_main(channel: &Channel, start: &GuestStart) -> Result<i32, Refusal> {
+    let account = account(&start.user)?;
+    let (streams, master) = if start.tty {
+        let Terminal { master, slave } = terminal(TERMINAL, &account)?;
+        (Streams::Terminal(slave), Some(master))
+    } else {
+        own_outputs(&account);
+        (Streams::Log, None)
+    };
+    let program =
+        Program { argv: &start.argv, env: &start.env, cwd: &start.cwd, account: &account };
+    let pid = program.spawn(streams)?;
+    channel.send(&FromGuest::Started, master.as_ref()).map_err(|error| {
+        Refusal::new(CODE_NOT_EXECUTABLE, format!("report the start: {error}"))
+    })?;
+    Ok(pid)
+}
+
+/// Lets a program that is not root open `/dev/stdout` and `/dev/stderr` by name.
+fn own_outputs(account: &Account) {
+    let uid = Some(rustix::fs::Uid::from_raw(account.uid));
+    let gid = Some(rustix::fs::Gid::from_raw(account.gid));
+    for output in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        // Writing to the descriptors themselves works in any case.
+        rustix::fs::fchown(output, uid, gid).ok();
+    }
+}
+
+impl Machine {
+    fn serve(mut self) -> io::Result<()> {
+        loop {
+            let (said, signalled) = {
+                let mut polled = [
+                    PollFd::from_borrowed_fd(self.channel.as_fd(), PollFlags::IN),
+                    PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
+                ];
+                match poll(&mut polled, None) {
+                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                let [said, signalled] = polled.map(|one| !one.revents().is_empty());
+                (said, signalled)
+            };
+            if signalled && self.take_signals()? {
+                return Ok(());
+            }
+            if said {
+                if !self.channel.fill()? {
+                    return Ok(());
+                }
+                while let Some(message) = self.channel.next()? {
+                    self.obey(message)?;
+                }
+            }
+        }
+    }
+
+    /// Handles the signals that arrived; `true` when the main program has ended.
+    fn take_signals(&mut self) -> io::Result<bool> {
+        while let Some(signal) = self.signals.next()? {
+            // What somebody inside sends to PID 1 is meant for the program.
+            if signal != libc::SIGCHLD {
+                send(self.main, signal, false);
+            }
+        }
+        self.reap()
+    }
+
+    fn reap(&mut self) -> io::Result<bool> {
+        loop {
+            let (pid, status) = match waitpid(None, WaitOptions::NOHANG) {
+                Ok(Some(found)) => found,
+                Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(false),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let pid = pid.as_raw_nonzero().get();
+            let Some(ended) = ended(status) else { continue };
+            if pid == self.main {
+                self.channel.send(&FromGuest::Ended(ended), None)?;
+                return Ok(true);
+            }
+            if let Some(id) = self.execs.remove(&pid) {
+                self.channel.send(&FromGuest::ExecEnded { id, ended }, None)?;
+            }
+        }
+    }
+
+    fn obey(&mut self, message: ToGuest) -> io::Result<()> {
+        match message {
+            ToGuest::Start(_) => Err(io::Error::other("a second start came")),
+            ToGuest::Signal { signal } => {
+                send(self.main, signal, false);
+                Ok(())
+            }
+            ToGuest::SignalExec { id, signal } => {
+                let found = self.execs.iter().find(|(_, one)| **one == id);
+                if let Some((pid, _)) = found {
+                    send(*pid, signal, true);
+                }
+                Ok(())
+            }
+            ToGuest::Exec { id, exec } => {
+                let given = if exec.tty.is_some() {
+                    None
+                } else {
+                    let mut next = || self.channel.descriptor();
+                    Some((next()?, next()?, next()?))
+                };
+                match self.run_exec(id, &exec, given) {
+                    Ok(()) => Ok(()),
+                    Err(Refusal { code, reason }) => {
+                        self.channel.send(&FromGuest::ExecFailed { id, code, reason }, None)
+                    }
+                }
+            }
+        }
+    }
+
+    fn run_exec(
+        &mut self,
+        id: u32,
+        exec: &GuestExec,
+        given: Option<(std::os::fd::OwnedFd, std::os::fd::OwnedFd, std::os::fd::OwnedFd)>,
+    ) -> Result<(), Refusal> {
+        if self.execs.len() >= EXECS_MAX {
+            let reason = format!("{EXECS_MAX} further programs run already");
+            return Err(Refusal::new(CODE_NOT_EXECUTABLE, reason));
+        }
+        let account = account(exec.user.as_ref().unwrap_or(&self.base.user))?;
+        let mut env = self.base.env.clone();
+        env.extend(exec.env.clone());
+        let (streams, master) = match (given, exec.tty) {
+            (Some((stdin, stdout, stderr)), _) => (Streams::Given(stdin, stdout, stderr), None),
+            (None, size) => {
+                env.entry("TERM".to_owned()).or_insert_with(|| Secret::new("xterm"));
+                let Terminal { master, slave } =
+                    terminal(size.unwrap_or(TERMINAL), &account)?;
+                (Streams::Terminal(slave), Some(master))
+            }
+        };
+        let cwd = exec.cwd.as_ref().unwrap_or(&self.base.cwd);
+        let program = Program { argv: &exec.argv, env: &env, cwd, account: &account };
+        let pid = program.spawn(streams)?;
+        self.execs.insert(pid, id);
+        self.channel.send(&FromGuest::ExecStarted { id }, master.as_ref()).map_err(|error| {
+            Refusal::new(CODE_NOT_EXECUTABLE, format!("report the start: {error}"))
+        })
+    }
+}
+
+fn ended(status: WaitStatus) -> Option<Ended> {
+    if let Some(code) = status.exit_status() {
+        return Some(Ended { code, signal: None });
+    }
+    status
+        .terminating_signal()
+        .map(|signal| Ended { code: signal.saturating_add(128), signal: Some(signal) })
+}
+
+/// Sends a signal to a child, or to its process group. A child that has ended and is not yet
+/// collected still owns its id, so this cannot hit another.
+fn send(pid: i32, signal: i32, group: bool) {
+    if let (Some(pid), Some(signal)) = (Pid::from_raw(pid), Signal::from_named_raw(signal)) {
+        let result = if group {
+            kill_process_group(pid, signal)
+        } else {
+            kill_process(pid, signal)
+        };
+        // It has ended: nothing left to signal.
+        result.ok();
+    }
+}

@@ -1,0 +1,34 @@
+//! The monitor's clocks.
+//!
+//! Never decides by the wall clock: that is for the eyes of people.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, Timespec, clock_gettime, nanosleep};
+
+fn milliseconds(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or_default();
+    seconds.saturating_mul(1000).saturating_add(nanoseconds / 1_000_000)
+}
+
+/// Returns milliseconds since 1970.
+pub(crate) fn unix_ms() -> u64 {
+    milliseconds(ClockId::Realtime)
+}
+
+/// Returns milliseconds since the server booted, sleep included.
+pub(crate) fn boot_ms() -> u64 {
+    milliseconds(ClockId::Boottime)
+}
+
+/// Waits a moment for something that the kernel announces nowhere.
+pub(crate) fn pause(duration: Duration) {
+    let time = Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(duration.subsec_nanos()),
+    };
+    // Interrupted is as good: every caller looks again.
+    let _slept = nanosleep(&time);
+}

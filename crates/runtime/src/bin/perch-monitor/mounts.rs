@@ -1,0 +1,180 @@
+//! The root tree of a machine, mounted in a namespace of the monitor's own.
+//!
+//! Never mounts where the host sees it: when the last process of the boot is gone, the kernel
+//! takes the mounts and the loop device along.
+
+mod idmap;
+mod loopback;
+mod place;
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use perch_runtime::{BootSpec, Error, Mount};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
+    fsopen, mount, mount_change, move_mount, open_tree, unmount,
+};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+pub(crate) use idmap::IdMap;
+use loopback::Loop;
+
+/// What is mounted for a boot.
+#[derive(Debug)]
+pub(crate) struct Root {
+    /// Where the root tree is, in this process's mount namespace.
+    pub(crate) path: PathBuf,
+    stage: PathBuf,
+    loop_device: Loop,
+}
+
+fn at(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(rustix::io::Errno) -> Error {
+    Error::file(operation, path)
+}
+
+impl Root {
+    /// Mounts the root tree of a boot.
+    pub(crate) fn mount(spec: &BootSpec) -> Result<Self, Error> {
+        let idmap = IdMap::new(spec.ids)?;
+        leave_host_mounts()?;
+        let lower = clone_tree(&spec.lower)?;
+        idmap.apply(&lower).map_err(Error::file("map the ids of", &spec.lower))?;
+        let (loop_device, upper) = mount_upper(&spec.upper)?;
+        idmap.apply(&upper).map_err(Error::file("map the ids of", &spec.upper))?;
+        let stage = place::choose(&[&spec.dir.state, &spec.dir.run])?;
+        mount("tmpfs", &stage, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, c"mode=0711,size=64k")
+            .map_err(at("mount a tmpfs on", &stage))?;
+        for name in ["l", "d", "root"] {
+            rustix::fs::mkdir(stage.join(name), Mode::from_raw_mode(0o755))
+                .map_err(at("create", stage.join(name)))?;
+        }
+        attach(&lower, &stage.join("l"))?;
+        attach(&upper, &stage.join("d"))?;
+        // Relative names, because they can be read inside the machine (F2).
+        std::env::set_current_dir(&stage).map_err(Error::file("enter", &stage))?;
+        let path = stage.join("root");
+        let mounted = idmap.as_root_of_machine(|| {
+            mount_overlay(&path)?;
+            for one in &spec.mounts {
+                mount_volume(&idmap, &path, one)?;
+            }
+            Ok(())
+        });
+        std::env::set_current_dir("/").map_err(Error::file("enter", "/"))?;
+        mounted?;
+        Ok(Self { path, stage, loop_device })
+    }
+
+    /// Unmounts it, and waits until the image file is free for the next boot.
+    pub(crate) fn unmount(&self) -> Result<(), Error> {
+        unmount_all(&self.path)?;
+        for name in ["d", "l"] {
+            let path = self.stage.join(name);
+            unmount(&path, UnmountFlags::empty()).map_err(at("unmount", path))?;
+        }
+        self.loop_device.wait_until_free()
+    }
+}
+
+fn unmount_all(path: &Path) -> Result<(), Error> {
+    // Volumes lie below: they go with it.
+    unmount(path, UnmountFlags::DETACH).map_err(at("unmount", path))
+}
+
+/// Takes a copy of the host's mounts that changes of the host reach, and none of ours leave.
+fn leave_host_mounts() -> Result<(), Error> {
+    #[expect(unsafe_code, reason = "the binding is unsafe for flags that share descriptors")]
+    // SAFETY: only the mount namespace changes, and this process has one thread.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
+        .map_err(Error::system("leave the mount namespace"))?;
+    let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    mount_change("/", slave).map_err(at("make a slave of", "/"))
+}
+
+fn clone_tree(path: &Path) -> Result<OwnedFd, Error> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, path, flags).map_err(at("take a copy of the mount", path))
+}
+
+fn attach(tree: &OwnedFd, to: &Path) -> Result<(), Error> {
+    move_mount(tree, "", CWD, to, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(at("mount on", to))
+}
+
+/// Mounts the image file that holds what the machine writes, attached nowhere yet.
+fn mount_upper(image: &Path) -> Result<(Loop, OwnedFd), Error> {
+    let (device, held) = Loop::attach(image)?;
+    let options = |operation| at(operation, image);
+    let context =
+        fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC).map_err(options("open ext4 for"))?;
+    fsconfig_set_string(context.as_fd(), "source", device.path())
+        .map_err(options("configure ext4 for"))?;
+    // What the machine deletes becomes free on the host again.
+    fsconfig_set_flag(context.as_fd(), "discard").map_err(options("configure ext4 for"))?;
+    fsconfig_create(context.as_fd()).map_err(options("mount the ext4 file system of"))?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOATIME;
+    let tree = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(options("mount the ext4 file system of"))?;
+    // From here on the mount keeps the loop device, which clears itself after it.
+    drop(held);
+    for name in ["u", "w"] {
+        match mkdirat(&tree, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(options("create a folder in")(error)),
+        }
+    }
+    Ok((device, tree))
+}
+
+fn mount_overlay(path: &Path) -> Result<(), Error> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    mount("overlay", path, "overlay", flags, c"lowerdir=l,upperdir=d/u,workdir=d/w")
+        .map_err(at("mount the overlay on", path))
+}
+
+/// Mounts a volume inside the root tree, whose links the image chose: every step is resolved as
+/// the machine itself would.
+fn mount_volume(idmap: &IdMap, root: &Path, volume: &Mount) -> Result<(), Error> {
+    let tree = clone_tree(&volume.source)?;
+    let mut attributes =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, volume.read_only);
+    idmap
+        .apply_with(&tree, attributes)
+        .map_err(Error::file("map the ids of", &volume.source))?;
+    let target = make_folder(root, Path::new(&volume.target))
+        .map_err(Error::file("create the mount point", &volume.target))?;
+    let flags =
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(&tree, "", &target, "", flags).map_err(at("mount on", &volume.target))
+}
+
+/// Opens a folder below `root`, making it and its parents as needed; `root` is the root for every
+/// link on the way.
+fn make_folder(root: &Path, path: &Path) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(root, flags, Mode::empty())?;
+    let mut done = PathBuf::from("/");
+    let mut folder = openat2(&root, "/", flags, Mode::empty(), resolve)?;
+    for part in path.components() {
+        let std::path::Component::Normal(name) = part else { continue };
+        let next = done.join(name);
+        folder = match openat2(&root, &next, flags, Mode::empty(), resolve) {
+            Ok(found) => found,
+            Err(rustix::io::Errno::NOENT) => {
+                mkdirat(&folder, name, Mode::from_raw_mode(0o755))?;
+                openat2(&root, &next, flags, Mode::empty(), resolve)?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        done = next;
+    }
+    Ok(folder)
+}

@@ -1,0 +1,120 @@
+//! Which system calls a machine may make.
+//!
+//! Never a list of what is forbidden: what is not named is refused. The list follows the one that
+//! container engines have made common, less what no app of a machine needs.
+
+use std::collections::BTreeMap;
+
+use perch_runtime::Error;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+use crate::syscalls::ALLOWED;
+
+/// Flags of `clone` that make namespaces: mount, cgroup, UTS, IPC, user, PID, network.
+const CLONE_NAMESPACES: u64 = 0x7e02_0000;
+/// Personalities that programs ask for: Linux, 32-bit uname, no randomisation, and "which is it".
+const PERSONALITIES: [u64; 5] = [0, 0x0008, 0x0002_0000, 0x0002_0008, 0xffff_ffff];
+/// Socket families that reach past the machine's own network: the hypervisor's (40), and the
+/// kernel's crypto interface (38), which no app needs and which has had many faults.
+const FAMILIES_REFUSED: [u64; 2] = [40, 38];
+
+/// Compiles the filters in the order in which they are applied.
+pub(crate) fn compile() -> Result<Vec<BpfProgram>, Error> {
+    let refused = u32::try_from(libc::EPERM).unwrap_or(1);
+    let unknown = u32::try_from(libc::ENOSYS).unwrap_or(38);
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        ALLOWED.iter().map(|number| (*number, Vec::new())).collect();
+    rules.insert(
+        libc::SYS_clone,
+        vec![all(&[(0, SeccompCmpOp::MaskedEq(CLONE_NAMESPACES), 0)])?],
+    );
+    rules.insert(
+        libc::SYS_personality,
+        PERSONALITIES
+            .iter()
+            .map(|value| all(&[(0, SeccompCmpOp::Eq, *value)]))
+            .collect::<Result<_, _>>()?,
+    );
+    let families: Vec<_> =
+        FAMILIES_REFUSED.iter().map(|family| (0, SeccompCmpOp::Ne, *family)).collect();
+    rules.insert(libc::SYS_socket, vec![all(&families)?]);
+    let allow = program(rules, SeccompAction::Errno(refused), SeccompAction::Allow)?;
+    // A filter cannot look into the memory that clone3's flags are in. Without the call, programs
+    // fall back to clone, which the first filter can judge.
+    let only_clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let fall_back = program(only_clone3, SeccompAction::Allow, SeccompAction::Errno(unknown))?;
+    Ok(vec![fall_back, allow])
+}
+
+fn fault(error: impl std::fmt::Display) -> Error {
+    Error::Spec(format!("compile the system call filter: {error}"))
+}
+
+fn all(conditions: &[(u8, SeccompCmpOp, u64)]) -> Result<SeccompRule, Error> {
+    let conditions = conditions
+        .iter()
+        .map(|(index, operator, value)| {
+            SeccompCondition::new(*index, SeccompCmpArgLen::Dword, operator.clone(), *value)
+        })
+        .collect::<Result<_, _>>()
+        .map_err(fault)?;
+    SeccompRule::new(conditions).map_err(fault)
+}
+
+fn program(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    otherwise: SeccompAction,
+    matched: SeccompAction,
+) -> Result<BpfProgram, Error> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(fault)?;
+    let filter = SeccompFilter::new(rules, otherwise, matched, arch).map_err(fault)?;
+    BpfProgram::try_from(filter).map_err(fault)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn k6_what_no_machine_needs_is_not_on_the_list() {
+        let refused = [
+            libc::SYS_keyctl,
+            libc::SYS_add_key,
+            libc::SYS_request_key,
+            libc::SYS_bpf,
+            libc::SYS_userfaultfd,
+            libc::SYS_perf_event_open,
+            libc::SYS_kexec_load,
+            libc::SYS_kexec_file_load,
+            libc::SYS_init_module,
+            libc::SYS_finit_module,
+            libc::SYS_delete_module,
+            libc::SYS_open_by_handle_at,
+            libc::SYS_name_to_handle_at,
+            libc::SYS_io_uring_setup,
+            libc::SYS_mount,
+            libc::SYS_umount2,
+            libc::SYS_unshare,
+            libc::SYS_setns,
+            libc::SYS_pivot_root,
+            libc::SYS_ptrace,
+            libc::SYS_process_vm_readv,
+            libc::SYS_clone,
+        ];
+        for number in refused {
+            assert!(!ALLOWED.contains(&number), "{number}");
+        }
+        assert_eq!(compile().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn no_call_is_listed_twice() {
+        let mut sorted = ALLOWED.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        assert_eq!(sorted.len(), ALLOWED.len());
+    }
+}

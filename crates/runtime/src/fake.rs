@@ -1,0 +1,321 @@
+//! A runtime that runs nothing, for tests of what is above it without root.
+//!
+//! Never touches a kernel feature: its network namespace is the caller's own.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use perch_types::MachineId;
+use tokio::sync::{mpsc, watch};
+
+use crate::protocol::{PROTOCOL, ProcessInfo};
+use crate::spec::{BootSpec, ExitReason, ExitStatus, MachineDir};
+use crate::{
+    Adopted, EXEC_FRAMES_MAX, Ended, Error, ExecEvent, ExecOutput, ExecRequest, ExecStream,
+    GuestExec, GuestStart, Instance, InstanceInfo, Runtime, Stats,
+};
+
+/// What was done to a machine, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Call {
+    /// A boot was created, of this number.
+    Create(u64),
+    /// Its program was started with this.
+    Start(Box<GuestStart>),
+    /// A signal was sent.
+    Signal(i32),
+    /// It was asked to stop with this signal and grace.
+    Stop(i32, u64),
+    /// It was killed.
+    Kill,
+    /// It was frozen.
+    Freeze,
+    /// It was thawed.
+    Thaw,
+    /// A program was run.
+    Exec(Vec<String>),
+    /// What it left was removed.
+    Clean,
+}
+
+#[derive(Debug)]
+struct Boot {
+    info: InstanceInfo,
+    exit: watch::Sender<Option<ExitStatus>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    boots: BTreeMap<MachineId, Arc<Boot>>,
+    calls: BTreeMap<MachineId, Vec<Call>>,
+    create_faults: Vec<String>,
+    start_faults: Vec<(i32, String)>,
+    ignores_stop: bool,
+}
+
+/// Machines that exist in memory only. Clones share them, as the runtimes of an agent before and
+/// after its restart share the server.
+#[derive(Debug, Clone, Default)]
+pub struct FakeRuntime {
+    state: Arc<Mutex<State>>,
+}
+
+impl FakeRuntime {
+    /// Makes one without machines.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the next `create` fail.
+    pub fn fail_create(&self, reason: &str) {
+        self.state().create_faults.push(reason.to_owned());
+    }
+
+    /// Makes the next `start` fail with 126 or 127, ending the machine.
+    pub fn fail_start(&self, code: i32, reason: &str) {
+        self.state().start_faults.push((code, reason.to_owned()));
+    }
+
+    /// Makes programs ignore the signals of `signal` and `stop` (a kill still ends them).
+    pub fn ignore_signals(&self, ignore: bool) {
+        self.state().ignores_stop = ignore;
+    }
+
+    /// Ends the program of a machine with a code; nothing if it does not run.
+    pub fn exit(&self, machine: &MachineId, code: i32) {
+        self.end(machine, |status| status.code = code);
+    }
+
+    /// Ends a machine as the kernel does when its memory is exhausted.
+    pub fn exit_oom(&self, machine: &MachineId) {
+        self.end(machine, |status| {
+            status.code = 137;
+            status.signal = Some(9);
+            status.oom_killed = true;
+        });
+    }
+
+    /// Forgets a machine as if its monitor had been killed with it.
+    pub fn lose(&self, machine: &MachineId) {
+        self.end(machine, |status| status.reason = ExitReason::MonitorLost);
+        self.state().boots.remove(machine);
+    }
+
+    /// Returns what was done to a machine so far.
+    #[must_use]
+    pub fn calls(&self, machine: &MachineId) -> Vec<Call> {
+        self.state().calls.get(machine).cloned().unwrap_or_default()
+    }
+
+    /// Returns whether a boot of it runs.
+    #[must_use]
+    pub fn runs(&self, machine: &MachineId) -> bool {
+        self.state().boots.get(machine).is_some_and(|boot| boot.exit.borrow().is_none())
+    }
+
+    fn record(&self, machine: &MachineId, call: Call) {
+        self.state().calls.entry(machine.clone()).or_default().push(call);
+    }
+
+    fn end(&self, machine: &MachineId, change: impl FnOnce(&mut ExitStatus)) {
+        let boot = self.state().boots.get(machine).cloned();
+        if let Some(boot) = boot {
+            boot.end(change);
+        }
+    }
+}
+
+impl Boot {
+    fn end(&self, change: impl FnOnce(&mut ExitStatus)) {
+        let mut status = ExitStatus {
+            instance: self.info.instance.clone(),
+            boot: self.info.boot,
+            code: 0,
+            signal: None,
+            oom_killed: false,
+            requested_stop: false,
+            reason: ExitReason::Exited,
+            message: String::new(),
+            started_unix_ms: 0,
+            ended_unix_ms: 0,
+        };
+        change(&mut status);
+        self.exit.send_if_modified(|exit| {
+            let first = exit.is_none();
+            if first {
+                *exit = Some(status);
+            }
+            first
+        });
+    }
+}
+
+#[async_trait]
+impl Runtime for FakeRuntime {
+    async fn create(&self, spec: &BootSpec) -> Result<Box<dyn Instance>, Error> {
+        spec.check()?;
+        let machine = spec.dir.machine.clone();
+        self.record(&machine, Call::Create(spec.boot));
+        let mut state = self.state();
+        if let Some(reason) = state.create_faults.pop() {
+            return Err(Error::Refused { operation: "create the sandbox", reason });
+        }
+        let info = InstanceInfo {
+            protocol: PROTOCOL,
+            machine: machine.clone(),
+            instance: spec.instance.clone(),
+            boot: spec.boot,
+            host_boot: "fake".to_owned(),
+            monitor: ProcessInfo { pid: 0, start_ticks: 0 },
+            init: ProcessInfo { pid: 0, start_ticks: 0 },
+            cgroup: format!("fake/{machine}"),
+        };
+        let boot = Arc::new(Boot { info, exit: watch::Sender::new(None) });
+        state.boots.insert(machine, Arc::clone(&boot));
+        drop(state);
+        Ok(Box::new(FakeInstance { runtime: self.clone(), boot }))
+    }
+
+    async fn adopt(&self, dir: &MachineDir) -> Result<Adopted, Error> {
+        let Some(boot) = self.state().boots.get(&dir.machine).cloned() else {
+            return Ok(Adopted::Gone);
+        };
+        let ended = boot.exit.borrow().clone();
+        Ok(match ended {
+            Some(status) => Adopted::Ended(status),
+            None => Adopted::Running(Box::new(FakeInstance { runtime: self.clone(), boot })),
+        })
+    }
+
+    async fn clean(&self, dir: &MachineDir) -> Result<(), Error> {
+        self.record(&dir.machine, Call::Clean);
+        self.end(&dir.machine, |status| status.reason = ExitReason::MonitorLost);
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct FakeInstance {
+    runtime: FakeRuntime,
+    boot: Arc<Boot>,
+}
+
+impl FakeInstance {
+    fn act(&self, call: Call) -> Result<(), Error> {
+        let machine = &self.boot.info.machine;
+        self.runtime.record(machine, call);
+        if self.boot.exit.borrow().is_some() {
+            return Err(Error::Ended(machine.to_string()));
+        }
+        Ok(())
+    }
+
+    fn signalled(&self, signal: i32) {
+        if !self.runtime.state().ignores_stop || signal == 9 {
+            self.boot.end(|status| {
+                status.code = 128 + signal;
+                status.signal = Some(signal);
+                status.requested_stop = true;
+            });
+        }
+    }
+}
+
+#[async_trait]
+impl Instance for FakeInstance {
+    fn info(&self) -> &InstanceInfo {
+        &self.boot.info
+    }
+
+    fn network_namespace(&self) -> Result<OwnedFd, Error> {
+        let path = "/proc/self/ns/net";
+        File::open(path).map(OwnedFd::from).map_err(Error::file("open", path))
+    }
+
+    async fn start(&self, start: GuestStart) -> Result<(), Error> {
+        self.act(Call::Start(Box::new(start)))?;
+        let fault = self.runtime.state().start_faults.pop();
+        if let Some((code, reason)) = fault {
+            self.boot.end(|status| {
+                status.code = code;
+                status.reason = ExitReason::NotExecutable;
+                status.message.clone_from(&reason);
+            });
+            return Err(Error::NotExecutable { code, reason });
+        }
+        Ok(())
+    }
+
+    async fn signal(&self, signal: i32) -> Result<(), Error> {
+        self.act(Call::Signal(signal))?;
+        self.signalled(signal);
+        Ok(())
+    }
+
+    async fn stop(&self, signal: i32, grace_ms: u64) -> Result<(), Error> {
+        self.act(Call::Stop(signal, grace_ms))?;
+        self.signalled(signal);
+        // Whoever ignored the signal is killed at the end of the grace; here that is at once.
+        self.signalled(9);
+        Ok(())
+    }
+
+    async fn kill(&self) -> Result<(), Error> {
+        self.act(Call::Kill)?;
+        self.signalled(9);
+        Ok(())
+    }
+
+    async fn freeze(&self) -> Result<(), Error> {
+        self.act(Call::Freeze)
+    }
+
+    async fn thaw(&self) -> Result<(), Error> {
+        self.act(Call::Thaw)
+    }
+
+    async fn wait(&self) -> Result<ExitStatus, Error> {
+        let mut exit = self.boot.exit.subscribe();
+        let ended = exit.wait_for(Option::is_some).await;
+        ended
+            .ok()
+            .and_then(|status| status.clone())
+            .ok_or_else(|| Error::Ended(self.boot.info.machine.to_string()))
+    }
+
+    async fn exec(&self, request: ExecRequest) -> Result<ExecOutput, Error> {
+        let stdout = request.exec.argv.join(" ").into_bytes();
+        self.act(Call::Exec(request.exec.argv))?;
+        Ok(ExecOutput {
+            ended: Ended { code: 0, signal: None },
+            stdout,
+            stderr: Vec::new(),
+            truncated: false,
+            timed_out: false,
+        })
+    }
+
+    async fn exec_stream(&self, exec: GuestExec) -> Result<ExecStream, Error> {
+        let stdout = exec.argv.join(" ").into_bytes();
+        self.act(Call::Exec(exec.argv))?;
+        let (input, _) = mpsc::channel(EXEC_FRAMES_MAX);
+        let (event, events) = mpsc::channel(EXEC_FRAMES_MAX);
+        for one in [ExecEvent::Stdout(stdout), ExecEvent::Ended(Ended { code: 0, signal: None })] {
+            // The receiver is two lines above.
+            drop(event.send(one).await);
+        }
+        Ok(ExecStream { input, events })
+    }
+
+    async fn stats(&self) -> Result<Stats, Error> {
+        Ok(Stats::default())
+    }
+}

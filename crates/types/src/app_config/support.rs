@@ -1,0 +1,161 @@
+//! What of a file cannot be honoured yet, told by name.
+//!
+//! Never silent: a key that changes what runs or what is kept is refused, one that only tunes is
+//! warned of.
+
+use serde_json::Value;
+
+use super::{AppConfig, Strategy};
+use crate::machine_config::Other;
+
+/// How much a missing feature matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// The app runs without it.
+    Warn,
+    /// The app would not be what the file says.
+    Refuse,
+}
+
+/// A key that is not honoured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsupported {
+    /// The key with its section: `deploy.release_command`.
+    pub key: String,
+    /// How much it matters.
+    pub severity: Severity,
+    /// What happens instead, or what to do.
+    pub note: &'static str,
+}
+
+use Severity::{Refuse, Warn};
+
+const TOP: &[(&str, Severity, &str)] = &[
+    ("mounts", Refuse, "volumes are not offered yet; data would be lost with the machine"),
+    ("mount", Refuse, "volumes are not offered yet; data would be lost with the machine"),
+    ("files", Refuse, "copy the files into the image"),
+    ("statics", Refuse, "let the program serve them"),
+    ("machine_config", Refuse, "write its keys into this file"),
+    ("machine_checks", Refuse, "use `http_service.checks`"),
+    ("container", Refuse, "a machine runs one program"),
+    ("host_dedication_id", Refuse, "hosts cannot be dedicated"),
+    ("metrics", Warn, "metrics are not collected yet"),
+    ("metric", Warn, "metrics are not collected yet"),
+    ("swap_size_mb", Warn, "machines have no swap"),
+    ("console_command", Warn, "use `perch machine exec`"),
+];
+
+const BUILD: &[(&str, Severity, &str)] = &[
+    ("builder", Refuse, "write a Dockerfile; buildpacks are not offered"),
+    ("buildpacks", Refuse, "write a Dockerfile; buildpacks are not offered"),
+    ("builtin", Refuse, "write a Dockerfile, or let `perch launch` write one"),
+    ("compose", Refuse, "a machine runs one program"),
+    ("settings", Warn, "it belongs to `builtin`"),
+    ("compression", Warn, "layers are stored in the platform's own form"),
+    ("compression_level", Warn, "layers are stored in the platform's own form"),
+];
+
+const DEPLOY: &[(&str, Severity, &str)] = &[
+    ("release_command", Refuse, "run it in the program's start for now"),
+    ("release_command_vm", Refuse, "it belongs to `release_command`"),
+    ("release_command_timeout", Warn, "it belongs to `release_command`"),
+    ("seed_command", Refuse, "run it with `perch machine exec` for now"),
+];
+
+const SERVICE: &[(&str, Severity, &str)] =
+    &[("machine_checks", Refuse, "use checks of the service")];
+
+const VM: &[(&str, Severity, &str)] = &[
+    ("gpus", Refuse, "no host has a GPU"),
+    ("gpu_kind", Refuse, "no host has a GPU"),
+    ("host_dedication_id", Refuse, "hosts cannot be dedicated"),
+    ("kernel_args", Warn, "machines share the host's kernel"),
+    ("persist_rootfs", Warn, "each start begins from the image"),
+];
+
+const EXPERIMENTAL: &[(&str, Severity, &str)] = &[
+    ("machine_config", Refuse, "write its keys into this file"),
+    ("auto_rollback", Warn, "a failed deploy always puts the old version back"),
+    ("enable_consul", Refuse, "there is no such service"),
+    ("enable_etcd", Refuse, "there is no such service"),
+    ("lazy_load_images", Warn, "images are always kept on the host"),
+    ("attached", Warn, "secrets are not offered yet"),
+    ("metrics_port", Warn, "metrics are not collected yet"),
+    ("metrics_path", Warn, "metrics are not collected yet"),
+];
+
+const UNKNOWN: &str = "no such key is known; a typing error?";
+
+impl AppConfig {
+    /// Returns every key that is not honoured, refusals first.
+    #[must_use]
+    pub fn unsupported(&self) -> Vec<Unsupported> {
+        let mut found = Vec::new();
+        section(&mut found, "", &self.other, TOP);
+        if let Some(build) = &self.build {
+            section(&mut found, "build.", &build.other, BUILD);
+            if build.dockerfile.as_deref().is_some_and(|path| path.contains("://")) {
+                found.push(Unsupported {
+                    key: "build.dockerfile".to_owned(),
+                    severity: Refuse,
+                    note: "a Dockerfile must be a file of the source folder",
+                });
+            }
+        }
+        if let Some(deploy) = &self.deploy {
+            section(&mut found, "deploy.", &deploy.other, DEPLOY);
+        }
+        if let Some(http) = &self.http_service {
+            let known = |key: &str| matches!(key, "http_options" | "tls_options");
+            let other: Other =
+                http.other.clone().into_iter().filter(|(key, _)| !known(key)).collect();
+            section(&mut found, "http_service.", &other, SERVICE);
+        }
+        for service in &self.services {
+            section(&mut found, "services.", &service.other, SERVICE);
+        }
+        for vm in &self.vm {
+            section(&mut found, "vm.", &vm.other, VM);
+        }
+        if let Some(experimental) = &self.experimental {
+            section(&mut found, "experimental.", &experimental.other, EXPERIMENTAL);
+        }
+        if matches!(self.strategy(), Strategy::Canary | Strategy::BlueGreen) {
+            found.push(Unsupported {
+                key: "deploy.strategy".to_owned(),
+                severity: Warn,
+                note: "machines are replaced one after another instead (`rolling`)",
+            });
+        }
+        found.sort_by_key(|it| std::cmp::Reverse(it.severity));
+        found
+    }
+}
+
+fn section(
+    found: &mut Vec<Unsupported>,
+    prefix: &str,
+    other: &Other,
+    known: &[(&str, Severity, &'static str)],
+) {
+    for (key, value) in other {
+        if is_nothing(value) {
+            continue;
+        }
+        let entry = known.iter().find(|(name, ..)| name == key);
+        let (severity, note) = entry.map_or((Warn, UNKNOWN), |(_, severity, note)| (*severity, *note));
+        found.push(Unsupported { key: format!("{prefix}{key}"), severity, note });
+    }
+}
+
+/// Returns whether a value asks for nothing: files written by other tools are full of these.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(truth) => !truth,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(table) => table.is_empty(),
+        Value::String(text) => text.is_empty(),
+        Value::Number(_) => false,
+    }
+}

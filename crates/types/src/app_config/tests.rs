@@ -1,0 +1,174 @@
+use super::*;
+
+fn config(json: serde_json::Value) -> AppConfig {
+    serde_json::from_value(json).unwrap()
+}
+
+fn machine(config: &AppConfig, group: &str) -> serde_json::Value {
+    serde_json::to_value(config.to_machine_config(group, "web:1").unwrap()).unwrap()
+}
+
+#[test]
+fn an_http_service_becomes_the_ports_80_and_443() {
+    let config = config(serde_json::json!({
+        "app": "web", "primary_region": "ams", "kill_signal": "SIGTERM", "kill_timeout": 30,
+        "env": {"PORT": 8080, "DEBUG": false},
+        "http_service": {"internal_port": "8080", "force_https": true,
+            "auto_stop_machines": true, "min_machines_running": 0,
+            "checks": [{"interval": "10s", "timeout": 2000, "path": "/up",
+                "headers": {"X-Forwarded-Proto": "https"}}],
+            "tls_options": {"alpn": ["h2"]}},
+        "vm": [{"size": "shared-cpu-2x", "memory": "1gb"}],
+        "restart": {"policy": "never"},
+    }));
+    assert_eq!(
+        machine(&config, "app"),
+        serde_json::json!({
+            "image": "web:1",
+            "env": {"PORT": "8080", "DEBUG": "false", "FLY_PROCESS_GROUP": "app",
+                "PRIMARY_REGION": "ams"},
+            "init": {},
+            "guest": {"cpu_kind": "shared", "cpus": 2, "memory_mb": 1024},
+            "metadata": {"fly_platform_version": "v2", "fly_process_group": "app"},
+            "services": [{"protocol": "tcp", "internal_port": 8080, "autostop": "stop",
+                "min_machines_running": 0,
+                "ports": [
+                    {"port": 80, "handlers": ["http"], "force_https": true},
+                    {"port": 443, "handlers": ["http", "tls"], "tls_options": {"alpn": ["h2"]}},
+                ],
+                "checks": [{"type": "http", "interval": "10s", "timeout": "2s", "path": "/up",
+                    "headers": [{"name": "X-Forwarded-Proto", "values": ["https"]}]}]}],
+            "restart": {"policy": "no"},
+            "stop_config": {"timeout": "30s", "signal": "SIGTERM"},
+        })
+    );
+}
+
+#[test]
+fn groups_get_their_own_command_services_and_size() {
+    let config = config(serde_json::json!({
+        "processes": {"web": "serve --name 'a b'", "worker": ""},
+        "services": {"internal_port": 80, "processes": ["web"],
+            "ports": {"port": "80", "handlers": ["http"]}, "concurrency": "20,25",
+            "tcp_checks": [{"interval": 15000}]},
+        "vm": [{"memory_mb": 256}, {"cpus": 4, "processes": ["worker"]}],
+    }));
+    assert_eq!(config.groups(), ["web", "worker"]);
+    assert_eq!(config.default_group(), "web");
+    let web = machine(&config, "web");
+    assert_eq!(web["init"], serde_json::json!({"cmd": ["serve", "--name", "a b"]}));
+    assert_eq!(
+        web["services"][0]["concurrency"],
+        serde_json::json!({"type": "requests", "soft_limit": 20, "hard_limit": 25})
+    );
+    assert_eq!(web["services"][0]["checks"][0]["interval"], "15s");
+    assert_eq!(web["guest"], serde_json::json!({"memory_mb": 256}));
+    let worker = machine(&config, "worker");
+    assert_eq!(worker.get("services"), None);
+    assert_eq!(worker["guest"], serde_json::json!({"cpus": 4}));
+    assert_eq!(worker["init"], serde_json::json!({}));
+}
+
+#[test]
+fn without_a_vm_section_the_machine_keeps_its_size() {
+    assert_eq!(machine(&AppConfig::default(), "app").get("guest"), None);
+}
+
+#[test]
+fn older_spellings_are_read() {
+    let config = config(serde_json::json!({
+        "env": [{"A": "1"}, {"B": 2.5}],
+        "processes": [{"name": "app", "command": "run"}],
+        "checks": [{"name": "up", "type": "tcp", "port": 80, "interval": "2s"}],
+        "build": {"build_target": "prod", "args": {"N": 1}},
+        "experimental": {"kill_signal": "SIGQUIT", "kill_timeout": "7s", "cmd": "a 'b c'"},
+        "compute": {"memory": 512},
+    }));
+    assert_eq!(config.env["B"], "2.5");
+    assert_eq!(config.processes["app"], "run");
+    assert_eq!(config.checks["up"].port, Some(80));
+    assert_eq!(config.build.as_ref().unwrap().target.as_deref(), Some("prod"));
+    assert_eq!(config.build.as_ref().unwrap().args["N"], "1");
+    assert_eq!(config.stop_signal(), Some(Signal::SigQuit));
+    assert_eq!(config.stop_timeout(), Some(GoDuration::from_secs(7)));
+    assert_eq!(config.experimental.as_ref().unwrap().cmd, ["a", "b c"]);
+    assert_eq!(config.vm[0].memory, Some(512));
+}
+
+#[test]
+fn contradictions_name_both_sides() {
+    let error = |json| config(json).to_machine_config("app", "i").unwrap_err().to_string();
+    let errors = [
+        error(serde_json::json!({"http_service": {"internal_port": 1, "processes": ["x"]}})),
+        error(serde_json::json!({"processes": {"app": "a"}, "http_service": {"internal_port": 1}})),
+        error(serde_json::json!({"processes": {"app": "a 'b"}})),
+        error(serde_json::json!({"vm": {"size": "shared-cpu-3x"}})),
+        error(serde_json::json!({"checks": {"up": {"type": "tcp"}}})),
+        error(serde_json::json!({"checks": {"up": {"type": "tcp", "interval": "1s"}}})),
+        error(serde_json::json!({"checks": {"up": {"type": "tcp", "timeout": "61s"}}})),
+        error(serde_json::json!({"kill_timeout": "6m"})),
+    ];
+    insta::assert_snapshot!(errors.join("\n"), @r#"
+    `http_service` names the process group `x`, which `[processes]` does not have
+    `http_service` needs `processes = ["..."]`, because the file has `[processes]`
+    split the command of the process group `app`
+    `shared-cpu-3x` is not a machine size such as `shared-cpu-1x` or `performance-2x`
+    `checks.up` needs a `port`
+    `interval` of `checks.up` must be at least 2s
+    `timeout` of `checks.up` must be at most 60s
+    `kill_timeout` of `the file` must be at most 300s
+    "#);
+}
+
+#[test]
+fn what_is_not_honoured_is_told_by_name() {
+    let config = config(serde_json::json!({
+        "mounts": [{"source": "data", "destination": "/data"}],
+        "metrics": {"port": 1}, "statics": [], "prmary_region": "ams",
+        "build": {"builder": "x", "dockerfile": "https://example.com/Dockerfile"},
+        "deploy": {"release_command": "migrate", "strategy": "bluegreen"},
+        "http_service": {"internal_port": 80, "http_options": {"compress": true}},
+        "vm": {"gpu_kind": "l40s"}, "experimental": {"auto_rollback": true},
+    }));
+    let lines: Vec<String> = config
+        .unsupported()
+        .iter()
+        .map(|it| format!("{:?} {}: {}", it.severity, it.key, it.note))
+        .collect();
+    insta::assert_snapshot!(lines.join("\n"), @"
+    Refuse mounts: volumes are not offered yet; data would be lost with the machine
+    Refuse build.builder: write a Dockerfile; buildpacks are not offered
+    Refuse build.dockerfile: a Dockerfile must be a file of the source folder
+    Refuse deploy.release_command: run it in the program's start for now
+    Refuse vm.gpu_kind: no host has a GPU
+    Warn metrics: metrics are not collected yet
+    Warn prmary_region: no such key is known; a typing error?
+    Warn experimental.auto_rollback: a failed deploy always puts the old version back
+    Warn deploy.strategy: machines are replaced one after another instead (`rolling`)
+    ");
+}
+
+#[test]
+fn words_are_split_as_a_shell_does() {
+    for (line, words) in [
+        ("", vec![]),
+        ("  a  b ", vec!["a", "b"]),
+        (r#"a "b c" 'd "e"' f\ g"#, vec!["a", "b c", "d \"e\"", "f g"]),
+        (r#""" ''"#, vec!["", ""]),
+        (r#""a\"b\n""#, vec![r#"a"b\n"#]),
+    ] {
+        assert_eq!(split_words(line).unwrap(), words, "{line}");
+    }
+    for bad in ["'a", "\"a", "a\\"] {
+        assert_eq!(split_words(bad), Err(UnclosedQuote), "{bad}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_text_is_words_or_an_error(line: String) {
+        if let Ok(words) = split_words(&line) {
+            proptest::prop_assert!(words.len() <= line.len());
+        }
+    }
+}
