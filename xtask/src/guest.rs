@@ -1,4 +1,5 @@
-//! Builds the two static programs that every machine carries: `perch-monitor` and `perch-init`.
+//! Builds the static programs: `perch-monitor` and `perch-init`, which every machine carries, and
+//! `perch-testserver`, which tests and measurements run.
 //!
 //! Never shares a target folder with the other builds: its flags would make both build again.
 
@@ -11,10 +12,13 @@ use anyhow::{Context as _, bail};
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Static, and overriding every other source of flags.
 const FLAGS: &str = "-C target-feature=+crt-static";
-const PROGRAMS: [(&str, &str); 2] =
-    [("perch-runtime", "perch-monitor"), ("perch-init", "perch-init")];
+const PROGRAMS: [(&str, &str); 3] = [
+    ("perch-runtime", "perch-monitor"),
+    ("perch-init", "perch-init"),
+    ("perch-testserver", "perch-testserver"),
+];
 
-/// Builds both and copies them to `target/guest`.
+/// Builds all and copies them to `target/guest`.
 pub(crate) fn run(root: &Path) -> anyhow::Result<String> {
     let build = root.join("target/guest-build");
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -177,7 +177,8 @@ async fn connection<S>(
     let mut connection = std::pin::pin!(connection);
     let outcome = tokio::select! {
         outcome = &mut connection => outcome,
-        _ = ended.wait_for(|ended| *ended) => {
+        // The guard that a watch gives must not live across an await.
+        () = async { ended.wait_for(|ended| *ended).await.map(drop).unwrap_or_default() } => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -5,6 +5,7 @@
 pub(crate) mod builder;
 pub(crate) mod front;
 pub(crate) mod host;
+pub(crate) mod images;
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
@@ -77,6 +78,12 @@ impl Role {
         runtime.shutdown_timeout(Duration::from_secs(2));
         outcome
     }
+}
+
+/// Hands a bound socket to the runtime.
+pub(crate) fn tcp(listener: std::net::TcpListener) -> Result<tokio::net::TcpListener> {
+    listener.set_nonblocking(true).context("prepare a socket")?;
+    tokio::net::TcpListener::from_std(listener).context("prepare a socket")
 }
 
 /// This process's end of the supervision channel.

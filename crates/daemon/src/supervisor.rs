@@ -37,6 +37,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// A process that ran this long is started again without a pause.
 const STABLE: Duration = Duration::from_secs(60);
 
+/// This program, whatever folder it lies in: the unprivileged user may not be able to get there.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+
 /// What is told to the operator once everything runs.
 #[derive(Debug)]
 pub(crate) struct Ready {
@@ -92,7 +95,6 @@ struct Server {
     ready: Ready,
     bound: Bound,
     setup: Setup,
-    program: PathBuf,
 }
 
 impl Server {
@@ -128,13 +130,12 @@ impl Server {
             config,
             admin,
         };
-        let program = std::env::current_exe().context("find this program")?;
-        Ok((Self { ready, bound, setup, program }, lock))
+        Ok((Self { ready, bound, setup }, lock))
     }
 
     fn spawn(&self, role: Role) -> Result<(Child, AsyncFd<OwnedFd>)> {
         let (ours, theirs) = setup::pair()?;
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(THIS_PROGRAM);
         command
             .args(["role", role.name()])
             .stdin(Stdio::from(theirs))

@@ -1,1 +1,17 @@
-//! Perch dns.
+//! The resolver of machines: `.internal` names from the view, everything else from upstream.
+//!
+//! Never asks anybody to answer a name of its own, and never tells a machine of another
+//! organization's or network's names. Who asks is known by source address, which the firewall
+//! pins to the machine.
+
+#![forbid(unsafe_code)]
+
+mod answer;
+mod limits;
+mod message;
+mod server;
+mod upstream;
+
+pub use answer::{Answer, Asking, Kind, answer};
+pub use server::{Resolver, ViewSource};
+pub use upstream::upstreams;

@@ -1,7 +1,40 @@
-//! The agent of one server.
+//! The agent of one server: a durable state machine per machine, network, images, logs.
 //!
-//! Never decides what should run.
+//! Never decides what should run: it carries out commands, and keeps going what was begun.
+//!
+//! - [`Host`] is the agent; [`rpc::router`] serves it.
+//! - `machine/` has a machine's pure cores (`state`, `plan`, `restart`), its steps and its task.
+//! - [`effects`] are the traits through which steps reach the world.
+//! - [`network`] is machines' networking.
 
 #![forbid(unsafe_code)]
+#![deny(clippy::wildcard_enum_match_arm)]
 
+pub mod config;
+pub mod effects;
+mod error;
+pub mod heartbeat;
+mod host;
+mod images;
+mod layers;
+mod logs;
+pub mod machine;
+mod mounts;
 pub mod network;
+mod networks;
+mod publish;
+pub mod rpc;
+mod schema;
+mod shared;
+mod tend;
+mod words;
+
+pub use config::{Config, Limits, PlatformRegistry};
+pub use error::Error;
+pub use heartbeat::{Beat, Heartbeats};
+pub use host::{Deps, Host, RESOLVE_TIMEOUT, WAIT_MS_MAX};
+pub use images::StoredImages;
+pub use layers::{Cloning, Layers};
+pub use mounts::Mounts;
+pub use networks::KernelNetworks;
+pub use shared::WATCH_QUEUE_MAX;

@@ -132,13 +132,9 @@ pub enum Error {
         /// The text.
         url: String,
     },
-    /// Another caller's pull of the same image, joined by this one, ended with a fault.
-    #[error("join the pull of an image")]
-    Shared {
-        /// The fault, told to every caller that waited.
-        #[source]
-        source: std::sync::Arc<Self>,
-    },
+    /// The fault of a pull, told to every caller that waited for it.
+    #[error(transparent)]
+    Shared(std::sync::Arc<Self>),
 }
 
 impl Error {
@@ -174,7 +170,7 @@ impl Error {
             | Self::Io { .. }
             | Self::Client { .. }
             | Self::Endpoint { .. } => Code::Internal,
-            Self::Shared { source } => source.code(),
+            Self::Shared(source) => source.code(),
         }
     }
 
@@ -185,7 +181,7 @@ impl Error {
             Self::Unreachable { .. } | Self::NoSpace { .. } => true,
             Self::Timeout { operation, .. } => *operation == "pull",
             Self::Answer { status, .. } => *status >= 500 || *status == 429,
-            Self::Shared { source } => source.is_transient(),
+            Self::Shared(source) => source.is_transient(),
             _ => false,
         }
     }

@@ -8,6 +8,7 @@
 pub mod client;
 pub mod error;
 pub mod limits;
+pub mod manifest;
 pub mod store;
 pub mod unpack;
 

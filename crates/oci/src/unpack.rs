@@ -65,9 +65,12 @@ pub enum Privilege {
 /// How a layer is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Packing {
+pub enum Packing {
+    /// Not at all.
     Plain,
+    /// With gzip, one or more members.
     Gzip,
+    /// With zstd, one or more frames.
     Zstd,
 }
 

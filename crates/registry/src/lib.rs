@@ -6,9 +6,17 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+mod blobs;
 pub mod error;
+mod gc;
 pub mod limits;
+mod lists;
+mod manifests;
 pub mod registry;
+mod reply;
+mod route;
+mod storage;
+mod uploads;
 
 pub use access::{Access, Authorize, Basic, Decision};
 pub use error::Error;

@@ -8,6 +8,9 @@ use std::os::fd::OwnedFd;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
 use crate::Error;
 use crate::protocol::ProcessInfo;
 
@@ -72,6 +75,14 @@ pub fn network_namespace(process: ProcessInfo, pidfd: &OwnedFd) -> Result<OwnedF
     } else {
         Err(Error::file("open", path)(rustix::io::Errno::SRCH))
     }
+}
+
+/// Makes a descriptor one whose readability can be awaited.
+pub(crate) fn awaitable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    #[expect(unsafe_code, reason = "the binding leaves it to its caller that the number stays")]
+    // SAFETY: an `OwnedFd` keeps its number until it is dropped, which its `AsyncFd` does last.
+    let registered = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    Ok(registered?)
 }
 
 /// Returns the boot id of this server.

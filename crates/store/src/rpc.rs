@@ -59,10 +59,7 @@ pub fn router(store: Arc<dyn Store>) -> Router {
         .with_state(store)
 }
 
-async fn get(
-    State(store): Directory,
-    Json(request): Json<KeyRequest>,
-) -> Reply<Option<Entry>> {
+async fn get(State(store): Directory, Json(request): Json<KeyRequest>) -> Reply<Option<Entry>> {
     Ok(Json(store.get(&request.key).await?))
 }
 

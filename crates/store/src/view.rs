@@ -91,7 +91,10 @@ impl ViewFollower {
         });
         let following = tokio::spawn(follow(store, Arc::clone(&shared)));
         let caching = tokio::spawn(keep_cache(Arc::clone(&shared), cache_path));
-        ViewHandle { shared, _tasks: Arc::new(Tasks([following, caching])) }
+        ViewHandle {
+            shared,
+            _tasks: Arc::new(Tasks([following, caching])),
+        }
     }
 }
 
@@ -148,28 +151,42 @@ impl ViewHandle {
 
 impl Shared {
     fn documents(&self) -> MutexGuard<'_, BTreeMap<String, Bytes>> {
-        self.documents.lock().unwrap_or_else(PoisonError::into_inner)
+        self.documents
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn publish(&self, view: View, held: MutexGuard<'_, BTreeMap<String, Bytes>>) {
         self.view.store(Arc::new(view));
         drop(held);
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        self.changes
+            .send_modify(|count| *count = count.wrapping_add(1));
         self.is_dirty.notify_one();
     }
 
     fn replace(&self, entries: Vec<Entry>) {
         let mut documents = self.documents();
         let listed = entries.into_iter().map(|entry| (entry.key, entry.value));
-        let (view, found) = build(listed, &documents);
+        let (mut view, found) = build(listed, &documents);
         *documents = found;
+        // What came straight from a host may be ahead of the directory.
+        for machine in self.view.load().machines() {
+            if view.machine(&machine.id).is_some() {
+                view.put_machine(machine.clone());
+            }
+        }
         self.publish(view, documents);
     }
 
     fn apply(&self, events: Vec<Event>) {
         let mut documents = self.documents();
         let mut view = View::clone(&self.view.load());
-        for Event { key, value, revision } in events {
+        for Event {
+            key,
+            value,
+            revision,
+        } in events
+        {
             match (view.apply(&key, value.as_deref()), value) {
                 (Ok(()), Some(value)) => {
                     documents.insert(key, value);
@@ -226,7 +243,10 @@ async fn follow(store: Arc<dyn Store>, shared: Arc<Shared>) {
 async fn follow_once(store: &dyn Store, shared: &Shared) -> Error {
     match follow_changes(store, shared).await {
         Err(error) => error,
-        Ok(()) => Error::Unavailable { operation: "watch", reason: "it ended".to_owned() },
+        Ok(()) => Error::Unavailable {
+            operation: "watch",
+            reason: "it ended".to_owned(),
+        },
     }
 }
 
@@ -273,6 +293,3 @@ async fn keep_cache(shared: Arc<Shared>, path: PathBuf) {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

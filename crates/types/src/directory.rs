@@ -145,6 +145,8 @@ document!(PlacementDoc, "placements/", (org: OrgSlug, machine: MachineId));
 /// An app that was deleted; hosts lay down what belongs to it, whenever they come back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tombstone {
+    /// The app's name, which stays taken until its machines are gone.
+    pub app: AppName,
     /// When.
     pub deleted_at: Timestamp,
 }

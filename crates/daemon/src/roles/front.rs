@@ -1,12 +1,200 @@
-//! The front process.
+//! The front process: api, registry, edge, resolver and directory, under a user of its own.
 //!
-//! Never.
+//! Never root, and never in possession of the CA's key or the administrator's token: it is given
+//! sockets, a certificate and a hash.
 
-use anyhow::Result;
+use std::sync::Arc;
 
+use anyhow::{Context as _, Result};
+use perch_api::serve::{Listener, ServeLimits};
+use perch_api::{Api, PushTokens};
+use perch_client::HostClient;
+use perch_edge::Edge;
+use perch_registry::Registry;
+use perch_store::{SqliteStore, Store, ViewFollower, ViewHandle};
+use perch_types::api::{Platform, RegionInfo};
+use perch_types::clock::Clock;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::peer;
 use crate::roles::Beats;
-use crate::setup::{Setup, Sockets};
+use crate::roles::images::{Catalog, Gatekeeper};
+use crate::setup::{Purpose, Setup, Sockets};
+use crate::sockets::{BUILDER_SOCKET, HOST_SOCKET};
+use crate::{identity, roles};
 
-pub(crate) async fn run(_setup: Setup, _sockets: Sockets, beats: Beats) -> Result<()> {
-    beats.until_end(|| true).await
+const DIRECTORY_FILE: &str = "directory.db";
+const VIEW_FILE: &str = "view.json";
+const REGISTRY_DIR: &str = "registry";
+
+/// Runs until the supervisor ends it.
+pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Result<()> {
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("choose the TLS library"))?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let folder = setup.config.data_dir.join(identity::FRONT_DIR);
+    let store: Arc<dyn Store> = Arc::new(
+        SqliteStore::open(folder.join(DIRECTORY_FILE), Arc::clone(&clock))
+            .context("open the directory")?,
+    );
+    let view = ViewFollower::start(Arc::clone(&store), folder.join(VIEW_FILE));
+    let host = HostClient::new(setup.config.run_dir.join(HOST_SOCKET));
+
+    let mut tasks = JoinSet::new();
+    // First of all: the host process waits for it.
+    tasks.spawn(peer::serve(
+        sockets.take_one(Purpose::Directory)?,
+        perch_store::rpc::router(Arc::clone(&store)),
+        vec![0],
+    ));
+    let registry_root = folder.join(REGISTRY_DIR);
+    let (gatekeeper, fill_gatekeeper) = Gatekeeper::new(&setup.host_token, view.clone());
+    let registry = Registry::open(perch_registry::Config {
+        root: registry_root,
+        limits: perch_registry::Limits::default(),
+        authorize: Arc::new(gatekeeper),
+        clock: Arc::clone(&clock),
+    })
+    .await
+    .context("open the registry")?;
+    let api = Api::start(perch_api::Config {
+        store,
+        hosts: vec![perch_api::Host {
+            id: setup.host_id.clone(),
+            region: setup.config.region.clone(),
+            client: host.clone(),
+        }],
+        view: view.clone(),
+        platform: platform(&setup.config),
+        regions: vec![region(&setup.config)],
+        builder_socket: Some(setup.config.run_dir.join(BUILDER_SOCKET)),
+        images: Arc::new(Catalog::new(registry.clone())),
+        clock: Arc::clone(&clock),
+        limits: perch_api::Limits::default(),
+    });
+    let push_tokens: PushTokens = api.push_tokens().clone();
+    fill_gatekeeper(api.identity().clone(), push_tokens);
+    api.ensure_admin_token(&setup.admin_token_hash).await.context("know the administrator")?;
+    let router = registry.router().merge(api.router());
+    serve_api(&setup, &mut sockets, &router, &mut tasks)?;
+    serve_names(&mut sockets, &view, &mut tasks)?;
+    let edge = Edge::start(perch_edge::Config {
+        listeners: sockets.take(Purpose::Http),
+        domain: setup.config.domain.clone(),
+        region: setup.config.region.clone(),
+        host_id: setup.host_id.clone(),
+        host,
+        view,
+        clock,
+    })
+    .context("start the edge")?;
+    let outcome = tokio::select! {
+        ended = beats.until_end(|| edge.is_alive()) => ended,
+        Some(ended) = tasks.join_next() => match ended {
+            Ok(Ok(())) => Err(anyhow::anyhow!("a task of the front process ended by itself")),
+            Ok(Err(error)) => Err(error),
+            Err(error) => Err(error).context("run a task of the front process"),
+        },
+    };
+    edge.stop();
+    outcome
+}
+
+fn serve_api(
+    setup: &Setup,
+    sockets: &mut Sockets,
+    router: &axum::Router,
+    tasks: &mut JoinSet<Result<()>>,
+) -> Result<()> {
+    let mut listeners = Vec::new();
+    for plain in sockets.take::<std::net::TcpListener>(Purpose::Api) {
+        listeners.push(Listener::Tcp(roles::tcp(plain)?));
+    }
+    for unix in sockets.take::<std::os::unix::net::UnixListener>(Purpose::ApiUnix) {
+        unix.set_nonblocking(true).context("prepare the API's Unix socket")?;
+        let unix = tokio::net::UnixListener::from_std(unix);
+        listeners.push(Listener::Unix(unix.context("prepare the API's Unix socket")?));
+    }
+    if let Some((chain, key)) = &setup.api_certificate {
+        let acceptor = acceptor(chain, key.expose())?;
+        for tls in sockets.take::<std::net::TcpListener>(Purpose::ApiTls) {
+            listeners.push(Listener::Tls(roles::tcp(tls)?, acceptor.clone()));
+        }
+    }
+    for listener in listeners {
+        let router = router.clone();
+        tasks.spawn(async move {
+            let never = std::future::pending();
+            perch_api::serve::serve(listener, router, ServeLimits::default(), never).await;
+            Ok(())
+        });
+    }
+    Ok(())
+}
+
+fn acceptor(chain: &str, key: &str) -> Result<TlsAcceptor> {
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain.as_bytes())
+        .collect::<Result<_, _>>()
+        .context("read the API's certificate")?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).context("read the API's key")?;
+    let config = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .context("use the API's certificate")?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+fn serve_names(
+    sockets: &mut Sockets,
+    view: &ViewHandle,
+    tasks: &mut JoinSet<Result<()>>,
+) -> Result<()> {
+    let mut udp = Vec::new();
+    for socket in sockets.take::<std::net::UdpSocket>(Purpose::DnsUdp) {
+        socket.set_nonblocking(true).context("prepare the resolver")?;
+        udp.push(tokio::net::UdpSocket::from_std(socket).context("prepare the resolver")?);
+    }
+    let mut listeners = Vec::new();
+    for listener in sockets.take::<std::net::TcpListener>(Purpose::DnsTcp) {
+        listeners.push(roles::tcp(listener)?);
+    }
+    let conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let view = view.clone();
+    let source = perch_dns::ViewSource::new(move || view.load());
+    let resolver = perch_dns::Resolver::new(source, perch_dns::upstreams(&conf));
+    tasks.spawn(async move {
+        resolver.serve(udp, listeners).await;
+        Ok(())
+    });
+    Ok(())
+}
+
+fn platform(config: &Config) -> Platform {
+    Platform {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        domain: config.domain.clone(),
+        http_port: config.http.port(),
+        https_port: None,
+        registry: config.api.to_string(),
+        region: config.region.clone(),
+    }
+}
+
+fn region(config: &Config) -> RegionInfo {
+    RegionInfo {
+        code: config.region.clone(),
+        name: format!("this server ({})", config.region),
+        latitude: 0.0,
+        longitude: 0.0,
+        gateway_available: false,
+        requires_paid_plan: false,
+        deprecated: false,
+        geo_region: "europe".to_owned(),
+    }
 }

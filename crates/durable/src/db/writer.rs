@@ -52,7 +52,11 @@ pub(super) struct Once<F, T, E> {
 
 impl<F, T, E> Once<F, T, E> {
     pub(super) fn new(work: F, reply: Reply<T, E>) -> Self {
-        Self { work: Some(work), result: None, reply }
+        Self {
+            work: Some(work),
+            result: None,
+            reply,
+        }
     }
 }
 
@@ -88,7 +92,11 @@ pub(super) struct Repeatable<F, T, E> {
 
 impl<F, T, E> Repeatable<F, T, E> {
     pub(super) fn new(work: F, reply: Reply<T, E>) -> Self {
-        Self { work, result: None, reply }
+        Self {
+            work,
+            result: None,
+            reply,
+        }
     }
 }
 
@@ -143,7 +151,12 @@ impl Writer {
         shared: Arc<Shared>,
         queue: Receiver<Box<dyn Job>>,
     ) -> Self {
-        Self { connection, reserve, shared, queue }
+        Self {
+            connection,
+            reserve,
+            shared,
+            queue,
+        }
     }
 
     pub(super) fn serve(self) {
@@ -199,7 +212,12 @@ impl Writer {
     }
 
     fn happened(&self, jobs: Vec<Box<dyn Job>>) {
-        let hook = self.shared.hook.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let hook = self
+            .shared
+            .hook
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         if let Some(hook) = hook {
             hook();
         }
@@ -212,7 +230,9 @@ impl Writer {
         tracing::error!(%error, "a write did not reach the disk: no more are accepted");
         self.shared.stopped.store(true, Ordering::Release);
         let source = Arc::new(error);
-        refuse(jobs, || Error::Commit { source: Arc::clone(&source) });
+        refuse(jobs, || Error::Commit {
+            source: Arc::clone(&source),
+        });
     }
 
     /// Runs every job in one transaction and commits it.
@@ -232,7 +252,9 @@ impl Writer {
         for job in jobs {
             self.execute("SAVEPOINT job")?;
             let tx = Tx {
-                snapshot: Snapshot { connection: &self.connection },
+                snapshot: Snapshot {
+                    connection: &self.connection,
+                },
                 fault: Cell::new(None),
             };
             let keep = job.run(&tx);
@@ -252,7 +274,10 @@ impl Writer {
     }
 
     fn execute(&self, statement: &str) -> rusqlite::Result<()> {
-        self.connection.prepare_cached(statement)?.execute([]).map(|_| ())
+        self.connection
+            .prepare_cached(statement)?
+            .execute([])
+            .map(|_| ())
     }
 }
 

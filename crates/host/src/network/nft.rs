@@ -33,13 +33,18 @@ pub(super) fn load(ruleset: &str) -> Result<(), Error> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(start)?;
-    let written = nft.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(ruleset.as_bytes()));
+    let written = nft
+        .stdin
+        .take()
+        .map_or(Ok(()), |mut stdin| stdin.write_all(ruleset.as_bytes()));
     let output = nft.wait_with_output().map_err(start)?;
     if output.status.success() {
         written.map_err(start)
     } else {
         let complaint = String::from_utf8_lossy(&output.stderr);
-        Err(Error::LoadRules { complaint: complaint.chars().take(COMPLAINT_BYTES_MAX).collect() })
+        Err(Error::LoadRules {
+            complaint: complaint.chars().take(COMPLAINT_BYTES_MAX).collect(),
+        })
     }
 }
 
@@ -66,7 +71,12 @@ pub(super) fn add_network(
     };
     channel.transact(&[
         bracket(BATCH_BEGIN),
-        Request { kind: NEW_SET_ELEMENT, flags: CREATE, acknowledged: true, body },
+        Request {
+            kind: NEW_SET_ELEMENT,
+            flags: CREATE,
+            acknowledged: true,
+            body,
+        },
         bracket(BATCH_END),
     ])
 }

@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 /// How long a slot stays unused after its machine is gone, so that flows and names of the old
-/// owner do not reach the new one (security property N10).
-pub const QUARANTINE_MS: u64 = 90_000;
+/// owner do not reach the new one (security property N10): longer than connection tracking keeps
+/// a quiet UDP flow, which is 120 s.
+pub const QUARANTINE_MS: u64 = 180_000;
 
 /// No slot is free now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,7 +66,8 @@ impl Slots {
         for released_at in self.released.values_mut() {
             *released_at = (*released_at).min(boot_ms);
         }
-        self.released.retain(|_, released_at| boot_ms - *released_at < QUARANTINE_MS);
+        self.released
+            .retain(|_, released_at| boot_ms - *released_at < QUARANTINE_MS);
     }
 }
 
@@ -80,7 +82,10 @@ mod tests {
         assert_eq!(slots.take(3, 0), Ok(1));
         slots.release(0, 1_000);
         assert_eq!(slots.take(3, 1_000), Ok(2));
-        assert_eq!(slots.take(3, 1_000 + QUARANTINE_MS - 1), Err(Exhausted { slots: 3 }));
+        assert_eq!(
+            slots.take(3, 1_000 + QUARANTINE_MS - 1),
+            Err(Exhausted { slots: 3 })
+        );
         assert_eq!(slots.take(3, 1_000 + QUARANTINE_MS), Ok(0));
     }
 
@@ -100,8 +105,11 @@ mod tests {
         slots.release(0, 1_000_000);
         let mut slots: Slots =
             serde_json::from_str(&serde_json::to_string(&slots).unwrap()).unwrap();
-        assert!(slots.take(1, 10).is_err());
-        assert!(slots.take(1, 9 + QUARANTINE_MS).is_err());
+        assert_eq!(slots.take(1, 10), Err(Exhausted { slots: 1 }));
+        assert_eq!(
+            slots.take(1, 9 + QUARANTINE_MS),
+            Err(Exhausted { slots: 1 })
+        );
         assert_eq!(slots.take(1, 10 + QUARANTINE_MS), Ok(0));
     }
 }

@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::{Cursor, Record};
@@ -34,7 +33,7 @@ impl Follower {
         inotify::add_watch(&notes, dir, WatchFlags::MODIFY | WatchFlags::CREATE)
             .map_err(|source| watch()(std::io::Error::from(source)))?;
         let notes =
-            AsyncFd::with_interest(notes, Interest::READABLE).map_err(Error::file("watch", dir))?;
+            crate::process::awaitable(notes).map_err(Error::file("watch", dir))?;
         Ok(Self { cursor: Cursor::new(dir, from_seq), notes })
     }
 

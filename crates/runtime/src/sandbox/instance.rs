@@ -8,7 +8,6 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
 use super::exec;
@@ -19,7 +18,7 @@ use crate::{
 };
 
 /// The longest that a monitor may take to answer.
-pub const REQUEST_TIMEOUT_MS: u64 = 20_000;
+const REQUEST_TIMEOUT_MS: u64 = 20_000;
 
 #[derive(Debug)]
 pub(super) struct SandboxInstance {
@@ -109,8 +108,7 @@ impl SandboxInstance {
         let watch = Error::system("watch the monitor");
         match self.info.monitor.open() {
             Ok(pidfd) => {
-                let pidfd = AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE)
-                    .map_err(watch)?;
+                let pidfd = process::awaitable(pidfd).map_err(watch)?;
                 drop(pidfd.readable().await.map_err(Error::system("watch the monitor"))?);
                 Ok(())
             }

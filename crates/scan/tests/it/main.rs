@@ -2,6 +2,9 @@
 //!
 //! Never a network; the golden plans are in `snapshots`.
 
+#[cfg(test)]
 mod dockerfile;
+#[cfg(test)]
 mod folder;
+#[cfg(test)]
 mod plans;

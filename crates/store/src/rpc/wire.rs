@@ -62,15 +62,37 @@ pub(crate) enum Line {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "fault")]
 pub(crate) enum Fault {
-    Conflict { key: String, found: Option<Revision> },
-    Compacted { from: Revision, oldest: Revision },
-    InvalidKey { key: String, reason: String },
-    TooLarge { key: String, bytes: usize, limit: usize },
-    InvalidTxn { reason: String },
-    TooMany { prefix: String, limit: usize },
-    NoSuchLease { lease: LeaseId },
+    Conflict {
+        key: String,
+        found: Option<Revision>,
+    },
+    Compacted {
+        from: Revision,
+        oldest: Revision,
+    },
+    InvalidKey {
+        key: String,
+        reason: String,
+    },
+    TooLarge {
+        key: String,
+        bytes: usize,
+        limit: usize,
+    },
+    InvalidTxn {
+        reason: String,
+    },
+    TooMany {
+        prefix: String,
+        limit: usize,
+    },
+    NoSuchLease {
+        lease: LeaseId,
+    },
     Full,
-    Other { reason: String },
+    Other {
+        reason: String,
+    },
 }
 
 impl From<Error> for Fault {
@@ -83,10 +105,14 @@ impl From<Error> for Fault {
             Error::InvalidTxn { reason } => Self::InvalidTxn { reason },
             Error::TooMany { prefix, limit } => Self::TooMany { prefix, limit },
             Error::NoSuchLease { lease } => Self::NoSuchLease { lease },
-            Error::File { source: perch_durable::Error::Full } => Self::Full,
+            Error::File {
+                source: perch_durable::Error::Full,
+            } => Self::Full,
             Error::Unavailable { reason, .. } => Self::Other { reason },
             other @ (Error::Unreadable { .. } | Error::Encode { .. } | Error::File { .. }) => {
-                Self::Other { reason: chain(&other) }
+                Self::Other {
+                    reason: chain(&other),
+                }
             }
         }
     }
@@ -102,7 +128,9 @@ impl Fault {
             Self::InvalidTxn { reason } => Error::InvalidTxn { reason },
             Self::TooMany { prefix, limit } => Error::TooMany { prefix, limit },
             Self::NoSuchLease { lease } => Error::NoSuchLease { lease },
-            Self::Full => Error::File { source: perch_durable::Error::Full },
+            Self::Full => Error::File {
+                source: perch_durable::Error::Full,
+            },
             Self::Other { reason } => Error::Unavailable { operation, reason },
         }
     }
@@ -137,7 +165,10 @@ pub(crate) mod base64_bytes {
         deserializer: D,
     ) -> Result<Bytes, D::Error> {
         let text = String::deserialize(deserializer)?;
-        STANDARD.decode(text).map(Bytes::from).map_err(D::Error::custom)
+        STANDARD
+            .decode(text)
+            .map(Bytes::from)
+            .map_err(D::Error::custom)
     }
 }
 
@@ -149,6 +180,7 @@ pub(crate) mod base64_option {
     #[derive(Serialize, Deserialize)]
     struct Text(#[serde(with = "super::base64_bytes")] Bytes);
 
+    #[expect(clippy::ref_option, reason = "it is what serde passes")]
     pub(crate) fn serialize<S: Serializer>(
         value: &Option<Bytes>,
         serializer: S,

@@ -17,7 +17,11 @@ pub(super) struct Change<'t, 'c> {
 
 impl<'t, 'c> Change<'t, 'c> {
     pub(super) fn begin(tx: &'t Tx<'c>) -> Result<Self, Error> {
-        Ok(Self { tx, position: rows::position(tx)?, changed: 0 })
+        Ok(Self {
+            tx,
+            position: rows::position(tx)?,
+            changed: 0,
+        })
     }
 
     /// Returns the compares that do not hold.
@@ -114,7 +118,11 @@ impl<'t, 'c> Change<'t, 'c> {
             .tx
             .sql()
             .prepare_cached("SELECT revision FROM documents WHERE key = ?")
-            .and_then(|mut query| query.query_row([key], |row| rows::revision(row, 0)).optional());
+            .and_then(|mut query| {
+                query
+                    .query_row([key], |row| rows::revision(row, 0))
+                    .optional()
+            });
         Ok(found.map_err(|source| FileError::sql("read revision of document", source))?)
     }
 
@@ -170,6 +178,10 @@ impl<'t, 'c> Change<'t, 'c> {
             .prepare_cached("SELECT EXISTS (SELECT 1 FROM leases WHERE id = ?)")
             .and_then(|mut query| query.query_row([signed(lease.0)], |row| row.get(0)));
         let exists: bool = exists.map_err(|source| FileError::sql("read lease", source))?;
-        if exists { Ok(()) } else { Err(Error::NoSuchLease { lease }) }
+        if exists {
+            Ok(())
+        } else {
+            Err(Error::NoSuchLease { lease })
+        }
     }
 }

@@ -15,7 +15,7 @@ use crate::machine::record::Version;
 use crate::machine::run::Work;
 
 /// User ids of one machine.
-pub(crate) const IDS_PER_MACHINE: u32 = 65_536;
+pub const IDS_PER_MACHINE: u32 = 65_536;
 
 pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
     let version = work.record.incoming().clone();

@@ -3,7 +3,7 @@
 //!
 //! Never journal anything themselves and never call each other but in an update that goes back.
 
-mod boot;
+pub(super) mod boot;
 mod clean;
 mod execute;
 mod image;

@@ -30,8 +30,13 @@ while marker:
 /// Sends frames out of a machine's interface, then returns what comes in by it up to and with
 /// the frame that holds `marker`; an empty marker waits for nothing.
 pub(crate) fn exchange(namespace: &str, marker: &[u8], frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    let mut arguments =
-        vec!["netns".into(), "exec".into(), namespace.to_owned(), "python3".into(), "-c".into()];
+    let mut arguments = vec![
+        "netns".into(),
+        "exec".into(),
+        namespace.to_owned(),
+        "python3".into(),
+        "-c".into(),
+    ];
     arguments.push(EXCHANGE.to_owned());
     arguments.push(hex(marker));
     arguments.extend(frames.iter().map(|frame| hex(frame)));
@@ -57,7 +62,9 @@ pub(crate) fn udp(mac: &[u8], from: (IpAddr, u16), to: (IpAddr, u16), body: &[u8
     let mut datagram = [from.1, to.1, length, 0].map(u16::to_be_bytes).concat();
     datagram.extend(body);
     let packet = match (from.0, to.0) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => return ethernet(mac, mac, 0x0800, &v4(from, to, 17, &datagram)),
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            return ethernet(mac, mac, 0x0800, &v4(from, to, 17, &datagram));
+        }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
             let sum = checksum(&pseudo_v6(from, to, 17, &datagram));
             datagram[6..8].copy_from_slice(&sum.to_be_bytes());
@@ -110,7 +117,14 @@ pub(crate) fn arp(mac: &[u8], operation: u8, sender: Ipv4Addr, target: Ipv4Addr)
 
 fn pseudo_v6(from: Ipv6Addr, to: Ipv6Addr, next: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len()).unwrap().to_be_bytes();
-    [&from.octets()[..], &to.octets(), &length, &[0, 0, 0, next], body].concat()
+    [
+        &from.octets()[..],
+        &to.octets(),
+        &length,
+        &[0, 0, 0, next],
+        body,
+    ]
+    .concat()
 }
 
 fn checksum(bytes: &[u8]) -> u16 {

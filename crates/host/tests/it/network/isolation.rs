@@ -14,13 +14,18 @@ fn v6(machine: &Machine) -> Outcome {
 
 #[test]
 fn n1_machines_reach_their_own_network_and_no_other() {
-    let Some(mut lab) = Lab::new("n1_networks") else { return };
+    let Some(mut lab) = Lab::new("n1_networks") else {
+        return;
+    };
     lab.run(async |net| {
         let (a, b) = (net.machine(1, 0).await, net.machine(1, 1).await);
         let stranger = net.machine(2, 2).await;
         let port = serve(&b.namespace, "::");
         assert_eq!(connect(&a.namespace, b.v6(port)), v6(&a));
-        assert_eq!(connect(&stranger.namespace, b.v6(port)), Outcome::Unreachable);
+        assert_eq!(
+            connect(&stranger.namespace, b.v6(port)),
+            Outcome::Unreachable
+        );
         // IPv4 addresses are for the host, not for each other.
         for from in [&a, &stranger] {
             assert_eq!(connect(&from.namespace, b.v4(port)), Outcome::Unreachable);
@@ -35,14 +40,18 @@ fn n1_machines_reach_their_own_network_and_no_other() {
 
 #[test]
 fn n1_a_datagram_does_not_cross_networks() {
-    let Some(mut lab) = Lab::new("n1_datagram") else { return };
+    let Some(mut lab) = Lab::new("n1_datagram") else {
+        return;
+    };
     lab.run(async |net| {
         let (a, b) = (net.machine(7, 0).await, net.machine(7, 1).await);
         let stranger = net.machine(8, 2).await;
         let receiver = udp(&b.namespace, ("::".parse::<IpAddr>().unwrap(), 5000));
         for (from, text) in [(&stranger, &b"stranger"[..]), (&a, b"friend")] {
             let to = b.v6(5000);
-            udp(&from.namespace, from.v6(6000)).send_to(text, to).unwrap();
+            udp(&from.namespace, from.v6(6000))
+                .send_to(text, to)
+                .unwrap();
         }
         assert!(until_marker(&receiver, b"friend").is_empty());
     });
@@ -50,13 +59,18 @@ fn n1_a_datagram_does_not_cross_networks() {
 
 #[test]
 fn the_host_reaches_machines_from_the_resolvers_addresses() {
-    let Some(mut lab) = Lab::new("host_to_machine") else { return };
+    let Some(mut lab) = Lab::new("host_to_machine") else {
+        return;
+    };
     lab.run(async |net| {
         let a = net.machine(1, 0).await;
         let port = serve(&a.namespace, "::");
         let seen = connect_here(a.v4(port), PATIENCE).0;
         assert_eq!(seen, Outcome::Seen("10.209.0.1".parse().unwrap()));
-        assert_eq!(connect_here(a.v6(port), PATIENCE).0, Outcome::Seen(RESOLVER_V6.into()));
+        assert_eq!(
+            connect_here(a.v6(port), PATIENCE).0,
+            Outcome::Seen(RESOLVER_V6.into())
+        );
         // An address that no machine has fails at once instead of leaking to the outside.
         let (gone, _) = connect_here("10.209.9.9:80".parse().unwrap(), PATIENCE);
         assert_eq!(gone, Outcome::Unreachable);
@@ -67,7 +81,9 @@ fn the_host_reaches_machines_from_the_resolvers_addresses() {
 
 #[test]
 fn n3_a_machine_reaches_no_service_of_its_host() {
-    let Some(mut lab) = Lab::new("n3_host") else { return };
+    let Some(mut lab) = Lab::new("n3_host") else {
+        return;
+    };
     lab.run(async |net| {
         let a = net.machine(1, 0).await;
         let port = serve(&net.host, "::");
@@ -93,13 +109,26 @@ fn n3_a_machine_reaches_no_service_of_its_host() {
 
 #[test]
 fn n3_the_hosts_loopback_is_not_routed_to_from_a_machine() {
-    let Some(mut lab) = Lab::new("n3_loopback") else { return };
+    let Some(mut lab) = Lab::new("n3_loopback") else {
+        return;
+    };
     lab.run(async |net| {
         let a = net.machine(1, 0).await;
         let secret = udp(&net.host, ("127.0.0.1".parse::<IpAddr>().unwrap(), 0));
         let port = secret.local_addr().unwrap().port();
         // A machine that could change its own routes would send loopback addresses out.
-        ip(&["-n", &a.namespace, "route", "del", "local", "127.0.0.0/8", "dev", "lo", "table", "local"]);
+        ip(&[
+            "-n",
+            &a.namespace,
+            "route",
+            "del",
+            "local",
+            "127.0.0.0/8",
+            "dev",
+            "lo",
+            "table",
+            "local",
+        ]);
         let to: SocketAddr = ([127, 0, 0, 1], port).into();
         let from = a.v4(0);
         inside(&a.namespace, move || {
@@ -115,15 +144,24 @@ fn n3_the_hosts_loopback_is_not_routed_to_from_a_machine() {
 
 #[test]
 fn machines_reach_the_resolver_and_the_public_ports() {
-    let Some(mut lab) = Lab::new("resolver") else { return };
-    let config = NetworkConfig { public_ports: vec![8443], ..NetworkConfig::default() };
+    let Some(mut lab) = Lab::new("resolver") else {
+        return;
+    };
+    let config = NetworkConfig {
+        public_ports: vec![8443],
+        ..NetworkConfig::default()
+    };
     lab.run_with(config, async |net| {
         let a = net.machine(1, 0).await;
         for resolver in ["10.209.0.1", "fdaa::3"] {
             let address: IpAddr = resolver.parse().unwrap();
             serve_at(&net.host, resolver, 53);
             let server = udp(&net.host, (address, 53));
-            let from: IpAddr = if address.is_ipv4() { a.v4(0).ip() } else { a.v6(0).ip() };
+            let from: IpAddr = if address.is_ipv4() {
+                a.v4(0).ip()
+            } else {
+                a.v6(0).ip()
+            };
             assert_eq!(connect(&a.namespace, (address, 53)), Outcome::Seen(from));
             let client = udp(&a.namespace, (from, 0));
             client.send_to(b"question", (address, 53)).unwrap();
@@ -132,28 +170,44 @@ fn machines_reach_the_resolver_and_the_public_ports() {
             assert_eq!((&buffer[..length], asking.ip()), (&b"question"[..], from));
             server.send_to(b"answer", asking).unwrap();
             let (length, answering) = client.recv_from(&mut buffer).unwrap();
-            assert_eq!((&buffer[..length], answering.ip()), (&b"answer"[..], address));
+            assert_eq!(
+                (&buffer[..length], answering.ip()),
+                (&b"answer"[..], address)
+            );
         }
         serve_at(&net.host, "::", 8443);
         let public: [IpAddr; 2] = [HOST_V4.parse().unwrap(), HOST_V6.parse().unwrap()];
         for address in public {
-            assert!(connect(&a.namespace, (address, 8443)).is_connected(), "{address}");
+            assert!(
+                connect(&a.namespace, (address, 8443)).is_connected(),
+                "{address}"
+            );
         }
         let private: IpAddr = "10.50.0.1".parse().unwrap();
-        assert_eq!(connect_briefly(&a.namespace, (private, 8443)), Outcome::Silence);
+        assert_eq!(
+            connect_briefly(&a.namespace, (private, 8443)),
+            Outcome::Silence
+        );
     });
 }
 
 #[test]
 fn n3_the_outside_reaches_neither_machines_nor_the_resolver() {
-    let Some(mut lab) = Lab::new("n3_outside") else { return };
+    let Some(mut lab) = Lab::new("n3_outside") else {
+        return;
+    };
     lab.run(async |net| {
         let a = net.machine(1, 0).await;
         let port = serve(&a.namespace, "::");
         serve_at(&net.host, "10.209.0.1", 53);
         serve_at(&net.host, "fdaa::3", 53);
         let resolver: [IpAddr; 2] = ["10.209.0.1".parse().unwrap(), RESOLVER_V6.into()];
-        for to in [a.v4(port), a.v6(port), (resolver[0], 53).into(), (resolver[1], 53).into()] {
+        for to in [
+            a.v4(port),
+            a.v6(port),
+            (resolver[0], 53).into(),
+            (resolver[1], 53).into(),
+        ] {
             assert_eq!(connect_briefly(&net.outside, to), Outcome::Silence, "{to}");
         }
         assert!(connect_here(a.v4(port), PATIENCE).0.is_connected());

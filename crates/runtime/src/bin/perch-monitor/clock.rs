@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use rustix::time::{ClockId, Timespec, clock_gettime, nanosleep};
+use rustix::thread::nanosleep;
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 fn milliseconds(clock: ClockId) -> u64 {
     let time = clock_gettime(clock);

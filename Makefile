@@ -1,0 +1,44 @@
+# Everything a newcomer types. `make` alone lists it.
+SHELL := /bin/bash
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+help: ## List what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: ## Install what is missing, build, start perchd, launch two apps
+	@scripts/setup build
+	@scripts/demo start
+
+demo-stop: ## Take the demo away, leave nothing behind
+	@scripts/demo stop
+
+test: ## Install what the tests need, check the code, run all tests
+	@scripts/setup test
+	@$(MAKE) --no-print-directory check
+	cargo xtask guest
+	cargo build --quiet --locked --workspace --bins
+	cargo nextest run --locked --workspace --no-fail-fast $(TESTS)
+
+test-long: test ## Also what takes long: base images from Debian packages, both example apps
+	PERCH_TEST_LONG=1 cargo nextest run --locked --workspace --no-fail-fast --profile long
+	@scripts/demo start && scripts/demo stop
+
+check: ## Format, lints, structure
+	cargo fmt --all --check
+	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+	cargo xtask arch
+	cargo xtask tidy
+
+bench: ## Measure beside runc, podman, nginx; needs them installed
+	@bench/run
+
+install: ## Install perchd, perch and their helpers under /usr/local (PREFIX=)
+	@scripts/setup build
+	cargo build --release --locked
+	cargo xtask guest
+	install -D -t $(PREFIX)/bin target/release/perchd target/release/perch
+	install -D -t $(PREFIX)/lib/perch target/guest/perch-init target/guest/perch-monitor
+
+PREFIX ?= /usr/local
+
+.PHONY: help demo demo-stop test test-long check bench install

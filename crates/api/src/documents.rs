@@ -1,0 +1,322 @@
+//! What the API reads and writes in the directory.
+//!
+//! Never writes what is: records of machines are the hosts'.
+
+use std::collections::BTreeSet;
+
+use perch_store::{
+    Compare, Expected, Op, Revision, Store, Txn, Versioned, compare, delete_op, get_doc, list_docs,
+    list_docs_under, put_op,
+};
+use perch_types::directory::{
+    AppDoc, AppNameClaim, ConfigDoc, Document, NetworkCounter, NetworkDoc, PlacementDoc, Tombstone,
+};
+use perch_types::{AppName, Code, InstanceId, MachineId, OrgSlug};
+
+use crate::config::{Host, Shared};
+use crate::error::{Error, store as fault};
+use crate::names;
+use crate::reply::Failure;
+
+/// The counter of networks.
+const NETWORKS: &str = "networks";
+/// The counter of apps.
+const APPS: &str = "apps";
+/// How often a creation begins anew because another api was faster with a counter.
+const CREATE_ATTEMPTS_MAX: usize = 16;
+
+/// A machine, where it is placed, and that host unless it is not known here.
+#[derive(Debug, Clone)]
+pub(crate) struct Placed {
+    pub(crate) id: MachineId,
+    pub(crate) placement: Versioned<PlacementDoc>,
+    pub(crate) host: Option<Host>,
+}
+
+impl Placed {
+    /// Returns the host.
+    pub(crate) fn host(&self) -> Result<&Host, Failure> {
+        self.host.as_ref().ok_or_else(|| {
+            Failure::new(Code::Unavailable, "the machine's host does not belong to this platform now")
+        })
+    }
+}
+
+/// An app to make.
+#[derive(Debug, Clone)]
+pub(crate) struct NewApp {
+    pub(crate) name: AppName,
+    pub(crate) org: OrgSlug,
+    pub(crate) network: String,
+}
+
+/// Returns who owns an app's name.
+pub(crate) async fn claim(
+    store: &dyn Store,
+    app: &AppName,
+) -> Result<Option<AppNameClaim>, Error> {
+    let found = get_doc::<AppNameClaim>(store, &(app.clone(),)).await;
+    Ok(found.map_err(fault("read an app's name"))?.map(|claim| claim.document))
+}
+
+/// Returns an app.
+pub(crate) async fn app(
+    store: &dyn Store,
+    org: &OrgSlug,
+    app: &AppName,
+) -> Result<Option<AppDoc>, Error> {
+    let found = get_doc::<AppDoc>(store, &(org.clone(), app.clone())).await;
+    Ok(found.map_err(fault("read an app"))?.map(|app| app.document))
+}
+
+/// Returns the apps of an organization, by name.
+pub(crate) async fn apps(store: &dyn Store, org: &OrgSlug) -> Result<Vec<AppDoc>, Error> {
+    let found = list_docs_under::<AppDoc>(store, &format!("{org}/")).await;
+    let found = found.map_err(fault("list apps"))?;
+    for unreadable in &found.unreadable {
+        tracing::error!(key = unreadable.key, error = %unreadable.error, "app not readable");
+    }
+    Ok(found.documents.into_iter().map(|(_, app)| app.document).collect())
+}
+
+/// Makes an app, its name's claim, its network and its number at once; `None` when the name is
+/// somebody's.
+pub(crate) async fn create_app(shared: &Shared, new: &NewApp) -> Result<Option<AppDoc>, Error> {
+    let _turn = shared.creating_app.lock().await;
+    let mut attempts = CREATE_ATTEMPTS_MAX;
+    loop {
+        attempts -= 1;
+        if claim(shared.store.as_ref(), &new.name).await?.is_some() {
+            return Ok(None);
+        }
+        match try_create_app(shared, new).await {
+            Err(Error::Store { source: perch_store::Error::Conflict { .. }, .. })
+                if attempts > 0 => {}
+            done => return done.map(Some),
+        }
+    }
+}
+
+async fn try_create_app(shared: &Shared, new: &NewApp) -> Result<AppDoc, Error> {
+    let store = shared.store.as_ref();
+    let now = shared.clock.now();
+    let encode = || fault("write an app");
+    let mut compares = Vec::new();
+    let mut ops = Vec::new();
+
+    let network_key = (new.org.clone(), new.network.clone());
+    let network = get_doc::<NetworkDoc>(store, &network_key).await;
+    let network_id = match network.map_err(fault("read a network"))? {
+        Some(network) => network.document.id,
+        None => {
+            let id = count(store, NETWORKS, &mut compares, &mut ops).await?;
+            compares.extend(compare::<NetworkDoc>(&network_key, Expected::Absent));
+            ops.push(put_op(&network_key, &NetworkDoc { id }).map_err(encode())?);
+            id
+        }
+    };
+    let number = count(store, APPS, &mut compares, &mut ops).await?;
+    let app = AppDoc {
+        id: names::app_id(now)?,
+        number: number.into(),
+        name: new.name.clone(),
+        org: new.org.clone(),
+        network: new.network.clone(),
+        network_id,
+        created_at: now,
+    };
+    let (claim_key, app_key) = ((new.name.clone(),), (new.org.clone(), new.name.clone()));
+    compares.extend(compare::<AppNameClaim>(&claim_key, Expected::Absent));
+    ops.push(put_op(&claim_key, &AppNameClaim { org: new.org.clone() }).map_err(encode())?);
+    compares.extend(compare::<AppDoc>(&app_key, Expected::Absent));
+    ops.push(put_op(&app_key, &app).map_err(encode())?);
+    commit(store, compares, ops, "write an app").await?;
+    Ok(app)
+}
+
+/// Takes the next number of a counter in the transaction that is being put together.
+async fn count(
+    store: &dyn Store,
+    name: &str,
+    compares: &mut Vec<Compare>,
+    ops: &mut Vec<Op>,
+) -> Result<u32, Error> {
+    let key = (name.to_owned(),);
+    let found = get_doc::<NetworkCounter>(store, &key).await.map_err(fault("read a counter"))?;
+    let (last, expected) = match found {
+        Some(counter) => (counter.document.last, Expected::Revision(counter.revision)),
+        None => (0, Expected::Absent),
+    };
+    let next = last.saturating_add(1);
+    compares.extend(compare::<NetworkCounter>(&key, expected));
+    ops.push(put_op(&key, &NetworkCounter { last: next }).map_err(fault("write a counter"))?);
+    Ok(next)
+}
+
+/// Marks an app as deleted: it is gone for clients, its name stays taken until its machines are
+/// gone too.
+pub(crate) async fn bury_app(shared: &Shared, app: &AppDoc) -> Result<(), Error> {
+    let tombstone = Tombstone { app: app.name.clone(), deleted_at: shared.clock.now() };
+    let grave = put_op(&(app.org.clone(), app.id.clone()), &tombstone);
+    let grave = grave.map_err(fault("write a tombstone"))?;
+    let key = (app.org.clone(), app.name.clone());
+    let there = Compare::Exists { key: AppDoc::key(&key) };
+    let ops = vec![grave, delete_op::<AppDoc>(&key)];
+    commit(shared.store.as_ref(), vec![there], ops, "bury an app").await.map(drop)
+}
+
+/// Returns the tombstones: organization, app id, tombstone.
+pub(crate) async fn tombstones(
+    store: &dyn Store,
+) -> Result<Vec<(OrgSlug, String, Tombstone)>, Error> {
+    let found = list_docs::<Tombstone>(store).await.map_err(fault("list tombstones"))?;
+    let parts = |key: &str| {
+        let rest = key.strip_prefix(Tombstone::PREFIX)?;
+        let (org, app_id) = rest.split_once('/')?;
+        Some((org.parse::<OrgSlug>().ok()?, app_id.to_owned()))
+    };
+    let documents = found.documents.into_iter();
+    Ok(documents
+        .filter_map(|(key, stone)| parts(&key).map(|(org, id)| (org, id, stone.document)))
+        .collect())
+}
+
+/// Removes what is left of a deleted app; its name is free then.
+pub(crate) async fn forget_app(
+    store: &dyn Store,
+    org: &OrgSlug,
+    app_id: &str,
+    name: &AppName,
+) -> Result<(), Error> {
+    let stone = (org.clone(), app_id.to_owned());
+    let compares = vec![Compare::Exists { key: Tombstone::key(&stone) }];
+    let ops =
+        vec![delete_op::<Tombstone>(&stone), delete_op::<AppNameClaim>(&(name.clone(),))];
+    commit(store, compares, ops, "forget an app").await.map(drop)
+}
+
+/// Returns where a machine is placed.
+pub(crate) async fn placement(
+    store: &dyn Store,
+    org: &OrgSlug,
+    id: &MachineId,
+) -> Result<Option<Versioned<PlacementDoc>>, Error> {
+    get_doc(store, &(org.clone(), id.clone())).await.map_err(fault("read a placement"))
+}
+
+/// Returns all placements of an organization.
+pub(crate) async fn placements(
+    store: &dyn Store,
+    org: &OrgSlug,
+) -> Result<Vec<(MachineId, Versioned<PlacementDoc>)>, Error> {
+    let found = list_docs_under::<PlacementDoc>(store, &format!("{org}/")).await;
+    let found = found.map_err(fault("list placements"))?;
+    let of = |key: &str| key.rsplit('/').next()?.parse::<MachineId>().ok();
+    let documents = found.documents.into_iter();
+    Ok(documents.filter_map(|(key, placement)| of(&key).map(|id| (id, placement))).collect())
+}
+
+/// Returns all placements there are: organization, machine, placement.
+pub(crate) async fn all_placements(
+    store: &dyn Store,
+) -> Result<Vec<(OrgSlug, MachineId, PlacementDoc)>, Error> {
+    let found = list_docs::<PlacementDoc>(store).await.map_err(fault("list placements"))?;
+    let parts = |key: &str| {
+        let (org, id) = key.strip_prefix(PlacementDoc::PREFIX)?.split_once('/')?;
+        Some((org.parse::<OrgSlug>().ok()?, id.parse::<MachineId>().ok()?))
+    };
+    let documents = found.documents.into_iter();
+    Ok(documents
+        .filter_map(|(key, found)| parts(&key).map(|(org, id)| (org, id, found.document)))
+        .collect())
+}
+
+/// Writes a machine's placement and the configuration of its version, at once.
+pub(crate) async fn place(
+    shared: &Shared,
+    (org, id): (&OrgSlug, &MachineId),
+    placement: &PlacementDoc,
+    config: &ConfigDoc,
+    expected: Expected,
+) -> Result<Revision, Error> {
+    let key = (org.clone(), id.clone());
+    let config_key = config_key(org, &placement.app, id, &placement.instance);
+    let encode = || fault("write a placement");
+    let mut compares: Vec<_> = compare::<PlacementDoc>(&key, expected).into_iter().collect();
+    compares.extend(compare::<ConfigDoc>(&config_key, Expected::Absent));
+    let ops = vec![
+        put_op(&key, placement).map_err(encode())?,
+        put_op(&config_key, config).map_err(encode())?,
+    ];
+    commit(shared.store.as_ref(), compares, ops, "write a placement").await
+}
+
+/// Puts a machine's placement back to what it was before a version that its host refused.
+pub(crate) async fn unplace_version(
+    store: &dyn Store,
+    (org, id): (&OrgSlug, &MachineId),
+    before: &PlacementDoc,
+    refused: (&InstanceId, Revision),
+) -> Result<(), Error> {
+    let key = (org.clone(), id.clone());
+    let (instance, written) = refused;
+    let compares = compare::<PlacementDoc>(&key, Expected::Revision(written)).into_iter().collect();
+    let ops = vec![
+        put_op(&key, before).map_err(fault("write a placement"))?,
+        delete_op::<ConfigDoc>(&config_key(org, &before.app, id, instance)),
+    ];
+    commit(store, compares, ops, "take a version back").await.map(drop)
+}
+
+/// Removes everything that the directory has of a machine but its host's record.
+pub(crate) async fn forget_machine(
+    store: &dyn Store,
+    org: &OrgSlug,
+    app: &AppName,
+    id: &MachineId,
+) -> Result<(), Error> {
+    let under = format!("{org}/{app}/{id}/");
+    let configs = store.list(&format!("{}{under}", ConfigDoc::PREFIX)).await;
+    let keys: BTreeSet<String> =
+        configs.map_err(fault("list configurations"))?.entries.into_iter().map(|e| e.key).collect();
+    let mut ops = vec![delete_op::<PlacementDoc>(&(org.clone(), id.clone()))];
+    // The placement goes with the last batch: until then the machine can be found again.
+    for key in keys {
+        ops.insert(0, Op::delete(key));
+        if ops.len() == perch_store::TXN_OPS_MAX {
+            let rest = ops.split_off(perch_store::TXN_OPS_MAX - 1);
+            commit(store, Vec::new(), std::mem::replace(&mut ops, rest), "forget a machine").await?;
+        }
+    }
+    commit(store, Vec::new(), ops, "forget a machine").await.map(drop)
+}
+
+/// Returns the configuration of a version.
+pub(crate) async fn config(
+    store: &dyn Store,
+    org: &OrgSlug,
+    id: &MachineId,
+    placement: &PlacementDoc,
+) -> Result<Option<ConfigDoc>, Error> {
+    let key = config_key(org, &placement.app, id, &placement.instance);
+    let found = get_doc::<ConfigDoc>(store, &key).await;
+    Ok(found.map_err(fault("read a configuration"))?.map(|config| config.document))
+}
+
+fn config_key(
+    org: &OrgSlug,
+    app: &AppName,
+    id: &MachineId,
+    instance: &InstanceId,
+) -> (OrgSlug, AppName, MachineId, InstanceId) {
+    (org.clone(), app.clone(), id.clone(), instance.clone())
+}
+
+async fn commit(
+    store: &dyn Store,
+    compares: Vec<Compare>,
+    ops: Vec<Op>,
+    operation: &'static str,
+) -> Result<Revision, Error> {
+    store.txn(compares, ops).await.and_then(Txn::or_conflict).map_err(fault(operation))
+}

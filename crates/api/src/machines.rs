@@ -1,0 +1,58 @@
+//! Machines (contract 1.3 to 1.5).
+//!
+//! Never decides a transition: hosts do. This side writes down what should exist, then asks.
+
+pub(crate) mod answer;
+pub(crate) mod command;
+pub(crate) mod create;
+pub(crate) mod exec;
+pub(crate) mod read;
+pub(crate) mod update;
+pub(crate) mod wait;
+
+pub(crate) use exec::EXEC_TIMEOUT_MAX_S;
+
+use perch_types::directory::AppDoc;
+use perch_types::image::Reference;
+use perch_types::{ApiError, Code, MachineConfig, MachineId};
+use sha2::{Digest as _, Sha256};
+
+use crate::config::Shared;
+use crate::documents;
+use crate::reply::Failure;
+
+/// Where the base images are in the platform's registry; everybody may run them.
+const BASE_IMAGES: &str = "base";
+
+/// Returns the SHA-256 of a configuration, hexadecimal.
+fn config_digest(config: &MachineConfig) -> Result<String, Failure> {
+    let json = serde_json::to_vec(config)
+        .map_err(|_| Failure::new(Code::InvalidValue, "config: cannot be written as JSON"))?;
+    Ok(Sha256::digest(json).iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Refuses an image of the platform's registry that is another organization's.
+async fn own_image(shared: &Shared, app: &AppDoc, config: &MachineConfig) -> Result<(), Failure> {
+    let Ok(reference) = config.image.parse::<Reference>() else { return Ok(()) };
+    let first = reference.repository().split('/').next().unwrap_or_default();
+    if !reference.is_platform() || first == BASE_IMAGES || first == app.name.as_str() {
+        return Ok(());
+    }
+    let owner = match first.parse() {
+        Ok(name) => documents::claim(shared.store.as_ref(), &name).await?,
+        Err(_) => None,
+    };
+    if owner.is_some_and(|claim| claim.org == app.org) {
+        return Ok(());
+    }
+    let text = format!("config.image: `{}` is unknown to the platform's registry", config.image);
+    Err(Failure::new(Code::ImageUnknown, text))
+}
+
+/// Turns a host's error into the answer; an unknown machine in the contract's words.
+pub(crate) fn of_host(error: perch_client::Error, id: &MachineId) -> Failure {
+    if error.is_not_found() {
+        return ApiError::machine_not_found(id.as_str()).into();
+    }
+    error.into()
+}

@@ -1,0 +1,103 @@
+//! Makes the API's machine of what a host, or the view, says.
+//!
+//! Never asks anybody.
+
+use perch_types::api::{CheckState, CheckStatus, HostStatus, Machine};
+use perch_types::directory::MachineRecord;
+use perch_types::host::HostMachine;
+use perch_types::image::{ImageRef, Reference};
+use perch_types::{MachineConfig, MachineState};
+use serde_json::json;
+
+/// The check that tells whether a machine that has services may get requests, and why not.
+const READY_CHECK: &str = "perch-ready";
+
+/// Returns a machine as its host has it.
+pub(crate) fn of_host(machine: HostMachine) -> Machine {
+    let ready = ready_check(&machine);
+    let mut events = machine.events;
+    // A failure is told where clients look for reasons.
+    if let (Some(failure), Some(newest)) = (&machine.failure, events.first_mut())
+        && newest.request.is_none()
+    {
+        newest.request = Some(json!({ "error": failure }));
+    }
+    let mut checks = machine.checks;
+    checks.extend(ready);
+    Machine {
+        id: machine.id,
+        name: machine.name,
+        state: machine.state,
+        region: machine.region,
+        image_ref: machine.image_ref,
+        instance_id: machine.instance.clone(),
+        version: machine.instance,
+        private_ip: machine.private_ip.to_string(),
+        created_at: machine.created_at,
+        updated_at: machine.updated_at,
+        config: machine.config,
+        events,
+        checks,
+        nonce: None,
+        host_status: HostStatus::Ok,
+        cordoned: machine.cordoned,
+    }
+}
+
+/// Returns a machine as it was known last, for a host that does not answer.
+pub(crate) fn of_record(record: &MachineRecord, config: MachineConfig) -> Machine {
+    Machine {
+        id: record.id.clone(),
+        name: record.name.clone(),
+        state: record.state,
+        region: record.region.clone(),
+        image_ref: image_ref(&record.image),
+        instance_id: record.instance.clone(),
+        version: record.instance.clone(),
+        private_ip: record.private_ip.to_string(),
+        created_at: record.created_at,
+        updated_at: record.updated_at,
+        config,
+        events: Vec::new(),
+        checks: Vec::new(),
+        nonce: None,
+        host_status: HostStatus::Unreachable,
+        cordoned: record.cordoned,
+    }
+}
+
+fn image_ref(image: &str) -> ImageRef {
+    let mut of = ImageRef::default();
+    if let Ok(reference) = image.parse::<Reference>() {
+        reference.registry().clone_into(&mut of.registry);
+        reference.repository().clone_into(&mut of.repository);
+        reference.tag().unwrap_or_default().clone_into(&mut of.tag);
+        of.digest = reference.digest().cloned();
+    }
+    of
+}
+
+/// Returns the readiness of a machine that runs services, unless a check of its own says it all.
+fn ready_check(machine: &HostMachine) -> Option<CheckStatus> {
+    if machine.state != MachineState::Started || machine.config.services.is_empty() {
+        return None;
+    }
+    let because = machine.not_ready_because.clone();
+    let said = because.as_ref().is_some_and(|because| {
+        machine.checks.iter().any(|check| check.output.contains(because.as_str()))
+    });
+    if said || (machine.ready && !machine.checks.is_empty()) {
+        return None;
+    }
+    let status = match (machine.ready, &because) {
+        (true, _) => CheckState::Passing,
+        (false, Some(_)) => CheckState::Critical,
+        (false, None) => CheckState::Warning,
+    };
+    Some(CheckStatus {
+        name: READY_CHECK.to_owned(),
+        status,
+        output: because.unwrap_or_default(),
+        updated_at: machine.updated_at,
+    })
+}

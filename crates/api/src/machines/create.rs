@@ -1,0 +1,189 @@
+//! Makes a machine: admit, place, write it down, ask the host.
+//!
+//! Never leaves a half: a promise to destroy is written with the placement and taken back once
+//! the host has the machine.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::{Extension, Json as JsonReply};
+use perch_store::{Expected, get_doc};
+use perch_types::api::{CreateMachineRequest, Machine};
+use perch_types::directory::{AppDoc, ConfigDoc, HostDoc, PlacementDoc};
+use perch_types::host::CreateMachine;
+use perch_types::{Code, HostId, MachineState};
+
+use super::{answer, config_digest, of_host, own_image};
+use crate::body::Json;
+use crate::config::Shared;
+use crate::place::{Candidate, Want, place};
+use crate::reply::{Failure, chain};
+use crate::routes::OfApp;
+use crate::{admit, documents, names, reconcile, view};
+
+pub(crate) async fn create(
+    State(shared): State<Arc<Shared>>,
+    Extension(OfApp(app)): Extension<OfApp>,
+    Json(request): Json<CreateMachineRequest>,
+) -> Result<JsonReply<Machine>, Failure> {
+    no_leases_or_secrets(&request)?;
+    let name = match &request.name {
+        Some(name) if !name.is_empty() => {
+            admit::name(name)?;
+            name.clone()
+        }
+        Some(_) | None => names::machine_name()?,
+    };
+    let config = admit::admit(request.config)?;
+    own_image(&shared, &app, &config).await?;
+    let candidates = candidates(&shared).await?;
+    let want =
+        Want { region: request.region.as_deref(), memory_mb: u64::from(config.memory_mb()) };
+    let chosen = place(&candidates, &shared.regions, want)?;
+
+    let now = shared.clock.now();
+    let machine = CreateMachine {
+        id: names::machine_id()?,
+        instance: names::instance_id(now)?,
+        org: app.org.clone(),
+        app: app.name.clone(),
+        network_id: app.network_id,
+        name,
+        epoch: 1,
+        config_digest: config_digest(&config)?,
+        config,
+        skip_launch: request.skip_launch,
+        cordoned: request.skip_service_registration,
+    };
+    // Finished whatever becomes of the caller, so that nothing is left half-made.
+    let made = tokio::spawn(write_and_ask(Arc::clone(&shared), app, machine, chosen.clone()));
+    match made.await {
+        Ok(made) => made.map(JsonReply),
+        Err(error) => {
+            tracing::error!(%error, "creation of a machine ended early");
+            Err(Failure::new(Code::Internal, "the platform has a fault"))
+        }
+    }
+}
+
+/// Refuses what needs leases or secrets, which this server does not have yet.
+pub(super) fn no_leases_or_secrets(request: &CreateMachineRequest) -> Result<(), Failure> {
+    if request.lease_ttl.is_some_and(|ttl| ttl > 0) {
+        let text = "lease_ttl: is not supported by this server yet";
+        return Err(Failure::new(Code::UnsupportedKey, text));
+    }
+    match request.min_secrets_version {
+        Some(version) if version > 0 => {
+            let text = format!("min_secrets_version: the app has version 0, not {version}");
+            Err(Failure::new(Code::PreconditionFailed, text))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn write_and_ask(
+    shared: Arc<Shared>,
+    app: Arc<AppDoc>,
+    machine: CreateMachine,
+    chosen: Candidate,
+) -> Result<Machine, Failure> {
+    let Some(host) = shared.hosts.get(&chosen.id).cloned() else {
+        return Err(Failure::new(Code::Internal, "the platform has a fault"));
+    };
+    let now = shared.clock.now();
+    let placement = PlacementDoc {
+        app: app.name.clone(),
+        host: chosen.id,
+        epoch: machine.epoch,
+        instance: machine.instance.clone(),
+        config_digest: machine.config_digest.clone(),
+        name: machine.name.clone(),
+        region: chosen.region,
+        created_at: now,
+    };
+    let config = ConfigDoc { config: machine.config.clone(), created_at: now };
+    let of = (&app.org, &machine.id);
+    reconcile::promise(&shared, of, &app.name, reconcile::CREATION_TIME).await?;
+    documents::place(&shared, of, &placement, &config, Expected::Absent).await?;
+    match host.client.create(&machine).await {
+        Ok(made) => {
+            // A promise that stays would destroy the machine: without its end nothing was made.
+            if let Err(error) = reconcile::withdraw(&shared, of).await {
+                take_back(&shared, &app, &machine).await;
+                return Err(error.into());
+            }
+            view::follow(&shared, &made).await;
+            Ok(answer::of_host(made))
+        }
+        Err(error) => {
+            let refused = error.code().is_some_and(|code| code.status() < 500);
+            let failure = of_host(error, &machine.id);
+            if refused {
+                forget(&shared, &app, &machine).await;
+            } else {
+                take_back(&shared, &app, &machine).await;
+            }
+            Err(failure)
+        }
+    }
+}
+
+/// Removes what was written of a machine that its host never had.
+async fn forget(shared: &Shared, app: &AppDoc, machine: &CreateMachine) {
+    let store = shared.store.as_ref();
+    let forgotten = documents::forget_machine(store, &app.org, &app.name, &machine.id).await;
+    let done = match forgotten {
+        Ok(()) => reconcile::withdraw(shared, (&app.org, &machine.id)).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = done {
+        // The promise stands and the reconciler carries it out later.
+        tracing::warn!(error = chain(&error), "refused machine not taken back yet");
+    }
+}
+
+/// Has a machine destroyed that its host may or may not have.
+async fn take_back(shared: &Shared, app: &AppDoc, machine: &CreateMachine) {
+    let of = (&app.org, &machine.id);
+    let now = std::time::Duration::ZERO;
+    if let Err(error) = reconcile::promise(shared, of, &app.name, now).await {
+        tracing::warn!(error = chain(&error), "half-made machine not taken back yet");
+    }
+    shared.reconciler.wake();
+}
+
+/// Returns what is known of the hosts.
+async fn candidates(shared: &Shared) -> Result<Vec<Candidate>, Failure> {
+    let view = shared.view.load();
+    let mut candidates = Vec::new();
+    for host in shared.hosts.values() {
+        let document = get_doc::<HostDoc>(shared.store.as_ref(), &(host.id.clone(),)).await;
+        let document = document.map_err(crate::error::store("read a host"))?;
+        candidates.push(Candidate {
+            id: host.id.clone(),
+            region: host.region.clone(),
+            memory_mb: document.map(|host| host.document.memory_mb),
+            memory_used_mb: memory_used_mb(&view, &host.id),
+        });
+    }
+    Ok(candidates)
+}
+
+fn memory_used_mb(view: &perch_types::view::View, host: &HostId) -> u64 {
+    let runs = |state: MachineState| match state {
+        MachineState::Created
+        | MachineState::Starting
+        | MachineState::Started
+        | MachineState::Stopping
+        | MachineState::Suspending
+        | MachineState::Restarting
+        | MachineState::Replacing => true,
+        MachineState::Stopped
+        | MachineState::Suspended
+        | MachineState::Destroying
+        | MachineState::Destroyed
+        | MachineState::Failed => false,
+    };
+    let machines = view.machines().filter(|it| it.host == *host && runs(it.state));
+    machines.map(|machine| u64::from(machine.memory_mb)).sum()
+}

@@ -1,0 +1,171 @@
+//! Reads machines: one from its host, lists from the hosts, what was known last when a host does
+//! not answer.
+//!
+//! Never hides a host that is away: `host_status` says so.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::{Extension, Json as JsonReply};
+use perch_types::api::{Machine, MachineEvent};
+use perch_types::directory::{AppDoc, PlacementDoc};
+use perch_types::{ApiError, Code, HostId, MachineId, MachineState};
+
+use super::{answer, of_host};
+use crate::body::Parameters;
+use crate::config::Shared;
+use crate::documents::{self, Placed};
+use crate::reply::{Failure, chain};
+use crate::routes::{OfApp, Target};
+
+/// Events that are returned when nothing else was said, and at most (contract 1.3).
+const EVENTS_DEFAULT: usize = 20;
+const EVENTS_MAX: usize = 50;
+
+pub(crate) async fn get(
+    State(shared): State<Arc<Shared>>,
+    Extension(OfApp(app)): Extension<OfApp>,
+    Extension(Target(target)): Extension<Target>,
+) -> Result<JsonReply<Machine>, Failure> {
+    one(&shared, &app, &target).await.map(JsonReply)
+}
+
+pub(crate) async fn events(
+    State(shared): State<Arc<Shared>>,
+    Extension(OfApp(app)): Extension<OfApp>,
+    Extension(Target(target)): Extension<Target>,
+    parameters: Parameters,
+) -> Result<JsonReply<Vec<MachineEvent>>, Failure> {
+    let limit = parameters.parsed::<usize>("limit")?.unwrap_or(EVENTS_DEFAULT);
+    if !(1..=EVENTS_MAX).contains(&limit) {
+        let text = format!("limit: {limit} is not 1 to {EVENTS_MAX}");
+        return Err(Failure::new(Code::InvalidRequest, text));
+    }
+    let mut events = one(&shared, &app, &target).await?.events;
+    events.truncate(limit);
+    Ok(JsonReply(events))
+}
+
+pub(crate) async fn list(
+    State(shared): State<Arc<Shared>>,
+    Extension(OfApp(app)): Extension<OfApp>,
+    parameters: Parameters,
+) -> Result<JsonReply<Vec<Machine>>, Failure> {
+    let filter = Filter::of(&parameters)?;
+    let mut machines = all(&shared, &app).await?;
+    machines.retain(|machine| filter.keeps(machine));
+    machines.sort_unstable_by(|one, other| {
+        (one.created_at, &one.id).cmp(&(other.created_at, &other.id))
+    });
+    if parameters.flag("summary")? {
+        for machine in &mut machines {
+            machine.events.clear();
+        }
+    }
+    Ok(JsonReply(machines))
+}
+
+struct Filter {
+    include_deleted: bool,
+    regions: Vec<String>,
+    states: Vec<MachineState>,
+    metadata: Vec<(String, String)>,
+}
+
+impl Filter {
+    fn of(parameters: &Parameters) -> Result<Self, Failure> {
+        let words = |name: &str| -> Vec<String> {
+            let values = parameters.all(name).flat_map(|value| value.split(','));
+            values.map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+        };
+        let states = words("state").into_iter().map(|word| {
+            word.parse::<MachineState>()
+                .map_err(|error| Failure::new(Code::InvalidRequest, format!("state: {error}")))
+        });
+        let states = states.collect::<Result<Vec<_>, _>>()?;
+        let metadata = parameters.prefixed("metadata.");
+        Ok(Self {
+            include_deleted: parameters.flag("include_deleted")?
+                || states.contains(&MachineState::Destroyed),
+            regions: words("region"),
+            states,
+            metadata: metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        })
+    }
+
+    fn keeps(&self, machine: &Machine) -> bool {
+        let region = machine.region.as_str();
+        let labels = &machine.config.metadata;
+        (self.include_deleted || machine.state != MachineState::Destroyed)
+            && (self.regions.is_empty() || self.regions.iter().any(|asked| asked == region))
+            && (self.states.is_empty() || self.states.contains(&machine.state))
+            && self.metadata.iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+}
+
+/// Returns a machine from its host, or as it was known last when that does not answer.
+async fn one(shared: &Shared, app: &AppDoc, target: &Placed) -> Result<Machine, Failure> {
+    let asked = match &target.host {
+        Some(host) => host.client.machine(&target.id).await.map_err(Some),
+        None => Err(None),
+    };
+    match asked {
+        Ok(machine) => Ok(answer::of_host(machine)),
+        Err(Some(error)) if error.code().is_some() => Err(of_host(error, &target.id)),
+        Err(error) => {
+            if let Some(error) = error {
+                tracing::warn!(error = chain(&error), "machine answered without its host");
+            }
+            let known = last_known(shared, app, &target.id, &target.placement.document).await?;
+            known.ok_or_else(|| ApiError::machine_not_found(target.id.as_str()).into())
+        }
+    }
+}
+
+/// Returns the machines of an app, of every state.
+async fn all(shared: &Shared, app: &AppDoc) -> Result<Vec<Machine>, Failure> {
+    let placements = documents::placements(shared.store.as_ref(), &app.org).await?;
+    let mut by_host: BTreeMap<HostId, BTreeMap<MachineId, PlacementDoc>> = BTreeMap::new();
+    for (id, placement) in placements {
+        let placement = placement.document;
+        if placement.app == app.name {
+            by_host.entry(placement.host.clone()).or_default().insert(id, placement);
+        }
+    }
+    let mut machines = Vec::new();
+    for (host, placed) in by_host {
+        let answered = match shared.hosts.get(&host) {
+            Some(host) => host.client.machines().await.map_err(Some),
+            None => Err(None),
+        };
+        match answered {
+            Ok(found) => {
+                let of_app = found.into_iter().filter(|it| placed.contains_key(&it.id));
+                machines.extend(of_app.map(answer::of_host));
+            }
+            Err(error) => {
+                if let Some(error) = error {
+                    tracing::warn!(error = chain(&error), %host, "machines listed without their host");
+                }
+                for (id, placement) in &placed {
+                    machines.extend(last_known(shared, app, id, placement).await?);
+                }
+            }
+        }
+    }
+    Ok(machines)
+}
+
+async fn last_known(
+    shared: &Shared,
+    app: &AppDoc,
+    id: &MachineId,
+    placement: &PlacementDoc,
+) -> Result<Option<Machine>, Failure> {
+    let view = shared.view.load();
+    let Some(record) = view.machine(id) else { return Ok(None) };
+    let config = documents::config(shared.store.as_ref(), &app.org, id, placement).await?;
+    let config = config.map(|config| config.config).unwrap_or_default();
+    Ok(Some(answer::of_record(record, config)))
+}

@@ -1,0 +1,79 @@
+//! Waits for a state of a machine (contract 1.5).
+//!
+//! Never polls: its host holds the question until it can be answered.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::{Extension, Json as JsonReply};
+use perch_types::api::WaitResponse;
+use perch_types::host::WaitQuery;
+use perch_types::{Code, InstanceId, MachineState};
+
+use super::of_host;
+use crate::body::Parameters;
+use crate::config::Shared;
+use crate::reply::Failure;
+use crate::routes::Target;
+
+/// Seconds that a wait takes when nothing else was said, and at most.
+const TIMEOUT_MAX_S: f64 = 60.0;
+/// States in one wait.
+const STATES_MAX: usize = 16;
+
+pub(crate) async fn wait(
+    State(_shared): State<Arc<Shared>>,
+    Extension(Target(target)): Extension<Target>,
+    parameters: Parameters,
+) -> Result<JsonReply<WaitResponse>, Failure> {
+    let query = query(&parameters)?;
+    let host = target.host()?;
+    let machine = host.client.wait(&target.id, &query).await.map_err(|error| {
+        if error.code() == Some(Code::DeadlineExceeded) {
+            let seconds = query.timeout_ms / 1000;
+            let text = format!(
+                "deadline_exceeded: machine {} was not {} within {seconds} s: machine failed to \
+                 reach desired state",
+                target.id, query.states
+            );
+            return Failure::new(Code::DeadlineExceeded, text);
+        }
+        of_host(error, &target.id)
+    })?;
+    Ok(JsonReply(WaitResponse {
+        ok: true,
+        state: machine.state,
+        version: machine.instance,
+        event_id: machine.events.first().map(|event| event.id.clone()).unwrap_or_default(),
+    }))
+}
+
+fn query(parameters: &Parameters) -> Result<WaitQuery, Failure> {
+    let bad = |text: String| Failure::new(Code::InvalidRequest, text);
+    let words = parameters.all("state").flat_map(|value| value.split(','));
+    let mut states: Vec<&str> = words.map(str::trim).filter(|word| !word.is_empty()).collect();
+    if states.is_empty() {
+        states.push(MachineState::Started.as_str());
+    }
+    if states.len() > STATES_MAX {
+        return Err(bad(format!("state: more than {STATES_MAX}")));
+    }
+    for state in &states {
+        if !matches!(*state, "settled" | "ready") {
+            let unknown = |error| bad(format!("state: {error}, nor `settled` or `ready`"));
+            state.parse::<MachineState>().map_err(unknown)?;
+        }
+    }
+    let instance = match parameters.get("instance_id") {
+        Some(_) => parameters.parsed::<InstanceId>("instance_id")?,
+        None => parameters.parsed::<InstanceId>("version")?,
+    };
+    // A client may send what it has left as a fraction.
+    let timeout_s = parameters.parsed::<f64>("timeout")?.unwrap_or(TIMEOUT_MAX_S);
+    if !timeout_s.is_finite() || timeout_s < 0.0 {
+        return Err(bad("timeout: is not a number of seconds".to_owned()));
+    }
+    let timeout = std::time::Duration::from_secs_f64(timeout_s.clamp(1.0, TIMEOUT_MAX_S));
+    let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(60_000);
+    Ok(WaitQuery { states: states.join(","), instance, timeout_ms })
+}

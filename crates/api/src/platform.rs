@@ -1,0 +1,61 @@
+//! What the platform is, its images, and who asks.
+//!
+//! Never tells one organization of another's images.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::{Extension, Json as JsonReply};
+use perch_types::Code;
+use perch_types::api::{Images, Platform, Regions, TokenInfo, TokensCurrent};
+
+use crate::config::Shared;
+use crate::documents;
+use crate::reply::Failure;
+use crate::routes::Caller;
+
+/// Where the base images are in the registry.
+const BASE: &str = "base/";
+
+pub(crate) async fn regions(State(shared): State<Arc<Shared>>) -> JsonReply<Regions> {
+    let nearest = shared.platform.region.clone();
+    JsonReply(Regions { nearest, regions: shared.regions.clone() })
+}
+
+pub(crate) async fn platform(State(shared): State<Arc<Shared>>) -> JsonReply<Platform> {
+    JsonReply(shared.platform.clone())
+}
+
+pub(crate) async fn images(
+    State(shared): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
+) -> Result<JsonReply<Images>, Failure> {
+    let mut apps = BTreeSet::new();
+    for principal in caller.0.iter() {
+        let of_org = documents::apps(shared.store.as_ref(), &principal.org).await?;
+        apps.extend(of_org.into_iter().map(|app| app.name.to_string()));
+    }
+    let mut images = shared.images.images().await.map_err(|error| {
+        tracing::warn!(%error, "registry not listed");
+        Failure::new(Code::Unavailable, "the registry does not answer")
+            .with_hint("try again in a moment")
+    })?;
+    images.retain(|image| {
+        let first = image.repository.split('/').next().unwrap_or_default();
+        image.repository.starts_with(BASE) || apps.contains(first)
+    });
+    Ok(JsonReply(Images { images }))
+}
+
+pub(crate) async fn current_tokens(
+    Extension(caller): Extension<Caller>,
+) -> JsonReply<TokensCurrent> {
+    let tokens = caller.0.iter().map(|principal| TokenInfo {
+        token_id: principal.token_id.clone(),
+        org_slug: principal.org.clone(),
+        name: principal.name.clone(),
+        expires_at: principal.expires_at,
+    });
+    JsonReply(TokensCurrent { tokens: tokens.collect() })
+}

@@ -1,0 +1,198 @@
+//! The routes: every entry of `types::endpoint` with its handler, behind its action.
+//!
+//! Never serves a path without an action: [`Routes::serve`] is the only way to register one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{RawPathParams, Request, State};
+use axum::handler::Handler;
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{MethodFilter, on};
+use axum::{RequestExt as _, Router};
+use http::Method;
+use perch_types::directory::AppDoc;
+use perch_types::endpoint::{self, Endpoint};
+use perch_types::{ApiError, AppName, Code, MachineId};
+
+use crate::auth::Principal;
+use crate::config::Shared;
+use crate::documents::{self, Placed};
+use crate::reply::{Failure, finish, no_such_method, no_such_path};
+use crate::{apps, builds, logs, machines, platform, sessions};
+
+/// How long an ordinary request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(140);
+/// How long a request may take that runs a program for the caller.
+const EXEC_TIMEOUT: Duration = Duration::from_secs(machines::EXEC_TIMEOUT_MAX_S + 30);
+/// How long the head of a build's answer may take; its context goes up before.
+const BUILD_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// The tokens of a request.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller(pub(crate) Arc<Vec<Principal>>);
+
+/// A machine that a request is about; the caller may reach it.
+#[derive(Debug, Clone)]
+pub(crate) struct Target(pub(crate) Arc<Placed>);
+
+/// The app that a request is about; the caller may reach it.
+#[derive(Debug, Clone)]
+pub(crate) struct OfApp(pub(crate) Arc<AppDoc>);
+
+struct Routes {
+    router: Router<Arc<Shared>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Clone)]
+struct Guard {
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+}
+
+/// Returns the whole router.
+pub(crate) fn router(shared: &Arc<Shared>) -> Router {
+    let routes = Routes { router: Router::new(), shared: Arc::clone(shared) };
+    let routes = routes
+        .serve(endpoint::APPS_LIST, apps::list)
+        .serve(endpoint::APPS_CREATE, apps::create)
+        .serve(endpoint::APP_GET, apps::get)
+        .serve(endpoint::APP_DELETE, apps::delete)
+        .serve(endpoint::MACHINES_LIST, machines::read::list)
+        .serve(endpoint::MACHINES_CREATE, machines::create::create)
+        .serve(endpoint::MACHINE_GET, machines::read::get)
+        .serve(endpoint::MACHINE_UPDATE, machines::update::update)
+        .serve(endpoint::MACHINE_DELETE, machines::command::delete)
+        .serve(endpoint::MACHINE_START, machines::command::start)
+        .serve(endpoint::MACHINE_STOP, machines::command::stop)
+        .serve(endpoint::MACHINE_RESTART, machines::command::restart)
+        .serve(endpoint::MACHINE_SIGNAL, machines::command::signal)
+        .serve(endpoint::MACHINE_WAIT, machines::wait::wait)
+        .serve(endpoint::MACHINE_EXEC, machines::exec::exec)
+        .serve(endpoint::MACHINE_ATTACH, sessions::attach)
+        .serve(endpoint::MACHINE_EVENTS, machines::read::events)
+        .serve(endpoint::MACHINE_CORDON, machines::command::cordon)
+        .serve(endpoint::MACHINE_UNCORDON, machines::command::uncordon)
+        .serve(endpoint::MACHINE_LOGS, logs::machine)
+        .serve(endpoint::APP_LOGS, logs::app)
+        .serve(endpoint::APP_BUILD, builds::build)
+        .serve(endpoint::REGIONS, platform::regions)
+        .serve(endpoint::PLATFORM, platform::platform)
+        .serve(endpoint::IMAGES_LIST, platform::images)
+        .serve(endpoint::IMAGES_BOOTSTRAP, builds::bootstrap)
+        .serve(endpoint::TOKEN_CURRENT, platform::current_tokens);
+    routes
+        .router
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(from_fn_with_state(Arc::clone(shared), finish))
+        .with_state(Arc::clone(shared))
+}
+
+impl Routes {
+    fn serve<H, T>(self, endpoint: Endpoint, handler: H) -> Self
+    where
+        H: Handler<T, Arc<Shared>>,
+        T: 'static,
+    {
+        let guard = Guard { shared: Arc::clone(&self.shared), endpoint };
+        let method = Method::from_bytes(endpoint.method.as_bytes()).unwrap_or_default();
+        // `types::endpoint` has no other methods; one that is not known would answer nothing.
+        let filter = MethodFilter::try_from(method).unwrap_or(MethodFilter::TRACE);
+        let guarded = on(filter, handler).route_layer(from_fn_with_state(guard, admit));
+        Self { router: self.router.route(endpoint.path, guarded), ..self }
+    }
+}
+
+/// Lets a request through to its handler when its tokens allow the action on the very app and
+/// machine that it names.
+async fn admit(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+    if let Err(failure) = identify(&guard, &mut request).await {
+        return failure.into_response();
+    }
+    match tokio::time::timeout(timeout_of(guard.endpoint), next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Failure::new(Code::Unavailable, "the request took too long")
+            .with_hint("look whether it was carried out, then try again")
+            .into_response(),
+    }
+}
+
+fn timeout_of(endpoint: Endpoint) -> Duration {
+    match endpoint {
+        endpoint::APP_BUILD | endpoint::IMAGES_BOOTSTRAP => BUILD_TIMEOUT,
+        endpoint::MACHINE_EXEC => EXEC_TIMEOUT,
+        _ => REQUEST_TIMEOUT,
+    }
+}
+
+async fn identify(guard: &Guard, request: &mut Request) -> Result<(), Failure> {
+    let shared = &guard.shared;
+    let mut principals = shared.identity.of_request(request.headers()).await?;
+    principals.retain(|principal| principal.permits(guard.endpoint.action));
+    if principals.is_empty() {
+        return Err(Failure::new(Code::Forbidden, "the token does not allow this"));
+    }
+    let parameters = request.extract_parts::<RawPathParams>().await;
+    let parameters = parameters.map_err(|_| Failure::from(ApiError::app_not_found("")))?;
+    let named = |name: &str| {
+        parameters.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_owned())
+    };
+    if let Some(name) = named("app") {
+        let app = reach_app(guard, &principals, &name).await?;
+        principals.retain(|principal| principal.org == app.org);
+        if let Some(id) = named("machine") {
+            let target = reach_machine(shared, &app, &id).await?;
+            request.extensions_mut().insert(Target(Arc::new(target)));
+        }
+        request.extensions_mut().insert(OfApp(Arc::new(app)));
+    }
+    request.extensions_mut().insert(Caller(Arc::new(principals)));
+    Ok(())
+}
+
+async fn reach_app(
+    guard: &Guard,
+    principals: &[Principal],
+    name: &str,
+) -> Result<AppDoc, Failure> {
+    let unknown = || Failure::from(ApiError::app_not_found(name));
+    let parsed: AppName = name.parse().map_err(|_| unknown())?;
+    let store = guard.shared.store.as_ref();
+    let claim = documents::claim(store, &parsed).await?.ok_or_else(unknown)?;
+    if !principals.iter().any(|principal| principal.org == claim.org) {
+        // Names are one global namespace, so a taken one is no secret; only this call tells
+        // (contract 1.2), because clients ask it whether a name is free.
+        return Err(if guard.endpoint == endpoint::APP_GET {
+            Failure::new(Code::Forbidden, format!("the app `{name}` is another organization's"))
+        } else {
+            unknown()
+        });
+    }
+    documents::app(store, &claim.org, &parsed).await?.ok_or_else(unknown)
+}
+
+async fn reach_machine(shared: &Shared, app: &AppDoc, id: &str) -> Result<Placed, Failure> {
+    let unknown = || Failure::from(ApiError::machine_not_found(id));
+    let parsed: MachineId = id.parse().map_err(|_| unknown())?;
+    let placement = documents::placement(shared.store.as_ref(), &app.org, &parsed).await?;
+    let placement = placement.filter(|placement| placement.document.app == app.name);
+    let placement = placement.ok_or_else(unknown)?;
+    let host = shared.hosts.get(&placement.document.host).cloned();
+    Ok(Placed { id: parsed, placement, host })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_of_the_table_is_one_that_routes_know() {
+        for endpoint in endpoint::ALL {
+            let method = Method::from_bytes(endpoint.method.as_bytes()).unwrap();
+            assert!(MethodFilter::try_from(method).is_ok(), "{endpoint:?}");
+        }
+    }
+}

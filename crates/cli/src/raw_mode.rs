@@ -1,0 +1,47 @@
+//! The terminal's modes: raw for a session, without echo for a secret.
+//!
+//! Never leaves a terminal changed: the mode goes back when the value is dropped.
+
+use std::io;
+
+use perch_types::exec::TerminalSize;
+use rustix::termios::{
+    LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr,
+};
+
+/// A terminal that goes back to its mode when this is dropped.
+#[derive(Debug)]
+pub(crate) struct ChangedMode {
+    before: Termios,
+}
+
+impl Drop for ChangedMode {
+    fn drop(&mut self) {
+        // There is nobody left to tell when even this fails.
+        drop(tcsetattr(io::stdin(), OptionalActions::Flush, &self.before));
+    }
+}
+
+/// Passes every key on as it is.
+pub(crate) fn raw() -> io::Result<ChangedMode> {
+    let before = tcgetattr(io::stdin())?;
+    let mut raw = before.clone();
+    raw.make_raw();
+    tcsetattr(io::stdin(), OptionalActions::Flush, &raw)?;
+    Ok(ChangedMode { before })
+}
+
+/// Does not show what is typed.
+pub(crate) fn without_echo() -> io::Result<ChangedMode> {
+    let before = tcgetattr(io::stdin())?;
+    let mut quiet = before.clone();
+    quiet.local_modes.remove(LocalModes::ECHO);
+    tcsetattr(io::stdin(), OptionalActions::Flush, &quiet)?;
+    Ok(ChangedMode { before })
+}
+
+/// Returns the size of the terminal, when there is one.
+pub(crate) fn terminal_size() -> Option<TerminalSize> {
+    let size = tcgetwinsize(io::stderr()).ok().filter(|size| size.ws_col > 0)?;
+    Some(TerminalSize { rows: size.ws_row, cols: size.ws_col })
+}

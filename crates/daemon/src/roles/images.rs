@@ -1,0 +1,114 @@
+//! Who may read and write which repository of the platform's registry, and what lies in it.
+//!
+//! Never the registry itself: it asks here with a name and a scope.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use perch_api::{Identity, ImageCatalog, PushTokens};
+use perch_client::BoxError;
+use perch_registry::{Access, Authorize, Basic, Decision, Registry};
+use perch_store::ViewHandle;
+use perch_types::api::ImageInfo;
+use perch_types::{AppName, Secret};
+use subtle::ConstantTimeEq as _;
+
+/// The first part of base images' repositories: everybody known may read them.
+const BASE: &str = "base";
+
+/// Decides who may do what to a repository.
+///
+/// A host reads everything; a build writes its app's repository; a token reads and writes the
+/// repositories of its organization's apps; base images are the operator's to write.
+pub(crate) struct Gatekeeper {
+    host_token: Secret,
+    view: ViewHandle,
+    known: Arc<OnceLock<(Identity, PushTokens)>>,
+}
+
+impl fmt::Debug for Gatekeeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gatekeeper")
+    }
+}
+
+impl Gatekeeper {
+    /// Makes a gatekeeper that refuses everybody but the host until the returned function is
+    /// called: registry and API are made of each other's parts.
+    pub(crate) fn new(
+        host_token: &Secret,
+        view: ViewHandle,
+    ) -> (Self, impl FnOnce(Identity, PushTokens)) {
+        let known = Arc::new(OnceLock::new());
+        let fill = Arc::clone(&known);
+        let gatekeeper = Self { host_token: host_token.clone(), view, known };
+        (gatekeeper, move |identity, push_tokens| {
+            fill.set((identity, push_tokens)).ok();
+        })
+    }
+}
+
+#[async_trait]
+impl Authorize for Gatekeeper {
+    async fn authorize(
+        &self,
+        credentials: Option<&Basic>,
+        repository: &str,
+        access: Access,
+    ) -> Decision {
+        let Some(credentials) = credentials else { return Decision::Unauthenticated };
+        let password = credentials.password.expose();
+        if bool::from(password.as_bytes().ct_eq(self.host_token.expose().as_bytes())) {
+            return decide(access == Access::Pull);
+        }
+        let Some((identity, push_tokens)) = self.known.get() else {
+            return Decision::Unauthenticated;
+        };
+        let owner = repository.split('/').next().unwrap_or_default();
+        if let Some(app) = push_tokens.check(password) {
+            let own = app.as_str() == owner && access != Access::Delete;
+            return decide(repository.is_empty() || own || (owner == BASE && access == Access::Pull));
+        }
+        match identity.authenticate(password).await {
+            Ok(Some(_)) if repository.is_empty() => Decision::Allow,
+            Ok(Some(principal)) if owner == BASE => {
+                decide(access == Access::Pull || principal.operator)
+            }
+            Ok(Some(principal)) => {
+                let app = owner.parse::<AppName>().ok();
+                let view = self.view.load();
+                let own = app
+                    .and_then(|app| view.app(&app).map(|app| app.org == principal.org))
+                    .unwrap_or(false);
+                decide(own)
+            }
+            Ok(None) => Decision::Unauthenticated,
+            Err(error) => {
+                tracing::warn!(%error, "registry credentials not checked");
+                Decision::Unauthenticated
+            }
+        }
+    }
+}
+
+const fn decide(allowed: bool) -> Decision {
+    if allowed { Decision::Allow } else { Decision::Forbidden }
+}
+
+/// What lies in the registry, for the API.
+#[derive(Debug)]
+pub(crate) struct Catalog(Registry);
+
+impl Catalog {
+    pub(crate) const fn new(registry: Registry) -> Self {
+        Self(registry)
+    }
+}
+
+#[async_trait]
+impl ImageCatalog for Catalog {
+    async fn images(&self) -> Result<Vec<ImageInfo>, BoxError> {
+        Ok(self.0.images().await?)
+    }
+}

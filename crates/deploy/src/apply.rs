@@ -1,0 +1,287 @@
+//! Carries out a plan, one machine after another.
+//!
+//! Never leaves a machine worse than it was: the first one that does not come up is put back to
+//! its version before (or removed, when it is new), and nothing after it is touched.
+
+use std::time::Duration;
+
+use perch_client::{Api, Error as CallError, ListFilter};
+use perch_types::api::{CreateMachineRequest, LogRecord, Machine};
+use perch_types::app_config::Strategy;
+use perch_types::host::LogsQuery;
+use perch_types::{AppName, MachineId};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::error::{Error, LOG_LINES_MAX};
+use crate::judge::{Mark, Verdict, judge};
+use crate::observe::{Event, Observer};
+use crate::plan::{Op, Plan};
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// One machine, from the call until it is ready.
+    pub ready: Duration,
+    /// Between two looks at a machine.
+    pub poll: Duration,
+    /// A machine without checks is taken for good after it ran that long.
+    pub settle: Duration,
+    /// A program that listens, but in the wrong place, is given that long to mend it.
+    pub wrong_listener: Duration,
+    /// A look at the log.
+    pub log: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            ready: Duration::from_secs(300),
+            poll: Duration::from_millis(200),
+            settle: Duration::from_secs(2),
+            wrong_listener: Duration::from_secs(10),
+            log: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What a deploy left behind.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Outcome {
+    /// Machines that have the new version, in the order in which they got it.
+    pub machines: Vec<MachineId>,
+    /// Machines that were destroyed.
+    pub destroyed: Vec<MachineId>,
+}
+
+/// How often a look at a machine may fail in a row before the deploy gives up.
+const WATCH_FAILURES_MAX: u32 = 25;
+
+/// Carries out plans for one app.
+#[derive(Debug, Clone)]
+pub struct Deployer {
+    api: Api,
+    app: AppName,
+    limits: Limits,
+}
+
+/// Where an operation stands in its plan.
+#[derive(Clone, Copy)]
+struct Place {
+    index: usize,
+    total: usize,
+}
+
+impl Deployer {
+    /// Makes a deployer of one app.
+    #[must_use]
+    pub fn new(api: Api, app: AppName, limits: Limits) -> Self {
+        Self { api, app, limits }
+    }
+
+    /// Returns the app's machines, for [`crate::plan`].
+    ///
+    /// # Errors
+    /// When the call does not succeed.
+    pub async fn machines(&self) -> Result<Vec<Machine>, Error> {
+        self.api
+            .machines(&self.app, &ListFilter::default())
+            .await
+            .map_err(|source| Error::List { source })
+    }
+
+    /// Carries out a plan.
+    ///
+    /// # Errors
+    /// At the first operation that does not succeed. Its machine is put back or removed first;
+    /// machines that were done before keep the new version.
+    pub async fn apply(
+        &self,
+        plan: &Plan,
+        observer: &mut (dyn Observer + Send),
+    ) -> Result<Outcome, Error> {
+        let mut outcome = Outcome::default();
+        let total = plan.ops.len();
+        for (index, op) in plan.ops.iter().enumerate() {
+            let place = Place { index: index + 1, total };
+            let begun = Instant::now();
+            observer.event(Event::Started { index: place.index, total, text: op.to_string() });
+            let (machine, result) = self.carry_out(plan, op, place, observer).await?;
+            observer.event(Event::Done {
+                index: place.index,
+                total,
+                machine: machine.clone(),
+                result,
+                took_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            });
+            match op {
+                Op::Create { .. } | Op::Update { .. } => outcome.machines.push(machine),
+                Op::Destroy { .. } => outcome.destroyed.push(machine),
+            }
+        }
+        Ok(outcome)
+    }
+
+    async fn carry_out(
+        &self,
+        plan: &Plan,
+        op: &Op,
+        place: Place,
+        observer: &mut (dyn Observer + Send),
+    ) -> Result<(MachineId, &'static str), Error> {
+        let call = |source| Error::Call { op: op.to_string(), source };
+        let (machine, mark) = match op {
+            Op::Create { request, .. } => {
+                (self.api.create_machine(&self.app, request).await.map_err(call)?, Mark::default())
+            }
+            Op::Update { machine, request, .. } => {
+                let before = self.api.machine(&self.app, machine).await.map_err(call)?;
+                let updated = self.api.update_machine(&self.app, machine, request).await;
+                (updated.map_err(call)?, Mark::of(&before))
+            }
+            Op::Destroy { machine, .. } => {
+                return match self.api.delete_machine(&self.app, machine, true).await {
+                    Ok(()) => Ok((machine.clone(), "destroyed")),
+                    Err(error) if error.is_not_found() => Ok((machine.clone(), "destroyed")),
+                    Err(error) => Err(call(error)),
+                };
+            }
+        };
+        if !op.starts() {
+            return Ok((machine.id, "stopped"));
+        }
+        if plan.strategy == Strategy::Immediate {
+            return Ok((machine.id, "sent"));
+        }
+        match self.watch(&machine.id, &mark, place, observer).await {
+            Ok(result) => Ok((machine.id, result)),
+            Err(error) => {
+                self.undo(op, &machine.id, observer).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until a machine is ready, its program has ended, or the time is over.
+    async fn watch(
+        &self,
+        id: &MachineId,
+        mark: &Mark,
+        place: Place,
+        observer: &mut (dyn Observer + Send),
+    ) -> Result<&'static str, Error> {
+        let begun = Instant::now();
+        let (mut running_since, mut wrong_since) = (None, None);
+        let mut told = String::new();
+        let mut failures = 0;
+        loop {
+            let verdict = match self.api.machine(&self.app, id).await {
+                Ok(machine) => {
+                    failures = 0;
+                    judge(&machine, mark)
+                }
+                Err(error) => {
+                    failures += 1;
+                    look_again(id, error, failures)?
+                }
+            };
+            let mut because = "nothing says whether it listens".to_owned();
+            match verdict {
+                Verdict::Ready => return Ok("ready"),
+                Verdict::Runs => {
+                    let since = *running_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= self.limits.settle {
+                        return Ok("started");
+                    }
+                }
+                Verdict::Waiting { because: reason, wrong_listener } => {
+                    running_since = None;
+                    because = reason;
+                    if wrong_listener {
+                        wrong_since.get_or_insert_with(Instant::now);
+                    } else {
+                        wrong_since = None;
+                    }
+                }
+                bad => return Err(self.refused(id, bad).await),
+            }
+            let hopeless = wrong_since.is_some_and(|it| it.elapsed() >= self.limits.wrong_listener);
+            if hopeless || begun.elapsed() >= self.limits.ready {
+                let waited_s = begun.elapsed().as_secs();
+                let log = self.last_lines(id).await;
+                return Err(Error::NotReady { machine: id.clone(), because, waited_s, log });
+            }
+            if because != told && running_since.is_none() {
+                told.clone_from(&because);
+                let Place { index, total } = place;
+                observer.event(Event::Waiting { index, total, machine: id.clone(), because });
+            }
+            sleep(self.limits.poll).await;
+        }
+    }
+
+    async fn refused(&self, id: &MachineId, verdict: Verdict) -> Error {
+        let machine = id.clone();
+        match verdict {
+            Verdict::Exited(exit) => {
+                let log = self.last_lines(id).await;
+                Error::Exited { machine, exit, log }
+            }
+            Verdict::Failed(because) => {
+                let log = self.last_lines(id).await;
+                Error::Failed { machine, because, log }
+            }
+            Verdict::Gone | Verdict::Ready | Verdict::Runs | Verdict::Waiting { .. } => {
+                Error::Gone { machine }
+            }
+        }
+    }
+
+    /// Puts an updated machine back, removes a new one. The error that led here is the one to
+    /// report, so what fails here is not.
+    async fn undo(&self, op: &Op, id: &MachineId, observer: &mut (dyn Observer + Send)) {
+        let machine = id.clone();
+        match op {
+            Op::Create { .. } => {
+                observer.event(Event::Undoing { machine, text: "remove the new machine" });
+                drop(self.api.delete_machine(&self.app, id, true).await);
+            }
+            Op::Update { before, .. } => {
+                observer.event(Event::Undoing { machine, text: "put back the version before" });
+                let before: &CreateMachineRequest = before;
+                drop(self.api.update_machine(&self.app, id, before).await);
+            }
+            Op::Destroy { .. } => {}
+        }
+    }
+
+    /// Returns the newest lines of a machine's log; none when they cannot be had in time.
+    async fn last_lines(&self, id: &MachineId) -> Vec<String> {
+        let last = u64::try_from(LOG_LINES_MAX).ok();
+        let query = LogsQuery { last, ..LogsQuery::default() };
+        let mut found: Vec<String> = Vec::new();
+        let read = async {
+            let Ok(mut lines) = self.api.logs(&self.app, id, &query).await else { return };
+            while let Some(Ok(record)) = lines.next().await {
+                let LogRecord { message, .. } = record;
+                found.push(message);
+                if found.len() >= LOG_LINES_MAX {
+                    return;
+                }
+            }
+        };
+        drop(timeout(self.limits.log, read).await);
+        found
+    }
+}
+
+/// Returns a verdict to go on with after a failed look, or the error to give up with.
+fn look_again(id: &MachineId, error: CallError, failures: u32) -> Result<Verdict, Error> {
+    if error.is_not_found() {
+        return Ok(Verdict::Gone);
+    }
+    if error.is_transient() && failures <= WATCH_FAILURES_MAX {
+        let because = "the server does not answer at the moment".to_owned();
+        return Ok(Verdict::Waiting { because, wrong_listener: false });
+    }
+    Err(Error::Watch { machine: id.clone(), source: error })
+}

@@ -1,0 +1,76 @@
+//! How a host is set up.
+//!
+//! Never read from a file here: the daemon parses, this says what is needed.
+
+use std::path::PathBuf;
+
+use perch_runtime::LogLimits;
+use perch_types::{Region, Secret};
+
+use crate::network::NetworkConfig;
+
+/// The first user id of the first machine when nothing else was said.
+pub const UID_BASE_DEFAULT: u32 = 0x1000_0000;
+/// Free bytes below which nothing new is made, when nothing else was said.
+pub const DISK_RESERVE_BYTES: u64 = 1024 * 1024 * 1024;
+/// Machines of one host when nothing else was said.
+pub const MACHINES_MAX: usize = 4096;
+
+/// How a host is set up.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What outlives a restart of the server: state, images, layers, logs.
+    pub data_dir: PathBuf,
+    /// What need not (a tmpfs): sockets.
+    pub run_dir: PathBuf,
+    /// Where it stands.
+    pub region: Region,
+    /// The folder in every cgroup hierarchy for monitors and machines.
+    pub cgroup: String,
+    /// Interfaces, rules and private IPv4 addresses.
+    pub network: NetworkConfig,
+    /// The first user id of the first machine.
+    pub uid_base: u32,
+    /// The monitor's binary, as built.
+    pub monitor: PathBuf,
+    /// The binary of PID 1, as built.
+    pub init: PathBuf,
+    /// The platform's registry.
+    pub registry: Option<PlatformRegistry>,
+    /// In whose name layers of images are unpacked.
+    pub unpack: perch_oci::Privilege,
+    /// What it may use.
+    pub limits: Limits,
+}
+
+/// The platform's registry as this host reaches it.
+#[derive(Debug, Clone)]
+pub struct PlatformRegistry {
+    /// `http://127.0.0.1:4280`.
+    pub endpoint: String,
+    /// The user name.
+    pub user: String,
+    /// The password.
+    pub password: Secret,
+}
+
+/// What a host may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Free bytes of the data folder below which nothing new is made.
+    pub disk_reserve_bytes: u64,
+    /// Machines.
+    pub machines_max: usize,
+    /// A machine's log.
+    pub log: LogLimits,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            disk_reserve_bytes: DISK_RESERVE_BYTES,
+            machines_max: MACHINES_MAX,
+            log: LogLimits::default(),
+        }
+    }
+}

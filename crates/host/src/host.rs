@@ -1,0 +1,325 @@
+//! The agent of one server: it starts, answers, and leaves its machines running when it ends.
+//!
+//! Never decides what should run: it carries out commands and keeps what was begun going.
+
+mod ask;
+mod open;
+mod remove;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use perch_durable::Journal;
+use perch_store::Store;
+use perch_types::api::MachineEvent;
+use perch_types::clock::Clock;
+use perch_types::host::{Accepted, Command, CreateMachine, HostInfo, HostMachine, WatchEvent};
+use perch_types::image::ImageRef;
+use perch_types::{ApiError, Code, HostId, MachineId};
+use tokio::sync::{Mutex, broadcast};
+use tokio::task::JoinSet;
+
+pub use ask::WAIT_MS_MAX;
+pub use open::Deps;
+
+use crate::heartbeat::Beat;
+use crate::machine::actor::{Actor, Handle, Origin};
+use crate::machine::plan::Intent;
+use crate::machine::record::{Desired, Record, Source, Version, upper_name};
+use crate::machine::restart::History;
+use crate::machine::run::Input;
+use crate::machine::state::State;
+use crate::schema::{self, Queued, RECORDS};
+use crate::shared::Shared;
+
+/// How long the registry may take to say what a reference means.
+pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a shutdown waits for the loops to end.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The agent of one server. Clones are the same agent.
+#[derive(Debug, Clone)]
+pub struct Host {
+    shared: Arc<Shared>,
+    /// Held while a machine's record is made, so that one id is made once.
+    creating: Arc<Mutex<()>>,
+    loops: Arc<Mutex<JoinSet<()>>>,
+    store: Option<Arc<dyn Store>>,
+}
+
+impl Host {
+    /// Returns the host's id.
+    #[must_use]
+    pub fn id(&self) -> &HostId {
+        &self.shared.id
+    }
+
+    /// Returns the last sign of life of each loop.
+    #[must_use]
+    pub fn heartbeats(&self) -> Vec<Beat> {
+        self.shared.heartbeats.all()
+    }
+
+    /// Returns whether the state file takes no more writes: the process should end and start
+    /// again.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.shared.db.is_stopped()
+    }
+
+    /// Ends the agent's tasks; machines keep running.
+    pub async fn shutdown(&self) {
+        self.shared.stopping.cancel();
+        let mut loops = self.loops.lock().await;
+        let ended = async { while loops.join_next().await.is_some() {} };
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, ended).await.is_err() {
+            loops.abort_all();
+        }
+    }
+
+    /// Makes a machine. The same request again gets the same answer.
+    ///
+    /// # Errors
+    /// When the image is not known, there is no room, or the id is another machine's; nothing is
+    /// left then.
+    pub async fn create(&self, request: CreateMachine) -> Result<HostMachine, ApiError> {
+        if let Some(found) = self.existing(&request)? {
+            return Ok(found);
+        }
+        self.check_room()?;
+        let image = self.resolve(&request.config.image).await?;
+        let _creating = self.creating.lock().await;
+        if let Some(found) = self.existing(&request)? {
+            return Ok(found);
+        }
+        let handle = self.make(request, image).await?;
+        Ok(handle.published().machine.clone())
+    }
+
+    fn existing(&self, request: &CreateMachine) -> Result<Option<HostMachine>, ApiError> {
+        let Ok(handle) = self.shared.machine(&request.id) else { return Ok(None) };
+        let machine = handle.published().machine.clone();
+        if machine.instance == request.instance {
+            return Ok(Some(machine));
+        }
+        Err(ApiError::new(
+            Code::Conflict,
+            format!("machine {} exists with another configuration", request.id),
+        ))
+    }
+
+    fn check_room(&self) -> Result<(), ApiError> {
+        let limits = self.shared.config.limits;
+        let count = self
+            .shared
+            .all()
+            .iter()
+            .filter(|handle| handle.published().machine.state != State::Destroyed)
+            .count();
+        if count >= limits.machines_max {
+            return Err(ApiError::new(
+                Code::InsufficientCapacity,
+                format!("host has {count} machines, the limit is {}", limits.machines_max),
+            ));
+        }
+        let free = free_bytes(&self.shared.config.data_dir)?;
+        if free < limits.disk_reserve_bytes {
+            return Err(ApiError::new(
+                Code::NoSpace,
+                format!(
+                    "{} MiB are free in {}, {} MiB are kept in reserve",
+                    free >> 20,
+                    self.shared.config.data_dir.display(),
+                    limits.disk_reserve_bytes >> 20
+                ),
+            )
+            .with_hint("destroy machines or free space on the server"));
+        }
+        Ok(())
+    }
+
+    async fn resolve(&self, reference: &str) -> Result<ImageRef, ApiError> {
+        let resolving = self.shared.effects.images.resolve(reference);
+        match tokio::time::timeout(RESOLVE_TIMEOUT, resolving).await {
+            Ok(Ok(image)) => Ok(image),
+            Ok(Err(fault)) => Err(fault.error),
+            Err(_) => Err(ApiError::new(
+                Code::ImageUnavailable,
+                format!("resolve image `{reference}`: its registry does not answer"),
+            )),
+        }
+    }
+
+    async fn make(&self, request: CreateMachine, image: ImageRef) -> Result<Handle, ApiError> {
+        let intent = if request.skip_launch { Intent::Prepare } else { Intent::Launch };
+        let mut record = self.first_record(request, image);
+        let mut input = Input { fresh_root: true, ..Input::new(intent) };
+        if intent == Intent::Launch {
+            input.boot = record.new_boot();
+        }
+        let slots = self.shared.effects.networks.slots();
+        let boot_ms = self.shared.effects.clock.boot_ms();
+        let begun: Result<_, perch_durable::Error> = self
+            .shared
+            .db
+            .write(move |tx| {
+                let slot = match schema::take_slot(tx, slots, boot_ms)? {
+                    Ok(slot) => slot,
+                    Err(exhausted) => return Ok(Err(exhausted)),
+                };
+                record.slot = slot;
+                RECORDS.put(tx, &record.id, &record)?;
+                let at_ms = i64::try_from(boot_ms).unwrap_or(i64::MAX);
+                let open = Journal::begin(tx, input.new_run(&record), at_ms)?;
+                Ok(Ok((record, open)))
+            })
+            .await;
+        let (record, open) = begun
+            .map_err(|error| self.shared.db_error(&error))?
+            .map_err(|exhausted| ApiError::new(Code::InsufficientCapacity, exhausted.to_string()))?;
+        let origin = Origin::New(Box::new(open), input);
+        self.spawn(record, Vec::new(), origin)
+    }
+
+    fn first_record(&self, request: CreateMachine, image: ImageRef) -> Record {
+        let at = self.shared.instant();
+        let upper = upper_name(&request.instance);
+        let mut record = Record {
+            id: request.id,
+            org: request.org,
+            app: request.app,
+            name: request.name,
+            network_id: request.network_id,
+            slot: 0,
+            state: State::Created,
+            desired: if request.skip_launch { Desired::Stopped } else { Desired::Running },
+            cordoned: request.cordoned,
+            version: Version {
+                instance: request.instance,
+                epoch: request.epoch,
+                config: request.config,
+                config_digest: request.config_digest,
+                image,
+                upper,
+            },
+            next: None,
+            boots: 0,
+            boot: None,
+            history: History::default(),
+            restart_unix_ms: None,
+            failure: None,
+            events: Vec::<MachineEvent>::new(),
+            created_at: at.now,
+            updated_at: at.now,
+        };
+        record.note("launch", Source::User, at);
+        record
+    }
+
+    fn spawn(
+        &self,
+        record: Record,
+        queued: Vec<Queued>,
+        origin: Origin,
+    ) -> Result<Handle, ApiError> {
+        let handle = Actor::spawn(&self.shared, record, queued, origin)?;
+        let mut machines = self.shared.machines.write().unwrap_or_else(PoisonError::into_inner);
+        machines.insert(handle.id.clone(), handle.clone());
+        Ok(handle)
+    }
+
+    /// Gives a machine a command; returns once it is journaled.
+    ///
+    /// # Errors
+    /// When it is refused or could not be journaled.
+    pub async fn command(&self, id: &MachineId, command: Command) -> Result<Accepted, ApiError> {
+        let handle = self.shared.machine(id)?;
+        let image = match &command {
+            Command::Update { config, .. } => {
+                self.check_room()?;
+                Some(self.resolve(&config.image).await?)
+            }
+            Command::Start
+            | Command::Stop { .. }
+            | Command::Restart { .. }
+            | Command::Destroy { .. }
+            | Command::Signal { .. }
+            | Command::SetCordoned { .. } => None,
+        };
+        handle.command(Queued { command, image }).await
+    }
+
+    /// Returns a machine; a destroyed one for a while.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn get(&self, id: &MachineId) -> Result<HostMachine, ApiError> {
+        Ok(self.shared.machine(id)?.published().machine.clone())
+    }
+
+    /// Returns all machines that are not destroyed, by id.
+    #[must_use]
+    pub fn list(&self) -> Vec<HostMachine> {
+        let all = self.shared.all();
+        let machines = all.iter().map(|handle| handle.published().machine.clone());
+        machines.filter(|machine| machine.state != State::Destroyed).collect()
+    }
+
+    /// Returns everything there is, and a receiver of what changes after it.
+    #[must_use]
+    pub fn watch(&self) -> (WatchEvent, broadcast::Receiver<Arc<WatchEvent>>) {
+        // First the receiver: a change may then come twice, but none is missed.
+        let receiver = self.shared.changes.subscribe();
+        let machines = self.shared.all().iter().filter_map(|handle| self.record_of(handle));
+        (WatchEvent::Snapshot { machines: machines.collect() }, receiver)
+    }
+
+    /// Returns what the server is.
+    #[must_use]
+    pub fn info(&self) -> HostInfo {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        HostInfo {
+            id: self.shared.id.clone(),
+            region: self.shared.config.region.clone(),
+            cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+            memory_mb: memory_mb(),
+            findings: self.shared.findings.clone(),
+        }
+    }
+}
+
+impl Shared {
+    /// Forgets a machine whose record is gone.
+    pub fn forget(&self, id: &MachineId) {
+        let mut machines = self.machines.write().unwrap_or_else(PoisonError::into_inner);
+        machines.remove(id);
+    }
+
+    /// Returns the digests of images that a machine may need.
+    #[must_use]
+    pub fn images_in_use(&self) -> BTreeSet<perch_types::image::Digest> {
+        self.all()
+            .iter()
+            .filter_map(|handle| {
+                let published = handle.published();
+                let machine = &published.machine;
+                let runs = machine.state != State::Destroyed;
+                machine.image_ref.digest.clone().filter(|_| runs)
+            })
+            .collect()
+    }
+}
+
+fn free_bytes(path: &std::path::Path) -> Result<u64, ApiError> {
+    let found = rustix::fs::statvfs(path).map_err(|error| {
+        ApiError::new(Code::Internal, format!("ask for free space of {}: {error}", path.display()))
+    })?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+/// Returns the server's memory in MiB.
+fn memory_mb() -> u64 {
+    let info = rustix::system::sysinfo();
+    u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit)) >> 20
+}

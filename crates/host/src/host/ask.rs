@@ -1,0 +1,171 @@
+//! What can be asked about a machine that runs: waits, programs inside it.
+//!
+//! Never changes its record.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use perch_runtime::{ExecStream, GuestExec, Instance};
+use perch_types::api::{ExecRequest, ExecResponse};
+use perch_types::exec::ExecSpec;
+use perch_types::host::{HostMachine, WaitQuery};
+use perch_types::{ApiError, Code, MachineId};
+
+use super::Host;
+use crate::effects::Fault;
+use crate::machine::state::State;
+use crate::words;
+
+/// The longest that a wait takes.
+pub const WAIT_MS_MAX: u64 = 300_000;
+/// How long a program may take when nothing else was said.
+const EXEC_TIMEOUT_S_DEFAULT: u64 = 60;
+
+/// What a wait waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goal {
+    State(State),
+    Settled,
+    Ready,
+}
+
+impl Goal {
+    fn parse(word: &str) -> Result<Self, ApiError> {
+        match word {
+            "settled" => Ok(Self::Settled),
+            "ready" => Ok(Self::Ready),
+            word => word.parse().map(Self::State).map_err(|error| {
+                ApiError::new(Code::InvalidRequest, format!("states: {error}"))
+            }),
+        }
+    }
+
+    fn is_reached(self, machine: &HostMachine) -> bool {
+        match self {
+            Self::State(state) => machine.state == state,
+            Self::Settled => machine.state.is_settled() && machine.state != State::Created,
+            Self::Ready => machine.ready,
+        }
+    }
+}
+
+impl Host {
+    /// Waits until a machine reaches one of some states.
+    ///
+    /// # Errors
+    /// [`Code::DeadlineExceeded`] when it does not in time, [`Code::MachineNotFound`] when it goes.
+    pub async fn wait(&self, id: &MachineId, query: &WaitQuery) -> Result<HostMachine, ApiError> {
+        let goals: Vec<Goal> = query
+            .states
+            .split(',')
+            .map(str::trim)
+            .filter(|word| !word.is_empty())
+            .map(Goal::parse)
+            .collect::<Result<_, _>>()?;
+        if goals.is_empty() {
+            return Err(ApiError::new(Code::InvalidRequest, "states: name at least one"));
+        }
+        let mut follow = self.shared.machine(id)?.follow();
+        let reached = async {
+            let found = follow.wait_for(|published| {
+                let machine = &published.machine;
+                let version =
+                    query.instance.as_ref().is_none_or(|instance| machine.instance == *instance);
+                version && goals.iter().any(|goal| goal.is_reached(machine))
+            });
+            found.await.map(|published| published.machine.clone())
+        };
+        let limit = Duration::from_millis(query.timeout_ms.min(WAIT_MS_MAX));
+        match tokio::time::timeout(limit, reached).await {
+            Ok(Ok(machine)) => Ok(machine),
+            Ok(Err(_)) => Err(ApiError::machine_not_found(id.as_str())),
+            Err(_) => Err(ApiError::new(
+                Code::DeadlineExceeded,
+                format!("deadline_exceeded: machine did not reach {} in time", query.states),
+            )),
+        }
+    }
+
+    /// Runs a program inside a machine to its end.
+    ///
+    /// # Errors
+    /// When the machine does not run, or the request names no program.
+    pub async fn exec(
+        &self,
+        id: &MachineId,
+        request: ExecRequest,
+    ) -> Result<ExecResponse, ApiError> {
+        let argv = if request.command.is_empty() {
+            words::split(request.cmd.as_deref().unwrap_or_default())
+                .map_err(|error| ApiError::new(Code::InvalidRequest, format!("cmd: {error}")))?
+        } else {
+            request.command
+        };
+        if argv.is_empty() {
+            return Err(ApiError::new(Code::InvalidRequest, "command: name a program"));
+        }
+        let timeout_s = request.timeout.unwrap_or(EXEC_TIMEOUT_S_DEFAULT);
+        let request = perch_runtime::ExecRequest {
+            exec: GuestExec { argv, ..GuestExec::default() },
+            stdin: request.stdin.unwrap_or_default().into_bytes(),
+            timeout_ms: timeout_s
+                .saturating_mul(1_000)
+                .clamp(1, perch_runtime::EXEC_TIMEOUT_MS_MAX),
+            output_bytes_max: 0,
+        };
+        let instance = self.running(id)?;
+        let output = instance.exec(request).await.map_err(|error| Fault::from(error).error)?;
+        if output.timed_out {
+            return Err(ApiError::new(
+                Code::DeadlineExceeded,
+                format!("deadline_exceeded: the program did not end within {timeout_s} s"),
+            ));
+        }
+        Ok(ExecResponse {
+            exit_code: output.ended.code,
+            exit_signal: output.ended.signal,
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// Runs a program inside a machine with its streams open.
+    ///
+    /// # Errors
+    /// When the machine does not run, or the request names no program.
+    pub async fn attach(&self, id: &MachineId, spec: ExecSpec) -> Result<ExecStream, ApiError> {
+        if spec.command.is_empty() {
+            return Err(ApiError::new(Code::InvalidRequest, "command: name a program"));
+        }
+        let tty = spec
+            .tty
+            .then_some(perch_runtime::TerminalSize { rows: spec.rows, cols: spec.cols });
+        let exec = GuestExec { argv: spec.command, tty, ..GuestExec::default() };
+        let instance = self.running(id)?;
+        instance.exec_stream(exec).await.map_err(|error| Fault::from(error).error)
+    }
+
+    /// Returns where a machine's log is.
+    ///
+    /// # Errors
+    /// When there is no such machine.
+    pub fn log_dir(&self, id: &MachineId) -> Result<std::path::PathBuf, ApiError> {
+        self.shared.machine(id)?;
+        Ok(self.shared.machine_dir(id).log_dir())
+    }
+
+    /// Returns the region.
+    #[must_use]
+    pub fn region(&self) -> &perch_types::Region {
+        &self.shared.config.region
+    }
+
+    fn running(&self, id: &MachineId) -> Result<Arc<dyn Instance>, ApiError> {
+        let published = self.shared.machine(id)?.published();
+        published.instance.clone().ok_or_else(|| {
+            let state = published.machine.state;
+            ApiError::new(Code::WrongState, format!("machine is {state}: no program can run in it"))
+                .with_hint("start it first")
+        })
+    }
+}

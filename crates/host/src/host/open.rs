@@ -1,0 +1,250 @@
+//! How the agent starts: its file, its effects, and what an earlier agent left.
+//!
+//! Never stops a machine that runs; what belongs to no machine is removed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use perch_durable::{Db, Journal, OpenRun};
+use perch_oci::{Client, ClientConfig, Credentials, Endpoint, ImageStore, StoreConfig};
+use perch_runtime::{SandboxRuntime, sandbox};
+use perch_types::image::PLATFORM_REGISTRY;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Mutex, Notify, broadcast};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{Clock, Host, HostId, MachineId, Origin, Store};
+use crate::config::{Config, PlatformRegistry};
+use crate::effects::{Effects, chain};
+use crate::error::Error;
+use crate::heartbeat::Heartbeats;
+use crate::images::StoredImages;
+use crate::layers::{Cloning, Layers};
+use crate::mounts::Mounts;
+use crate::networks::KernelNetworks;
+use crate::schema::{HOST, HostRow, ONLY, QUEUES, RECORDS};
+use crate::shared::{Shared, WATCH_QUEUE_MAX, random};
+
+/// How far apart the generations of two starts of the agent are, in bits.
+const STARTS_SHIFT: u32 = 32;
+
+/// What the agent needs from the daemon.
+#[derive(Debug, Clone)]
+pub struct Deps {
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The directory.
+    pub store: Arc<dyn Store>,
+}
+
+impl Host {
+    /// Starts the agent with real machines.
+    ///
+    /// # Errors
+    /// When a folder, the state file, the network or the image store cannot be used.
+    pub async fn start(mut config: Config, deps: Deps) -> Result<Self, Error> {
+        make_folders(&config)?;
+        config.monitor = keep_binary(&config.data_dir, &config.monitor)?;
+        config.init = keep_binary(&config.data_dir, &config.init)?;
+        let mut findings = Vec::new();
+        let layers = Layers::open(&config.data_dir.join("templates"))
+            .map_err(|source| Error::Layers { source })?;
+        findings.push(match layers.probe().map_err(|source| Error::Layers { source })? {
+            Cloning::Reflink => "layers: cloned by reflink".to_owned(),
+            Cloning::SparseCopy => "layers: copied, the file system has no reflink".to_owned(),
+        });
+        let mounts = Mounts::open(&config.run_dir.join("images"))
+            .map_err(|source| Error::Mounts { source })?;
+        let networks = KernelNetworks::open(config.network.clone())
+            .await
+            .map_err(|source| Error::Network { source })?;
+        let images = images(&config, mounts).await?;
+        let runtime = SandboxRuntime::new(sandbox::Config {
+            monitor: config.monitor.clone(),
+            init: config.init.clone(),
+            cgroup: config.cgroup.clone(),
+        });
+        let effects = Effects {
+            images: Arc::new(images),
+            rootfs: Arc::new(layers),
+            networks: Arc::new(networks),
+            runtime: Arc::new(runtime),
+            clock: deps.clock,
+        };
+        Self::start_with(config, effects, Some(deps.store), findings).await
+    }
+
+    /// Starts the agent with effects of the caller's. Without a directory nothing is published.
+    ///
+    /// # Errors
+    /// When a folder or the state file cannot be used.
+    pub async fn start_with(
+        config: Config,
+        effects: Effects,
+        store: Option<Arc<dyn Store>>,
+        findings: Vec<String>,
+    ) -> Result<Self, Error> {
+        make_folders(&config)?;
+        let path = config.data_dir.join("host.db");
+        let db = Db::open(&path, &[]).map_err(|source| Error::State { source })?;
+        let server_boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map(|text| text.trim().to_owned())
+            .unwrap_or_default();
+        let (row, rebooted) = begin(&db, server_boot).await?;
+        let (changes, _) = broadcast::channel(WATCH_QUEUE_MAX);
+        let shared = Arc::new(Shared {
+            journal: Journal::new(db.clone()),
+            db,
+            id: row.id,
+            incarnation: AtomicU64::new(row.incarnation),
+            counter: AtomicU64::new(row.starts << STARTS_SHIFT),
+            rebooted,
+            machines: RwLock::default(),
+            changes,
+            dirty: Notify::new(),
+            heartbeats: Heartbeats::default(),
+            stopping: CancellationToken::new(),
+            broken: AtomicBool::new(false),
+            findings,
+            config,
+            effects,
+        });
+        let host = Self {
+            shared: Arc::clone(&shared),
+            creating: Arc::default(),
+            loops: Arc::new(Mutex::new(JoinSet::new())),
+            store: store.clone(),
+        };
+        let known = host.recover()?;
+        host.remove_leaks(&known).await;
+        host.start_loops(store).await;
+        Ok(host)
+    }
+
+    async fn start_loops(&self, store: Option<Arc<dyn Store>>) {
+        let mut loops = self.loops.lock().await;
+        loops.spawn(crate::tend::tend(Arc::clone(&self.shared)));
+        if let Some(store) = store {
+            loops.spawn(crate::publish::publish(Arc::clone(&self.shared), store));
+        }
+    }
+
+    /// Starts the tasks of all machines, each with what it was doing.
+    fn recover(&self) -> Result<BTreeSet<MachineId>, Error> {
+        let shared = &self.shared;
+        let state = |source| Error::State { source };
+        let records = shared.db.read(|snapshot| RECORDS.list(snapshot)).map_err(state)?;
+        let queues = shared.db.read(|snapshot| QUEUES.list(snapshot)).map_err(state)?;
+        let recovered = shared.journal.unfinished().map_err(state)?;
+        let mut runs: BTreeMap<String, OpenRun> =
+            recovered.runs.into_iter().map(|run| (run.state().owner.clone(), run)).collect();
+        let mut queues: BTreeMap<MachineId, _> = queues.records.into_iter().collect();
+        // One record that cannot be read takes down nothing but its own machine, and nothing of
+        // that machine is removed.
+        let mut known: BTreeSet<MachineId> = BTreeSet::new();
+        for unreadable in records.unreadable {
+            tracing::error!(machine = unreadable.key, reason = unreadable.reason, "record cannot be read");
+            known.extend(unreadable.key.parse());
+        }
+        for run in recovered.unreadable {
+            tracing::error!(machine = run.owner, error = %chain(&run.error), "run cannot be read");
+        }
+        for (id, record) in records.records {
+            let run = runs.remove(id.as_str()).map(Box::new);
+            let queued = queues.remove(&id).unwrap_or_default();
+            known.insert(id.clone());
+            if let Err(error) = self.spawn(record, queued, Origin::Recovered(run)) {
+                tracing::error!(machine = %id, %error, "machine cannot be taken up");
+            }
+        }
+        Ok(known)
+    }
+}
+
+async fn images(config: &Config, mounts: Mounts) -> Result<StoredImages, Error> {
+    let source = |source| Error::Images { source };
+    let mut client = ClientConfig::default();
+    if let Some(PlatformRegistry { endpoint, user, password }) = &config.registry {
+        let endpoint = Endpoint {
+            base_url: endpoint.clone(),
+            credentials: Some(Credentials { user: user.clone(), password: password.clone() }),
+        };
+        client.endpoints.insert(PLATFORM_REGISTRY.to_owned(), endpoint);
+    }
+    let store = ImageStore::open(StoreConfig {
+        root: config.data_dir.join("images"),
+        client: client.clone(),
+        limits: perch_oci::Limits::default(),
+        privilege: config.unpack,
+    })
+    .await
+    .map_err(source)?;
+    let client = Client::new(client).map_err(source)?;
+    Ok(StoredImages::new(store, client, mounts))
+}
+
+/// Reads what the host is, or makes it up the first time; returns it and whether the server was
+/// restarted since.
+async fn begin(db: &Db, server_boot: String) -> Result<(HostRow, bool), Error> {
+    let bits = u64::try_from(random() & u128::from(u64::MAX)).unwrap_or_default();
+    let begun: Result<_, perch_durable::Error> = db
+        .write(move |tx| {
+            let only = ONLY.to_owned();
+            let mut row = HOST.get(tx, &only)?.unwrap_or_else(|| HostRow {
+                id: HostId::from_bits(bits),
+                incarnation: 0,
+                starts: 0,
+                server_boot: server_boot.clone(),
+            });
+            let rebooted = row.server_boot != server_boot;
+            row.starts = row.starts.saturating_add(1);
+            row.server_boot.clone_from(&server_boot);
+            HOST.put(tx, &only, &row)?;
+            Ok((row, rebooted))
+        })
+        .await;
+    begun.map_err(|source| Error::State { source })
+}
+
+fn make_folders(config: &Config) -> Result<(), Error> {
+    for path in [
+        config.data_dir.clone(),
+        config.data_dir.join("machines"),
+        config.run_dir.clone(),
+        config.run_dir.join("machines"),
+    ] {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&path)
+            .map_err(|source| Error::Folder { path, source })?;
+    }
+    Ok(())
+}
+
+/// Keeps a copy of a binary under its digest, so that a machine that runs keeps the one it
+/// started with while the package is upgraded.
+fn keep_binary(data_dir: &Path, binary: &Path) -> Result<PathBuf, Error> {
+    let fault = |source: io::Error| Error::Binary { path: binary.to_owned(), source };
+    let bytes = fs::read(binary).map_err(fault)?;
+    let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let name = binary.file_name().ok_or_else(|| fault(io::ErrorKind::InvalidInput.into()))?;
+    let folder = data_dir.join("bin").join(digest);
+    let path = folder.join(name);
+    if fs::read(&path).is_ok_and(|kept| kept == bytes) {
+        return Ok(path);
+    }
+    fs::create_dir_all(&folder).map_err(fault)?;
+    let new = path.with_extension("new");
+    fs::write(&new, &bytes).map_err(fault)?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).map_err(fault)?;
+    fs::rename(&new, &path).map_err(fault)?;
+    Ok(path)
+}

@@ -1,0 +1,106 @@
+//! What belongs to no machine is removed; at the end, everything.
+//!
+//! Never touches what another instance on the same server made: names carry the instance.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use perch_runtime::MachineDir;
+use perch_types::MachineId;
+use perch_types::host::Command;
+
+use super::Host;
+use crate::error::Error;
+use crate::machine::state::State;
+use crate::schema::Queued;
+
+/// How long all machines may take to go.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Host {
+    /// Removes interfaces, processes and folders of machines that are not known.
+    pub(super) async fn remove_leaks(&self, known: &BTreeSet<MachineId>) {
+        let effects = &self.shared.effects;
+        let mut found: BTreeSet<MachineId> = BTreeSet::new();
+        for root in [&self.shared.config.data_dir, &self.shared.config.run_dir] {
+            found.extend(machines_in(&root.join("machines")));
+        }
+        let unknown: Vec<MachineId> = found.difference(known).cloned().collect();
+        for machine in unknown {
+            tracing::warn!(%machine, "machine is unknown, its remains are removed");
+            self.remove_remains(&self.shared.machine_dir(&machine)).await;
+        }
+        match effects.networks.attached().await {
+            Ok(attached) => {
+                for machine in attached.into_iter().filter(|machine| !known.contains(machine)) {
+                    tracing::warn!(%machine, "interface belongs to no machine and is removed");
+                    if let Err(error) = effects.networks.detach(&machine).await {
+                        tracing::warn!(%machine, %error, "interface stays");
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "interfaces cannot be listed"),
+        }
+    }
+
+    async fn remove_remains(&self, dir: &MachineDir) {
+        let effects = &self.shared.effects;
+        if let Err(error) = effects.runtime.clean(dir).await {
+            tracing::warn!(machine = %dir.machine, %error, "remains stay");
+            return;
+        }
+        for path in [&dir.state, &dir.run] {
+            if let Err(error) = effects.rootfs.remove(path).await {
+                tracing::warn!(machine = %dir.machine, %error, "folder stays");
+            }
+        }
+    }
+
+    /// Destroys all machines and removes what the agent made outside of its folders: mounts,
+    /// interfaces, rules, cgroups. Afterwards only [`Host::shutdown`] makes sense.
+    ///
+    /// # Errors
+    /// When something stays.
+    pub async fn remove_everything(&self) -> Result<(), Error> {
+        let all = self.shared.all();
+        for handle in &all {
+            let command = Command::Destroy { force: true };
+            if let Err(error) = handle.command(Queued { command, image: None }).await {
+                tracing::warn!(machine = %handle.id, %error, "machine is not destroyed");
+            }
+        }
+        let gone = async {
+            for handle in &all {
+                let mut follow = handle.follow();
+                // An error means that its task has ended, which is as good.
+                drop(
+                    follow
+                        .wait_for(|published| published.machine.state == State::Destroyed)
+                        .await
+                        .map(drop),
+                );
+            }
+        };
+        if tokio::time::timeout(REMOVE_TIMEOUT, gone).await.is_err() {
+            return Err(Error::Remains("machines do not end".to_owned()));
+        }
+        for handle in &all {
+            self.remove_remains(&self.shared.machine_dir(&handle.id)).await;
+        }
+        let effects = &self.shared.effects;
+        let remains = |fault: crate::effects::Fault| Error::Remains(fault.to_string());
+        effects.images.unmount_unused(&BTreeSet::new()).await.map_err(remains)?;
+        effects.networks.teardown().await.map_err(remains)?;
+        self.shutdown().await;
+        Ok(())
+    }
+}
+
+fn machines_in(folder: &Path) -> Vec<MachineId> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
+        .collect()
+}

@@ -1,0 +1,98 @@
+//! Images of the store, mounted.
+//!
+//! Never pulls twice at once: the store holds one pull of an image for all that want it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use async_trait::async_trait;
+use perch_oci::{Client, ImageStore, StoredImage};
+use perch_types::Code;
+use perch_types::image::{Digest, ImageRef, Reference};
+
+use crate::effects::{Fault, Images, MountedImage};
+use crate::mounts::Mounts;
+
+/// Images of a store.
+#[derive(Debug)]
+pub struct StoredImages {
+    store: ImageStore,
+    client: Client,
+    mounts: Mounts,
+}
+
+impl StoredImages {
+    /// Uses a store, and a client for the same registries.
+    #[must_use]
+    pub const fn new(store: ImageStore, client: Client, mounts: Mounts) -> Self {
+        Self { store, client, mounts }
+    }
+
+    /// Returns an image that is on the host already.
+    async fn stored(&self, digest: Option<&Digest>) -> Result<Option<StoredImage>, Fault> {
+        match digest {
+            Some(digest) => self.store.get(digest).await.map_err(|error| fault(&error)),
+            None => Ok(None),
+        }
+    }
+}
+
+fn fault(error: &perch_oci::Error) -> Fault {
+    Fault {
+        error: perch_types::ApiError::new(error.code(), crate::effects::chain(error)),
+        transient: error.code() == Code::Unavailable,
+    }
+}
+
+#[async_trait]
+impl Images for StoredImages {
+    async fn resolve(&self, reference: &str) -> Result<ImageRef, Fault> {
+        let reference: Reference = reference
+            .parse()
+            .map_err(|error| Fault::permanent(Code::InvalidValue, format!("image: {error}")))?;
+        if let Some(stored) = self.stored(reference.digest()).await? {
+            return Ok(image_ref(&reference, stored.digest, stored.config.labels));
+        }
+        let resolved =
+            self.client.resolve(&reference, None).await.map_err(|error| fault(&error))?;
+        let stored = self.stored(Some(&resolved.digest)).await?;
+        let labels = stored.map(|stored| stored.config.labels).unwrap_or_default();
+        Ok(image_ref(&reference, resolved.digest, labels))
+    }
+
+    async fn mount(&self, image: &ImageRef) -> Result<MountedImage, Fault> {
+        let stored = match self.stored(image.digest.as_ref()).await? {
+            Some(stored) => stored,
+            None => {
+                let reference = reference_of(image)?;
+                self.store.ensure(&reference, None).await.map_err(|error| fault(&error))?
+            }
+        };
+        let root = self.mounts.mount(&stored.digest, &stored.erofs)?;
+        Ok(MountedImage { root, config: stored.config })
+    }
+
+    async fn unmount_unused(&self, used: &BTreeSet<Digest>) -> Result<(), Fault> {
+        Ok(self.mounts.unmount_unused(used)?)
+    }
+}
+
+fn image_ref(
+    reference: &Reference,
+    digest: Digest,
+    labels: BTreeMap<String, String>,
+) -> ImageRef {
+    ImageRef { digest: Some(digest), labels, ..ImageRef::from(reference) }
+}
+
+fn reference_of(image: &ImageRef) -> Result<Reference, Fault> {
+    let mut text = format!("{}/{}", image.registry, image.repository);
+    if !image.tag.is_empty() {
+        text.push(':');
+        text.push_str(&image.tag);
+    }
+    if let Some(digest) = &image.digest {
+        text.push('@');
+        text.push_str(digest.as_str());
+    }
+    text.parse().map_err(|error| Fault::permanent(Code::ImageInvalid, format!("image: {error}")))
+}

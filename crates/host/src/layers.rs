@@ -1,0 +1,286 @@
+//! Machines' writable layers: image files of ext4, cloned from a formatted template.
+//!
+//! Never mounts one: the monitor of a boot does, in a namespace of its own.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use perch_types::Code;
+use rustix::fs::SeekFrom;
+
+use crate::effects::{Fault, Rootfs};
+
+/// The largest layer in GiB.
+pub const SIZE_GB_MAX: u32 = 1024;
+const GIB: u64 = 1024 * 1024 * 1024;
+/// One inode for so many bytes: enough for a tree of small files.
+const BYTES_PER_INODE: u32 = 16_384;
+
+/// Writable layers as files.
+#[derive(Debug)]
+pub struct Layers {
+    templates: PathBuf,
+    /// Held while a template is made.
+    making: Mutex<()>,
+}
+
+/// How a file is copied here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cloning {
+    /// The file system shares the blocks.
+    Reflink,
+    /// The blocks that hold data are copied.
+    SparseCopy,
+}
+
+/// What can go wrong with a layer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An operation on a file.
+    #[error("{operation} {}", path.display())]
+    File {
+        /// A verb.
+        operation: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The format program did not succeed.
+    #[error("format {}: {complaint}", path.display())]
+    Format {
+        /// Which file.
+        path: PathBuf,
+        /// What it wrote.
+        complaint: String,
+    },
+}
+
+impl Error {
+    fn file<E: Into<io::Error>>(
+        operation: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(E) -> Self + use<E> {
+        let path = path.to_owned();
+        move |source| Self::File { operation, path, source: source.into() }
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        let full = matches!(&error, Error::File { source, .. }
+            if source.kind() == io::ErrorKind::StorageFull);
+        let code = if full { Code::NoSpace } else { Code::Internal };
+        Self::permanent(code, crate::effects::chain(&error))
+    }
+}
+
+impl Layers {
+    /// Keeps templates in a folder, which is made.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+        Ok(Self { templates: folder.to_owned(), making: Mutex::new(()) })
+    }
+
+    /// Finds out how files are copied here.
+    ///
+    /// # Errors
+    /// When no file can be made.
+    pub fn probe(&self) -> Result<Cloning, Error> {
+        let (from, to) = (self.templates.join("probe.from"), self.templates.join("probe.to"));
+        fs::write(&from, [1; 4096]).map_err(Error::file("write", &from))?;
+        let result = copy(&from, &to);
+        for path in [&from, &to] {
+            remove(path)?;
+        }
+        result
+    }
+
+    fn prepare_now(&self, path: &Path, size_gb: u32, fresh: bool) -> Result<(), Error> {
+        if !fresh && path.exists() {
+            return Ok(());
+        }
+        let template = self.template(size_gb)?;
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(Error::file("create", parent))?;
+        }
+        // Beside the target, so that a crash leaves the target as it was.
+        let new = path.with_extension("new");
+        copy(&template, &new)?;
+        fs::rename(&new, path).map_err(Error::file("move into place", path))
+    }
+
+    /// Returns the template of a size, formatting it the first time.
+    fn template(&self, size_gb: u32) -> Result<PathBuf, Error> {
+        let size_gb = size_gb.clamp(1, SIZE_GB_MAX);
+        let path = self.templates.join(format!("ext4-{size_gb}g.img"));
+        if path.exists() {
+            return Ok(path);
+        }
+        let _making = self.making.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if path.exists() {
+            return Ok(path);
+        }
+        let new = path.with_extension("new");
+        remove(&new)?;
+        let file = private(&new).map_err(Error::file("create", &new))?;
+        file.set_len(u64::from(size_gb) * GIB).map_err(Error::file("size", &new))?;
+        format(&new)?;
+        file.sync_all().map_err(Error::file("sync", &new))?;
+        fs::rename(&new, &path).map_err(Error::file("move into place", &path))?;
+        Ok(path)
+    }
+}
+
+/// Formats without a journal, because the layer never outlives a crash of the server in use, and
+/// without what a resize or a rescue would need.
+fn format(path: &Path) -> Result<(), Error> {
+    let output = Command::new("mkfs.ext4")
+        .args(["-q", "-F", "-m", "0", "-i", &BYTES_PER_INODE.to_string()])
+        .args(["-O", "^has_journal,^resize_inode,sparse_super2"])
+        .args(["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0,num_backup_sb=0"])
+        .arg(path)
+        .output()
+        .map_err(Error::file("run mkfs.ext4 (package e2fsprogs) for", path))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(Error::Format { path: path.to_owned(), complaint })
+}
+
+fn private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+/// Copies a file with its holes.
+fn copy(from: &Path, to: &Path) -> Result<Cloning, Error> {
+    let source = File::open(from).map_err(Error::file("open", from))?;
+    let target = private(to).map_err(Error::file("create", to))?;
+    match rustix::fs::ioctl_ficlone(&target, &source) {
+        Ok(()) => return Ok(Cloning::Reflink),
+        Err(
+            rustix::io::Errno::OPNOTSUPP
+            | rustix::io::Errno::XDEV
+            | rustix::io::Errno::INVAL
+            | rustix::io::Errno::NOTTY
+            | rustix::io::Errno::NOSYS,
+        ) => {}
+        Err(error) => return Err(Error::file("clone", to)(error)),
+    }
+    let size = source.metadata().map_err(Error::file("read", from))?.len();
+    target.set_len(size).map_err(Error::file("size", to))?;
+    copy_data(&source, &target).map_err(Error::file("copy", to))?;
+    Ok(Cloning::SparseCopy)
+}
+
+fn copy_data(source: &File, target: &File) -> io::Result<()> {
+    let mut at = 0;
+    loop {
+        let begin = match rustix::fs::seek(source, SeekFrom::Data(at)) {
+            Ok(begin) => begin,
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let end = rustix::fs::seek(source, SeekFrom::Hole(begin))?;
+        let (mut read_at, mut write_at) = (begin, begin);
+        while read_at < end {
+            let left = usize::try_from(end - read_at).unwrap_or(usize::MAX);
+            let copied = rustix::fs::copy_file_range(
+                source,
+                Some(&mut read_at),
+                target,
+                Some(&mut write_at),
+                left,
+            )?;
+            if copied == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        at = end;
+    }
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::file("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Both take well under a millisecond but for the first of a size, so they are done where they
+/// are asked for, off the threads that answer.
+#[async_trait]
+impl Rootfs for Layers {
+    async fn prepare(&self, path: &Path, size_gb: u32, fresh: bool) -> Result<(), Fault> {
+        Ok(tokio::task::block_in_place(|| self.prepare_now(path, size_gb, fresh))?)
+    }
+
+    async fn remove(&self, path: &Path) -> Result<(), Fault> {
+        Ok(tokio::task::block_in_place(|| remove(path))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_layer_is_a_sparse_copy_of_its_template_and_is_kept_or_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let layers = Layers::open(&folder.path().join("templates")).unwrap();
+        let path = folder.path().join("machine/root-1.img");
+        layers.prepare(&path, 2, true).await.unwrap();
+        let found = fs::metadata(&path).unwrap();
+        assert_eq!(found.len(), 2 * GIB);
+        assert!(found.blocks() * 512 < 4 * 1024 * 1024, "{}", found.blocks());
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let mut magic = [0; 2];
+        file.read_exact_at(&mut magic, 1024 + 0x38).unwrap();
+        assert_eq!(magic, [0x53, 0xef]);
+
+        file.write_all_at(b"mine", GIB).unwrap();
+        layers.prepare(&path, 2, false).await.unwrap();
+        let mut kept = [0; 4];
+        File::open(&path).unwrap().read_exact_at(&mut kept, GIB).unwrap();
+        assert_eq!(&kept, b"mine");
+        layers.prepare(&path, 2, true).await.unwrap();
+        File::open(&path).unwrap().read_exact_at(&mut kept, GIB).unwrap();
+        assert_eq!(kept, [0; 4]);
+
+        layers.remove(&path).await.unwrap();
+        layers.remove(&path).await.unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn holes_stay_holes_and_data_is_data() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        let file = private(&from).unwrap();
+        file.set_len(64 * 1024 * 1024).unwrap();
+        file.write_all_at(b"first", 0).unwrap();
+        file.write_all_at(&[7; 100_000], 33_000_000).unwrap();
+        copy(&from, &to).unwrap();
+        assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
+        assert!(fs::metadata(&to).unwrap().blocks() * 512 < 1024 * 1024);
+    }
+}

@@ -1,0 +1,445 @@
+//! The task that owns a machine.
+//!
+//! Never shares its record: others see what it publishes. Facts come before commands, one run is
+//! under way at a time, and everything that is answered was committed first.
+
+mod begin;
+mod fact;
+mod recover;
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use perch_durable::{Ended, OpenRun, RunId, drive};
+use perch_runtime::Instance;
+use perch_types::host::{self, Accepted, HostMachine, WatchEvent};
+use perch_types::{ApiError, Code, MachineId};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+pub use recover::Origin;
+
+use super::plan::Intent;
+use super::ready;
+use super::record::{Readiness, Record, host_machine, machine_record};
+use super::run::{Input, Work};
+use super::state::{Admission, Command, Fact, State, admit};
+use crate::schema::{self, Queued};
+use crate::shared::Shared;
+
+/// Commands that may wait for the task of a machine.
+const INBOX_MAX: usize = 16;
+/// Facts that may wait for it.
+const FACTS_MAX: usize = 16;
+/// How long a destroyed machine can still be asked about.
+pub const DESTROYED_KEPT: Duration = Duration::from_secs(600);
+/// How long a run that cannot go on waits before it tries again.
+const PARKED_PAUSE: Duration = Duration::from_secs(30);
+
+/// What others see of a machine.
+#[derive(Debug, Clone)]
+pub struct Published {
+    /// The machine.
+    pub machine: HostMachine,
+    /// Its boot, if it runs.
+    pub instance: Option<Arc<dyn Instance>>,
+}
+
+/// A way to reach a machine's task.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    /// Which machine.
+    pub id: MachineId,
+    inbox: mpsc::Sender<Message>,
+    published: watch::Receiver<Arc<Published>>,
+}
+
+#[derive(Debug)]
+struct Message {
+    queued: Queued,
+    reply: oneshot::Sender<Result<Accepted, ApiError>>,
+}
+
+impl Handle {
+    /// Returns what the machine is now.
+    #[must_use]
+    pub fn published(&self) -> Arc<Published> {
+        Arc::clone(&self.published.borrow())
+    }
+
+    /// Returns a receiver of everything that it will be.
+    #[must_use]
+    pub fn follow(&self) -> watch::Receiver<Arc<Published>> {
+        self.published.clone()
+    }
+
+    /// Gives the machine a command; returns once it is journaled.
+    ///
+    /// # Errors
+    /// When it is refused or could not be journaled.
+    pub async fn command(&self, queued: Queued) -> Result<Accepted, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || ApiError::new(Code::Unavailable, "the machine's task is ending; try again");
+        self.inbox.send(Message { queued, reply }).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+struct Running {
+    id: RunId,
+    intent: Intent,
+    asked: Input,
+    future: Pin<Box<dyn Future<Output = Finished> + Send>>,
+}
+
+struct Finished {
+    result: Result<Ended, perch_durable::Error>,
+    work: Work,
+}
+
+/// Ends a task with its owner.
+#[derive(Debug)]
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The task's state.
+pub struct Actor {
+    shared: Arc<Shared>,
+    record: Record,
+    queued: VecDeque<Queued>,
+    instance: Option<Arc<dyn Instance>>,
+    readiness: Readiness,
+    run: Option<Running>,
+    parked: Option<RunId>,
+    facts: mpsc::Receiver<Fact>,
+    fact_sender: mpsc::Sender<Fact>,
+    inbox: mpsc::Receiver<Message>,
+    published: watch::Sender<Arc<Published>>,
+    watchers: Vec<Task>,
+}
+
+impl std::fmt::Debug for Actor {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Actor").field("id", &self.record.id).finish_non_exhaustive()
+    }
+}
+
+/// What woke the task.
+enum Wake {
+    Fact(Fact),
+    RunEnded(Box<Finished>),
+    Message(Message),
+    Timer,
+    Stopping,
+}
+
+impl Actor {
+    /// Starts the task of a machine.
+    ///
+    /// # Errors
+    /// When the machine has no valid address.
+    pub fn spawn(
+        shared: &Arc<Shared>,
+        record: Record,
+        queued: Vec<Queued>,
+        origin: Origin,
+    ) -> Result<Handle, ApiError> {
+        let place = shared.place(&record).map_err(|fault| fault.error)?;
+        let readiness = Readiness::default();
+        let machine = host_machine(&record, &readiness, shared.next_generation(), &place);
+        let (published, follow) =
+            watch::channel(Arc::new(Published { machine, instance: None }));
+        let (inbox_sender, inbox) = mpsc::channel(INBOX_MAX);
+        let (fact_sender, facts) = mpsc::channel(FACTS_MAX);
+        let handle =
+            Handle { id: record.id.clone(), inbox: inbox_sender, published: follow };
+        let actor = Self {
+            shared: Arc::clone(shared),
+            record,
+            queued: queued.into(),
+            instance: None,
+            readiness,
+            run: None,
+            parked: None,
+            facts,
+            fact_sender,
+            inbox,
+            published,
+            watchers: Vec::new(),
+        };
+        tokio::spawn(actor.serve(origin));
+        Ok(handle)
+    }
+
+    async fn serve(mut self, origin: Origin) {
+        self.publish();
+        self.recover(origin).await;
+        loop {
+            if self.run.is_none() {
+                self.begin_next().await;
+            }
+            match self.wake().await {
+                Wake::Fact(fact) => self.fact(fact).await,
+                Wake::RunEnded(finished) => self.run_ended(*finished),
+                Wake::Message(message) => self.message(message).await,
+                Wake::Timer => {
+                    if self.timer().await {
+                        break;
+                    }
+                }
+                Wake::Stopping => break,
+            }
+        }
+    }
+
+    async fn wake(&mut self) -> Wake {
+        let stopping = self.shared.stopping.clone();
+        let timer = self.until_timer();
+        let idle = self.run.is_none() && self.parked.is_none();
+        let running = async {
+            match &mut self.run {
+                Some(run) => run.future.as_mut().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = stopping.cancelled() => Wake::Stopping,
+            finished = running => Wake::RunEnded(Box::new(finished)),
+            // While a run is under way it waits for exits itself.
+            Some(fact) = self.facts.recv(), if idle => Wake::Fact(fact),
+            Some(message) = self.inbox.recv() => Wake::Message(message),
+            () = sleep_or_never(timer) => Wake::Timer,
+        }
+    }
+
+    /// Returns how long until something is due without anybody asking.
+    fn until_timer(&self) -> Option<Duration> {
+        if self.run.is_some() {
+            return None;
+        }
+        if self.parked.is_some() {
+            return Some(PARKED_PAUSE);
+        }
+        let now_ms = self.shared.effects.clock.now().unix_ms();
+        let due_ms = match self.record.state {
+            State::Destroyed => {
+                let kept_ms = i64::try_from(DESTROYED_KEPT.as_millis()).unwrap_or(i64::MAX);
+                self.record.updated_at.unix_ms().saturating_add(kept_ms)
+            }
+            _ => self.record.restart_unix_ms?,
+        };
+        let left = u64::try_from(due_ms.saturating_sub(now_ms)).unwrap_or(0);
+        Some(Duration::from_millis(left).min(DESTROYED_KEPT))
+    }
+
+    /// Does what is due; returns whether the machine is no more.
+    async fn timer(&mut self) -> bool {
+        if let Some(id) = self.parked.take() {
+            self.unpark(id).await;
+            return false;
+        }
+        if self.record.state == State::Destroyed {
+            return self.forget().await;
+        }
+        if self.record.restart_unix_ms.is_some() {
+            self.begin_automatic_start().await;
+        }
+        false
+    }
+
+    async fn message(&mut self, message: Message) {
+        let Message { queued, reply } = message;
+        let answer = self.command(queued).await;
+        // Whoever asked may be gone; the command is carried out anyway.
+        drop(reply.send(answer));
+    }
+
+    async fn command(&mut self, queued: Queued) -> Result<Accepted, ApiError> {
+        let previous_state = self.record.state;
+        let kinds: Vec<Command> = self.queued.iter().map(|one| (&one.command).into()).collect();
+        self.refuse_old(&queued.command)?;
+        let admission = match &queued.command {
+            host::Command::Update { instance, .. } if *instance == self.record.version.instance => {
+                Admission::AlreadySo
+            }
+            command => admit(self.record.state, &kinds, command.into()),
+        };
+        match admission {
+            Admission::Refuse(reason, code) => return Err(ApiError::new(code, reason)),
+            Admission::AlreadySo => {}
+            Admission::Accept => self.accept(queued).await?,
+        }
+        Ok(Accepted { previous_state, machine: self.published.borrow().machine.clone() })
+    }
+
+    /// A host never runs an epoch older than one it knows.
+    fn refuse_old(&self, command: &host::Command) -> Result<(), ApiError> {
+        match command {
+            host::Command::Update { epoch, .. } if *epoch < self.record.version.epoch => {
+                Err(ApiError::new(
+                    Code::Conflict,
+                    format!("epoch {epoch} is older than {}", self.record.version.epoch),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn accept(&mut self, queued: Queued) -> Result<(), ApiError> {
+        if let host::Command::Signal { signal } = queued.command {
+            let Some(instance) = &self.instance else {
+                return Err(ApiError::new(Code::WrongState, "no program runs"));
+            };
+            return instance
+                .signal(signal)
+                .await
+                .map_err(|error| crate::effects::Fault::from(error).error);
+        }
+        self.make_way(&queued.command).await;
+        if self.run.is_none() && self.parked.is_none() && self.queued.is_empty() {
+            return self.begin(queued).await;
+        }
+        let mut rows: Vec<Queued> = self.queued.iter().cloned().collect();
+        rows.push(queued);
+        let id = self.record.id.clone();
+        let written = rows.clone();
+        self.shared
+            .db
+            .write_reserved(move |tx| schema::put_queue(tx, &id, &written))
+            .await
+            .map_err(|error| self.shared.db_error(&error))?;
+        self.queued = rows.into();
+        Ok(())
+    }
+
+    /// Cuts short what the command makes pointless.
+    async fn make_way(&mut self, command: &host::Command) {
+        let Some(run) = &self.run else { return };
+        let is_end = matches!(
+            command,
+            host::Command::Stop { .. } | host::Command::Destroy { force: true }
+        );
+        match run.intent {
+            Intent::Launch | Intent::Prepare | Intent::Start if is_end => {
+                let id = run.id;
+                // As good as a crash: the run is opened again from the journal, to be undone.
+                self.run = None;
+                self.abandon(id, "another command took its place").await;
+            }
+            Intent::Stop if matches!(command, host::Command::Destroy { .. }) => {
+                if let Some(instance) = &self.instance {
+                    // The run's own wait says whether it worked.
+                    drop(instance.kill().await);
+                }
+            }
+            Intent::Launch
+            | Intent::Prepare
+            | Intent::Start
+            | Intent::Stop
+            | Intent::Settle
+            | Intent::Update { .. }
+            | Intent::Destroy => {}
+        }
+    }
+
+    fn run_ended(&mut self, finished: Finished) {
+        let Some(run) = self.run.take() else { return };
+        let Finished { result, work } = finished;
+        let machine = self.record.id.clone();
+        match result {
+            Ok(ended) => {
+                if let Ended::Undone(failure) = &ended {
+                    tracing::warn!(%machine, run = run.intent.kind(), %failure, "run was undone");
+                }
+                if let Ended::Parked { why } = &ended {
+                    tracing::error!(%machine, run = run.intent.kind(), why, "run cannot go on");
+                    self.parked = Some(run.id);
+                    self.record.failure = Some(ApiError::new(Code::Internal, why.clone()));
+                    return self.publish();
+                }
+                tracing::debug!(%machine, run = run.intent.kind(), asked = run.asked.asked,
+                    steps = ?work.timings, "run ended");
+                self.record = work.record;
+                self.take_instance(work.instance);
+                self.publish();
+            }
+            Err(error) => {
+                let text = self.shared.db_error(&error);
+                tracing::error!(%machine, error = %text, "journal could not be written");
+                // Nothing more may happen to this machine in this process.
+                self.parked = Some(run.id);
+            }
+        }
+    }
+
+    /// Keeps the boot that runs and follows its end and its readiness.
+    fn take_instance(&mut self, instance: Option<Arc<dyn Instance>>) {
+        self.watchers.clear();
+        self.readiness = Readiness::default();
+        self.instance = instance.filter(|_| self.record.boot.is_some());
+        let Some(instance) = &self.instance else { return };
+        self.watchers.push(Task(tokio::spawn(fact::follow_exit(
+            Arc::clone(instance),
+            self.fact_sender.clone(),
+        ))));
+        let probe = ready::Probe::new(&self.shared, &self.record, instance);
+        self.readiness = probe.first();
+        self.watchers.push(Task(tokio::spawn(probe.follow(self.fact_sender.clone()))));
+    }
+
+    fn start_run(&mut self, open: OpenRun, input: Input) {
+        let id = open.state().id;
+        let mut work = Work {
+            shared: Arc::clone(&self.shared),
+            record: self.record.clone(),
+            input,
+            instance: self.instance.clone(),
+            image: None,
+            fault: None,
+            timings: Vec::new(),
+        };
+        let journal = self.shared.journal.clone();
+        let future = Box::pin(async move {
+            let result = drive(&journal, open, &mut work).await.map(|(ended, _)| ended);
+            Finished { result, work }
+        });
+        self.run = Some(Running { id, intent: input.intent, asked: input, future });
+    }
+
+    /// Tells others what the machine is now.
+    fn publish(&mut self) {
+        let place = match self.shared.place(&self.record) {
+            Ok(place) => place,
+            Err(fault) => {
+                tracing::error!(machine = %self.record.id, error = %fault, "machine has no address");
+                return;
+            }
+        };
+        let generation = self.shared.next_generation();
+        let machine = host_machine(&self.record, &self.readiness, generation, &place);
+        let event = if machine.state == State::Destroyed {
+            WatchEvent::Removed { id: machine.id.clone() }
+        } else {
+            WatchEvent::Changed { machine: Box::new(machine_record(&machine, &place)) }
+        };
+        let instance = self.instance.clone();
+        self.published.send_replace(Arc::new(Published { machine, instance }));
+        self.shared.announce(event);
+    }
+}
+
+async fn sleep_or_never(timer: Option<Duration>) {
+    match timer {
+        Some(timer) => tokio::time::sleep(timer).await,
+        None => std::future::pending().await,
+    }
+}

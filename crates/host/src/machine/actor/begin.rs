@@ -1,0 +1,215 @@
+//! How a command becomes a run: the record changes and the journal begins in one commit.
+//!
+//! Never answers: the caller does, once the commit is done.
+
+use perch_durable::Journal;
+use perch_types::host;
+use perch_types::{ApiError, Code};
+
+use super::Actor;
+use crate::machine::plan::Intent;
+use crate::machine::record::{Desired, Record, Source, Version};
+use crate::machine::restart::History;
+use crate::machine::run::Input;
+use crate::machine::state::{Admission, State, admit};
+use crate::schema::{self, Queued, RECORDS};
+
+/// SIGKILL.
+const KILL: i32 = 9;
+
+impl Actor {
+    /// Begins what waits, if anything does.
+    pub(super) async fn begin_next(&mut self) {
+        while self.run.is_none() && self.parked.is_none() {
+            let Some(queued) = self.queued.pop_front() else { return };
+            // What was true when it was accepted may not be any more.
+            let admission = admit(self.record.state, &[], (&queued.command).into());
+            let begun = match admission {
+                Admission::Accept => self.begin(queued).await,
+                Admission::AlreadySo | Admission::Refuse(..) => self.write_queue().await,
+            };
+            if let Err(error) = begun {
+                tracing::error!(machine = %self.record.id, %error, "queued command was lost");
+            }
+        }
+    }
+
+    async fn write_queue(&self) -> Result<(), ApiError> {
+        let (id, rows) = (self.record.id.clone(), self.queued.iter().cloned().collect());
+        self.shared
+            .db
+            .write_reserved(move |tx| schema::put_queue(tx, &id, &rows))
+            .await
+            .map_err(|error| self.shared.db_error(&error))
+    }
+
+    /// Begins a command now.
+    pub(super) async fn begin(&mut self, queued: Queued) -> Result<(), ApiError> {
+        match queued.command {
+            host::Command::Start => self.begin_start(true, false).await,
+            host::Command::Stop { signal, timeout } => {
+                let config = &self.record.version.config;
+                let signal = signal.unwrap_or_else(|| config.stop_signal()).number();
+                let timeout = timeout.map_or_else(|| config.stop_timeout(), |timeout| {
+                    timeout.min(perch_types::machine_config::STOP_TIMEOUT_MAX)
+                });
+                let grace_ms = u64::try_from(timeout.get().as_millis()).unwrap_or(u64::MAX);
+                self.begin_stop(signal, grace_ms, false).await
+            }
+            host::Command::Restart { force, signal, timeout } => {
+                let config = &self.record.version.config;
+                let signal = signal.unwrap_or_else(|| config.stop_signal()).number();
+                let timeout = timeout.unwrap_or_else(|| config.stop_timeout());
+                let grace_ms = u64::try_from(timeout.get().as_millis()).unwrap_or(u64::MAX);
+                if self.record.boot.is_none() {
+                    return self.begin_start(true, true).await;
+                }
+                let start = Queued { command: host::Command::Start, image: None };
+                self.queued.push_front(start);
+                let signal = if force { KILL } else { signal };
+                self.begin_stop(signal, if force { 0 } else { grace_ms }, true).await
+            }
+            host::Command::Update { instance, epoch, config, config_digest, skip_launch } => {
+                let image = queued.image.ok_or_else(|| {
+                    ApiError::new(Code::Internal, "the update's image was not resolved")
+                })?;
+                let upper = self.record.upper_for(&config, &image, &instance);
+                let next = Version { instance, epoch, config: *config, config_digest, image, upper };
+                self.begin_update(next, skip_launch).await
+            }
+            host::Command::Destroy { .. } => self.begin_destroy(true).await,
+            host::Command::SetCordoned { cordoned } => {
+                let mut record = self.record.clone();
+                record.cordoned = cordoned;
+                record.updated_at = self.shared.effects.clock.now();
+                self.commit(record, None).await
+            }
+            host::Command::Signal { .. } => Ok(()),
+        }
+    }
+
+    /// Begins to run a machine that does not.
+    pub(super) async fn begin_start(
+        &mut self,
+        asked: bool,
+        after_exit: bool,
+    ) -> Result<(), ApiError> {
+        let mut record = self.record.clone();
+        let restarting = record.state == State::Restarting || after_exit;
+        if asked && !restarting {
+            record.history = History::default();
+        }
+        record.state = State::Starting;
+        record.desired = Desired::Running;
+        record.restart_unix_ms = None;
+        record.failure = None;
+        let fresh_root = record.begins_fresh(restarting);
+        let boot = record.new_boot();
+        let input = Input { fresh_root, boot, asked, ..Input::new(Intent::Start) };
+        self.commit(record, Some(input)).await
+    }
+
+    /// Begins a start that nobody asked for; a fault is met again by the next timer.
+    pub(super) async fn begin_automatic_start(&mut self) {
+        if let Err(error) = self.begin_start(false, true).await {
+            tracing::warn!(machine = %self.record.id, %error, "automatic start was put off");
+            let now_ms = self.shared.effects.clock.now().unix_ms();
+            self.record.restart_unix_ms = Some(now_ms.saturating_add(1_000));
+        }
+    }
+
+    async fn begin_stop(
+        &mut self,
+        signal: i32,
+        grace_ms: u64,
+        restarting: bool,
+    ) -> Result<(), ApiError> {
+        let mut record = self.record.clone();
+        record.restart_unix_ms = None;
+        record.failure = None;
+        if !restarting {
+            record.desired = Desired::Stopped;
+        }
+        if record.boot.is_none() {
+            record.state = State::Stopped;
+            record.updated_at = self.shared.effects.clock.now();
+            return self.commit(record, None).await;
+        }
+        record.state = if restarting { State::Restarting } else { State::Stopping };
+        let kind = if restarting { "restart" } else { "stop" };
+        record.note(kind, Source::User, self.shared.instant());
+        let input = Input { signal, grace_ms, restarting, ..Input::new(Intent::Stop) };
+        self.commit(record, Some(input)).await
+    }
+
+    async fn begin_update(&mut self, next: Version, skip_launch: bool) -> Result<(), ApiError> {
+        let mut record = self.record.clone();
+        let runs = record.boot.is_some();
+        let config = &record.version.config;
+        let signal = config.stop_signal().number();
+        let grace = config.stop_timeout().get();
+        let fresh_root = next.upper != record.version.upper;
+        record.next = Some(next);
+        record.state = State::Replacing;
+        record.failure = None;
+        record.restart_unix_ms = None;
+        record.history = History::default();
+        record.note("update", Source::User, self.shared.instant());
+        let mut input = Input {
+            fresh_root,
+            signal,
+            grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+            ..Input::new(Intent::Update { skip_launch })
+        };
+        if runs || !skip_launch {
+            input.boot = record.new_boot();
+        }
+        if runs {
+            input.back = record.new_boot();
+        }
+        self.commit(record, Some(input)).await
+    }
+
+    pub(super) async fn begin_destroy(&mut self, asked: bool) -> Result<(), ApiError> {
+        let mut record = self.record.clone();
+        record.state = State::Destroying;
+        record.desired = Desired::Gone;
+        record.restart_unix_ms = None;
+        record.updated_at = self.shared.effects.clock.now();
+        let input = Input { signal: KILL, asked, ..Input::new(Intent::Destroy) };
+        self.commit(record, Some(input)).await
+    }
+
+    /// Writes the record, what waits, and the run's beginning, in one commit; then goes on.
+    pub(super) async fn commit(
+        &mut self,
+        record: Record,
+        input: Option<Input>,
+    ) -> Result<(), ApiError> {
+        let new_run = input.map(|input| input.new_run(&record));
+        let at_ms = i64::try_from(self.shared.effects.clock.boot_ms()).unwrap_or(i64::MAX);
+        let rows: Vec<Queued> = self.queued.iter().cloned().collect();
+        let written = record.clone();
+        let frees_space = input.is_none_or(|input| {
+            matches!(input.intent, Intent::Stop | Intent::Settle | Intent::Destroy)
+        });
+        let mut work = move |tx: &perch_durable::Tx<'_>| {
+            RECORDS.put(tx, &written.id, &written)?;
+            schema::put_queue(tx, &written.id, &rows)?;
+            match &new_run {
+                Some(run) => Journal::begin(tx, run.clone(), at_ms).map(Some),
+                None => Ok(None),
+            }
+        };
+        let db = &self.shared.db;
+        let begun: Result<_, perch_durable::Error> =
+            if frees_space { db.write_reserved(work).await } else { db.write(move |tx| work(tx)).await };
+        let open = begun.map_err(|error| self.shared.db_error(&error))?;
+        self.record = record;
+        if let (Some(open), Some(input)) = (open, input) {
+            self.start_run(open, input);
+        }
+        self.publish();
+        Ok(())
+    }
+}

@@ -1,0 +1,106 @@
+//! What follows from what happened to a machine.
+//!
+//! Never waits: a decision and the beginning of a run.
+
+use std::sync::Arc;
+
+use perch_runtime::{ExitStatus, Instance};
+use perch_types::ApiError;
+use tokio::sync::mpsc;
+
+use super::Actor;
+use crate::machine::plan::Intent;
+use crate::machine::record::Desired;
+use crate::machine::restart::{Decision, Exit, decide};
+use crate::machine::run::{Input, lost_exit};
+use crate::machine::state::{Fact, State};
+use crate::schema::Queued;
+
+impl Actor {
+    pub(super) async fn fact(&mut self, fact: Fact) {
+        let result = match fact {
+            Fact::Exited(exit) => self.exited(*exit).await,
+            Fact::Lost { boot } => {
+                let exit = lost_exit(&self.record);
+                self.exited(ExitStatus { boot, ..exit }).await
+            }
+            Fact::Readiness { boot, readiness } => {
+                let current = self.record.boot.as_ref().is_some_and(|one| one.number == boot);
+                if current && readiness != self.readiness {
+                    self.readiness = readiness;
+                    self.publish();
+                }
+                Ok(())
+            }
+        };
+        if let Err(error) = result {
+            tracing::error!(machine = %self.record.id, %error, "fact could not be journaled");
+        }
+    }
+
+    /// The boot ended although nobody asked for it.
+    pub(super) async fn exited(&mut self, exit: ExitStatus) -> Result<(), ApiError> {
+        if self.record.boot.as_ref().is_none_or(|boot| boot.number != exit.boot) {
+            return Ok(());
+        }
+        self.watchers.clear();
+        self.readiness = crate::machine::record::Readiness::default();
+        let at = self.shared.instant();
+        let now_ms = at.now.unix_ms();
+        let mut record = self.record.clone();
+        let ended = Exit { code: exit.code, oom_killed: exit.oom_killed };
+        let stop_waits = self.queued.iter().any(is_end);
+        let decision = if stop_waits {
+            Decision::Rest
+        } else {
+            decide(&record.version.config, ended, &record.history, now_ms)
+        };
+        let intent = match decision {
+            Decision::Restart { pause_ms } => {
+                record.state = State::Starting;
+                record.history.note(now_ms);
+                let pause_ms = i64::try_from(pause_ms).unwrap_or(i64::MAX);
+                record.restart_unix_ms = Some(now_ms.saturating_add(pause_ms));
+                Intent::Settle
+            }
+            Decision::Rest => {
+                record.state = State::Stopped;
+                record.desired = Desired::Stopped;
+                Intent::Settle
+            }
+            Decision::Destroy => {
+                record.state = State::Destroying;
+                record.desired = Desired::Gone;
+                Intent::Destroy
+            }
+        };
+        let restarting = matches!(decision, Decision::Restart { .. });
+        record.note_exit(&exit, false, restarting, at);
+        if intent == Intent::Destroy {
+            record.boot = None;
+        }
+        let input = Input { asked: false, ..Input::new(intent) };
+        self.instance = None;
+        self.commit(record, Some(input)).await
+    }
+}
+
+fn is_end(queued: &Queued) -> bool {
+    use perch_types::host::Command;
+    matches!(queued.command, Command::Stop { .. } | Command::Destroy { .. })
+}
+
+/// Waits for the end of a boot and tells of it.
+pub(super) async fn follow_exit(instance: Arc<dyn Instance>, facts: mpsc::Sender<Fact>) {
+    let fact = match instance.wait().await {
+        Ok(exit) => Fact::Exited(Box::new(exit)),
+        Err(error) => {
+            let info = instance.info();
+            tracing::warn!(machine = %info.machine, error = %crate::effects::chain(&error),
+                "monitor is gone");
+            Fact::Lost { boot: info.boot }
+        }
+    };
+    // The task may be ending.
+    drop(facts.send(fact).await);
+}

@@ -1,0 +1,166 @@
+//! How a machine's task begins: with a new run, or with what an earlier agent left.
+//!
+//! Never restarts what still runs.
+
+use std::sync::Arc;
+
+use perch_durable::{OpenRun, RunId};
+use perch_runtime::{Adopted, Instance};
+
+use super::Actor;
+use crate::machine::plan::Intent;
+use crate::machine::record::Desired;
+use crate::machine::run::{Input, lost_exit};
+use crate::machine::state::{Fact, State};
+use crate::schema::{self, RECORDS};
+
+/// Where a task begins.
+#[derive(Debug)]
+pub enum Origin {
+    /// With the run that makes the machine.
+    New(Box<OpenRun>, Input),
+    /// After a restart of the agent, perhaps with a run that had not ended.
+    Recovered(Option<Box<OpenRun>>),
+}
+
+impl Actor {
+    pub(super) async fn recover(&mut self, origin: Origin) {
+        match origin {
+            Origin::New(open, input) => self.start_run(*open, input),
+            Origin::Recovered(Some(open)) => self.resume(*open),
+            Origin::Recovered(None) => self.adopt().await,
+        }
+    }
+
+    fn resume(&mut self, mut open: OpenRun) {
+        let state = open.state();
+        let id = state.id;
+        let input = match serde_json::from_value(state.input.clone()) {
+            Ok(input) => input,
+            Err(error) => {
+                tracing::error!(machine = %self.record.id, %error, "run cannot be read");
+                self.parked = Some(id);
+                return;
+            }
+        };
+        if state.parked.is_some() {
+            let at_ms = i64::try_from(self.shared.effects.clock.boot_ms()).unwrap_or(i64::MAX);
+            // A run that was parked is parked for what may have changed since.
+            if let Err(error) = open.unpark(at_ms) {
+                tracing::warn!(machine = %self.record.id, %error, "run stays parked");
+            }
+        }
+        self.start_run(open, input);
+    }
+
+    /// Lets a parked run try again.
+    pub(super) async fn unpark(&mut self, id: RunId) {
+        if self.shared.db.is_stopped() {
+            self.parked = Some(id);
+            return;
+        }
+        match self.shared.journal.open(id) {
+            Ok(open) => self.resume(open),
+            Err(error) => {
+                tracing::error!(machine = %self.record.id, %error, "parked run cannot be opened");
+                self.parked = Some(id);
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+
+    /// Opens a run that was dropped and has it undone.
+    pub(super) async fn abandon(&mut self, id: RunId, why: &str) {
+        let at_ms = i64::try_from(self.shared.effects.clock.boot_ms()).unwrap_or(i64::MAX);
+        match self.shared.journal.open(id) {
+            Ok(mut open) => {
+                if let Err(error) = open.abandon(why, at_ms) {
+                    tracing::warn!(machine = %self.record.id, %error, "run goes on");
+                }
+                self.resume(open);
+            }
+            Err(error) => {
+                tracing::error!(machine = %self.record.id, %error, "run cannot be opened");
+                self.parked = Some(id);
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+
+    /// Finds the boot that should run.
+    async fn adopt(&mut self) {
+        let Some(boot) = self.record.boot.clone() else {
+            if self.should_run() && self.record.restart_unix_ms.is_none() {
+                self.begin_automatic_start().await;
+            }
+            return;
+        };
+        let dir = self.shared.machine_dir(&self.record.id);
+        let adopted = self.shared.effects.runtime.adopt(&dir).await;
+        match adopted {
+            Ok(Adopted::Running(instance)) if instance.info().boot == boot.number => {
+                let instance: Arc<dyn Instance> = Arc::from(instance);
+                self.take_instance(Some(instance));
+                self.publish();
+            }
+            // The server itself was restarted: that is no fault of the program.
+            Ok(_) if self.shared.rebooted && self.should_run() => {
+                if let Err(error) = self.begin_after_reboot().await {
+                    tracing::error!(machine = %self.record.id, %error, "start was put off");
+                }
+            }
+            Ok(Adopted::Ended(exit)) if exit.boot == boot.number => {
+                self.fact(Fact::Exited(Box::new(exit))).await;
+            }
+            Ok(Adopted::Running(_) | Adopted::Ended(_) | Adopted::Gone) => {
+                self.fact(Fact::Lost { boot: boot.number }).await;
+            }
+            Err(error) => {
+                tracing::error!(machine = %self.record.id,
+                    error = %crate::effects::chain(&error), "monitor cannot be asked");
+                self.fact(Fact::Lost { boot: boot.number }).await;
+            }
+        }
+    }
+
+    fn should_run(&self) -> bool {
+        self.record.desired == Desired::Running
+            && matches!(self.record.state, State::Started | State::Starting | State::Restarting)
+    }
+
+    async fn begin_after_reboot(&mut self) -> Result<(), perch_types::ApiError> {
+        let at = self.shared.instant();
+        let mut record = self.record.clone();
+        let exit = lost_exit(&record);
+        record.note_exit(&exit, false, true, at);
+        record.state = State::Starting;
+        record.restart_unix_ms = Some(at.now.unix_ms());
+        let input = Input { asked: false, restarting: true, ..Input::new(Intent::Settle) };
+        self.commit(record, Some(input)).await
+    }
+
+    /// Removes the last trace of a destroyed machine; returns whether it is gone.
+    pub(super) async fn forget(&mut self) -> bool {
+        let dir = self.shared.machine_dir(&self.record.id);
+        if let Err(fault) = self.shared.effects.rootfs.remove(&dir.state).await {
+            tracing::warn!(machine = %self.record.id, error = %fault, "folder stays for now");
+        }
+        let id = self.record.id.clone();
+        let removed = self
+            .shared
+            .db
+            .write_reserved(move |tx| {
+                schema::put_queue(tx, &id, &Vec::new())?;
+                perch_durable::Journal::forget(tx, id.as_str())?;
+                RECORDS.delete(tx, &id)
+            })
+            .await;
+        if let Err(error) = removed {
+            let error = self.shared.db_error(&error);
+            tracing::warn!(machine = %self.record.id, %error, "record stays for now");
+            return false;
+        }
+        self.shared.forget(&self.record.id);
+        true
+    }
+}

@@ -1,0 +1,16 @@
+//! One machine: what it may be asked, how that is carried out, and the task that does it.
+//!
+//! Never decides what should run.
+
+pub mod actor;
+pub mod checks;
+pub mod guest;
+pub mod plan;
+pub mod ready;
+pub mod record;
+pub mod restart;
+pub mod run;
+pub mod state;
+mod steps;
+
+pub use steps::boot::IDS_PER_MACHINE;

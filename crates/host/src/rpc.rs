@@ -1,0 +1,151 @@
+//! What the api and the edge ask of a host, over HTTP (`types::host` has the table).
+//!
+//! Never checks who asks: the daemon does when it accepts the connection.
+
+mod attach;
+mod stream;
+
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use perch_types::api::{ExecRequest, ExecResponse};
+use perch_types::host::{
+    Accepted, Command, CreateMachine, HostInfo, HostMachine, LogsQuery, PREFIX, WaitQuery,
+};
+use perch_types::{ApiError, Code, MachineId};
+
+use crate::Host;
+use crate::logs::Log;
+
+/// The largest body: a configuration, or the input of a program.
+pub const BODY_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Returns the routes of a host.
+pub fn router(host: Host) -> Router {
+    let routes = Router::new()
+        .route("/machines", post(create).get(list))
+        .route("/machines/{id}", get(one))
+        .route("/machines/{id}/command", post(command))
+        .route("/machines/{id}/wait", get(wait))
+        .route("/machines/{id}/exec", post(exec))
+        .route("/machines/{id}/attach", get(attach::attach))
+        .route("/machines/{id}/logs", get(logs))
+        .route("/watch", get(watch))
+        .route("/info", get(info))
+        .fallback(|| async { Refusal(ApiError::new(Code::NotFound, "no such path")) })
+        .method_not_allowed_fallback(|| async {
+            Refusal(ApiError::new(Code::MethodNotAllowed, "the path has no such method"))
+        })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(host);
+    Router::new().nest(PREFIX, routes)
+}
+
+/// An error as an answer.
+#[derive(Debug)]
+struct Refusal(ApiError);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = http::StatusCode::from_u16(self.0.code.status())
+            .unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(self.0)).into_response()
+    }
+}
+
+impl From<ApiError> for Refusal {
+    fn from(error: ApiError) -> Self {
+        Self(error)
+    }
+}
+
+type Answer<T> = Result<Json<T>, Refusal>;
+
+fn body<T>(body: Result<Json<T>, JsonRejection>) -> Result<T, Refusal> {
+    body.map(|Json(body)| body).map_err(|rejection| {
+        let code = if rejection.status() == http::StatusCode::PAYLOAD_TOO_LARGE {
+            Code::BodyTooLarge
+        } else {
+            Code::InvalidRequest
+        };
+        Refusal(ApiError::new(code, rejection.body_text()))
+    })
+}
+
+fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refusal> {
+    query
+        .map(|Query(query)| query)
+        .map_err(|rejection| Refusal(ApiError::new(Code::InvalidRequest, rejection.body_text())))
+}
+
+fn machine_id(text: &str) -> Result<MachineId, Refusal> {
+    text.parse().map_err(|_| Refusal(ApiError::machine_not_found(text)))
+}
+
+async fn create(
+    State(host): State<Host>,
+    request: Result<Json<CreateMachine>, JsonRejection>,
+) -> Answer<HostMachine> {
+    let request = body(request)?;
+    // The caller may hang up; what was begun is carried out.
+    let created = tokio::spawn(async move { host.create(request).await }).await;
+    Ok(Json(created.map_err(|_| internal())??))
+}
+
+async fn list(State(host): State<Host>) -> Json<Vec<HostMachine>> {
+    Json(host.list())
+}
+
+async fn one(State(host): State<Host>, Path(id): Path<String>) -> Answer<HostMachine> {
+    Ok(Json(host.get(&machine_id(&id)?)?))
+}
+
+async fn command(
+    State(host): State<Host>,
+    Path(id): Path<String>,
+    request: Result<Json<Command>, JsonRejection>,
+) -> Answer<Accepted> {
+    let (id, request) = (machine_id(&id)?, body(request)?);
+    let accepted = tokio::spawn(async move { host.command(&id, request).await }).await;
+    Ok(Json(accepted.map_err(|_| internal())??))
+}
+
+fn internal() -> Refusal {
+    Refusal(ApiError::new(Code::Internal, "the request was given up"))
+}
+
+async fn wait(
+    State(host): State<Host>,
+    Path(id): Path<String>,
+    asked: Result<Query<WaitQuery>, QueryRejection>,
+) -> Answer<HostMachine> {
+    Ok(Json(host.wait(&machine_id(&id)?, &query(asked)?).await?))
+}
+
+async fn exec(
+    State(host): State<Host>,
+    Path(id): Path<String>,
+    request: Result<Json<ExecRequest>, JsonRejection>,
+) -> Answer<ExecResponse> {
+    Ok(Json(host.exec(&machine_id(&id)?, body(request)?).await?))
+}
+
+async fn logs(
+    State(host): State<Host>,
+    Path(id): Path<String>,
+    asked: Result<Query<LogsQuery>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let (id, asked) = (machine_id(&id)?, query(asked)?);
+    let log = Log { dir: host.log_dir(&id)?, machine: id, region: host.region().clone() };
+    stream::logs(log, asked).await
+}
+
+async fn watch(State(host): State<Host>) -> Response {
+    stream::watch(&host)
+}
+
+async fn info(State(host): State<Host>) -> Json<HostInfo> {
+    Json(host.info())
+}

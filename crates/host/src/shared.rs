@@ -1,0 +1,167 @@
+//! What all machines of a host share.
+//!
+//! Never changes a machine: each has a task of its own for that.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use perch_durable::{Db, Journal};
+use perch_runtime::MachineDir;
+use perch_types::directory::Generation;
+use perch_types::host::WatchEvent;
+use perch_types::{ApiError, Code, HostId, MachineId};
+use tokio::sync::{Notify, broadcast};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::effects::{Effects, Fault};
+use crate::heartbeat::Heartbeats;
+use crate::machine::actor::Handle;
+use crate::machine::guest::Surroundings;
+use crate::machine::record::{Instant, Place, Record};
+use crate::network::MachineNetwork;
+
+/// Changes that may wait for a watcher; one that is slower is cut off.
+pub const WATCH_QUEUE_MAX: usize = 1024;
+
+/// What all machines of a host share.
+#[derive(Debug)]
+pub struct Shared {
+    /// How it is set up.
+    pub config: Config,
+    /// What it does to the world.
+    pub effects: Effects,
+    /// Its file.
+    pub db: Db,
+    /// The journal in it.
+    pub journal: Journal,
+    /// Its id.
+    pub id: HostId,
+    /// Given by the directory; 0 until it was reached.
+    pub incarnation: AtomicU64,
+    /// Orders what it says; grows over restarts.
+    pub counter: AtomicU64,
+    /// Whether the server was restarted since the last start of the agent.
+    pub rebooted: bool,
+    /// Its machines.
+    pub machines: RwLock<BTreeMap<MachineId, Handle>>,
+    /// What changes.
+    pub changes: broadcast::Sender<Arc<WatchEvent>>,
+    /// Something is to be published.
+    pub dirty: Notify,
+    /// Loops that should go on.
+    pub heartbeats: Heartbeats,
+    /// Ends all tasks.
+    pub stopping: CancellationToken,
+    /// Whether the file takes no more writes.
+    pub broken: AtomicBool,
+    /// What the agent found out about the server.
+    pub findings: Vec<String>,
+}
+
+impl Shared {
+    /// Returns where a machine keeps its files.
+    #[must_use]
+    pub fn machine_dir(&self, id: &MachineId) -> MachineDir {
+        MachineDir::below(&self.config.data_dir, &self.config.run_dir, id)
+    }
+
+    /// Returns what a machine's networking is made from.
+    #[must_use]
+    pub fn machine_network(&self, record: &Record) -> MachineNetwork {
+        MachineNetwork {
+            machine: record.id.clone(),
+            network_id: record.network_id,
+            slot: record.slot,
+        }
+    }
+
+    /// Returns where a machine is, as its program sees it.
+    ///
+    /// # Errors
+    /// When its slot is beyond the pool.
+    pub fn surroundings(&self, record: &Record) -> Result<Surroundings, Fault> {
+        let (private_ip, private_ipv4) =
+            self.effects.networks.addresses(&self.machine_network(record))?;
+        Ok(Surroundings {
+            region: self.config.region.clone(),
+            private_ip,
+            private_ipv4,
+            resolvers: self.effects.networks.resolvers(),
+        })
+    }
+
+    /// Returns where a machine is, as others see it.
+    ///
+    /// # Errors
+    /// When its slot is beyond the pool.
+    pub fn place(&self, record: &Record) -> Result<Place, Fault> {
+        let around = self.surroundings(record)?;
+        Ok(Place {
+            host: self.id.clone(),
+            region: around.region,
+            private_ip: around.private_ip,
+            private_ipv4: around.private_ipv4,
+        })
+    }
+
+    /// Returns a generation newer than any before.
+    #[must_use]
+    pub fn next_generation(&self) -> Generation {
+        Generation {
+            incarnation: self.incarnation.load(Ordering::Acquire),
+            counter: self.counter.fetch_add(1, Ordering::AcqRel) + 1,
+        }
+    }
+
+    /// Returns now, with randomness for an event's id.
+    #[must_use]
+    pub fn instant(&self) -> Instant {
+        Instant { now: self.effects.clock.now(), random: random() }
+    }
+
+    /// Returns the handle of a machine.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn machine(&self, id: &MachineId) -> Result<Handle, ApiError> {
+        let machines = self.machines.read().unwrap_or_else(PoisonError::into_inner);
+        machines.get(id).cloned().ok_or_else(|| ApiError::machine_not_found(id.as_str()))
+    }
+
+    /// Returns all machines.
+    #[must_use]
+    pub fn all(&self) -> Vec<Handle> {
+        let machines = self.machines.read().unwrap_or_else(PoisonError::into_inner);
+        machines.values().cloned().collect()
+    }
+
+    /// Tells watchers and the directory of a change.
+    pub fn announce(&self, event: WatchEvent) {
+        // Nobody may be watching.
+        let _watchers = self.changes.send(Arc::new(event));
+        self.dirty.notify_one();
+    }
+
+    /// Turns a fault of the file into an answer, noting whether it is broken.
+    #[must_use]
+    pub fn db_error(&self, error: &perch_durable::Error) -> ApiError {
+        let full = matches!(error, perch_durable::Error::Full);
+        if self.db.is_stopped() && !self.broken.swap(true, Ordering::AcqRel) {
+            tracing::error!(error = %crate::effects::chain(error), "state file takes no more writes");
+        }
+        let code = if full { Code::NoSpace } else { Code::Internal };
+        ApiError::new(code, crate::effects::chain(error))
+    }
+}
+
+/// Returns random bits for ids.
+#[must_use]
+pub fn random() -> u128 {
+    let mut bytes = [0; 16];
+    // The kernel's generator has no way to fail once the server is up; an id that repeats would
+    // still be told apart by its time.
+    let _unlikely = getrandom::fill(&mut bytes);
+    u128::from_ne_bytes(bytes)
+}

@@ -1,0 +1,166 @@
+//! From a description of a boot to an init that waits for its program.
+//!
+//! Never leaves a cgroup behind when a step goes wrong; mounts and processes go with the monitor.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use perch_runtime::cgroup::{Hierarchies, Paths, remove_all};
+use perch_runtime::protocol::{Boot, InstanceInfo, PROTOCOL, ProcessInfo};
+use perch_runtime::{BootSpec, Error, process};
+use perch_types::guest::{self, FromGuest};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::container::{self, Parts};
+use crate::descriptors::pipe_out;
+use crate::guest::{Listener, Speaker};
+use crate::mounts::Root;
+use crate::shared::{self, Shared, Wake};
+use crate::{clock, oci, seccomp};
+
+/// How long init may take to report.
+const HELLO_TIMEOUT_S: i64 = 15;
+/// How long a message to init may take to be taken up.
+const SEND_TIMEOUT_S: u64 = 10;
+/// How long what is left of a failed launch may take to vanish, in milliseconds.
+const UNDO_TIMEOUT_MS: u64 = 5_000;
+
+/// A sandbox whose init waits.
+pub(crate) struct Running {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) root: Root,
+    pub(crate) init: Listener,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+    pub(crate) socket: UnixListener,
+}
+
+/// Makes the sandbox.
+pub(crate) fn launch(boot: Boot) -> Result<Running, Error> {
+    let hierarchies = Hierarchies::detect()?;
+    let paths = Paths::new(&boot.cgroup, boot.spec.dir.machine.as_str());
+    let result = make(boot, hierarchies, &paths);
+    if result.is_err() {
+        let deadline = clock::boot_ms().saturating_add(UNDO_TIMEOUT_MS);
+        while !remove_all(&paths)? && clock::boot_ms() < deadline {
+            clock::pause(Duration::from_millis(2));
+        }
+    }
+    result
+}
+
+fn make(boot: Boot, hierarchies: Hierarchies, paths: &Paths) -> Result<Running, Error> {
+    let Boot { spec, init, .. } = boot;
+    spec.check()?;
+    hierarchies.create(&paths.monitors)?;
+    hierarchies.join(&paths.monitors)?;
+    if !hierarchies.remove(&paths.machine)? {
+        let reason = "processes of another boot are still in the machine's cgroup";
+        return Err(Error::Spec(reason.to_owned()));
+    }
+    hierarchies.create(&paths.machine)?;
+    hierarchies.limit(&paths.machine, &spec.limits)?;
+    let binary = fs::File::open(&init).map_err(Error::file("open", &init))?;
+    let filters = seccomp::compile()?;
+    let root = Root::mount(&spec)?;
+    let pair =
+        socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+    let (ours, theirs) = pair.map_err(Error::system("make a socket to init"))?;
+    let (stdout, to_stdout) =
+        pipe_out(spec.ids.first).map_err(Error::system("make a pipe"))?;
+    let (stderr, to_stderr) =
+        pipe_out(spec.ids.first).map_err(Error::system("make a pipe"))?;
+    let config = oci::config(&spec, &root.path, &paths.machine, &hierarchies);
+    let parts = Parts {
+        init: binary.into(),
+        socket: theirs,
+        outputs: [to_stdout, to_stderr],
+        filters,
+    };
+    let pid = container::create(spec.dir.machine.as_str(), &spec.dir.run, &config, parts)?;
+    let (info, pidfd) = identify(&spec, pid, paths)?;
+    let (speaker, mut listener) = speak(ours)?;
+    await_hello(&mut listener)?;
+    let socket = listen(&spec, &info)?;
+    let parts = shared::Parts {
+        spec,
+        info,
+        init: pidfd,
+        hierarchies,
+        paths: paths.clone(),
+        speaker,
+        wake: Wake::new().map_err(Error::system("make an event"))?,
+    };
+    let shared = Arc::new(Shared::new(parts));
+    Ok(Running { shared, root, init: listener, stdout, stderr, socket })
+}
+
+fn identify(spec: &BootSpec, pid: i32, paths: &Paths) -> Result<(InstanceInfo, OwnedFd), Error> {
+    // Init is our child: until it is collected nobody else gets its id.
+    let init = Pid::from_raw(pid).ok_or_else(|| Error::Spec("init has no id".to_owned()))?;
+    let pidfd = pidfd_open(init, PidfdFlags::empty()).map_err(Error::system("open init"))?;
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    let info = InstanceInfo {
+        protocol: PROTOCOL,
+        machine: spec.dir.machine.clone(),
+        instance: spec.instance.clone(),
+        boot: spec.boot,
+        host_boot: process::host_boot().map_err(Error::system("read the boot id"))?,
+        monitor: ProcessInfo::of(own).map_err(Error::system("read the monitor's start time"))?,
+        init: ProcessInfo::of(pid).map_err(Error::system("read init's start time"))?,
+        cgroup: paths.machine.display().to_string(),
+    };
+    Ok((info, pidfd))
+}
+
+fn speak(ours: OwnedFd) -> Result<(Speaker, Listener), Error> {
+    let limit = Some(Duration::from_secs(SEND_TIMEOUT_S));
+    rustix::net::sockopt::set_socket_timeout(&ours, rustix::net::sockopt::Timeout::Send, limit)
+        .map_err(Error::system("limit the socket to init"))?;
+    let other = ours.try_clone().map_err(Error::system("copy the socket to init"))?;
+    Ok((Speaker::new(ours), Listener::new(other)))
+}
+
+fn await_hello(listener: &mut Listener) -> Result<(), Error> {
+    let mut polled = [PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)];
+    let limit = Timespec { tv_sec: HELLO_TIMEOUT_S, tv_nsec: 0 };
+    match poll(&mut polled, Some(&limit)) {
+        Ok(0) => {
+            return Err(Error::Timeout {
+                operation: "wait for init",
+                limit_ms: u64::try_from(HELLO_TIMEOUT_S).unwrap_or_default() * 1000,
+            });
+        }
+        Ok(_) => {}
+        Err(error) => return Err(Error::system("wait for init")(error)),
+    }
+    loop {
+        match listener.next().map_err(Error::system("read from init"))? {
+            Some(FromGuest::Hello { protocol }) if protocol == guest::PROTOCOL => return Ok(()),
+            Some(other) => return Err(Error::Shape(format!("unexpected first word: {other:?}"))),
+            None if listener.fill().map_err(Error::system("read from init"))? => {}
+            None => return Err(Error::Spec("init ended before it said a word".to_owned())),
+        }
+    }
+}
+
+/// Opens the monitor's socket and leaves the note by which a later agent finds it.
+fn listen(spec: &BootSpec, info: &InstanceInfo) -> Result<UnixListener, Error> {
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let path = spec.dir.socket();
+    let socket = UnixListener::bind(&path).map_err(Error::file("listen on", path))?;
+    let path = spec.dir.boot_file();
+    let new = path.with_extension("new");
+    let text = serde_json::to_vec(info).map_err(|error| Error::Shape(error.to_string()))?;
+    let mut file = fs::File::create(&new).map_err(Error::file("create", &new))?;
+    file.write_all(&text).map_err(Error::file("write", &new))?;
+    fs::rename(&new, &path).map_err(Error::file("rename to", path))?;
+    rustix::process::umask(before);
+    Ok(socket)
+}

@@ -1,0 +1,190 @@
+//! The monitor's socket: agents ask, the monitor answers.
+//!
+//! Never answers anybody but root, and never lets one slow agent hold up another.
+
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use perch_runtime::error::chain;
+use perch_runtime::protocol::{Answer, CLIENTS_MAX, FRAME_BYTES_MAX, Request};
+use perch_runtime::{Error, ExitStatus, GuestStart, Stats, frame};
+use perch_types::guest::ToGuest;
+
+use crate::life::STACK_BYTES;
+use crate::shared::{Phase, Shared};
+use crate::{clock, exec};
+
+/// How long an agent may take to take up an answer.
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest grace of a stop, in milliseconds: the contract's.
+const GRACE_MS_MAX: u64 = 300_000;
+/// The highest number of a signal.
+const SIGNAL_MAX: i32 = 31;
+
+/// Accepts agents until the monitor ends.
+pub(crate) fn accept(shared: &Arc<Shared>, socket: &UnixListener) {
+    loop {
+        let Ok((client, _)) = socket.accept() else {
+            // Out of descriptors, or the agent went away while it waited.
+            clock::pause(Duration::from_millis(10));
+            continue;
+        };
+        if shared.change(|state| {
+            let full = state.clients >= CLIENTS_MAX;
+            if !full {
+                state.clients += 1;
+            }
+            full
+        }) {
+            continue;
+        }
+        let served = Arc::clone(shared);
+        let spawned = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+            // An agent that goes away is no fault.
+            serve(&served, &client).ok();
+            served.change(|state| state.clients = state.clients.saturating_sub(1));
+        });
+        if spawned.is_err() {
+            shared.change(|state| state.clients = state.clients.saturating_sub(1));
+        }
+    }
+}
+
+/// Answers one agent until it goes away.
+fn serve(shared: &Arc<Shared>, client: &UnixStream) -> io::Result<()> {
+    let peer = rustix::net::sockopt::socket_peercred(client)?;
+    if !peer.uid.is_root() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    client.set_write_timeout(Some(SEND_TIMEOUT))?;
+    let mut stream = client;
+    let hello = Answer::Hello(Box::new(shared.info.clone()));
+    frame::write(&mut stream, &hello, FRAME_BYTES_MAX)?;
+    loop {
+        let request: Request = frame::read(&mut stream, FRAME_BYTES_MAX)?;
+        let answer = match request {
+            Request::Exec(exec) => return exec::run(shared, client, *exec),
+            Request::Wait => Answer::Ended(Box::new(wait(shared))),
+            other => answer(shared, other),
+        };
+        frame::write(&mut stream, &answer, FRAME_BYTES_MAX)?;
+    }
+}
+
+fn answer(shared: &Shared, request: Request) -> Answer {
+    let result = match request {
+        Request::Start(start) => return start_program(shared, *start),
+        Request::Stats => return Answer::Stats(stats(shared)),
+        Request::Signal { signal } => signal_program(shared, signal),
+        Request::Stop { signal, grace_ms } => stop(shared, signal, grace_ms),
+        Request::Kill => {
+            shared.change(|state| {
+                state.requested_stop = true;
+                state.killed = true;
+            });
+            shared.kill()
+        }
+        Request::Freeze => shared.hierarchies.freeze(&shared.paths.machine, true),
+        Request::Thaw => shared.hierarchies.freeze(&shared.paths.machine, false),
+        Request::Boot(_) | Request::Wait | Request::Exec(_) | Request::ExecFrame(_) => {
+            Err(Error::Shape("a request that has no place here".to_owned()))
+        }
+    };
+    match result {
+        Ok(()) => Answer::Done,
+        Err(error) => Answer::Refused { reason: chain(&error) },
+    }
+}
+
+fn stats(shared: &Shared) -> Stats {
+    Stats {
+        log_dropped: shared.queue.dropped(),
+        ..shared.hierarchies.stats(&shared.paths.machine)
+    }
+}
+
+fn wait(shared: &Shared) -> ExitStatus {
+    shared.wait_for(|state| match &state.phase {
+        Phase::Ended(status) => Some(status.as_ref().clone()),
+        _ => None,
+    })
+}
+
+fn start_program(shared: &Shared, start: GuestStart) -> Answer {
+    let accepted = shared.change(|state| {
+        let accepted = state.phase == Phase::Created;
+        if accepted {
+            state.phase = Phase::Starting;
+            state.tty = start.tty;
+        }
+        accepted
+    });
+    if !accepted {
+        return Answer::Refused { reason: "the program was started before".to_owned() };
+    }
+    if let Err(error) = shared.speaker.send(&ToGuest::Start(Box::new(start)), &[]) {
+        // Half a message has no other half to come.
+        shared.kill().ok();
+        return Answer::Refused { reason: format!("write to init: {error}") };
+    }
+    shared.wait_for(|state| match &state.phase {
+        Phase::Created | Phase::Starting => None,
+        Phase::Running => Some(Answer::Done),
+        Phase::NotExecutable { code, reason } => {
+            Some(Answer::NotExecutable { code: *code, reason: reason.clone() })
+        }
+        // It started and ended between two looks: the status tells how.
+        Phase::Ended(status) if status.started_unix_ms > 0 => Some(Answer::Done),
+        Phase::Ended(status)
+            if status.reason == perch_runtime::ExitReason::NotExecutable =>
+        {
+            Some(Answer::NotExecutable { code: status.code, reason: status.message.clone() })
+        }
+        Phase::Ended(status) => Some(Answer::Ended(status.clone())),
+    })
+}
+
+fn signal_program(shared: &Shared, signal: i32) -> Result<(), Error> {
+    if !(1..=SIGNAL_MAX).contains(&signal) {
+        return Err(Error::Spec(format!("there is no signal {signal}")));
+    }
+    let running = shared.change(|state| {
+        let running = state.phase == Phase::Running;
+        state.requested_stop |= running && ends_programs(signal);
+        running
+    });
+    if !running {
+        return Err(Error::Spec("the program does not run".to_owned()));
+    }
+    shared
+        .speaker
+        .send(&ToGuest::Signal { signal }, &[])
+        .map_err(Error::system("write to init"))
+}
+
+/// Returns whether a signal is one that people end programs with.
+fn ends_programs(signal: i32) -> bool {
+    [libc::SIGINT, libc::SIGTERM, libc::SIGQUIT, libc::SIGKILL, libc::SIGHUP].contains(&signal)
+}
+
+/// Sends a signal and sets the time of the kill.
+pub(crate) fn stop(shared: &Shared, signal: i32, grace_ms: u64) -> Result<(), Error> {
+    let kill_at = clock::boot_ms().saturating_add(grace_ms.min(GRACE_MS_MAX));
+    shared.change(|state| {
+        state.requested_stop = true;
+        // A second stop may come sooner, never later.
+        let earlier = state.kill_at_boot_ms.map_or(kill_at, |at| at.min(kill_at));
+        state.kill_at_boot_ms = Some(earlier);
+    });
+    shared.wake.wake();
+    // A frozen program hears nothing.
+    shared.hierarchies.freeze(&shared.paths.machine, false)?;
+    match signal_program(shared, signal) {
+        // Nothing runs that could end by itself.
+        Err(Error::Spec(_)) => shared.kill(),
+        other => other,
+    }
+}

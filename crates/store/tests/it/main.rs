@@ -1,0 +1,10 @@
+//! The backends against the suite of the contract, and what each adds to it.
+
+#[cfg(test)]
+mod remote;
+#[cfg(test)]
+mod sqlite;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod view;

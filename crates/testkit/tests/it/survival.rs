@@ -1,0 +1,127 @@
+//! What is killed comes back, and what runs keeps running.
+
+use std::time::Duration;
+
+use perch_testkit::{Cloud, wait_for};
+use serde_json::{Value, json};
+
+const SERVICE: &str = r#"[{"internal_port": 8080, "protocol": "tcp",
+    "ports": [{"port": 80, "handlers": ["http"]}]}]"#;
+
+fn web(cloud: &Cloud) -> String {
+    let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
+    let services: Value = serde_json::from_str(SERVICE).unwrap();
+    cloud.machine("web", &json!({"image": image, "services": services}), "started").unwrap()
+}
+
+/// Process ids of everything that runs inside machines of this cloud.
+fn inside(cloud: &Cloud) -> Vec<String> {
+    let output = std::process::Command::new("pgrep")
+        .args(["-f", "^/perch-testserver"])
+        .output()
+        .unwrap();
+    let folder = cloud.instance().to_owned();
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+                .is_ok_and(|cgroup| cgroup.contains(&folder))
+        })
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn c4_killing_the_whole_server_leaves_machines_running_and_they_are_adopted() {
+    let test = "c4_killing_the_whole_server_leaves_machines_running_and_they_are_adopted";
+    let Some(mut cloud) = Cloud::start(test).unwrap() else { return };
+    let id = web(&cloud);
+    assert_eq!(cloud.get("web", "/").unwrap().status, 200);
+    let before = inside(&cloud);
+    assert!(!before.is_empty());
+    cloud.kill().unwrap();
+    assert_eq!(inside(&cloud), before, "the machine does not stop with the server");
+    cloud.boot().unwrap();
+    assert_eq!(inside(&cloud), before, "adopted, not started again");
+    assert_eq!(cloud.machine_of("web", &id).unwrap()["state"], "started");
+    assert_eq!(cloud.get("web", "/").unwrap().status, 200);
+    let path = format!("/v1/apps/web/machines/{id}");
+    let output = cloud
+        .must("POST", &format!("{path}/exec"), &json!({"command": ["/perch-testserver", "--print", "x"]}))
+        .unwrap();
+    assert_eq!(output["stdout"], "x\n");
+    cloud.must("POST", &format!("{path}/stop"), &json!({})).unwrap();
+    cloud.reaches("web", &id, "stopped").unwrap();
+    cloud.finish().unwrap();
+}
+
+#[test]
+fn each_process_of_the_server_comes_back_alone() {
+    let Some(cloud) = Cloud::start("each_process_of_the_server_comes_back_alone").unwrap() else {
+        return;
+    };
+    let id = web(&cloud);
+    let before = inside(&cloud);
+    for role in ["host", "front", "builder"] {
+        cloud.kill_role(role).unwrap();
+        let answer = wait_for("the app to answer", Duration::from_secs(20), || {
+            cloud.get("web", "/").ok().filter(|answer| answer.status == 200)
+        });
+        answer.unwrap_or_else(|error| panic!("after {role}: {error}\n{}", cloud.server_log()));
+        wait_for("the API to answer", Duration::from_secs(20), || {
+            cloud.machine_of("web", &id).ok().filter(|machine| machine["state"] == "started")
+        })
+        .unwrap();
+    }
+    assert_eq!(inside(&cloud), before);
+    cloud.finish().unwrap();
+}
+
+#[test]
+fn the_edge_serves_while_the_host_agent_is_away() {
+    let Some(cloud) = Cloud::start("the_edge_serves_while_the_host_agent_is_away").unwrap() else {
+        return;
+    };
+    web(&cloud);
+    assert_eq!(cloud.get("web", "/").unwrap().status, 200);
+    let host = cloud.role_pids().into_iter().find(|(role, _)| role == "host").unwrap().1;
+    let host = rustix::process::Pid::from_raw(host).unwrap();
+    rustix::process::kill_process(host, rustix::process::Signal::STOP).unwrap();
+    let answer = cloud.get("web", "/");
+    rustix::process::kill_process(host, rustix::process::Signal::CONT).unwrap();
+    assert_eq!(answer.unwrap().status, 200);
+    cloud.finish().unwrap();
+}
+
+#[test]
+fn a_machine_whose_monitor_was_killed_is_started_again() {
+    let Some(cloud) = Cloud::start("a_machine_whose_monitor_was_killed_is_started_again").unwrap()
+    else {
+        return;
+    };
+    let id = web(&cloud);
+    let before = inside(&cloud);
+    let monitors = std::process::Command::new("pgrep").args(["-f", "perch-monitor"]).output().unwrap();
+    for pid in String::from_utf8_lossy(&monitors.stdout).lines() {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let ours = line.contains(&*cloud.data().to_string_lossy())
+            || files.filter_map(|file| std::fs::read_link(file.path()).ok()).any(|target| {
+                target.starts_with(cloud.data())
+            });
+        if ours {
+            let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        }
+    }
+    let path = format!("/v1/apps/web/machines/{id}");
+    wait_for("the machine to be started again", Duration::from_secs(20), || {
+        let after = inside(&cloud);
+        (!after.is_empty() && after != before).then_some(())
+    })
+    .unwrap();
+    cloud.reaches("web", &id, "started").unwrap();
+    let events = cloud.must("GET", &format!("{path}/events"), &Value::Null).unwrap();
+    assert!(events.as_array().unwrap().iter().any(|event| event["type"] == "exit"), "{events}");
+    cloud.finish().unwrap();
+}
