@@ -23,8 +23,8 @@ const ALL_ROLES: &str = "all roles";
 const ROLE_LAYER_MAX: u32 = 3;
 
 pub(crate) fn run(root: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(root.join("ARCHITECTURE.md"))
-        .context("read ARCHITECTURE.md")?;
+    let text =
+        std::fs::read_to_string(root.join("ARCHITECTURE.md")).context("read ARCHITECTURE.md")?;
     let table = parse(&text)?;
     let used = used_crates(root)?;
     let faults = compare(&table, &used);
@@ -38,14 +38,22 @@ fn parse(text: &str) -> Result<BTreeMap<String, Row>> {
     let mut rows = BTreeMap::new();
     for line in text.lines().filter(|line| line.starts_with("| `")) {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
-        let [names, layer, _, may_use, _] = cells.as_slice() else { continue };
+        let [names, layer, _, may_use, _] = cells.as_slice() else {
+            continue;
+        };
         let may_use: BTreeSet<String> = may_use
             .split(',')
             .map(|word| word.split('(').next().unwrap_or_default().trim().to_owned())
             .filter(|word| !word.is_empty() && word != "-")
             .collect();
-        for name in names.split(',').map(|name| name.trim().trim_matches('`').to_owned()) {
-            let row = Row { layer: layer.parse().ok(), may_use: may_use.clone() };
+        for name in names
+            .split(',')
+            .map(|name| name.trim().trim_matches('`').to_owned())
+        {
+            let row = Row {
+                layer: layer.parse().ok(),
+                may_use: may_use.clone(),
+            };
             if rows.insert(name.clone(), row).is_some() {
                 bail!("crate `{name}` stands in the table twice");
             }
@@ -57,12 +65,22 @@ fn parse(text: &str) -> Result<BTreeMap<String, Row>> {
 /// Returns for every crate of the workspace which others it uses outside of tests.
 fn used_crates(root: &Path) -> Result<BTreeMap<String, BTreeSet<String>>> {
     let output = Command::new("cargo")
-        .args(["metadata", "--format-version", "1", "--no-deps", "--locked", "--offline"])
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--no-deps",
+            "--locked",
+            "--offline",
+        ])
         .current_dir(root)
         .output()
         .context("run cargo metadata")?;
     if !output.status.success() {
-        bail!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "cargo metadata: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     let metadata: Value = serde_json::from_slice(&output.stdout).context("read cargo metadata")?;
     let short = |name: &str| name.strip_prefix("perch-").unwrap_or(name).to_owned();
@@ -98,7 +116,9 @@ fn compare(
         };
         for other in uses {
             if !allowed(table, row, other) {
-                faults.push(format!("`{name}` uses `{other}`, which its row does not allow"));
+                faults.push(format!(
+                    "`{name}` uses `{other}`, which its row does not allow"
+                ));
             }
             let other_layer = table.get(other).and_then(|row| row.layer);
             if let (Some(layer), Some(other_layer)) = (row.layer, other_layer)
@@ -136,7 +156,10 @@ mod tests {
         pairs
             .iter()
             .map(|(name, uses)| {
-                ((*name).to_owned(), uses.iter().map(|other| (*other).to_owned()).collect())
+                (
+                    (*name).to_owned(),
+                    uses.iter().map(|other| (*other).to_owned()).collect(),
+                )
             })
             .collect()
     }
@@ -157,8 +180,14 @@ mod tests {
     fn each_way_to_leave_the_table_is_a_fault() {
         let table = parse(TABLE).unwrap();
         for (used, words) in [
-            (uses(&[("types", &["store"]), ("store", &[]), ("daemon", &[])]), "does not allow"),
-            (uses(&[("types", &["store"]), ("store", &[]), ("daemon", &[])]), "points up"),
+            (
+                uses(&[("types", &["store"]), ("store", &[]), ("daemon", &[])]),
+                "does not allow",
+            ),
+            (
+                uses(&[("types", &["store"]), ("store", &[]), ("daemon", &[])]),
+                "points up",
+            ),
             (uses(&[("extra", &[])]), "not in the table"),
             (uses(&[("types", &[])]), "no crate"),
         ] {

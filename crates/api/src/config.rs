@@ -140,7 +140,6 @@ impl Api {
     }
 
     /// Returns the routes of `types::endpoint`, each behind its action.
-    #[must_use]
     pub fn router(&self) -> axum::Router {
         crate::routes::router(&self.shared)
     }

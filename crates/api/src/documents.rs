@@ -9,7 +9,7 @@ use perch_store::{
     list_docs_under, put_op,
 };
 use perch_types::directory::{
-    AppDoc, AppNameClaim, ConfigDoc, Document, NetworkCounter, NetworkDoc, PlacementDoc, Tombstone,
+    AppDoc, AppNameClaim, ConfigDoc, Document as _, NetworkCounter, NetworkDoc, PlacementDoc, Tombstone,
 };
 use perch_types::{AppName, Code, InstanceId, MachineId, OrgSlug};
 

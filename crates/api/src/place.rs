@@ -155,12 +155,12 @@ mod tests {
         };
         insta::assert_snapshot!(text(Some("fra"), 256), @"insufficient_capacity: could not reserve resource for machine: host 000000000001 in fra has 100 MiB free, 256 MiB are needed");
         insta::assert_snapshot!(text(Some("syd"), 1), @"invalid_value: region: `syd` has no host; allowed are fra");
-        assert!(place(&[], &[], Want { region: None, memory_mb: 1 }).is_err());
+        place(&[], &[], Want { region: None, memory_mb: 1 }).unwrap_err();
     }
 
     #[test]
     fn a_host_that_has_not_said_its_size_is_tried() {
         let hosts = [host(1, "fra", None, 0)];
-        assert!(place(&hosts, &[], Want { region: None, memory_mb: 1 << 20 }).is_ok());
+        place(&hosts, &[], Want { region: None, memory_mb: 1 << 20 }).unwrap();
     }
 }

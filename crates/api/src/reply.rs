@@ -33,6 +33,7 @@ impl Failure {
     }
 
     /// Returns the error.
+    #[cfg(test)]
     pub(crate) fn error(&self) -> &ApiError {
         &self.0
     }
@@ -130,13 +131,11 @@ pub(crate) async fn finish(
 }
 
 /// Answers a path that does not exist.
-#[expect(clippy::unused_async, reason = "a handler is async")]
 pub(crate) async fn no_such_path() -> Failure {
     Failure::new(Code::NotFound, "there is no such path")
 }
 
 /// Answers a method that the path does not have.
-#[expect(clippy::unused_async, reason = "a handler is async")]
 pub(crate) async fn no_such_method() -> Failure {
     Failure::new(Code::MethodNotAllowed, "the path does not have this method")
 }

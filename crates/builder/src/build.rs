@@ -49,8 +49,7 @@ const BUILD: &str = "cp /etc/ssl/certs/ca-certificates.crt /dev/perch-ca.crt
 tool='buildah --storage-driver overlay --root /store/graph --runroot /run/containers'
 $tool rm --all >/dev/null 2>&1 || true
 exec $tool build --isolation chroot --layers --format oci --tag localhost/build \"$@\" /context";
-const PUSH: &str = "exec 3>/tmp/digest
-buildah --storage-driver overlay --root /store/graph --runroot /run/containers push \
+const PUSH: &str = "buildah --storage-driver overlay --root /store/graph --runroot /run/containers push \
     --tls-verify=false --digestfile /tmp/digest localhost/build \"docker://127.0.0.1:$1\"
 echo \"perch-digest $(cat /tmp/digest)\"";
 /// Names that the cage itself needs; a build argument of this name goes by the command line.
@@ -165,11 +164,12 @@ async fn unpack(builder: &Builder, slot: usize, job: &Job, events: &Events) -> R
     };
     let mut unpacked = Unpacked::default();
     let mut last = String::new();
-    let exit = run_phase(builder, phase, events, async |line| {
+    let exit = run_phase(builder, phase, events, &mut |line| {
+        unpacked.admit(&line)?;
         if line.starts_with("tar: ") {
-            last.clone_from(&line);
+            last = line;
         }
-        unpacked.admit(&line).map_err(Error::from)
+        Ok(None)
     })
     .await?;
     match exit {
@@ -179,13 +179,16 @@ async fn unpack(builder: &Builder, slot: usize, job: &Job, events: &Events) -> R
     }
 }
 
+/// What becomes of a line: an event for the client, nothing, or the end of the phase.
+pub(crate) type Taken = Result<Option<BuildEvent>, Error>;
+
 /// Runs a phase and gives each of its lines to `take`; an error of that, or a client that goes
 /// away, ends the phase.
 pub(crate) async fn run_phase(
     builder: &Builder,
     phase: Phase<'_>,
     events: &Events,
-    mut take: impl AsyncFnMut(String) -> Result<(), Error>,
+    take: &mut (dyn FnMut(String) -> Taken + Send),
 ) -> Result<Exit, Error> {
     let (sender, mut lines) = mpsc::channel(LINES_WAITING_MAX);
     // Dropping `lines` at the end of the reader is what ends the cage.
@@ -196,8 +199,12 @@ pub(crate) async fn run_phase(
                 () = events.closed() => return Err(Error::Abandoned),
             };
             match line {
-                Some(line) => take(line).await?,
                 None => return Ok(()),
+                Some(line) => {
+                    if let Some(event) = take(line)? {
+                        events.send(event).await.map_err(|_gone| Error::Abandoned)?;
+                    }
+                }
             }
         }
     };
@@ -256,13 +263,7 @@ pub(crate) async fn make_image(
         time_max: Duration::from_secs(builder.config.limits.time_s_max),
     };
     let mut output = Output::new(recipe.dockerfile, recipe.name);
-    let exit = run_phase(builder, phase, events, async |line| {
-        match output.line(&line) {
-            Some(event) => events.send(event).await.map_err(|_gone| Error::Abandoned),
-            None => Ok(()),
-        }
-    })
-    .await?;
+    let exit = run_phase(builder, phase, events, &mut |line| Ok(output.line(&line))).await?;
     if exit.code == Some(0) && !exit.timed_out {
         return Ok(());
     }
@@ -291,10 +292,10 @@ pub(crate) async fn push_image(
     };
     let mut digest = None;
     let mut last = String::new();
-    let exit = run_phase(builder, phase, events, async |line| {
+    let exit = run_phase(builder, phase, events, &mut |line| {
         digest = gateway::digest_in(&line).or(digest.take());
         last = line;
-        Ok(())
+        Ok(None)
     })
     .await?;
     let fault = |detail: String| Error::Registry { what: format!("a push of `{repository}:{tag}`"), detail };

@@ -3,6 +3,7 @@
 //! Never outlives its resources: what [`Builder::open`] sets up, [`Builder::close`] takes away,
 //! and the next `open` clears what a killed builder left.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
 use perch_types::Secret;
@@ -42,6 +43,9 @@ impl Builder {
         tools::check(tools::FOR_BUILDS)?;
         let folder = &config.data_dir;
         std::fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+        // Contexts and layers are nobody else's business; cages get at them by their binds.
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+            .map_err(Error::file("set the mode of", folder))?;
         cage::prepare(&config).await?;
         network::open(&config).await?;
         let disk = Disk::open(&config).await?;

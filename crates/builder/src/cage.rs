@@ -34,6 +34,8 @@ const END_TIME_MAX: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
 /// Bytes of what the container program says about itself.
 const COMPLAINT_BYTES_MAX: u64 = 4000;
+/// What the build tool insists on reading, though its command line says the same.
+const STORAGE: &str = "[storage]\ndriver = \"overlay\"\nrunroot = \"/run/containers\"\ngraphroot = \"/store/graph\"\n";
 /// The first words of every script: nothing happens before the walls are whole.
 const GATE: &str = "read -r gate || exit 125\nexec 2>&1\nset -eu\n";
 
@@ -288,7 +290,7 @@ fn write_etc(config: &Config, etc: &Path) -> Result<(), Error> {
     put("passwd", "root:x:0:0:root:/root:/bin/sh\n_apt:x:42:65534::/nonexistent:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n")?;
     put("group", "root:x:0:\nnogroup:x:65534:\n")?;
     put("containers/policy.json", "{\"default\":[{\"type\":\"insecureAcceptAnything\"}]}\n")?;
-    put("containers/storage.conf", "[storage]\ndriver = \"overlay\"\n")?;
+    put("containers/storage.conf", STORAGE)?;
     put("containers/registries.conf", &registries())?;
     let bundle = etc.join("ssl/certs/ca-certificates.crt");
     fs::copy(&config.ca_bundle, &bundle).map_err(Error::file("copy", &config.ca_bundle))?;

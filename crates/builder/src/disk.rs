@@ -201,10 +201,11 @@ pub(crate) fn hand_over(path: &Path) -> Result<(), Error> {
     chown(path, Some(BUILD_IDS_FIRST), Some(BUILD_IDS_FIRST)).map_err(Error::file("give away", path))
 }
 
-/// Makes a folder that only its owner can list.
+/// Makes a folder that others may look into: the root user of cages is one of them, and the
+/// builder's own folder above it is closed to all.
 pub(crate) fn make_folder(path: &Path) -> Result<(), Error> {
     fs::create_dir_all(path).map_err(Error::file("create", path))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o711)).map_err(Error::file("set the mode of", path))
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(Error::file("set the mode of", path))
 }
 
 /// Removes a tree that a build may have written; links in it are removed, never followed.

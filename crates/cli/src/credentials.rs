@@ -160,7 +160,7 @@ pub(crate) fn store(
 ) -> std::result::Result<PathBuf, CredentialsError> {
     let path = config_path()?;
     let error = |source| CredentialsError::File { verb: "write", path: path.clone(), source };
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
     fs::create_dir_all(folder).map_err(error)?;
     let stored = Stored { url: address.to_string(), token: token.clone(), fingerprint: None };
     let text = toml::to_string(&stored)

@@ -41,7 +41,9 @@ impl ConfigFile {
 
 impl Invocation {
     pub(crate) fn new(global: Global) -> Self {
-        Self { ui: Ui::new(global.json, global.yes), global }
+        let ui = Ui::new(global.json);
+        let ui = if global.yes { ui.without_questions() } else { ui };
+        Self { ui, global }
     }
 
     /// Returns the address and the token, from wherever they are.

@@ -18,7 +18,7 @@ pub(crate) struct ChangedMode {
 impl Drop for ChangedMode {
     fn drop(&mut self) {
         // There is nobody left to tell when even this fails.
-        drop(tcsetattr(io::stdin(), OptionalActions::Flush, &self.before));
+        tcsetattr(io::stdin(), OptionalActions::Flush, &self.before).unwrap_or_default();
     }
 }
 

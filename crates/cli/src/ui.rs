@@ -42,9 +42,14 @@ pub(crate) struct Ui {
 
 impl Ui {
     /// Makes the printer; `json` silences everything on standard output but data.
-    pub(crate) fn new(json: bool, yes: bool) -> Self {
+    pub(crate) fn new(json: bool) -> Self {
         let live = io::stderr().is_terminal() && !json;
-        Self { json, yes, live, bar: RefCell::new(None) }
+        Self { json, yes: false, live, bar: RefCell::new(None) }
+    }
+
+    /// Answers every question with yes.
+    pub(crate) fn without_questions(self) -> Self {
+        Self { yes: true, ..self }
     }
 
     /// Returns whether data is to be printed as JSON.

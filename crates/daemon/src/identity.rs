@@ -48,7 +48,11 @@ pub(crate) fn folders(data: &Path, run: &Path, front_uid: u32) -> Result<()> {
 
 fn folder(path: &Path, mode: u32, owner: u32) -> Result<()> {
     let what = || format!("make folder `{}`", path.display());
-    DirBuilder::new().recursive(true).mode(mode).create(path).with_context(what)?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .with_context(what)?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).with_context(what)?;
     rustix::fs::chown(path, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))
         .with_context(what)
@@ -76,7 +80,10 @@ pub(crate) fn lock(data: &Path) -> Result<File> {
 pub(crate) fn host_id(data: &Path) -> Result<HostId> {
     let path = data.join(HOST_ID_FILE);
     match fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().with_context(|| format!("read `{}`", path.display())),
+        Ok(text) => text
+            .trim()
+            .parse()
+            .with_context(|| format!("read `{}`", path.display())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let id = HostId::from_bits(u64::from_le_bytes(random()?));
             write_private(&path, id.as_str().as_bytes())?;
@@ -98,8 +105,15 @@ pub(crate) fn admin(data: &Path, url: &str, fingerprint: Option<String>) -> Resu
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => token()?,
         Err(error) => return Err(error).with_context(|| format!("read `{}`", path.display())),
     };
-    let admin = Admin { url: url.to_owned(), token, fingerprint };
-    write_private(&path, &serde_json::to_vec_pretty(&admin).context("write the token")?)?;
+    let admin = Admin {
+        url: url.to_owned(),
+        token,
+        fingerprint,
+    };
+    write_private(
+        &path,
+        &serde_json::to_vec_pretty(&admin).context("write the token")?,
+    )?;
     Ok(admin)
 }
 
@@ -157,7 +171,10 @@ mod tests {
         let second = admin(folder.path(), "http://127.0.0.1:2", None).unwrap();
         assert_eq!(first.token, second.token);
         assert_eq!(second.url, "http://127.0.0.1:2");
-        let mode = fs::metadata(admin_path(folder.path())).unwrap().permissions().mode();
+        let mode = fs::metadata(admin_path(folder.path()))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -173,7 +190,10 @@ mod tests {
     #[test]
     fn the_server_keeps_its_id() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(host_id(folder.path()).unwrap(), host_id(folder.path()).unwrap());
+        assert_eq!(
+            host_id(folder.path()).unwrap(),
+            host_id(folder.path()).unwrap()
+        );
     }
 
     #[test]

@@ -57,6 +57,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Command::UnpackLayers = arguments.command {
+        return perch_oci::unpack::child_main();
+    }
     start_log();
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -83,18 +86,20 @@ fn run(command: Command) -> Result<()> {
             runtime.block_on(supervisor::serve(config, announce))
         }
         Command::Config(flags) => {
-            let text = toml::to_string_pretty(&Config::load(&flags)?).context("write the settings")?;
+            let text =
+                toml::to_string_pretty(&Config::load(&flags)?).context("write the settings")?;
             print(&text)
         }
-        Command::Remove { flags, yes } => roles::host::remove(Config::load(&flags)?, yes),
+        Command::Remove { flags, yes } => roles::host::remove(&Config::load(&flags)?, yes),
         Command::Role { role } => role.run(),
-        Command::UnpackLayers => roles::host::unpack_layers(),
+        // Handled before the log is started: this child must have one thread and two pipes.
+        Command::UnpackLayers => Ok(()),
     }
 }
 
 fn start_log() {
-    let filter = EnvFilter::try_from_env(perch_types::env::LOG)
-        .unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_from_env(perch_types::env::LOG).unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -104,10 +109,17 @@ fn start_log() {
 
 /// Says what runs and what to do next.
 fn announce(ready: &Ready) {
-    let Ready { config, admin, admin_path, data_dir } = ready;
+    let Ready {
+        config,
+        admin,
+        admin_path,
+        data_dir,
+    } = ready;
     let fingerprint = admin.fingerprint.as_deref().unwrap_or_default();
     let outside = match config.api_tls {
-        Some(address) => format!("\n  from outside  perch auth login https://{address}#{fingerprint}"),
+        Some(address) => {
+            format!("\n  from outside  perch auth login https://{address}#{fingerprint}")
+        }
         None => String::new(),
     };
     let text = format!(
@@ -129,6 +141,8 @@ fn announce(ready: &Ready) {
 
 fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes()).context("write to standard output")?;
+    stdout
+        .write_all(text.as_bytes())
+        .context("write to standard output")?;
     stdout.flush().context("write to standard output")
 }

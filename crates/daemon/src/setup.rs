@@ -85,17 +85,32 @@ pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd)> {
 
 /// Sends the setup and the sockets.
 pub(crate) fn send(channel: &OwnedFd, setup: &Setup, sockets: &[BorrowedFd<'_>]) -> Result<()> {
-    ensure!(sockets.len() == setup.sockets.len(), "a socket without a purpose");
-    ensure!(sockets.len() <= SOCKETS_MAX, "{} sockets are more than {SOCKETS_MAX}", sockets.len());
+    ensure!(
+        sockets.len() == setup.sockets.len(),
+        "a socket without a purpose"
+    );
+    ensure!(
+        sockets.len() <= SOCKETS_MAX,
+        "{} sockets are more than {SOCKETS_MAX}",
+        sockets.len()
+    );
     let bytes = serde_json::to_vec(setup).context("write the setup")?;
-    ensure!(bytes.len() <= SETUP_BYTES_MAX, "the setup is larger than {SETUP_BYTES_MAX} bytes");
+    ensure!(
+        bytes.len() <= SETUP_BYTES_MAX,
+        "the setup is larger than {SETUP_BYTES_MAX} bytes"
+    );
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !sockets.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(sockets)) {
         bail!("sockets do not fit the message");
     }
-    rustix::net::sendmsg(channel, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)
-        .context("send the setup")?;
+    rustix::net::sendmsg(
+        channel,
+        &[IoSlice::new(&bytes)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )
+    .context("send the setup")?;
     Ok(())
 }
 
@@ -112,16 +127,18 @@ pub(crate) fn receive(channel: impl AsFd) -> Result<(Setup, Sockets)> {
     )
     .context("receive the setup: this process is started by `perchd serve`, not by hand")?;
     ensure!(received.bytes > 0, "the supervisor is gone");
-    let setup: Setup =
-        serde_json::from_slice(bytes.get(..received.bytes).unwrap_or_default())
-            .context("read the setup")?;
+    let setup: Setup = serde_json::from_slice(bytes.get(..received.bytes).unwrap_or_default())
+        .context("read the setup")?;
     let mut fds = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
             fds.extend(rights);
         }
     }
-    ensure!(fds.len() == setup.sockets.len(), "sockets were lost on the way");
+    ensure!(
+        fds.len() == setup.sockets.len(),
+        "sockets were lost on the way"
+    );
     let sockets = Sockets(setup.sockets.iter().copied().zip(fds).collect());
     Ok((setup, sockets))
 }
@@ -133,8 +150,9 @@ pub(crate) struct Sockets(Vec<(Purpose, OwnedFd)>);
 impl Sockets {
     /// Takes all sockets of one purpose.
     pub(crate) fn take<T: From<OwnedFd>>(&mut self, purpose: Purpose) -> Vec<T> {
-        let (taken, rest) =
-            std::mem::take(&mut self.0).into_iter().partition(|(kind, _)| *kind == purpose);
+        let (taken, rest) = std::mem::take(&mut self.0)
+            .into_iter()
+            .partition(|(kind, _)| *kind == purpose);
         self.0 = rest;
         let taken: Vec<(Purpose, OwnedFd)> = taken;
         taken.into_iter().map(|(_, fd)| T::from(fd)).collect()

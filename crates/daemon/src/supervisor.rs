@@ -38,7 +38,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 const STABLE: Duration = Duration::from_secs(60);
 
 /// This program, whatever folder it lies in: the unprivileged user may not be able to get there.
-const THIS_PROGRAM: &str = "/proc/self/exe";
+pub(crate) const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// What is told to the operator once everything runs.
 #[derive(Debug)]
@@ -103,11 +103,10 @@ impl Server {
         let guest_dir = guest_dir(config.guest_dir.as_deref())?;
         identity::folders(&config.data_dir, &config.run_dir, front_uid)?;
         let lock = identity::lock(&config.data_dir)?;
-        let dns: Vec<SocketAddr> = crate::roles::host::resolver_addresses(&config);
+        let dns: Vec<SocketAddr> = crate::roles::host::resolver_addresses(&config)?;
         let bound = Bound::bind(&mut config, &dns, front_uid)?;
         let clock = SystemClock;
-        let authority =
-            Authority::open(&config.data_dir.join(identity::CA_DIR), &clock)?;
+        let authority = Authority::open(&config.data_dir.join(identity::CA_DIR), &clock)?;
         let api_certificate = match config.api_tls {
             Some(_) => Some(authority.issue(&config.certificate_names(), &clock)?),
             None => None,
@@ -130,7 +129,14 @@ impl Server {
             config,
             admin,
         };
-        Ok((Self { ready, bound, setup }, lock))
+        Ok((
+            Self {
+                ready,
+                bound,
+                setup,
+            },
+            lock,
+        ))
     }
 
     fn spawn(&self, role: Role) -> Result<(Child, AsyncFd<OwnedFd>)> {
@@ -146,11 +152,20 @@ impl Server {
         if role == Role::Front {
             command.uid(self.setup.front_uid).gid(self.setup.front_uid);
         }
-        let child = command.spawn().with_context(|| format!("start `{}`", role.name()))?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("start `{}`", role.name()))?;
         // Our copy of their end is gone with the command: the channel ends with the process.
         drop(command);
         let (sockets, fds) = self.bound.of(role.sockets());
-        setup::send(&ours, &Setup { sockets, ..self.setup.clone() }, &fds)?;
+        setup::send(
+            &ours,
+            &Setup {
+                sockets,
+                ..self.setup.clone()
+            },
+            &fds,
+        )?;
         rustix::io::ioctl_fionbio(&ours, true).context("prepare a supervision channel")?;
         let channel = AsyncFd::register(ours).context("watch a supervision channel")?;
         Ok((child, channel))
@@ -159,13 +174,21 @@ impl Server {
 
 /// Variables that a process of the server is given; the rest of the environment stays outside.
 fn passed_on(name: &std::ffi::OsStr) -> bool {
-    ["PATH", "LANG", "TZ", "RUST_BACKTRACE", perch_types::env::LOG]
-        .iter()
-        .any(|allowed| name == *allowed)
-        || name.to_str().is_some_and(|name| name.to_ascii_lowercase().ends_with("_proxy"))
+    [
+        "PATH",
+        "LANG",
+        "TZ",
+        "RUST_BACKTRACE",
+        perch_types::env::LOG,
+    ]
+    .iter()
+    .any(|allowed| name == *allowed)
+        || name
+            .to_str()
+            .is_some_and(|name| name.to_ascii_lowercase().ends_with("_proxy"))
 }
 
-fn guest_dir(configured: Option<&Path>) -> Result<PathBuf> {
+pub(crate) fn guest_dir(configured: Option<&Path>) -> Result<PathBuf> {
     let program = std::env::current_exe().context("find this program")?;
     let beside = program.parent().map(Path::to_owned).unwrap_or_default();
     let candidates = match configured {
@@ -178,7 +201,9 @@ fn guest_dir(configured: Option<&Path>) -> Result<PathBuf> {
     };
     candidates
         .iter()
-        .find(|folder| folder.join("perch-init").is_file() && folder.join("perch-monitor").is_file())
+        .find(|folder| {
+            folder.join("perch-init").is_file() && folder.join("perch-monitor").is_file()
+        })
         .and_then(|folder| folder.canonicalize().ok())
         .with_context(|| {
             format!(
@@ -207,7 +232,11 @@ async fn keep(
                 tracing::error!(role = role.name(), end, "process ended, starting it again");
             }
             Err(error) => {
-                tracing::error!(role = role.name(), error = format!("{error:#}"), "process not started");
+                tracing::error!(
+                    role = role.name(),
+                    error = format!("{error:#}"),
+                    "process not started"
+                );
             }
         }
         if since.elapsed() > STABLE {
@@ -257,7 +286,11 @@ async fn attend(
 
 async fn asked_to_stop(stopping: &mut watch::Receiver<bool>) {
     // An error means that the sender is gone, which is the same wish.
-    stopping.wait_for(|stop| *stop).await.map(|_| ()).unwrap_or_default();
+    stopping
+        .wait_for(|stop| *stop)
+        .await
+        .map(|_| ())
+        .unwrap_or_default();
 }
 
 async fn terminate(role: Role, child: &mut Child) {
@@ -275,7 +308,9 @@ async fn terminate(role: Role, child: &mut Child) {
 /// Waits for a sign of life; `false` when the channel has ended.
 async fn beat(channel: &AsyncFd<OwnedFd>) -> bool {
     loop {
-        let Ok(mut guard) = channel.readable().await else { return false };
+        let Ok(mut guard) = channel.readable().await else {
+            return false;
+        };
         let mut byte = [0; 1];
         let received = guard.try_io(|fd| {
             rustix::net::recv(fd.as_fd(), &mut byte, rustix::net::RecvFlags::empty())

@@ -94,10 +94,10 @@ impl Deployer {
     /// # Errors
     /// At the first operation that does not succeed. Its machine is put back or removed first;
     /// machines that were done before keep the new version.
-    pub async fn apply(
+    pub async fn apply<O: Observer + ?Sized>(
         &self,
         plan: &Plan,
-        observer: &mut (dyn Observer + Send),
+        observer: &mut O,
     ) -> Result<Outcome, Error> {
         let mut outcome = Outcome::default();
         let total = plan.ops.len();
@@ -121,12 +121,12 @@ impl Deployer {
         Ok(outcome)
     }
 
-    async fn carry_out(
+    async fn carry_out<O: Observer + ?Sized>(
         &self,
         plan: &Plan,
         op: &Op,
         place: Place,
-        observer: &mut (dyn Observer + Send),
+        observer: &mut O,
     ) -> Result<(MachineId, &'static str), Error> {
         let call = |source| Error::Call { op: op.to_string(), source };
         let (machine, mark) = match op {
@@ -162,12 +162,12 @@ impl Deployer {
     }
 
     /// Waits until a machine is ready, its program has ended, or the time is over.
-    async fn watch(
+    async fn watch<O: Observer + ?Sized>(
         &self,
         id: &MachineId,
         mark: &Mark,
         place: Place,
-        observer: &mut (dyn Observer + Send),
+        observer: &mut O,
     ) -> Result<&'static str, Error> {
         let begun = Instant::now();
         let (mut running_since, mut wrong_since) = (None, None);
@@ -238,7 +238,7 @@ impl Deployer {
 
     /// Puts an updated machine back, removes a new one. The error that led here is the one to
     /// report, so what fails here is not.
-    async fn undo(&self, op: &Op, id: &MachineId, observer: &mut (dyn Observer + Send)) {
+    async fn undo<O: Observer + ?Sized>(&self, op: &Op, id: &MachineId, observer: &mut O) {
         let machine = id.clone();
         match op {
             Op::Create { .. } => {

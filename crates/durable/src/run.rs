@@ -356,8 +356,18 @@ impl RunState {
         match event {
             Event::StepStarted { step } => {
                 let from = [Status::Waiting, Status::Started];
-                let before = [Status::Started, Status::Done];
-                self.advance("step_started", step, &from, &before)?.status = Status::Started;
+                // A shared step may have started before its forerunners were known to be done; a
+                // step with a commit of its own, such as the point of no return, never.
+                let is_shared = self
+                    .steps
+                    .iter()
+                    .any(|state| state.name == *step && state.commit == Commit::Shared);
+                let before: &[Status] = if is_shared {
+                    &[Status::Started, Status::Done]
+                } else {
+                    &[Status::Done]
+                };
+                self.advance("step_started", step, &from, before)?.status = Status::Started;
             }
             Event::StepDone { step, output } => {
                 let state = self.advance("step_done", step, &[Status::Started], &[Status::Done])?;

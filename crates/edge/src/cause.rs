@@ -175,7 +175,11 @@ mod tests {
     #[test]
     fn the_clients_faults_are_4xx_and_the_others_5xx() {
         for cause in Cause::ALL {
-            assert_eq!(cause.fault() == Fault::Client, cause.status().is_client_error(), "{cause:?}");
+            assert_eq!(
+                cause.fault() == Fault::Client,
+                cause.status().is_client_error(),
+                "{cause:?}"
+            );
         }
     }
 }

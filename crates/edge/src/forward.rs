@@ -54,24 +54,39 @@ impl Hop<'_> {
         let record = &self.target.record;
         let service = pick::service(&record.services, self.public_port);
         let Some(port) = service.map(|service| service.internal_port) else {
-            return Err(Refused { cause: Cause::NoMachine, unsent: Some(request) });
+            return Err(Refused {
+                cause: Cause::NoMachine,
+                unsent: Some(request),
+            });
         };
         let in_flight = self.target.load.begin();
-        let key =
-            Key { machine: record.id.clone(), instance: record.instance.clone(), port };
+        let key = Key {
+            machine: record.id.clone(),
+            instance: record.instance.clone(),
+            port,
+        };
         let mut unsent = request;
         // A connection from the pool may have been closed by the app a moment ago: then nothing
         // was sent, and the request goes over a new one.
         while let Some(sender) = self.pool.take(&key) {
             match exchange(sender, unsent).await {
                 Ok((response, sender)) => return Ok(self.finish(response, key, sender, in_flight)),
-                Err(Refused { unsent: Some(request), .. }) => unsent = request,
+                Err(Refused {
+                    unsent: Some(request),
+                    ..
+                }) => unsent = request,
                 Err(refused) => return Err(refused),
             }
         }
-        let addresses = [IpAddr::V4(record.private_ipv4), IpAddr::V6(record.private_ip)];
+        let addresses = [
+            IpAddr::V4(record.private_ipv4),
+            IpAddr::V6(record.private_ip),
+        ];
         let Some(sender) = connect(&record.id, addresses, port).await else {
-            return Err(Refused { cause: Cause::NotListening, unsent: Some(unsent) });
+            return Err(Refused {
+                cause: Cause::NotListening,
+                unsent: Some(unsent),
+            });
         };
         let (response, sender) = exchange(sender, unsent).await?;
         Ok(self.finish(response, key, sender, in_flight))
@@ -117,7 +132,9 @@ async fn connect(machine: &MachineId, addresses: [IpAddr; 2], port: u16) -> Opti
             .max_buf_size(ANSWER_HEAD_BYTES_MAX)
             .handshake(TokioIo::new(stream))
             .await;
-        let Ok((sender, connection)) = handshake else { continue };
+        let Ok((sender, connection)) = handshake else {
+            continue;
+        };
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "connection to a machine ended");
@@ -133,20 +150,29 @@ async fn exchange(
     request: Request<Incoming>,
 ) -> Result<(Response<Incoming>, Sender), Refused> {
     if sender.ready().await.is_err() {
-        return Err(Refused { cause: Cause::Upstream, unsent: Some(request) });
+        return Err(Refused {
+            cause: Cause::Upstream,
+            unsent: Some(request),
+        });
     }
     match tokio::time::timeout(ANSWER_TIMEOUT, sender.try_send_request(request)).await {
         Ok(Ok(response)) => Ok((response, sender)),
-        Ok(Err(mut error)) => {
-            Err(Refused { cause: Cause::Upstream, unsent: error.take_message() })
-        }
-        Err(_) => Err(Refused { cause: Cause::Slow, unsent: None }),
+        Ok(Err(mut error)) => Err(Refused {
+            cause: Cause::Upstream,
+            unsent: error.take_message(),
+        }),
+        Err(_) => Err(Refused {
+            cause: Cause::Slow,
+            unsent: None,
+        }),
     }
 }
 
 /// Copies bytes both ways until one side ends.
 async fn tunnel(client: OnUpgrade, machine: OnUpgrade, in_flight: InFlight) {
-    let (Ok(client), Ok(machine)) = (client.await, machine.await) else { return };
+    let (Ok(client), Ok(machine)) = (client.await, machine.await) else {
+        return;
+    };
     let (mut client, mut machine) = (TokioIo::new(client), TokioIo::new(machine));
     if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut machine).await {
         tracing::debug!(%error, "tunnel ended");

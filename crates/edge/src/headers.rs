@@ -11,8 +11,14 @@ use http::header::{
 use http::{HeaderMap, Method, StatusCode};
 
 /// Fields of one connection, never forwarded (RFC 9110, section 7.6.1).
-const HOP_BY_HOP: [HeaderName; 6] =
-    [CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, UPGRADE];
+const HOP_BY_HOP: [HeaderName; 6] = [
+    CONNECTION,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    UPGRADE,
+];
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -50,7 +56,9 @@ pub(crate) fn upgrade(method: &Method, headers: &HeaderMap) -> Option<HeaderValu
     let wants = connection_tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"));
     let has_body = headers.contains_key(http::header::CONTENT_LENGTH)
         || headers.contains_key(TRANSFER_ENCODING);
-    (wants && *method == Method::GET && !has_body).then(|| headers.get(UPGRADE).cloned()).flatten()
+    (wants && *method == Method::GET && !has_body)
+        .then(|| headers.get(UPGRADE).cloned())
+        .flatten()
 }
 
 fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
@@ -90,7 +98,10 @@ pub(crate) fn tell_app(headers: &mut HeaderMap, seen: &Seen<'_>) {
     }
     let value = |text: String| HeaderValue::from_str(&text).ok();
     let client = seen.client.to_canonical().to_string();
-    let forwarded_for = match headers.get(&X_FORWARDED_FOR).and_then(|known| known.to_str().ok()) {
+    let forwarded_for = match headers
+        .get(&X_FORWARDED_FOR)
+        .and_then(|known| known.to_str().ok())
+    {
         Some(known) => format!("{known}, {client}"),
         None => client.clone(),
     };
@@ -146,7 +157,10 @@ mod tests {
         fields
             .iter()
             .map(|(name, value)| {
-                (HeaderName::from_static(name), HeaderValue::from_static(value))
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                )
             })
             .collect()
     }

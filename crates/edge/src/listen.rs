@@ -55,7 +55,10 @@ pub(crate) fn run(
     stopping: watch::Receiver<bool>,
 ) {
     let local = LocalSet::new();
-    let outcome = local.block_on(runtime, accept(Arc::clone(shared), index, listener, stopping));
+    let outcome = local.block_on(
+        runtime,
+        accept(Arc::clone(shared), index, listener, stopping),
+    );
     if let Err(error) = outcome {
         tracing::error!(%error, "edge loop ended");
     }
@@ -151,7 +154,11 @@ impl Worker {
         let began = Instant::now();
         let request_id = self.request_id();
         let method = request.method().clone();
-        let mut passage = Passage { app: None, client, request_id: &request_id };
+        let mut passage = Passage {
+            app: None,
+            client,
+            request_id: &request_id,
+        };
         let (mut response, cause) = match self.phases(request, &mut passage).await {
             Ok(response) => (response, None),
             Err(cause) => (reply::page(cause, &request_id), Some(cause)),
@@ -213,8 +220,12 @@ impl Worker {
         let mut tried: Vec<MachineId> = Vec::new();
         let mut last = Cause::NoMachine;
         loop {
-            let wanted =
-                Wanted { app, port: PUBLIC_HTTP_PORT, tried: &tried, random: self.random() };
+            let wanted = Wanted {
+                app,
+                port: PUBLIC_HTTP_PORT,
+                tried: &tried,
+                random: self.random(),
+            };
             let target = match wake::ready_machine(&self.shared, &wanted).await {
                 Ok(target) => target,
                 // Nobody is left to ask: what the last one said is the better answer.
@@ -230,7 +241,10 @@ impl Worker {
             let is_switch = hop.switch.is_some();
             match hop.send(request).await {
                 Ok(response) => return Ok(response),
-                Err(Refused { unsent: Some(unsent), cause }) => {
+                Err(Refused {
+                    unsent: Some(unsent),
+                    cause,
+                }) => {
                     tried.push(target.record.id.clone());
                     last = cause;
                     // The client's side of a switch went with the first try.
@@ -239,7 +253,10 @@ impl Worker {
                     }
                     request = unsent;
                 }
-                Err(Refused { cause, unsent: None }) => return Err(cause),
+                Err(Refused {
+                    cause,
+                    unsent: None,
+                }) => return Err(cause),
             }
         }
     }
@@ -257,7 +274,11 @@ impl Worker {
     fn request_id(&self) -> String {
         let now = self.shared.clock.now().unix_ms().unsigned_abs();
         let random = (u128::from(self.random()) << 64) | u128::from(self.random());
-        format!("{}-{}", perch_types::id::ulid(now, random), self.shared.region)
+        format!(
+            "{}-{}",
+            perch_types::id::ulid(now, random),
+            self.shared.region
+        )
     }
 }
 

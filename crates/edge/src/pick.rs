@@ -30,7 +30,11 @@ pub(crate) enum Pick {
 /// port, else the first that speaks HTTP at all.
 pub(crate) fn service(services: &[Service], public_port: u16) -> Option<&Service> {
     let names_port = |service: &&Service| {
-        service.speaks_http() && service.ports.iter().any(|port| port.port == Some(public_port))
+        service.speaks_http()
+            && service
+                .ports
+                .iter()
+                .any(|port| port.port == Some(public_port))
     };
     services
         .iter()
@@ -49,12 +53,18 @@ pub(crate) fn pick(machines: &[Arc<Target>], port: u16, tried: &[usize], random:
     };
     let ready = || serving().filter(|(_, target, _)| target.record.ready);
     let room = ready().filter(|(_, target, service)| {
-        let hard = service.concurrency.as_ref().and_then(|limits| limits.hard_limit);
+        let hard = service
+            .concurrency
+            .as_ref()
+            .and_then(|limits| limits.hard_limit);
         hard.is_none_or(|hard| target.load.in_flight() < hard)
     });
     // Under the soft limit comes first, then the least loaded; equal ones by lot.
     let best = room.min_by_key(|(index, target, service)| {
-        let soft = service.concurrency.as_ref().and_then(|limits| limits.soft_limit);
+        let soft = service
+            .concurrency
+            .as_ref()
+            .and_then(|limits| limits.soft_limit);
         let load = target.load.in_flight();
         let lot = random.rotate_left(u32::try_from(index % 64).unwrap_or_default()) & 0xffff;
         (load >= soft.unwrap_or(SOFT_LIMIT_DEFAULT), load, lot)
@@ -68,9 +78,8 @@ pub(crate) fn pick(machines: &[Arc<Target>], port: u16, tried: &[usize], random:
     if serving().any(|(_, target, _)| is_on_its_way(target.record.state)) {
         return Pick::Soon;
     }
-    let sleeping = serving().find(|(_, target, service)| {
-        service.starts_on_request() && is_asleep(target.record.state)
-    });
+    let sleeping = serving()
+        .find(|(_, target, service)| service.starts_on_request() && is_asleep(target.record.state));
     match sleeping {
         Some((index, _, _)) => Pick::Wake(index),
         None if serving().next().is_some() => Pick::NotStartable,
@@ -118,15 +127,39 @@ mod tests {
         use MachineState::{Created, Failed, Started, Starting, Stopped, Suspended};
         let limits = r#"{"soft_limit":2,"hard_limit":3}"#;
         for (name, machines, want) in [
-            ("least loaded", vec![(Started, 1), (Started, 0)], Pick::Ready(1)),
-            ("over soft only if all are", vec![(Started, 2), (Started, 1)], Pick::Ready(1)),
-            ("over soft, under hard", vec![(Started, 2), (Started, 3)], Pick::Ready(0)),
-            ("never over hard", vec![(Started, 3), (Started, 3)], Pick::Full),
-            ("a ready one beats a sleeping one", vec![(Stopped, 0), (Started, 2)], Pick::Ready(1)),
+            (
+                "least loaded",
+                vec![(Started, 1), (Started, 0)],
+                Pick::Ready(1),
+            ),
+            (
+                "over soft only if all are",
+                vec![(Started, 2), (Started, 1)],
+                Pick::Ready(1),
+            ),
+            (
+                "over soft, under hard",
+                vec![(Started, 2), (Started, 3)],
+                Pick::Ready(0),
+            ),
+            (
+                "never over hard",
+                vec![(Started, 3), (Started, 3)],
+                Pick::Full,
+            ),
+            (
+                "a ready one beats a sleeping one",
+                vec![(Stopped, 0), (Started, 2)],
+                Pick::Ready(1),
+            ),
             ("stopped is woken", vec![(Stopped, 0)], Pick::Wake(0)),
             ("created is woken", vec![(Created, 0)], Pick::Wake(0)),
             ("suspended is woken", vec![(Suspended, 0)], Pick::Wake(0)),
-            ("one start for all", vec![(Starting, 0), (Stopped, 0)], Pick::Soon),
+            (
+                "one start for all",
+                vec![(Starting, 0), (Stopped, 0)],
+                Pick::Soon,
+            ),
             ("failed is not woken", vec![(Failed, 0)], Pick::NotStartable),
             ("none", vec![], Pick::Nothing),
         ] {
@@ -141,8 +174,10 @@ mod tests {
 
     #[test]
     fn a_machine_that_failed_the_request_is_not_tried_again() {
-        let machines =
-            vec![target(1, MachineState::Started, 0, "{}"), target(2, MachineState::Started, 5, "{}")];
+        let machines = vec![
+            target(1, MachineState::Started, 0, "{}"),
+            target(2, MachineState::Started, 5, "{}"),
+        ];
         assert_eq!(pick(&machines, 80, &[0], 1), Pick::Ready(1));
         assert_eq!(pick(&machines, 80, &[0, 1], 1), Pick::Nothing);
     }
@@ -155,7 +190,12 @@ mod tests {
         manual.services[0].autostart = Some(false);
         let machines: Vec<_> = [cordoned, manual]
             .into_iter()
-            .map(|record| Arc::new(Target { record, load: Arc::default() }))
+            .map(|record| {
+                Arc::new(Target {
+                    record,
+                    load: Arc::default(),
+                })
+            })
             .collect();
         assert_eq!(pick(&machines, 80, &[], 1), Pick::NotStartable);
     }

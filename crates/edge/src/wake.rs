@@ -45,7 +45,12 @@ pub(crate) struct Wakes {
 
 impl Wakes {
     pub(crate) fn new(host: HostClient, runtime: Handle) -> Self {
-        Self { host, runtime, starts: Arc::default(), held: AtomicUsize::new(0) }
+        Self {
+            host,
+            runtime,
+            starts: Arc::default(),
+            held: AtomicUsize::new(0),
+        }
     }
 
     /// Starts a machine, or joins the start that is under way.
@@ -68,7 +73,10 @@ impl Wakes {
                     Outcome::Refused
                 }
             };
-            starts.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            starts
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&id);
             sender.send_replace(outcome);
         });
         receiver
@@ -112,7 +120,10 @@ pub(crate) async fn ready_machine(
     let mut changes = shared.live.changes();
     let mut wait = None;
     loop {
-        let machines = shared.live.machines_of(wanted.app).ok_or(Cause::NoMachine)?;
+        let machines = shared
+            .live
+            .machines_of(wanted.app)
+            .ok_or(Cause::NoMachine)?;
         let tried: Vec<usize> = machines
             .iter()
             .enumerate()
@@ -149,7 +160,12 @@ struct Wait<'a> {
 impl<'a> Wait<'a> {
     fn new(shared: &'a Shared) -> Result<Self, Cause> {
         let held = shared.wakes.hold().ok_or(Cause::QueueFull)?;
-        Ok(Self { deadline: Instant::now() + HOLD_MAX, start: None, wakes: 0, _held: held })
+        Ok(Self {
+            deadline: Instant::now() + HOLD_MAX,
+            start: None,
+            wakes: 0,
+            _held: held,
+        })
     }
 
     /// Starts `wake` if it is given, then waits until something has changed.

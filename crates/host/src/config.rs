@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use perch_runtime::LogLimits;
-use perch_types::{Region, Secret};
+use perch_types::{HostId, Region, Secret};
 
 use crate::network::NetworkConfig;
 
@@ -19,6 +19,8 @@ pub const MACHINES_MAX: usize = 4096;
 /// How a host is set up.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// This server's id, minted once by the daemon; the same in the directory and at the edge.
+    pub id: HostId,
     /// What outlives a restart of the server: state, images, layers, logs.
     pub data_dir: PathBuf,
     /// What need not (a tmpfs): sockets.

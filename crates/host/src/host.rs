@@ -45,7 +45,6 @@ pub struct Host {
     /// Held while a machine's record is made, so that one id is made once.
     creating: Arc<Mutex<()>>,
     loops: Arc<Mutex<JoinSet<()>>>,
-    store: Option<Arc<dyn Store>>,
 }
 
 impl Host {
@@ -59,6 +58,13 @@ impl Host {
     #[must_use]
     pub fn heartbeats(&self) -> Vec<Beat> {
         self.shared.heartbeats.all()
+    }
+
+    /// Returns how long the newest steps took in milliseconds, by the step's name.
+    #[must_use]
+    pub fn step_times(&self) -> Vec<(&'static str, Vec<f64>)> {
+        let all = self.shared.step_times.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|(step, times)| (*step, times.iter().copied().collect())).collect()
     }
 
     /// Returns whether the state file takes no more writes: the process should end and start
@@ -271,19 +277,21 @@ impl Host {
     pub fn watch(&self) -> (WatchEvent, broadcast::Receiver<Arc<WatchEvent>>) {
         // First the receiver: a change may then come twice, but none is missed.
         let receiver = self.shared.changes.subscribe();
-        let machines = self.shared.all().iter().filter_map(|handle| self.record_of(handle));
-        (WatchEvent::Snapshot { machines: machines.collect() }, receiver)
+        let all = self.shared.all();
+        let machines = all.iter().filter(|handle| handle.published().machine.state != State::Destroyed);
+        let machines = machines.map(|handle| self.shared.record_of(handle)).collect();
+        (WatchEvent::Snapshot { machines }, receiver)
     }
 
     /// Returns what the server is.
     #[must_use]
     pub fn info(&self) -> HostInfo {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let (cpus, memory_mb) = capacity();
         HostInfo {
             id: self.shared.id.clone(),
             region: self.shared.config.region.clone(),
-            cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
-            memory_mb: memory_mb(),
+            cpus,
+            memory_mb,
             findings: self.shared.findings.clone(),
         }
     }
@@ -318,8 +326,10 @@ fn free_bytes(path: &std::path::Path) -> Result<u64, ApiError> {
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
-/// Returns the server's memory in MiB.
-fn memory_mb() -> u64 {
+/// Returns the server's CPUs and its memory in MiB.
+pub(crate) fn capacity() -> (u32, u64) {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let info = rustix::system::sysinfo();
-    u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit)) >> 20
+    let memory_bytes = info.totalram.saturating_mul(u64::from(info.mem_unit));
+    (u32::try_from(cpus).unwrap_or(u32::MAX), memory_bytes >> 20)
 }

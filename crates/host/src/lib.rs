@@ -8,7 +8,6 @@
 //! - [`network`] is machines' networking.
 
 #![forbid(unsafe_code)]
-#![deny(clippy::wildcard_enum_match_arm)]
 
 pub mod config;
 pub mod effects;

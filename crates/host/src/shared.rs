@@ -2,9 +2,9 @@
 //!
 //! Never changes a machine: each has a task of its own for that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use perch_durable::{Db, Journal};
 use perch_runtime::MachineDir;
@@ -22,6 +22,8 @@ use crate::machine::guest::Surroundings;
 use crate::machine::record::{Instant, Place, Record};
 use crate::network::MachineNetwork;
 
+/// How many times of a step are kept.
+const STEP_TIMES_MAX: usize = 256;
 /// Changes that may wait for a watcher; one that is slower is cut off.
 pub const WATCH_QUEUE_MAX: usize = 1024;
 
@@ -56,6 +58,8 @@ pub struct Shared {
     pub stopping: CancellationToken,
     /// Whether the file takes no more writes.
     pub broken: AtomicBool,
+    /// How long the newest steps took.
+    pub step_times: Mutex<BTreeMap<&'static str, VecDeque<f64>>>,
     /// What the agent found out about the server.
     pub findings: Vec<String>,
 }
@@ -135,6 +139,16 @@ impl Shared {
     pub fn all(&self) -> Vec<Handle> {
         let machines = self.machines.read().unwrap_or_else(PoisonError::into_inner);
         machines.values().cloned().collect()
+    }
+
+    /// Notes how long a step took.
+    pub fn note_step(&self, step: &'static str, took_ms: f64) {
+        let mut all = self.step_times.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = all.entry(step).or_default();
+        if times.len() >= STEP_TIMES_MAX {
+            times.pop_front();
+        }
+        times.push_back(took_ms);
     }
 
     /// Tells watchers and the directory of a change.

@@ -15,7 +15,7 @@ use perch_types::guest::{
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
     DumpableBehavior, Pid, Signal, WaitOptions, WaitStatus, kill_process, kill_process_group,
-    set_dumpable_behavior, set_parent_process_death_signal, waitpid,
+    set_dumpable_behavior, set_parent_process_death_signal, wait,
 };
 
 use crate::accounts::{self, Account};
@@ -54,7 +54,9 @@ pub(crate) fn run() -> io::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let signals = Signals::new()?;
     channel.send(&FromGuest::Hello { protocol: PROTOCOL }, None)?;
-    let Some(start) = first(&mut channel)? else { return Ok(()) };
+    let Some(start) = first(&mut channel)? else {
+        return Ok(());
+    };
     files::prepare(Path::new("/"), &start);
     let main = match start_main(&channel, &start) {
         Ok(main) => main,
@@ -64,7 +66,14 @@ pub(crate) fn run() -> io::Result<()> {
     };
     let GuestStart { env, user, cwd, .. } = start;
     let base = Base { env, user, cwd };
-    Machine { channel, signals, base, main, execs: BTreeMap::new() }.serve()
+    Machine {
+        channel,
+        signals,
+        base,
+        main,
+        execs: BTreeMap::new(),
+    }
+    .serve()
 }
 
 /// Waits for the first message; `None` when the monitor went away instead.
@@ -85,9 +94,8 @@ fn account(user: &str) -> Result<Account, Refusal> {
 }
 
 fn terminal(size: TerminalSize, account: &Account) -> Result<Terminal, Refusal> {
-    Terminal::open(size, account.uid).map_err(|error| {
-        Refusal::new(CODE_NOT_EXECUTABLE, format!("open a terminal: {error}"))
-    })
+    Terminal::open(size, account.uid)
+        .map_err(|error| Refusal::new(CODE_NOT_EXECUTABLE, format!("open a terminal: {error}")))
 }
 
 fn start_main(channel: &Channel, start: &GuestStart) -> Result<i32, Refusal> {
@@ -99,12 +107,16 @@ fn start_main(channel: &Channel, start: &GuestStart) -> Result<i32, Refusal> {
         own_outputs(&account);
         (Streams::Log, None)
     };
-    let program =
-        Program { argv: &start.argv, env: &start.env, cwd: &start.cwd, account: &account };
+    let program = Program {
+        argv: &start.argv,
+        env: &start.env,
+        cwd: &start.cwd,
+        account: &account,
+    };
     let pid = program.spawn(streams)?;
-    channel.send(&FromGuest::Started, master.as_ref()).map_err(|error| {
-        Refusal::new(CODE_NOT_EXECUTABLE, format!("report the start: {error}"))
-    })?;
+    channel
+        .send(&FromGuest::Started, master.as_ref())
+        .map_err(|error| Refusal::new(CODE_NOT_EXECUTABLE, format!("report the start: {error}")))?;
     Ok(pid)
 }
 
@@ -160,7 +172,7 @@ impl Machine {
 
     fn reap(&mut self) -> io::Result<bool> {
         loop {
-            let (pid, status) = match waitpid(None, WaitOptions::NOHANG) {
+            let (pid, status) = match wait(WaitOptions::NOHANG) {
                 Ok(Some(found)) => found,
                 Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(false),
                 Err(rustix::io::Errno::INTR) => continue,
@@ -173,7 +185,8 @@ impl Machine {
                 return Ok(true);
             }
             if let Some(id) = self.execs.remove(&pid) {
-                self.channel.send(&FromGuest::ExecEnded { id, ended }, None)?;
+                self.channel
+                    .send(&FromGuest::ExecEnded { id, ended }, None)?;
             }
         }
     }
@@ -201,9 +214,9 @@ impl Machine {
                 };
                 match self.run_exec(id, &exec, given) {
                     Ok(()) => Ok(()),
-                    Err(Refusal { code, reason }) => {
-                        self.channel.send(&FromGuest::ExecFailed { id, code, reason }, None)
-                    }
+                    Err(Refusal { code, reason }) => self
+                        .channel
+                        .send(&FromGuest::ExecFailed { id, code, reason }, None),
                 }
             }
         }
@@ -213,7 +226,11 @@ impl Machine {
         &mut self,
         id: u32,
         exec: &GuestExec,
-        given: Option<(std::os::fd::OwnedFd, std::os::fd::OwnedFd, std::os::fd::OwnedFd)>,
+        given: Option<(
+            std::os::fd::OwnedFd,
+            std::os::fd::OwnedFd,
+            std::os::fd::OwnedFd,
+        )>,
     ) -> Result<(), Refusal> {
         if self.execs.len() >= EXECS_MAX {
             let reason = format!("{EXECS_MAX} further programs run already");
@@ -225,19 +242,26 @@ impl Machine {
         let (streams, master) = match (given, exec.tty) {
             (Some((stdin, stdout, stderr)), _) => (Streams::Given(stdin, stdout, stderr), None),
             (None, size) => {
-                env.entry("TERM".to_owned()).or_insert_with(|| Secret::new("xterm"));
-                let Terminal { master, slave } =
-                    terminal(size.unwrap_or(TERMINAL), &account)?;
+                env.entry("TERM".to_owned())
+                    .or_insert_with(|| Secret::new("xterm"));
+                let Terminal { master, slave } = terminal(size.unwrap_or(TERMINAL), &account)?;
                 (Streams::Terminal(slave), Some(master))
             }
         };
         let cwd = exec.cwd.as_ref().unwrap_or(&self.base.cwd);
-        let program = Program { argv: &exec.argv, env: &env, cwd, account: &account };
+        let program = Program {
+            argv: &exec.argv,
+            env: &env,
+            cwd,
+            account: &account,
+        };
         let pid = program.spawn(streams)?;
         self.execs.insert(pid, id);
-        self.channel.send(&FromGuest::ExecStarted { id }, master.as_ref()).map_err(|error| {
-            Refusal::new(CODE_NOT_EXECUTABLE, format!("report the start: {error}"))
-        })
+        self.channel
+            .send(&FromGuest::ExecStarted { id }, master.as_ref())
+            .map_err(|error| {
+                Refusal::new(CODE_NOT_EXECUTABLE, format!("report the start: {error}"))
+            })
     }
 }
 
@@ -245,9 +269,10 @@ fn ended(status: WaitStatus) -> Option<Ended> {
     if let Some(code) = status.exit_status() {
         return Some(Ended { code, signal: None });
     }
-    status
-        .terminating_signal()
-        .map(|signal| Ended { code: signal.saturating_add(128), signal: Some(signal) })
+    status.terminating_signal().map(|signal| Ended {
+        code: signal.saturating_add(128),
+        signal: Some(signal),
+    })
 }
 
 /// Sends a signal to a child, or to its process group. A child that has ended and is not yet

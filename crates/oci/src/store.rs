@@ -138,7 +138,11 @@ impl ImageStore {
             return Ok(image);
         }
         let mut pull = self.join(reference, resolved);
-        let outcome = pull.wait_for(Option::is_some).await.ok().and_then(|seen| seen.clone());
+        let outcome = pull
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|seen| seen.clone());
         match outcome {
             Some(Ok(image)) => Ok(image),
             Some(Err(error)) => Err(Error::Shared(error)),
@@ -173,7 +177,10 @@ impl ImageStore {
         let inner = Arc::clone(&self.inner);
         blocking(move || {
             let digests = files::list(&inner.root.join("images"))?;
-            digests.iter().filter_map(|digest| inner.read(digest).transpose()).collect()
+            digests
+                .iter()
+                .filter_map(|digest| inner.read(digest).transpose())
+                .collect()
         })
         .await
     }
@@ -210,7 +217,11 @@ impl ImageStore {
 
     /// Joins the pull of an image or begins it.
     fn join(&self, reference: &Reference, resolved: Resolved) -> watch::Receiver<Option<Outcome>> {
-        let mut pulls = self.inner.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pulls = self
+            .inner
+            .pulls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(pull) = pulls.get(&resolved.digest)
             && pull.has_changed().is_ok()
         {
@@ -243,7 +254,9 @@ impl Inner {
 
     fn temporary(&self) -> PathBuf {
         let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
-        self.root.join("tmp").join(format!("{}-{number}", std::process::id()))
+        self.root
+            .join("tmp")
+            .join(format!("{}-{number}", std::process::id()))
     }
 
     fn read(&self, digest: &Digest) -> Result<Option<StoredImage>, Error> {
@@ -252,13 +265,21 @@ impl Inner {
             return Ok(None);
         };
         let erofs = folder.join(EROFS);
-        let size_bytes =
-            std::fs::metadata(&erofs).map_err(|e| Error::io("look at", &erofs, e))?.len();
-        Ok(Some(StoredImage { digest: digest.clone(), config: record.config, erofs, size_bytes }))
+        let size_bytes = std::fs::metadata(&erofs)
+            .map_err(|e| Error::io("look at", &erofs, e))?
+            .len();
+        Ok(Some(StoredImage {
+            digest: digest.clone(),
+            config: record.config,
+            erofs,
+            size_bytes,
+        }))
     }
 
     async fn alias(&self, resolved: &Resolved) -> Result<(), Error> {
-        let Some(index) = &resolved.index else { return Ok(()) };
+        let Some(index) = &resolved.index else {
+            return Ok(());
+        };
         let (path, temporary) = (self.alias_path(index), self.temporary());
         let target = resolved.digest.clone();
         blocking(move || files::write_alias(&path, &temporary, &target)).await
@@ -298,8 +319,11 @@ impl Inner {
         let packings =
             manifest::check(&resolved.config, &resolved.layers, &self.limits).map_err(refuse)?;
         let limit = self.limits.pull_timeout;
-        let timeout =
-            |operation, limit| Error::Timeout { reference: Box::new(reference.clone()), operation, limit };
+        let timeout = |operation, limit| Error::Timeout {
+            reference: Box::new(reference.clone()),
+            operation,
+            limit,
+        };
         let made = work.to_owned();
         blocking(move || files::make_private(&made)).await?;
         let fetch = async {
@@ -308,8 +332,9 @@ impl Inner {
             self.fetch_layers(work, resolved).await?;
             Ok::<_, Error>(parsed)
         };
-        let (config, diff_ids) =
-            tokio::time::timeout(limit, fetch).await.map_err(|_| timeout("pull", limit))??;
+        let (config, diff_ids) = tokio::time::timeout(limit, fetch)
+            .await
+            .map_err(|_| timeout("pull", limit))??;
         let layers = resolved.layers.iter().zip(packings).zip(diff_ids);
         let layers = layers.map(|((layer, packing), diff_id)| Layer {
             file: layer.digest.hex().to_owned(),
@@ -317,7 +342,10 @@ impl Inner {
             diff_id,
             size_bytes: layer.size,
         });
-        let job = Job { layers: layers.collect(), limits: self.limits.clone() };
+        let job = Job {
+            layers: layers.collect(),
+            limits: self.limits.clone(),
+        };
         let limit = self.limits.unpack_timeout;
         let report = tokio::time::timeout(limit, unpack::build(work, &job, &self.privilege))
             .await
@@ -332,10 +360,16 @@ impl Inner {
             xattrs_dropped = report.xattrs_dropped,
             "image unpacked"
         );
-        let record =
-            Record { digest: resolved.digest.clone(), config, reference: reference.clone() };
-        let (work, staged, target) =
-            (work.to_owned(), self.temporary(), self.image_path(&resolved.digest));
+        let record = Record {
+            digest: resolved.digest.clone(),
+            config,
+            reference: reference.clone(),
+        };
+        let (work, staged, target) = (
+            work.to_owned(),
+            self.temporary(),
+            self.image_path(&resolved.digest),
+        );
         blocking(move || files::publish(&work, &staged, &target, &record)).await
     }
 
@@ -357,10 +391,20 @@ impl Inner {
 fn from_fault(reference: &Reference, fault: Fault) -> Error {
     let boxed = Box::new(reference.clone());
     match fault {
-        Fault::OverLimit { what, limit } => Error::OverLimit { reference: boxed, what, limit },
-        Fault::Invalid(reason) => Error::Invalid { reference: boxed, reason },
+        Fault::OverLimit { what, limit } => Error::OverLimit {
+            reference: boxed,
+            what,
+            limit,
+        },
+        Fault::Invalid(reason) => Error::Invalid {
+            reference: boxed,
+            reason,
+        },
         Fault::NoSpace => Error::NoSpace { reference: boxed },
-        Fault::System(reason) => Error::Unpack { reference: boxed, reason },
+        Fault::System(reason) => Error::Unpack {
+            reference: boxed,
+            reason,
+        },
     }
 }
 

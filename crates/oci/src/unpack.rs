@@ -124,7 +124,10 @@ pub(crate) enum Fault {
 
 impl Fault {
     fn over(what: &str, limit: u64) -> Self {
-        Self::OverLimit { what: what.to_owned(), limit }
+        Self::OverLimit {
+            what: what.to_owned(),
+            limit,
+        }
     }
 
     fn system(operation: &str, errno: rustix::io::Errno) -> Self {
@@ -144,15 +147,17 @@ impl Fault {
     }
 }
 
-/// The arguments of `mkfs.erofs` that make the same tree the same bytes: no time but the files',
-/// none newer than the newest, one fixed id.
-fn mkfs_arguments(report: &Report) -> Vec<String> {
-    vec![
-        "--quiet".to_owned(),
+/// Times of files newer than this are cut to it, and it is the file system's own time. As it is the
+/// newest time in the tree, every file keeps its own and the same tree gives the same bytes.
+const MKFS_TIME: &str = "SOURCE_DATE_EPOCH";
+
+fn mkfs_arguments() -> [String; 5] {
+    let uuid = format!("-U{EROFS_UUID}");
+    let quiet = "--quiet".to_owned();
+    [
+        quiet,
         "-zlz4".to_owned(),
-        format!("-U{EROFS_UUID}"),
-        format!("-T{}", report.newest_mtime_s),
-        "--preserve-mtime".to_owned(),
+        uuid,
         EROFS.to_owned(),
         TREE.to_owned(),
     ]

@@ -105,7 +105,9 @@ impl Registry {
 
     /// Returns the routes under `/v2/` (OCI distribution specification 1.1).
     pub fn router(&self) -> Router {
-        Router::new().fallback(serve).with_state(Arc::clone(&self.inner))
+        Router::new()
+            .fallback(serve)
+            .with_state(Arc::clone(&self.inner))
     }
 
     /// Removes what nothing refers to and what is older than the grace time: uploads at rest,
@@ -139,7 +141,9 @@ impl Registry {
     /// # Errors
     /// When a file cannot be removed.
     pub async fn delete_repository(&self, repository: &str) -> Result<(), Error> {
-        let Ok(name) = route::repository(repository) else { return Ok(()) };
+        let Ok(name) = route::repository(repository) else {
+            return Ok(());
+        };
         let _guard = self.inner.collection.write().await;
         let inner = Arc::clone(&self.inner);
         blocking(move || inner.storage.delete_repository(&name)).await
@@ -154,14 +158,18 @@ impl Inner {
         access: Access,
     ) -> Result<(), Fault> {
         let credentials = credentials(headers);
-        match self.authorize.authorize(credentials.as_ref(), repository, access).await {
+        match self
+            .authorize
+            .authorize(credentials.as_ref(), repository, access)
+            .await
+        {
             Decision::Allow => Ok(()),
             Decision::Unauthenticated => {
                 Err(Fault::unauthorized("these credentials are not known here"))
             }
-            Decision::Forbidden => {
-                Err(Fault::denied("these credentials do not reach this repository"))
-            }
+            Decision::Forbidden => Err(Fault::denied(
+                "these credentials do not reach this repository",
+            )),
         }
     }
 }
@@ -170,7 +178,9 @@ impl Inner {
 pub(crate) async fn blocking<T: Send + 'static, E: From<Error> + Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
-    tokio::task::spawn_blocking(work).await.map_err(|source| E::from(Error::Thread { source }))?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|source| E::from(Error::Thread { source }))?
 }
 
 fn credentials(headers: &HeaderMap) -> Option<Basic> {
@@ -181,7 +191,10 @@ fn credentials(headers: &HeaderMap) -> Option<Basic> {
     }
     let decoded = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
     let (user, password) = decoded.split_once(':')?;
-    Some(Basic { user: user.to_owned(), password: Secret::new(password) })
+    Some(Basic {
+        user: user.to_owned(),
+        password: Secret::new(password),
+    })
 }
 
 async fn serve(State(inner): State<Arc<Inner>>, request: Request) -> Response {
@@ -191,7 +204,9 @@ async fn serve(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         Err(fault) => fault.into_response(),
     };
     let version = http::HeaderValue::from_static("registry/2.0");
-    response.headers_mut().insert("docker-distribution-api-version", version);
+    response
+        .headers_mut()
+        .insert("docker-distribution-api-version", version);
     if head {
         *response.body_mut() = axum::body::Body::empty();
     }
@@ -217,9 +232,11 @@ async fn dispatch(inner: &Arc<Inner>, request: Request) -> Result<Response, Faul
     let (method, headers) = (request.method().clone(), request.headers().clone());
     inner.allow(&headers, route.repository(), access).await?;
     match (method.as_str(), route) {
-        ("GET" | "HEAD", Route::Base) => {
-            Ok(answer(StatusCode::OK, &[("content-type", "application/json".to_owned())], "{}".into()))
-        }
+        ("GET" | "HEAD", Route::Base) => Ok(answer(
+            StatusCode::OK,
+            &[("content-type", "application/json".to_owned())],
+            "{}".into(),
+        )),
         ("GET" | "HEAD", Route::Blob(name, digest)) => {
             blobs::get(inner, &name, &digest, (&method, &headers)).await
         }

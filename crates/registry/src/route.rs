@@ -55,7 +55,9 @@ pub(crate) fn parse(path: &str) -> Result<Route, Fault> {
         return Ok(Route::Base);
     }
     let rest = rest.strip_prefix('/').ok_or_else(nothing)?;
-    if let Some(name) = rest.strip_suffix("/blobs/uploads/").or(rest.strip_suffix("/blobs/uploads"))
+    if let Some(name) = rest
+        .strip_suffix("/blobs/uploads/")
+        .or_else(|| rest.strip_suffix("/blobs/uploads"))
     {
         return Ok(Route::Uploads(repository(name)?));
     }
@@ -90,7 +92,8 @@ pub(crate) fn repository(name: &str) -> Result<String, Fault> {
 }
 
 pub(crate) fn digest(text: &str) -> Result<Digest, Fault> {
-    text.parse().map_err(|_| Fault::digest_invalid("only lowercase sha256 digests are kept here"))
+    text.parse()
+        .map_err(|_| Fault::digest_invalid("only lowercase sha256 digests are kept here"))
 }
 
 #[cfg(test)]
@@ -106,16 +109,31 @@ mod tests {
         let table = [
             ("/v2".to_owned(), Route::Base),
             ("/v2/".to_owned(), Route::Base),
-            ("/v2/a/blobs/uploads/".to_owned(), Route::Uploads("a".to_owned())),
-            (format!("/v2/a/b/blobs/uploads/{id}"), Route::Upload("a/b".to_owned(), id.clone())),
-            (format!("/v2/a/blobs/{D}"), Route::Blob("a".to_owned(), digest.clone())),
-            (format!("/v2/a/blobs/b/blobs/{D}"), Route::Blob("a/blobs/b".to_owned(), digest.clone())),
+            (
+                "/v2/a/blobs/uploads/".to_owned(),
+                Route::Uploads("a".to_owned()),
+            ),
+            (
+                format!("/v2/a/b/blobs/uploads/{id}"),
+                Route::Upload("a/b".to_owned(), id.clone()),
+            ),
+            (
+                format!("/v2/a/blobs/{D}"),
+                Route::Blob("a".to_owned(), digest.clone()),
+            ),
+            (
+                format!("/v2/a/blobs/b/blobs/{D}"),
+                Route::Blob("a/blobs/b".to_owned(), digest.clone()),
+            ),
             (
                 "/v2/a/manifests/latest".to_owned(),
                 Route::Manifest("a".to_owned(), Name::Tag("latest".to_owned())),
             ),
             ("/v2/a/tags/list".to_owned(), Route::Tags("a".to_owned())),
-            (format!("/v2/a/referrers/{D}"), Route::Referrers("a".to_owned(), digest)),
+            (
+                format!("/v2/a/referrers/{D}"),
+                Route::Referrers("a".to_owned(), digest),
+            ),
         ];
         for (path, route) in table {
             assert_eq!(parse(&path).ok(), Some(route), "{path}");
@@ -125,9 +143,19 @@ mod tests {
     #[test]
     fn paths_that_lead_nowhere() {
         for path in [
-            "/", "/v1/", "/v2x", "/v2/a", "/v2/a/manifests/..", "/v2/../manifests/x",
-            "/v2/A/tags/list", "/v2/a/../b/tags/list", "/v2//tags/list", "/v2/_x/tags/list",
-            "/v2/a/blobs/sha256:00", "/v2/a/blobs/uploads/../../x", "/v2/a%2fb/tags/list",
+            "/",
+            "/v1/",
+            "/v2x",
+            "/v2/a",
+            "/v2/a/manifests/..",
+            "/v2/../manifests/x",
+            "/v2/A/tags/list",
+            "/v2/a/../b/tags/list",
+            "/v2//tags/list",
+            "/v2/_x/tags/list",
+            "/v2/a/blobs/sha256:00",
+            "/v2/a/blobs/uploads/../../x",
+            "/v2/a%2fb/tags/list",
         ] {
             assert!(parse(path).is_err(), "{path}");
         }

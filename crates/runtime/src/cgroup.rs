@@ -75,8 +75,9 @@ impl Hierarchies {
             }
             match kind {
                 "cgroup2" => unified = Some(PathBuf::from(at)),
-                "cgroup" => legacy
-                    .push((at.into(), options.split(',').map(str::to_owned).collect())),
+                "cgroup" => {
+                    legacy.push((at.into(), options.split(',').map(str::to_owned).collect()))
+                }
                 _ => {}
             }
         }
@@ -118,7 +119,10 @@ impl Hierarchies {
             }
             return Ok(());
         }
-        for root in CONTROLLERS.iter().filter_map(|controller| self.of(controller)) {
+        for root in CONTROLLERS
+            .iter()
+            .filter_map(|controller| self.of(controller))
+        {
             let at = root.join(group);
             fs::create_dir_all(&at).map_err(Error::file("create", at))?;
         }
@@ -130,8 +134,10 @@ impl Hierarchies {
     /// # Errors
     /// The kernel's.
     pub fn join(&self, group: &Path) -> Result<(), Error> {
-        let mut roots: Vec<&Path> =
-            CONTROLLERS.iter().filter_map(|controller| self.of(controller)).collect();
+        let mut roots: Vec<&Path> = CONTROLLERS
+            .iter()
+            .filter_map(|controller| self.of(controller))
+            .collect();
         roots.dedup();
         for root in roots {
             write(&root.join(group).join("cgroup.procs"), "0")?;
@@ -144,14 +150,19 @@ impl Hierarchies {
     /// # Errors
     /// The kernel's.
     pub fn limit(&self, group: &Path, limits: &Limits) -> Result<(), Error> {
-        let quota_us = limits.cpu_milli.map(|milli| u64::from(milli) * CPU_PERIOD_US / 1000);
+        let quota_us = limits
+            .cpu_milli
+            .map(|milli| u64::from(milli) * CPU_PERIOD_US / 1000);
         match self {
             Self::Unified(root) => {
                 let at = root.join(group);
                 write(&at.join("memory.max"), &limits.memory_bytes.to_string())?;
                 optional(&at.join("memory.swap.max"), &limits.swap_bytes.to_string())?;
                 write(&at.join("pids.max"), &limits.pids_max.to_string())?;
-                write(&at.join("cpu.weight"), &limits.cpu_weight.clamp(1, 10_000).to_string())?;
+                write(
+                    &at.join("cpu.weight"),
+                    &limits.cpu_weight.clamp(1, 10_000).to_string(),
+                )?;
                 let quota = quota_us.map_or_else(|| "max".to_owned(), |us| us.to_string());
                 write(&at.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}"))
             }
@@ -167,7 +178,12 @@ impl Hierarchies {
                 let shares = u64::from(limits.cpu_weight.clamp(1, 10_000)) * 1024 / 100;
                 self.set(group, "cpu", "cpu.shares", &shares.max(2).to_string())?;
                 if let Some(us) = quota_us {
-                    self.set(group, "cpu", "cpu.cfs_period_us", &CPU_PERIOD_US.to_string())?;
+                    self.set(
+                        group,
+                        "cpu",
+                        "cpu.cfs_period_us",
+                        &CPU_PERIOD_US.to_string(),
+                    )?;
                     self.set(group, "cpu", "cpu.cfs_quota_us", &us.to_string())?;
                 }
                 Ok(())
@@ -203,7 +219,8 @@ impl Hierarchies {
     #[must_use]
     pub fn stats(&self, group: &Path) -> Stats {
         let read = |controller: &str, file: &str| {
-            self.of(controller).and_then(|root| number(&root.join(group).join(file)))
+            self.of(controller)
+                .and_then(|root| number(&root.join(group).join(file)))
         };
         let field = |controller: &str, file: &str, name: &str| {
             let text = fs::read_to_string(self.of(controller)?.join(group).join(file)).ok()?;
@@ -242,8 +259,12 @@ impl Hierarchies {
         for root in self.roots() {
             let at = root.join(group);
             for pid in members(&at) {
-                let Some(id) = Pid::from_raw(pid) else { continue };
-                let Ok(pidfd) = pidfd_open(id, PidfdFlags::empty()) else { continue };
+                let Some(id) = Pid::from_raw(pid) else {
+                    continue;
+                };
+                let Ok(pidfd) = pidfd_open(id, PidfdFlags::empty()) else {
+                    continue;
+                };
                 // Still listed after it was opened: it is the one that was listed before.
                 if members(&at).contains(&pid) {
                     process::kill(&pidfd).map_err(Error::system("kill a process"))?;
@@ -332,7 +353,11 @@ fn number(file: &Path) -> Option<u64> {
 fn named_number(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         let (key, value) = line.split_once(' ')?;
-        if key == name { value.trim().parse().ok() } else { None }
+        if key == name {
+            value.trim().parse().ok()
+        } else {
+            None
+        }
     })
 }
 
@@ -350,7 +375,10 @@ mod tests {
         let hybrid = "cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\n\
              cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
         let found = Hierarchies::parse(hybrid).unwrap();
-        assert_eq!(found.of("cpuacct"), Some(Path::new("/sys/fs/cgroup/cpu,cpuacct")));
+        assert_eq!(
+            found.of("cpuacct"),
+            Some(Path::new("/sys/fs/cgroup/cpu,cpuacct"))
+        );
         assert_eq!(found.of("memory"), None);
         assert_eq!(Hierarchies::parse("proc /proc proc rw 0 0\n"), None);
     }

@@ -97,7 +97,9 @@ impl Record {
         let (stream, dropped) = rest.split_at(1);
         let length = usize::try_from(big_endian(length)).unwrap_or(usize::MAX);
         let byte = stream.first().copied().unwrap_or_default();
-        let Some(stream) = Stream::of(byte & !CONTINUES) else { return Ok(None) };
+        let Some(stream) = Stream::of(byte & !CONTINUES) else {
+            return Ok(None);
+        };
         if length > LINE_BYTES_MAX {
             return Ok(None);
         }
@@ -121,7 +123,9 @@ impl Record {
 }
 
 fn big_endian(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0, |value, byte| (value << 8) | u64::from(*byte))
+    bytes
+        .iter()
+        .fold(0, |value, byte| (value << 8) | u64::from(*byte))
 }
 
 fn filled(from: &mut impl io::Read, buffer: &mut [u8]) -> io::Result<bool> {
@@ -148,7 +152,11 @@ pub fn read(dir: &Path, from_seq: u64, limit: usize) -> Result<Vec<Record>, Erro
 pub fn tail(dir: &Path, count: usize) -> Result<Vec<Record>, Error> {
     let count = count.min(RECORDS_MAX);
     let next = next_seq(dir)?;
-    read(dir, next.saturating_sub(u64::try_from(count).unwrap_or(u64::MAX)), count)
+    read(
+        dir,
+        next.saturating_sub(u64::try_from(count).unwrap_or(u64::MAX)),
+        count,
+    )
 }
 
 /// Returns the number that the next record will get.
@@ -156,7 +164,9 @@ pub fn tail(dir: &Path, count: usize) -> Result<Vec<Record>, Error> {
 /// # Errors
 /// As [`read`].
 pub fn next_seq(dir: &Path) -> Result<u64, Error> {
-    let Some((first, path)) = segments(dir)?.pop() else { return Ok(1) };
+    let Some((first, path)) = segments(dir)?.pop() else {
+        return Ok(1);
+    };
     let error = Error::file("read", &path);
     let mut file = BufReader::new(match File::open(&path) {
         Ok(file) => file,
@@ -208,7 +218,11 @@ impl Cursor {
     /// Starts at a record's number, whether it is there yet or not.
     #[must_use]
     pub fn new(dir: &Path, from_seq: u64) -> Self {
-        Self { dir: dir.to_owned(), next: from_seq, at: None }
+        Self {
+            dir: dir.to_owned(),
+            next: from_seq,
+            at: None,
+        }
     }
 
     /// Returns the records that came since, at most `limit` or [`RECORDS_MAX`].
@@ -220,7 +234,9 @@ impl Cursor {
         let mut found = Vec::new();
         let all = segments(&self.dir)?;
         for (index, (first, path)) in all.iter().enumerate() {
-            let past = all.get(index.saturating_add(1)).is_some_and(|(next, _)| *next <= self.next);
+            let past = all
+                .get(index.saturating_add(1))
+                .is_some_and(|(next, _)| *next <= self.next);
             if past {
                 continue;
             }
@@ -250,10 +266,10 @@ impl Cursor {
             _ => 0,
         };
         let mut file = BufReader::new(file);
-        file.seek(SeekFrom::Start(offset)).map_err(Error::file("read", path))?;
+        file.seek(SeekFrom::Start(offset))
+            .map_err(Error::file("read", path))?;
         while found.len() < limit {
-            let decoded =
-                Record::decode(&mut file.by_ref()).map_err(Error::file("read", path))?;
+            let decoded = Record::decode(&mut file.by_ref()).map_err(Error::file("read", path))?;
             let Some(record) = decoded else { break };
             offset = offset.saturating_add(record.encoded_bytes());
             if record.seq >= self.next {

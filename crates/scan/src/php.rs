@@ -121,21 +121,32 @@ RUN COMPOSER_ALLOW_SUPERUSER=1 composer install --no-dev --no-interaction --no-p
     } else {
         ""
     };
+    // Below a folder of its own everything is meant to be seen; beside the program not all is.
+    let hidden = if folder.is_empty() {
+        "        '<LocationMatch \"^/(vendor/|composer\\.|Dockerfile|fly\\.toml)\">' \\\n        \
+         '  Require all denied' '</LocationMatch>' \\\n"
+    } else {
+        ""
+    };
     format!(
         r#"# Written by `perch launch`. It is yours now: change what you like.
 FROM {BASE_IMAGE}
 
-# Apache listens on {PORT}, serves {docroot}, reads .htaccess, and shows neither hidden files nor
-# what only composer needs.
-RUN sed -ri 's/^Listen .*/Listen {PORT}/' /etc/apache2/ports.conf \
-    && sed -ri 's!<VirtualHost [^>]*>!<VirtualHost *:{PORT}>!; s!DocumentRoot .*!DocumentRoot {docroot}!' \
-        /etc/apache2/sites-available/000-default.conf \
+# Apache listens on {PORT}, serves {docroot}, reads .htaccess and shows no hidden files.
+# Its logs go through a program, because a machine's /dev/stdout cannot be opened by name.
+RUN a2enmod -q rewrite remoteip \
+    && rm -f /etc/apache2/sites-enabled/* \
+    && echo 'Listen 0.0.0.0:{PORT}' > /etc/apache2/ports.conf \
     && printf '%s\n' \
         'ServerName localhost' 'ServerTokens Prod' 'ServerSignature Off' \
-        '<Directory {ROOT}>' '  AllowOverride All' '  Require all granted' '</Directory>' \
-        '<LocationMatch "/(\.|vendor/|composer\.|Dockerfile|fly\.toml)">' '  Require all denied' '</LocationMatch>' \
-        > /etc/apache2/conf-available/perch.conf \
-    && a2enconf -q perch && a2enmod -q rewrite
+        'DocumentRoot {docroot}' \
+        'ErrorLog "|/usr/bin/cat"' 'CustomLog "|/usr/bin/cat" combined' \
+        'RemoteIPHeader X-Forwarded-For' \
+        'RemoteIPInternalProxy 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 fd00::/8' \
+        '<Directory {ROOT}>' '  Options -Indexes +FollowSymLinks' '  AllowOverride All' \
+        '  Require all granted' '  DirectoryIndex index.php index.html' '</Directory>' \
+        '<LocationMatch "/\.(?!well-known/)">' '  Require all denied' '</LocationMatch>' \
+{hidden}        > /etc/apache2/sites-enabled/app.conf
 
 WORKDIR {ROOT}
 {packages}

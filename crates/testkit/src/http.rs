@@ -59,10 +59,10 @@ pub fn request(
 ) -> Result<Answer> {
     let mut head = format!("{method} {target} HTTP/1.1\r\nConnection: close\r\n");
     for (name, value) in fields {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        head.extend([name, ": ", value, "\r\n"]);
     }
     if !body.is_empty() || method == "POST" {
-        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        head.extend(["Content-Length: ", &body.len().to_string(), "\r\n"]);
     }
     head.push_str("\r\n");
     let mut bytes = head.into_bytes();
@@ -76,7 +76,9 @@ pub fn request(
 /// When the connection breaks before the answer is whole.
 pub fn raw(address: SocketAddr, bytes: &[u8]) -> Result<Answer> {
     let mut stream = TcpStream::connect(address).with_context(|| format!("connect {address}"))?;
-    stream.set_read_timeout(Some(TIMEOUT)).context("set a time limit")?;
+    stream
+        .set_read_timeout(Some(TIMEOUT))
+        .context("set a time limit")?;
     stream.write_all(bytes).context("send the request")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).context("read the answer")?;
@@ -101,8 +103,14 @@ fn parse(bytes: &[u8]) -> Result<Answer> {
         .and_then(|word| word.parse().ok())
         .with_context(|| format!("no status in {head:?}"))?;
     let rest = bytes.get(end + 4..).unwrap_or_default();
-    let chunked = head.lines().any(|line| line == "transfer-encoding: chunked");
-    let body = if chunked { unchunk(rest) } else { rest.to_vec() };
+    let chunked = head
+        .lines()
+        .any(|line| line == "transfer-encoding: chunked");
+    let body = if chunked {
+        unchunk(rest)
+    } else {
+        rest.to_vec()
+    };
     Ok(Answer { status, head, body })
 }
 

@@ -3,7 +3,11 @@
 //! Never part of a server. It is static and needs nothing but itself, so an image of it is one
 //! file. It answers HTTP/1.1 as its arguments say, or ends as they say.
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "tests read what it prints")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests read what it prints"
+)]
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -30,7 +34,11 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<u8, String> {
     let mut listeners = Vec::new();
     while let Some(argument) = arguments.next() {
         let value = arguments.next().ok_or(USAGE)?;
-        let number = || value.parse::<u64>().map_err(|error| format!("{value}: {error}"));
+        let number = || {
+            value
+                .parse::<u64>()
+                .map_err(|error| format!("{value}: {error}"))
+        };
         match argument.as_str() {
             "--print" => println!("{value}"),
             "--stderr" => eprintln!("{value}"),
@@ -76,7 +84,9 @@ fn eat(mb: u64) {
 
 /// Answers requests on one connection until it ends.
 fn serve(stream: TcpStream) {
-    let Ok(mut output) = stream.try_clone() else { return };
+    let Ok(mut output) = stream.try_clone() else {
+        return;
+    };
     stream.set_nodelay(true).ok();
     let mut input = BufReader::new(stream);
     while let Ok(Some(request)) = read(&mut input) {
@@ -108,10 +118,13 @@ fn read(input: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
     let field = |name: &str| {
         head.lines().find_map(|line| {
             let (key, value) = line.split_once(':')?;
-            key.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
+            key.eq_ignore_ascii_case(name)
+                .then(|| value.trim().to_owned())
         })
     };
-    let length = field("content-length").and_then(|value| value.parse().ok()).unwrap_or(0_usize);
+    let length = field("content-length")
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(0_usize);
     let mut body = vec![0; length.min(BYTES_MAX)];
     input.read_exact(&mut body)?;
     if field("transfer-encoding").is_some() {
@@ -126,7 +139,13 @@ fn read(input: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
         .filter_map(|pair| pair.split_once('='))
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect();
-    Ok(Some(Request { method, path: path.to_owned(), query, head: head.clone(), body }))
+    Ok(Some(Request {
+        method,
+        path: path.to_owned(),
+        query,
+        head: head.clone(),
+        body,
+    }))
 }
 
 fn read_chunks(input: &mut BufReader<TcpStream>, body: &mut Vec<u8>) -> io::Result<()> {
@@ -145,12 +164,18 @@ fn read_chunks(input: &mut BufReader<TcpStream>, body: &mut Vec<u8>) -> io::Resu
 }
 
 fn answer(output: &mut TcpStream, request: &Request) -> io::Result<()> {
-    let number = |key: &str| request.query.get(key).and_then(|value| value.parse::<u64>().ok());
+    let number = |key: &str| {
+        request
+            .query
+            .get(key)
+            .and_then(|value| value.parse::<u64>().ok())
+    };
     let (status, body) = match request.path.as_str() {
         "/" => ("200 OK", b"hello\n".to_vec()),
         "/env" => {
-            let variables: String =
-                std::env::vars().map(|(name, value)| format!("{name}={value}\n")).collect();
+            let variables: String = std::env::vars()
+                .map(|(name, value)| format!("{name}={value}\n"))
+                .collect();
             ("200 OK", variables.into_bytes())
         }
         "/head" => ("200 OK", request.head.clone().into_bytes()),

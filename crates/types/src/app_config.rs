@@ -249,7 +249,11 @@ pub struct ServiceSection {
     )]
     pub concurrency: Option<Concurrency>,
     /// Public ports.
-    #[serde(default, deserialize_with = "read::ports", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "read::ports",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub ports: Vec<Port>,
     /// Connections that must be accepted.
     #[serde(
@@ -325,7 +329,11 @@ pub struct VmSection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<String>,
     /// `"512mb"`, `"1gb"`; an integer is MiB.
-    #[serde(default, deserialize_with = "read::memory", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "read::memory",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub memory: Option<u32>,
     /// Memory in MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -381,13 +389,25 @@ pub enum RestartWord {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ExperimentalSection {
     /// Replaces the image's CMD; one string is split as a shell splits words.
-    #[serde(default, deserialize_with = "read::words", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "read::words",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub cmd: Vec<String>,
     /// Replaces the image's ENTRYPOINT.
-    #[serde(default, deserialize_with = "read::words", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "read::words",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub entrypoint: Vec<String>,
     /// Replaces both.
-    #[serde(default, deserialize_with = "read::words", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "read::words",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub exec: Vec<String>,
     /// The older place of the top level's key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -420,7 +440,10 @@ impl AppConfig {
         if self.processes.contains_key(DEFAULT_GROUP) {
             return DEFAULT_GROUP;
         }
-        self.processes.keys().next().map_or(DEFAULT_GROUP, String::as_str)
+        self.processes
+            .keys()
+            .next()
+            .map_or(DEFAULT_GROUP, String::as_str)
     }
 
     /// Returns how long one machine may take to be ready.
@@ -435,7 +458,10 @@ impl AppConfig {
     /// Returns how machines are replaced, as the file says.
     #[must_use]
     pub fn strategy(&self) -> Strategy {
-        self.deploy.as_ref().and_then(|deploy| deploy.strategy).unwrap_or_default()
+        self.deploy
+            .as_ref()
+            .and_then(|deploy| deploy.strategy)
+            .unwrap_or_default()
     }
 
     /// Returns the signal that asks a machine to end, from either place.

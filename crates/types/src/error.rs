@@ -125,7 +125,13 @@ impl ApiError {
             Code::NameTaken => "name_taken",
             _ => "unknown",
         };
-        Self { error: error.into(), code, status: status.to_owned(), hint: None, request: None }
+        Self {
+            error: error.into(),
+            code,
+            status: status.to_owned(),
+            hint: None,
+            request: None,
+        }
     }
 
     /// Adds what to do about it.
@@ -144,7 +150,10 @@ impl ApiError {
     /// Makes the error of an unknown machine in the words that clients look for.
     #[must_use]
     pub fn machine_not_found(machine: &str) -> Self {
-        Self::new(Code::MachineNotFound, format!("machine not found: {machine}"))
+        Self::new(
+            Code::MachineNotFound,
+            format!("machine not found: {machine}"),
+        )
     }
 }
 

@@ -97,7 +97,11 @@ pub fn encode(frame: &Frame) -> Vec<u8> {
     };
     let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
     bytes.push(kind);
-    bytes.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes());
+    bytes.extend_from_slice(
+        &u32::try_from(payload.len())
+            .unwrap_or(u32::MAX)
+            .to_be_bytes(),
+    );
     bytes.extend_from_slice(&payload);
     bytes
 }
@@ -153,7 +157,7 @@ mod tests {
         fn what_was_encoded_is_decoded(payload: Vec<u8>, rows: u16, code: i32) {
             for frame in [
                 Frame::Stdin(payload.clone()),
-                Frame::Stderr(payload.clone()),
+                Frame::Stderr(payload),
                 Frame::StdinEnd,
                 Frame::Resize(TerminalSize { rows, cols: 80 }),
                 Frame::Exit(ExecExit { exit_code: code, exit_signal: Some(9) }),
@@ -167,7 +171,10 @@ mod tests {
 
     #[test]
     fn a_frame_over_the_limit_is_refused_before_it_is_read() {
-        assert_eq!(decode(&[0, 255, 255, 255, 255]), Err(FrameError::TooLong(0xffff_ffff)));
+        assert_eq!(
+            decode(&[0, 255, 255, 255, 255]),
+            Err(FrameError::TooLong(0xffff_ffff))
+        );
         assert_eq!(decode(&[9, 0, 0, 0, 0]), Err(FrameError::Kind(9)));
     }
 }

@@ -43,7 +43,11 @@ pub struct InvalidReference {
 
 impl InvalidReference {
     fn new(kind: &'static str, rule: &'static str, value: &str) -> Self {
-        Self { kind, rule, value: value.chars().take(INVALID_TEXT_CHARS_MAX).collect() }
+        Self {
+            kind,
+            rule,
+            value: value.chars().take(INVALID_TEXT_CHARS_MAX).collect(),
+        }
     }
 }
 
@@ -144,11 +148,7 @@ impl Reference {
     ///
     /// # Errors
     /// When a part is not of its shape.
-    pub fn with_tag(
-        registry: &str,
-        repository: &str,
-        tag: &str,
-    ) -> Result<Self, InvalidReference> {
+    pub fn with_tag(registry: &str, repository: &str, tag: &str) -> Result<Self, InvalidReference> {
         check_tag(tag)?;
         Ok(Self {
             registry: check_registry(registry)?,
@@ -217,9 +217,7 @@ impl FromStr for Reference {
             check_tag(tag)?;
         }
         let (registry, repository) = match name.split_once('/') {
-            Some((first, rest))
-                if first.contains(['.', ':']) || first == "localhost" =>
-            {
+            Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => {
                 (check_registry(first)?, rest.to_owned())
             }
             _ => (DEFAULT_REGISTRY.to_owned(), name.to_owned()),
@@ -229,7 +227,12 @@ impl FromStr for Reference {
             (None, None) => Some(DEFAULT_TAG.to_owned()),
             (tag, _) => tag.map(str::to_owned),
         };
-        Ok(Self { registry, repository: check_repository(&repository)?, tag, digest })
+        Ok(Self {
+            registry,
+            repository: check_repository(&repository)?,
+            tag,
+            digest,
+        })
     }
 }
 
@@ -262,12 +265,18 @@ impl fmt::Display for Reference {
 
 /// Applies Docker Hub's two habits: its older host name, and `library/` for official images.
 fn docker_names(registry: String, repository: String) -> (String, String) {
-    let hub = matches!(registry.as_str(), "docker.io" | "index.docker.io" | "registry-1.docker.io");
+    let hub = matches!(
+        registry.as_str(),
+        "docker.io" | "index.docker.io" | "registry-1.docker.io"
+    );
     if !hub {
         return (registry, repository);
     }
-    let repository =
-        if repository.contains('/') { repository } else { format!("library/{repository}") };
+    let repository = if repository.contains('/') {
+        repository
+    } else {
+        format!("library/{repository}")
+    };
     (DEFAULT_REGISTRY.to_owned(), repository)
 }
 
@@ -283,14 +292,18 @@ fn check_registry(text: &str) -> Result<String, InvalidReference> {
     if port.is_some_and(|port| port.parse::<u16>().map_or(true, |port| port == 0)) {
         return Err(invalid("a port from 1 to 65535 after the colon"));
     }
-    let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let address = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
     let well_formed = match address {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => host.split('.').all(|label| {
             (1..=63).contains(&label.len())
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-')
         }),
     };
     if well_formed {
@@ -306,7 +319,11 @@ fn check_registry(text: &str) -> Result<String, InvalidReference> {
 /// When it is not of that shape or longer than [`REPOSITORY_BYTES_MAX`].
 pub fn check_repository(text: &str) -> Result<String, InvalidReference> {
     if text.len() > REPOSITORY_BYTES_MAX {
-        return Err(InvalidReference::new("a repository", "at most 255 bytes", text));
+        return Err(InvalidReference::new(
+            "a repository",
+            "at most 255 bytes",
+            text,
+        ));
     }
     if text.split('/').all(is_path_component) {
         Ok(text.to_owned())

@@ -104,7 +104,9 @@ impl std::str::FromStr for GoDuration {
             return Err(bad());
         }
         while !rest.is_empty() {
-            let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+            let digits = rest
+                .find(|c: char| !c.is_ascii_digit() && c != '.')
+                .ok_or_else(bad)?;
             let (number, tail) = rest.split_at(digits);
             let unit_end = tail
                 .find(|c: char| c.is_ascii_digit() || c == '.')
@@ -220,7 +222,7 @@ mod tests {
         }
         let nanos: GoDuration = serde_json::from_str("1000000000").unwrap();
         assert_eq!(nanos, GoDuration::from_secs(1));
-        assert!(serde_json::from_str::<GoDuration>("-1").is_err());
+        serde_json::from_str::<GoDuration>("-1").unwrap_err();
     }
 
     #[test]

@@ -15,7 +15,7 @@ fn config(more: Value) -> MachineConfig {
     serde_json::from_value(whole).unwrap()
 }
 
-fn refusal(more: Value) -> (Code, String) {
+fn refusal(more: &Value) -> (Code, String) {
     let failure = admit(config(more.clone())).expect_err(&more.to_string());
     (failure.error().code, failure.error().error.clone())
 }
@@ -23,7 +23,7 @@ fn refusal(more: Value) -> (Code, String) {
 #[test]
 fn values_are_refused_by_path_and_with_what_is_allowed() {
     let text = |more| {
-        let (code, text) = refusal(more);
+        let (code, text) = refusal(&more);
         assert_eq!(code, Code::InvalidValue, "{text}");
         text
     };
@@ -54,7 +54,7 @@ fn values_are_refused_by_path_and_with_what_is_allowed() {
 #[test]
 fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing() {
     let text = |more| {
-        let (code, text) = refusal(more);
+        let (code, text) = refusal(&more);
         assert_eq!(code, Code::UnsupportedKey, "{text}");
         text
     };

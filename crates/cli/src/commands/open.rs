@@ -29,8 +29,9 @@ pub(crate) async fn run(invocation: &Invocation, args: OpenArgs) -> Result {
     let opener = opener();
     if let Some(program) = opener.filter(|_| Ui::is_interactive() && !invocation.ui.is_json()) {
         // A browser that does not come up is no fault of the command: the address was printed.
-        let browser = Command::new(program).arg(&url).stdin(Stdio::null()).stdout(Stdio::null());
-        drop(browser.stderr(Stdio::null()).spawn());
+        let mut browser = Command::new(program);
+        browser.arg(&url).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        drop(browser.spawn());
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! Never root, and never in possession of the CA's key or the administrator's token: it is given
 //! sockets, a certificate and a hash.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -80,10 +81,13 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     });
     let push_tokens: PushTokens = api.push_tokens().clone();
     fill_gatekeeper(api.identity().clone(), push_tokens);
-    api.ensure_admin_token(&setup.admin_token_hash).await.context("know the administrator")?;
+    api.ensure_admin_token(&setup.admin_token_hash)
+        .await
+        .context("know the administrator")?;
     let router = registry.router().merge(api.router());
     serve_api(&setup, &mut sockets, &router, &mut tasks)?;
-    serve_names(&mut sockets, &view, &mut tasks)?;
+    let addresses = roles::host::resolver_addresses(&setup.config)?;
+    serve_names(&addresses, &mut sockets, &view, &mut tasks)?;
     let edge = Edge::start(perch_edge::Config {
         listeners: sockets.take(Purpose::Http),
         domain: setup.config.domain.clone(),
@@ -117,9 +121,12 @@ fn serve_api(
         listeners.push(Listener::Tcp(roles::tcp(plain)?));
     }
     for unix in sockets.take::<std::os::unix::net::UnixListener>(Purpose::ApiUnix) {
-        unix.set_nonblocking(true).context("prepare the API's Unix socket")?;
+        unix.set_nonblocking(true)
+            .context("prepare the API's Unix socket")?;
         let unix = tokio::net::UnixListener::from_std(unix);
-        listeners.push(Listener::Unix(unix.context("prepare the API's Unix socket")?));
+        listeners.push(Listener::Unix(
+            unix.context("prepare the API's Unix socket")?,
+        ));
     }
     if let Some((chain, key)) = &setup.api_certificate {
         let acceptor = acceptor(chain, key.expose())?;
@@ -151,13 +158,16 @@ fn acceptor(chain: &str, key: &str) -> Result<TlsAcceptor> {
 }
 
 fn serve_names(
+    addresses: &[SocketAddr],
     sockets: &mut Sockets,
     view: &ViewHandle,
     tasks: &mut JoinSet<Result<()>>,
 ) -> Result<()> {
     let mut udp = Vec::new();
     for socket in sockets.take::<std::net::UdpSocket>(Purpose::DnsUdp) {
-        socket.set_nonblocking(true).context("prepare the resolver")?;
+        socket
+            .set_nonblocking(true)
+            .context("prepare the resolver")?;
         udp.push(tokio::net::UdpSocket::from_std(socket).context("prepare the resolver")?);
     }
     let mut listeners = Vec::new();
@@ -167,7 +177,8 @@ fn serve_names(
     let conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let view = view.clone();
     let source = perch_dns::ViewSource::new(move || view.load());
-    let resolver = perch_dns::Resolver::new(source, perch_dns::upstreams(&conf));
+    let own: Vec<IpAddr> = addresses.iter().map(SocketAddr::ip).collect();
+    let resolver = perch_dns::Resolver::new(source, perch_dns::upstreams(&conf, &own));
     tasks.spawn(async move {
         resolver.serve(udp, listeners).await;
         Ok(())

@@ -2,27 +2,186 @@
 //!
 //! Never faces the network: it is reached over a Unix socket by the processes of this server.
 
-use std::net::SocketAddr;
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
+use perch_host::network::{INTERFACE_GROUP, NetworkConfig, Pool, Prefix, RESOLVER_V6};
+use perch_host::{Deps, Host, PlatformRegistry};
+use perch_oci::Privilege;
+use perch_store::RemoteStore;
+use perch_types::Secret;
+use perch_types::clock::Clock;
+use tokio::task::JoinSet;
 
+use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::roles::Beats;
-use crate::setup::{Setup, Sockets};
+use crate::setup::{Purpose, Setup, Sockets};
+use crate::sockets::DIRECTORY_SOCKET;
+use crate::{identity, peer, supervisor};
+
+/// A loop of the host that has not turned for this long is wedged.
+const WEDGED_MS: u64 = 60_000;
+/// The port of names.
+const DNS_PORT: u16 = 53;
+/// How the registry knows the host; only the password counts.
+const REGISTRY_USER: &str = "host";
 
 /// Returns the addresses at which machines find the resolver.
-pub(crate) fn resolver_addresses(_config: &Config) -> Vec<SocketAddr> {
-    Vec::new()
+pub(crate) fn resolver_addresses(config: &Config) -> Result<Vec<SocketAddr>> {
+    let pool = pool(config)?;
+    Ok([IpAddr::V6(RESOLVER_V6), IpAddr::V4(pool.resolver())]
+        .map(|address| SocketAddr::new(address, DNS_PORT))
+        .to_vec())
 }
 
-pub(crate) async fn run(_setup: Setup, _sockets: Sockets, beats: Beats) -> Result<()> {
-    beats.until_end(|| true).await
+/// Runs until the supervisor ends it; machines run on.
+pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Result<()> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let store = RemoteStore::new(setup.config.run_dir.join(DIRECTORY_SOCKET));
+    let config = host_config(&setup)?;
+    let deps = Deps {
+        clock: Arc::clone(&clock),
+        store: Arc::new(store),
+    };
+    let host = Host::start(config, deps).await.context("start the host")?;
+    for finding in &host.info().findings {
+        tracing::info!(finding, "host");
+    }
+    let mut tasks = JoinSet::new();
+    tasks.spawn(peer::serve(
+        sockets.take_one(Purpose::Host)?,
+        perch_host::rpc::router(host.clone()),
+        vec![0, setup.front_uid],
+    ));
+    let alive = || {
+        let now = clock.boot_ms();
+        let turning = |beat: &perch_host::Beat| now.saturating_sub(beat.boot_ms) < WEDGED_MS;
+        !host.is_broken() && host.heartbeats().iter().all(turning)
+    };
+    let outcome = tokio::select! {
+        ended = beats.until_end(alive) => ended,
+        Some(ended) = tasks.join_next() => match ended {
+            Ok(Ok(())) => Err(anyhow::anyhow!("the host's interface ended by itself")),
+            Ok(Err(error)) => Err(error),
+            Err(error) => Err(error).context("serve the host's interface"),
+        },
+    };
+    host.shutdown().await;
+    outcome
 }
 
-pub(crate) fn remove(_config: Config, _yes: bool) -> Result<()> {
+fn pool(config: &Config) -> Result<Pool> {
+    let block = config.machines_ipv4;
+    Prefix::new(IpAddr::V4(block.network), block.prefix)
+        .and_then(Pool::new)
+        .with_context(|| format!("use `machines_ipv4` {}", String::from(block)))
+}
+
+fn network(config: &Config) -> Result<NetworkConfig> {
+    // Another installation on this server must not match its rules on our interfaces.
+    let group = config
+        .instance
+        .bytes()
+        .fold(INTERFACE_GROUP, |group, byte| {
+            group.wrapping_mul(31).wrapping_add(byte.into())
+        })
+        & 0x7fff_ffff;
+    Ok(NetworkConfig {
+        instance: config.instance.clone(),
+        interface_group: group,
+        pool: pool(config)?,
+        public_ports: vec![config.http.port()],
+        ..NetworkConfig::default()
+    })
+}
+
+fn host_config(setup: &Setup) -> Result<perch_host::Config> {
+    let config = &setup.config;
+    Ok(perch_host::Config {
+        id: setup.host_id.clone(),
+        data_dir: config.data_dir.join(identity::HOST_DIR),
+        run_dir: config.run_dir.join(identity::HOST_DIR),
+        region: config.region.clone(),
+        cgroup: config.instance.clone(),
+        network: network(config)?,
+        uid_base: config.machines_uid_base,
+        monitor: setup.guest_dir.join("perch-monitor"),
+        init: setup.guest_dir.join("perch-init"),
+        registry: Some(PlatformRegistry {
+            endpoint: format!("http://{}", config.api),
+            user: REGISTRY_USER.to_owned(),
+            password: setup.host_token.clone(),
+        }),
+        unpack: Privilege::Child {
+            program: supervisor::THIS_PROGRAM.into(),
+            args: vec!["unpack-layers".to_owned()],
+            host_id_base: perch_oci::unpack::HOST_ID_BASE,
+        },
+        limits: perch_host::Limits::default(),
+    })
+}
+
+/// Destroys all machines and takes away everything that the server made on this host.
+pub(crate) fn remove(config: &Config, yes: bool) -> Result<()> {
+    let data = &config.data_dir;
+    if !data.is_dir() {
+        bail!("there is no server in `{}`", data.display());
+    }
+    let _lock = identity::lock(data)?;
+    if !yes && !confirmed(data)? {
+        bail!("nothing was removed");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(async {
+        let setup = Setup {
+            config: config.clone(),
+            sockets: Vec::new(),
+            host_id: identity::host_id(data)?,
+            front_uid: 0,
+            host_token: Secret::default(),
+            admin_token_hash: String::new(),
+            api_certificate: None,
+            guest_dir: supervisor::guest_dir(config.guest_dir.as_deref())?,
+        };
+        // Nobody serves the directory now: what is removed here is not published.
+        let store = Arc::new(RemoteStore::new(config.run_dir.join(DIRECTORY_SOCKET)));
+        let deps = Deps {
+            clock: Arc::new(SystemClock),
+            store,
+        };
+        let host = Host::start(host_config(&setup)?, deps)
+            .await
+            .context("start the host")?;
+        host.remove_everything()
+            .await
+            .context("take machines away")?;
+        crate::roles::builder::remove(config).await
+    })?;
+    for folder in [&config.run_dir, data] {
+        std::fs::remove_dir_all(folder)
+            .with_context(|| format!("remove folder `{}`", folder.display()))?;
+    }
     Ok(())
 }
 
-pub(crate) fn unpack_layers() -> Result<()> {
-    Ok(())
+fn confirmed(data: &Path) -> Result<bool> {
+    let mut stderr = std::io::stderr();
+    write!(
+        stderr,
+        "Destroy all machines and everything in `{}`? Type yes: ",
+        data.display()
+    )
+    .context("ask")?;
+    let mut answer = String::new();
+    std::io::stdin()
+        .read_line(&mut answer)
+        .context("read the answer")?;
+    Ok(answer.trim() == "yes")
 }

@@ -42,7 +42,11 @@ impl Gatekeeper {
     ) -> (Self, impl FnOnce(Identity, PushTokens)) {
         let known = Arc::new(OnceLock::new());
         let fill = Arc::clone(&known);
-        let gatekeeper = Self { host_token: host_token.clone(), view, known };
+        let gatekeeper = Self {
+            host_token: host_token.clone(),
+            view,
+            known,
+        };
         (gatekeeper, move |identity, push_tokens| {
             fill.set((identity, push_tokens)).ok();
         })
@@ -57,9 +61,15 @@ impl Authorize for Gatekeeper {
         repository: &str,
         access: Access,
     ) -> Decision {
-        let Some(credentials) = credentials else { return Decision::Unauthenticated };
+        let Some(credentials) = credentials else {
+            return Decision::Unauthenticated;
+        };
         let password = credentials.password.expose();
-        if bool::from(password.as_bytes().ct_eq(self.host_token.expose().as_bytes())) {
+        if bool::from(
+            password
+                .as_bytes()
+                .ct_eq(self.host_token.expose().as_bytes()),
+        ) {
             return decide(access == Access::Pull);
         }
         let Some((identity, push_tokens)) = self.known.get() else {
@@ -68,7 +78,9 @@ impl Authorize for Gatekeeper {
         let owner = repository.split('/').next().unwrap_or_default();
         if let Some(app) = push_tokens.check(password) {
             let own = app.as_str() == owner && access != Access::Delete;
-            return decide(repository.is_empty() || own || (owner == BASE && access == Access::Pull));
+            return decide(
+                repository.is_empty() || own || (owner == BASE && access == Access::Pull),
+            );
         }
         match identity.authenticate(password).await {
             Ok(Some(_)) if repository.is_empty() => Decision::Allow,
@@ -93,7 +105,11 @@ impl Authorize for Gatekeeper {
 }
 
 const fn decide(allowed: bool) -> Decision {
-    if allowed { Decision::Allow } else { Decision::Forbidden }
+    if allowed {
+        Decision::Allow
+    } else {
+        Decision::Forbidden
+    }
 }
 
 /// What lies in the registry, for the API.

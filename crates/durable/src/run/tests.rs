@@ -108,6 +108,17 @@ fn past_the_point_of_no_return_nothing_leads_back() {
 }
 
 #[test]
+fn the_point_of_no_return_never_starts_before_what_leads_to_it_is_done() {
+    let mut run = after(state(Some(1)), &[started("a")]);
+    let unchanged = run.clone();
+    assert!(run.apply(&started("b")).is_err());
+    assert_eq!(run, unchanged);
+    after(state(None), &[started("a")])
+        .apply(&started("b"))
+        .unwrap();
+}
+
+#[test]
 fn a_parked_run_waits_for_an_operator() {
     let run = after(
         state(None),

@@ -97,7 +97,7 @@ impl Host {
         let server_boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .map(|text| text.trim().to_owned())
             .unwrap_or_default();
-        let (row, rebooted) = begin(&db, server_boot).await?;
+        let (row, rebooted) = begin(&db, config.id.clone(), server_boot).await?;
         let (changes, _) = broadcast::channel(WATCH_QUEUE_MAX);
         let shared = Arc::new(Shared {
             journal: Journal::new(db.clone()),
@@ -113,6 +113,7 @@ impl Host {
             stopping: CancellationToken::new(),
             broken: AtomicBool::new(false),
             findings,
+            step_times: std::sync::Mutex::default(),
             config,
             effects,
         });
@@ -120,7 +121,6 @@ impl Host {
             shared: Arc::clone(&shared),
             creating: Arc::default(),
             loops: Arc::new(Mutex::new(JoinSet::new())),
-            store: store.clone(),
         };
         let known = host.recover()?;
         host.remove_leaks(&known).await;
@@ -182,7 +182,7 @@ async fn images(config: &Config, mounts: Mounts) -> Result<StoredImages, Error> 
         root: config.data_dir.join("images"),
         client: client.clone(),
         limits: perch_oci::Limits::default(),
-        privilege: config.unpack,
+        privilege: config.unpack.clone(),
     })
     .await
     .map_err(source)?;
@@ -192,13 +192,12 @@ async fn images(config: &Config, mounts: Mounts) -> Result<StoredImages, Error> 
 
 /// Reads what the host is, or makes it up the first time; returns it and whether the server was
 /// restarted since.
-async fn begin(db: &Db, server_boot: String) -> Result<(HostRow, bool), Error> {
-    let bits = u64::try_from(random() & u128::from(u64::MAX)).unwrap_or_default();
+async fn begin(db: &Db, id: HostId, server_boot: String) -> Result<(HostRow, bool), Error> {
     let begun: Result<_, perch_durable::Error> = db
         .write(move |tx| {
             let only = ONLY.to_owned();
             let mut row = HOST.get(tx, &only)?.unwrap_or_else(|| HostRow {
-                id: HostId::from_bits(bits),
+                id: id.clone(),
                 incarnation: 0,
                 starts: 0,
                 server_boot: server_boot.clone(),

@@ -10,7 +10,7 @@ mod recover;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use perch_durable::{Ended, OpenRun, RunId, drive};
@@ -91,8 +91,8 @@ impl Handle {
 struct Running {
     id: RunId,
     intent: Intent,
-    asked: Input,
-    future: Pin<Box<dyn Future<Output = Finished> + Send>>,
+    /// Only ever reached through the task's own exclusive hold, so the lock is never taken.
+    future: Mutex<Pin<Box<dyn Future<Output = Finished> + Send>>>,
 }
 
 struct Finished {
@@ -188,7 +188,7 @@ impl Actor {
             }
             match self.wake().await {
                 Wake::Fact(fact) => self.fact(fact).await,
-                Wake::RunEnded(finished) => self.run_ended(*finished),
+                Wake::RunEnded(finished) => self.run_ended(*finished).await,
                 Wake::Message(message) => self.message(message).await,
                 Wake::Timer => {
                     if self.timer().await {
@@ -206,7 +206,10 @@ impl Actor {
         let idle = self.run.is_none() && self.parked.is_none();
         let running = async {
             match &mut self.run {
-                Some(run) => run.future.as_mut().await,
+                Some(run) => {
+                    let future = run.future.get_mut().unwrap_or_else(PoisonError::into_inner);
+                    future.as_mut().await
+                }
                 None => std::future::pending().await,
             }
         };
@@ -351,7 +354,7 @@ impl Actor {
         }
     }
 
-    fn run_ended(&mut self, finished: Finished) {
+    async fn run_ended(&mut self, finished: Finished) {
         let Some(run) = self.run.take() else { return };
         let Finished { result, work } = finished;
         let machine = self.record.id.clone();
@@ -366,11 +369,15 @@ impl Actor {
                     self.record.failure = Some(ApiError::new(Code::Internal, why.clone()));
                     return self.publish();
                 }
-                tracing::debug!(%machine, run = run.intent.kind(), asked = run.asked.asked,
-                    steps = ?work.timings, "run ended");
+                tracing::debug!(%machine, run = run.intent.kind(), "run ended");
                 self.record = work.record;
+                let is_unknown = work.instance.is_none() && self.record.boot.is_some();
                 self.take_instance(work.instance);
                 self.publish();
+                if is_unknown {
+                    // Undone before it touched the boot that an earlier agent began.
+                    self.adopt().await;
+                }
             }
             Err(error) => {
                 let text = self.shared.db_error(&error);
@@ -405,14 +412,13 @@ impl Actor {
             instance: self.instance.clone(),
             image: None,
             fault: None,
-            timings: Vec::new(),
         };
         let journal = self.shared.journal.clone();
-        let future = Box::pin(async move {
+        let future: Pin<Box<dyn Future<Output = Finished> + Send>> = Box::pin(async move {
             let result = drive(&journal, open, &mut work).await.map(|(ended, _)| ended);
             Finished { result, work }
         });
-        self.run = Some(Running { id, intent: input.intent, asked: input, future });
+        self.run = Some(Running { id, intent: input.intent, future: Mutex::new(future) });
     }
 
     /// Tells others what the machine is now.

@@ -2,6 +2,8 @@
 //!
 //! Never runs one: a pure table, printed as docs/states.md.
 
+#![deny(clippy::wildcard_enum_match_arm)]
+
 use perch_durable as durable;
 use serde::{Deserialize, Serialize};
 

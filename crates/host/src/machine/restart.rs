@@ -2,6 +2,8 @@
 //!
 //! Never starts anything and never reads a clock: a decision of policy, exit and history.
 
+#![deny(clippy::wildcard_enum_match_arm)]
+
 use perch_types::machine_config::{MachineConfig, RESTART_WINDOW, RestartPolicy};
 use serde::{Deserialize, Serialize};
 

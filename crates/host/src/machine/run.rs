@@ -110,8 +110,6 @@ pub struct Work {
     pub image: Option<MountedImage>,
     /// Why it is given up, with its code.
     pub fault: Option<ApiError>,
-    /// The milliseconds that each step took.
-    pub timings: Vec<(Step, f64)>,
 }
 
 /// What is known of the boot that should run.
@@ -307,7 +305,7 @@ impl Executor for Work {
         };
         let began = std::time::Instant::now();
         let result = steps::run(self, step).await;
-        self.timings.push((step, began.elapsed().as_secs_f64() * 1e3));
+        self.shared.note_step(step.name(), began.elapsed().as_secs_f64() * 1e3);
         result.map_err(|fault| {
             self.fault = Some(fault.error.clone());
             fault.into()

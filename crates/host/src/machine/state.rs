@@ -2,6 +2,8 @@
 //!
 //! Never does anything: a table that the actor asks before it journals a command.
 
+#![deny(clippy::wildcard_enum_match_arm)]
+
 use perch_types::Code;
 use perch_types::host;
 
@@ -85,7 +87,7 @@ pub fn admit(state: State, queued: &[Command], command: Command) -> Admission {
             format!("{QUEUED_MAX} commands are waiting already"),
             Code::RateLimited,
         ),
-        admission => admission,
+        admission @ (Admission::Accept | Admission::Refuse(..) | Admission::AlreadySo) => admission,
     }
 }
 

@@ -1,3 +1,4 @@
 //! Integration tests of the host.
 
+mod machines;
 mod network;

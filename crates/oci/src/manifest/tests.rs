@@ -73,8 +73,14 @@ fn the_runtime_part_is_read() {
     assert_eq!(config.env.get("A").map(String::as_str), Some("2"));
     assert_eq!(config.env.get("B").map(String::as_str), Some("x=y"));
     assert_eq!(config.exposed_ports.len(), 2);
-    assert_eq!((config.user.as_str(), config.working_dir.as_str()), ("app", "/w"));
-    assert!(parse_config(text.as_bytes(), 2).is_err(), "another number of layers");
+    assert_eq!(
+        (config.user.as_str(), config.working_dir.as_str()),
+        ("app", "/w")
+    );
+    assert!(
+        parse_config(text.as_bytes(), 2).is_err(),
+        "another number of layers"
+    );
     assert!(parse_config(text.replace(here, "m68k").as_bytes(), 1).is_err());
 }
 

@@ -33,7 +33,10 @@ pub(super) fn prepare(root: &Path) -> Result<(), Error> {
 
 /// Makes a folder that only its owner may enter.
 pub(super) fn make_private(path: &Path) -> Result<(), Error> {
-    DirBuilder::new().mode(0o700).create(path).map_err(|e| Error::io("make", path, e))
+    DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .map_err(|e| Error::io("make", path, e))
 }
 
 /// Removes a file or folder; fine when it is not there.
@@ -126,7 +129,11 @@ pub(super) fn list(folder: &Path) -> Result<Vec<Digest>, Error> {
     let mut digests: Vec<Digest> = entries
         .filter_map(Result::ok)
         .take(IMAGES_MAX)
-        .filter_map(|entry| format!("sha256:{}", entry.file_name().to_string_lossy()).parse().ok())
+        .filter_map(|entry| {
+            format!("sha256:{}", entry.file_name().to_string_lossy())
+                .parse()
+                .ok()
+        })
         .collect();
     digests.sort();
     Ok(digests)
@@ -137,7 +144,9 @@ pub(super) fn size_bytes(folder: &Path) -> u64 {
     let mut total = 0;
     let mut left = vec![folder.to_owned()];
     while let Some(path) = left.pop() {
-        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+        let Ok(metadata) = fs::symlink_metadata(&path) else {
+            continue;
+        };
         if metadata.is_dir() {
             let entries = fs::read_dir(&path).into_iter().flatten();
             left.extend(entries.filter_map(Result::ok).map(|entry| entry.path()));
@@ -150,7 +159,8 @@ pub(super) fn size_bytes(folder: &Path) -> u64 {
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let mut file = File::create_new(path).map_err(|e| Error::io("create", path, e))?;
-    file.write_all(bytes).map_err(|e| Error::io("write", path, e))?;
+    file.write_all(bytes)
+        .map_err(|e| Error::io("write", path, e))?;
     file.sync_all().map_err(|e| Error::io("sync", path, e))
 }
 

@@ -15,7 +15,7 @@ use rustix::thread::{
 };
 
 use super::parent::Answer;
-use super::{Fault, Job, MESSAGE_BYTES_MAX, MKFS, READY, layer, mkfs_arguments};
+use super::{Fault, Job, MESSAGE_BYTES_MAX, MKFS, MKFS_TIME, READY, layer, mkfs_arguments};
 
 /// The most descriptors the child may hold.
 const DESCRIPTORS_MAX: u64 = 1024;
@@ -41,7 +41,8 @@ fn run() -> Fault {
                 return Fault::io("report", &error);
             }
             let error = Command::new(MKFS)
-                .args(mkfs_arguments(&report))
+                .args(mkfs_arguments())
+                .env(MKFS_TIME, report.newest_mtime_s.to_string())
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .exec();
@@ -53,7 +54,9 @@ fn run() -> Fault {
 fn prepare() -> Result<Job, Fault> {
     leave()?;
     let mut output = io::stdout();
-    writeln!(output, "{READY}").and_then(|()| output.flush()).map_err(|e| Fault::io("speak", &e))?;
+    writeln!(output, "{READY}")
+        .and_then(|()| output.flush())
+        .map_err(|e| Fault::io("speak", &e))?;
     let mut line = String::new();
     io::stdin()
         .lock()
@@ -69,7 +72,10 @@ fn prepare() -> Result<Job, Fault> {
     Ok(job)
 }
 
-#[expect(deprecated, reason = "only sharing descriptors between threads is unsafe; not asked for")]
+#[expect(
+    deprecated,
+    reason = "only sharing descriptors between threads is unsafe; not asked for"
+)]
 fn leave() -> Result<(), Fault> {
     let flags = UnshareFlags::NEWUSER
         | UnshareFlags::NEWNET
@@ -100,8 +106,14 @@ fn limit(job: &Job) -> Result<(), Fault> {
         (Resource::Data, DATA_BYTES_MAX),
     ];
     for (resource, most) in table {
-        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
-            .map_err(|e| Fault::system("set a limit", e))?;
+        setrlimit(
+            resource,
+            Rlimit {
+                current: Some(most),
+                maximum: Some(most),
+            },
+        )
+        .map_err(|e| Fault::system("set a limit", e))?;
     }
     Ok(())
 }

@@ -14,9 +14,7 @@ use super::archive::{Archive, Entry, Kind};
 use super::path::{self, Place, Target};
 use super::tree::Tree;
 use super::{Fault, Job, Layer, Packing, Report};
-use crate::limits::{
-    Limits, OWNER_ID_MAX, PATH_BYTES_MAX, XATTR_BYTES_MAX, XATTRS_PER_ENTRY_MAX,
-};
+use crate::limits::{Limits, OWNER_ID_MAX, PATH_BYTES_MAX, XATTR_BYTES_MAX, XATTRS_PER_ENTRY_MAX};
 
 const READ_BUFFER_BYTES: usize = 256 * 1024;
 /// The largest window of a zstd frame, as a power of two: what the reference decoder allows.
@@ -91,15 +89,22 @@ fn apply_entry<R: Read>(
     report.xattrs_dropped += (before - entry.xattrs.len()) as u64;
     match (entry.kind, place) {
         (Kind::Folder, None) => tree.root_metadata(&entry),
-        (_, None) => Err(Fault::Invalid("an entry without a name is not a folder".to_owned())),
+        (_, None) => Err(Fault::Invalid(
+            "an entry without a name is not a folder".to_owned(),
+        )),
         (Kind::Folder, Some(place)) => tree.folder(&place, &entry),
         (Kind::File, Some(place)) => tree.file(&place, &entry, &mut archive.content()),
         (Kind::Symlink, Some(place)) => {
             if entry.link.is_empty() || entry.link.contains(&0) {
-                return Err(Fault::Invalid("a symbolic link without a target".to_owned()));
+                return Err(Fault::Invalid(
+                    "a symbolic link without a target".to_owned(),
+                ));
             }
             if entry.link.len() > PATH_BYTES_MAX {
-                return Err(Fault::over("the length of a link's target", PATH_BYTES_MAX as u64));
+                return Err(Fault::over(
+                    "the length of a link's target",
+                    PATH_BYTES_MAX as u64,
+                ));
             }
             tree.symlink(&place, &entry)
         }
@@ -125,10 +130,20 @@ fn check_owner(entry: &Entry) -> Result<(), Fault> {
 
 fn keep_xattrs(entry: &mut Entry) -> Result<(), Fault> {
     if entry.xattrs.len() > XATTRS_PER_ENTRY_MAX {
-        return Err(Fault::over("the attributes of a file", XATTRS_PER_ENTRY_MAX as u64));
+        return Err(Fault::over(
+            "the attributes of a file",
+            XATTRS_PER_ENTRY_MAX as u64,
+        ));
     }
-    if entry.xattrs.iter().any(|(_, value)| value.len() > XATTR_BYTES_MAX) {
-        return Err(Fault::over("the size of an attribute", XATTR_BYTES_MAX as u64));
+    if entry
+        .xattrs
+        .iter()
+        .any(|(_, value)| value.len() > XATTR_BYTES_MAX)
+    {
+        return Err(Fault::over(
+            "the size of an attribute",
+            XATTR_BYTES_MAX as u64,
+        ));
     }
     let file = entry.kind == Kind::File;
     // Links and device nodes may not have user attributes; capabilities are for files.
@@ -184,17 +199,30 @@ struct Meter {
 impl Meter {
     fn new(source: Box<dyn Read>, layer: &Layer, limits: &Limits, before: u64) -> Self {
         let hash = Sha256::new();
-        Self { source, hash, count: 0, before, packed_bytes: layer.size_bytes, limits: limits.clone() }
+        Self {
+            source,
+            hash,
+            count: 0,
+            before,
+            packed_bytes: layer.size_bytes,
+            limits: limits.clone(),
+        }
     }
 
     fn check(&self) -> Result<(), Fault> {
         let limits = &self.limits;
         if self.before.saturating_add(self.count) > limits.uncompressed_bytes_max {
-            return Err(Fault::over("the unpacked size", limits.uncompressed_bytes_max));
+            return Err(Fault::over(
+                "the unpacked size",
+                limits.uncompressed_bytes_max,
+            ));
         }
         let allowed = self.packed_bytes.saturating_mul(limits.ratio_max);
         if self.count > limits.ratio_free_bytes.max(allowed) {
-            return Err(Fault::over("the ratio of unpacked to packed bytes", limits.ratio_max));
+            return Err(Fault::over(
+                "the ratio of unpacked to packed bytes",
+                limits.ratio_max,
+            ));
         }
         Ok(())
     }

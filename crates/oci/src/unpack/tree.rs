@@ -4,8 +4,8 @@
 //! the last name of a path is never followed at all.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{Read, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::fs::{
@@ -22,7 +22,9 @@ use super::path::Place;
 /// How often a lookup that raced with a rename elsewhere on the system is tried again.
 const LOOKUP_TRIES_MAX: u32 = 100;
 const COPY_BUFFER_BYTES: usize = 128 * 1024;
-const FOLDER: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const FOLDER: OFlags = OFlags::DIRECTORY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// What is known about a folder, by its inode.
 #[derive(Debug, Clone, Copy)]
@@ -55,12 +57,26 @@ pub(super) struct Tree {
 impl Tree {
     /// Takes an empty folder.
     pub(super) fn new(root: OwnedFd, depth_max: usize) -> Result<Self, Fault> {
-        let inode = fstat(&root).map_err(|e| Fault::system("look at the tree", e))?.st_ino;
-        fchmod(&root, Mode::from_raw_mode(0o755))
-            .map_err(|e| Fault::system("open the tree", e))?;
-        let folders = HashMap::from([(inode, Folder { depth: 0, mtime: EPOCH })]);
+        let inode = fstat(&root)
+            .map_err(|e| Fault::system("look at the tree", e))?
+            .st_ino;
+        fchmod(&root, Mode::from_raw_mode(0o755)).map_err(|e| Fault::system("open the tree", e))?;
+        let folders = HashMap::from([(
+            inode,
+            Folder {
+                depth: 0,
+                mtime: EPOCH,
+            },
+        )]);
         let buffer = vec![0; COPY_BUFFER_BYTES];
-        Ok(Self { root, depth_max, folders, fresh: HashSet::new(), last: None, buffer })
+        Ok(Self {
+            root,
+            depth_max,
+            folders,
+            fresh: HashSet::new(),
+            last: None,
+            buffer,
+        })
     }
 
     /// Begins a layer.
@@ -89,12 +105,15 @@ impl Tree {
         let mut file = std::fs::File::from(opened.map_err(|e| Fault::system("make a file", e))?);
         let mut left = entry.size_bytes;
         while left > 0 {
-            let count = content.read(&mut self.buffer).map_err(|e| super::archive::unpacked(&e))?;
+            let count = content
+                .read(&mut self.buffer)
+                .map_err(|e| super::archive::unpacked(&e))?;
             let part = self.buffer.get(..count).unwrap_or_default();
             if part.is_empty() {
                 return Err(Fault::Invalid("a file in a layer is cut short".to_owned()));
             }
-            file.write_all(part).map_err(|e| Fault::io("write a file", &e))?;
+            file.write_all(part)
+                .map_err(|e| Fault::io("write a file", &e))?;
             left = left.saturating_sub(count as u64);
         }
         self.finish(file.as_fd(), entry)?;
@@ -153,7 +172,9 @@ impl Tree {
     pub(super) fn hard_link(&mut self, place: &Place, target: &Place) -> Result<(), Fault> {
         let missing = || {
             let name = String::from_utf8_lossy(&target.name).into_owned();
-            Fault::Invalid(format!("a hard link to {name:?}, which is not in the image"))
+            Fault::Invalid(format!(
+                "a hard link to {name:?}, which is not in the image"
+            ))
         };
         let from = self.find_parent(&target.parent)?.ok_or_else(missing)?;
         let stat = stat_name(from.as_fd(), &target.name)?.ok_or_else(missing)?;
@@ -186,14 +207,18 @@ impl Tree {
 
     /// Removes a name that a lower layer made.
     pub(super) fn whiteout(&mut self, place: &Place) -> Result<(), Fault> {
-        let Some(parent) = self.find_parent(&place.parent)? else { return Ok(()) };
+        let Some(parent) = self.find_parent(&place.parent)? else {
+            return Ok(());
+        };
         self.last = None;
         self.prune(parent.as_fd(), &place.name, false).map(|_| ())
     }
 
     /// Removes what lower layers have in a folder.
     pub(super) fn opaque(&mut self, path: &[u8]) -> Result<(), Fault> {
-        let Some(folder) = self.find_parent(path)? else { return Ok(()) };
+        let Some(folder) = self.find_parent(path)? else {
+            return Ok(());
+        };
         self.last = None;
         self.prune_children(folder.as_fd(), false).map(|_| ())
     }
@@ -209,7 +234,9 @@ impl Tree {
 
     fn set_times(&self, folder: &OwnedFd, newest: &mut i64) -> Result<(), Fault> {
         for name in names(folder.as_fd())? {
-            let Some(stat) = stat_name(folder.as_fd(), &name)? else { continue };
+            let Some(stat) = stat_name(folder.as_fd(), &name)? else {
+                continue;
+            };
             if is_folder(&stat) {
                 let child = openat(folder, name.as_slice(), FOLDER, Mode::empty())
                     .map_err(|e| Fault::system("open a folder", e))?;
@@ -218,11 +245,22 @@ impl Tree {
                 *newest = (*newest).max(stat.st_mtime);
             }
         }
-        let inode = fstat(folder).map_err(|e| Fault::system("look at a folder", e))?.st_ino;
-        let mtime = self.folders.get(&inode).map_or(EPOCH, |folder| folder.mtime);
+        let inode = fstat(folder)
+            .map_err(|e| Fault::system("look at a folder", e))?
+            .st_ino;
+        let mtime = self
+            .folders
+            .get(&inode)
+            .map_or(EPOCH, |folder| folder.mtime);
         *newest = (*newest).max(mtime.tv_sec);
-        futimens(folder, &Timestamps { last_access: mtime, last_modification: mtime })
-            .map_err(|e| Fault::system("set a folder's time", e))
+        futimens(
+            folder,
+            &Timestamps {
+                last_access: mtime,
+                last_modification: mtime,
+            },
+        )
+        .map_err(|e| Fault::system("set a folder's time", e))
     }
 
     fn folder_metadata(&mut self, folder: &OwnedFd, entry: &Entry) -> Result<(), Fault> {
@@ -242,7 +280,9 @@ impl Tree {
             fsetxattr(fd, name.as_slice(), value, XattrFlags::empty())
                 .map_err(|e| Fault::system("set an attribute", e))?;
         }
-        let inode = fstat(fd).map_err(|e| Fault::system("look at a file", e))?.st_ino;
+        let inode = fstat(fd)
+            .map_err(|e| Fault::system("look at a file", e))?
+            .st_ino;
         self.fresh.insert(inode);
         Ok(inode)
     }
@@ -256,7 +296,13 @@ impl Tree {
             .map_err(|e| Fault::system("make a folder", e))?;
         let stat = stat_name(parent.fd.as_fd(), name)?
             .ok_or_else(|| Fault::System("look at a new folder".to_owned()))?;
-        self.folders.insert(stat.st_ino, Folder { depth, mtime: EPOCH });
+        self.folders.insert(
+            stat.st_ino,
+            Folder {
+                depth,
+                mtime: EPOCH,
+            },
+        );
         self.fresh.insert(stat.st_ino);
         Ok(())
     }
@@ -270,7 +316,9 @@ impl Tree {
     /// Removes a name and what is under it, but for what the current layer made, unless `all`.
     /// Returns whether it is gone.
     fn prune(&mut self, parent: BorrowedFd<'_>, name: &[u8], all: bool) -> Result<bool, Fault> {
-        let Some(stat) = stat_name(parent, name)? else { return Ok(true) };
+        let Some(stat) = stat_name(parent, name)? else {
+            return Ok(true);
+        };
         let keep = !all && self.fresh.contains(&stat.st_ino);
         if !is_folder(&stat) {
             if !keep {
@@ -311,8 +359,7 @@ impl Tree {
     fn lookup(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let path: &[u8] = if path.is_empty() { b"." } else { path };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let resolve =
-            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         let mut tries = 0;
         loop {
             match openat2(&self.root, path, flags, Mode::empty(), resolve) {
@@ -341,9 +388,17 @@ impl Tree {
     }
 
     fn as_parent(&self, fd: OwnedFd) -> Result<Parent, Fault> {
-        let inode = fstat(&fd).map_err(|e| Fault::system("look at a folder", e))?.st_ino;
-        let depth = self.folders.get(&inode).map_or(self.depth_max, |folder| folder.depth);
-        Ok(Parent { fd: Rc::new(fd), depth })
+        let inode = fstat(&fd)
+            .map_err(|e| Fault::system("look at a folder", e))?
+            .st_ino;
+        let depth = self
+            .folders
+            .get(&inode)
+            .map_or(self.depth_max, |folder| folder.depth);
+        Ok(Parent {
+            fd: Rc::new(fd),
+            depth,
+        })
     }
 
     fn make_parents(&mut self, path: &[u8]) -> Result<OwnedFd, Fault> {
@@ -352,7 +407,9 @@ impl Tree {
             .enumerate()
             .filter_map(|(at, byte)| (*byte == b'/').then_some(at))
             .chain([path.len()]);
-        let mut above = self.lookup(b"").map_err(|e| Fault::system("open the tree", e))?;
+        let mut above = self
+            .lookup(b"")
+            .map_err(|e| Fault::system("open the tree", e))?;
         let mut start = 0;
         for end in ends {
             let name = path.get(start..end).unwrap_or_default();
@@ -367,7 +424,8 @@ impl Tree {
                         return Err(not_a_folder(path));
                     }
                     self.make_folder(&parent, name)?;
-                    self.lookup(upto).map_err(|e| Fault::system("open a folder", e))?
+                    self.lookup(upto)
+                        .map_err(|e| Fault::system("open a folder", e))?
                 }
                 Err(_) => return Err(not_a_folder(path)),
             };
@@ -378,18 +436,24 @@ impl Tree {
 
 /// Flags of a file that is new: never a link's target.
 const FOLDERLESS: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC);
-const EPOCH: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+const EPOCH: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
 /// The latest time that is kept, in the year 2242; file systems differ beyond.
 const MTIME_MAX_S: i64 = 1 << 33;
 
 fn not_a_folder(path: &[u8]) -> Fault {
     let shown = String::from_utf8_lossy(path.get(..path.len().min(120)).unwrap_or(path));
-    Fault::Invalid(format!("an entry under {:?}, which is not a folder", shown))
+    Fault::Invalid(format!("an entry under {shown:?}, which is not a folder"))
 }
 
 fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
     let id = |id: u64| u32::try_from(id).unwrap_or(0);
-    (Some(Uid::from_raw(id(entry.uid))), Some(Gid::from_raw(id(entry.gid))))
+    (
+        Some(Uid::from_raw(id(entry.uid))),
+        Some(Gid::from_raw(id(entry.gid))),
+    )
 }
 
 fn times(entry: &Entry) -> Timestamps {
@@ -397,7 +461,10 @@ fn times(entry: &Entry) -> Timestamps {
         tv_sec: entry.mtime_s.clamp(0, MTIME_MAX_S),
         tv_nsec: i64::from(entry.mtime_ns),
     };
-    Timestamps { last_access: time, last_modification: time }
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
 }
 
 fn is_folder(stat: &Stat) -> bool {

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use perch_runtime::log::{self, Stream};
 use perch_runtime::{
-    BootSpec, Config, ExecRequest, ExecOutput, ExitStatus, GuestExec, GuestStart, IdRange, Instance,
-    Limits, LogLimits, MachineDir, Runtime as _, SandboxRuntime,
+    BootSpec, Config, ExecOutput, ExecRequest, ExitStatus, GuestExec, GuestStart, IdRange,
+    Instance, Limits, LogLimits, MachineDir, Runtime as _, SandboxRuntime,
 };
 use perch_types::{InstanceId, MachineId, Secret};
 
@@ -40,7 +40,9 @@ pub struct Machine {
 impl Machine {
     /// Makes one, or says what is missing.
     pub fn new(test: &str) -> Option<Self> {
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|one| Path::new(one).exists());
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"]
+            .into_iter()
+            .find(|one| Path::new(one).exists());
         if !rustix::process::geteuid().is_root() {
             skip(test, "root");
             return None;
@@ -60,7 +62,10 @@ impl Machine {
         run("mkfs.erofs", &["--quiet", path(&image), path(&tree)]);
         let lower = folder.path().join("lower");
         fs::create_dir(&lower).unwrap();
-        run("mount", &["-t", "erofs", "-o", "ro", path(&image), path(&lower)]);
+        run(
+            "mount",
+            &["-t", "erofs", "-o", "ro", path(&image), path(&lower)],
+        );
         let upper = folder.path().join("upper.ext4");
         fs::File::create(&upper).unwrap().set_len(64 << 20).unwrap();
         run("mkfs.ext4", &["-q", "-O", "^has_journal", path(&upper)]);
@@ -73,8 +78,16 @@ impl Machine {
             dir: MachineDir::below(&folder.path().join("s"), &folder.path().join("r"), &machine),
             lower,
             upper,
-            ids: IdRange { first: 1_000_000, count: 65_536 },
-            limits: Limits { memory_bytes: 64 << 20, files_max: 1024, pids_max: 64, ..Limits::default() },
+            ids: IdRange {
+                first: 1_000_000,
+                count: 65_536,
+            },
+            limits: Limits {
+                memory_bytes: 64 << 20,
+                files_max: 1024,
+                pids_max: 64,
+                ..Limits::default()
+            },
             hostname: "perchtest".to_owned(),
             mounts: Vec::new(),
             log: LogLimits::default(),
@@ -82,11 +95,21 @@ impl Machine {
             stop_grace_ms: 1000,
         };
         let runtime = SandboxRuntime::new(Config {
-            monitor: env!("CARGO_BIN_EXE_perch-monitor").into(),
+            monitor: std::env::var_os("PERCH_TEST_MONITOR")
+                .unwrap_or_else(|| env!("CARGO_BIN_EXE_perch-monitor").into())
+                .into(),
             init: init_path(),
             cgroup: "perch-test".to_owned(),
         });
-        Some(Self { runtime, spec, folder })
+        Some(Self {
+            runtime,
+            spec,
+            folder,
+        })
+    }
+
+    pub async fn runtime_create(&self) -> Box<dyn Instance> {
+        self.runtime.create(&self.spec).await.unwrap()
     }
 
     /// Boots it and starts a shell script as its program.
@@ -125,7 +148,11 @@ impl Machine {
     pub async fn wait_for_output(&self, wanted: &str) {
         let deadline = Instant::now() + LIMIT;
         while !self.output(Stream::Stdout).contains(wanted) {
-            assert!(Instant::now() < deadline, "no `{wanted}` in {:?}", self.output(Stream::Stdout));
+            assert!(
+                Instant::now() < deadline,
+                "no `{wanted}` in {:?}",
+                self.output(Stream::Stdout)
+            );
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
@@ -155,8 +182,7 @@ impl Drop for Machine {
     fn drop(&mut self) {
         // A test that failed half-way leaves its machine running.
         if let Ok(text) = fs::read(self.spec.dir.boot_file())
-            && let Ok(info) =
-                serde_json::from_slice::<perch_runtime::InstanceInfo>(&text)
+            && let Ok(info) = serde_json::from_slice::<perch_runtime::InstanceInfo>(&text)
         {
             for one in [info.init, info.monitor] {
                 if let Ok(pidfd) = one.open() {
@@ -164,19 +190,26 @@ impl Drop for Machine {
                 }
             }
             let deadline = Instant::now() + LIMIT;
-            let paths = perch_runtime::cgroup::Paths::new("perch-test", self.spec.dir.machine.as_str());
+            let paths =
+                perch_runtime::cgroup::Paths::new("perch-test", self.spec.dir.machine.as_str());
             while Instant::now() < deadline
                 && !perch_runtime::cgroup::remove_all(&paths).unwrap_or(true)
             {
                 std::thread::yield_now();
             }
         }
-        Command::new("umount").arg(&self.spec.lower).status().unwrap();
+        Command::new("umount")
+            .arg(&self.spec.lower)
+            .status()
+            .unwrap();
     }
 }
 
 pub async fn wait(instance: &dyn Instance) -> ExitStatus {
-    tokio::time::timeout(LIMIT, instance.wait()).await.expect("the machine ends").unwrap()
+    tokio::time::timeout(LIMIT, instance.wait())
+        .await
+        .expect("the machine ends")
+        .unwrap()
 }
 
 pub fn shell(script: &str) -> GuestStart {
@@ -187,7 +220,10 @@ pub fn shell(script: &str) -> GuestStart {
 }
 
 pub fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, Secret> {
-    pairs.iter().map(|(key, value)| ((*key).to_owned(), Secret::new(*value))).collect()
+    pairs
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), Secret::new(*value)))
+        .collect()
 }
 
 pub async fn exec(instance: &dyn Instance, script: &str) -> ExecOutput {
@@ -207,7 +243,11 @@ pub fn path(path: &Path) -> &str {
 
 pub fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn make_tree(tree: &Path, busybox: &Path) {
@@ -222,7 +262,15 @@ fn make_tree(tree: &Path, busybox: &Path) {
             symlink("busybox", tree.join("bin").join(applet)).unwrap();
         }
     }
-    fs::write(tree.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33::/home/web:/bin/sh\n").unwrap();
-    fs::write(tree.join("etc/group"), "root:x:0:\nweb:x:33:\nextra:x:44:web\n").unwrap();
+    fs::write(
+        tree.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33::/home/web:/bin/sh\n",
+    )
+    .unwrap();
+    fs::write(
+        tree.join("etc/group"),
+        "root:x:0:\nweb:x:33:\nextra:x:44:web\n",
+    )
+    .unwrap();
     fs::write(tree.join("bin/data"), "not a program").unwrap();
 }

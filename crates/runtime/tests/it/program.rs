@@ -7,20 +7,31 @@ use crate::machine::{Machine, env, shell, wait};
 
 #[tokio::test]
 async fn a_boot_runs_the_program_and_leaves_its_output_and_status() {
-    let Some(machine) = Machine::new("boot") else { return };
+    let Some(machine) = Machine::new("boot") else {
+        return;
+    };
     let (status, output) = machine.run("echo hello; echo fault >&2; exit 3").await;
     assert_eq!(output, "hello\n");
     assert_eq!(machine.output(Stream::Stderr), "fault\n");
-    assert_eq!((status.code, status.signal, status.reason), (3, None, ExitReason::Exited));
+    assert_eq!(
+        (status.code, status.signal, status.reason),
+        (3, None, ExitReason::Exited)
+    );
     assert!(!status.oom_killed && !status.requested_stop);
     assert!(status.started_unix_ms > 0 && status.ended_unix_ms >= status.started_unix_ms);
-    assert!(machine.output(Stream::System).contains("exited with code 3"));
+    assert!(
+        machine
+            .output(Stream::System)
+            .contains("exited with code 3")
+    );
     machine.assert_clean();
 }
 
 #[tokio::test]
 async fn the_program_gets_its_environment_user_folder_and_names() {
-    let Some(machine) = Machine::new("environment") else { return };
+    let Some(machine) = Machine::new("environment") else {
+        return;
+    };
     let start = GuestStart {
         env: env(&[("COLOUR", "blue"), ("EMPTY", "")]),
         user: "web".to_owned(),
@@ -49,7 +60,9 @@ async fn the_program_gets_its_environment_user_folder_and_names() {
 
 #[tokio::test]
 async fn a_signal_that_ends_the_program_is_reported() {
-    let Some(machine) = Machine::new("signal") else { return };
+    let Some(machine) = Machine::new("signal") else {
+        return;
+    };
     let instance = machine.boot("echo up; exec sleep 1000").await;
     machine.wait_for_output("up").await;
     instance.signal(10).await.unwrap();
@@ -61,8 +74,12 @@ async fn a_signal_that_ends_the_program_is_reported() {
 
 #[tokio::test]
 async fn a_stop_asks_first_and_kills_after_the_grace() {
-    let Some(machine) = Machine::new("stop") else { return };
-    let instance = machine.boot("trap 'echo asked; exit 7' TERM; echo up; while :; do sleep 0.01; done").await;
+    let Some(machine) = Machine::new("stop") else {
+        return;
+    };
+    let instance = machine
+        .boot("trap 'echo asked; exit 7' TERM; echo up; while :; do sleep 0.01; done")
+        .await;
     machine.wait_for_output("up").await;
     instance.stop(15, 20_000).await.unwrap();
     let status = wait(&*instance).await;
@@ -70,18 +87,25 @@ async fn a_stop_asks_first_and_kills_after_the_grace() {
 
     let mut machine = machine;
     machine.spec.boot = 2;
-    let instance = machine.boot("trap '' TERM; echo deaf; while :; do sleep 0.01; done").await;
+    let instance = machine
+        .boot("trap '' TERM; echo deaf; while :; do sleep 0.01; done")
+        .await;
     machine.wait_for_output("deaf").await;
     instance.stop(15, 50).await.unwrap();
     let status = wait(&*instance).await;
-    assert_eq!((status.code, status.signal, status.reason), (137, Some(9), ExitReason::Killed));
+    assert_eq!(
+        (status.code, status.signal, status.reason),
+        (137, Some(9), ExitReason::Killed)
+    );
     assert!(status.requested_stop);
     machine.assert_clean();
 }
 
 #[tokio::test]
 async fn a_program_that_cannot_be_executed_is_told_from_one_that_fails() {
-    let Some(mut machine) = Machine::new("execute") else { return };
+    let Some(mut machine) = Machine::new("execute") else {
+        return;
+    };
     let cases = [
         (vec!["nothing"], "", 127, "`nothing`"),
         (vec!["/bin/data"], "", 126, "/bin/data"),
@@ -98,14 +122,20 @@ async fn a_program_that_cannot_be_executed_is_told_from_one_that_fails() {
             ..GuestStart::default()
         };
         match instance.start(start).await {
-            Err(Error::NotExecutable { code: found, reason }) => {
+            Err(Error::NotExecutable {
+                code: found,
+                reason,
+            }) => {
                 assert_eq!(found, code, "{reason}");
                 assert!(reason.contains(words), "{reason}");
             }
             other => panic!("{other:?}"),
         }
         let status = wait(&*instance).await;
-        assert_eq!((status.code, status.reason), (code, ExitReason::NotExecutable));
+        assert_eq!(
+            (status.code, status.reason),
+            (code, ExitReason::NotExecutable)
+        );
         assert!(status.message.contains(words), "{}", status.message);
         machine.spec.boot += 1;
     }
@@ -114,7 +144,9 @@ async fn a_program_that_cannot_be_executed_is_told_from_one_that_fails() {
 
 #[tokio::test]
 async fn orphans_are_collected_and_the_rest_ends_with_the_program() {
-    let Some(machine) = Machine::new("orphans") else { return };
+    let Some(machine) = Machine::new("orphans") else {
+        return;
+    };
     let script = "for i in 1 2 3; do (sleep 0.01 &) ; done; sleep 0.2; \
          grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l; (sleep 1000 &); exit 0";
     let (status, output) = machine.run(script).await;
@@ -124,33 +156,58 @@ async fn orphans_are_collected_and_the_rest_ends_with_the_program() {
 
 #[tokio::test]
 async fn what_was_written_is_there_in_the_next_boot() {
-    let Some(mut machine) = Machine::new("second boot") else { return };
+    let Some(mut machine) = Machine::new("second boot") else {
+        return;
+    };
     machine.run("echo kept > /root-file; rm /bin/data").await;
     machine.spec.boot = 2;
     machine.spec.ids.first = 3_000_000;
-    let (status, output) = machine.run("cat /root-file; stat -c %u /root-file; ls /bin/data").await;
-    assert_eq!(output.lines().collect::<Vec<_>>(), ["kept", "0", ]);
+    let (status, output) = machine
+        .run("cat /root-file; stat -c %u /root-file; ls /bin/data")
+        .await;
+    assert_eq!(output.lines().collect::<Vec<_>>(), ["kept", "0",]);
     assert_eq!(status.code, 1);
     machine.assert_clean();
 }
 
 #[tokio::test]
 async fn a_main_program_may_have_a_terminal() {
-    let Some(machine) = Machine::new("terminal") else { return };
-    let start = GuestStart { tty: true, ..shell("tty; stty size") };
+    let Some(machine) = Machine::new("terminal") else {
+        return;
+    };
+    let start = GuestStart {
+        tty: true,
+        ..shell("tty; stty size")
+    };
     let (_, output) = machine.run_with(start).await;
     assert_eq!(output.replace('\r', ""), "/dev/pts/0\n24 80\n");
 }
 
 #[tokio::test]
 async fn f7_a_volume_appears_where_the_machine_sees_the_path() {
-    let Some(mut machine) = Machine::new("volume") else { return };
+    let Some(mut machine) = Machine::new("volume") else {
+        return;
+    };
     let image = machine.folder.path().join("volume.ext4");
-    std::fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    std::fs::File::create(&image)
+        .unwrap()
+        .set_len(16 << 20)
+        .unwrap();
     let source = machine.folder.path().join("volume");
     std::fs::create_dir(&source).unwrap();
-    crate::machine::run("mkfs.ext4", &["-q", "-O", "^has_journal", crate::machine::path(&image)]);
-    crate::machine::run("mount", &["-o", "loop", crate::machine::path(&image), crate::machine::path(&source)]);
+    crate::machine::run(
+        "mkfs.ext4",
+        &["-q", "-O", "^has_journal", crate::machine::path(&image)],
+    );
+    crate::machine::run(
+        "mount",
+        &[
+            "-o",
+            "loop",
+            crate::machine::path(&image),
+            crate::machine::path(&source),
+        ],
+    );
     // The machine redirects the target to a path of the host in one boot, and gets its own in
     // the next.
     machine.run("ln -s /etc /data").await;

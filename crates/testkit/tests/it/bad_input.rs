@@ -8,15 +8,28 @@ use serde_json::{Value, json};
 #[test]
 fn an_unknown_image_is_refused_at_once_and_nothing_is_made() {
     let test = "an_unknown_image_is_refused_at_once_and_nothing_is_made";
-    let Some(cloud) = Cloud::start(test).unwrap() else { return };
-    cloud.must("POST", "/v1/apps", &json!({"name": "web", "org_slug": "personal"})).unwrap();
+    let Some(cloud) = Cloud::start(test).unwrap() else {
+        return;
+    };
+    cloud
+        .must(
+            "POST",
+            "/v1/apps",
+            &json!({"name": "web", "org_slug": "personal"}),
+        )
+        .unwrap();
     let body = json!({"config": {"image": "registry.internal/web:nowhere"}});
     let answer = cloud.call("POST", "/v1/apps/web/machines", &body).unwrap();
     assert_eq!(answer.status, 422, "{}", answer.text());
     let error = answer.json();
     assert_eq!(error["code"], "image_unknown", "{error}");
-    assert!(error["error"].as_str().unwrap().contains("web:nowhere"), "{error}");
-    let list = cloud.must("GET", "/v1/apps/web/machines", &Value::Null).unwrap();
+    assert!(
+        error["error"].as_str().unwrap().contains("web:nowhere"),
+        "{error}"
+    );
+    let list = cloud
+        .must("GET", "/v1/apps/web/machines", &Value::Null)
+        .unwrap();
     assert_eq!(list, json!([]));
     cloud.finish().unwrap();
 }
@@ -31,7 +44,11 @@ fn a_name_in_use_is_refused_in_the_contracts_words() {
     cloud.must("POST", "/v1/apps", &body).unwrap();
     let answer = cloud.call("POST", "/v1/apps", &body).unwrap();
     assert_eq!(answer.status, 422);
-    assert!(answer.text().contains("Name has already been taken"), "{}", answer.text());
+    assert!(
+        answer.text().contains("Name has already been taken"),
+        "{}",
+        answer.text()
+    );
     assert_eq!(answer.json()["status"], "name_taken");
     cloud.finish().unwrap();
 }
@@ -39,15 +56,23 @@ fn a_name_in_use_is_refused_in_the_contracts_words() {
 #[test]
 fn an_app_that_exits_at_once_says_its_code_within_two_seconds() {
     let test = "an_app_that_exits_at_once_says_its_code_within_two_seconds";
-    let Some(cloud) = Cloud::start(test).unwrap() else { return };
-    let image = cloud.app("web", &["--stderr", "no database", "--exit", "3"]).unwrap();
+    let Some(cloud) = Cloud::start(test).unwrap() else {
+        return;
+    };
+    let image = cloud
+        .app("web", &["--stderr", "no database", "--exit", "3"])
+        .unwrap();
     let body = json!({"config": {"image": image, "restart": {"policy": "no"}}});
     let machine = cloud.must("POST", "/v1/apps/web/machines", &body).unwrap();
     let id = machine["id"].as_str().unwrap().to_owned();
     let path = format!("/v1/apps/web/machines/{id}/events");
     let exit = wait_for("the exit event", Duration::from_secs(10), || {
         let events = cloud.must("GET", &path, &Value::Null).ok()?;
-        events.as_array()?.iter().find(|event| event["type"] == "exit").cloned()
+        events
+            .as_array()?
+            .iter()
+            .find(|event| event["type"] == "exit")
+            .cloned()
     })
     .unwrap();
     let seen = Instant::now();
@@ -61,7 +86,9 @@ fn an_app_that_exits_at_once_says_its_code_within_two_seconds() {
 #[test]
 fn an_app_on_the_wrong_address_is_told_what_it_listens_on() {
     let test = "an_app_on_the_wrong_address_is_told_what_it_listens_on";
-    let Some(cloud) = Cloud::start(test).unwrap() else { return };
+    let Some(cloud) = Cloud::start(test).unwrap() else {
+        return;
+    };
     let image = cloud.app("web", &["--listen", "127.0.0.1:8000"]).unwrap();
     let config = json!({"image": image, "services": [{"internal_port": 8080, "protocol": "tcp",
         "ports": [{"port": 80, "handlers": ["http"]}]}]});
@@ -83,19 +110,34 @@ fn bodies_that_make_no_sense_name_their_field() {
     let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
     for (config, field) in [
         (json!({"image": ""}), "config.image"),
-        (json!({"image": image, "guest": {"memory_mb": 100}}), "memory_mb"),
+        (
+            json!({"image": image, "guest": {"memory_mb": 100}}),
+            "memory_mb",
+        ),
         (json!({"image": image, "guest": {"cpus": 3}}), "cpus"),
         (json!({"image": image, "env": {"A": 1}}), "env"),
-        (json!({"image": image, "mounts": [{"volume": "v", "path": "/d"}]}), "mounts"),
-        (json!({"image": image, "services": [{"internal_port": 99999}]}), "internal_port"),
+        (
+            json!({"image": image, "mounts": [{"volume": "v", "path": "/d"}]}),
+            "mounts",
+        ),
+        (
+            json!({"image": image, "services": [{"internal_port": 99999}]}),
+            "internal_port",
+        ),
     ] {
         let answer = cloud
             .call("POST", "/v1/apps/web/machines", &json!({"config": config}))
             .unwrap();
-        assert!((400..=422).contains(&answer.status), "{config}: {}", answer.text());
+        assert!(
+            (400..=422).contains(&answer.status),
+            "{config}: {}",
+            answer.text()
+        );
         assert!(answer.text().contains(field), "{config}: {}", answer.text());
     }
-    let list = cloud.must("GET", "/v1/apps/web/machines", &Value::Null).unwrap();
+    let list = cloud
+        .must("GET", "/v1/apps/web/machines", &Value::Null)
+        .unwrap();
     assert_eq!(list, json!([]));
     cloud.finish().unwrap();
 }

@@ -16,7 +16,9 @@ fn source(cloud: &Cloud, dockerfile: &str) -> tempfile::TempDir {
 #[test]
 fn a_folder_with_a_dockerfile_is_launched_and_deployed_again() {
     let test = "a_folder_with_a_dockerfile_is_launched_and_deployed_again";
-    let Some(cloud) = Cloud::start(test).unwrap() else { return };
+    let Some(cloud) = Cloud::start(test).unwrap() else {
+        return;
+    };
     let folder = source(
         &cloud,
         "FROM scratch\nCOPY server /server\nEXPOSE 8080\n\
@@ -40,7 +42,12 @@ fn a_folder_with_a_dockerfile_is_launched_and_deployed_again() {
          ENTRYPOINT [\"/server\", \"--print\", \"second\", \"--listen\", \"0.0.0.0:8080\"]\n",
     )
     .unwrap();
-    let output = cloud.perch().current_dir(folder.path()).arg("deploy").output().unwrap();
+    let output = cloud
+        .perch()
+        .current_dir(folder.path())
+        .arg("deploy")
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(output.status.success(), "{text}\n{}", cloud.server_log());
     assert_eq!(cloud.get("shop", "/").unwrap().status, 200);
@@ -52,7 +59,9 @@ fn a_folder_with_a_dockerfile_is_launched_and_deployed_again() {
 #[test]
 fn a_dockerfile_that_fails_says_where_and_leaves_the_old_version_running() {
     let test = "a_dockerfile_that_fails_says_where_and_leaves_the_old_version_running";
-    let Some(cloud) = Cloud::start(test).unwrap() else { return };
+    let Some(cloud) = Cloud::start(test).unwrap() else {
+        return;
+    };
     let folder = source(
         &cloud,
         "FROM scratch\nCOPY server /server\nEXPOSE 8080\n\
@@ -64,18 +73,31 @@ fn a_dockerfile_that_fails_says_where_and_leaves_the_old_version_running() {
         .args(["launch", "--yes", "--name", "shop"])
         .output()
         .unwrap();
-    assert!(launch.status.success(), "{}", String::from_utf8_lossy(&launch.stderr));
+    assert!(
+        launch.status.success(),
+        "{}",
+        String::from_utf8_lossy(&launch.stderr)
+    );
     fs::write(
         folder.path().join("Dockerfile"),
         "FROM scratch\nCOPY server /server\nRUN [\"/server\", \"--stderr\", \"broken here\", \"--exit\", \"9\"]\n",
     )
     .unwrap();
-    let output = cloud.perch().current_dir(folder.path()).arg("deploy").output().unwrap();
+    let output = cloud
+        .perch()
+        .current_dir(folder.path())
+        .arg("deploy")
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
     for word in ["broken here", "9", "line 3"] {
         assert!(text.contains(word), "{word} in\n{text}");
     }
-    assert_eq!(cloud.get("shop", "/").unwrap().status, 200, "what served before still serves");
+    assert_eq!(
+        cloud.get("shop", "/").unwrap().status,
+        200,
+        "what served before still serves"
+    );
     cloud.finish().unwrap();
 }

@@ -1,4 +1,5 @@
 //! Whole clouds: a real `perchd`, real machines, requests through the real edge.
+#![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 mod bad_input;
 mod edge;

@@ -3,9 +3,12 @@
 //! Never guesses: a value that fits no spelling is an error that names what was expected.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
-use serde::de::{DeserializeOwned, Error};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
@@ -14,19 +17,41 @@ use crate::service::{Concurrency, ConcurrencyKind, Port};
 use crate::time::GoDuration;
 
 /// Reads one table or an array of them.
+///
+/// Reads the tables where they stand and not by way of a generic value, so that a fault in one
+/// keeps its place in the file.
 pub(super) fn one_or_many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
-    T: DeserializeOwned,
+    T: Deserialize<'de>,
 {
-    let many = match Value::deserialize(deserializer)? {
-        Value::Null => Vec::new(),
-        Value::Array(many) => many,
-        one => vec![one],
-    };
-    many.into_iter()
-        .map(|one| serde_json::from_value(one).map_err(D::Error::custom))
-        .collect()
+    struct OneOrMany<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for OneOrMany<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a table or an array of tables")
+        }
+
+        fn visit_unit<E: serde::de::Error>(self) -> Result<Vec<T>, E> {
+            Ok(Vec::new())
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Vec<T>, A::Error> {
+            Ok(vec![T::deserialize(MapAccessDeserializer::new(map))?])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+            let mut many = Vec::new();
+            while let Some(one) = list.next_element()? {
+                many.push(one);
+            }
+            Ok(many)
+        }
+    }
+
+    deserializer.deserialize_any(OneOrMany(PhantomData))
 }
 
 /// Reads a duration whose bare integers are milliseconds.
@@ -83,7 +108,9 @@ where
         };
         for (name, value) in table {
             let value = text_of(&value).ok_or_else(|| {
-                D::Error::custom(format!("the value of `{name}` must be text, a number or a boolean"))
+                D::Error::custom(format!(
+                    "the value of `{name}` must be text, a number or a boolean"
+                ))
             })?;
             environment.insert(name, value);
         }
@@ -118,7 +145,9 @@ where
             .into_iter()
             .map(|(name, command)| match command {
                 Value::String(command) => Ok((name, command)),
-                _ => Err(D::Error::custom(format!("the command of `{name}` must be text"))),
+                _ => Err(D::Error::custom(format!(
+                    "the command of `{name}` must be text"
+                ))),
             })
             .collect(),
         Value::Array(list) => list
@@ -129,7 +158,9 @@ where
                     .map_err(D::Error::custom)
             })
             .collect(),
-        _ => Err(D::Error::custom("expected a table of process groups and commands")),
+        _ => Err(D::Error::custom(
+            "expected a table of process groups and commands",
+        )),
     }
 }
 
@@ -141,9 +172,10 @@ where
     let check = |value| serde_json::from_value(value).map_err(D::Error::custom);
     match Value::deserialize(deserializer)? {
         Value::Null => Ok(BTreeMap::new()),
-        Value::Object(table) => {
-            table.into_iter().map(|(name, value)| Ok((name, check(value)?))).collect()
-        }
+        Value::Object(table) => table
+            .into_iter()
+            .map(|(name, value)| Ok((name, check(value)?)))
+            .collect(),
         Value::Array(list) => list
             .into_iter()
             .map(|mut value| {
@@ -178,7 +210,9 @@ where
                 ..Concurrency::default()
             }))
         }
-        table => serde_json::from_value(table).map(Some).map_err(D::Error::custom),
+        table => serde_json::from_value(table)
+            .map(Some)
+            .map_err(D::Error::custom),
     }
 }
 
@@ -197,7 +231,9 @@ where
 {
     match Value::deserialize(deserializer)? {
         Value::Null => Ok(None),
-        value => port_of(&value).map(Some).ok_or_else(|| D::Error::custom(PORT_EXPECTED)),
+        value => port_of(&value)
+            .map(Some)
+            .ok_or_else(|| D::Error::custom(PORT_EXPECTED)),
     }
 }
 
@@ -240,9 +276,11 @@ where
     let expected = || D::Error::custom("expected memory such as \"512mb\" or \"1gb\"");
     match Value::deserialize(deserializer)? {
         Value::Null => Ok(None),
-        Value::Number(number) => {
-            number.as_u64().and_then(|mb| u32::try_from(mb).ok()).map(Some).ok_or_else(expected)
-        }
+        Value::Number(number) => number
+            .as_u64()
+            .and_then(|mb| u32::try_from(mb).ok())
+            .map(Some)
+            .ok_or_else(expected),
         Value::String(text) => memory_mb(&text).map(Some).ok_or_else(expected),
         Value::Bool(_) | Value::Array(_) | Value::Object(_) => Err(expected()),
     }

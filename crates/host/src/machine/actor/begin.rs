@@ -193,7 +193,7 @@ impl Actor {
         let frees_space = input.is_none_or(|input| {
             matches!(input.intent, Intent::Stop | Intent::Settle | Intent::Destroy)
         });
-        let mut work = move |tx: &perch_durable::Tx<'_>| {
+        let work = move |tx: &perch_durable::Tx<'_>| {
             RECORDS.put(tx, &written.id, &written)?;
             schema::put_queue(tx, &written.id, &rows)?;
             match &new_run {

@@ -88,7 +88,7 @@ impl Actor {
     }
 
     /// Finds the boot that should run.
-    async fn adopt(&mut self) {
+    pub(super) async fn adopt(&mut self) {
         let Some(boot) = self.record.boot.clone() else {
             if self.should_run() && self.record.restart_unix_ms.is_none() {
                 self.begin_automatic_start().await;

@@ -111,7 +111,12 @@ pub(crate) fn create(name: &str, run: &Path, config: &Value, parts: Parts) -> Re
 }
 
 fn build(name: &str, bundle: &Path, state: &Path, parts: Parts) -> Result<i32, Error> {
-    let Parts { init, socket, outputs: [stdout, stderr], filters } = parts;
+    let Parts {
+        init,
+        socket,
+        outputs: [stdout, stderr],
+        filters,
+    } = parts;
     let executor = Init {
         binary: init.as_raw_fd(),
         socket: socket.as_raw_fd(),
@@ -123,8 +128,12 @@ fn build(name: &str, bundle: &Path, state: &Path, parts: Parts) -> Result<i32, E
         .map_err(refused)?;
     builder.stdout = Some(stdout);
     builder.stderr = Some(stderr);
-    let mut container =
-        builder.as_init(bundle).with_systemd(false).with_detach(true).build().map_err(refused)?;
+    let mut container = builder
+        .as_init(bundle)
+        .with_systemd(false)
+        .with_detach(true)
+        .build()
+        .map_err(refused)?;
     container.start().map_err(refused)?;
     let pid = container.pid().map(libcontainer_pid);
     pid.ok_or_else(|| Error::Spec("the sandbox has no process".to_owned()))
@@ -135,5 +144,8 @@ fn libcontainer_pid(pid: impl Into<i32>) -> i32 {
 }
 
 fn refused(error: libcontainer::error::LibcontainerError) -> Error {
-    Error::Refused { operation: "make the sandbox", reason: chain(&error) }
+    Error::Refused {
+        operation: "make the sandbox",
+        reason: chain(&error),
+    }
 }

@@ -101,9 +101,16 @@ fn begin(
     mailbox: &Mailbox,
 ) -> io::Result<Result<Streams, Answer>> {
     let owner = shared.spec.ids.first;
-    let message = |exec| ToGuest::Exec { id, exec: Box::new(exec) };
-    let mut streams =
-        Streams { input: None, stdout: None, stderr: None, tty: mailbox.tty };
+    let message = |exec| ToGuest::Exec {
+        id,
+        exec: Box::new(exec),
+    };
+    let mut streams = Streams {
+        input: None,
+        stdout: None,
+        stderr: None,
+        tty: mailbox.tty,
+    };
     if mailbox.tty {
         shared.speaker.send(&message(exec), &[])?;
     } else {
@@ -118,7 +125,10 @@ fn begin(
         PollFd::new(&mailbox.wake.descriptor, PollFlags::IN),
         PollFd::new(&shared.init, PollFlags::IN),
     ];
-    let limit = Timespec { tv_sec: START_TIMEOUT_S, tv_nsec: 0 };
+    let limit = Timespec {
+        tv_sec: START_TIMEOUT_S,
+        tv_nsec: 0,
+    };
     poll(&mut polled, Some(&limit))?;
     Ok(match mailbox.take() {
         Some((FromGuest::ExecStarted { .. }, master)) => {
@@ -131,7 +141,9 @@ fn begin(
         Some((FromGuest::ExecFailed { code, reason, .. }, _)) => {
             Err(Answer::NotExecutable { code, reason })
         }
-        _ => Err(Answer::Refused { reason: "init did not answer".to_owned() }),
+        _ => Err(Answer::Refused {
+            reason: "init did not answer".to_owned(),
+        }),
     })
 }
 
@@ -158,20 +170,30 @@ impl Exec<'_> {
                 return self.end(ended);
             }
             if ready.init {
-                return self.end(Ended { code: 137, signal: Some(libc::SIGKILL) });
+                return self.end(Ended {
+                    code: 137,
+                    signal: Some(libc::SIGKILL),
+                });
             }
         }
     }
 
     fn wait(&self) -> io::Result<Ready> {
         let full = self.waiting.len() >= INPUT_BYTES_MAX;
-        let client_flags = if full { PollFlags::empty() } else { PollFlags::IN };
+        let client_flags = if full {
+            PollFlags::empty()
+        } else {
+            PollFlags::IN
+        };
         let mut polled = vec![
             PollFd::new(self.client, client_flags),
             PollFd::new(&self.mailbox.wake.descriptor, PollFlags::IN),
             PollFd::new(&self.shared.init, PollFlags::IN),
         ];
-        for one in [&self.streams.stdout, &self.streams.stderr].into_iter().flatten() {
+        for one in [&self.streams.stdout, &self.streams.stderr]
+            .into_iter()
+            .flatten()
+        {
             polled.push(PollFd::new(one, PollFlags::IN));
         }
         if let Some(input) = &self.streams.input
@@ -185,7 +207,11 @@ impl Exec<'_> {
         }
         let mut ready = polled.iter().map(|one| !one.revents().is_empty());
         let mut next = || ready.next().unwrap_or_default();
-        Ok(Ready { client: next(), mailbox: next(), init: next() })
+        Ok(Ready {
+            client: next(),
+            mailbox: next(),
+            init: next(),
+        })
     }
 
     fn send(&self, frame_out: ExecFrame) -> io::Result<()> {
@@ -194,7 +220,13 @@ impl Exec<'_> {
     }
 
     fn signal(&self, signal: i32) -> io::Result<()> {
-        self.shared.speaker.send(&ToGuest::SignalExec { id: self.id, signal }, &[])
+        self.shared.speaker.send(
+            &ToGuest::SignalExec {
+                id: self.id,
+                signal,
+            },
+            &[],
+        )
     }
 
     /// Passes output on, at most so many pieces of each stream.
@@ -259,10 +291,14 @@ impl Exec<'_> {
             Err(_) => return Ok(false),
         };
         self.frames.push(piece.get(..count).unwrap_or_default());
-        while let Some(request) =
-            self.frames.next::<Request>(FRAME_BYTES_MAX).map_err(io::Error::other)?
+        while let Some(request) = self
+            .frames
+            .next::<Request>(FRAME_BYTES_MAX)
+            .map_err(io::Error::other)?
         {
-            let Request::ExecFrame(received) = request else { return Ok(false) };
+            let Request::ExecFrame(received) = request else {
+                return Ok(false);
+            };
             match received {
                 ExecFrame::Stdin(text) => match BASE64.decode(text) {
                     Ok(bytes) if !self.input_ends => self.waiting.extend(bytes),
@@ -288,7 +324,12 @@ impl Exec<'_> {
         if let Some(terminal) = &self.streams.stdout
             && self.streams.tty
         {
-            let size = Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
+            let size = Winsize {
+                ws_row: size.rows,
+                ws_col: size.cols,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            };
             // A terminal that is gone has no size.
             tcsetwinsize(terminal, size).ok();
         }

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use perch_runtime::error::chain;
 use perch_runtime::log::{Stream, Writer};
 use perch_runtime::{Error, ExitStatus};
 use perch_types::guest::{Ended, FromGuest};
@@ -35,7 +36,10 @@ pub(crate) struct Output {
 
 impl Output {
     fn new(from: OwnedFd, stream: Stream) -> Self {
-        Self { from: Some(from), lines: Lines::new(stream) }
+        Self {
+            from: Some(from),
+            lines: Lines::new(stream),
+        }
     }
 
     /// Takes up what is there, at most one piece; returns whether there may be more.
@@ -45,7 +49,8 @@ impl Output {
         match read(from, &mut piece) {
             Read::Bytes(count) => {
                 let bytes = piece.get(..count).unwrap_or_default();
-                self.lines.push(bytes, clock::unix_ms(), |record| shared.queue.add(record));
+                self.lines
+                    .push(bytes, clock::unix_ms(), |record| shared.queue.add(record));
                 true
             }
             Read::Later => false,
@@ -57,7 +62,8 @@ impl Output {
     }
 
     fn finish(&mut self, shared: &Shared) {
-        self.lines.finish(clock::unix_ms(), |record| shared.queue.add(record));
+        self.lines
+            .finish(clock::unix_ms(), |record| shared.queue.add(record));
     }
 }
 
@@ -73,7 +79,14 @@ struct Life {
 
 /// Keeps a machine to its end.
 pub(crate) fn live(running: Running, wanted: bool) -> Result<(), Error> {
-    let Running { shared, root, init, stdout, stderr, socket } = running;
+    let Running {
+        shared,
+        root,
+        init,
+        stdout,
+        stderr,
+        socket,
+    } = running;
     let log = spawn_log(&shared)?;
     let signals = termination_signals().map_err(Error::system("read signals"))?;
     let server = Arc::clone(&shared);
@@ -82,7 +95,10 @@ pub(crate) fn live(running: Running, wanted: bool) -> Result<(), Error> {
         .spawn(move || serve::accept(&server, &socket))
         .map_err(Error::system("start a thread"))?;
     let mut life = Life {
-        outputs: vec![Output::new(stdout, Stream::Stdout), Output::new(stderr, Stream::Stderr)],
+        outputs: vec![
+            Output::new(stdout, Stream::Stdout),
+            Output::new(stderr, Stream::Stderr),
+        ],
         init: Some(init),
         ended: None,
         fault: None,
@@ -101,7 +117,15 @@ fn spawn_log(shared: &Arc<Shared>) -> Result<JoinHandle<()>, Error> {
     let shared = Arc::clone(shared);
     thread::Builder::new()
         .stack_size(STACK_BYTES)
-        .spawn(move || shared.queue.drain(&mut writer))
+        .spawn(move || {
+            // Leaving the agent's cgroup waits for all processors, some milliseconds; here it
+            // holds up nobody. A monitor that could not leave works as well, until the agent's
+            // cgroup is killed.
+            if let Err(error) = shared.hierarchies.join(&shared.paths.monitors) {
+                shared.queue.system(&format!("monitor: {}", chain(&error)));
+            }
+            shared.queue.drain(&mut writer);
+        })
         .map_err(Error::system("start a thread"))
 }
 
@@ -172,7 +196,9 @@ impl Life {
         shared.wake.clear();
         if kill_at.is_some_and(|at| at <= clock::boot_ms()) {
             shared.state().kill_at_boot_ms = None;
-            shared.queue.system("killed: it did not end within its grace");
+            shared
+                .queue
+                .system("killed: it did not end within its grace");
             shared.kill()?;
         }
         for output in &mut self.outputs {
@@ -204,7 +230,9 @@ impl Life {
 
     /// Takes up what init said. One that breaks the protocol is killed.
     fn hear(&mut self) {
-        let Some(mut init) = self.init.take() else { return };
+        let Some(mut init) = self.init.take() else {
+            return;
+        };
         match self.hear_all(&mut init) {
             Ok(true) => self.init = Some(init),
             Ok(false) => {}
@@ -230,17 +258,24 @@ impl Life {
             FromGuest::Started => {
                 let tty = shared.change(|state| state.program_started())?;
                 if tty {
-                    self.outputs.push(Output::new(init.terminal()?, Stream::Stdout));
+                    self.outputs
+                        .push(Output::new(init.terminal()?, Stream::Stdout));
                 }
             }
             FromGuest::StartFailed { code, reason } => {
-                shared.queue.system(&format!("not started: {}", shown(&reason)));
+                shared
+                    .queue
+                    .system(&format!("not started: {}", shown(&reason)));
                 shared.change(|state| state.phase = Phase::NotExecutable { code, reason });
             }
             FromGuest::Ended(ended) => self.ended = Some(ended),
             FromGuest::ExecStarted { id } => {
                 if let Some(mailbox) = mailbox(&shared, id) {
-                    let with = if mailbox.tty { Some(init.terminal()?) } else { None };
+                    let with = if mailbox.tty {
+                        Some(init.terminal()?)
+                    } else {
+                        None
+                    };
                     mailbox.put(FromGuest::ExecStarted { id }, with);
                 }
             }
@@ -263,14 +298,18 @@ fn mailbox(shared: &Shared, id: u32) -> Option<Arc<crate::shared::Mailbox>> {
 
 /// Returns a text from inside as one printable line.
 fn shown(text: &str) -> String {
-    text.chars().map(|one| if one.is_control() { ' ' } else { one }).collect()
+    text.chars()
+        .map(|one| if one.is_control() { ' ' } else { one })
+        .collect()
 }
 
 impl State {
     /// Notes that the program was executed; returns whether it has a terminal.
     fn program_started(&mut self) -> std::io::Result<bool> {
         if self.phase != Phase::Starting {
-            return Err(std::io::Error::other("init started a program that nobody asked for"));
+            return Err(std::io::Error::other(
+                "init started a program that nobody asked for",
+            ));
         }
         self.phase = Phase::Running;
         self.started_unix_ms = clock::unix_ms();

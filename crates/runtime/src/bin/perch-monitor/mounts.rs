@@ -32,7 +32,10 @@ pub(crate) struct Root {
     loop_device: Loop,
 }
 
-fn at(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(rustix::io::Errno) -> Error {
+fn at(
+    operation: &'static str,
+    path: impl Into<PathBuf>,
+) -> impl FnOnce(rustix::io::Errno) -> Error {
     Error::file(operation, path)
 }
 
@@ -42,12 +45,22 @@ impl Root {
         let idmap = IdMap::new(spec.ids)?;
         leave_host_mounts()?;
         let lower = clone_tree(&spec.lower)?;
-        idmap.apply(&lower).map_err(Error::file("map the ids of", &spec.lower))?;
+        idmap
+            .apply(&lower)
+            .map_err(Error::file("map the ids of", &spec.lower))?;
         let (loop_device, upper) = mount_upper(&spec.upper)?;
-        idmap.apply(&upper).map_err(Error::file("map the ids of", &spec.upper))?;
+        idmap
+            .apply(&upper)
+            .map_err(Error::file("map the ids of", &spec.upper))?;
         let stage = place::choose(&[&spec.dir.state, &spec.dir.run])?;
-        mount("tmpfs", &stage, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, c"mode=0711,size=64k")
-            .map_err(at("mount a tmpfs on", &stage))?;
+        mount(
+            "tmpfs",
+            &stage,
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV,
+            c"mode=0711,size=64k",
+        )
+        .map_err(at("mount a tmpfs on", &stage))?;
         for name in ["l", "d", "root"] {
             rustix::fs::mkdir(stage.join(name), Mode::from_raw_mode(0o755))
                 .map_err(at("create", stage.join(name)))?;
@@ -66,7 +79,11 @@ impl Root {
         });
         std::env::set_current_dir("/").map_err(Error::file("enter", "/"))?;
         mounted?;
-        Ok(Self { path, stage, loop_device })
+        Ok(Self {
+            path,
+            stage,
+            loop_device,
+        })
     }
 
     /// Unmounts it, and waits until the image file is free for the next boot.
@@ -87,7 +104,10 @@ fn unmount_all(path: &Path) -> Result<(), Error> {
 
 /// Takes a copy of the host's mounts that changes of the host reach, and none of ours leave.
 fn leave_host_mounts() -> Result<(), Error> {
-    #[expect(unsafe_code, reason = "the binding is unsafe for flags that share descriptors")]
+    #[expect(
+        unsafe_code,
+        reason = "the binding is unsafe for flags that share descriptors"
+    )]
     // SAFETY: only the mount namespace changes, and this process has one thread.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
         .map_err(Error::system("leave the mount namespace"))?;
@@ -109,8 +129,7 @@ fn attach(tree: &OwnedFd, to: &Path) -> Result<(), Error> {
 fn mount_upper(image: &Path) -> Result<(Loop, OwnedFd), Error> {
     let (device, held) = Loop::attach(image)?;
     let options = |operation| at(operation, image);
-    let context =
-        fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC).map_err(options("open ext4 for"))?;
+    let context = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC).map_err(options("open ext4 for"))?;
     fsconfig_set_string(context.as_fd(), "source", device.path())
         .map_err(options("configure ext4 for"))?;
     // What the machine deletes becomes free on the host again.
@@ -134,24 +153,28 @@ fn mount_upper(image: &Path) -> Result<(Loop, OwnedFd), Error> {
 
 fn mount_overlay(path: &Path) -> Result<(), Error> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
-    mount("overlay", path, "overlay", flags, c"lowerdir=l,upperdir=d/u,workdir=d/w")
-        .map_err(at("mount the overlay on", path))
+    mount(
+        "overlay",
+        path,
+        "overlay",
+        flags,
+        c"lowerdir=l,upperdir=d/u,workdir=d/w",
+    )
+    .map_err(at("mount the overlay on", path))
 }
 
 /// Mounts a volume inside the root tree, whose links the image chose: every step is resolved as
 /// the machine itself would.
 fn mount_volume(idmap: &IdMap, root: &Path, volume: &Mount) -> Result<(), Error> {
     let tree = clone_tree(&volume.source)?;
-    let mut attributes =
-        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, volume.read_only);
     idmap
         .apply_with(&tree, attributes)
         .map_err(Error::file("map the ids of", &volume.source))?;
     let target = make_folder(root, Path::new(&volume.target))
         .map_err(Error::file("create the mount point", &volume.target))?;
-    let flags =
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(&tree, "", &target, "", flags).map_err(at("mount on", &volume.target))
 }
 
@@ -164,7 +187,9 @@ fn make_folder(root: &Path, path: &Path) -> io::Result<OwnedFd> {
     let mut done = PathBuf::from("/");
     let mut folder = openat2(&root, "/", flags, Mode::empty(), resolve)?;
     for part in path.components() {
-        let std::path::Component::Normal(name) = part else { continue };
+        let std::path::Component::Normal(name) = part else {
+            continue;
+        };
         let next = done.join(name);
         folder = match openat2(&root, &next, flags, Mode::empty(), resolve) {
             Ok(found) => found,

@@ -41,15 +41,21 @@ pub(crate) fn compile() -> Result<Vec<BpfProgram>, Error> {
             .map(|value| all(&[(0, SeccompCmpOp::Eq, *value)]))
             .collect::<Result<_, _>>()?,
     );
-    let families: Vec<_> =
-        FAMILIES_REFUSED.iter().map(|family| (0, SeccompCmpOp::Ne, *family)).collect();
+    let families: Vec<_> = FAMILIES_REFUSED
+        .iter()
+        .map(|family| (0, SeccompCmpOp::Ne, *family))
+        .collect();
     rules.insert(libc::SYS_socket, vec![all(&families)?]);
     let allow = program(rules, SeccompAction::Errno(refused), SeccompAction::Allow)?;
     // A filter cannot look into the memory that clone3's flags are in. Without the call, programs
     // fall back to clone, which the first filter can judge.
     // Calls that are younger than this list get the same answer: programs try them and fall back.
     let mut absent = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    absent.extend(YOUNGER.filter(|number| !ALLOWED.contains(number)).map(|one| (one, Vec::new())));
+    absent.extend(
+        YOUNGER
+            .filter(|number| !ALLOWED.contains(number))
+            .map(|one| (one, Vec::new())),
+    );
     let fall_back = program(absent, SeccompAction::Allow, SeccompAction::Errno(unknown))?;
     Ok(vec![fall_back, allow])
 }
@@ -113,6 +119,68 @@ mod tests {
             assert!(!ALLOWED.contains(&number), "{number}");
         }
         assert_eq!(compile().unwrap().len(), 2);
+    }
+
+    /// Makes calls with arguments of zero, or `first`, under the filters, in a thread of its own.
+    fn errors_under_filter(calls: Vec<(i64, i64)>) -> Vec<i32> {
+        let filters = compile().unwrap();
+        let make = move || {
+            for filter in &filters {
+                seccompiler::apply_filter(filter).unwrap();
+            }
+            calls
+                .iter()
+                .map(|(number, first)| {
+                    #[expect(unsafe_code, reason = "the calls have no other form")]
+                    // SAFETY: all are refused before they look at an argument, or take none.
+                    let result = unsafe { libc::syscall(*number, *first, 0, 0, 0, 0, 0) };
+                    if result < 0 {
+                        std::io::Error::last_os_error()
+                            .raw_os_error()
+                            .unwrap_or_default()
+                    } else {
+                        0
+                    }
+                })
+                .collect()
+        };
+        std::thread::spawn(make).join().unwrap()
+    }
+
+    #[test]
+    fn k6_the_kernel_refuses_what_the_filter_says() {
+        let refused = [
+            libc::SYS_keyctl,
+            libc::SYS_bpf,
+            libc::SYS_userfaultfd,
+            libc::SYS_perf_event_open,
+            libc::SYS_io_uring_setup,
+            libc::SYS_open_by_handle_at,
+            libc::SYS_kexec_load,
+            libc::SYS_mount,
+            libc::SYS_ptrace,
+            libc::SYS_add_key,
+            libc::SYS_reboot,
+        ];
+        let errors = errors_under_filter(refused.iter().map(|one| (*one, 0)).collect());
+        assert_eq!(errors, vec![libc::EPERM; refused.len()]);
+        let new_user = i64::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
+        let calls = vec![
+            (libc::SYS_clone, new_user),
+            (libc::SYS_unshare, i64::from(libc::CLONE_NEWUSER)),
+            (libc::SYS_clone3, 0),
+            (500, 0),
+            (libc::SYS_socket, 40),
+            (libc::SYS_socket, 38),
+            (libc::SYS_personality, 0x0400_0000),
+            (libc::SYS_personality, 0),
+            (libc::SYS_getppid, 0),
+        ];
+        let (refused, unknown) = (libc::EPERM, libc::ENOSYS);
+        let expected = [
+            refused, refused, unknown, unknown, refused, refused, refused, 0, 0,
+        ];
+        assert_eq!(errors_under_filter(calls), expected);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The unpacking child on its own, for tests of this crate; the daemon runs the same function as
+//! The unpacking child on its own, for tests that pull what this registry holds; the daemon runs the same function as
 //! its subcommand `unpack-layer`.
 //!
 //! Never does anything before it.

@@ -143,7 +143,7 @@ async fn receive(folder: &Path, body: Body) -> Result<bool, Error> {
     let path = packed.join("context");
     let mut file = tokio::fs::File::create(&path).await.map_err(Error::file("create", &path))?;
     let mut body = body.into_data_stream();
-    let mut magic = Vec::new();
+    let mut magic: Vec<u8> = Vec::new();
     let mut bytes = 0_u64;
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(|error| Error::Request(format!("the context did not arrive whole: {error}")))?;

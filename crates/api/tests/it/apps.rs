@@ -1,0 +1,129 @@
+//! Apps: names, networks, deletion.
+
+use std::collections::BTreeSet;
+
+use perch_client::ListFilter;
+use perch_types::Code;
+use perch_types::api::CreateApp;
+use serde_json::json;
+
+use crate::cloud::{ADMIN, Cloud, shown, web};
+
+fn named(name: &str) -> CreateApp {
+    CreateApp { name: Some(name.to_owned()), ..CreateApp::default() }
+}
+
+#[tokio::test]
+async fn an_app_is_answered_in_the_contracts_shape() {
+    let cloud = Cloud::start().await;
+    let body = r#"{"app_name":"web","org_slug":"personal","enable_subdomains":false}"#;
+    let (status, _, body) = cloud.raw(("POST", "/v1/apps?wait=true"), Some(ADMIN), body).await;
+    assert_eq!(status, 201);
+    let app = shown(&body, &["id", "created_at"]);
+    insta::assert_snapshot!(app, @r#"
+    {
+      "created_at": "[time]",
+      "hostname": "web.perch.test",
+      "id": "[id]",
+      "internal_numeric_id": 1,
+      "machine_count": 0,
+      "name": "web",
+      "network": "default",
+      "organization": {
+        "internal_numeric_id": 1,
+        "name": "personal",
+        "slug": "personal"
+      },
+      "status": "pending",
+      "volume_count": 0
+    }
+    "#);
+    cloud.machine(json!({"image": "web:1"})).await;
+    let app = cloud.admin.app(&web()).await.unwrap();
+    assert_eq!((app.machine_count, app.status.as_str()), (1, "deployed"));
+    assert_eq!(cloud.admin.apps(Some("personal")).await.unwrap().total_apps, 1);
+    assert_eq!(cloud.admin.apps(Some("strangers")).await.unwrap().total_apps, 0);
+    let (_, _, body) =
+        cloud.raw(("GET", "/v1/apps?app_role=remote-docker-builder"), Some(ADMIN), "").await;
+    assert_eq!(body, br#"{"total_apps":0,"apps":[]}"#);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_fifty_that_want_a_name_at_once_one_gets_it() {
+    let cloud = Cloud::start().await;
+    let creations = (0..50).map(|_| {
+        let api = cloud.admin.clone();
+        tokio::spawn(async move { api.create_app(&named("web")).await })
+    });
+    let mut made = 0;
+    for creation in creations.collect::<Vec<_>>() {
+        match creation.await.unwrap() {
+            Ok(_) => made += 1,
+            Err(perch_client::Error::Api { error, status }) => {
+                assert_eq!((status, error.code), (422, Code::NameTaken));
+                assert_eq!(error.error, "Name has already been taken");
+                assert_eq!(error.status, "name_taken");
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(made, 1);
+    assert_eq!(cloud.keys("apps/").await, ["apps/personal/web"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn apps_made_at_once_have_numbers_of_their_own_and_share_a_network_by_name() {
+    let cloud = Cloud::start().await;
+    let creations = (0..20).map(|number| {
+        let api = cloud.admin.clone();
+        let network = (number % 2 == 0).then(|| format!("net{}", number % 4));
+        let app = CreateApp { network, ..named(&format!("app{number}")) };
+        tokio::spawn(async move { api.create_app(&app).await.unwrap() })
+    });
+    let mut numbers = BTreeSet::new();
+    for creation in creations.collect::<Vec<_>>() {
+        numbers.insert(creation.await.unwrap().internal_numeric_id);
+    }
+    assert_eq!(numbers.len(), 20);
+    assert_eq!(
+        cloud.keys("networks/").await,
+        ["networks/personal/default", "networks/personal/net0", "networks/personal/net2"]
+    );
+}
+
+#[tokio::test]
+async fn a_deleted_app_takes_its_machines_along_and_frees_its_name() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    for _ in 0..3 {
+        cloud.machine(json!({"image": "web:1"})).await;
+    }
+    let (status, _, body) = cloud.raw(("DELETE", "/v1/apps/web"), Some(ADMIN), "").await;
+    assert_eq!((status, body.len()), (202, 0));
+    assert!(cloud.admin.app(&web()).await.unwrap_err().is_not_found());
+    let left = ["placements/", "configs/", "tombstones/", "names/", "promises/", "machines/"];
+    cloud.until_empty(&left).await;
+    let states: Vec<_> =
+        cloud.host.machines.lock().unwrap().values().map(|it| it.state.as_str()).collect();
+    assert_eq!(states, ["destroyed"; 3]);
+    cloud.app().await;
+    let all = ListFilter { include_deleted: true, ..ListFilter::default() };
+    let all = cloud.admin.machines(&web(), &all).await.unwrap();
+    assert!(all.is_empty(), "the new app has none of the old one's machines");
+}
+
+#[tokio::test]
+async fn a_name_stays_taken_while_the_machines_of_the_deleted_app_cannot_be_reached() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    cloud.machine(json!({"image": "web:1"})).await;
+    cloud.host_task.abort();
+    let socket = cloud.folder.path().join("host.sock");
+    std::fs::remove_file(&socket).unwrap();
+    cloud.admin.delete_app(&web()).await.unwrap();
+    let taken = cloud.admin.create_app(&named("web")).await.unwrap_err();
+    assert_eq!(taken.code(), Some(Code::NameTaken));
+    let _task = cloud.host.serve(&socket);
+    cloud.until_empty(&["placements/", "tombstones/", "names/"]).await;
+    cloud.admin.create_app(&named("web")).await.unwrap();
+}

@@ -1,0 +1,254 @@
+//! A small cloud for one test: directory, view, host and API, each on its own socket.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use http_body_util::BodyExt as _;
+use perch_api::serve::{Listener, ServeLimits, serve};
+use perch_api::{Config, Host, ImageCatalog, Limits};
+use perch_client::{Address, BoxError, Connection, HostClient, RequestParts, body_of};
+use perch_store::{Expected, SqliteStore, Store, ViewFollower, put_doc};
+use perch_types::api::{CreateApp, CreateMachineRequest, ImageInfo, Machine, Platform, RegionInfo};
+use perch_types::clock::Clock;
+use perch_types::directory::TokenDoc;
+use perch_types::{ApiError, AppName, OrgSlug, Secret, Timestamp};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use crate::fake_host::FakeHost;
+
+pub const ADMIN: &str = "perch_admin";
+pub const STRANGER: &str = "perch_stranger";
+
+#[derive(Debug)]
+pub struct TestClock {
+    began: Instant,
+    pub offset_ms: AtomicI64,
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> Timestamp {
+        let ms = i64::try_from(self.boot_ms()).unwrap();
+        Timestamp::from_unix_ms(1_700_000_000_000 + ms)
+    }
+
+    fn boot_ms(&self) -> u64 {
+        let elapsed = i64::try_from(self.began.elapsed().as_millis()).unwrap();
+        (elapsed + self.offset_ms.load(Ordering::Relaxed)).cast_unsigned()
+    }
+}
+
+#[derive(Debug)]
+struct Catalog;
+
+#[async_trait]
+impl ImageCatalog for Catalog {
+    async fn images(&self) -> Result<Vec<ImageInfo>, BoxError> {
+        let image = |repository: &str| ImageInfo {
+            repository: repository.to_owned(),
+            tags: vec!["1".to_owned()],
+            size_bytes: 9,
+        };
+        Ok(vec![image("base/library/debian"), image("web"), image("strange")])
+    }
+}
+
+pub struct Cloud {
+    pub folder: tempfile::TempDir,
+    pub store: Arc<dyn Store>,
+    pub clock: Arc<TestClock>,
+    pub host: Arc<FakeHost>,
+    pub host_task: tokio::task::JoinHandle<()>,
+    pub api: perch_api::Api,
+    pub admin: perch_client::Api,
+    pub stranger: perch_client::Api,
+    pub socket: PathBuf,
+}
+
+pub fn hash(token: &str) -> String {
+    Sha256::digest(token).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub fn web() -> AppName {
+    "web".parse().unwrap()
+}
+
+impl Cloud {
+    pub async fn start() -> Self {
+        Self::start_with(false).await
+    }
+
+    pub async fn start_with(builder: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let offset_ms = AtomicI64::new(1_000_000);
+        let clock = Arc::new(TestClock { began: Instant::now(), offset_ms });
+        let file = folder.path().join("directory.db");
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&file, clock.clone()).unwrap());
+        let view = ViewFollower::start(Arc::clone(&store), folder.path().join("view"));
+        let host = FakeHost::new(Arc::clone(&store));
+        let host_socket = folder.path().join("host.sock");
+        let host_task = host.serve(&host_socket);
+        let region = FakeHost::region();
+        let client = HostClient::new(host_socket);
+        let api = perch_api::Api::start(Config {
+            store: Arc::clone(&store),
+            hosts: vec![Host { id: host.id.clone(), region: region.clone(), client }],
+            view,
+            platform: Platform {
+                version: "0.1.0".to_owned(),
+                domain: "perch.test".to_owned(),
+                http_port: 80,
+                https_port: None,
+                registry: "127.0.0.1:4280".to_owned(),
+                region: region.clone(),
+            },
+            regions: vec![RegionInfo {
+                code: region,
+                name: "Frankfurt".to_owned(),
+                latitude: 50.0,
+                longitude: 8.0,
+                gateway_available: false,
+                requires_paid_plan: false,
+                deprecated: false,
+                geo_region: "europe".to_owned(),
+            }],
+            builder_socket: builder.then(|| folder.path().join("builder.sock")),
+            images: Arc::new(Catalog),
+            clock: clock.clone(),
+            limits: Limits { delete_timeout: Duration::from_secs(10), ..Limits::default() },
+        });
+        api.ensure_admin_token(&hash(ADMIN)).await.unwrap();
+        let socket = folder.path().join("api.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let serving = serve(
+            Listener::Unix(listener),
+            api.router(),
+            ServeLimits::default(),
+            std::future::pending(),
+        );
+        tokio::spawn(serving);
+        let cloud_client = |token: &str| {
+            let address = Address::Unix(socket.clone());
+            perch_client::Api::new(&address, &Secret::new(token)).unwrap()
+        };
+        let (admin, stranger) = (cloud_client(ADMIN), cloud_client(STRANGER));
+        let cloud = Self {
+            folder, store, clock, host, host_task, api, admin, stranger, socket,
+        };
+        cloud.token(STRANGER, "strangers", None).await;
+        cloud
+    }
+
+    pub async fn token(&self, token: &str, org: &str, expires_at: Option<Timestamp>) {
+        let org: OrgSlug = org.parse().unwrap();
+        let document = TokenDoc {
+            name: token.to_owned(),
+            org: org.clone(),
+            operator: false,
+            created_at: self.clock.now(),
+            expires_at,
+        };
+        let key = (org, hash(token));
+        put_doc(self.store.as_ref(), &key, &document, Expected::Any).await.unwrap();
+        // The API reads tokens again after a second at the latest.
+        self.clock.offset_ms.fetch_add(2_000, Ordering::Relaxed);
+    }
+
+    /// Turns the clock.
+    pub fn turn(&self, ms: i64) {
+        self.clock.offset_ms.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    pub fn clock_plus(&self, ms: u64) -> Timestamp {
+        self.clock.now().plus(Duration::from_millis(ms))
+    }
+
+    pub async fn app(&self) -> AppName {
+        let request = CreateApp { name: Some("web".to_owned()), ..CreateApp::default() };
+        self.admin.create_app(&request).await.unwrap().name
+    }
+
+    pub async fn machine(&self, config: Value) -> Machine {
+        let request = request(config);
+        self.admin.create_machine(&web(), &request).await.unwrap()
+    }
+
+    /// Sends what a typed client would not.
+    pub async fn raw(
+        &self,
+        (method, path): (&str, &str),
+        token: Option<&str>,
+        body: impl Into<Vec<u8>>,
+    ) -> (u16, http::HeaderMap, Vec<u8>) {
+        let method = http::Method::from_bytes(method.as_bytes()).unwrap();
+        let mut parts = RequestParts::new(method, path.to_owned());
+        parts.body = body_of(body.into());
+        if let Some(token) = token {
+            parts.headers.insert("authorization", format!("Bearer {token}").parse().unwrap());
+        }
+        let answer = Connection::unix(&self.socket).forward(parts).await.unwrap();
+        let (head, body) = answer.into_parts();
+        let body = body.collect().await.unwrap().to_bytes().to_vec();
+        (head.status.as_u16(), head.headers, body)
+    }
+
+    pub async fn error(
+        &self,
+        call: (&str, &str),
+        token: Option<&str>,
+        body: impl Into<Vec<u8>>,
+    ) -> (u16, ApiError) {
+        let (status, _, body) = self.raw(call, token, body).await;
+        let text = String::from_utf8_lossy(&body).into_owned();
+        (status, serde_json::from_slice(&body).expect(&text))
+    }
+
+    /// Returns the keys under a prefix.
+    pub async fn keys(&self, prefix: &str) -> Vec<String> {
+        let listing = self.store.list(prefix).await.unwrap();
+        listing.entries.into_iter().map(|entry| entry.key).collect()
+    }
+
+    /// Waits until nothing is left under the prefixes, with a call that wakes the reconciler.
+    pub async fn until_empty_woken(&self, prefixes: &[&str]) {
+        let name = Some("wakes-the-reconciler".to_owned());
+        let app = self.admin.create_app(&CreateApp { name, ..CreateApp::default() }).await.unwrap();
+        self.admin.delete_app(&app.name).await.unwrap();
+        self.until_empty(prefixes).await;
+    }
+
+    /// Waits until nothing is left under the prefixes.
+    pub async fn until_empty(&self, prefixes: &[&str]) {
+        let empty = async {
+            loop {
+                let mut left = Vec::new();
+                for prefix in prefixes {
+                    left.extend(self.keys(prefix).await);
+                }
+                if left.is_empty() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), empty).await.expect("nothing is left");
+    }
+}
+
+pub fn request(config: Value) -> CreateMachineRequest {
+    let config = serde_json::from_value(config).unwrap();
+    CreateMachineRequest { config, ..CreateMachineRequest::default() }
+}
+
+/// Returns JSON for a snapshot, with what differs from run to run left out.
+pub fn shown(body: &[u8], differing: &[&str]) -> String {
+    let mut value: Value = serde_json::from_slice(body).unwrap();
+    for key in differing {
+        assert!(value.get(key).is_some(), "{key} in {value}");
+        value[key] = Value::from(format!("[{key}]"));
+    }
+    serde_json::to_string_pretty(&value).unwrap()
+}

@@ -1,0 +1,12 @@
+//! The API with a real directory, a real view and real sockets; the host is a stand-in that
+//! serves `types::host`'s table from memory.
+
+mod apps;
+mod builds;
+mod cloud;
+mod endpoints;
+mod fake_host;
+mod input;
+mod machines;
+mod serving;
+mod sessions;

@@ -1,0 +1,275 @@
+//! `perch launch`: from a source folder or an image to a running app.
+//!
+//! Never overwrites a file, and changes nothing before the plan was agreed to.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use perch_deploy::{NewApp, new_fly_toml, with_app_name};
+use perch_scan::{Decision, Folder, LaunchPlan, Source, scan};
+use perch_types::api::{CreateApp, Platform};
+use perch_types::app_config::AppConfig;
+use perch_types::{AppName, Code};
+
+use super::build::{BuildOptions, Job, build};
+use super::deploy::{Place, roll_out};
+use crate::error::{CommandError, During as _, Result};
+use crate::invocation::{ConfigFile, Invocation, app_name};
+use crate::table::{row, table};
+
+/// The longest name that is made of a folder's.
+const NAME_CHARACTERS_MAX: usize = 40;
+/// The port of an image that says nothing.
+const IMAGE_PORT: u16 = 8080;
+/// Memory for an image of which nothing is known, in MiB.
+const IMAGE_MEMORY_MB: u32 = 512;
+
+#[derive(Debug, Args)]
+pub(crate) struct LaunchArgs {
+    /// Source folder
+    #[arg(default_value = ".")]
+    folder: PathBuf,
+    /// Name of the app [default: the folder's]
+    #[arg(short, long)]
+    name: Option<String>,
+    /// Region of its machines [default: the platform's]
+    #[arg(short, long)]
+    region: Option<String>,
+    /// Ready image; nothing is built
+    #[arg(short, long, value_name = "REFERENCE")]
+    image: Option<String>,
+    /// Port that the program listens on [default: what the scan finds]
+    #[arg(short, long)]
+    port: Option<u16>,
+    /// Write the files and create the app, but run nothing
+    #[arg(long)]
+    no_deploy: bool,
+}
+
+/// What a launch will do.
+struct Proposal {
+    name: AppName,
+    decisions: Vec<Decision>,
+    warnings: Vec<String>,
+    /// Files to write, none of which is there.
+    files: Vec<(PathBuf, String)>,
+    config: AppConfig,
+}
+
+pub(crate) async fn run(invocation: &Invocation, args: LaunchArgs) -> Result {
+    let ui = &invocation.ui;
+    let (api, address) = invocation.api_and_address()?;
+    let platform = api.platform().await.during("look at the platform")?;
+    let proposal = match invocation.config_file(&args.folder)? {
+        Some(file) => from_file(&args, file)?,
+        None => from_scan(invocation, &args, &platform)?,
+    };
+    invocation.check_supported(&proposal.config)?;
+    show(invocation, &proposal, &platform);
+    let name = proposal.name.clone();
+    match ui.confirm(&format!("Launch `{name}`?")) {
+        Some(true) => {}
+        Some(false) => {
+            return Err(CommandError::Refused { fact: "nothing was launched".to_owned(), hint: None });
+        }
+        None => {
+            return Err(CommandError::refused(
+                "there is nobody to ask whether the plan is right",
+                "add `--yes` to launch without a question",
+            ));
+        }
+    }
+    let request = CreateApp { name: Some(name.to_string()), ..CreateApp::default() };
+    match api.create_app(&request).await {
+        Ok(_) => ui.good(format!("app `{name}` is made")),
+        Err(error) if error.code() == Some(Code::NameTaken) => {
+            return Err(CommandError::refused(
+                format!("the name `{name}` is taken"),
+                format!(
+                    "choose another with `perch launch --name NAME`; if the app is yours, roll out \
+                     to it with `perch deploy --app {name}`"
+                ),
+            ));
+        }
+        Err(error) => return Err(CommandError::operation(format!("create the app `{name}`"), error)),
+    }
+    for (path, text) in &proposal.files {
+        write_new(path, text).during(format!("write `{}`", path.display()))?;
+        ui.good(format!("{} is written", path.display()));
+    }
+    if args.no_deploy {
+        ui.say(format!("nothing runs yet; `perch deploy --app {name}` rolls it out"));
+        return Ok(());
+    }
+    let image = args.image.or_else(|| proposal.config.build.as_ref()?.image.clone());
+    let place = Place { api, address, app: name };
+    let image = match image {
+        Some(image) => image,
+        None => {
+            let job = Job::new(&args.folder, &proposal.config, &BuildOptions::default())?;
+            Box::pin(build(invocation, &place.api, &place.app, &job)).await?.image
+        }
+    };
+    Box::pin(roll_out(invocation, &place, &proposal.config, &image)).await
+}
+
+/// Proposes what a file that is there says; only the app's name may change.
+fn from_file(args: &LaunchArgs, file: ConfigFile) -> Result<Proposal> {
+    let ConfigFile { path, text, mut config } = file;
+    let shown = path.display().to_string();
+    let name = match (&args.name, &config.app) {
+        (Some(name), _) => app_name(name, "--name")?,
+        (None, Some(name)) => app_name(name, &shown)?,
+        (None, None) => name_of_folder(&args.folder)?,
+    };
+    let mut decisions = vec![decision("app", name.as_str(), format!("{shown} is there and stays"))];
+    let mut warnings = Vec::new();
+    let mut files = Vec::new();
+    if config.app.as_deref() != Some(name.as_str()) {
+        decisions = vec![decision("app", name.as_str(), "the command line, else the folder")];
+        let text = with_app_name(&text, name.as_str()).during(format!("edit `{shown}`"))?;
+        let copy = path.with_file_name(format!("fly.{name}.toml"));
+        warnings.push(format!(
+            "{shown} names another app and stays as it is; the new name goes to {}: deploy with \
+             `--config`",
+            copy.display()
+        ));
+        files.push((copy, text));
+        config.app = Some(name.to_string());
+    }
+    if let Some(http) = &config.http_service {
+        decisions.push(decision("port", &http.internal_port.to_string(), format!("`internal_port` in {shown}")));
+    }
+    if let Some(region) = &config.primary_region {
+        decisions.push(decision("region", region, format!("`primary_region` in {shown}")));
+    }
+    Ok(Proposal { name, decisions, warnings, files, config })
+}
+
+/// Proposes what the source shows, or what is known of a ready image.
+fn from_scan(invocation: &Invocation, args: &LaunchArgs, platform: &Platform) -> Result<Proposal> {
+    let (name, name_why) = match args.name.as_ref().or(invocation.global.app.as_ref()) {
+        Some(name) => (app_name(name, "--name")?, "the command line says so"),
+        None => (name_of_folder(&args.folder)?, "the folder's name"),
+    };
+    let mut decisions = vec![decision("app", name.as_str(), name_why)];
+    let region = args.region.clone().unwrap_or_else(|| platform.region.to_string());
+    let why = if args.region.is_some() { "the command line says so" } else { "where the platform is" };
+    decisions.push(decision("region", &region, why));
+    let scanned = match args.image {
+        Some(_) => None,
+        None => {
+            let folder = Folder::open(&args.folder).during("look at the source folder")?;
+            Some(scan(&folder).during("find out what this app is")?)
+        }
+    };
+    let mut new = new_app(&name, region, scanned.as_ref(), platform);
+    new.image.clone_from(&args.image);
+    match &scanned {
+        Some(plan) => decisions.extend(plan.decisions.iter().cloned()),
+        None => {
+            let image = args.image.clone().unwrap_or_default();
+            decisions.push(decision("image", &image, "the command line says so"));
+            decisions.push(decision("port", &IMAGE_PORT.to_string(), "the usual one; change it with `--port`"));
+            decisions.push(decision("memory", "512 MB", "it is not known what the image runs"));
+        }
+    }
+    if let Some(port) = args.port {
+        new.internal_port = port;
+        "The command line said so.".clone_into(&mut new.port_why);
+        if new.env.contains_key("PORT") {
+            new.env.insert("PORT".to_owned(), port.to_string());
+        }
+        decisions.retain(|it| it.what != "port");
+        decisions.push(decision("port", &port.to_string(), "the command line says so"));
+    }
+    decisions.push(decision("machines", "1", "the platform is one server; it is replaced without a gap"));
+    let path = invocation.config_path(&args.folder);
+    let text = new_fly_toml(&new);
+    let config = perch_deploy::parse(&text).during("read back the new configuration")?;
+    let mut files = vec![(path, text)];
+    let mut warnings = Vec::new();
+    if let Some(plan) = scanned {
+        if let Source::Generated(text) = plan.dockerfile {
+            files.push((args.folder.join("Dockerfile"), text));
+        }
+        files.extend(plan.dockerignore.map(|text| (args.folder.join(".dockerignore"), text)));
+        warnings = plan.warnings;
+    }
+    Ok(Proposal { name, decisions, warnings, files, config })
+}
+
+fn new_app(name: &AppName, region: String, plan: Option<&LaunchPlan>, platform: &Platform) -> NewApp {
+    let port_why = plan.and_then(|plan| plan.decisions.iter().find(|it| it.what == "port"));
+    NewApp {
+        app: name.to_string(),
+        region,
+        dockerfile: plan.and_then(|plan| match &plan.dockerfile {
+            Source::Existing(path) if path != "Dockerfile" => Some(path.clone()),
+            Source::Existing(_) | Source::Generated(_) => None,
+        }),
+        image: None,
+        env: plan.map_or_else(BTreeMap::new, |plan| plan.env.clone()),
+        internal_port: plan.map_or(IMAGE_PORT, |plan| plan.internal_port),
+        port_why: port_why.map_or_else(|| "The usual port.".to_owned(), |it| format!("Why: {}.", it.why)),
+        kill_signal: plan.and_then(|plan| plan.kill_signal),
+        memory_mb: plan.map_or(IMAGE_MEMORY_MB, |plan| plan.memory_mb),
+        has_https: platform.https_port.is_some(),
+    }
+}
+
+fn decision(what: &'static str, value: &str, why: impl Into<String>) -> Decision {
+    Decision { what, value: value.to_owned(), why: why.into() }
+}
+
+/// Makes an app's name of a folder's.
+fn name_of_folder(folder: &Path) -> Result<AppName> {
+    let folder = folder.canonicalize().during(format!("look at `{}`", folder.display()))?;
+    let name = folder.file_name().map(|it| it.to_string_lossy().to_ascii_lowercase());
+    let mut made = String::new();
+    for character in name.unwrap_or_default().chars() {
+        if character.is_ascii_alphanumeric() {
+            made.push(character);
+        } else if !made.ends_with('-') {
+            made.push('-');
+        }
+    }
+    let made: String = made.trim_matches('-').chars().take(NAME_CHARACTERS_MAX).collect();
+    made.trim_end_matches('-').parse().map_err(|_| {
+        CommandError::usage(
+            format!("no name can be made of `{}`", folder.display()),
+            "name the app: `perch launch --name NAME`",
+        )
+    })
+}
+
+/// Shows what will be done and why.
+fn show(invocation: &Invocation, proposal: &Proposal, platform: &Platform) {
+    let ui = &invocation.ui;
+    ui.headline(format!("Launch plan for `{}` on {}", proposal.name, platform.domain));
+    let rows: Vec<Vec<String>> = proposal
+        .decisions
+        .iter()
+        .map(|it| row([&format!("  {}", it.what), &it.value, &it.why]))
+        .collect();
+    table(&rows).iter().for_each(|line| ui.say(line));
+    for (path, _) in &proposal.files {
+        ui.say(format!("  writes {}", path.display()));
+    }
+    for warning in &proposal.warnings {
+        ui.warn(warning);
+    }
+}
+
+/// Writes a file that is not there; one that came meanwhile is not touched.
+fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    if let Some(folder) = path.parent().filter(|it| !it.as_os_str().is_empty()) {
+        fs::create_dir_all(folder)?;
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}

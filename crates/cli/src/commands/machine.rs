@@ -1,0 +1,179 @@
+//! `perch machine …`: the primitive under everything.
+//!
+//! Never decides placement or restarts anything by itself.
+
+mod exec;
+mod run;
+
+use clap::Subcommand;
+use perch_client::{Api, ListFilter};
+use perch_types::api::{Machine, StopRequest};
+use perch_types::{AppName, MachineId};
+
+use super::status::machine_table;
+use crate::clock::{age, now};
+use crate::error::{CommandError, During as _, Result};
+use crate::invocation::Invocation;
+use crate::table::{row, table};
+
+/// What to do with machines.
+#[derive(Debug, Subcommand)]
+pub(crate) enum MachineCommand {
+    /// List the app's machines
+    #[command(visible_alias = "ls")]
+    List,
+    /// Create a machine of an image and start it
+    Run(run::RunArgs),
+    /// Show a machine, its checks and its events
+    Status {
+        /// Machine's id
+        id: MachineId,
+    },
+    /// Start machines
+    Start {
+        /// Machines' ids
+        #[arg(required = true)]
+        ids: Vec<MachineId>,
+    },
+    /// Stop machines
+    Stop {
+        /// Machines' ids
+        #[arg(required = true)]
+        ids: Vec<MachineId>,
+    },
+    /// Restart machines
+    Restart {
+        /// Machines' ids
+        #[arg(required = true)]
+        ids: Vec<MachineId>,
+        /// Do not ask the program to end
+        #[arg(long)]
+        force: bool,
+    },
+    /// Destroy machines
+    #[command(visible_alias = "rm")]
+    Destroy {
+        /// Machines' ids
+        #[arg(required = true)]
+        ids: Vec<MachineId>,
+        /// Also one that runs
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Run a program inside a machine
+    Exec(exec::ExecArgs),
+}
+
+pub(crate) async fn run(invocation: &Invocation, command: MachineCommand) -> Result {
+    let app = invocation.app()?;
+    let api = invocation.api()?;
+    match command {
+        MachineCommand::List => list(invocation, &api, &app).await,
+        MachineCommand::Run(args) => run::run(invocation, &api, &app, args).await,
+        MachineCommand::Status { id } => status(invocation, &api, &app, &id).await,
+        MachineCommand::Start { ids } => {
+            for id in ids {
+                api.start(&app, &id).await.during(format!("start machine `{id}`"))?;
+                invocation.ui.good(format!("machine {id} is starting"));
+            }
+            Ok(())
+        }
+        MachineCommand::Stop { ids } => {
+            for id in ids {
+                let stop = StopRequest::default();
+                api.stop(&app, &id, &stop).await.during(format!("stop machine `{id}`"))?;
+                invocation.ui.good(format!("machine {id} is stopping"));
+            }
+            Ok(())
+        }
+        MachineCommand::Restart { ids, force } => {
+            for id in ids {
+                let result = api.restart(&app, &id, force, None).await;
+                result.during(format!("restart machine `{id}`"))?;
+                invocation.ui.good(format!("machine {id} is restarting"));
+            }
+            Ok(())
+        }
+        MachineCommand::Destroy { ids, force } => destroy(invocation, (&api, &app), &ids, force).await,
+        MachineCommand::Exec(args) => exec::run(invocation, &api, &app, args).await,
+    }
+}
+
+async fn list(invocation: &Invocation, api: &Api, app: &AppName) -> Result {
+    let machines = api
+        .machines(app, &ListFilter::default())
+        .await
+        .during(format!("list the machines of `{app}`"))?;
+    if invocation.ui.is_json() {
+        invocation.ui.json(&machines);
+    } else if machines.is_empty() {
+        invocation.ui.say(format!("`{app}` has no machines"));
+    } else {
+        machine_table(&machines).iter().for_each(|line| invocation.ui.data(line));
+    }
+    Ok(())
+}
+
+async fn status(invocation: &Invocation, api: &Api, app: &AppName, id: &MachineId) -> Result {
+    let machine = api.machine(app, id).await.during(format!("look at machine `{id}`"))?;
+    if invocation.ui.is_json() {
+        invocation.ui.json(&machine);
+        return Ok(());
+    }
+    machine_lines(&machine).iter().for_each(|line| invocation.ui.data(line));
+    Ok(())
+}
+
+fn machine_lines(machine: &Machine) -> Vec<String> {
+    let now = now();
+    let config = &machine.config;
+    let rows = [
+        row(["machine", machine.id.as_str()]),
+        row(["name", &machine.name]),
+        row(["state", machine.state.as_str()]),
+        row(["version", machine.instance_id.as_str()]),
+        row(["region", machine.region.as_str()]),
+        row(["address", &machine.private_ip]),
+        row(["image", &config.image]),
+        row(["size", &format!("{} CPU, {} MB", config.cpus(), config.memory_mb())]),
+        row(["created", &machine.created_at.to_string()]),
+    ];
+    let mut lines = table(&rows);
+    if !machine.checks.is_empty() {
+        lines.push(String::new());
+        let mut rows = vec![row(["CHECK", "STATUS", "OUTPUT"])];
+        rows.extend(machine.checks.iter().map(|check| {
+            let status = format!("{:?}", check.status).to_ascii_lowercase();
+            row([&check.name, &status, &check.output])
+        }));
+        lines.extend(table(&rows));
+    }
+    lines.push(String::new());
+    let mut rows = vec![row(["EVENT", "STATUS", "BY", "AGE", "MORE"])];
+    rows.extend(machine.events.iter().map(|event| {
+        let then = perch_types::Timestamp::from_unix_ms(event.timestamp);
+        let more = event.request.as_ref().and_then(|it| it.pointer("/exit_event/exit_code"));
+        let more = more.map_or_else(String::new, |code| format!("exit code {code}"));
+        row([&event.kind, &event.status, &event.source, &age(then, now), &more])
+    }));
+    lines.extend(table(&rows));
+    lines
+}
+
+async fn destroy(
+    invocation: &Invocation,
+    (api, app): (&Api, &AppName),
+    ids: &[MachineId],
+    force: bool,
+) -> Result {
+    for id in ids {
+        let question = format!("Destroy machine {id} of `{app}`?");
+        if !force && invocation.ui.confirm(&question) == Some(false) {
+            return Err(CommandError::Refused { fact: format!("machine `{id}` stays"), hint: None });
+        }
+        let result = api.delete_machine(app, id, force).await;
+        result.during(format!("destroy machine `{id}`"))?;
+        invocation.ui.good(format!("machine {id} is destroyed"));
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! `perch status`.
+//!
+//! Never waits for anything to change.
+
+use clap::Args;
+use perch_client::ListFilter;
+use perch_types::api::{App, CheckState, Machine};
+use serde::Serialize;
+
+use crate::clock::{age, now};
+use crate::error::{During as _, Result};
+use crate::invocation::Invocation;
+use crate::probe::Target;
+use crate::table::{row, table};
+
+/// How many events are shown.
+const EVENTS_SHOWN: usize = 8;
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {}
+
+#[derive(Debug, Serialize)]
+struct Status {
+    app: App,
+    url: String,
+    machines: Vec<Machine>,
+}
+
+pub(crate) async fn run(invocation: &Invocation, _: StatusArgs) -> Result {
+    let name = invocation.app()?;
+    let (api, address) = invocation.api_and_address()?;
+    let what = format!("look at the app `{name}`");
+    let app = api.app(&name).await.during(&what)?;
+    let machines = api.machines(&name, &ListFilter::default()).await.during(&what)?;
+    let platform = api.platform().await.during(&what)?;
+    let url = Target::new(&address, platform.http_port, &app.hostname).url();
+    let status = Status { app, url, machines };
+    if invocation.ui.is_json() {
+        invocation.ui.json(&status);
+        return Ok(());
+    }
+    let ui = &invocation.ui;
+    let rows = [
+        row(["app", name.as_str()]),
+        row(["owner", status.app.organization.slug.as_str()]),
+        row(["status", &status.app.status]),
+        row(["address", &status.url]),
+    ];
+    table(&rows).iter().for_each(|line| ui.data(line));
+    ui.data("");
+    if status.machines.is_empty() {
+        ui.say("it has no machines; `perch deploy` makes one");
+        return Ok(());
+    }
+    machine_table(&status.machines).iter().for_each(|line| ui.data(line));
+    let failing = status.machines.iter().flat_map(|machine| {
+        let not_passing = machine.checks.iter().filter(|it| it.status != CheckState::Passing);
+        not_passing.map(move |check| format!("machine {}: {}: {}", machine.id, check.name, check.output))
+    });
+    failing.for_each(|line| ui.warn(line));
+    ui.data("");
+    event_table(&status.machines).iter().for_each(|line| ui.data(line));
+    Ok(())
+}
+
+/// Returns machines as a table with a head.
+pub(crate) fn machine_table(machines: &[Machine]) -> Vec<String> {
+    let now = now();
+    let mut rows = vec![row(["MACHINE", "NAME", "STATE", "READY", "REGION", "SIZE", "IMAGE", "UPDATED"])];
+    rows.extend(machines.iter().map(|machine| {
+        row([
+            machine.id.as_str(),
+            &machine.name,
+            machine.state.as_str(),
+            &checks_in_words(machine),
+            machine.region.as_str(),
+            &format!("{} CPU, {} MB", machine.config.cpus(), machine.config.memory_mb()),
+            &image_in_words(machine),
+            &age(machine.updated_at, now),
+        ])
+    }));
+    table(&rows)
+}
+
+fn checks_in_words(machine: &Machine) -> String {
+    let passing = machine.checks.iter().filter(|it| it.status == CheckState::Passing).count();
+    match machine.checks.len() {
+        0 => "-".to_owned(),
+        total => format!("{passing}/{total}"),
+    }
+}
+
+/// Returns the image's name with its tag or the beginning of its digest.
+fn image_in_words(machine: &Machine) -> String {
+    let image = &machine.image_ref;
+    let name = image.repository.as_str();
+    match (&image.digest, image.tag.as_str()) {
+        (_, tag) if !tag.is_empty() => format!("{name}:{}", tag.chars().take(24).collect::<String>()),
+        (Some(digest), _) => format!("{name}@{}", digest.hex().chars().take(12).collect::<String>()),
+        (None, _) => name.to_owned(),
+    }
+}
+
+fn event_table(machines: &[Machine]) -> Vec<String> {
+    let now = now();
+    let mut events: Vec<_> = machines
+        .iter()
+        .flat_map(|machine| machine.events.iter().map(move |event| (machine, event)))
+        .collect();
+    events.sort_by_key(|(_, event)| std::cmp::Reverse(event.timestamp));
+    let mut rows = vec![row(["EVENT", "STATUS", "MACHINE", "BY", "AGE"])];
+    rows.extend(events.into_iter().take(EVENTS_SHOWN).map(|(machine, event)| {
+        let then = perch_types::Timestamp::from_unix_ms(event.timestamp);
+        row([&event.kind, &event.status, machine.id.as_str(), &event.source, &age(then, now)])
+    }));
+    table(&rows)
+}

@@ -1,0 +1,226 @@
+//! One test for every command: what it asks of the platform and what it prints.
+//!
+//! Never more than the wiring: the parts have tests of their own.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use perch_types::build::BuildEvent;
+use perch_types::image::Digest;
+use perch_types::{ApiError, Code, MachineConfig, MachineState};
+
+use crate::fake::{Fake, Fate, TOKEN};
+use crate::run::Perch;
+
+fn image() -> BuildEvent {
+    BuildEvent::Image {
+        reference: "registry.internal/web:deployment-1".to_owned(),
+        digest: Digest::from_sha256(&[7; 32]),
+        size_bytes: 52_000_000,
+    }
+}
+
+fn one_machine() -> Fake {
+    let fake = Fake::start().with_app("web");
+    let config = MachineConfig { image: "web:1".to_owned(), ..MachineConfig::default() };
+    fake.world().add_machine(MachineState::Started, config);
+    fake
+}
+
+#[test]
+fn apps() {
+    let fake = Fake::start();
+    let perch = Perch::of(&fake);
+    let empty = perch.run("apps list");
+    assert_eq!((empty.code, empty.stdout.as_str()), (0, ""));
+    assert!(empty.stderr.starts_with("there are no apps yet"));
+    assert_eq!(perch.run("apps list --json").good(), "[]\n");
+    perch.run("apps create web").good();
+    insta::assert_snapshot!(perch.run("apps list").good(), @"
+    NAME  OWNER     STATUS   MACHINES  HOSTNAME
+    web   personal  pending  0         web.localhost
+    ");
+    let asked = perch.run("apps destroy web");
+    assert_eq!(asked.code, 1);
+    assert!(asked.stderr.contains("hint: add `--yes`"));
+    perch.run("apps destroy web --yes").good();
+    assert_eq!(fake.changes(), ["POST /v1/apps", "DELETE /v1/apps/web"]);
+    assert_eq!(perch.run("apps create Web").code, 2);
+}
+
+#[test]
+fn status() {
+    let fake = one_machine();
+    let perch = Perch::of(&fake);
+    perch.file("fly.toml", "app = 'web'\n");
+    let shown = perch.run("status");
+    insta::assert_snapshot!(steady_ages(&shown.shown(Some(&fake))));
+    let json: serde_json::Value = serde_json::from_str(&perch.run("status --json").good()).unwrap();
+    assert_eq!(json["machines"][0]["id"], "00000000000001");
+}
+
+/// Replaces the last column, which is an age.
+fn steady_ages(text: &str) -> String {
+    let line = |line: &str| match line.rsplit_once("  ") {
+        Some((rest, age)) if age.ends_with('d') && !age.contains(' ') => format!("{rest}  [AGE]"),
+        _ => line.to_owned(),
+    };
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn logs_of_an_app_and_of_a_machine_are_escaped() {
+    let fake = one_machine();
+    fake.world().log = vec!["hello".to_owned(), "\u{1b}[2Jgone\u{7}".to_owned()];
+    let perch = Perch::of(&fake);
+    insta::assert_snapshot!(perch.run("logs --app web").good(), @r"
+    2023-11-14T22:13:20.000Z 00000000000001 local [info] hello
+    2023-11-14T22:13:20.000Z 00000000000001 local [info] \x1b[2Jgone\x07
+    ");
+    insta::assert_snapshot!(perch.run("logs -a web -m 00000000000001").good(), @r"
+    2023-11-14T22:13:20.000Z [stdout] hello
+    2023-11-14T22:13:20.000Z [stdout] \x1b[2Jgone\x07
+    ");
+    assert!(!perch.run("logs -a web --json").good().contains('\u{1b}'));
+}
+
+#[test]
+fn machine_run_says_the_id_and_sends_what_was_asked() {
+    let fake = Fake::start().with_app("web");
+    let perch = Perch::of(&fake);
+    let line = "machine run -a web alpine -e A=1 -p 8080 -m 512 --restart no --rm -- sleep inf";
+    // Options stand before the image, because all that follows it is the program's.
+    assert_eq!(perch.run(line).code, 0);
+    let line = "machine run -a web -e A=1 -p 8080 -m 512 --restart no --rm alpine sleep inf";
+    assert_eq!(perch.run(line).good(), "00000000000003\n");
+    let request = fake.world().requests[1].clone();
+    insta::assert_snapshot!(serde_json::to_string(&request.config).unwrap());
+    assert_eq!(fake.world().requests[0].config.init.cmd.len(), 12);
+}
+
+#[test]
+fn machine_list_status_and_changes() {
+    let fake = one_machine();
+    let perch = Perch::of(&fake).with("NO_COLOR", "1");
+    assert_eq!(perch.run("machine list -a web").good().lines().count(), 2);
+    assert!(perch.run("machine status -a web 00000000000001").good().contains("state    started"));
+    for verb in ["start", "stop", "restart"] {
+        perch.run(&format!("machine {verb} -a web 00000000000001")).good();
+    }
+    perch.run("machine destroy --force -a web 00000000000001").good();
+    assert_eq!(
+        fake.changes(),
+        [
+            "POST /v1/apps/web/machines/00000000000001/start",
+            "POST /v1/apps/web/machines/00000000000001/stop",
+            "POST /v1/apps/web/machines/00000000000001/restart",
+            "DELETE /v1/apps/web/machines/00000000000001",
+        ]
+    );
+}
+
+#[test]
+fn exec_passes_output_and_exit_code_through() {
+    let fake = one_machine();
+    let ran = Perch::of(&fake).run("machine exec -a web 00000000000001 ls -la");
+    assert_eq!(ran.code, 7);
+    assert_eq!(ran.stdout, "out\u{1b}[2J\n");
+    assert_eq!(ran.stderr, "err\n");
+}
+
+#[test]
+fn images() {
+    let fake = Fake::start();
+    let perch = Perch::of(&fake);
+    insta::assert_snapshot!(perch.run("images list").good(), @"
+    REPOSITORY      TAGS                SIZE
+    library/python  3.11-slim-bookworm  52.0 MB
+    ");
+    fake.world().build = vec![
+        BuildEvent::Progress { text: "step 1/3: debian".to_owned() },
+        BuildEvent::Log { line: "unpacking".to_owned() },
+        image(),
+        BuildEvent::Done,
+    ];
+    insta::assert_snapshot!(perch.run("images bootstrap").shown(None));
+    let error = ApiError::new(Code::Unavailable, "mirror does not answer");
+    fake.world().build = vec![BuildEvent::Failed { error }];
+    assert_eq!(perch.run("images bootstrap").code, 1);
+    fake.world().build = Vec::new();
+    assert_eq!(perch.run("images bootstrap").code, 1);
+}
+
+#[test]
+fn build_sends_the_context_and_prints_the_image() {
+    let fake = Fake::start().with_app("web");
+    fake.world().build = vec![BuildEvent::Log { line: "STEP 1".to_owned() }, image()];
+    let perch = Perch::of(&fake);
+    perch.file("Dockerfile", "FROM a").file(".dockerignore", "secret").file("secret", "x");
+    let out = perch.run("build -a web --build-arg A=1 --build-target prod --no-cache").good();
+    assert_eq!(out, format!("registry.internal/web:deployment-1@sha256:{}\n", "07".repeat(32)));
+    let request: serde_json::Value =
+        serde_json::from_str(&fake.world().build_requests[0]).unwrap();
+    assert_eq!(request["dockerfile"], "Dockerfile");
+    assert_eq!(request["args"]["A"], "1");
+    assert_eq!(request["target"], "prod");
+    assert_eq!(request["no_cache"], true);
+    let context = fake.world().contexts[0].clone();
+    let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(&context[..]));
+    let names: Vec<String> =
+        tar.entries().unwrap().map(|it| it.unwrap().path().unwrap().display().to_string()).collect();
+    assert_eq!(names, [".dockerignore", "Dockerfile"]);
+}
+
+#[test]
+fn deploy_builds_rolls_out_and_looks_at_the_edge() {
+    let fake = Fake::start().with_app("web");
+    fake.world().build = vec![image()];
+    let image = format!("registry.internal/web:deployment-1@sha256:{}", "07".repeat(32));
+    fake.world().fates.insert(image.clone(), Fate::Ready);
+    let perch = Perch::of(&fake);
+    perch.file("fly.toml", "app = 'web'\n[http_service]\ninternal_port = 8080\n");
+    perch.file("Dockerfile", "FROM a");
+    insta::assert_snapshot!(perch.run("deploy").shown(Some(&fake)));
+    assert_eq!(fake.world().requests[0].config.image, image);
+    // A second time the machine is there already.
+    let json: serde_json::Value =
+        serde_json::from_str(&perch.run("deploy --json --image web:2").good()).unwrap();
+    assert_eq!(json["release"], 2);
+    let plan = perch.run("deploy --plan --image web:3").good();
+    assert!(plan.contains("[1/1] update machine"), "{plan}");
+}
+
+#[test]
+fn open_prints_the_address() {
+    let fake = Fake::start().with_app("web");
+    let ran = Perch::of(&fake).run("open -a web /status");
+    assert!(ran.good().ends_with("/status\n"));
+}
+
+#[test]
+fn login_checks_and_stores_the_token_for_its_owner_alone() {
+    let fake = Fake::start();
+    let perch = Perch::new();
+    let wrong = perch.run_with(&format!("auth login {}", fake.url), "wrong\n");
+    assert_eq!(wrong.code, 1);
+    let stored = perch.home().join("config.toml");
+    assert!(!stored.exists());
+    let right = perch.run_with(&format!("auth login {}", fake.url), &format!("{TOKEN}\n"));
+    assert_eq!(right.code, 0, "{right:?}");
+    assert_eq!(stored.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(perch.run("auth whoami").good().contains("personal"));
+    assert_eq!(perch.run("auth token").good(), format!("{TOKEN}\n"));
+    assert_eq!(perch.run("apps list --json").good(), "[]\n");
+    // The stored token goes nowhere else.
+    let other = Fake::start();
+    let elsewhere = perch.run(&format!("apps list --api-url {}", other.url));
+    assert_eq!(elsewhere.code, 1);
+    assert_eq!(other.world().calls, Vec::<String>::new());
+}
+
+#[test]
+fn version_works_without_a_platform() {
+    let out = Perch::new().run("version").good();
+    assert!(out.ends_with("platform not reached\n"), "{out}");
+    let fake = Fake::start();
+    assert!(Perch::of(&fake).run("version").good().ends_with("platform 0.1.0\n"));
+}

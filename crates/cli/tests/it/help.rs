@@ -1,0 +1,62 @@
+//! The help of every command.
+//!
+//! Never a platform.
+
+use crate::run::Perch;
+
+#[test]
+fn help_of_every_command() {
+    let perch = Perch::new();
+    for command in [
+        "",
+        "launch",
+        "deploy",
+        "build",
+        "status",
+        "logs",
+        "apps",
+        "apps list",
+        "apps create",
+        "apps destroy",
+        "machine",
+        "machine list",
+        "machine run",
+        "machine status",
+        "machine start",
+        "machine stop",
+        "machine restart",
+        "machine destroy",
+        "machine exec",
+        "images",
+        "images list",
+        "images bootstrap",
+        "open",
+        "auth",
+        "auth login",
+        "auth whoami",
+        "auth token",
+        "explain",
+        "version",
+    ] {
+        let name = format!("help_{}", command.replace(' ', "_"));
+        insta::assert_snapshot!(name, perch.run(&format!("{command} --help")).good());
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_exit_code_2() {
+    let perch = Perch::new();
+    for line in ["", "fly", "machine", "machine start", "machine start nonsense", "logs -f -n"] {
+        assert_eq!(perch.run(line).code, 2, "{line}");
+    }
+}
+
+#[test]
+fn explain_lists_and_explains() {
+    let perch = Perch::new();
+    assert_eq!(perch.run("explain").good().lines().count(), perch_types::Code::ALL.len());
+    insta::assert_snapshot!(perch.run("explain image_unknown").good());
+    let wrong = perch.run("explain nonsense");
+    assert_eq!(wrong.code, 2);
+    assert_eq!(wrong.stderr, "error: `nonsense` is no error code\nhint: `perch explain` lists them\n");
+}

@@ -1,0 +1,10 @@
+//! Deploys against a platform that is made up.
+//!
+//! Never a real machine.
+
+#[cfg(test)]
+mod apply;
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod plans;

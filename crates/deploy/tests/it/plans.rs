@@ -1,0 +1,92 @@
+//! Plans of machines and files, as they are shown.
+//!
+//! Never a call.
+
+use perch_deploy::{Op, Options, Plan, parse, plan};
+use perch_types::api::Machine;
+use perch_types::{MachineConfig, MachineState};
+
+use crate::fake::World;
+
+const WEB: &str = "app = 'web'\nprimary_region = 'local'\n[http_service]\ninternal_port = 8080\n";
+
+fn deployed(group: &str, release: &str) -> MachineConfig {
+    let mut config = parse(WEB).unwrap().to_machine_config("app", "web:1").unwrap();
+    config.metadata.insert("fly_process_group".to_owned(), group.to_owned());
+    config.metadata.insert("fly_release_version".to_owned(), release.to_owned());
+    config
+}
+
+fn machines(list: &[(MachineState, MachineConfig)]) -> Vec<Machine> {
+    let mut world = World::default();
+    for (state, config) in list {
+        world.add_machine(*state, config.clone());
+    }
+    world.machines
+}
+
+fn planned(list: &[(MachineState, MachineConfig)], file: &str) -> Plan {
+    plan(&machines(list), &parse(file).unwrap(), "web:2", &Options::default()).unwrap()
+}
+
+#[test]
+fn a_new_app_gets_one_machine_for_each_group() {
+    let one = planned(&[], WEB);
+    insta::assert_snapshot!(one, @"
+    release 1 with the image web:2
+    [1/1] create a machine for `app` in local
+    ");
+    let two = planned(&[], "[processes]\nweb = 'serve'\nworker = 'work'\n");
+    insta::assert_snapshot!(two, @"
+    release 1 with the image web:2
+    [1/2] create a machine for `web`
+    [2/2] create a machine for `worker`
+    ");
+    let options = Options { region: Some("ams".to_owned()), machines_per_group: 2 };
+    let many = plan(&[], &parse(WEB).unwrap(), "web:2", &options).unwrap();
+    assert_eq!(many.ops.len(), 2);
+    assert!(many.to_string().contains("in ams"));
+}
+
+#[test]
+fn running_machines_come_first_and_strangers_are_left_alone() {
+    let plan = planned(
+        &[
+            (MachineState::Stopped, deployed("app", "6")),
+            (MachineState::Started, deployed("app", "7")),
+            (MachineState::Started, deployed("old", "2")),
+            (MachineState::Started, MachineConfig::default()),
+            (MachineState::Destroyed, deployed("app", "9")),
+            (MachineState::Failed, deployed("app", "1")),
+        ],
+        WEB,
+    );
+    insta::assert_snapshot!(plan, @"
+    release 8 with the image web:2
+    [1/4] update machine 00000000000002 of `app`
+    [2/4] update machine 00000000000006 of `app`
+    [3/4] update machine 00000000000001 of `app`, which stays stopped
+    [4/4] destroy machine 00000000000003: `old` is no longer in the file
+    ");
+}
+
+#[test]
+fn an_update_keeps_what_the_file_does_not_say() {
+    let mut old = deployed("app", "1");
+    old.env.insert("GONE".to_owned(), "1".to_owned());
+    old.metadata.insert("mine".to_owned(), "kept".to_owned());
+    old.other.insert("from_the_future".to_owned(), true.into());
+    old.resolve_defaults();
+    let plan = planned(&[(MachineState::Started, old.clone())], WEB);
+    let [Op::Update { request, before, .. }] = plan.ops.as_slice() else { panic!("{plan}") };
+    let new = &request.config;
+    assert_eq!(new.image, "web:2");
+    assert_eq!(new.env.get("GONE"), None);
+    assert_eq!(new.metadata["mine"], "kept");
+    assert_eq!(new.metadata["fly_release_version"], "2");
+    assert_eq!(new.other, old.other);
+    assert_eq!(new.guest, old.guest);
+    assert_eq!(new.restart, None);
+    assert_eq!(before.config, old);
+    assert!(request.current_version.is_some());
+}

@@ -1,0 +1,119 @@
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::*;
+use crate::machine::record::Boot;
+use crate::machine::record::tests::record;
+use crate::machine::state::{Admission, Command, State, admit};
+
+/// Set to write docs/states.md instead of comparing it.
+const BLESS: &str = "PERCH_BLESS";
+
+fn running() -> Record {
+    Record { boot: Some(Boot { number: 1, stop_signal: 0 }), ..record() }
+}
+
+fn plans() -> Vec<(&'static str, Record, Intent)> {
+    vec![
+        ("launch", record(), Intent::Launch),
+        ("prepare (skip_launch)", record(), Intent::Prepare),
+        ("start", record(), Intent::Start),
+        ("stop", running(), Intent::Stop),
+        ("settle (it ended by itself)", running(), Intent::Settle),
+        ("update, it runs", running(), Intent::Update { skip_launch: false }),
+        ("update, it does not run", record(), Intent::Update { skip_launch: false }),
+        ("update, it does not run, skip_launch", record(), Intent::Update { skip_launch: true }),
+        ("destroy", running(), Intent::Destroy),
+    ]
+}
+
+fn steps_table() -> String {
+    let mut text = String::from("| run | steps |\n|---|---|\n");
+    for (name, record, intent) in plans() {
+        let steps = plan(&record, intent);
+        let point = point_of_no_return(intent, &steps);
+        let names: Vec<String> = steps
+            .iter()
+            .enumerate()
+            .map(|(index, step)| {
+                let bar = if point == Some(index) { "‖ " } else { "" };
+                let own = journaled(intent, *step).commit == durable::Commit::Own;
+                format!("{bar}{}{}", step.name(), if own { "*" } else { "" })
+            })
+            .collect();
+        writeln!(text, "| {name} | {} |", names.join(" → ")).unwrap();
+    }
+    text
+}
+
+fn commands_table() -> String {
+    let commands = [
+        ("start", Command::Start),
+        ("stop", Command::Stop),
+        ("restart", Command::Restart),
+        ("update", Command::Update),
+        ("destroy", Command::Destroy { force: false }),
+        ("destroy, forced", Command::Destroy { force: true }),
+        ("signal", Command::Signal),
+        ("cordon", Command::SetCordoned),
+    ];
+    let mut text = String::from("| state |");
+    for (name, _) in commands {
+        write!(text, " {name} |").unwrap();
+    }
+    text.push_str("\n|---|");
+    text.push_str(&"---|".repeat(commands.len()));
+    text.push('\n');
+    for state in State::ALL {
+        write!(text, "| {state} |").unwrap();
+        for (_, command) in commands {
+            let word = match admit(state, &[], command) {
+                Admission::Accept => "yes",
+                Admission::Refuse(..) => "no",
+                Admission::AlreadySo => "is so",
+            };
+            write!(text, " {word} |").unwrap();
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[test]
+fn every_plan() {
+    insta::assert_snapshot!(steps_table(), @"");
+}
+
+#[test]
+fn a_creation_commits_at_most_three_times() {
+    for (name, record, intent) in plans() {
+        let own = plan(&record, intent)
+            .into_iter()
+            .skip(1)
+            .filter(|step| journaled(intent, *step).commit == durable::Commit::Own)
+            .count();
+        assert!(own + 2 <= 3, "{name}");
+    }
+}
+
+#[test]
+fn the_documented_tables_are_these() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/states.md");
+    let text = format!(
+        "<!-- Written by a test of crates/host: `{BLESS}=1 cargo nextest run -p perch-host documented`. -->\n\
+         # States of a machine\n\n\
+         ## What a machine accepts\n\n\
+         `is so`: accepted, and nothing is to be done.\n\n{}\n\
+         ## What is done\n\n\
+         A step before ‖ is undone when a later one does not succeed; from ‖ on a run only goes\n\
+         forward. A step with * has a commit of its own before it begins.\n\n{}",
+        commands_table(),
+        steps_table()
+    );
+    if std::env::var_os(BLESS).is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &text).unwrap();
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(found == text, "docs/states.md is not fresh: run with {BLESS}=1");
+}

@@ -1,0 +1,271 @@
+//! Tells the directory what this host runs, and lays down what it should not run any more.
+//!
+//! Never takes input: it compares its own machines with the directory and runs again. Woken by
+//! changes, slower while the directory is down; machines run on meanwhile.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use perch_store::{
+    Error, Expected, LeaseId, Op, Revision, Store, delete_doc, get_doc, list_docs, put_doc,
+};
+use perch_types::directory::{
+    Document as _, Generation, HostDoc, MachineRecord, PlacementDoc,
+};
+use perch_types::host::Command;
+use perch_types::{HostId, MachineId};
+
+use crate::effects::chain;
+use crate::heartbeat::BEAT_MS;
+use crate::machine::actor::Handle;
+use crate::machine::record::machine_record;
+use crate::machine::state::State;
+use crate::schema::{HOST, ONLY, Queued};
+use crate::shared::Shared;
+
+/// How long the sign that the host is alive outlasts it.
+const ALIVE_TTL_S: u32 = 15;
+/// How often that sign is renewed.
+const ALIVE_EVERY_MS: u64 = 5_000;
+/// How often everything is compared although nothing changed.
+const FULL_EVERY_MS: u64 = 30_000;
+/// The first pause after a fault; doubled each time.
+const PAUSE_MS: u64 = 100;
+/// The longest pause after a fault.
+const PAUSE_MS_MAX: u64 = 10_000;
+/// How long a machine may lack a placement before it is laid down: the api writes it before it
+/// calls the host, so this is only for a directory that was restored.
+const PLACEMENT_GRACE_MS: i64 = 60_000;
+
+/// Runs until the agent ends.
+pub(crate) async fn publish(shared: Arc<Shared>, store: Arc<dyn Store>) {
+    let mut publisher = Publisher { shared, store, told: BTreeMap::new(), alive: None, full_ms: 0 };
+    let mut pause_ms = 0;
+    loop {
+        let shared = Arc::clone(&publisher.shared);
+        let now_ms = shared.effects.clock.boot_ms();
+        shared.heartbeats.beat("publish", now_ms);
+        match publisher.round(now_ms).await {
+            Ok(()) => pause_ms = 0,
+            Err(error) => {
+                if pause_ms == 0 {
+                    tracing::warn!(error = %chain(&error), "directory does not take records");
+                }
+                publisher.full_ms = 0;
+                pause_ms = (pause_ms * 2).clamp(PAUSE_MS, PAUSE_MS_MAX);
+            }
+        }
+        let rest = Duration::from_millis(if pause_ms == 0 { BEAT_MS } else { pause_ms });
+        tokio::select! {
+            () = shared.stopping.cancelled() => return publisher.leave().await,
+            () = shared.dirty.notified(), if pause_ms == 0 => {}
+            () = tokio::time::sleep(rest) => {}
+        }
+    }
+}
+
+struct Publisher {
+    shared: Arc<Shared>,
+    store: Arc<dyn Store>,
+    /// What the directory was told last of each machine.
+    told: BTreeMap<MachineId, Told>,
+    alive: Option<(LeaseId, u64)>,
+    /// When everything was compared last.
+    full_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    generation: Generation,
+    revision: Revision,
+}
+
+impl Publisher {
+    async fn round(&mut self, now_ms: u64) -> Result<(), Error> {
+        if self.shared.incarnation.load(Ordering::Acquire) == 0 {
+            self.register().await?;
+        }
+        self.stay_alive(now_ms).await?;
+        if self.full_ms == 0 || now_ms.saturating_sub(self.full_ms) >= FULL_EVERY_MS {
+            self.compare().await?;
+            self.lay_down().await?;
+            self.full_ms = now_ms.max(1);
+        }
+        for handle in self.shared.all() {
+            self.tell(&handle).await?;
+        }
+        Ok(())
+    }
+
+    /// Gets an incarnation from the directory, once in the life of the state file.
+    async fn register(&self) -> Result<(), Error> {
+        let key = (self.shared.id.clone(),);
+        let found = get_doc::<HostDoc>(self.store.as_ref(), &key).await?;
+        let (cpus, memory_mb) = crate::host::capacity();
+        let incarnation = found.as_ref().map_or(0, |found| found.document.incarnation) + 1;
+        let document = HostDoc {
+            region: self.shared.config.region.clone(),
+            incarnation,
+            cpus,
+            memory_mb,
+        };
+        let expected = found.map_or(Expected::Absent, |found| Expected::Revision(found.revision));
+        put_doc(self.store.as_ref(), &key, &document, expected).await?;
+        let written: Result<(), perch_durable::Error> = self
+            .shared
+            .db
+            .write_reserved(move |tx| {
+                let only = ONLY.to_owned();
+                let Some(mut row) = HOST.get(tx, &only)? else { return Ok(()) };
+                row.incarnation = incarnation;
+                HOST.put(tx, &only, &row)
+            })
+            .await;
+        if let Err(error) = written {
+            let error = self.shared.db_error(&error);
+            tracing::error!(%error, "incarnation could not be kept");
+        }
+        self.shared.incarnation.store(incarnation, Ordering::Release);
+        Ok(())
+    }
+
+    /// Keeps `hosts/<id>/alive` there as long as the agent lives.
+    async fn stay_alive(&mut self, now_ms: u64) -> Result<(), Error> {
+        match self.alive {
+            Some((_, renewed_ms)) if now_ms.saturating_sub(renewed_ms) < ALIVE_EVERY_MS => Ok(()),
+            Some((lease, _)) => match self.store.keep_alive(lease).await {
+                Ok(()) => {
+                    self.alive = Some((lease, now_ms));
+                    Ok(())
+                }
+                // It ended while the directory or this host was away.
+                Err(error) => {
+                    self.alive = None;
+                    Err(error)
+                }
+            },
+            None => {
+                let lease = self.store.grant(ALIVE_TTL_S).await?;
+                let key = alive_key(&self.shared.id);
+                let op = Op::Put { key, value: "{}".into(), lease: Some(lease) };
+                self.store.txn(Vec::new(), vec![op]).await?.or_conflict()?;
+                self.alive = Some((lease, now_ms));
+                Ok(())
+            }
+        }
+    }
+
+    async fn leave(&mut self) {
+        if let Some((lease, _)) = self.alive.take() {
+            // It ends by itself otherwise.
+            drop(self.store.revoke(lease).await);
+        }
+    }
+
+    /// Reads what the directory has of this host, and removes what is no more.
+    async fn compare(&mut self) -> Result<(), Error> {
+        let found = list_docs::<MachineRecord>(self.store.as_ref()).await?;
+        self.told.clear();
+        for (_, found) in found.documents {
+            let record = found.document;
+            if record.host != self.shared.id {
+                continue;
+            }
+            let is_gone = self.shared.machine(&record.id).map_or(true, |handle| is_gone(&handle));
+            if is_gone {
+                let key = (record.org, record.app, record.id);
+                let expected = Expected::Revision(found.revision);
+                delete_doc::<MachineRecord>(self.store.as_ref(), &key, expected).await?;
+            } else {
+                let told = Told { generation: record.generation, revision: found.revision };
+                self.told.insert(record.id, told);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells what changed of one machine.
+    async fn tell(&mut self, handle: &Handle) -> Result<(), Error> {
+        let record = self.shared.record_of(handle);
+        let told = self.told.get(&handle.id).copied();
+        if told.is_some_and(|told| told.generation >= record.generation) {
+            return Ok(());
+        }
+        let key = (record.org.clone(), record.app.clone(), record.id.clone());
+        let expected = told.map_or(Expected::Absent, |told| Expected::Revision(told.revision));
+        if is_gone(handle) {
+            if told.is_some() {
+                delete_doc::<MachineRecord>(self.store.as_ref(), &key, expected).await?;
+                self.told.remove(&handle.id);
+            }
+            return Ok(());
+        }
+        let revision = put_doc(self.store.as_ref(), &key, &record, expected).await?;
+        self.told.insert(record.id, Told { generation: record.generation, revision });
+        Ok(())
+    }
+
+    /// Destroys machines whose app is deleted or whose placement is another host's.
+    async fn lay_down(&self) -> Result<(), Error> {
+        let handles: Vec<Handle> =
+            self.shared.all().into_iter().filter(|handle| !is_gone(handle)).collect();
+        if handles.is_empty() {
+            return Ok(());
+        }
+        let placements = list_docs::<PlacementDoc>(self.store.as_ref()).await?;
+        if !placements.unreadable.is_empty() {
+            // What cannot be read may be a machine's reason to be.
+            tracing::error!("documents of the directory cannot be read, nothing is laid down");
+            return Ok(());
+        }
+        let placements: BTreeMap<String, PlacementDoc> =
+            placements.documents.into_iter().map(|(key, found)| (key, found.document)).collect();
+        let now_ms = self.shared.effects.clock.now().unix_ms();
+        for handle in handles {
+            let machine = handle.published().machine.clone();
+            let key = PlacementDoc::key(&(machine.org.clone(), machine.id.clone()));
+            let placement = placements.get(&key);
+            let age_ms = now_ms.saturating_sub(machine.created_at.unix_ms());
+            let why = match placement {
+                Some(placement) if placement.host != self.shared.id => "another host has it",
+                None if age_ms >= PLACEMENT_GRACE_MS => "it has no placement",
+                Some(_) | None => continue,
+            };
+            tracing::warn!(machine = %machine.id, why, "machine is laid down");
+            let command = Command::Destroy { force: true };
+            if let Err(error) = handle.command(Queued { command, image: None }).await {
+                tracing::warn!(machine = %machine.id, %error, "machine is not laid down");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_gone(handle: &Handle) -> bool {
+    handle.published().machine.state == State::Destroyed
+}
+
+fn alive_key(host: &HostId) -> String {
+    format!("{}/alive", HostDoc::key(&(host.clone(),)))
+}
+
+impl Shared {
+    /// Returns what the directory should have of a machine.
+    #[must_use]
+    pub fn record_of(&self, handle: &Handle) -> MachineRecord {
+        let published = handle.published();
+        let machine = &published.machine;
+        let place = crate::machine::record::Place {
+            host: self.id.clone(),
+            region: machine.region.clone(),
+            private_ip: machine.private_ip,
+            private_ipv4: machine.private_ipv4,
+        };
+        let mut record = machine_record(machine, &place);
+        // What was said before the directory gave an incarnation counts as said by it.
+        record.generation.incarnation = self.incarnation.load(Ordering::Acquire);
+        record
+    }
+}

@@ -1,0 +1,5 @@
+//! Real machines, from creation to destruction.
+
+mod bench;
+mod life;
+mod server;

@@ -1,0 +1,8 @@
+//! The registry against real clients: raw HTTP, skopeo, buildah and the platform's own puller.
+//!
+//! Never reaches beyond loopback.
+
+mod cloud;
+mod distribution;
+mod images;
+mod storage;
