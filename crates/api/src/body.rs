@@ -152,7 +152,7 @@ mod tests {
         insta::assert_snapshot!(text("{}"), @".: missing field `config` at line 1 column 2");
         insta::assert_snapshot!(
             text(r#"{"config":{"guest":{"cpus":"two"}}}"#),
-            @r#"config.guest: invalid type: string "two", expected u32"#
+            @r#"config.guest.cpus: invalid type: string "two", expected u32 at line 1 column 32"#
         );
         insta::assert_snapshot!(text(r#"{"config":{}} x"#), @"the body is not JSON: trailing characters at line 1 column 15");
     }

@@ -244,6 +244,9 @@ pub(crate) async fn place(
     let encode = || fault("write a placement");
     let mut compares: Vec<_> = compare::<PlacementDoc>(&key, expected).into_iter().collect();
     compares.extend(compare::<ConfigDoc>(&config_key, Expected::Absent));
+    // An app that was deleted in between must not get a machine that nobody would destroy.
+    let app_key = (org.clone(), placement.app.clone());
+    compares.push(Compare::Exists { key: AppDoc::key(&app_key) });
     let ops = vec![
         put_op(&key, placement).map_err(encode())?,
         put_op(&config_key, config).map_err(encode())?,

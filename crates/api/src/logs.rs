@@ -216,7 +216,7 @@ mod tests {
             assert_eq!(Position::parse(token).unwrap().token(), token);
         }
         assert!(Position::parse("").unwrap().is_start());
-        for bad in ["x", "1.2", "00000000000001", "00000000000001.x"] {
+        for bad in ["x", "1.2", "0000000000000a", "00000000000001.x"] {
             assert!(Position::parse(bad).is_err(), "{bad}");
         }
     }

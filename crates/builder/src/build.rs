@@ -45,16 +45,25 @@ const MORE_VARIABLES: [&str; 7] = [
 ];
 const UNPACK: &str = "exec tar --extract --file=/input/context --directory=/context \
     --no-same-owner --numeric-owner --quoting-style=escape -vv \"$@\"";
+/// In Docker's format of images: the OCI's has no room for `SHELL` and `HEALTHCHECK`.
 const BUILD: &str = "cp /etc/ssl/certs/ca-certificates.crt /dev/perch-ca.crt
 tool='buildah --storage-driver overlay --root /store/graph --runroot /run/containers'
 $tool rm --all >/dev/null 2>&1 || true
-exec $tool build --isolation chroot --layers --format oci --tag localhost/build \"$@\" /context";
-const PUSH: &str = "buildah --storage-driver overlay --root /store/graph --runroot /run/containers push \
+exec $tool build --isolation chroot --layers --format docker --tag localhost/build \"$@\" /context";
+const PUSH: &str =
+    "buildah --storage-driver overlay --root /store/graph --runroot /run/containers push \
     --tls-verify=false --digestfile /tmp/digest localhost/build \"docker://127.0.0.1:$1\"
 echo \"perch-digest $(cat /tmp/digest)\"";
 /// Names that the cage itself needs; a build argument of this name goes by the command line.
-const OWN_VARIABLES: [&str; 7] =
-    ["PATH", "HOME", "LC_ALL", "TMPDIR", "BUILDAH_ISOLATION", "XDG_RUNTIME_DIR", "_CONTAINERS_USERNS_CONFIGURED"];
+const OWN_VARIABLES: [&str; 7] = [
+    "PATH",
+    "HOME",
+    "LC_ALL",
+    "TMPDIR",
+    "BUILDAH_ISOLATION",
+    "XDG_RUNTIME_DIR",
+    "_CONTAINERS_USERNS_CONFIGURED",
+];
 
 /// What is to be built, checked.
 #[derive(Debug)]
@@ -66,6 +75,15 @@ pub(crate) struct Job {
     pub(crate) folder: PathBuf,
     /// Whether the context is gzipped.
     pub(crate) gzip: bool,
+}
+
+/// Where an image is made: a slot, and whom it has to do with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bay<'a> {
+    pub(crate) builder: &'a Builder,
+    pub(crate) slot: usize,
+    pub(crate) registry: &'a Registry,
+    pub(crate) events: &'a Events,
 }
 
 /// What an image is made of.
@@ -98,11 +116,16 @@ pub(crate) async fn run(builder: Arc<Builder>, job: Job, events: Events) {
 /// Sends the last event.
 pub(crate) async fn finish(outcome: Result<BuildEvent, Error>, events: &Events) {
     let event = outcome.unwrap_or_else(|error| {
-        if !matches!(error, Error::Build(_) | Error::Abandoned | Error::Context(_)) {
+        if !matches!(
+            error,
+            Error::Build(_) | Error::Abandoned | Error::Context(_)
+        ) {
             let error = error.to_api();
             tracing::warn!(error = error.error, "build not done");
         }
-        BuildEvent::Failed { error: error.to_api() }
+        BuildEvent::Failed {
+            error: error.to_api(),
+        }
     });
     // Whoever asked may be gone: then nobody needs to know.
     let _gone = events.send(event).await;
@@ -132,18 +155,29 @@ async fn build(builder: &Builder, job: &Job, events: &Events) -> Result<BuildEve
         store: &store,
     };
     let registry = builder.registry(&job.token);
-    make_image(builder, slot.number(), &recipe, &registry, events).await?;
+    let bay = Bay {
+        builder,
+        slot: slot.number(),
+        registry: &registry,
+        events,
+    };
+    make_image(bay, &recipe).await?;
     progress(events, "push the image").await?;
     let target = (job.app.as_str(), job.request.tag.as_str());
-    let (digest, size_bytes) =
-        push_image(builder, slot.number(), &store, &registry, target, events).await?;
+    let (digest, size_bytes) = push_image(bay, &store, target).await?;
     let reference = format!("registry.internal/{}:{}", job.app, job.request.tag);
-    Ok(BuildEvent::Image { reference, digest, size_bytes })
+    Ok(BuildEvent::Image {
+        reference,
+        digest,
+        size_bytes,
+    })
 }
 
 /// Tells the client what is done now.
 pub(crate) async fn progress(events: &Events, text: &str) -> Result<(), Error> {
-    let event = BuildEvent::Progress { text: text.to_owned() };
+    let event = BuildEvent::Progress {
+        text: text.to_owned(),
+    };
     events.send(event).await.map_err(|_gone| Error::Abandoned)
 }
 
@@ -152,7 +186,11 @@ async fn unpack(builder: &Builder, slot: usize, job: &Job, events: &Events) -> R
         name: "unpack",
         slot,
         script: UNPACK,
-        arguments: if job.gzip { vec!["--gzip".to_owned()] } else { Vec::new() },
+        arguments: if job.gzip {
+            vec!["--gzip".to_owned()]
+        } else {
+            Vec::new()
+        },
         environment: Vec::new(),
         binds: vec![
             Bind::read_only(job.folder.join("packed"), "/input"),
@@ -173,7 +211,9 @@ async fn unpack(builder: &Builder, slot: usize, job: &Job, events: &Events) -> R
     })
     .await?;
     match exit {
-        Exit { timed_out: true, .. } => Err(ContextError::Archive("it took too long".to_owned()).into()),
+        Exit {
+            timed_out: true, ..
+        } => Err(ContextError::Archive("it took too long".to_owned()).into()),
         Exit { code: Some(0), .. } => Ok(()),
         Exit { .. } => Err(ContextError::Archive(last).into()),
     }
@@ -215,15 +255,21 @@ pub(crate) async fn run_phase(
 
 /// Reads a file of the context as if the context were the whole file system (F8).
 fn read_dockerfile(tree: &Path, name: &str) -> Result<String, Error> {
-    let missing = |detail: String| refused(format!("the Dockerfile `{name}` of the context {detail}"));
+    let missing =
+        |detail: String| refused(format!("the Dockerfile `{name}` of the context {detail}"));
     let root = fs::File::open(tree).map_err(Error::file("open", tree))?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let file = rustix::fs::openat2(&root, name, flags, Mode::empty(), resolve)
         .map_err(|errno| missing(format!("cannot be opened: {}", std::io::Error::from(errno))))?;
     let file = fs::File::from(file);
-    if !file.metadata().is_ok_and(|found| found.is_file() && found.len() <= DOCKERFILE_BYTES_MAX) {
-        return Err(missing(format!("is no file of at most {DOCKERFILE_BYTES_MAX} bytes")));
+    if !file
+        .metadata()
+        .is_ok_and(|found| found.is_file() && found.len() <= DOCKERFILE_BYTES_MAX)
+    {
+        return Err(missing(format!(
+            "is no file of at most {DOCKERFILE_BYTES_MAX} bytes"
+        )));
     }
     let mut text = String::new();
     file.take(DOCKERFILE_BYTES_MAX)
@@ -237,13 +283,13 @@ fn refused(text: String) -> Error {
 }
 
 /// Runs a Dockerfile; the image is `localhost/build` in the store then.
-pub(crate) async fn make_image(
-    builder: &Builder,
-    slot: usize,
-    recipe: &Recipe<'_>,
-    registry: &Registry,
-    events: &Events,
-) -> Result<(), Error> {
+pub(crate) async fn make_image(bay: Bay<'_>, recipe: &Recipe<'_>) -> Result<(), Error> {
+    let Bay {
+        builder,
+        slot,
+        registry,
+        events,
+    } = bay;
     let path = recipe.input.join("Dockerfile");
     let text = recipe.dockerfile.with_after_from(&variables());
     fs::write(&path, text).map_err(Error::file("write", path))?;
@@ -256,7 +302,10 @@ pub(crate) async fn make_image(
         environment,
         binds: store_binds(
             recipe.store,
-            [Bind::read_only(recipe.context, "/context"), Bind::read_only(recipe.input, "/input")],
+            [
+                Bind::read_only(recipe.context, "/context"),
+                Bind::read_only(recipe.input, "/input"),
+            ],
         ),
         internet: true,
         window: Some((registry.clone(), Window::Pull)),
@@ -272,13 +321,16 @@ pub(crate) async fn make_image(
 
 /// Pushes the image that was made last in a store, from a cage in which nothing of the user runs.
 pub(crate) async fn push_image(
-    builder: &Builder,
-    slot: usize,
+    bay: Bay<'_>,
     store: &Path,
-    registry: &Registry,
     (repository, tag): (&str, &str),
-    events: &Events,
 ) -> Result<(Digest, u64), Error> {
+    let Bay {
+        builder,
+        slot,
+        registry,
+        events,
+    } = bay;
     let phase = Phase {
         name: "push",
         slot,
@@ -287,29 +339,44 @@ pub(crate) async fn push_image(
         environment: tool_environment(),
         binds: store_binds(store, []),
         internet: false,
-        window: Some((registry.clone(), Window::Push { repository: repository.to_owned() })),
+        window: Some((
+            registry.clone(),
+            Window::Push {
+                repository: repository.to_owned(),
+            },
+        )),
         time_max: PUSH_TIME_MAX,
     };
     let mut digest = None;
     let mut last = String::new();
     let exit = run_phase(builder, phase, events, &mut |line| {
-        digest = gateway::digest_in(&line).or(digest.take());
+        digest = gateway::digest_in(&line).or_else(|| digest.take());
         last = line;
         Ok(None)
     })
     .await?;
-    let fault = |detail: String| Error::Registry { what: format!("a push of `{repository}:{tag}`"), detail };
+    let fault = |detail: String| Error::Registry {
+        what: format!("a push of `{repository}:{tag}`"),
+        detail,
+    };
     if exit.timed_out {
         return Err(fault("it took too long".to_owned()));
     }
-    let digest = digest.filter(|_| exit.code == Some(0)).ok_or_else(|| fault(last))?;
+    let digest = digest
+        .filter(|_| exit.code == Some(0))
+        .ok_or_else(|| fault(last))?;
     let size = registry.layers_bytes(repository, digest.as_str()).await?;
-    Ok((digest, size.ok_or_else(|| fault("the image is not there after its push".to_owned()))?))
+    Ok((
+        digest,
+        size.ok_or_else(|| fault("the image is not there after its push".to_owned()))?,
+    ))
 }
 
 fn store_binds<const N: usize>(store: &Path, more: [Bind; N]) -> Vec<Bind> {
-    let mut binds =
-        vec![Bind::writable(store, "/store"), Bind::writable(store.join("tmp"), "/var/tmp")];
+    let mut binds = vec![
+        Bind::writable(store, "/store"),
+        Bind::writable(store.join("tmp"), "/var/tmp"),
+    ];
     binds.extend(more);
     binds
 }

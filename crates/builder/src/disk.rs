@@ -43,7 +43,11 @@ impl Disk {
         let image = config.data_dir.join("disk.img");
         let root = config.data_dir.join("disk");
         make_folder(&root)?;
-        let disk = Self { image, root, locks: Mutex::default() };
+        let disk = Self {
+            image,
+            root,
+            locks: Mutex::default(),
+        };
         if !disk.is_mounted()? {
             disk.format(config.limits.disk_bytes).await?;
             let (image, root) = (text(&disk.image)?, text(&disk.root)?);
@@ -55,7 +59,10 @@ impl Disk {
         }
         // What a builder that was killed left half unpacked.
         let contexts = disk.root.join("contexts");
-        for entry in fs::read_dir(&contexts).map_err(Error::file("list", &contexts))?.flatten() {
+        for entry in fs::read_dir(&contexts)
+            .map_err(Error::file("list", &contexts))?
+            .flatten()
+        {
             remove(&entry.path())?;
         }
         Ok(disk)
@@ -63,7 +70,9 @@ impl Disk {
 
     /// Unmounts it; what is on it stays.
     pub(crate) async fn close(&self) -> Result<(), Error> {
-        program::run("umount", &[text(&self.root)?], "").await.map(drop)
+        program::run("umount", &[text(&self.root)?], "")
+            .await
+            .map(drop)
     }
 
     fn is_mounted(&self) -> Result<bool, Error> {
@@ -80,7 +89,8 @@ impl Disk {
         // Under another name until it is whole, so that a crash leaves no disk that half works.
         let partial = self.image.with_extension("partial");
         let file = fs::File::create(&partial).map_err(Error::file("create", &partial))?;
-        file.set_len(bytes).map_err(Error::file("extend", &partial))?;
+        file.set_len(bytes)
+            .map_err(Error::file("extend", &partial))?;
         drop(file);
         let arguments = ["-q", "-F", "-m", "0", "-O", "^has_journal", text(&partial)?];
         program::run("mkfs.ext4", &arguments, "").await?;
@@ -100,7 +110,11 @@ impl Disk {
     }
 
     fn store_folder(&self, app: &str) -> PathBuf {
-        if app.is_empty() { self.root.join("base/store") } else { self.root.join("stores").join(app) }
+        if app.is_empty() {
+            self.root.join("base/store")
+        } else {
+            self.root.join("stores").join(app)
+        }
     }
 
     fn lock(&self, app: &str) -> Arc<tokio::sync::Mutex<()>> {
@@ -135,7 +149,10 @@ impl Disk {
             found.push(StoreUsage { name, bytes });
         }
         let bytes = bytes_in(&self.root.join("base"), DEPTH_MAX);
-        found.push(StoreUsage { name: "base images".to_owned(), bytes });
+        found.push(StoreUsage {
+            name: "base images".to_owned(),
+            bytes,
+        });
         Ok(found)
     }
 
@@ -173,7 +190,10 @@ impl Disk {
     fn by_last_use(&self) -> Result<Vec<(i64, String)>, Error> {
         let stores = self.root.join("stores");
         let mut found = Vec::new();
-        for entry in fs::read_dir(&stores).map_err(Error::file("list", &stores))?.flatten() {
+        for entry in fs::read_dir(&stores)
+            .map_err(Error::file("list", &stores))?
+            .flatten()
+        {
             // The build tool writes in `home` at every push; the folder itself was made long ago.
             let used = entry.path().join("used");
             let used = fs::metadata(used).map_or(0, |found| found.mtime());
@@ -198,29 +218,37 @@ fn make_store(folder: &Path) -> Result<(), Error> {
 
 /// Gives a folder to the root user of cages.
 pub(crate) fn hand_over(path: &Path) -> Result<(), Error> {
-    chown(path, Some(BUILD_IDS_FIRST), Some(BUILD_IDS_FIRST)).map_err(Error::file("give away", path))
+    chown(path, Some(BUILD_IDS_FIRST), Some(BUILD_IDS_FIRST))
+        .map_err(Error::file("give away", path))
 }
 
 /// Makes a folder that others may look into: the root user of cages is one of them, and the
 /// builder's own folder above it is closed to all.
 pub(crate) fn make_folder(path: &Path) -> Result<(), Error> {
     fs::create_dir_all(path).map_err(Error::file("create", path))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(Error::file("set the mode of", path))
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+        .map_err(Error::file("set the mode of", path))
 }
 
 /// Removes a tree that a build may have written; links in it are removed, never followed.
 pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::file("remove", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::file("remove", path)(error))
+        }
         _ => Ok(()),
     }
 }
 
 fn bytes_in(path: &Path, depth: usize) -> u64 {
-    let Ok(entries) = fs::read_dir(path) else { return 0 };
+    let Ok(entries) = fs::read_dir(path) else {
+        return 0;
+    };
     let mut bytes = 0;
     for entry in entries.flatten() {
-        let Ok(found) = entry.metadata() else { continue };
+        let Ok(found) = entry.metadata() else {
+            continue;
+        };
         bytes += found.blocks() * 512;
         if found.is_dir() && depth > 0 {
             bytes += bytes_in(&entry.path(), depth - 1);
@@ -230,5 +258,8 @@ fn bytes_in(path: &Path, depth: usize) -> u64 {
 }
 
 pub(crate) fn text(path: &Path) -> Result<&str, Error> {
-    path.to_str().ok_or(Error::Configuration { key: "data_dir", rule: "UTF-8" })
+    path.to_str().ok_or(Error::Configuration {
+        key: "data_dir",
+        rule: "UTF-8",
+    })
 }

@@ -40,19 +40,36 @@ impl Dockerfile {
             let begin = at;
             let (text, after) = joined(&lines, begin, escape);
             at = after_heredocs(&lines, after, &text);
-            let keyword = text.split(' ').next().unwrap_or_default().to_ascii_uppercase();
+            let keyword = text
+                .split(' ')
+                .next()
+                .unwrap_or_default()
+                .to_ascii_uppercase();
             if keyword == "FROM" {
                 stage += 1;
             }
-            instructions.push(Instruction { line: begin + 1, end: at, stage, keyword, text });
+            instructions.push(Instruction {
+                line: begin + 1,
+                end: at,
+                stage,
+                keyword,
+                text,
+            });
         }
-        Self { source: source.to_owned(), instructions }
+        Self {
+            source: source.to_owned(),
+            instructions,
+        }
     }
 
     /// Returns the text with one more instruction after every `FROM`, and all else as it was.
     pub(crate) fn with_after_from(&self, instruction: &str) -> String {
-        let ends: Vec<usize> =
-            self.instructions.iter().filter(|one| one.keyword == "FROM").map(|one| one.end).collect();
+        let ends: Vec<usize> = self
+            .instructions
+            .iter()
+            .filter(|one| one.keyword == "FROM")
+            .map(|one| one.end)
+            .collect();
         let mut text = String::with_capacity(self.source.len() + ends.len() * instruction.len());
         for (number, line) in self.source.lines().enumerate() {
             text.push_str(line);
@@ -68,7 +85,10 @@ impl Dockerfile {
     /// Returns the instruction that is step `step` of stage `stage`, both from 1, as the build
     /// tool counts them: `FROM` is step 1 of its stage.
     pub(crate) fn step(&self, stage: usize, step: usize) -> Option<&Instruction> {
-        let mut of_stage = self.instructions.iter().filter(|one| one.stage == stage && stage > 0);
+        let mut of_stage = self
+            .instructions
+            .iter()
+            .filter(|one| one.stage == stage && stage > 0);
         of_stage.nth(step.checked_sub(1)?)
     }
 
@@ -86,8 +106,12 @@ fn is_blank(line: &str) -> bool {
 /// Returns the character that continues a line; a directive in the first comments may change it.
 fn escape_of(lines: &[&str]) -> char {
     for line in lines {
-        let Some(directive) = line.trim().strip_prefix('#') else { break };
-        let Some((key, value)) = directive.split_once('=') else { break };
+        let Some(directive) = line.trim().strip_prefix('#') else {
+            break;
+        };
+        let Some((key, value)) = directive.split_once('=') else {
+            break;
+        };
         if key.trim().eq_ignore_ascii_case("escape") && value.trim() == "`" {
             return '`';
         }
@@ -105,7 +129,9 @@ fn joined(lines: &[&str], begin: usize, escape: char) -> (String, usize) {
             continue;
         }
         let line = line.trim_end();
-        let (part, more) = line.strip_suffix(escape).map_or((line, false), |part| (part, true));
+        let (part, more) = line
+            .strip_suffix(escape)
+            .map_or((line, false), |part| (part, true));
         words.extend(part.split_whitespace());
         if !more {
             break;
@@ -116,12 +142,20 @@ fn joined(lines: &[&str], begin: usize, escape: char) -> (String, usize) {
 
 /// Returns the line after the here-documents that an instruction opens.
 fn after_heredocs(lines: &[&str], mut at: usize, text: &str) -> usize {
-    if !["RUN", "COPY", "ADD"].iter().any(|word| starts_with_word(text, word)) {
+    if !["RUN", "COPY", "ADD"]
+        .iter()
+        .any(|word| starts_with_word(text, word))
+    {
         return at;
     }
     for opening in text.split_whitespace() {
-        let Some(name) = opening.strip_prefix("<<") else { continue };
-        let name = name.strip_prefix('-').unwrap_or(name).trim_matches(['"', '\'']);
+        let Some(name) = opening.strip_prefix("<<") else {
+            continue;
+        };
+        let name = name
+            .strip_prefix('-')
+            .unwrap_or(name)
+            .trim_matches(['"', '\'']);
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
             continue;
         }
@@ -136,7 +170,9 @@ fn after_heredocs(lines: &[&str], mut at: usize, text: &str) -> usize {
 }
 
 fn starts_with_word(text: &str, word: &str) -> bool {
-    text.split(' ').next().is_some_and(|first| first.eq_ignore_ascii_case(word))
+    text.split(' ')
+        .next()
+        .is_some_and(|first| first.eq_ignore_ascii_case(word))
 }
 
 #[cfg(test)]
@@ -148,7 +184,10 @@ mod tests {
     #[test]
     fn a_step_is_found_at_the_line_it_begins_at() {
         let file = Dockerfile::parse(TWO_STAGES);
-        let line = |stage, step| file.step(stage, step).map(|one| (one.line, one.text.as_str()));
+        let line = |stage, step| {
+            file.step(stage, step)
+                .map(|one| (one.line, one.text.as_str()))
+        };
         assert_eq!(line(1, 1), Some((4, "FROM base:${X} AS one")));
         assert_eq!(line(1, 2), Some((5, "RUN a && b")));
         assert_eq!(line(1, 3), Some((8, "COPY . /x")));
@@ -168,16 +207,28 @@ mod tests {
         assert_eq!(without, TWO_STAGES.lines().collect::<Vec<_>>());
         assert_eq!(text.matches("ARG A=1\n").count(), 2);
         let again = Dockerfile::parse(&text);
-        assert_eq!(again.step(1, 2).map(|one| one.text.as_str()), Some("ARG A=1"));
-        assert_eq!(again.step(2, 2).map(|one| one.text.as_str()), Some("ARG A=1"));
+        assert_eq!(
+            again.step(1, 2).map(|one| one.text.as_str()),
+            Some("ARG A=1")
+        );
+        assert_eq!(
+            again.step(2, 2).map(|one| one.text.as_str()),
+            Some("ARG A=1")
+        );
     }
 
     #[test]
     fn a_from_over_several_lines_is_not_cut_in_two() {
         let file = Dockerfile::parse("FROM \\\n x\nRUN y");
-        assert_eq!(file.with_after_from("ARG A=1"), "FROM \\\n x\nARG A=1\nRUN y\n");
+        assert_eq!(
+            file.with_after_from("ARG A=1"),
+            "FROM \\\n x\nARG A=1\nRUN y\n"
+        );
         let file = Dockerfile::parse("# escape=`\nFROM `\n x\nRUN y");
-        assert_eq!(file.with_after_from("ARG A=1"), "# escape=`\nFROM `\n x\nARG A=1\nRUN y\n");
+        assert_eq!(
+            file.with_after_from("ARG A=1"),
+            "# escape=`\nFROM `\n x\nARG A=1\nRUN y\n"
+        );
     }
 
     proptest::proptest! {

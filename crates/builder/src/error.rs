@@ -100,7 +100,11 @@ impl Error {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::File { operation, path, source }
+        move |source| Self::File {
+            operation,
+            path,
+            source,
+        }
     }
 
     /// Returns the error as a client gets it: with its causes, under its code.
@@ -121,7 +125,9 @@ impl Error {
     fn code(&self) -> Code {
         match self {
             Self::Tool(_) | Self::Registry { .. } => Code::Unavailable,
-            Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => Code::NoSpace,
+            Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                Code::NoSpace
+            }
             Self::Context(ContextError::Entries | ContextError::Bytes) => Code::BodyTooLarge,
             Self::Context(_) | Self::Request(_) => Code::InvalidRequest,
             Self::Busy { .. } => Code::RateLimited,

@@ -23,11 +23,11 @@ mod disk;
 mod dockerfile;
 pub mod error;
 mod gateway;
-mod routes;
 mod network;
 mod output;
 mod program;
 mod queue;
+mod routes;
 mod spec;
 mod tools;
 

@@ -133,7 +133,12 @@ pub(crate) async fn attach(config: &Config, slot: usize, pid: u32) -> Result<(),
         "link set lo up\naddr add {cage}/30 dev eth0\nlink set eth0 up\nroute add default via {host}\n"
     );
     let target = pid.to_string();
-    program::run("nsenter", &["--target", &target, "--net", "ip", "-batch", "-"], &inside).await?;
+    program::run(
+        "nsenter",
+        &["--target", &target, "--net", "ip", "-batch", "-"],
+        &inside,
+    )
+    .await?;
     Ok(())
 }
 
@@ -141,7 +146,10 @@ pub(crate) async fn attach(config: &Config, slot: usize, pid: u32) -> Result<(),
 fn addresses(config: &Config, slot: usize) -> (Ipv4Addr, Ipv4Addr) {
     let offset = u32::try_from(slot).unwrap_or(0) % 64 * 4;
     let first = config.addresses.to_bits() + offset;
-    (Ipv4Addr::from_bits(first + 1), Ipv4Addr::from_bits(first + 2))
+    (
+        Ipv4Addr::from_bits(first + 1),
+        Ipv4Addr::from_bits(first + 2),
+    )
 }
 
 #[cfg(test)]
@@ -150,7 +158,8 @@ mod tests {
 
     #[test]
     fn resolvers_on_the_hosts_loopback_are_left_out() {
-        let text = "# x\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver ::1\noptions edns0\n";
+        let text =
+            "# x\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver ::1\noptions edns0\n";
         assert_eq!(resolvers_in(text), [Ipv4Addr::new(192, 0, 2, 1)]);
     }
 

@@ -47,5 +47,9 @@ pub(crate) async fn run(
     }
     let said = format!("{text}{}", String::from_utf8_lossy(&output.stderr));
     let said = said.trim().chars().take(OUTPUT_BYTES_MAX).collect();
-    Err(Error::Program { program, status: output.status.to_string(), output: said })
+    Err(Error::Program {
+        program,
+        status: output.status.to_string(),
+        output: said,
+    })
 }

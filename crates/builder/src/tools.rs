@@ -28,10 +28,8 @@ pub(crate) const FOR_BUILDS: &[(&str, &str)] = &[
     ("umount", "mount"),
 ];
 /// Programs for the base images, besides.
-pub(crate) const FOR_BASE_IMAGES: &[(&str, &str)] = &[
-    ("mmdebstrap", "mmdebstrap"),
-    ("apt-get", "apt"),
-];
+pub(crate) const FOR_BASE_IMAGES: &[(&str, &str)] =
+    &[("mmdebstrap", "mmdebstrap"), ("apt-get", "apt")];
 
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"];
 
@@ -49,7 +47,10 @@ pub(crate) fn check(tools: &[(&'static str, &'static str)]) -> Result<(), Missin
 }
 
 fn find(program: &str, folders: &[&str]) -> Option<PathBuf> {
-    folders.iter().map(|folder| Path::new(folder).join(program)).find(|path| path.is_file())
+    folders
+        .iter()
+        .map(|folder| Path::new(folder).join(program))
+        .find(|path| path.is_file())
 }
 
 #[cfg(test)]

@@ -120,8 +120,11 @@ fn read_stored() -> std::result::Result<Option<(PathBuf, Stored)>, CredentialsEr
     if let Ok(path) = config_path()
         && let Some(text) = read(&path)?
     {
-        let stored = toml::from_str(&text)
-            .map_err(|source| CredentialsError::Shape { path: path.clone(), source: source.into() })?;
+        // The error's own text would quote the line, and with it the token.
+        let stored = toml::from_str(&text).map_err(|error| {
+            let source = anyhow::anyhow!("{}", error.message());
+            CredentialsError::Shape { path: path.clone(), source }
+        })?;
         return Ok(Some((path, stored)));
     }
     let path = PathBuf::from(ADMIN_FILE);

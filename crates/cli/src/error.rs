@@ -114,7 +114,7 @@ pub(crate) fn report(ui: &Ui, error: &CommandError) -> ExitCode {
     match (&report.hint, explain) {
         (Some(hint), Some(explain)) => ui.hint(format!("{hint}     ({explain})")),
         (Some(hint), None) => ui.hint(hint),
-        (None, Some(explain)) => ui.hint(explain),
+        (None, Some(explain)) => ui.say(explain),
         (None, None) => {}
     }
     if let Some(request) = &report.request

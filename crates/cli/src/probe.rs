@@ -55,12 +55,13 @@ impl Target {
         }
     }
 
-    /// Asks until the app answers with less than 500 or the time is over; returns the last answer.
+    /// Asks until the app itself answers (502 to 504 are the edge's) or the time is over; returns
+    /// the last answer.
     pub(crate) async fn wait(&self, patience: Duration) -> Answer {
         let begun = Instant::now();
         loop {
             let answer = self.ask().await;
-            if matches!(answer, Answer::Status(status) if status < 500)
+            if matches!(answer, Answer::Status(status) if !(502..=504).contains(&status))
                 || begun.elapsed() >= patience
             {
                 return answer;

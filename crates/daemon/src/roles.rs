@@ -11,7 +11,6 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tokio::io::unix::AsyncFd;
 
 use crate::setup::{self, BEAT_EVERY_MS, Purpose};
 
@@ -100,20 +99,14 @@ impl Beats {
         let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
         // A terminal sends it to the whole group; the supervisor decides.
         let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-        rustix::io::ioctl_fionbio(&self.0, true).context("prepare the supervision channel")?;
-        let channel = AsyncFd::register(self.0).context("watch the supervision channel")?;
+        let channel = setup::stream(self.0)?;
         let mut ticks = tokio::time::interval(Duration::from_millis(BEAT_EVERY_MS));
         loop {
             tokio::select! {
                 _ = ticks.tick() => {
                     if alive() {
                         // A full channel means a slow supervisor; the next beat will do.
-                        rustix::net::send(
-                            channel.get_ref(),
-                            b".",
-                            rustix::net::SendFlags::NOSIGNAL,
-                        )
-                        .ok();
+                        channel.try_write(b".").ok();
                     }
                 }
                 // The supervisor sends nothing more: readable means that it is gone.

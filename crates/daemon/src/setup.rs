@@ -83,6 +83,14 @@ pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd)> {
     .context("make a supervision channel")
 }
 
+/// Hands an end of a channel to the runtime, once the setup has gone over it. From then on it
+/// carries single bytes, and reads and writes of a packet socket are those of a stream.
+pub(crate) fn stream(end: OwnedFd) -> Result<tokio::net::UnixStream> {
+    let stream = std::os::unix::net::UnixStream::from(end);
+    stream.set_nonblocking(true).context("prepare the supervision channel")?;
+    tokio::net::UnixStream::from_std(stream).context("prepare the supervision channel")
+}
+
 /// Sends the setup and the sockets.
 pub(crate) fn send(channel: &OwnedFd, setup: &Setup, sockets: &[BorrowedFd<'_>]) -> Result<()> {
     ensure!(

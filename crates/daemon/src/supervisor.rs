@@ -4,14 +4,14 @@
 //! [`SILENCE_MAX`], is started again alone, with a back-off; the sockets stay bound meanwhile.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use tokio::io::unix::AsyncFd;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -139,7 +139,7 @@ impl Server {
         ))
     }
 
-    fn spawn(&self, role: Role) -> Result<(Child, AsyncFd<OwnedFd>)> {
+    fn spawn(&self, role: Role) -> Result<(Child, UnixStream)> {
         let (ours, theirs) = setup::pair()?;
         let mut command = Command::new(THIS_PROGRAM);
         command
@@ -166,8 +166,7 @@ impl Server {
             },
             &fds,
         )?;
-        rustix::io::ioctl_fionbio(&ours, true).context("prepare a supervision channel")?;
-        let channel = AsyncFd::register(ours).context("watch a supervision channel")?;
+        let channel = setup::stream(ours)?;
         Ok((child, channel))
     }
 }
@@ -225,7 +224,7 @@ async fn keep(
         let since = Instant::now();
         match server.spawn(role) {
             Ok((child, channel)) => {
-                let end = attend(role, child, &channel, &started, &mut stopping).await;
+                let end = attend(role, child, channel, &started, &mut stopping).await;
                 if *stopping.borrow() {
                     return;
                 }
@@ -254,7 +253,7 @@ async fn keep(
 async fn attend(
     role: Role,
     mut child: Child,
-    channel: &AsyncFd<OwnedFd>,
+    mut channel: UnixStream,
     started: &watch::Sender<bool>,
     stopping: &mut watch::Receiver<bool>,
 ) -> String {
@@ -263,7 +262,7 @@ async fn attend(
             status = child.wait() => {
                 return status.map_or_else(|error| error.to_string(), |status| status.to_string());
             }
-            beat = tokio::time::timeout(SILENCE_MAX, beat(channel)) => match beat {
+            beat = tokio::time::timeout(SILENCE_MAX, beat(&mut channel)) => match beat {
                 Ok(true) => { started.send_replace(true); }
                 // The channel ended: the process is about to.
                 Ok(false) => {
@@ -306,23 +305,8 @@ async fn terminate(role: Role, child: &mut Child) {
 }
 
 /// Waits for a sign of life; `false` when the channel has ended.
-async fn beat(channel: &AsyncFd<OwnedFd>) -> bool {
-    loop {
-        let Ok(mut guard) = channel.readable().await else {
-            return false;
-        };
-        let mut byte = [0; 1];
-        let received = guard.try_io(|fd| {
-            rustix::net::recv(fd.as_fd(), &mut byte, rustix::net::RecvFlags::empty())
-                .map(|(count, _)| count)
-                .map_err(std::io::Error::from)
-        });
-        match received {
-            Ok(Ok(count)) => return count > 0,
-            Ok(Err(_)) => return false,
-            Err(_would_block) => {}
-        }
-    }
+async fn beat(channel: &mut UnixStream) -> bool {
+    channel.read(&mut [0; 1]).await.is_ok_and(|count| count > 0)
 }
 
 /// Signals that end a server.

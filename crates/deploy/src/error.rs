@@ -133,9 +133,15 @@ impl Error {
                  one that serves must stay in the foreground"
                     .to_owned(),
             ),
-            Self::Exited { .. } | Self::Failed { .. } => {
-                Some("its last lines above say why; mend it and run `perch deploy` again".to_owned())
+            Self::Exited { log, .. } if !log.is_empty() => {
+                Some("its last lines say why; mend it and run `perch deploy` again".to_owned())
             }
+            Self::Exited { .. } => Some(
+                "it printed nothing; look at its command (`CMD` of the image, `[processes]` of \
+                 fly.toml) and run `perch deploy` again"
+                    .to_owned(),
+            ),
+            Self::Failed { .. } => Some("mend it and run `perch deploy` again".to_owned()),
             Self::NotReady { .. } => Some(
                 "let the program listen on 0.0.0.0 and on the port that `internal_port` in fly.toml \
                  names, or change that number"

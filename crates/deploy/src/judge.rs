@@ -2,7 +2,7 @@
 //!
 //! Never calls anything and never waits.
 
-use perch_types::api::{CheckState, ExitEvent, ExitRequest, Machine};
+use perch_types::api::{CheckState, ExitEvent, ExitRequest, HostStatus, Machine};
 use perch_types::machine_config::RestartPolicy;
 use perch_types::MachineState;
 
@@ -49,6 +49,9 @@ pub fn judge(machine: &Machine, mark: &Mark) -> Verdict {
     if let Some(exit) = exit_after(machine, mark) {
         let done = exit.exit_code == 0 && machine.config.restart_policy() == RestartPolicy::No;
         return if done { Verdict::Ready } else { Verdict::Exited(Box::new(exit)) };
+    }
+    if machine.host_status != HostStatus::Ok {
+        return waiting("its server does not answer; what is known of it may be old".to_owned());
     }
     match machine.state {
         MachineState::Failed => Verdict::Failed(reason_of(machine, mark)),

@@ -1,14 +1,18 @@
-//! The body of an answer: a page of the edge's own, or what the machine sends.
+//! Bodies: what the client sends on its way to a machine, a page of the edge's own, or what the
+//! machine sends.
 //!
-//! Never buffers what the machine sends. When it has been read to its end, its connection goes
-//! back to the pool; when it is dropped before, the connection is closed.
+//! Never buffers what passes. When an answer has been read to its end, its connection goes
+//! back to the pool; when it is dropped before, that connection is closed.
 
+use std::cell::Cell;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use crate::live::InFlight;
 use crate::pool::{Key, Pool, Sender};
@@ -51,6 +55,44 @@ impl MachineBody {
         if let Some((pool, key, sender)) = self.back.take() {
             pool.put(&key, sender);
         }
+    }
+}
+
+/// What the client sends; notes when it moves.
+#[derive(Debug)]
+pub(crate) struct RequestBody {
+    incoming: Incoming,
+    progress: Rc<Cell<Instant>>,
+}
+
+impl RequestBody {
+    pub(crate) fn new(incoming: Incoming, progress: Rc<Cell<Instant>>) -> Self {
+        Self { incoming, progress }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.incoming).poll_frame(context);
+        if polled.is_ready() {
+            this.progress.set(Instant::now());
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
     }
 }
 

@@ -11,6 +11,8 @@ use http::StatusCode;
 pub enum Cause {
     /// The request cannot be understood without doubt.
     BadRequest,
+    /// The request's head is larger than anybody needs.
+    HeadTooLarge,
     /// No app has this host name.
     UnknownHost,
     /// The app has no machine that serves HTTP.
@@ -31,6 +33,8 @@ pub enum Cause {
     Upstream,
     /// The machine did not answer in time.
     Slow,
+    /// The machine's answer cannot be understood without doubt.
+    BadAnswer,
 }
 
 /// Whose fault it is.
@@ -46,8 +50,9 @@ pub enum Fault {
 
 impl Cause {
     /// Every cause there is.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::BadRequest,
+        Self::HeadTooLarge,
         Self::UnknownHost,
         Self::NoMachine,
         Self::NotStartable,
@@ -58,6 +63,7 @@ impl Cause {
         Self::QueueFull,
         Self::Upstream,
         Self::Slow,
+        Self::BadAnswer,
     ];
 
     /// Returns the status.
@@ -65,8 +71,11 @@ impl Cause {
     pub const fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::UnknownHost => StatusCode::NOT_FOUND,
-            Self::NotListening | Self::Exited | Self::Upstream => StatusCode::BAD_GATEWAY,
+            Self::NotListening | Self::Exited | Self::Upstream | Self::BadAnswer => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::Slow => StatusCode::GATEWAY_TIMEOUT,
             Self::NoMachine
             | Self::NotStartable
@@ -81,6 +90,7 @@ impl Cause {
     pub const fn code(self) -> &'static str {
         match self {
             Self::BadRequest => "PU01",
+            Self::HeadTooLarge => "PU04",
             Self::UnknownHost => "PR02",
             Self::NoMachine => "PR01",
             Self::NotStartable => "PM08",
@@ -91,6 +101,7 @@ impl Cause {
             Self::QueueFull => "PR04",
             Self::Upstream => "PC02",
             Self::Slow => "PU02",
+            Self::BadAnswer => "PU03",
         }
     }
 
@@ -99,6 +110,7 @@ impl Cause {
     pub const fn text(self) -> &'static str {
         match self {
             Self::BadRequest => "This request could not be understood.",
+            Self::HeadTooLarge => "The head of this request is too large.",
             Self::UnknownHost => "There is nothing at this address.",
             Self::NoMachine => "This app has no machine that serves requests.",
             Self::NotStartable => "This app is stopped.",
@@ -108,6 +120,7 @@ impl Cause {
             Self::Full | Self::QueueFull => "This app is busy. Try again in a moment.",
             Self::Upstream => "This app closed the connection before it answered.",
             Self::Slow => "This app did not answer in time.",
+            Self::BadAnswer => "This app's answer could not be understood.",
         }
     }
 
@@ -117,11 +130,19 @@ impl Cause {
         match self {
             Self::NoMachine => "perch deploy",
             Self::NotStartable => "perch machine start",
-            Self::WakeFailed | Self::Exited | Self::Upstream | Self::Slow => "perch logs",
+            Self::WakeFailed
+            | Self::Exited
+            | Self::Upstream
+            | Self::Slow
+            | Self::BadAnswer => "perch logs",
             Self::NotListening => {
                 "perch status: does it listen on 0.0.0.0 and the service's internal_port?"
             }
-            Self::BadRequest | Self::UnknownHost | Self::Full | Self::QueueFull => "",
+            Self::BadRequest
+            | Self::HeadTooLarge
+            | Self::UnknownHost
+            | Self::Full
+            | Self::QueueFull => "",
         }
     }
 
@@ -129,7 +150,7 @@ impl Cause {
     #[must_use]
     pub const fn fault(self) -> Fault {
         match self {
-            Self::BadRequest | Self::UnknownHost => Fault::Client,
+            Self::BadRequest | Self::HeadTooLarge | Self::UnknownHost => Fault::Client,
             Self::NoMachine
             | Self::NotStartable
             | Self::Exited
@@ -137,7 +158,8 @@ impl Cause {
             | Self::Full
             | Self::QueueFull
             | Self::Upstream
-            | Self::Slow => Fault::Machine,
+            | Self::Slow
+            | Self::BadAnswer => Fault::Machine,
             Self::WakeFailed => Fault::Platform,
         }
     }
@@ -149,13 +171,15 @@ impl Cause {
             Self::Full | Self::QueueFull => Some(1),
             Self::WakeFailed => Some(5),
             Self::BadRequest
+            | Self::HeadTooLarge
             | Self::UnknownHost
             | Self::NoMachine
             | Self::NotStartable
             | Self::Exited
             | Self::NotListening
             | Self::Upstream
-            | Self::Slow => None,
+            | Self::Slow
+            | Self::BadAnswer => None,
         }
     }
 }

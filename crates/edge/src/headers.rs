@@ -8,7 +8,7 @@ use http::header::{
     CONNECTION, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, Method};
 
 /// Fields of one connection, never forwarded (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 6] = [
@@ -40,25 +40,44 @@ const PLATFORM: [HeaderName; 4] = [
     HeaderName::from_static("fly-replay-cache-status"),
 ];
 
-/// Who asked, as the edge saw it.
+/// Who asked, as the edge saw it. Values are made once where they hold for longer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen<'a> {
-    pub(crate) client: IpAddr,
-    pub(crate) port: u16,
-    pub(crate) region: &'a str,
-    pub(crate) request_id: &'a str,
+    pub(crate) client: &'a HeaderValue,
+    pub(crate) port: &'a HeaderValue,
+    pub(crate) region: &'a HeaderValue,
+    pub(crate) request_id: &'a HeaderValue,
+}
+
+/// Returns a client's address as the app is told it: IPv4 never in IPv6's dress.
+pub(crate) fn client_value(client: IpAddr) -> HeaderValue {
+    let text = client.to_canonical().to_string();
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
 
 /// Returns the protocol that a request wants to switch to, such as `websocket`.
 ///
-/// Only a GET without a body can: a body before the switch would be in doubt (RFC 9110, 7.8).
+/// Only a GET without a body can: a body before the switch would be in doubt (RFC 9110, section
+/// 7.8). Other versions of HTTP are no such protocol: requests inside would pass unseen.
 pub(crate) fn upgrade(method: &Method, headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut asked = headers.get_all(UPGRADE).iter();
+    let (Some(protocol), None) = (asked.next(), asked.next()) else { return None };
     let wants = connection_tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"));
     let has_body = headers.contains_key(http::header::CONTENT_LENGTH)
         || headers.contains_key(TRANSFER_ENCODING);
-    (wants && *method == Method::GET && !has_body)
-        .then(|| headers.get(UPGRADE).cloned())
-        .flatten()
+    let text = protocol.to_str().ok()?;
+    let is_http = text.split(',').any(|name| {
+        let name = name.trim();
+        let family = name.split('/').next().unwrap_or_default();
+        ["h2c", "h2", "http", "tls"].iter().any(|other| family.eq_ignore_ascii_case(other))
+    });
+    (wants && *method == Method::GET && !has_body && !is_http).then(|| protocol.clone())
+}
+
+/// Returns whether the protocol of an answer is among those that were asked for.
+pub(crate) fn offers(asked: &HeaderValue, protocol: &HeaderValue) -> bool {
+    let (Ok(asked), Ok(protocol)) = (asked.to_str(), protocol.to_str()) else { return false };
+    asked.split(',').any(|name| name.trim().eq_ignore_ascii_case(protocol.trim()))
 }
 
 fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
@@ -96,41 +115,38 @@ pub(crate) fn tell_app(headers: &mut HeaderMap, seen: &Seen<'_>) {
     for name in &PLATFORM {
         headers.remove(name);
     }
-    let value = |text: String| HeaderValue::from_str(&text).ok();
-    let client = seen.client.to_canonical().to_string();
-    let forwarded_for = match headers
-        .get(&X_FORWARDED_FOR)
-        .and_then(|known| known.to_str().ok())
-    {
-        Some(known) => format!("{known}, {client}"),
-        None => client.clone(),
-    };
-    let port = seen.port.to_string();
-    for (name, value) in [
-        (CLIENT_IP, value(client)),
-        (X_FORWARDED_FOR, value(forwarded_for)),
-        (FORWARDED_PORT, value(port.clone())),
-        (REGION, value(seen.region.to_owned())),
-        (REQUEST_ID, value(seen.request_id.to_owned())),
-        (X_FORWARDED_PROTO, Some(HeaderValue::from_static("http"))),
-        (X_FORWARDED_SSL, Some(HeaderValue::from_static("off"))),
-    ] {
-        if let Some(value) = value {
-            headers.insert(name, value);
-        }
-    }
+    let forwarded_for = forwarded_for(headers, seen.client);
+    headers.insert(CLIENT_IP, seen.client.clone());
+    headers.insert(X_FORWARDED_FOR, forwarded_for);
+    headers.insert(FORWARDED_PORT, seen.port.clone());
+    headers.insert(REGION, seen.region.clone());
+    headers.insert(REQUEST_ID, seen.request_id.clone());
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    headers.insert(X_FORWARDED_SSL, HeaderValue::from_static("off"));
     // The client's own value is kept (contract 4.2).
-    if let (false, Some(port)) = (headers.contains_key(&X_FORWARDED_PORT), value(port)) {
-        headers.insert(X_FORWARDED_PORT, port);
+    if !headers.contains_key(&X_FORWARDED_PORT) {
+        headers.insert(X_FORWARDED_PORT, seen.port.clone());
     }
     headers.append(VIA, HeaderValue::from_static("1.1 perch"));
 }
 
-/// Sets what the client is told of the answer.
-pub(crate) fn tell_client(headers: &mut HeaderMap, request_id: &str) {
-    if let Ok(value) = HeaderValue::from_str(request_id) {
-        headers.insert(REQUEST_ID, value);
+/// Returns all that was known of the way here, in its order, and the client at its end.
+fn forwarded_for(headers: &HeaderMap, client: &HeaderValue) -> HeaderValue {
+    if !headers.contains_key(&X_FORWARDED_FOR) {
+        return client.clone();
     }
+    let mut all = Vec::new();
+    for known in headers.get_all(&X_FORWARDED_FOR) {
+        all.extend_from_slice(known.as_bytes());
+        all.extend_from_slice(b", ");
+    }
+    all.extend_from_slice(client.as_bytes());
+    HeaderValue::try_from(all).unwrap_or_else(|_| client.clone())
+}
+
+/// Sets what the client is told of the answer.
+pub(crate) fn tell_client(headers: &mut HeaderMap, request_id: HeaderValue) {
+    headers.insert(REQUEST_ID, request_id);
     headers.append(VIA, HeaderValue::from_static("1.1 perch"));
     headers.insert(
         http::header::SERVER,
@@ -142,11 +158,6 @@ pub(crate) fn tell_client(headers: &mut HeaderMap, request_id: &str) {
 pub(crate) fn restore_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, protocol);
-}
-
-/// Returns whether an answer really switches protocols.
-pub(crate) fn switches(status: StatusCode, asked: bool) -> bool {
-    asked && status == StatusCode::SWITCHING_PROTOCOLS
 }
 
 #[cfg(test)]
@@ -195,11 +206,12 @@ mod tests {
             ("x-forwarded-proto", "https"),
             ("x-forwarded-port", "8443"),
         ]);
+        headers.append(X_FORWARDED_FOR, HeaderValue::from_static("5.6.7.8"));
         let seen = Seen {
-            client: "::ffff:10.0.0.1".parse().unwrap(),
-            port: 80,
-            region: "ams",
-            request_id: "01A-ams",
+            client: &client_value("::ffff:10.0.0.1".parse().unwrap()),
+            port: &HeaderValue::from(80_u16),
+            region: &HeaderValue::from_static("ams"),
+            request_id: &HeaderValue::from_static("01A-ams"),
         };
         tell_app(&mut headers, &seen);
         let get = |name: &str| headers.get(name).map(|value| value.to_str().unwrap());
@@ -207,7 +219,7 @@ mod tests {
         assert_eq!(get("fly-region"), Some("ams"));
         assert_eq!(get("fly-replay-src"), None);
         assert_eq!(get("fly-request-id"), Some("01A-ams"));
-        assert_eq!(get("x-forwarded-for"), Some("1.2.3.4, 10.0.0.1"));
+        assert_eq!(get("x-forwarded-for"), Some("1.2.3.4, 5.6.7.8, 10.0.0.1"));
         assert_eq!(get("x-forwarded-proto"), Some("http"));
         assert_eq!(get("x-forwarded-port"), Some("8443"));
     }
@@ -220,6 +232,11 @@ mod tests {
         let with_body = [fields[0], fields[1], ("content-length", "3")];
         assert!(upgrade(&Method::GET, &map(&with_body)).is_none());
         assert!(upgrade(&Method::GET, &map(&fields[1..])).is_none());
-        assert!(!switches(StatusCode::SWITCHING_PROTOCOLS, false));
+        for other in ["h2c", "websocket, HTTP/2.0", "TLS/1.3"] {
+            assert!(upgrade(&Method::GET, &map(&[fields[0], ("upgrade", other)])).is_none());
+        }
+        let asked = HeaderValue::from_static("websocket, raw");
+        assert!(offers(&asked, &HeaderValue::from_static("RAW")));
+        assert!(!offers(&asked, &HeaderValue::from_static("h2c")));
     }
 }

@@ -3,7 +3,8 @@
 //! Never decides placement, and never asks the directory while it serves: it routes by a snapshot
 //! and hears of machines from the host's own watch.
 //!
-//! A request passes these files in order, one a phase: [`listen`] (accept, limits), [`route`]
+//! A request passes these files in order, one a phase: [`listen`] (accept, limits), [`strict`]
+//! (nothing in doubt passes), [`route`]
 //! (host name to app), [`pick`] (a ready machine, least loaded), [`wake`] (only if none is ready:
 //! start one and hold the request), [`forward`] (connect, copy), [`reply`] (finish: headers,
 //! pages, one access event).
@@ -19,6 +20,7 @@ mod pick;
 mod pool;
 mod reply;
 mod route;
+mod strict;
 mod wake;
 
 use std::fmt;
@@ -40,6 +42,12 @@ pub use crate::cause::Cause;
 
 /// A loop that has not turned for this long is wedged.
 const WEDGED_MS: u64 = 20_000;
+/// Defaults of [`Limits`].
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+const HOLD_MAX: Duration = Duration::from_secs(30);
+const HELD_MAX: usize = 10_000;
 /// How often each loop shows that it turns.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 
@@ -59,6 +67,36 @@ pub struct Config {
     pub view: ViewHandle,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// How long and how much.
+    pub limits: Limits,
+}
+
+/// How long the phases of a request may take, and how many may wait.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// How long a client may take to send a request's head, or stay silent between two requests.
+    pub head: Duration,
+    /// How long a machine of this server may take to accept a connection.
+    pub connect: Duration,
+    /// How long an app may take to begin its answer, counted from when the request's body last
+    /// moved.
+    pub answer: Duration,
+    /// How long a request is held while its app starts.
+    pub hold: Duration,
+    /// How many requests are held at once, all apps together.
+    pub held_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            head: HEAD_TIMEOUT,
+            connect: CONNECT_TIMEOUT,
+            answer: ANSWER_TIMEOUT,
+            hold: HOLD_MAX,
+            held_max: HELD_MAX,
+        }
+    }
 }
 
 impl fmt::Debug for Config {
@@ -77,6 +115,7 @@ pub(crate) struct Shared {
     pub(crate) live: Arc<Live>,
     pub(crate) wakes: Wakes,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) limits: Limits,
     /// Milliseconds of the boot clock at which each loop last turned.
     beats: Vec<AtomicU64>,
 }
@@ -110,6 +149,7 @@ impl Edge {
             live: Arc::clone(&live),
             wakes: Wakes::new(config.host.clone(), tokio::runtime::Handle::current()),
             clock: config.clock,
+            limits: config.limits,
             beats: config
                 .listeners
                 .iter()

@@ -9,11 +9,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Request, Response};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use perch_types::{AppName, MachineId};
 use tokio::net::{TcpListener, TcpStream};
@@ -22,21 +21,16 @@ use tokio::sync::watch;
 use tokio::task::LocalSet;
 use tokio::time::Instant;
 
-use crate::body::ReplyBody;
+use crate::body::{ReplyBody, RequestBody};
 use crate::cause::Cause;
-use crate::forward::{Hop, Refused};
+use crate::forward::{Hop, Outbound, Refused};
 use crate::headers::{self, Seen};
 use crate::pool::Pool;
 use crate::reply::{self, Access};
+use crate::strict::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, Link, Strict};
 use crate::wake::{self, Wanted};
 use crate::{BEAT_EVERY, Shared, route};
 
-/// How long a client may take to send a request's head, or stay silent between two requests.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// The largest head of a request.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// The most header fields of a request.
-const HEAD_FIELDS_MAX: usize = 128;
 /// The most connections of one loop.
 const CONNECTIONS_MAX: usize = 16 * 1024;
 /// How many machines one request is offered to.
@@ -74,10 +68,13 @@ async fn accept(
     let listener = TcpListener::from_std(listener)?;
     let port = listener.local_addr()?.port();
     let seed = shared.clock.boot_ms().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index as u64;
+    let region = HeaderValue::from_str(shared.region.as_str())
+        .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
     let worker = Rc::new(Worker {
         shared,
         pool: Pool::default(),
-        port,
+        port: HeaderValue::from(port),
+        region,
         state: Cell::new(random_seed().unwrap_or(seed) | 1),
         connections: Cell::new(0),
     });
@@ -112,7 +109,8 @@ fn random_seed() -> Option<u64> {
 struct Worker {
     shared: Arc<Shared>,
     pool: Pool,
-    port: u16,
+    port: HeaderValue,
+    region: HeaderValue,
     state: Cell<u64>,
     connections: Cell<usize>,
 }
@@ -129,18 +127,22 @@ impl Worker {
         self.connections.set(self.connections.get() + 1);
         let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {
-            let served = Rc::clone(&worker);
+            let link = Arc::new(Link::default());
+            let (served, told) = (Rc::clone(&worker), Arc::clone(&link));
+            let client = headers::client_value(client);
             let service = service_fn(move |request| {
-                let worker = Rc::clone(&served);
-                async move { Ok::<_, Infallible>(worker.serve(request, client).await) }
+                let (worker, link) = (Rc::clone(&served), Arc::clone(&told));
+                let client = client.clone();
+                async move { Ok::<_, Infallible>(worker.serve(request, &client, &link).await) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .max_buf_size(HEAD_BYTES_MAX)
+                .header_read_timeout(worker.shared.limits.head)
+                // What is too large was refused before; this only has to hold it.
+                .max_buf_size(2 * HEAD_BYTES_MAX)
                 .max_headers(HEAD_FIELDS_MAX)
                 .writev(false)
-                .serve_connection(TokioIo::new(stream), service)
+                .serve_connection(TokioIo::new(Strict::new(stream, link)), service)
                 .with_upgrades();
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "connection ended");
@@ -150,22 +152,23 @@ impl Worker {
     }
 
     /// Takes one request through the phases and always answers.
-    async fn serve(&self, request: Request<Incoming>, client: IpAddr) -> Response<ReplyBody> {
+    async fn serve(
+        &self,
+        request: Request<Incoming>,
+        client: &HeaderValue,
+        link: &Link,
+    ) -> Response<ReplyBody> {
         let began = Instant::now();
-        let request_id = self.request_id();
+        let (id, request_id) = self.request_id();
         let method = request.method().clone();
-        let mut passage = Passage {
-            app: None,
-            client,
-            request_id: &request_id,
-        };
+        let mut passage = Passage { app: None, client, request_id: &request_id, link };
         let (mut response, cause) = match self.phases(request, &mut passage).await {
             Ok(response) => (response, None),
-            Err(cause) => (reply::page(cause, &request_id), Some(cause)),
+            Err(cause) => (reply::page(cause, &id), Some(cause)),
         };
-        headers::tell_client(response.headers_mut(), &request_id);
+        link.settle(response.status() == StatusCode::SWITCHING_PROTOCOLS);
         Access {
-            request_id: &request_id,
+            request_id: &id,
             method: &method,
             app: passage.app.as_ref(),
             status: response.status().as_u16(),
@@ -173,6 +176,7 @@ impl Worker {
             took: began.elapsed(),
         }
         .write();
+        headers::tell_client(response.headers_mut(), request_id);
         response
     }
 
@@ -182,6 +186,9 @@ impl Worker {
         passage: &mut Passage<'_>,
     ) -> Result<Response<ReplyBody>, Cause> {
         let (mut parts, body) = request.into_parts();
+        if !parts.headers.contains_key(http::header::HOST) {
+            return Err(passage.link.refusal());
+        }
         if parts.method == Method::CONNECT {
             return Err(Cause::BadRequest);
         }
@@ -194,69 +201,62 @@ impl Worker {
         headers::strip(&mut parts.headers);
         let seen = Seen {
             client: passage.client,
-            port: self.port,
-            region: self.shared.region.as_str(),
+            port: &self.port,
+            region: &self.region,
             request_id: passage.request_id,
         };
         headers::tell_app(&mut parts.headers, &seen);
-        if let Some(target) = parts.uri.path_and_query() {
+        if let (Some(_), Some(target)) = (parts.uri.scheme(), parts.uri.path_and_query()) {
             parts.uri = target.as_str().parse().map_err(|_| Cause::BadRequest)?;
         }
-        let mut request = Request::from_parts(parts, body);
-        let client_side = switch.map(|protocol| {
-            headers::restore_upgrade(request.headers_mut(), protocol.clone());
-            (protocol, hyper::upgrade::on(&mut request))
+        parts.version = http::Version::HTTP_11;
+        let progress = Rc::new(Cell::new(Instant::now()));
+        let switch = switch.map(|protocol| {
+            headers::restore_upgrade(&mut parts.headers, protocol.clone());
+            let client = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+            client.map(|client| (protocol, client))
         });
-        self.offer(app, request, client_side).await
+        let body = RequestBody::new(body, Rc::clone(&progress));
+        let request = Request::from_parts(parts, body);
+        let outbound = Outbound { request, progress, switch: switch.flatten() };
+        self.offer(app, Box::new(outbound)).await
     }
 
     /// Offers the request to one machine after the other while nothing of it was sent.
     async fn offer(
         &self,
         app: &AppName,
-        mut request: Request<Incoming>,
-        mut switch: Option<(HeaderValue, OnUpgrade)>,
+        mut outbound: Box<Outbound>,
     ) -> Result<Response<ReplyBody>, Cause> {
         let mut tried: Vec<MachineId> = Vec::new();
         let mut last = Cause::NoMachine;
         loop {
-            let wanted = Wanted {
-                app,
-                port: PUBLIC_HTTP_PORT,
-                tried: &tried,
-                random: self.random(),
-            };
-            let target = match wake::ready_machine(&self.shared, &wanted).await {
-                Ok(target) => target,
+            let wanted =
+                Wanted { app, port: PUBLIC_HTTP_PORT, tried: &tried, random: self.random() };
+            let (target, in_flight) = match wake::ready_machine(&self.shared, &wanted).await {
+                Ok(found) => found,
                 // Nobody is left to ask: what the last one said is the better answer.
                 Err(Cause::Upstream) => return Err(last),
                 Err(cause) => return Err(cause),
             };
             let hop = Hop {
                 pool: &self.pool,
+                limits: &self.shared.limits,
                 target: &target,
                 public_port: PUBLIC_HTTP_PORT,
-                switch: switch.take(),
+                in_flight,
             };
-            let is_switch = hop.switch.is_some();
-            match hop.send(request).await {
+            match hop.send(outbound).await {
                 Ok(response) => return Ok(response),
-                Err(Refused {
-                    unsent: Some(unsent),
-                    cause,
-                }) => {
+                Err(Refused { unsent: Some(unsent), cause }) => {
                     tried.push(target.record.id.clone());
                     last = cause;
-                    // The client's side of a switch went with the first try.
-                    if is_switch || tried.len() == TRIES_MAX {
+                    if tried.len() == TRIES_MAX {
                         return Err(cause);
                     }
-                    request = unsent;
+                    outbound = unsent;
                 }
-                Err(Refused {
-                    cause,
-                    unsent: None,
-                }) => return Err(cause),
+                Err(Refused { cause, unsent: None }) => return Err(cause),
             }
         }
     }
@@ -271,20 +271,22 @@ impl Worker {
         state
     }
 
-    fn request_id(&self) -> String {
+    /// Names a request: the text and the same as a header's value.
+    fn request_id(&self) -> (String, HeaderValue) {
         let now = self.shared.clock.now().unix_ms().unsigned_abs();
         let random = (u128::from(self.random()) << 64) | u128::from(self.random());
-        format!(
-            "{}-{}",
-            perch_types::id::ulid(now, random),
-            self.shared.region
-        )
+        let mut id = perch_types::id::ulid(now, random);
+        id.push('-');
+        id.push_str(self.shared.region.as_str());
+        let value = HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("-"));
+        (id, value)
     }
 }
 
 /// What is known of a request on its way.
 struct Passage<'a> {
     app: Option<AppName>,
-    client: IpAddr,
-    request_id: &'a str,
+    client: &'a HeaderValue,
+    request_id: &'a HeaderValue,
+    link: &'a Link,
 }

@@ -37,10 +37,14 @@ impl Load {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Counts one request until the guard is dropped.
-    pub(crate) fn begin(self: &Arc<Self>) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(Arc::clone(self))
+    /// Counts one request until the guard is dropped; `None` when that would be more than `hard`.
+    pub(crate) fn begin(self: &Arc<Self>, hard: Option<u32>) -> Option<InFlight> {
+        let hard = hard.unwrap_or(u32::MAX);
+        let under = |load: u32| (load < hard).then_some(load + 1);
+        self.in_flight
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, under)
+            .ok()
+            .map(|_| InFlight(Arc::clone(self)))
     }
 }
 
@@ -97,7 +101,13 @@ pub(crate) async fn follow(live: Arc<Live>, host: HostClient, host_id: HostId) {
     };
     let mut pause = BACKOFF_MIN;
     loop {
-        if let Ok(mut lines) = host.watch().await {
+        let watched = host.watch().await;
+        if let Err(error) = &watched
+            && pause == BACKOFF_MIN
+        {
+            tracing::warn!(%error, "host not watched: serving what was known");
+        }
+        if let Ok(mut lines) = watched {
             while let Some(line) = lines.next().await {
                 match line {
                     Ok(event) => {
@@ -250,7 +260,7 @@ pub(crate) mod tests {
                 machines: vec![first.clone()],
             },
         );
-        let guard = live.machines_of(&app).unwrap()[0].load.begin();
+        let guard = live.machines_of(&app).unwrap()[0].load.begin(None).unwrap();
         let mut second = first;
         second.generation.counter = 2;
         second.ready = false;

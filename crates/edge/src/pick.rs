@@ -42,6 +42,11 @@ pub(crate) fn service(services: &[Service], public_port: u16) -> Option<&Service
         .or_else(|| services.iter().find(|service| service.speaks_http()))
 }
 
+/// Returns how much a machine may have in flight.
+pub(crate) fn hard_limit(service: &Service) -> Option<u32> {
+    service.concurrency.as_ref().and_then(|limits| limits.hard_limit)
+}
+
 /// Picks among the machines of an app; `tried` are those that already failed this request, and
 /// `random` breaks ties.
 pub(crate) fn pick(machines: &[Arc<Target>], port: u16, tried: &[usize], random: u64) -> Pick {
@@ -53,11 +58,7 @@ pub(crate) fn pick(machines: &[Arc<Target>], port: u16, tried: &[usize], random:
     };
     let ready = || serving().filter(|(_, target, _)| target.record.ready);
     let room = ready().filter(|(_, target, service)| {
-        let hard = service
-            .concurrency
-            .as_ref()
-            .and_then(|limits| limits.hard_limit);
-        hard.is_none_or(|hard| target.load.in_flight() < hard)
+        hard_limit(service).is_none_or(|hard| target.load.in_flight() < hard)
     });
     // Under the soft limit comes first, then the least loaded; equal ones by lot.
     let best = room.min_by_key(|(index, target, service)| {
@@ -72,16 +73,15 @@ pub(crate) fn pick(machines: &[Arc<Target>], port: u16, tried: &[usize], random:
     if let Some((index, _, _)) = best {
         return Pick::Ready(index);
     }
-    if ready().next().is_some() {
-        return Pick::Full;
-    }
-    if serving().any(|(_, target, _)| is_on_its_way(target.record.state)) {
+    let coming = |target: &Target| !target.record.ready && is_on_its_way(target.record.state);
+    if serving().any(|(_, target, _)| coming(target)) {
         return Pick::Soon;
     }
     let sleeping = serving()
         .find(|(_, target, service)| service.starts_on_request() && is_asleep(target.record.state));
     match sleeping {
         Some((index, _, _)) => Pick::Wake(index),
+        None if ready().next().is_some() => Pick::Full,
         None if serving().next().is_some() => Pick::NotStartable,
         None => Pick::Nothing,
     }
@@ -99,7 +99,7 @@ const fn is_on_its_way(state: MachineState) -> bool {
     )
 }
 
-const fn is_asleep(state: MachineState) -> bool {
+pub(crate) const fn is_asleep(state: MachineState) -> bool {
     matches!(
         state,
         MachineState::Created | MachineState::Stopped | MachineState::Suspended
@@ -117,7 +117,7 @@ mod tests {
         record.services[0].concurrency = serde_json::from_str(limits).unwrap();
         let load = Arc::new(Load::default());
         for _ in 0..in_flight {
-            std::mem::forget(load.begin());
+            std::mem::forget(load.begin(None));
         }
         Arc::new(Target { record, load })
     }
@@ -152,6 +152,7 @@ mod tests {
                 vec![(Stopped, 0), (Started, 2)],
                 Pick::Ready(1),
             ),
+            ("a sleeping one helps full ones", vec![(Started, 3), (Stopped, 0)], Pick::Wake(1)),
             ("stopped is woken", vec![(Stopped, 0)], Pick::Wake(0)),
             ("created is woken", vec![(Created, 0)], Pick::Wake(0)),
             ("suspended is woken", vec![(Suspended, 0)], Pick::Wake(0)),

@@ -7,10 +7,11 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use perch_types::{InstanceId, MachineId};
 use tokio::time::Instant;
+
+use crate::body::RequestBody;
 
 /// How long a connection may lie idle; apps close theirs after five seconds and more.
 const IDLE_MAX: Duration = Duration::from_secs(4);
@@ -27,7 +28,7 @@ pub(crate) struct Key {
     pub(crate) port: u16,
 }
 
-pub(crate) type Sender = SendRequest<Incoming>;
+pub(crate) type Sender = SendRequest<RequestBody>;
 
 /// Idle connections of one loop.
 #[derive(Debug, Default, Clone)]

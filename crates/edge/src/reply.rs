@@ -25,7 +25,7 @@ pub(crate) fn page(cause: Cause, request_id: &str) -> Response<ReplyBody> {
     if let Some(seconds) = cause.retry_after_s() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
-    if cause == Cause::BadRequest {
+    if matches!(cause, Cause::BadRequest | Cause::HeadTooLarge) {
         // What follows on the connection may be the rest of what was in doubt.
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }

@@ -2,7 +2,7 @@
 //!
 //! Never guesses: one valid host name, or no route. Pure.
 
-use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::HOST;
 use http::request::Parts;
 use perch_types::AppName;
 use perch_types::view::View;
@@ -15,18 +15,12 @@ const HOST_BYTES_MAX: usize = 253;
 /// Returns the one host name of a request, in lower case and without its port.
 ///
 /// A request with no Host, with several, with one that is no host name, or with one that differs
-/// from its absolute target is refused (RFC 9112, section 3.2); so is one with both lengths
-/// (section 6.1), because two parties may read it differently.
+/// from its absolute target is refused (RFC 9112, section 3.2). Its framing was judged before.
 pub(crate) fn host_of(request: &Parts) -> Result<String, Cause> {
     let mut values = request.headers.get_all(HOST).iter();
     let (Some(value), None) = (values.next(), values.next()) else {
         return Err(Cause::BadRequest);
     };
-    if request.headers.contains_key(TRANSFER_ENCODING)
-        && request.headers.contains_key(CONTENT_LENGTH)
-    {
-        return Err(Cause::BadRequest);
-    }
     let authority = value.to_str().map_err(|_| Cause::BadRequest)?;
     let host = without_port(authority).ok_or(Cause::BadRequest)?;
     if let Some(target) = request.uri.authority()
@@ -98,15 +92,6 @@ mod tests {
             (&[("host", "a..b")], "/", Err(Cause::BadRequest)),
             (&[("host", "user@a")], "/", Err(Cause::BadRequest)),
             (&[("host", "a")], "http://b/", Err(Cause::BadRequest)),
-            (
-                &[
-                    ("host", "a"),
-                    ("content-length", "1"),
-                    ("transfer-encoding", "chunked"),
-                ],
-                "/",
-                Err(Cause::BadRequest),
-            ),
         ] {
             assert_eq!(
                 host_of(&parts(headers, target)),

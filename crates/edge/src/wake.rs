@@ -9,85 +9,107 @@ use std::time::Duration;
 
 use perch_client::HostClient;
 use perch_types::host::Command;
-use perch_types::{AppName, Code, MachineId};
+use perch_types::directory::{Generation, MachineRecord};
+use perch_types::{AppName, Code, MachineId, MachineState};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::Shared;
 use crate::cause::Cause;
-use crate::live::Target;
+use crate::live::{InFlight, Target};
 use crate::pick::{self, Pick};
 
-/// How long a request is held while its app starts.
-const HOLD_MAX: Duration = Duration::from_secs(30);
-/// How many requests one edge holds at once, all apps together.
-const HELD_MAX: usize = 10_000;
 /// How often a machine is started for one request: it may end right after its start.
 const WAKES_MAX: u32 = 2;
+/// How many starts are remembered until the watch has shown what came of them.
+const STARTS_MAX: usize = 4096;
 
 /// What became of a start.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Pending,
-    Accepted,
+    /// The host took it; what the watch says up to this generation was before.
+    Accepted(Generation),
     Refused,
 }
+
+/// A start that was asked for, under way or done.
+#[derive(Debug, Clone)]
+struct Start {
+    outcome: watch::Receiver<Outcome>,
+    since: Instant,
+}
+
+impl Start {
+    /// Returns whether a look at `record` may join this start instead of asking for another.
+    fn covers(&self, record: &MachineRecord, hold_max: Duration) -> bool {
+        match *self.outcome.borrow() {
+            Outcome::Pending => true,
+            // The watch is behind the answer to the start. Not for ever: a host that lost what
+            // it promised would else never be asked again.
+            Outcome::Accepted(after) => {
+                record.generation <= after && self.since.elapsed() < hold_max
+            }
+            Outcome::Refused => false,
+        }
+    }
+}
+
+type Starts = Arc<Mutex<HashMap<MachineId, Start>>>;
 
 /// Starts under way and requests that are held.
 #[derive(Debug)]
 pub(crate) struct Wakes {
     host: HostClient,
     runtime: Handle,
-    starts: Arc<Mutex<HashMap<MachineId, watch::Receiver<Outcome>>>>,
+    starts: Starts,
     held: AtomicUsize,
 }
 
 impl Wakes {
     pub(crate) fn new(host: HostClient, runtime: Handle) -> Self {
-        Self {
-            host,
-            runtime,
-            starts: Arc::default(),
-            held: AtomicUsize::new(0),
-        }
+        Self { host, runtime, starts: Arc::default(), held: AtomicUsize::new(0) }
     }
 
     /// Starts a machine, or joins the start that is under way.
-    fn start(&self, id: &MachineId) -> watch::Receiver<Outcome> {
+    fn start(&self, record: &MachineRecord, hold_max: Duration) -> watch::Receiver<Outcome> {
         let mut starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(outcome) = starts.get(id) {
-            return outcome.clone();
+        if let Some(start) = starts.get(&record.id)
+            && start.covers(record, hold_max)
+        {
+            return start.outcome.clone();
         }
-        let (sender, receiver) = watch::channel(Outcome::Pending);
-        starts.insert(id.clone(), receiver.clone());
+        if starts.len() >= STARTS_MAX {
+            starts.retain(|_, start| *start.outcome.borrow() == Outcome::Pending);
+        }
+        let (sender, outcome) = watch::channel(Outcome::Pending);
+        let start = Start { outcome: outcome.clone(), since: Instant::now() };
+        starts.insert(record.id.clone(), start);
         drop(starts);
-        let (host, id, starts) = (self.host.clone(), id.clone(), Arc::clone(&self.starts));
+        let (host, id, seen) = (self.host.clone(), record.id.clone(), record.generation);
         self.runtime.spawn(async move {
-            let outcome = match host.command(&id, &Command::Start).await {
-                Ok(_) => Outcome::Accepted,
-                // Somebody else started it in between.
-                Err(error) if error.code() == Some(Code::WrongState) => Outcome::Accepted,
-                Err(error) => {
-                    tracing::warn!(machine = %id, %error, "machine not woken");
-                    Outcome::Refused
-                }
-            };
-            starts
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&id);
-            sender.send_replace(outcome);
+            sender.send_replace(ask(&host, &id, seen).await);
         });
-        receiver
+        outcome
     }
 
-    fn hold(&self) -> Option<Held<'_>> {
-        if self.held.fetch_add(1, Ordering::Relaxed) < HELD_MAX {
-            return Some(Held(&self.held));
+    fn hold(&self, held_max: usize) -> Option<Held<'_>> {
+        let held = Held(&self.held);
+        (self.held.fetch_add(1, Ordering::Relaxed) < held_max).then_some(held)
+    }
+}
+
+/// Asks the host to start a machine that was `seen` asleep.
+async fn ask(host: &HostClient, id: &MachineId, seen: Generation) -> Outcome {
+    match host.command(id, &Command::Start).await {
+        Ok(accepted) => Outcome::Accepted(accepted.machine.generation.max(seen)),
+        // Somebody else started it in between.
+        Err(error) if error.code() == Some(Code::WrongState) => Outcome::Accepted(seen),
+        Err(error) => {
+            tracing::warn!(machine = %id, %error, "machine not woken");
+            Outcome::Refused
         }
-        self.held.fetch_sub(1, Ordering::Relaxed);
-        None
     }
 }
 
@@ -111,88 +133,140 @@ pub(crate) struct Wanted<'a> {
     pub(crate) random: u64,
 }
 
-/// Returns a machine that is ready for a request; starts one and waits when none is.
+/// Returns a machine that is ready for a request and in which the request is counted; starts one
+/// and waits when none is.
 pub(crate) async fn ready_machine(
     shared: &Shared,
     wanted: &Wanted<'_>,
-) -> Result<Arc<Target>, Cause> {
-    // Subscribed before the first look, so that no change falls in between.
-    let mut changes = shared.live.changes();
-    let mut wait = None;
+) -> Result<(Arc<Target>, InFlight), Cause> {
+    // Looked at without a subscription first: mostly one is ready.
+    let first = look(shared, wanted)?;
+    if let Look::Ready(target, in_flight) = first {
+        return Ok((target, in_flight));
+    }
+    let mut wait = Wait::new(shared)?;
     loop {
-        let machines = shared
-            .live
-            .machines_of(wanted.app)
-            .ok_or(Cause::NoMachine)?;
-        let tried: Vec<usize> = machines
-            .iter()
-            .enumerate()
-            .filter(|(_, target)| wanted.tried.contains(&target.record.id))
-            .map(|(index, _)| index)
-            .collect();
+        // The subscription is older than this look, so no change falls in between.
+        match look(shared, wanted)? {
+            Look::Ready(target, in_flight) => return Ok((target, in_flight)),
+            Look::Asleep(target) => wait.wake(shared, &target.record)?,
+            Look::Coming { is_started } => wait.is_started = is_started,
+        }
+        wait.turn().await?;
+    }
+}
+
+/// What one look at an app's machines shows.
+enum Look {
+    Ready(Arc<Target>, InFlight),
+    Asleep(Arc<Target>),
+    Coming { is_started: bool },
+}
+
+fn look(shared: &Shared, wanted: &Wanted<'_>) -> Result<Look, Cause> {
+    let machines = shared.live.machines_of(wanted.app).ok_or(Cause::NoMachine)?;
+    let tried: Vec<usize> = machines
+        .iter()
+        .enumerate()
+        .filter(|(_, target)| wanted.tried.contains(&target.record.id))
+        .map(|(index, _)| index)
+        .collect();
+    loop {
         let picked = pick::pick(&machines, wanted.port, &tried, wanted.random);
-        let wake = match picked {
-            Pick::Ready(index) => return machines.get(index).cloned().ok_or(Cause::NoMachine),
-            Pick::Full => return Err(Cause::Full),
-            Pick::NotStartable => return Err(Cause::NotStartable),
-            Pick::Nothing if wanted.tried.is_empty() => return Err(Cause::NoMachine),
-            Pick::Nothing => return Err(Cause::Upstream),
-            Pick::Soon => None,
-            Pick::Wake(index) => machines.get(index).map(|target| target.record.id.clone()),
+        let target = |index: usize| machines.get(index).cloned().ok_or(Cause::NoMachine);
+        return match picked {
+            Pick::Ready(index) => {
+                let target = target(index)?;
+                let service = pick::service(&target.record.services, wanted.port);
+                // Another loop may have filled it since: then it is picked anew.
+                let Some(in_flight) = target.load.begin(service.and_then(pick::hard_limit)) else {
+                    continue;
+                };
+                Ok(Look::Ready(target, in_flight))
+            }
+            Pick::Wake(index) => Ok(Look::Asleep(target(index)?)),
+            Pick::Soon => {
+                let is_started =
+                    machines.iter().any(|target| target.record.state == MachineState::Started);
+                Ok(Look::Coming { is_started })
+            }
+            Pick::Full => Err(Cause::Full),
+            Pick::NotStartable => Err(Cause::NotStartable),
+            Pick::Nothing if wanted.tried.is_empty() => Err(Cause::NoMachine),
+            Pick::Nothing => Err(Cause::Upstream),
         };
-        if wait.is_none() {
-            wait = Some(Wait::new(shared)?);
-        }
-        if let Some(wait) = wait.as_mut() {
-            wait.turn(shared, wake, &mut changes).await?;
-        }
     }
 }
 
 /// One request's wait for its app.
 struct Wait<'a> {
+    changes: watch::Receiver<u64>,
     deadline: Instant,
+    hold_max: Duration,
     start: Option<watch::Receiver<Outcome>>,
+    /// What the watch says of a machine up to here was before its start.
+    after: Option<(MachineId, Generation)>,
     wakes: u32,
+    is_started: bool,
     _held: Held<'a>,
 }
 
 impl<'a> Wait<'a> {
     fn new(shared: &'a Shared) -> Result<Self, Cause> {
-        let held = shared.wakes.hold().ok_or(Cause::QueueFull)?;
+        let held = shared.wakes.hold(shared.limits.held_max).ok_or(Cause::QueueFull)?;
         Ok(Self {
-            deadline: Instant::now() + HOLD_MAX,
+            changes: shared.live.changes(),
+            deadline: Instant::now() + shared.limits.hold,
+            hold_max: shared.limits.hold,
             start: None,
+            after: None,
             wakes: 0,
+            is_started: false,
             _held: held,
         })
     }
 
-    /// Starts `wake` if it is given, then waits until something has changed.
-    async fn turn(
-        &mut self,
-        shared: &Shared,
-        wake: Option<MachineId>,
-        changes: &mut watch::Receiver<u64>,
-    ) -> Result<(), Cause> {
-        if let (Some(id), None) = (wake, &self.start) {
-            if self.wakes == WAKES_MAX {
-                return Err(Cause::Exited);
-            }
-            self.wakes += 1;
-            self.start = Some(shared.wakes.start(&id));
+    /// Starts a machine that sleeps, unless its sleep is only what the watch said before a start
+    /// that was accepted.
+    fn wake(&mut self, shared: &Shared, record: &MachineRecord) -> Result<(), Cause> {
+        self.is_started = false;
+        let is_old_news = self
+            .after
+            .as_ref()
+            .is_some_and(|(id, after)| *id == record.id && record.generation <= *after);
+        if self.start.is_some() || is_old_news {
+            return Ok(());
         }
+        if self.wakes == WAKES_MAX {
+            return Err(Cause::Exited);
+        }
+        self.wakes += 1;
+        self.after = Some((record.id.clone(), record.generation));
+        self.start = Some(shared.wakes.start(record, self.hold_max));
+        Ok(())
+    }
+
+    /// Waits until something has changed that is worth another look.
+    async fn turn(&mut self) -> Result<(), Cause> {
         tokio::select! {
-            changed = changes.changed() => changed.map_err(|_| Cause::WakeFailed),
-            outcome = settled(&mut self.start) => match outcome {
-                Outcome::Accepted => {
-                    // Its states arrive by the watch; a new start is possible only after them.
-                    self.start = None;
-                    changes.changed().await.map_err(|_| Cause::WakeFailed)
+            changed = self.changes.changed() => changed.map_err(|_| Cause::WakeFailed),
+            outcome = settled(&mut self.start) => {
+                self.start = None;
+                match outcome {
+                    Outcome::Accepted(after) => {
+                        if let Some((_, known)) = &mut self.after {
+                            *known = after;
+                        }
+                        Ok(())
+                    }
+                    Outcome::Pending | Outcome::Refused => Err(Cause::WakeFailed),
                 }
-                Outcome::Pending | Outcome::Refused => Err(Cause::WakeFailed),
-            },
-            () = tokio::time::sleep_until(self.deadline) => Err(Cause::NotListening),
+            }
+            () = tokio::time::sleep_until(self.deadline) => Err(if self.is_started {
+                Cause::NotListening
+            } else {
+                Cause::WakeFailed
+            }),
         }
     }
 }
@@ -203,7 +277,7 @@ async fn settled(start: &mut Option<watch::Receiver<Outcome>>) -> Outcome {
         Some(receiver) => receiver
             .wait_for(|outcome| *outcome != Outcome::Pending)
             .await
-            .map_or(Outcome::Refused, |outcome| outcome.clone()),
+            .map_or(Outcome::Refused, |outcome| *outcome),
         None => std::future::pending().await,
     }
 }

@@ -75,6 +75,9 @@ pub trait Rootfs: Send + Sync + fmt::Debug {
     /// Makes an empty layer of a size at `path`, in place of what is there if `fresh`.
     async fn prepare(&self, path: &Path, size_gb: u32, fresh: bool) -> Result<(), Fault>;
 
+    /// Lists the layers in a machine's folder.
+    async fn list(&self, folder: &Path) -> Result<Vec<PathBuf>, Fault>;
+
     /// Removes a file or folder, whether it is there or not.
     async fn remove(&self, path: &Path) -> Result<(), Fault>;
 }

@@ -105,9 +105,9 @@ impl Host {
 
     fn existing(&self, request: &CreateMachine) -> Result<Option<HostMachine>, ApiError> {
         let Ok(handle) = self.shared.machine(&request.id) else { return Ok(None) };
-        let machine = handle.published().machine.clone();
-        if machine.instance == request.instance {
-            return Ok(Some(machine));
+        let published = handle.published();
+        if published.config_digest == request.config_digest {
+            return Ok(Some(published.machine.clone()));
         }
         Err(ApiError::new(
             Code::Conflict,
@@ -166,6 +166,7 @@ impl Host {
         }
         let slots = self.shared.effects.networks.slots();
         let boot_ms = self.shared.effects.clock.boot_ms();
+        let began = std::time::Instant::now();
         let begun: Result<_, perch_durable::Error> = self
             .shared
             .db
@@ -181,6 +182,7 @@ impl Host {
                 Ok(Ok((record, open)))
             })
             .await;
+        self.shared.note_step("commit: begin", began.elapsed().as_secs_f64() * 1e3);
         let (record, open) = begun
             .map_err(|error| self.shared.db_error(&error))?
             .map_err(|exhausted| ApiError::new(Code::InsufficientCapacity, exhausted.to_string()))?;

@@ -16,7 +16,9 @@ use rustix::fs::SeekFrom;
 use crate::effects::{Fault, Rootfs};
 
 /// The largest layer in GiB.
-pub const SIZE_GB_MAX: u32 = 1024;
+const SIZE_GB_MAX: u32 = 1024;
+/// What the names of layers begin with.
+pub(crate) const LAYER_PREFIX: &str = "root-";
 const GIB: u64 = 1024 * 1024 * 1024;
 /// One inode for so many bytes: enough for a tree of small files.
 const BYTES_PER_INODE: u32 = 16_384;
@@ -209,6 +211,23 @@ fn copy_data(source: &File, target: &File) -> io::Result<()> {
     }
 }
 
+fn list(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::file("list", folder)(error)),
+    };
+    let mut layers = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(Error::file("list", folder))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with(LAYER_PREFIX) {
+            layers.push(path);
+        }
+    }
+    Ok(layers)
+}
+
 fn remove(path: &Path) -> Result<(), Error> {
     let removed = match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
@@ -229,6 +248,10 @@ fn remove(path: &Path) -> Result<(), Error> {
 impl Rootfs for Layers {
     async fn prepare(&self, path: &Path, size_gb: u32, fresh: bool) -> Result<(), Fault> {
         Ok(tokio::task::block_in_place(|| self.prepare_now(path, size_gb, fresh))?)
+    }
+
+    async fn list(&self, folder: &Path) -> Result<Vec<PathBuf>, Fault> {
+        Ok(list(folder)?)
     }
 
     async fn remove(&self, path: &Path) -> Result<(), Fault> {

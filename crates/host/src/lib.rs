@@ -12,6 +12,7 @@
 pub mod config;
 pub mod effects;
 mod error;
+pub mod fake;
 pub mod heartbeat;
 mod host;
 mod images;

@@ -10,19 +10,19 @@ use perch_types::{ApiError, MachineId, Region, Timestamp};
 use crate::effects::Fault;
 
 /// How many records one answer has at most, unless it is followed.
-pub const RECORDS_MAX: u64 = 10_000;
+pub(crate) const RECORDS_MAX: u64 = 10_000;
 /// Records taken at once while following.
 const BATCH_MAX: usize = 256;
 
 /// One machine's log.
 #[derive(Debug)]
-pub struct Log {
+pub(crate) struct Log {
     /// The folder of its segments.
-    pub dir: std::path::PathBuf,
+    pub(crate) dir: std::path::PathBuf,
     /// Whose it is.
-    pub machine: MachineId,
+    pub(crate) machine: MachineId,
     /// Where it ran.
-    pub region: Region,
+    pub(crate) region: Region,
 }
 
 impl Log {
@@ -30,7 +30,7 @@ impl Log {
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub fn read(&self, query: &LogsQuery) -> Result<(Vec<LogRecord>, u64), ApiError> {
+    pub(crate) fn read(&self, query: &LogsQuery) -> Result<(Vec<LogRecord>, u64), ApiError> {
         let limit = query.last.unwrap_or(RECORDS_MAX).min(RECORDS_MAX);
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let fault = |error| Fault::from(error).error;
@@ -55,7 +55,7 @@ impl Log {
     ///
     /// # Errors
     /// When it cannot be watched.
-    pub fn follow(self, from_seq: u64) -> Result<Following, ApiError> {
+    pub(crate) fn follow(self, from_seq: u64) -> Result<Following, ApiError> {
         // A machine that has never run has no folder yet.
         drop(std::fs::create_dir_all(&self.dir));
         let follower = log::Follower::new(&self.dir, from_seq)
@@ -82,7 +82,7 @@ impl Log {
 
 /// A log that is being followed.
 #[derive(Debug)]
-pub struct Following {
+pub(crate) struct Following {
     follower: log::Follower,
     log: Log,
 }
@@ -92,7 +92,7 @@ impl Following {
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub async fn next(&mut self) -> Result<Vec<LogRecord>, ApiError> {
+    pub(crate) async fn next(&mut self) -> Result<Vec<LogRecord>, ApiError> {
         let records =
             self.follower.next(BATCH_MAX).await.map_err(|error| Fault::from(error).error)?;
         Ok(records.iter().map(|record| self.log.record(record)).collect())

@@ -41,7 +41,14 @@ const PLACEMENT_GRACE_MS: i64 = 60_000;
 
 /// Runs until the agent ends.
 pub(crate) async fn publish(shared: Arc<Shared>, store: Arc<dyn Store>) {
-    let mut publisher = Publisher { shared, store, told: BTreeMap::new(), alive: None, full_ms: 0 };
+    let mut publisher = Publisher {
+        shared,
+        store,
+        told: BTreeMap::new(),
+        alive: None,
+        full_ms: 0,
+        is_registered: false,
+    };
     let mut pause_ms = 0;
     loop {
         let shared = Arc::clone(&publisher.shared);
@@ -74,6 +81,7 @@ struct Publisher {
     alive: Option<(LeaseId, u64)>,
     /// When everything was compared last.
     full_ms: u64,
+    is_registered: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -84,8 +92,9 @@ struct Told {
 
 impl Publisher {
     async fn round(&mut self, now_ms: u64) -> Result<(), Error> {
-        if self.shared.incarnation.load(Ordering::Acquire) == 0 {
+        if !self.is_registered {
             self.register().await?;
+            self.is_registered = true;
         }
         self.stay_alive(now_ms).await?;
         if self.full_ms == 0 || now_ms.saturating_sub(self.full_ms) >= FULL_EVERY_MS {
@@ -99,12 +108,19 @@ impl Publisher {
         Ok(())
     }
 
-    /// Gets an incarnation from the directory, once in the life of the state file.
+    /// Makes the host known. Its incarnation is the directory's to give: a new one for a state file
+    /// that has none or that is not the one the directory knows.
     async fn register(&self) -> Result<(), Error> {
         let key = (self.shared.id.clone(),);
         let found = get_doc::<HostDoc>(self.store.as_ref(), &key).await?;
         let (cpus, memory_mb) = crate::host::capacity();
-        let incarnation = found.as_ref().map_or(0, |found| found.document.incarnation) + 1;
+        let own = self.shared.incarnation.load(Ordering::Acquire);
+        let known = found.as_ref().map(|found| found.document.incarnation);
+        let incarnation = match known {
+            Some(known) if known == own => return Ok(()),
+            Some(known) => known.max(own).saturating_add(1),
+            None => own.max(1),
+        };
         let document = HostDoc {
             region: self.shared.config.region.clone(),
             incarnation,

@@ -12,44 +12,44 @@ use crate::machine::record::Record;
 use crate::network::{Exhausted, Slots};
 
 /// Machines.
-pub const RECORDS: Table<MachineId, Record> = Table::new("machines");
+pub(crate) const RECORDS: Table<MachineId, Record> = Table::new("machines");
 /// Commands that were accepted and wait.
-pub const QUEUES: Table<MachineId, Vec<Queued>> = Table::new("queues");
+pub(crate) const QUEUES: Table<MachineId, Vec<Queued>> = Table::new("queues");
 /// What the host is.
-pub const HOST: Table<String, HostRow> = Table::new("host");
+pub(crate) const HOST: Table<String, HostRow> = Table::new("host");
 /// Address slots.
-pub const SLOTS: Table<String, Slots> = Table::new("slots");
+pub(crate) const SLOTS: Table<String, Slots> = Table::new("slots");
 /// The only key of the two tables above.
-pub const ONLY: &str = "this";
+pub(crate) const ONLY: &str = "this";
 
 /// An accepted command.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Queued {
     /// The command.
-    pub command: Command,
+    pub(crate) command: Command,
     /// The image of an update, resolved.
     #[serde(default)]
-    pub image: Option<ImageRef>,
+    pub(crate) image: Option<ImageRef>,
 }
 
 /// What the host is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HostRow {
+pub(crate) struct HostRow {
     /// Its id.
-    pub id: HostId,
+    pub(crate) id: HostId,
     /// Its incarnation, given by the directory; 0 until it was reached.
-    pub incarnation: u64,
+    pub(crate) incarnation: u64,
     /// How often the agent started with this file.
-    pub starts: u64,
+    pub(crate) starts: u64,
     /// The server's boot id at the last start.
-    pub server_boot: String,
+    pub(crate) server_boot: String,
 }
 
 /// Takes a free slot.
 ///
 /// # Errors
 /// On a fault of the file; the inner one when no slot is free.
-pub fn take_slot(tx: &Tx<'_>, slots: u32, boot_ms: u64) -> Result<Result<u32, Exhausted>, Error> {
+pub(crate) fn take_slot(tx: &Tx<'_>, slots: u32, boot_ms: u64) -> Result<Result<u32, Exhausted>, Error> {
     let mut all = read_slots(tx)?;
     let taken = all.take(slots, boot_ms);
     SLOTS.put(tx, &ONLY.to_owned(), &all)?;
@@ -60,7 +60,7 @@ pub fn take_slot(tx: &Tx<'_>, slots: u32, boot_ms: u64) -> Result<Result<u32, Ex
 ///
 /// # Errors
 /// On a fault of the file.
-pub fn release_slot(tx: &Tx<'_>, slot: u32, boot_ms: u64) -> Result<(), Error> {
+pub(crate) fn release_slot(tx: &Tx<'_>, slot: u32, boot_ms: u64) -> Result<(), Error> {
     let mut all = read_slots(tx)?;
     all.release(slot, boot_ms);
     SLOTS.put(tx, &ONLY.to_owned(), &all)
@@ -70,7 +70,7 @@ pub fn release_slot(tx: &Tx<'_>, slot: u32, boot_ms: u64) -> Result<(), Error> {
 ///
 /// # Errors
 /// On a fault of the file.
-pub fn put_queue(tx: &Tx<'_>, id: &MachineId, queued: &Vec<Queued>) -> Result<(), Error> {
+pub(crate) fn put_queue(tx: &Tx<'_>, id: &MachineId, queued: &Vec<Queued>) -> Result<(), Error> {
     if queued.is_empty() { QUEUES.delete(tx, id).map(drop) } else { QUEUES.put(tx, id, queued) }
 }
 

@@ -64,21 +64,43 @@ pub struct Shared {
     pub findings: Vec<String>,
 }
 
+/// With what an agent begins.
+#[derive(Debug)]
+pub(crate) struct Begin {
+    pub(crate) id: HostId,
+    pub(crate) incarnation: u64,
+    pub(crate) counter: u64,
+    pub(crate) rebooted: bool,
+    pub(crate) findings: Vec<String>,
+}
+
 impl Shared {
+    pub(crate) fn new(config: Config, effects: Effects, db: Db, begin: Begin) -> Self {
+        let (changes, _) = broadcast::channel(WATCH_QUEUE_MAX);
+        Self {
+            config,
+            effects,
+            journal: Journal::new(db.clone()),
+            db,
+            id: begin.id,
+            incarnation: AtomicU64::new(begin.incarnation),
+            counter: AtomicU64::new(begin.counter),
+            rebooted: begin.rebooted,
+            machines: RwLock::default(),
+            changes,
+            dirty: Notify::new(),
+            heartbeats: Heartbeats::default(),
+            stopping: CancellationToken::new(),
+            broken: AtomicBool::new(false),
+            step_times: Mutex::default(),
+            findings: begin.findings,
+        }
+    }
+
     /// Returns where a machine keeps its files.
     #[must_use]
     pub fn machine_dir(&self, id: &MachineId) -> MachineDir {
         MachineDir::below(&self.config.data_dir, &self.config.run_dir, id)
-    }
-
-    /// Returns what a machine's networking is made from.
-    #[must_use]
-    pub fn machine_network(&self, record: &Record) -> MachineNetwork {
-        MachineNetwork {
-            machine: record.id.clone(),
-            network_id: record.network_id,
-            slot: record.slot,
-        }
     }
 
     /// Returns where a machine is, as its program sees it.
@@ -87,7 +109,7 @@ impl Shared {
     /// When its slot is beyond the pool.
     pub fn surroundings(&self, record: &Record) -> Result<Surroundings, Fault> {
         let (private_ip, private_ipv4) =
-            self.effects.networks.addresses(&self.machine_network(record))?;
+            self.effects.networks.addresses(&machine_network(record))?;
         Ok(Surroundings {
             region: self.config.region.clone(),
             private_ip,
@@ -170,9 +192,19 @@ impl Shared {
     }
 }
 
+/// Returns what a machine's networking is made from.
+#[must_use]
+pub(crate) fn machine_network(record: &Record) -> MachineNetwork {
+    MachineNetwork {
+        machine: record.id.clone(),
+        network_id: record.network_id,
+        slot: record.slot,
+    }
+}
+
 /// Returns random bits for ids.
 #[must_use]
-pub fn random() -> u128 {
+pub(crate) fn random() -> u128 {
     let mut bytes = [0; 16];
     // The kernel's generator has no way to fail once the server is up; an id that repeats would
     // still be told apart by its time.

@@ -5,13 +5,13 @@
 /// A command line that does not end well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Unfinished(&'static str);
+pub(crate) struct Unfinished(&'static str);
 
 /// Splits at blanks outside of quotes; a backslash takes the next character as it is.
 ///
 /// # Errors
 /// When a quote is not closed or nothing follows a backslash.
-pub fn split(line: &str) -> Result<Vec<String>, Unfinished> {
+pub(crate) fn split(line: &str) -> Result<Vec<String>, Unfinished> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut characters = line.chars();

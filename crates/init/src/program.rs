@@ -208,7 +208,7 @@ fn find(name: &str, path: &str, cwd: &Path) -> Result<PathBuf, Refusal> {
             Ok(true) => return Ok(candidate),
             Ok(false) => {
                 let reason = format!("`{}` is not an executable file", candidate.display());
-                refused.get_or_insert(Refusal::new(CODE_NOT_EXECUTABLE, reason));
+                refused.get_or_insert_with(|| Refusal::new(CODE_NOT_EXECUTABLE, reason));
             }
             Err(_) => {}
         }

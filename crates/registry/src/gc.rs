@@ -131,7 +131,7 @@ fn drop_links(inner: &Inner, name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn find_repositories(root: &Path, folder: &Path, found: &mut Vec<String>) -> Result<(), Error> {
+pub(crate) fn find_repositories(root: &Path, folder: &Path, found: &mut Vec<String>) -> Result<(), Error> {
     for name in storage::names(folder, SCAN_MAX)? {
         let path = folder.join(&name);
         if !name.starts_with('_') {

@@ -7,6 +7,7 @@
 
 pub mod access;
 mod blobs;
+mod catalog;
 pub mod error;
 mod gc;
 pub mod limits;

@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, Method, StatusCode};
 use perch_types::Secret;
+use perch_types::api::ImageInfo;
 use perch_types::clock::Clock;
 use perch_types::image::Digest;
 use tokio::sync::RwLock;
@@ -25,7 +26,7 @@ use crate::reply::{Fault, answer};
 use crate::route::{self, Route};
 use crate::storage::Storage;
 use crate::uploads::Upload;
-use crate::{blobs, gc, lists, manifests, uploads};
+use crate::{catalog, blobs, gc, lists, manifests, uploads};
 
 /// How a registry is set up.
 #[derive(Debug, Clone)]
@@ -133,6 +134,15 @@ impl Registry {
     pub async fn usage(&self) -> Result<Usage, Error> {
         let inner = Arc::clone(&self.inner);
         blocking(move || gc::usage(&inner)).await
+    }
+
+    /// Returns every repository that has a tag, by name.
+    ///
+    /// # Errors
+    /// When a folder cannot be listed.
+    pub async fn images(&self) -> Result<Vec<ImageInfo>, Error> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || catalog::images(&inner)).await
     }
 
     /// Removes a repository's tags and manifests, as when its app is deleted; its contents go

@@ -76,7 +76,7 @@ impl Hierarchies {
             match kind {
                 "cgroup2" => unified = Some(PathBuf::from(at)),
                 "cgroup" => {
-                    legacy.push((at.into(), options.split(',').map(str::to_owned).collect()))
+                    legacy.push((at.into(), options.split(',').map(str::to_owned).collect()));
                 }
                 _ => {}
             }

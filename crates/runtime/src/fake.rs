@@ -223,7 +223,7 @@ impl Runtime for FakeRuntime {
     async fn clean(&self, dir: &MachineDir) -> Result<(), Error> {
         self.record(&dir.machine, Call::Clean);
         self.end(&dir.machine, |status| {
-            status.reason = ExitReason::MonitorLost
+            status.reason = ExitReason::MonitorLost;
         });
         Ok(())
     }

@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_frame_longer_than_its_limit_is_neither_written_nor_read() {
-        assert!(encode(&"x".repeat(10), 11).is_err());
+        encode(&"x".repeat(10), 11).unwrap_err();
         let frame = encode(&"x".repeat(10), 12).unwrap();
         assert_eq!(
             read::<String>(&mut frame.as_slice(), 12).unwrap(),
@@ -112,6 +112,6 @@ mod tests {
         let error = read::<String>(&mut frame.as_slice(), 11).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         let huge = [0xff, 0xff, 0xff, 0xff];
-        assert!(read::<String>(&mut huge.as_slice(), 1024).is_err());
+        read::<String>(&mut huge.as_slice(), 1024).unwrap_err();
     }
 }

@@ -42,9 +42,8 @@ enum Installer {
 /// Plans a Flask app.
 pub(crate) fn detect(files: &dyn Files) -> Option<LaunchPlan> {
     let (installer, from) = installer(files)?;
-    let app = App::find(files);
     // A dependency alone does not show where the app is: without a module there is nothing to run.
-    let app = app?;
+    let app = App::find(files)?;
     let dockerfile = dockerfile(installer, files, &app.target);
     let mut plan = LaunchPlan::new(Family::Flask, Source::Generated(dockerfile));
     plan.decide("build", "a new Dockerfile", format!("Flask is named in {from}"));

@@ -22,7 +22,7 @@ async fn an_app_is_answered_in_the_contracts_shape() {
     let app = shown(&body, &["id", "created_at"]);
     insta::assert_snapshot!(app, @r#"
     {
-      "created_at": "[time]",
+      "created_at": "[created_at]",
       "hostname": "web.perch.test",
       "id": "[id]",
       "internal_numeric_id": 1,

@@ -46,6 +46,8 @@ async fn build(State(builder): State<Arc<Builder>>, request: Request) -> Respons
     .into_response()
 }
 
+/// Tells, by being dropped, that the answer is.
+#[expect(dead_code, reason = "its end is what is waited for")]
 struct Gone(oneshot::Sender<()>);
 
 async fn cloud() -> (Cloud, Arc<Builder>, mpsc::Sender<String>, oneshot::Receiver<()>) {

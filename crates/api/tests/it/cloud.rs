@@ -20,13 +20,13 @@ use sha2::{Digest as _, Sha256};
 
 use crate::fake_host::FakeHost;
 
-pub const ADMIN: &str = "perch_admin";
-pub const STRANGER: &str = "perch_stranger";
+pub(crate) const ADMIN: &str = "perch_admin";
+pub(crate) const STRANGER: &str = "perch_stranger";
 
 #[derive(Debug)]
-pub struct TestClock {
+pub(crate) struct TestClock {
     began: Instant,
-    pub offset_ms: AtomicI64,
+    pub(crate) offset_ms: AtomicI64,
 }
 
 impl Clock for TestClock {
@@ -56,32 +56,31 @@ impl ImageCatalog for Catalog {
     }
 }
 
-pub struct Cloud {
-    pub folder: tempfile::TempDir,
-    pub store: Arc<dyn Store>,
-    pub clock: Arc<TestClock>,
-    pub host: Arc<FakeHost>,
-    pub host_task: tokio::task::JoinHandle<()>,
-    pub api: perch_api::Api,
-    pub admin: perch_client::Api,
-    pub stranger: perch_client::Api,
-    pub socket: PathBuf,
+pub(crate) struct Cloud {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) clock: Arc<TestClock>,
+    pub(crate) host: Arc<FakeHost>,
+    pub(crate) host_task: tokio::task::JoinHandle<()>,
+    pub(crate) api: perch_api::Api,
+    pub(crate) admin: perch_client::Api,
+    pub(crate) socket: PathBuf,
 }
 
-pub fn hash(token: &str) -> String {
+pub(crate) fn hash(token: &str) -> String {
     Sha256::digest(token).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-pub fn web() -> AppName {
+pub(crate) fn web() -> AppName {
     "web".parse().unwrap()
 }
 
 impl Cloud {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with(false).await
     }
 
-    pub async fn start_with(builder: bool) -> Self {
+    pub(crate) async fn start_with(builder: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let offset_ms = AtomicI64::new(1_000_000);
         let clock = Arc::new(TestClock { began: Instant::now(), offset_ms });
@@ -130,19 +129,14 @@ impl Cloud {
             std::future::pending(),
         );
         tokio::spawn(serving);
-        let cloud_client = |token: &str| {
-            let address = Address::Unix(socket.clone());
-            perch_client::Api::new(&address, &Secret::new(token)).unwrap()
-        };
-        let (admin, stranger) = (cloud_client(ADMIN), cloud_client(STRANGER));
-        let cloud = Self {
-            folder, store, clock, host, host_task, api, admin, stranger, socket,
-        };
+        let admin = perch_client::Api::new(&Address::Unix(socket.clone()), &Secret::new(ADMIN));
+        let admin = admin.unwrap();
+        let cloud = Self { folder, store, clock, host, host_task, api, admin, socket };
         cloud.token(STRANGER, "strangers", None).await;
         cloud
     }
 
-    pub async fn token(&self, token: &str, org: &str, expires_at: Option<Timestamp>) {
+    pub(crate) async fn token(&self, token: &str, org: &str, expires_at: Option<Timestamp>) {
         let org: OrgSlug = org.parse().unwrap();
         let document = TokenDoc {
             name: token.to_owned(),
@@ -158,26 +152,26 @@ impl Cloud {
     }
 
     /// Turns the clock.
-    pub fn turn(&self, ms: i64) {
+    pub(crate) fn turn(&self, ms: i64) {
         self.clock.offset_ms.fetch_add(ms, Ordering::Relaxed);
     }
 
-    pub fn clock_plus(&self, ms: u64) -> Timestamp {
+    pub(crate) fn clock_plus(&self, ms: u64) -> Timestamp {
         self.clock.now().plus(Duration::from_millis(ms))
     }
 
-    pub async fn app(&self) -> AppName {
+    pub(crate) async fn app(&self) -> AppName {
         let request = CreateApp { name: Some("web".to_owned()), ..CreateApp::default() };
         self.admin.create_app(&request).await.unwrap().name
     }
 
-    pub async fn machine(&self, config: Value) -> Machine {
+    pub(crate) async fn machine(&self, config: Value) -> Machine {
         let request = request(config);
         self.admin.create_machine(&web(), &request).await.unwrap()
     }
 
     /// Sends what a typed client would not.
-    pub async fn raw(
+    pub(crate) async fn raw(
         &self,
         (method, path): (&str, &str),
         token: Option<&str>,
@@ -195,7 +189,7 @@ impl Cloud {
         (head.status.as_u16(), head.headers, body)
     }
 
-    pub async fn error(
+    pub(crate) async fn error(
         &self,
         call: (&str, &str),
         token: Option<&str>,
@@ -207,13 +201,13 @@ impl Cloud {
     }
 
     /// Returns the keys under a prefix.
-    pub async fn keys(&self, prefix: &str) -> Vec<String> {
+    pub(crate) async fn keys(&self, prefix: &str) -> Vec<String> {
         let listing = self.store.list(prefix).await.unwrap();
         listing.entries.into_iter().map(|entry| entry.key).collect()
     }
 
     /// Waits until nothing is left under the prefixes, with a call that wakes the reconciler.
-    pub async fn until_empty_woken(&self, prefixes: &[&str]) {
+    pub(crate) async fn until_empty_woken(&self, prefixes: &[&str]) {
         let name = Some("wakes-the-reconciler".to_owned());
         let app = self.admin.create_app(&CreateApp { name, ..CreateApp::default() }).await.unwrap();
         self.admin.delete_app(&app.name).await.unwrap();
@@ -221,7 +215,7 @@ impl Cloud {
     }
 
     /// Waits until nothing is left under the prefixes.
-    pub async fn until_empty(&self, prefixes: &[&str]) {
+    pub(crate) async fn until_empty(&self, prefixes: &[&str]) {
         let empty = async {
             loop {
                 let mut left = Vec::new();
@@ -238,13 +232,13 @@ impl Cloud {
     }
 }
 
-pub fn request(config: Value) -> CreateMachineRequest {
+pub(crate) fn request(config: Value) -> CreateMachineRequest {
     let config = serde_json::from_value(config).unwrap();
     CreateMachineRequest { config, ..CreateMachineRequest::default() }
 }
 
 /// Returns JSON for a snapshot, with what differs from run to run left out.
-pub fn shown(body: &[u8], differing: &[&str]) -> String {
+pub(crate) fn shown(body: &[u8], differing: &[&str]) -> String {
     let mut value: Value = serde_json::from_slice(body).unwrap();
     for key in differing {
         assert!(value.get(key).is_some(), "{key} in {value}");

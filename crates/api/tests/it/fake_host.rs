@@ -30,7 +30,7 @@ use tokio::sync::watch;
 
 /// How the next creations go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Creation {
+pub(crate) enum Creation {
     #[default]
     Works,
     Refused,
@@ -39,13 +39,13 @@ pub enum Creation {
 }
 
 #[derive(Debug)]
-pub struct FakeHost {
-    pub id: HostId,
-    pub machines: Mutex<BTreeMap<MachineId, HostMachine>>,
-    pub commands: Mutex<Vec<Command>>,
-    pub creation: Mutex<Creation>,
-    pub refuses_updates: AtomicBool,
-    pub not_ready_because: Mutex<Option<String>>,
+pub(crate) struct FakeHost {
+    pub(crate) id: HostId,
+    pub(crate) machines: Mutex<BTreeMap<MachineId, HostMachine>>,
+    pub(crate) commands: Mutex<Vec<Command>>,
+    pub(crate) creation: Mutex<Creation>,
+    pub(crate) refuses_updates: AtomicBool,
+    pub(crate) not_ready_because: Mutex<Option<String>>,
     store: Arc<dyn Store>,
     counter: AtomicU64,
     changed: watch::Sender<u64>,
@@ -54,7 +54,7 @@ pub struct FakeHost {
 type Shared = State<Arc<FakeHost>>;
 type Reply<T> = Result<Json<T>, Refused>;
 
-pub struct Refused(ApiError);
+pub(crate) struct Refused(ApiError);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
@@ -68,7 +68,7 @@ fn refused<T>(code: Code, text: &str) -> Result<T, Refused> {
 }
 
 impl FakeHost {
-    pub fn new(store: Arc<dyn Store>) -> Arc<Self> {
+    pub(crate) fn new(store: Arc<dyn Store>) -> Arc<Self> {
         Arc::new(Self {
             id: HostId::from_bits(7),
             machines: Mutex::default(),
@@ -82,12 +82,12 @@ impl FakeHost {
         })
     }
 
-    pub fn region() -> Region {
+    pub(crate) fn region() -> Region {
         "fra".parse().unwrap()
     }
 
     /// Serves on a socket until the task is aborted.
-    pub fn serve(self: &Arc<Self>, socket: &Path) -> tokio::task::JoinHandle<()> {
+    pub(crate) fn serve(self: &Arc<Self>, socket: &Path) -> tokio::task::JoinHandle<()> {
         let listener = tokio::net::UnixListener::bind(socket).unwrap();
         let router = Router::new()
             .route("/machines", post(create).get(list))
@@ -118,7 +118,7 @@ impl FakeHost {
     }
 
     /// Changes a machine, tells the directory, wakes whoever waits.
-    pub async fn change(&self, id: &MachineId, change: impl FnOnce(&mut HostMachine)) -> HostMachine {
+    pub(crate) async fn change(&self, id: &MachineId, change: impl FnOnce(&mut HostMachine)) -> HostMachine {
         let machine = {
             let mut machines = self.machines.lock().unwrap();
             let machine = machines.get_mut(id).unwrap();

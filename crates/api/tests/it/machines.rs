@@ -18,6 +18,7 @@ use crate::fake_host::Creation;
 const MACHINES: &str = "/v1/apps/web/machines";
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "most of it is the answer")]
 async fn a_machine_is_answered_in_the_contracts_shape() {
     let cloud = Cloud::start().await;
     cloud.app().await;
@@ -152,12 +153,11 @@ async fn a_creation_whose_answer_is_lost_is_taken_back() {
     assert_eq!(error.unwrap_err().code(), Some(Code::Unavailable));
     let destroyed = async {
         loop {
-            let gone = |state| state == MachineState::Destroyed;
-            let states = cloud.host.machines.lock().unwrap();
-            if !states.is_empty() && states.values().all(|machine| gone(machine.state)) {
+            let states: Vec<_> =
+                cloud.host.machines.lock().unwrap().values().map(|it| it.state).collect();
+            if states == [MachineState::Destroyed] {
                 return;
             }
-            drop(states);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -235,7 +235,7 @@ async fn lists_are_filtered() {
         machines.into_iter().map(|machine| machine.id).collect()
     };
     assert_eq!(list("").await.len(), 2);
-    assert_eq!(list("state=started").await, [blue.id.clone()]);
+    assert_eq!(list("state=started").await, [blue.id]);
     assert_eq!(list("state=started,stopped&region=fra").await.len(), 2);
     assert_eq!(list("region=iad").await, []);
     assert_eq!(list("metadata.colour=green").await, [green.id]);
@@ -310,7 +310,7 @@ async fn a_host_that_is_away_leaves_what_was_known_last() {
     std::fs::remove_file(cloud.folder.path().join("host.sock")).unwrap();
     let listed = cloud.admin.machines(&web(), &ListFilter::default()).await.unwrap();
     let one = cloud.admin.machine(&web(), &machine.id).await.unwrap();
-    assert_eq!(listed, [one.clone()]);
+    assert_eq!(listed, std::slice::from_ref(&one));
     assert_eq!(one.host_status, HostStatus::Unreachable);
     assert_eq!(one.config.env["A"], "b");
     assert_eq!((one.image_ref.repository.as_str(), one.image_ref.tag.as_str()), ("web", "9"));

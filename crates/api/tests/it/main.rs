@@ -1,6 +1,8 @@
 //! The API with a real directory, a real view and real sockets; the host is a stand-in that
 //! serves `types::host`'s table from memory.
 
+#![expect(clippy::unwrap_used, reason = "the whole binary is a test")]
+
 mod apps;
 mod builds;
 mod cloud;

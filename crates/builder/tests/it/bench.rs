@@ -3,52 +3,61 @@
 //! Never shares a name, an address or a folder with another test that runs at the same time.
 
 use std::io::Write as _;
-use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::PermissionsExt as _;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt as _;
 use perch_builder::{APP_HEADER, Builder, Config, FORCE_HEADER, Limits, TOKEN_HEADER, router};
-use perch_types::ApiError;
+use perch_registry::{Access, Authorize, Basic, Decision, Registry};
 use perch_types::build::{BUILD_HEADER, BuildEvent, BuildRequest};
+use perch_types::clock::Clock;
+use perch_types::{ApiError, Timestamp};
 use tower::ServiceExt as _;
 
+/// The password that the registry knows.
+pub(crate) const TOKEN: &str = "secret-token";
 const BUSYBOX: &str = "/bin/busybox";
 
 /// A builder with all that belongs to it.
 pub(crate) struct Bench {
     pub(crate) builder: Arc<Builder>,
     pub(crate) registry: String,
-    process: Child,
+    instance: String,
     folder: tempfile::TempDir,
     run_dir: PathBuf,
 }
 
-/// Says why a test does not run here, or `None` if it does.
-pub(crate) fn missing(test: &str) -> Option<()> {
+/// Returns whether a test cannot run here, and says why.
+pub(crate) fn missing(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
-    let tools = ["/usr/bin/buildah", "/usr/sbin/runc", "/usr/sbin/nft", "/usr/bin/docker-registry", BUSYBOX];
+    let tools = [
+        "/usr/bin/buildah",
+        "/usr/sbin/runc",
+        "/usr/sbin/nft",
+        "/usr/bin/skopeo",
+        BUSYBOX,
+    ];
     let lacking = tools.iter().find(|path| !Path::new(path).exists());
     match (root, lacking) {
-        (true, None) => None,
-        (false, _) => Some(skip(test, "root")),
-        (true, Some(path)) => Some(skip(test, path)),
+        (true, None) => false,
+        (false, _) => skip(test, "root"),
+        (true, Some(path)) => skip(test, path),
     }
 }
 
 /// The same, for tests that fetch packages.
-pub(crate) fn missing_long(test: &str) -> Option<()> {
+pub(crate) fn missing_long(test: &str) -> bool {
     if std::env::var_os("PERCH_TEST_LONG").is_none() {
-        return Some(skip(test, "PERCH_TEST_LONG=1"));
+        return skip(test, "PERCH_TEST_LONG=1");
     }
     missing(test)
 }
 
-fn skip(test: &str, what: &str) {
+fn skip(test: &str, what: &str) -> bool {
     let _shown = writeln!(std::io::stderr(), "skipped: {test}: {what}");
+    true
 }
 
 impl Bench {
@@ -57,15 +66,22 @@ impl Bench {
         let number = std::process::id() % 4096;
         let folder = tempfile::tempdir().unwrap();
         let run_dir = PathBuf::from(format!("/run/perch-build-test-{number}"));
-        let (process, registry) = start_registry(folder.path());
+        let registry = start_registry(folder.path()).await;
         let mut config = Config::new(folder.path().join("data"), registry.clone());
         config.run_dir.clone_from(&run_dir);
         config.instance = format!("pb{number:x}_");
         let [high, low] = u16::try_from(number % 2048).unwrap().to_be_bytes();
         config.addresses = Ipv4Addr::new(100, 112 + high, low, 0);
         config.limits = limits;
+        let instance = config.instance.clone();
         let builder = Builder::open(config).await.unwrap();
-        Self { builder, registry, process, folder, run_dir }
+        Self {
+            builder,
+            registry,
+            instance,
+            folder,
+            run_dir,
+        }
     }
 
     /// Lays everything down and checks that nothing is left on the host.
@@ -73,7 +89,20 @@ impl Bench {
         self.builder.close().await.unwrap();
         assert!(!self.run_dir.exists());
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        assert!(!mounts.contains(self.folder.path().to_str().unwrap()), "a mount is left");
+        assert!(
+            !mounts.contains(self.folder.path().to_str().unwrap()),
+            "a mount is left"
+        );
+        for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            let cgroup = controller.path().join(&self.instance);
+            assert!(!cgroup.exists(), "{} is left", cgroup.display());
+        }
+        let tables = Command::new("nft")
+            .args(["list", "tables"])
+            .output()
+            .unwrap();
+        let tables = String::from_utf8(tables.stdout).unwrap();
+        assert!(!tables.contains(&self.instance), "a table is left");
     }
 
     pub(crate) async fn build(&self, request: &BuildRequest, context: Vec<u8>) -> Answer {
@@ -88,7 +117,7 @@ impl Bench {
         let request = http::Request::post("/builder/v1/build")
             .header(BUILD_HEADER, serde_json::to_string(request).unwrap())
             .header(APP_HEADER, "web")
-            .header(TOKEN_HEADER, "secret-token")
+            .header(TOKEN_HEADER, TOKEN)
             .body(axum::body::Body::from(context))
             .unwrap();
         self.ask(request).await
@@ -96,7 +125,7 @@ impl Bench {
 
     pub(crate) async fn bootstrap(&self, force: bool) -> Answer {
         let request = http::Request::post("/builder/v1/bootstrap")
-            .header(TOKEN_HEADER, "secret-token")
+            .header(TOKEN_HEADER, TOKEN)
             .header(FORCE_HEADER, if force { "1" } else { "0" })
             .body(axum::body::Body::empty())
             .unwrap();
@@ -104,7 +133,10 @@ impl Bench {
     }
 
     async fn ask(&self, request: http::Request<axum::body::Body>) -> Result<Answer, ApiError> {
-        let response = router(Arc::clone(&self.builder)).oneshot(request).await.unwrap();
+        let response = router(Arc::clone(&self.builder))
+            .oneshot(request)
+            .await
+            .unwrap();
         let status = response.status();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         if !status.is_success() {
@@ -113,7 +145,10 @@ impl Bench {
             return Err(error);
         }
         let text = String::from_utf8(bytes.to_vec()).unwrap();
-        let events: Vec<BuildEvent> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let events: Vec<BuildEvent> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
         Ok(Answer { events })
     }
 
@@ -125,7 +160,13 @@ impl Bench {
         let source = format!("docker://{}/{repository}:{tag}", self.registry);
         let target_name = format!("dir:{}", target.display());
         let status = Command::new("skopeo")
-            .args(["copy", "-q", "--src-tls-verify=false", &source, &target_name])
+            .args([
+                "copy",
+                "-q",
+                "--src-tls-verify=false",
+                &source,
+                &target_name,
+            ])
             .status()
             .unwrap();
         assert!(status.success(), "skopeo copy {source}");
@@ -149,11 +190,15 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        // A test that failed has not closed its builder: the mount at least must not stay.
+        // A test that failed has not closed its builder: what it set up must not stay.
         let disk = self.folder.path().join("data/disk");
-        let _unmounted = Command::new("umount").arg(disk).stderr(Stdio::null()).status();
-        let _killed = self.process.kill();
-        let _reaped = self.process.wait();
+        let quiet = |program: &str, arguments: &[&str]| {
+            let mut command = Command::new(program);
+            let _ended = command.args(arguments).stderr(Stdio::null()).status();
+        };
+        quiet("umount", &[disk.to_str().unwrap_or_default()]);
+        quiet("nft", &["delete", "table", "inet", &self.instance]);
+        let _absent = std::fs::remove_dir_all(&self.run_dir);
     }
 }
 
@@ -178,9 +223,11 @@ impl Answer {
     /// Returns the reference, digest and size of the image.
     pub(crate) fn image(&self) -> (String, String, u64) {
         match self.events.last() {
-            Some(BuildEvent::Image { reference, digest, size_bytes }) => {
-                (reference.clone(), digest.as_str().to_owned(), *size_bytes)
-            }
+            Some(BuildEvent::Image {
+                reference,
+                digest,
+                size_bytes,
+            }) => (reference.clone(), digest.as_str().to_owned(), *size_bytes),
             _ => panic!("no image: {self:#?}"),
         }
     }
@@ -194,7 +241,10 @@ impl Answer {
 }
 
 pub(crate) fn request(tag: &str) -> BuildRequest {
-    BuildRequest { tag: tag.to_owned(), ..BuildRequest::default() }
+    BuildRequest {
+        tag: tag.to_owned(),
+        ..BuildRequest::default()
+    }
 }
 
 /// Packs a Dockerfile with a static shell and more files.
@@ -217,37 +267,67 @@ pub(crate) fn context(dockerfile: &str, files: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 /// The beginning of a Dockerfile that has a shell and nothing else.
-pub(crate) const SHELL: &str =
-    "FROM scratch\nCOPY busybox /bin/busybox\nSHELL [\"/bin/busybox\", \"sh\", \"-c\"]\nENV PATH=/bin\nRUN /bin/busybox --install -s /bin\n";
+pub(crate) const SHELL: &str = "FROM scratch\nCOPY busybox /bin/busybox\nSHELL [\"/bin/busybox\", \"sh\", \"-c\"]\nENV PATH=/bin\nRUN /bin/busybox --install -s /bin\n";
 
 pub(crate) fn limits() -> Limits {
-    Limits { disk_bytes: 4 << 30, memory_bytes: 1 << 30, time_s_max: 60, ..Limits::default() }
+    Limits {
+        disk_bytes: 4 << 30,
+        memory_bytes: 1 << 30,
+        time_s_max: 60,
+        ..Limits::default()
+    }
 }
 
-fn start_registry(folder: &Path) -> (Child, String) {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap().to_string();
-    drop(free);
-    let data = folder.join("registry");
-    std::fs::create_dir(&data).unwrap();
-    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o700)).unwrap();
-    let config = folder.join("registry.yml");
-    let text = format!(
-        "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n",
-        data.display()
-    );
-    std::fs::write(&config, text).unwrap();
-    let process = Command::new("docker-registry")
-        .arg("serve")
-        .arg(&config)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while std::net::TcpStream::connect(&address).is_err() {
-        assert!(Instant::now() < deadline, "the registry does not listen");
-        std::thread::yield_now();
+/// Knows one password, which pushes to `web` and to the base images and pulls everything.
+#[derive(Debug)]
+struct OneToken;
+
+#[async_trait::async_trait]
+impl Authorize for OneToken {
+    async fn authorize(
+        &self,
+        credentials: Option<&Basic>,
+        repository: &str,
+        access: Access,
+    ) -> Decision {
+        if credentials.is_none_or(|basic| basic.password.expose() != TOKEN) {
+            return Decision::Unauthenticated;
+        }
+        let own = repository == "web" || repository.starts_with("base/");
+        if own || access == Access::Pull {
+            Decision::Allow
+        } else {
+            Decision::Forbidden
+        }
     }
-    (process, address)
+}
+
+/// A clock that stands: no test here waits for the registry to forget something.
+#[derive(Debug)]
+struct StandingClock;
+
+impl Clock for StandingClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_unix_ms(0)
+    }
+
+    fn boot_ms(&self) -> u64 {
+        0
+    }
+}
+
+async fn start_registry(folder: &Path) -> String {
+    let registry = Registry::open(perch_registry::Config {
+        root: folder.join("registry"),
+        limits: perch_registry::Limits::default(),
+        authorize: Arc::new(OneToken),
+        clock: Arc::new(StandingClock),
+    })
+    .await
+    .unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    // Ends with the test's runtime.
+    tokio::spawn(async move { axum::serve(listener, registry.router()).await });
+    address
 }

@@ -10,11 +10,13 @@ use crate::bench::{Bench, SHELL, context, limits, missing, request};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_context_becomes_a_pushed_image_and_the_second_time_comes_from_the_cache() {
-    if missing("a_context_becomes_a_pushed_image").is_some() {
+    if missing("a_context_becomes_a_pushed_image") {
         return;
     }
     let bench = Bench::open(limits()).await;
-    let dockerfile = format!("{SHELL}ARG COLOUR=red\nRUN echo \"colour $COLOUR\"; echo made > /made\nCMD [\"/bin/sh\"]\n");
+    let dockerfile = format!(
+        "{SHELL}ARG COLOUR=red\nRUN echo \"colour $COLOUR\"; echo made > /made\nCMD [\"/bin/sh\"]\n"
+    );
     let mut wanted = request("one");
     wanted.args.insert("COLOUR".to_owned(), "blue".to_owned());
     let answer = bench.build(&wanted, context(&dockerfile, &[])).await;
@@ -31,13 +33,20 @@ async fn a_context_becomes_a_pushed_image_and_the_second_time_comes_from_the_cac
         })
         .collect();
     assert_eq!(steps.len(), 8, "{steps:?}");
-    assert_eq!(steps[6], "step 7/8: RUN echo \"colour $COLOUR\"; echo made > /made");
+    assert_eq!(
+        steps[6],
+        "step 7/8: RUN echo \"colour $COLOUR\"; echo made > /made"
+    );
     let (config, names) = bench.fetch("web", "one");
     assert_eq!(config["config"]["Cmd"][0], "/bin/sh");
     assert!(names.iter().any(|name| name == "made"));
     // None of what the builder offers to RUN is in the image.
     assert!(!config["config"].to_string().contains("perch"), "{config}");
-    assert!(!names.iter().any(|name| name.contains("perch") || name.contains("ca-certificates")));
+    assert!(
+        !names
+            .iter()
+            .any(|name| name.contains("perch") || name.contains("ca-certificates"))
+    );
 
     let begin = Instant::now();
     let again = bench.build(&wanted, context(&dockerfile, &[])).await;
@@ -49,60 +58,124 @@ async fn a_context_becomes_a_pushed_image_and_the_second_time_comes_from_the_cac
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_step_is_named_with_line_code_and_last_lines() {
-    if missing("a_failing_step_is_named").is_some() {
+    if missing("a_failing_step_is_named") {
         return;
     }
     let bench = Bench::open(limits()).await;
-    let dockerfile = format!("{SHELL}\n# why\nRUN echo before && \\\n  echo 'no such thing' >&2; \\\n  exit 7\n");
+    let dockerfile = format!(
+        "{SHELL}\n# why\nRUN echo before && \\\n  echo 'no such thing' >&2; \\\n  exit 7\n"
+    );
     let answer = bench.build(&request("x"), context(&dockerfile, &[])).await;
     let error = answer.error();
     assert_eq!(error.code, Code::BuildFailed);
-    assert!(error.error.contains("(Dockerfile line 8) exited with code 7"), "{error}");
-    assert!(error.error.contains("\n  before\n  no such thing"), "{error}");
+    assert!(
+        error
+            .error
+            .contains("(Dockerfile line 8) exited with code 7"),
+        "{error}"
+    );
+    assert!(
+        error.error.contains("\n  before\n  no such thing"),
+        "{error}"
+    );
 
-    let answer = bench.build(&request("x"), context("FROM registry.internal/nobody:1\n", &[])).await;
-    assert_eq!(answer.error().code, Code::ImageUnknown, "{}", answer.error());
-    let answer = bench.build(&request("x"), context("FROM scratch\nCOPY nothing /\n", &[])).await;
+    let answer = bench
+        .build(
+            &request("x"),
+            context("FROM registry.internal/nobody:1\n", &[]),
+        )
+        .await;
+    assert_eq!(
+        answer.error().code,
+        Code::ImageUnknown,
+        "{}",
+        answer.error()
+    );
+    let answer = bench
+        .build(
+            &request("x"),
+            context("FROM scratch\nCOPY nothing /\n", &[]),
+        )
+        .await;
     assert_eq!(answer.error().code, Code::BuildFailed);
-    assert!(answer.error().error.contains("(Dockerfile line 2) failed"), "{}", answer.error());
-    let answer = bench.build(&request("x"), context("FRM scratch\n", &[])).await;
+    assert!(
+        answer.error().error.contains("(Dockerfile line 2) failed"),
+        "{}",
+        answer.error()
+    );
+    let answer = bench
+        .build(&request("x"), context("FRM scratch\n", &[]))
+        .await;
     assert_eq!(answer.error().code, Code::BuildFailed);
     let mut other = request("x");
     other.dockerfile = Some("none/Dockerfile".to_owned());
     let answer = bench.build(&other, context("FROM scratch\n", &[])).await;
-    assert!(answer.error().error.contains("`none/Dockerfile`"), "{}", answer.error());
+    assert!(
+        answer.error().error.contains("`none/Dockerfile`"),
+        "{}",
+        answer.error()
+    );
     bench.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_and_time_have_an_end_and_it_is_said() {
-    if missing("memory_and_time_have_an_end").is_some() {
+    if missing("memory_and_time_have_an_end") {
         return;
     }
-    let bench = Bench::open(Limits { memory_bytes: 128 << 20, time_s_max: 12, ..limits() }).await;
+    let bench = Bench::open(Limits {
+        memory_bytes: 128 << 20,
+        time_s_max: 12,
+        ..limits()
+    })
+    .await;
     let greedy = format!("{SHELL}RUN tail /dev/zero\n");
     let answer = bench.build(&request("x"), context(&greedy, &[])).await;
-    assert!(answer.error().error.contains("ran out of memory: the build may use 128 MiB"), "{}", answer.error());
+    assert!(
+        answer
+            .error()
+            .error
+            .contains("ran out of memory: the build may use 128 MiB"),
+        "{}",
+        answer.error()
+    );
     let endless = format!("{SHELL}RUN sleep 600\n");
     let answer = bench.build(&request("x"), context(&endless, &[])).await;
-    assert!(answer.error().error.contains("took longer than 12 s"), "{}", answer.error());
-    assert!(answer.error().error.contains("line 6"), "{}", answer.error());
+    assert!(
+        answer.error().error.contains("took longer than 12 s"),
+        "{}",
+        answer.error()
+    );
+    assert!(
+        answer.error().error.contains("line 6"),
+        "{}",
+        answer.error()
+    );
     bench.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_of_the_wrong_shape_is_refused_at_once() {
-    if missing("a_request_of_the_wrong_shape").is_some() {
+    if missing("a_request_of_the_wrong_shape") {
         return;
     }
     let bench = Bench::open(limits()).await;
     for tag in ["", "a b", "../x", "-x", "a:b"] {
-        let refused = bench.try_build(&request(tag), context("FROM scratch\n", &[])).await;
+        let refused = bench
+            .try_build(&request(tag), context("FROM scratch\n", &[]))
+            .await;
         assert_eq!(refused.unwrap_err().code, Code::InvalidRequest, "{tag}");
     }
     let refused = bench.try_build(&request("x"), Vec::new()).await;
     assert_eq!(refused.unwrap_err().code, Code::InvalidRequest);
-    let answer = bench.build(&request("x"), b"this is no archive".to_vec()).await;
-    assert_eq!(answer.error().code, Code::InvalidRequest, "{}", answer.error());
+    let answer = bench
+        .build(&request("x"), b"this is no archive".to_vec())
+        .await;
+    assert_eq!(
+        answer.error().code,
+        Code::InvalidRequest,
+        "{}",
+        answer.error()
+    );
     bench.close().await;
 }

@@ -9,21 +9,26 @@ use perch_types::Code;
 use perch_types::build::BUILD_HEADER;
 use tower::ServiceExt as _;
 
-use crate::bench::{Bench, SHELL, context, limits, missing, request};
+use crate::bench::{Bench, SHELL, TOKEN, context, limits, missing, request};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn n3_run_reaches_no_listener_of_the_host() {
-    if missing("n3_run_reaches_no_listener_of_the_host").is_some() {
+    if missing("n3_run_reaches_no_listener_of_the_host") {
         return;
     }
     let bench = Bench::open(limits()).await;
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     listener.set_nonblocking(true).unwrap();
-    let addresses = std::process::Command::new("ip").args(["-4", "-o", "addr", "show"]).output().unwrap();
+    let addresses = std::process::Command::new("ip")
+        .args(["-4", "-o", "addr", "show"])
+        .output()
+        .unwrap();
     let addresses = String::from_utf8(addresses.stdout).unwrap();
     // Every address of the host, the cable's own end included, is tried from inside.
-    let mut commands = format!("RUN for a in 127.0.0.1 $(ip route | sed -n 's/default via \\([0-9.]*\\).*/\\1/p') {{}}; do nc -w 2 $a {port} </dev/null && echo \"reached $a\" || echo \"walled $a\"; done\n");
+    let mut commands = format!(
+        "RUN for a in 127.0.0.1 $(ip route | sed -n 's/default via \\([0-9.]*\\).*/\\1/p') {{}}; do nc -w 2 $a {port} </dev/null && echo \"reached $a\" || echo \"walled $a\"; done\n"
+    );
     let own: Vec<&str> = addresses
         .lines()
         .filter_map(|line| line.split_whitespace().nth(3))
@@ -31,9 +36,14 @@ async fn n3_run_reaches_no_listener_of_the_host() {
         .filter(|address| *address != "127.0.0.1")
         .collect();
     commands = commands.replace("{}", &own.join(" "));
-    let answer = bench.build(&request("x"), context(&format!("{SHELL}{commands}"), &[])).await;
+    let answer = bench
+        .build(&request("x"), context(&format!("{SHELL}{commands}"), &[]))
+        .await;
     let log = answer.log();
-    assert!(log.contains("walled 127.0.0.1") && log.contains("walled 100."), "{log}");
+    assert!(
+        log.contains("walled 127.0.0.1") && log.contains("walled 100."),
+        "{log}"
+    );
     assert!(!log.contains("reached "), "{log}");
     assert!(listener.accept().is_err(), "somebody came through");
     bench.close().await;
@@ -41,7 +51,7 @@ async fn n3_run_reaches_no_listener_of_the_host() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn k7_run_is_nobody_on_the_host() {
-    if missing("k7_run_is_nobody_on_the_host").is_some() {
+    if missing("k7_run_is_nobody_on_the_host") {
         return;
     }
     let bench = Bench::open(limits()).await;
@@ -64,10 +74,14 @@ async fn k7_run_is_nobody_on_the_host() {
          grep -e CapEff -e Seccomp: /proc/self/status; env; exit 0\n",
         pid = sleeper.id()
     );
-    let answer = bench.build(&request("x"), context(&format!("{SHELL}{probe}"), &[])).await;
+    let answer = bench
+        .build(&request("x"), context(&format!("{SHELL}{probe}"), &[]))
+        .await;
     let log = answer.log();
     answer.image();
-    let words = ["mounted", "node", "killed", "sysctl", "sysrq", "environ", "store"];
+    let words = [
+        "mounted", "node", "killed", "sysctl", "sysrq", "environ", "store",
+    ];
     for line in log.lines() {
         assert!(!words.contains(&line), "{line}\n{log}");
     }
@@ -75,9 +89,12 @@ async fn k7_run_is_nobody_on_the_host() {
     assert!(!map.is_empty());
     assert!(log.contains("2147483648"), "the map of ids: {log}");
     assert!(log.contains("Seccomp:\t2"), "{log}");
-    assert!(!log.contains("secret-token"), "{log}");
+    assert!(!log.contains(TOKEN), "{log}");
     assert!(log.contains("SSL_CERT_FILE=/dev/perch-ca.crt"), "{log}");
-    assert!(sleeper.try_wait().unwrap().is_none(), "a process of the host was killed");
+    assert!(
+        sleeper.try_wait().unwrap().is_none(),
+        "a process of the host was killed"
+    );
     sleeper.kill().unwrap();
     sleeper.wait().unwrap();
     bench.close().await;
@@ -85,29 +102,38 @@ async fn k7_run_is_nobody_on_the_host() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn t4_run_can_read_from_the_registry_but_not_write_to_it() {
-    if missing("t4_run_can_read_from_the_registry").is_some() {
+    if missing("t4_run_can_read_from_the_registry") {
         return;
     }
     let bench = Bench::open(limits()).await;
     let commands = "RUN wget -q -O - http://127.0.0.1:5000/v2/ && echo readable; \
         wget -q -O - --post-data x http://127.0.0.1:5000/v2/web/blobs/uploads/ && echo writable; \
         wget -q -O - http://127.0.0.1:5000/debug/vars && echo elsewhere; exit 0\n";
-    let answer = bench.build(&request("x"), context(&format!("{SHELL}{commands}"), &[])).await;
+    let answer = bench
+        .build(&request("x"), context(&format!("{SHELL}{commands}"), &[]))
+        .await;
     let log = answer.log();
     assert!(log.contains("readable"), "{log}");
-    assert!(!log.lines().any(|line| line == "writable" || line == "elsewhere"), "{log}");
+    assert!(
+        !log.lines()
+            .any(|line| line == "writable" || line == "elsewhere"),
+        "{log}"
+    );
     bench.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f8_a_context_stays_in_its_folder() {
-    if missing("f8_a_context_stays_in_its_folder").is_some() {
+    if missing("f8_a_context_stays_in_its_folder") {
         return;
     }
     let bench = Bench::open(limits()).await;
     let outside = tempfile::NamedTempFile::new().unwrap();
     let target = outside.path().to_str().unwrap().to_owned();
-    for (name, link) in [("link", target.as_str()), ("link", "../../../../../../../../etc")] {
+    for (name, link) in [
+        ("link", target.as_str()),
+        ("link", "../../../../../../../../etc"),
+    ] {
         let mut archive = tar::Builder::new(Vec::new());
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
@@ -116,9 +142,17 @@ async fn f8_a_context_stays_in_its_folder() {
         let mut header = tar::Header::new_gnu();
         header.set_size(4);
         header.set_mode(0o644);
-        let through = if link == target { "link" } else { "link/hostile" };
-        archive.append_data(&mut header, through, &b"evil"[..]).unwrap();
-        let _whatever = bench.build(&request("x"), archive.into_inner().unwrap()).await;
+        let through = if link == target {
+            "link"
+        } else {
+            "link/hostile"
+        };
+        archive
+            .append_data(&mut header, through, &b"evil"[..])
+            .unwrap();
+        let _whatever = bench
+            .build(&request("x"), archive.into_inner().unwrap())
+            .await;
         assert_eq!(std::fs::read(outside.path()).unwrap(), b"");
         assert!(!std::path::Path::new("/etc/hostile").exists());
     }
@@ -127,9 +161,17 @@ async fn f8_a_context_stays_in_its_folder() {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(tar::EntryType::Symlink);
     header.set_size(0);
-    archive.append_link(&mut header, "Dockerfile", "/etc/passwd").unwrap();
-    let answer = bench.build(&request("x"), archive.into_inner().unwrap()).await;
-    assert!(answer.error().error.contains("cannot be opened"), "{}", answer.error());
+    archive
+        .append_link(&mut header, "Dockerfile", "/etc/passwd")
+        .unwrap();
+    let answer = bench
+        .build(&request("x"), archive.into_inner().unwrap())
+        .await;
+    assert!(
+        answer.error().error.contains("cannot be opened"),
+        "{}",
+        answer.error()
+    );
 
     let mut archive = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
@@ -140,14 +182,21 @@ async fn f8_a_context_stays_in_its_folder() {
     header.set_device_minor(0).unwrap();
     header.set_cksum();
     archive.append(&header, std::io::empty()).unwrap();
-    let answer = bench.build(&request("x"), archive.into_inner().unwrap()).await;
-    assert_eq!(answer.error().code, Code::InvalidRequest, "{}", answer.error());
+    let answer = bench
+        .build(&request("x"), archive.into_inner().unwrap())
+        .await;
+    assert_eq!(
+        answer.error().code,
+        Code::InvalidRequest,
+        "{}",
+        answer.error()
+    );
     bench.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_goes_away_takes_its_build_with_it() {
-    if missing("a_client_that_goes_away").is_some() {
+    if missing("a_client_that_goes_away") {
         return;
     }
     let bench = Bench::open(limits()).await;
@@ -156,15 +205,21 @@ async fn a_client_that_goes_away_takes_its_build_with_it() {
     let asked = http::Request::post("/builder/v1/build")
         .header(BUILD_HEADER, serde_json::to_string(&request("x")).unwrap())
         .header(APP_HEADER, "web")
-        .header(TOKEN_HEADER, "t")
+        .header(TOKEN_HEADER, TOKEN)
         .body(axum::body::Body::from(context(&dockerfile, &[])))
         .unwrap();
-    let response = router(Arc::clone(&bench.builder)).oneshot(asked).await.unwrap();
+    let response = router(Arc::clone(&bench.builder))
+        .oneshot(asked)
+        .await
+        .unwrap();
     wait_for(|| sleeps(&mark), "the step to run").await;
     drop(response);
     wait_for(|| !sleeps(&mark), "the step to be killed").await;
     // The slot and the store are free again.
-    bench.build(&request("x"), context(SHELL, &[])).await.image();
+    bench
+        .build(&request("x"), context(SHELL, &[]))
+        .await
+        .image();
     bench.close().await;
 }
 

@@ -187,6 +187,10 @@ fn from_scan(invocation: &Invocation, args: &LaunchArgs, platform: &Platform) ->
         decisions.push(decision("port", &port.to_string(), "the command line says so"));
     }
     decisions.push(decision("machines", "1", "the platform is one server; it is replaced without a gap"));
+    let beside = |name: &str| match args.folder.as_path() {
+        here if here == Path::new(".") => PathBuf::from(name),
+        folder => folder.join(name),
+    };
     let path = invocation.config_path(&args.folder);
     let text = new_fly_toml(&new);
     let config = perch_deploy::parse(&text).during("read back the new configuration")?;
@@ -194,9 +198,9 @@ fn from_scan(invocation: &Invocation, args: &LaunchArgs, platform: &Platform) ->
     let mut warnings = Vec::new();
     if let Some(plan) = scanned {
         if let Source::Generated(text) = plan.dockerfile {
-            files.push((args.folder.join("Dockerfile"), text));
+            files.push((beside("Dockerfile"), text));
         }
-        files.extend(plan.dockerignore.map(|text| (args.folder.join(".dockerignore"), text)));
+        files.extend(plan.dockerignore.map(|text| (beside(".dockerignore"), text)));
         warnings = plan.warnings;
     }
     Ok(Proposal { name, decisions, warnings, files, config })

@@ -53,7 +53,7 @@ fn ignored_files_stay_out_and_the_dockerfile_comes_along() {
         ("deep/er/x", "x"),
     ]);
     let context = pack(folder.path(), &["Dockerfile", ".dockerignore"]);
-    assert_eq!(context.bytes, 6 + 20 + 1);
+    assert_eq!(context.bytes, 6 + 17 + 1);
     assert_eq!(context.entries, 4);
     let names: Vec<String> = unpacked(context).into_keys().collect();
     assert_eq!(names, [".dockerignore", "Dockerfile", "src", "src/a.py"]);

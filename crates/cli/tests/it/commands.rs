@@ -88,13 +88,14 @@ fn machine_run_says_the_id_and_sends_what_was_asked() {
     let fake = Fake::start().with_app("web");
     let perch = Perch::of(&fake);
     let line = "machine run -a web alpine -e A=1 -p 8080 -m 512 --restart no --rm -- sleep inf";
-    // Options stand before the image, because all that follows it is the program's.
+    // All that follows the program's name is the program's; options may stand on either side of
+    // the image.
     assert_eq!(perch.run(line).code, 0);
     let line = "machine run -a web -e A=1 -p 8080 -m 512 --restart no --rm alpine sleep inf";
     assert_eq!(perch.run(line).good(), "00000000000003\n");
     let request = fake.world().requests[1].clone();
     insta::assert_snapshot!(serde_json::to_string(&request.config).unwrap());
-    assert_eq!(fake.world().requests[0].config.init.cmd.len(), 12);
+    assert_eq!(fake.world().requests[0].config, request.config);
 }
 
 #[test]
@@ -125,6 +126,16 @@ fn exec_passes_output_and_exit_code_through() {
     assert_eq!(ran.code, 7);
     assert_eq!(ran.stdout, "out\u{1b}[2J\n");
     assert_eq!(ran.stderr, "err\n");
+}
+
+#[test]
+fn an_interactive_exec_carries_bytes_both_ways() {
+    let fake = one_machine();
+    let perch = Perch::of(&fake);
+    let sent = "line\n".repeat(30_000);
+    let ran = perch.run_with("machine exec -i -a web 00000000000001 cat", &sent);
+    assert_eq!(ran.code, 5, "{}", ran.stderr);
+    assert_eq!(ran.stdout, sent);
 }
 
 #[test]

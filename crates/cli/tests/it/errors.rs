@@ -57,6 +57,17 @@ fn errors_of_the_platform() {
         fake.world().fates.insert("web:2".to_owned(), Fate::Ready);
         fake.world().edge_status = 500;
     });
+    for fate in [
+        Fate::OutOfMemory,
+        Fate::NotReady("listens on 127.0.0.1:5000, expected 0.0.0.0:8080".to_owned()),
+        Fate::Failed("no space left on the disk".to_owned()),
+        Fate::Gone,
+    ] {
+        show("deploy --image web:2", &|fake, perch| {
+            perch.file("fly.toml", &format!("{WEB}[deploy]\nwait_timeout = '1s'\n"));
+            fake.world().fates.insert("web:2".to_owned(), fate.clone());
+        });
+    }
     insta::assert_snapshot!(text);
 }
 
@@ -95,8 +106,11 @@ fn errors_of_the_connection() {
     let perch = Perch::new().with("PERCH_API_URL", "http://127.0.0.1:1").with("FLY_API_TOKEN", "t");
     show(&perch, "apps list");
     let perch = Perch::new();
-    std::fs::write(perch.home().join("config.toml"), "url = 3").unwrap();
+    std::fs::write(perch.home().join("config.toml"), "token = 'hidden'\nurl = \n").unwrap();
     show(&perch, "apps list");
+    std::fs::write(perch.home().join("config.toml"), "url = ''\ntoken = 'hidden\n").unwrap();
+    show(&perch, "apps list");
+    assert!(!text.contains("hidden"), "{text}");
     insta::assert_snapshot!(text);
 }
 

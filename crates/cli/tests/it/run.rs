@@ -2,6 +2,7 @@
 //!
 //! Never with the environment of whoever runs the tests.
 
+use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -101,7 +102,7 @@ impl Ran {
         let mut text = format!("exit code {}\n", self.code);
         for (name, stream) in [("stdout", &self.stdout), ("stderr", &self.stderr)] {
             if !stream.is_empty() {
-                text.push_str(&format!("--- {name}\n{stream}"));
+                write!(text, "--- {name}\n{stream}").unwrap();
             }
         }
         if let Some(fake) = fake {
@@ -113,10 +114,15 @@ impl Ran {
     }
 }
 
-/// Replaces durations such as `(0.2 s)`, `(12 ms)`.
+/// Replaces packed sizes, which change with the files' times, and durations such as `(12 ms)`.
 fn steady(text: &str) -> String {
+    let size = |line: &str| match line.split_once(" packed to ") {
+        Some((before, _)) => format!("{before} packed to [SIZE]\n"),
+        None => format!("{line}\n"),
+    };
+    let text: String = text.lines().map(size).collect();
     let mut steady = String::new();
-    let mut rest = text;
+    let mut rest = text.as_str();
     while let Some((before, after)) = rest.split_once('(') {
         steady.push_str(before);
         match after.split_once(')') {

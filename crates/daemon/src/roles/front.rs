@@ -84,7 +84,12 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     api.ensure_admin_token(&setup.admin_token_hash)
         .await
         .context("know the administrator")?;
-    let router = registry.router().merge(api.router());
+    let images = registry.router();
+    let router = axum::Router::new()
+        .route_service("/v2", images.clone())
+        .route_service("/v2/", images.clone())
+        .route_service("/v2/{*rest}", images)
+        .fallback_service(api.router());
     serve_api(&setup, &mut sockets, &router, &mut tasks)?;
     let addresses = roles::host::resolver_addresses(&setup.config)?;
     serve_names(&addresses, &mut sockets, &view, &mut tasks)?;
@@ -96,6 +101,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         host,
         view,
         clock,
+        limits: perch_edge::Limits::default(),
     })
     .context("start the edge")?;
     let outcome = tokio::select! {

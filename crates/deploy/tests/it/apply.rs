@@ -8,7 +8,7 @@ use perch_client::{Address, Api};
 use perch_deploy::{Deployer, Error, Event, Limits, Options, Outcome, parse, plan};
 use perch_types::{ApiError, Code, MachineConfig, MachineState, Secret};
 
-use crate::fake::{Fake, Fate, TOKEN, app};
+use crate::fake::{Fake, Fate, TOKEN};
 
 const WEB: &str = "app = 'web'\n[http_service]\ninternal_port = 8080\n";
 
@@ -25,7 +25,7 @@ fn limits() -> Limits {
 fn deployer(fake: &Fake) -> Deployer {
     let address: Address = fake.url.parse().unwrap();
     let api = Api::new(&address, &Secret::new(TOKEN)).unwrap();
-    Deployer::new(api, app("web"), limits())
+    Deployer::new(api, "web".parse().unwrap(), limits())
 }
 
 async fn deploy(fake: &Fake, file: &str) -> (Result<Outcome, Error>, Vec<Event>) {

@@ -18,12 +18,14 @@ use perch_types::api::{
     StartResponse, TokenInfo, TokensCurrent, WaitResponse,
 };
 use perch_types::build::{BUILD_HEADER, BuildEvent};
+use perch_types::exec::{ExecExit, Frame, UPGRADE, decode, encode};
 use perch_types::id::{InstanceId, ulid};
 use perch_types::image::ImageRef;
 use perch_types::{
-    ApiError, AppName, Code, MachineConfig, MachineId, MachineState, OrgSlug, Region, Timestamp,
+    ApiError, Code, MachineConfig, MachineId, MachineState, OrgSlug, Region, Timestamp,
 };
 use serde::Serialize;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// The token that the fake accepts.
 pub(crate) const TOKEN: &str = "secret-token";
@@ -257,6 +259,9 @@ fn refusal(error: &ApiError) -> Response {
 }
 
 async fn serve(State(fake): State<Fake>, request: Request) -> Response {
+    if request.uri().path().ends_with("/attach") {
+        return attach(request);
+    }
     let (parts, body) = request.into_parts();
     let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
     let path = parts.uri.path().to_owned();
@@ -453,7 +458,31 @@ fn one_machine(world: &mut World, call: (&str, &[&str]), id: &MachineId, body: &
     }
 }
 
-/// Returns an app's name.
-pub(crate) fn app(name: &str) -> AppName {
-    name.parse().unwrap()
+/// Gives back what the session was sent, then ends with exit code 5.
+fn attach(request: Request) -> Response {
+    tokio::spawn(async move {
+        let upgraded = hyper::upgrade::on(request).await.unwrap();
+        let mut io = hyper_util::rt::TokioIo::new(upgraded);
+        let mut buffer = Vec::new();
+        loop {
+            while let Some((frame, used)) = decode(&buffer).unwrap() {
+                buffer.drain(..used);
+                let answer = match frame {
+                    Frame::Stdin(bytes) => Frame::Stdout(bytes),
+                    Frame::StdinEnd => Frame::Exit(ExecExit { exit_code: 5, exit_signal: None }),
+                    _ => continue,
+                };
+                io.write_all(&encode(&answer)).await.unwrap();
+                if matches!(answer, Frame::Exit(_)) {
+                    io.flush().await.unwrap();
+                    return;
+                }
+            }
+            if io.read_buf(&mut buffer).await.unwrap() == 0 {
+                return;
+            }
+        }
+    });
+    let headers = [("connection", "upgrade"), ("upgrade", UPGRADE)];
+    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
 }

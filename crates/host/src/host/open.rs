@@ -8,29 +8,25 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::RwLock;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use perch_durable::{Db, Journal, OpenRun};
+use perch_durable::{Db, OpenRun};
 use perch_oci::{Client, ClientConfig, Credentials, Endpoint, ImageStore, StoreConfig};
 use perch_runtime::{SandboxRuntime, sandbox};
 use perch_types::image::PLATFORM_REGISTRY;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{Mutex, Notify, broadcast};
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use super::{Clock, Host, HostId, MachineId, Origin, Store};
 use crate::config::{Config, PlatformRegistry};
 use crate::effects::{Effects, chain};
 use crate::error::Error;
-use crate::heartbeat::Heartbeats;
 use crate::images::StoredImages;
 use crate::layers::{Cloning, Layers};
 use crate::mounts::Mounts;
 use crate::networks::KernelNetworks;
 use crate::schema::{HOST, HostRow, ONLY, QUEUES, RECORDS};
-use crate::shared::{Shared, WATCH_QUEUE_MAX, random};
+use crate::shared::{Begin, Shared};
 
 /// How far apart the generations of two starts of the agent are, in bits.
 const STARTS_SHIFT: u32 = 32;
@@ -98,25 +94,9 @@ impl Host {
             .map(|text| text.trim().to_owned())
             .unwrap_or_default();
         let (row, rebooted) = begin(&db, config.id.clone(), server_boot).await?;
-        let (changes, _) = broadcast::channel(WATCH_QUEUE_MAX);
-        let shared = Arc::new(Shared {
-            journal: Journal::new(db.clone()),
-            db,
-            id: row.id,
-            incarnation: AtomicU64::new(row.incarnation),
-            counter: AtomicU64::new(row.starts << STARTS_SHIFT),
-            rebooted,
-            machines: RwLock::default(),
-            changes,
-            dirty: Notify::new(),
-            heartbeats: Heartbeats::default(),
-            stopping: CancellationToken::new(),
-            broken: AtomicBool::new(false),
-            findings,
-            step_times: std::sync::Mutex::default(),
-            config,
-            effects,
-        });
+        let counter = row.starts << STARTS_SHIFT;
+        let begin = Begin { id: row.id, incarnation: row.incarnation, counter, rebooted, findings };
+        let shared = Arc::new(Shared::new(config, effects, db, begin));
         let host = Self {
             shared: Arc::clone(&shared),
             creating: Arc::default(),

@@ -15,6 +15,8 @@ use crate::error::Error;
 use crate::machine::state::State;
 use crate::schema::Queued;
 
+/// How deep the cgroups of this host are at most.
+const CGROUP_DEPTH_MAX: usize = 8;
 /// How long all machines may take to go.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -92,6 +94,7 @@ impl Host {
         let remains = |fault: crate::effects::Fault| Error::Remains(fault.to_string());
         effects.images.unmount_unused(&BTreeSet::new()).await.map_err(remains)?;
         effects.networks.teardown().await.map_err(remains)?;
+        remove_cgroups(&self.shared.config.cgroup);
         self.shutdown().await;
         Ok(())
     }
@@ -103,4 +106,29 @@ fn machines_in(folder: &Path) -> Vec<MachineId> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
         .collect()
+}
+
+/// Removes the folders that monitors and machines were in, in every hierarchy. One that still has
+/// a process in it stays: the kernel refuses.
+fn remove_cgroups(name: &str) {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = std::fs::read_dir(root).map(|entries| entries.flatten().collect::<Vec<_>>());
+    let mut slices = vec![root.join(name)];
+    slices.extend(hierarchies.unwrap_or_default().iter().map(|entry| entry.path().join(name)));
+    for slice in slices {
+        remove_cgroup(&slice, 0);
+    }
+}
+
+fn remove_cgroup(folder: &Path, depth: usize) {
+    if depth >= CGROUP_DEPTH_MAX {
+        return;
+    }
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove_cgroup(&entry.path(), depth + 1);
+    }
+    if let Err(error) = std::fs::remove_dir(folder) {
+        tracing::warn!(folder = %folder.display(), %error, "cgroup stays");
+    }
 }

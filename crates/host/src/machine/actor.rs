@@ -44,6 +44,8 @@ const PARKED_PAUSE: Duration = Duration::from_secs(30);
 pub struct Published {
     /// The machine.
     pub machine: HostMachine,
+    /// SHA-256 of its configuration.
+    pub config_digest: String,
     /// Its boot, if it runs.
     pub instance: Option<Arc<dyn Instance>>,
 }
@@ -155,8 +157,9 @@ impl Actor {
         let place = shared.place(&record).map_err(|fault| fault.error)?;
         let readiness = Readiness::default();
         let machine = host_machine(&record, &readiness, shared.next_generation(), &place);
+        let config_digest = record.version.config_digest.clone();
         let (published, follow) =
-            watch::channel(Arc::new(Published { machine, instance: None }));
+            watch::channel(Arc::new(Published { machine, config_digest, instance: None }));
         let (inbox_sender, inbox) = mpsc::channel(INBOX_MAX);
         let (fact_sender, facts) = mpsc::channel(FACTS_MAX);
         let handle =
@@ -233,12 +236,11 @@ impl Actor {
             return Some(PARKED_PAUSE);
         }
         let now_ms = self.shared.effects.clock.now().unix_ms();
-        let due_ms = match self.record.state {
-            State::Destroyed => {
-                let kept_ms = i64::try_from(DESTROYED_KEPT.as_millis()).unwrap_or(i64::MAX);
-                self.record.updated_at.unix_ms().saturating_add(kept_ms)
-            }
-            _ => self.record.restart_unix_ms?,
+        let due_ms = if self.record.state == State::Destroyed {
+            let kept_ms = i64::try_from(DESTROYED_KEPT.as_millis()).unwrap_or(i64::MAX);
+            self.record.updated_at.unix_ms().saturating_add(kept_ms)
+        } else {
+            self.record.restart_unix_ms?
         };
         let left = u64::try_from(due_ms.saturating_sub(now_ms)).unwrap_or(0);
         Some(Duration::from_millis(left).min(DESTROYED_KEPT))
@@ -415,7 +417,9 @@ impl Actor {
         };
         let journal = self.shared.journal.clone();
         let future: Pin<Box<dyn Future<Output = Finished> + Send>> = Box::pin(async move {
+            let began = std::time::Instant::now();
             let result = drive(&journal, open, &mut work).await.map(|(ended, _)| ended);
+            work.shared.note_step(work.input.intent.run_name(), began.elapsed().as_secs_f64() * 1e3);
             Finished { result, work }
         });
         self.run = Some(Running { id, intent: input.intent, future: Mutex::new(future) });
@@ -438,7 +442,8 @@ impl Actor {
             WatchEvent::Changed { machine: Box::new(machine_record(&machine, &place)) }
         };
         let instance = self.instance.clone();
-        self.published.send_replace(Arc::new(Published { machine, instance }));
+        let config_digest = self.record.version.config_digest.clone();
+        self.published.send_replace(Arc::new(Published { machine, config_digest, instance }));
         self.shared.announce(event);
     }
 }

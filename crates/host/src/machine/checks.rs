@@ -241,15 +241,12 @@ async fn request(check: &Check) -> Result<(bool, String), String> {
         let body = body.map(|body| body.to_bytes()).unwrap_or_default();
         Ok::<_, String>((status, body))
     };
+    tokio::pin!(exchange);
     let (status, body) = tokio::select! {
         biased;
-        result = exchange => result?,
-        result = connection => {
-            return Err(result.err().map_or_else(
-                || "connection closed without an answer".to_owned(),
-                |error| error.to_string(),
-            ));
-        }
+        result = &mut exchange => result?,
+        // The answer may have come with the end of the connection.
+        _ended = connection => exchange.await?,
     };
     let body: String = String::from_utf8_lossy(&body).chars().take(OUTPUT_BYTES_MAX).collect();
     Ok((status.is_success(), format!("{} {}", status.as_u16(), body.trim()).trim().to_owned()))

@@ -231,8 +231,34 @@ mod tests {
         let start = guest_start(&record, &record.version, &image, &around()).unwrap();
         let env: Vec<String> =
             start.env.iter().map(|(name, value)| format!("{name}={}", value.expose())).collect();
-        insta::assert_snapshot!(env.join("\n"));
-        insta::assert_snapshot!(start.hosts.unwrap());
-        insta::assert_snapshot!(start.resolv_conf.unwrap());
+        insta::assert_snapshot!(env.join("\n"), @r"
+        A=image
+        B=machine
+        FLY_ALLOC_ID=00000000000abc
+        FLY_APP_NAME=web
+        FLY_IMAGE_REF=web:1
+        FLY_MACHINE_ID=00000000000abc
+        FLY_MACHINE_VERSION=01HF7YAT000000000000000007
+        FLY_PRIVATE_IP=fdaa::1:2
+        FLY_PROCESS_GROUP=app
+        FLY_REGION=ams
+        FLY_VM_MEMORY_MB=256
+        PERCH_ALLOC_ID=00000000000abc
+        PERCH_APP_NAME=web
+        PERCH_IMAGE_REF=web:1
+        PERCH_MACHINE_ID=00000000000abc
+        PERCH_MACHINE_VERSION=01HF7YAT000000000000000007
+        PERCH_PRIVATE_IP=fdaa::1:2
+        PERCH_PROCESS_GROUP=app
+        PERCH_REGION=ams
+        PERCH_VM_MEMORY_MB=256
+        PRIMARY_REGION=fra
+        ");
+        let hosts = start.hosts.unwrap();
+        for line in ["fdaa::1:2\tfly-local-6pn", "10.209.0.16\t00000000000abc", "127.0.0.1\tlocalhost"] {
+            assert!(hosts.lines().any(|found| found == line), "{hosts}");
+        }
+        let resolv_conf = start.resolv_conf.unwrap();
+        assert_eq!(resolv_conf, "nameserver fdaa::3\nnameserver 10.209.0.1\n");
     }
 }

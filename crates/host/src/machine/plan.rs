@@ -48,6 +48,22 @@ impl Intent {
     }
 }
 
+impl Intent {
+    /// Returns the name under which the run's time is kept.
+    #[must_use]
+    pub const fn run_name(self) -> &'static str {
+        match self {
+            Self::Launch => "run: launch",
+            Self::Prepare => "run: prepare",
+            Self::Start => "run: start",
+            Self::Stop => "run: stop",
+            Self::Settle => "run: settle",
+            Self::Update { .. } => "run: update",
+            Self::Destroy => "run: destroy",
+        }
+    }
+}
+
 /// A step of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

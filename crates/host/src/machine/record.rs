@@ -117,6 +117,15 @@ pub struct Readiness {
     pub checks: Vec<CheckStatus>,
 }
 
+/// How a boot's end came about and what follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exiting {
+    /// Whether a stop had been asked for.
+    pub asked: bool,
+    /// Whether it is being started again.
+    pub restarting: bool,
+}
+
 /// Who caused an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
@@ -160,10 +169,10 @@ impl Record {
     }
 
     /// Notes the end of the boot that ran, in the shape of contract 1.3.
-    pub fn note_exit(&mut self, exit: &ExitStatus, asked: bool, restarting: bool, at: Instant) {
+    pub fn note_exit(&mut self, exit: &ExitStatus, how: Exiting, at: Instant) {
         let signal = self.boot.as_ref().map_or(0, |boot| boot.stop_signal);
         let request = ExitRequest {
-            exit_event: exit_event(exit, asked, restarting, signal, at.now),
+            exit_event: exit_event(exit, how, signal, at.now),
             restart_count: self.history.count,
         };
         let event = self.note("exit", Source::Platform, at);
@@ -206,23 +215,17 @@ impl Record {
 /// Returns the file name of the writable layer of a version.
 #[must_use]
 pub fn upper_name(instance: &InstanceId) -> String {
-    format!("root-{}.img", instance.as_str().to_ascii_lowercase())
+    format!("{}{}.img", crate::layers::LAYER_PREFIX, instance.as_str().to_ascii_lowercase())
 }
 
-fn exit_event(
-    exit: &ExitStatus,
-    asked: bool,
-    restarting: bool,
-    signal: i32,
-    now: Timestamp,
-) -> ExitEvent {
+fn exit_event(exit: &ExitStatus, how: Exiting, signal: i32, now: Timestamp) -> ExitEvent {
     ExitEvent {
         exit_code: exit.code,
         guest_exit_code: if exit.signal.is_some() { -1 } else { exit.code },
         guest_signal: exit.signal.unwrap_or_default(),
         oom_killed: exit.oom_killed,
-        requested_stop: asked,
-        restarting,
+        requested_stop: how.asked,
+        restarting: how.restarting,
         signal,
         exited_at: match i64::try_from(exit.ended_unix_ms) {
             Ok(ended) if ended > 0 => Timestamp::from_unix_ms(ended),

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::plan::{Intent, Step, journaled, plan, point_of_no_return};
-use super::record::{Boot, Desired, Instant, Record, Source};
+use super::record::{Boot, Desired, Exiting, Instant, Record, Source};
 use super::state::State;
 use super::steps;
 use crate::effects::{Fault, MountedImage};
@@ -263,7 +263,8 @@ impl Work {
         if let Some(boot) = &mut record.boot {
             boot.stop_signal = self.input.signal;
         }
-        record.note_exit(exit.unwrap_or(&lost), true, self.input.restarting, at);
+        let how = Exiting { asked: true, restarting: self.input.restarting };
+        record.note_exit(exit.unwrap_or(&lost), how, at);
     }
 
     fn source(&self) -> Source {
@@ -353,3 +354,6 @@ fn write_end(tx: &Tx<'_>, record: &Record, boot_ms: u64) -> Result<(), DurableEr
 pub fn unix_ms(moment: Timestamp) -> u64 {
     u64::try_from(moment.unix_ms()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

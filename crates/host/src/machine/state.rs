@@ -227,7 +227,7 @@ mod tests {
             write!(table, "{name:<8}").unwrap();
         }
         for state in State::ALL {
-            write!(table, "\n{state:<11}").unwrap();
+            write!(table, "\n{:<11}", state.as_str()).unwrap();
             for command in COMMANDS {
                 let word = match admit(state, &[], command) {
                     Admission::Accept => "yes",

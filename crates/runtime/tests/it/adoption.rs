@@ -45,11 +45,9 @@ async fn c4_a_wait_that_was_dropped_may_come_again_and_several_may_wait() {
         return;
     };
     let instance = machine.boot("sleep 0.3; exit 5").await;
-    assert!(
-        tokio::time::timeout(Duration::from_millis(20), instance.wait())
-            .await
-            .is_err()
-    );
+    tokio::time::timeout(Duration::from_millis(20), instance.wait())
+        .await
+        .unwrap_err();
     let other = adopt(&machine).await;
     let (one, two) = tokio::join!(wait(&*instance), wait(&*other));
     assert_eq!((one.code, one), (5, two));
@@ -117,7 +115,10 @@ async fn a_program_is_started_once() {
         return;
     };
     let instance = machine.boot("sleep 1000").await;
-    assert!(instance.start(crate::machine::shell("true")).await.is_err());
+    instance
+        .start(crate::machine::shell("true"))
+        .await
+        .unwrap_err();
     instance.kill().await.unwrap();
     assert_eq!(wait(&*instance).await.reason, ExitReason::Killed);
     machine.assert_clean();

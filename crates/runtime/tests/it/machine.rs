@@ -18,28 +18,28 @@ use perch_runtime::{
 use perch_types::{InstanceId, MachineId, Secret};
 
 /// The longest that anything here may take.
-pub const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 static COUNT: AtomicU64 = AtomicU64::new(1);
 
 /// Says that a test cannot run here.
-pub fn skip(test: &str, missing: &str) {
+pub(crate) fn skip(test: &str, missing: &str) {
     let text = format!("skipped: {test}: {missing}\n");
     rustix::io::write(rustix::stdio::stderr(), text.as_bytes()).unwrap();
 }
 
-pub fn init_path() -> PathBuf {
+pub(crate) fn init_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest/perch-init")
 }
 
-pub struct Machine {
-    pub runtime: SandboxRuntime,
-    pub spec: BootSpec,
-    pub folder: tempfile::TempDir,
+pub(crate) struct Machine {
+    pub(crate) runtime: SandboxRuntime,
+    pub(crate) spec: BootSpec,
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl Machine {
     /// Makes one, or says what is missing.
-    pub fn new(test: &str) -> Option<Self> {
+    pub(crate) fn new(test: &str) -> Option<Self> {
         let busybox = ["/bin/busybox", "/usr/bin/busybox"]
             .into_iter()
             .find(|one| Path::new(one).exists());
@@ -108,33 +108,33 @@ impl Machine {
         })
     }
 
-    pub async fn runtime_create(&self) -> Box<dyn Instance> {
+    pub(crate) async fn runtime_create(&self) -> Box<dyn Instance> {
         self.runtime.create(&self.spec).await.unwrap()
     }
 
     /// Boots it and starts a shell script as its program.
-    pub async fn boot(&self, script: &str) -> Box<dyn Instance> {
+    pub(crate) async fn boot(&self, script: &str) -> Box<dyn Instance> {
         self.boot_with(shell(script)).await
     }
 
-    pub async fn boot_with(&self, start: GuestStart) -> Box<dyn Instance> {
+    pub(crate) async fn boot_with(&self, start: GuestStart) -> Box<dyn Instance> {
         let instance = self.runtime.create(&self.spec).await.unwrap();
         instance.start(start).await.unwrap();
         instance
     }
 
     /// Boots it, waits for its end and returns its status and standard output.
-    pub async fn run(&self, script: &str) -> (ExitStatus, String) {
+    pub(crate) async fn run(&self, script: &str) -> (ExitStatus, String) {
         self.run_with(shell(script)).await
     }
 
-    pub async fn run_with(&self, start: GuestStart) -> (ExitStatus, String) {
+    pub(crate) async fn run_with(&self, start: GuestStart) -> (ExitStatus, String) {
         let instance = self.boot_with(start).await;
         let status = wait(&*instance).await;
         (status, self.output(Stream::Stdout))
     }
 
-    pub fn output(&self, stream: Stream) -> String {
+    pub(crate) fn output(&self, stream: Stream) -> String {
         let records = log::read(&self.spec.dir.log_dir(), 0, log::RECORDS_MAX).unwrap();
         let mut text = String::new();
         for record in records.iter().filter(|one| one.stream == stream) {
@@ -145,7 +145,7 @@ impl Machine {
     }
 
     /// Waits until the machine has written a line.
-    pub async fn wait_for_output(&self, wanted: &str) {
+    pub(crate) async fn wait_for_output(&self, wanted: &str) {
         let deadline = Instant::now() + LIMIT;
         while !self.output(Stream::Stdout).contains(wanted) {
             assert!(
@@ -158,7 +158,7 @@ impl Machine {
     }
 
     /// What a machine must leave behind: nothing.
-    pub fn assert_clean(&self) {
+    pub(crate) fn assert_clean(&self) {
         let id = self.spec.dir.machine.as_str();
         let found = Command::new("find")
             .args(["/sys/fs/cgroup", "-name", id])
@@ -170,7 +170,7 @@ impl Machine {
         assert!(!self.image_in_use());
     }
 
-    pub fn image_in_use(&self) -> bool {
+    pub(crate) fn image_in_use(&self) -> bool {
         fs::read_dir("/sys/block").unwrap().any(|entry| {
             let file = entry.unwrap().path().join("loop/backing_file");
             fs::read_to_string(file).is_ok_and(|text| Path::new(text.trim()) == self.spec.upper)
@@ -205,28 +205,28 @@ impl Drop for Machine {
     }
 }
 
-pub async fn wait(instance: &dyn Instance) -> ExitStatus {
+pub(crate) async fn wait(instance: &dyn Instance) -> ExitStatus {
     tokio::time::timeout(LIMIT, instance.wait())
         .await
         .expect("the machine ends")
         .unwrap()
 }
 
-pub fn shell(script: &str) -> GuestStart {
+pub(crate) fn shell(script: &str) -> GuestStart {
     GuestStart {
         argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
         ..GuestStart::default()
     }
 }
 
-pub fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, Secret> {
+pub(crate) fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, Secret> {
     pairs
         .iter()
         .map(|(key, value)| ((*key).to_owned(), Secret::new(*value)))
         .collect()
 }
 
-pub async fn exec(instance: &dyn Instance, script: &str) -> ExecOutput {
+pub(crate) async fn exec(instance: &dyn Instance, script: &str) -> ExecOutput {
     let request = ExecRequest {
         exec: GuestExec {
             argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
@@ -237,11 +237,11 @@ pub async fn exec(instance: &dyn Instance, script: &str) -> ExecOutput {
     instance.exec(request).await.unwrap()
 }
 
-pub fn path(path: &Path) -> &str {
+pub(crate) fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-pub fn run(program: &str, arguments: &[&str]) {
+pub(crate) fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(
         output.status.success(),

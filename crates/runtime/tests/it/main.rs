@@ -2,6 +2,12 @@
 //!
 //! Never leaves a process, mount, cgroup or loop device behind.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on ends"
+)]
+
 mod adoption;
 mod bench;
 mod cage;

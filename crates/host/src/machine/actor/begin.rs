@@ -17,6 +17,17 @@ use crate::schema::{self, Queued, RECORDS};
 /// SIGKILL.
 const KILL: i32 = 9;
 
+/// Why a machine is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Somebody asked for it.
+    Start,
+    /// Somebody asked for it to be stopped and started.
+    Restart,
+    /// It had ended by itself.
+    Automatic,
+}
+
 impl Actor {
     /// Begins what waits, if anything does.
     pub(super) async fn begin_next(&mut self) {
@@ -46,7 +57,7 @@ impl Actor {
     /// Begins a command now.
     pub(super) async fn begin(&mut self, queued: Queued) -> Result<(), ApiError> {
         match queued.command {
-            host::Command::Start => self.begin_start(true, false).await,
+            host::Command::Start => self.begin_start(Why::Start).await,
             host::Command::Stop { signal, timeout } => {
                 let config = &self.record.version.config;
                 let signal = signal.unwrap_or_else(|| config.stop_signal()).number();
@@ -62,7 +73,7 @@ impl Actor {
                 let timeout = timeout.unwrap_or_else(|| config.stop_timeout());
                 let grace_ms = u64::try_from(timeout.get().as_millis()).unwrap_or(u64::MAX);
                 if self.record.boot.is_none() {
-                    return self.begin_start(true, true).await;
+                    return self.begin_start(Why::Restart).await;
                 }
                 let start = Queued { command: host::Command::Start, image: None };
                 self.queued.push_front(start);
@@ -89,13 +100,10 @@ impl Actor {
     }
 
     /// Begins to run a machine that does not.
-    pub(super) async fn begin_start(
-        &mut self,
-        asked: bool,
-        after_exit: bool,
-    ) -> Result<(), ApiError> {
+    pub(super) async fn begin_start(&mut self, why: Why) -> Result<(), ApiError> {
         let mut record = self.record.clone();
-        let restarting = record.state == State::Restarting || after_exit;
+        let restarting = record.state == State::Restarting || why != Why::Start;
+        let asked = why != Why::Automatic;
         if asked && !restarting {
             record.history = History::default();
         }
@@ -111,7 +119,7 @@ impl Actor {
 
     /// Begins a start that nobody asked for; a fault is met again by the next timer.
     pub(super) async fn begin_automatic_start(&mut self) {
-        if let Err(error) = self.begin_start(false, true).await {
+        if let Err(error) = self.begin_start(Why::Automatic).await {
             tracing::warn!(machine = %self.record.id, %error, "automatic start was put off");
             let now_ms = self.shared.effects.clock.now().unix_ms();
             self.record.restart_unix_ms = Some(now_ms.saturating_add(1_000));

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::Actor;
 use crate::machine::plan::Intent;
-use crate::machine::record::Desired;
+use crate::machine::record::{Desired, Exiting};
 use crate::machine::restart::{Decision, Exit, decide};
 use crate::machine::run::{Input, lost_exit};
 use crate::machine::state::{Fact, State};
@@ -75,7 +75,7 @@ impl Actor {
             }
         };
         let restarting = matches!(decision, Decision::Restart { .. });
-        record.note_exit(&exit, false, restarting, at);
+        record.note_exit(&exit, Exiting { asked: false, restarting }, at);
         if intent == Intent::Destroy {
             record.boot = None;
         }

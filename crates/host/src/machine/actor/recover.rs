@@ -9,7 +9,7 @@ use perch_runtime::{Adopted, Instance};
 
 use super::Actor;
 use crate::machine::plan::Intent;
-use crate::machine::record::Desired;
+use crate::machine::record::{Desired, Exiting};
 use crate::machine::run::{Input, lost_exit};
 use crate::machine::state::{Fact, State};
 use crate::schema::{self, RECORDS};
@@ -132,7 +132,7 @@ impl Actor {
         let at = self.shared.instant();
         let mut record = self.record.clone();
         let exit = lost_exit(&record);
-        record.note_exit(&exit, false, true, at);
+        record.note_exit(&exit, Exiting { asked: false, restarting: true }, at);
         record.state = State::Starting;
         record.restart_unix_ms = Some(at.now.unix_ms());
         let input = Input { asked: false, restarting: true, ..Input::new(Intent::Settle) };

@@ -81,7 +81,19 @@ fn commands_table() -> String {
 
 #[test]
 fn every_plan() {
-    insta::assert_snapshot!(steps_table(), @"");
+    insta::assert_snapshot!(steps_table(), @r"
+    | run | steps |
+    |---|---|
+    | launch | image → rootfs → boot → network → execute |
+    | prepare (skip_launch) | image |
+    | start | image → rootfs → boot → network → execute |
+    | stop | ‖ stop → detach → clean |
+    | settle (it ended by itself) | ‖ detach → clean |
+    | update, it runs | image → rootfs → stop* → boot → network → execute → ‖ discard |
+    | update, it does not run | image → rootfs → boot → network → execute → ‖ discard |
+    | update, it does not run, skip_launch | image → ‖ discard |
+    | destroy | ‖ stop → detach → clean → erase |
+    ");
 }
 
 #[test]

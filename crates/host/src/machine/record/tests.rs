@@ -59,11 +59,11 @@ fn an_exit_event_has_the_contracts_shape() {
     record.boot = Some(Boot { number: 1, stop_signal: 0 });
     record.state = State::Starting;
     record.history.count = 2;
-    record.note_exit(&exit(137, Some(9)), false, true, at(600));
+    record.note_exit(&exit(137, Some(9)), Exiting { asked: false, restarting: true }, at(600));
     let text = serde_json::to_string_pretty(&record.events[0]).unwrap();
     insta::assert_snapshot!(text, @r#"
     {
-      "id": "01HF7YATA80000000000000005",
+      "id": "01HF7YATJR0000000000000005",
       "type": "exit",
       "status": "starting",
       "source": "flyd",
@@ -93,7 +93,7 @@ fn a_program_that_cannot_be_executed_says_why() {
         message: "no such program: serve".to_owned(),
         ..exit(127, None)
     };
-    record.note_exit(&exit, false, false, at(1));
+    record.note_exit(&exit, Exiting { asked: false, restarting: false }, at(1));
     let request = record.events[0].request.clone().unwrap();
     let request: ExitRequest = serde_json::from_value(request).unwrap();
     assert_eq!(request.exit_event.error.as_deref(), Some("no such program: serve"));

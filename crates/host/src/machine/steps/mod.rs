@@ -21,7 +21,7 @@ use crate::effects::Fault;
 ///
 /// # Errors
 /// Why it was not reached.
-pub async fn run(work: &mut Work, step: Step) -> Result<Value, Fault> {
+pub(crate) async fn run(work: &mut Work, step: Step) -> Result<Value, Fault> {
     match step {
         Step::Image => image::run(work).await,
         Step::Rootfs => rootfs::run(work).await,
@@ -40,7 +40,7 @@ pub async fn run(work: &mut Work, step: Step) -> Result<Value, Fault> {
 ///
 /// # Errors
 /// Why it is not away.
-pub async fn undo(work: &mut Work, step: Step) -> Result<(), Fault> {
+pub(crate) async fn undo(work: &mut Work, step: Step) -> Result<(), Fault> {
     match step {
         Step::Rootfs => rootfs::undo(work).await,
         Step::Stop => stop::undo(work).await,

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::effects::Fault;
 use crate::machine::run::Work;
+use crate::shared::machine_network;
 
 pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
     attach(work).await?;
@@ -29,6 +30,6 @@ pub(super) async fn attach(work: &mut Work) -> Result<(), Fault> {
         return Err(Fault::permanent(Code::Internal, "the cage ended before it was connected"));
     };
     let namespace = instance.network_namespace()?;
-    let network = work.shared.machine_network(&work.record);
+    let network = machine_network(&work.record);
     work.shared.effects.networks.attach(namespace, network).await
 }

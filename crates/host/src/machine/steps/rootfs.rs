@@ -3,9 +3,8 @@
 //! Never touches the layer of a boot that runs. May run twice: a layer that is to be empty is made
 //! anew beside the old one and moved over it, one that is kept is left as it is.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use perch_types::Code;
 use serde_json::Value;
 
 use crate::effects::Fault;
@@ -19,11 +18,11 @@ pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
     Ok(Value::Null)
 }
 
-/// Removes the layer that the run made, unless it is the current version's: that one is made anew
-/// by the next start or holds what is to be kept.
+/// Removes the layer that the run made. One that is kept, or that a running version uses, stays.
 pub(super) async fn undo(work: &mut Work) -> Result<(), Fault> {
     let record = &work.record;
-    if record.next.as_ref().is_some_and(|next| next.upper != record.version.upper) {
+    let is_used = record.boot.is_some() && record.incoming().upper == record.version.upper;
+    if work.input.fresh_root && !is_used {
         let path = path(work, record.incoming());
         work.shared.effects.rootfs.remove(&path).await?;
     }
@@ -34,9 +33,7 @@ pub(super) async fn undo(work: &mut Work) -> Result<(), Fault> {
 pub(super) async fn discard(work: &mut Work) -> Result<Value, Fault> {
     let keep = work.record.incoming().upper.clone();
     let folder = work.dir().state;
-    let layers = list(&folder)
-        .map_err(|error| Fault::transient(Code::Internal, format!("list {}: {error}", folder.display())))?;
-    for layer in layers {
+    for layer in work.shared.effects.rootfs.list(&folder).await? {
         if layer.file_name().is_none_or(|name| name != keep.as_str()) {
             work.shared.effects.rootfs.remove(&layer).await?;
         }
@@ -47,21 +44,4 @@ pub(super) async fn discard(work: &mut Work) -> Result<Value, Fault> {
 /// Returns where a version's layer is.
 pub(super) fn path(work: &Work, version: &Version) -> PathBuf {
     work.dir().state.join(&version.upper)
-}
-
-fn list(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut layers = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name.starts_with("root-") {
-            layers.push(path);
-        }
-    }
-    Ok(layers)
 }

@@ -14,13 +14,10 @@ const ROUNDS: &str = "PERCH_BENCH_ROUNDS";
 
 fn say(what: &str, mut times: Vec<f64>) {
     times.sort_by(f64::total_cmp);
-    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
-    writeln!(
-        std::io::stderr(),
-        "{what}: min {:.1} p50 {:.1} p90 {:.1} p99 {:.1} ms",
-        times[0], at(0.5), at(0.9), at(0.99)
-    )
-    .unwrap();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    let (p50, p90, p99) = (at(50), at(90), at(99));
+    let text = format!("{what}: min {:.1} p50 {p50:.1} p90 {p90:.1} p99 {p99:.1} ms\n", at(0));
+    std::io::stderr().write_all(text.as_bytes()).unwrap();
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The life of one machine.
 
-use perch_types::MachineState;
+use perch_types::{Code, MachineState};
 use perch_types::host::Command;
 
 use super::server::{Server, exec, machine, tell, wait};
@@ -30,14 +30,16 @@ fn a_machine_is_made_runs_stops_starts_and_goes() {
         let exit = stopped.events[0].request.clone().unwrap();
         assert_eq!(exit["exit_event"]["requested_stop"], true);
         assert_eq!(exit["exit_event"]["exit_code"], 0);
-        assert!(exec(&host, &id, "true").await.is_err());
+        let refused = exec(&host, &id, "true").await.unwrap_err();
+        assert_eq!(refused.code, Code::WrongState);
 
         tell(&host, &id, Command::Start).await;
         wait(&host, &id, "started").await;
         let listed = exec(&host, &id, "cat /file").await.unwrap();
         assert!(listed.contains("No such file"), "{listed}");
 
-        assert!(host.command(&id, Command::Destroy { force: false }).await.is_err());
+        let refused = host.command(&id, Command::Destroy { force: false }).await.unwrap_err();
+        assert_eq!(refused.code, Code::WrongState);
         tell(&host, &id, Command::Destroy { force: true }).await;
         let gone = wait(&host, &id, "destroyed").await;
         assert_eq!(gone.events[0].kind, "destroy");

@@ -1,5 +1,8 @@
 //! Real machines, from creation to destruction.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "in a test a fault is a failure")]
 
+mod adoption;
 mod bench;
+mod ends;
 mod life;
 mod server;

@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command as Program;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -80,12 +80,14 @@ pub(crate) struct Server {
     tag: String,
     pub(crate) folder: PathBuf,
     guest: PathBuf,
-    pub(crate) store: Arc<dyn Store>,
+    directory: PathBuf,
+    store: OnceLock<Arc<dyn Store>>,
 }
 
 /// Says that a test cannot run here.
 fn skip(test: &str, missing: &str) {
-    writeln!(std::io::stderr(), "skipped: {test}: {missing}").unwrap();
+    let text = format!("skipped: {test}: {missing}\n");
+    std::io::stderr().write_all(text.as_bytes()).unwrap();
 }
 
 impl Server {
@@ -112,8 +114,43 @@ impl Server {
         run("ip", &["netns", "add", &tag]);
         run("ip", &["-n", &tag, "link", "set", "lo", "up"]);
         make_image(&folder);
+        let (directory, store) = (folder.clone(), OnceLock::new());
+        let server = Arc::new(Self { tag, folder, guest, directory, store });
+        server.inside(body);
+        server.assert_clean();
+    }
+
+    /// Runs another agent on a server that another process made.
+    pub(crate) fn adopt<F: Future<Output = ()>>(
+        folder: &Path,
+        body: impl FnOnce(Arc<Self>) -> F + Send,
+    ) {
+        let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest");
+        let tag = folder.file_name().unwrap().to_str().unwrap().to_owned();
+        let directory = folder.join("agent");
+        fs::create_dir_all(&directory).unwrap();
+        let store = OnceLock::new();
+        let server = Arc::new(Self { tag, folder: folder.to_owned(), guest, directory, store });
+        // Never dropped: the server is the other process's.
+        std::mem::forget(Arc::clone(&server));
+        server.inside(body);
+    }
+
+    /// Returns the directory, opening it the first time.
+    pub(crate) fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(self.store.get_or_init(|| open_store(&self.directory)))
+    }
+
+    pub(crate) fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    fn inside<F: Future<Output = ()>>(
+        self: &Arc<Self>,
+        body: impl FnOnce(Arc<Self>) -> F + Send,
+    ) {
         // A thread of its own, so that nothing else finds itself in the namespace.
-        let inside = tag.clone();
+        let inside = self.tag.clone();
         let runtime = std::thread::scope(|scope| {
             scope
                 .spawn(move || {
@@ -127,9 +164,7 @@ impl Server {
                 .join()
                 .unwrap()
         });
-        let store = runtime.block_on(async { open_store(&folder) });
-        let server = Arc::new(Self { tag, folder, guest, store });
-        let entered = Arc::clone(&server);
+        let entered = Arc::clone(self);
         std::thread::scope(|scope| {
             let runtime = &runtime;
             let outcome = scope
@@ -143,7 +178,6 @@ impl Server {
             }
         });
         drop(runtime);
-        server.assert_clean();
     }
 
     pub(crate) fn config(&self) -> Config {
@@ -183,7 +217,7 @@ impl Server {
     /// Starts the agent.
     pub(crate) async fn start(&self) -> Host {
         let effects = self.effects().await;
-        let store = Some(Arc::clone(&self.store));
+        let store = Some(self.store());
         Host::start_with(self.config(), effects, store, Vec::new()).await.unwrap()
     }
 

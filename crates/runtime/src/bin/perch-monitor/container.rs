@@ -135,14 +135,14 @@ fn build(name: &str, bundle: &Path, state: &Path, parts: Parts) -> Result<i32, E
         .build()
         .map_err(refused)?;
     container.start().map_err(refused)?;
-    let pid = container.pid().map(libcontainer_pid);
+    let pid = container.pid().map(|pid| pid.as_raw());
     pid.ok_or_else(|| Error::Spec("the sandbox has no process".to_owned()))
 }
 
-fn libcontainer_pid(pid: impl Into<i32>) -> i32 {
-    pid.into()
-}
-
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the shape that `map_err` wants"
+)]
 fn refused(error: libcontainer::error::LibcontainerError) -> Error {
     Error::Refused {
         operation: "make the sandbox",

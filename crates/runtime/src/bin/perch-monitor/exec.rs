@@ -231,30 +231,44 @@ impl Exec<'_> {
 
     /// Passes output on, at most so many pieces of each stream.
     fn pass_on(&mut self, pieces_max: usize) -> io::Result<()> {
-        for error_stream in [false, true] {
-            for _ in 0..pieces_max {
-                let stream = if error_stream {
-                    &mut self.streams.stderr
-                } else {
-                    &mut self.streams.stdout
-                };
-                let Some(from) = stream.as_ref() else { break };
-                let mut piece = [0; CHUNK_BYTES_MAX];
-                match read(from, &mut piece) {
-                    Read::Bytes(count) => {
-                        let text = BASE64.encode(piece.get(..count).unwrap_or_default());
-                        self.send(if error_stream {
-                            ExecFrame::Stderr(text)
-                        } else {
-                            ExecFrame::Stdout(text)
-                        })?;
-                    }
-                    Read::Later => break,
-                    Read::End => *stream = None,
-                }
+        for _ in 0..pieces_max {
+            let stdout = self.piece(false)?;
+            let stderr = self.piece(true)?;
+            if !stdout && !stderr {
+                break;
             }
         }
         Ok(())
+    }
+
+    /// Passes one piece of one stream on; returns whether there may be more.
+    fn piece(&mut self, is_stderr: bool) -> io::Result<bool> {
+        let stream = if is_stderr {
+            &mut self.streams.stderr
+        } else {
+            &mut self.streams.stdout
+        };
+        let Some(from) = stream.as_ref() else {
+            return Ok(false);
+        };
+        let mut piece = [0; CHUNK_BYTES_MAX];
+        match read(from, &mut piece) {
+            Read::Bytes(count) => {
+                let text = BASE64.encode(piece.get(..count).unwrap_or_default());
+                let kind = if is_stderr {
+                    ExecFrame::Stderr
+                } else {
+                    ExecFrame::Stdout
+                };
+                self.send(kind(text))?;
+                Ok(true)
+            }
+            Read::Later => Ok(false),
+            Read::End => {
+                *stream = None;
+                Ok(false)
+            }
+        }
     }
 
     /// Gives the program as much input as it takes.

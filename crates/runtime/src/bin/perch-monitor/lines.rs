@@ -110,7 +110,7 @@ mod tests {
         let mut found = Vec::new();
         for piece in pieces {
             lines.push(piece, 1, |record| {
-                found.push((record.line, record.continues))
+                found.push((record.line, record.continues));
             });
         }
         lines.finish(1, |record| found.push((record.line, record.continues)));

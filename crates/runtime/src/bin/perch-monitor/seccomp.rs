@@ -57,7 +57,8 @@ pub(crate) fn compile() -> Result<Vec<BpfProgram>, Error> {
             .map(|one| (one, Vec::new())),
     );
     let fall_back = program(absent, SeccompAction::Allow, SeccompAction::Errno(unknown))?;
-    Ok(vec![fall_back, allow])
+    // Both refuse, with different errors: the kernel takes that of the filter applied last.
+    Ok(vec![allow, fall_back])
 }
 
 fn fault(error: impl std::fmt::Display) -> Error {

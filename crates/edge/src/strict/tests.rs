@@ -1,0 +1,143 @@
+use proptest::prelude::*;
+use tokio::io::AsyncReadExt as _;
+
+use super::*;
+
+const GOOD: &[&str] = &[
+    "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "\r\nGET /a?b=c HTTP/1.0\r\nHost: a\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+    "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n\
+     3;a=\"b\"\r\nabc\r\n0\r\nX-T: 1\r\n\r\n",
+    "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+    "GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+];
+
+/// Each is answered with 400 and nothing of it passes.
+pub(super) const BAD: &[&str] = &[
+    "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+    "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3, 3\r\n\r\nabc",
+    "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\nabc",
+    "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\nabc",
+    "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "GET / HTTP/1.1\nHost: a\n\n",
+    "GET / HTTP/1.1\r\nHost: a\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+    "GET / HTTP/1.0\r\n\r\n",
+    "GET / HTTP/1.1\r\n: b\r\nHost: a\r\n\r\n",
+    "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+    "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
+    "GET a HTTP/1.1\r\nHost: a\r\n\r\n",
+    "CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n10000000000000000\r\nabc",
+    "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;a\nb\r\nabc\r\n0\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3 \r\nabc\r\n0\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
+];
+
+#[test]
+fn e1_good_messages_pass_whole_and_follow_each_other() {
+    let all = GOOD.concat();
+    let mut framing = Framing::default();
+    assert_eq!(framing.judge(all.as_bytes()), (all.len(), Next::More));
+    assert!(matches!(framing.state, State::Head));
+}
+
+#[test]
+fn e1_doubtful_messages_are_refused_before_a_byte_of_them_passes() {
+    for bad in BAD {
+        for before in ["", GOOD[0], GOOD[3]] {
+            let text = format!("{before}{bad}");
+            let judged = Framing::default().judge(text.as_bytes());
+            assert_eq!(judged, (before.len(), Next::Refuse(Cause::BadRequest)), "{bad:?}");
+        }
+    }
+}
+
+#[test]
+fn e5_heads_have_limits() {
+    let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(HEAD_BYTES_MAX));
+    let judged = Framing::default().judge(long.as_bytes());
+    assert_eq!(judged, (0, Next::Refuse(Cause::HeadTooLarge)));
+    let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(HEAD_FIELDS_MAX));
+    let judged = Framing::default().judge(many.as_bytes());
+    assert_eq!(judged, (0, Next::Refuse(Cause::HeadTooLarge)));
+}
+
+fn read_in_pieces(text: &[u8], size: usize) -> (Vec<u8>, bool) {
+    let mut inner = tokio_test_io(text, size);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async move {
+        let mut strict = Strict::new(&mut inner, Arc::default());
+        let (mut all, mut some) = (Vec::new(), [0; 7]);
+        loop {
+            match strict.read(&mut some).await {
+                Ok(0) => return (all, true),
+                Ok(count) => all.extend_from_slice(&some[..count]),
+                Err(_) => return (all, false),
+            }
+        }
+    })
+}
+
+/// Reads of at most `size` bytes.
+fn tokio_test_io(text: &[u8], size: usize) -> Pieces {
+    Pieces { text: text.to_vec(), at: 0, size }
+}
+
+struct Pieces {
+    text: Vec<u8>,
+    at: usize,
+    size: usize,
+}
+
+impl AsyncRead for Pieces {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let count = this.size.min(this.text.len() - this.at).min(buf.remaining());
+        buf.put_slice(&this.text[this.at..this.at + count]);
+        this.at += count;
+        Poll::Ready(Ok(()))
+    }
+}
+
+proptest! {
+    #[test]
+    fn pieces_do_not_matter_to_what_passes(size in 1_usize..64, order in 0_usize..1000) {
+        let texts: Vec<_> = (0..GOOD.len()).map(|i| GOOD[(i * 5 + order) % GOOD.len()]).collect();
+        let all = texts.concat();
+        prop_assert_eq!(read_in_pieces(all.as_bytes(), size), (all.into_bytes(), true));
+    }
+
+    #[test]
+    fn pieces_do_not_matter_to_what_is_refused(size in 1_usize..64, which in 0..BAD.len()) {
+        let bad = BAD[which];
+        let text = format!("{}{bad}{}", GOOD[2], GOOD[0]);
+        let (passed, is_whole) = read_in_pieces(text.as_bytes(), size);
+        let is_body = bad.contains("chunked\r\n\r\n") && !bad.contains("Content-Length")
+            && !bad.contains("HTTP/1.0");
+        let refused = [GOOD[2].as_bytes(), REFUSED_HEAD].concat();
+        // Doubt in a body whose head has passed breaks the connection instead.
+        prop_assert!(passed == refused || (is_body && !is_whole), "{bad:?}");
+    }
+
+    #[test]
+    fn any_bytes_are_judged_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let (passed, _) = Framing::default().judge(&bytes);
+        prop_assert!(passed <= bytes.len());
+    }
+}

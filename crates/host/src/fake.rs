@@ -1,0 +1,168 @@
+//! Effects that happen in memory only, for tests of what is above them without root.
+//!
+//! Never touches a kernel feature. Clones share one server, as an agent before and after its
+//! restart do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use perch_runtime::FakeRuntime;
+use perch_types::clock::Clock;
+use perch_types::image::{Digest, ImageConfig, ImageRef, Reference};
+use perch_types::{Code, MachineId};
+
+use crate::effects::{Effects, Fault, Images, Listeners, MountedImage, Networks, Rootfs};
+use crate::network::{Listener, MachineNetwork, Pool, RESOLVER_V6, private_ip};
+
+/// What there is on a server.
+#[derive(Debug, Default)]
+struct State {
+    layers: BTreeSet<PathBuf>,
+    attached: BTreeMap<MachineId, u32>,
+    listeners: Vec<Listener>,
+    unknown_images: BTreeSet<String>,
+}
+
+/// A server that is none.
+#[derive(Debug, Clone, Default)]
+pub struct FakeServer {
+    state: Arc<Mutex<State>>,
+    /// Its machines.
+    pub runtime: FakeRuntime,
+}
+
+impl FakeServer {
+    /// Makes an empty one.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Returns its effects.
+    #[must_use]
+    pub fn effects(&self, clock: Arc<dyn Clock>) -> Effects {
+        Effects {
+            images: Arc::new(self.clone()),
+            rootfs: Arc::new(self.clone()),
+            networks: Arc::new(self.clone()),
+            runtime: Arc::new(self.runtime.clone()),
+            clock,
+        }
+    }
+
+    /// Sets who listens inside every machine.
+    pub fn listen(&self, listeners: &[Listener]) {
+        self.state().listeners = listeners.to_vec();
+    }
+
+    /// Makes a reference one that no registry knows.
+    pub fn forget_image(&self, reference: &str) {
+        self.state().unknown_images.insert(reference.to_owned());
+    }
+
+    /// Returns the layers there are.
+    #[must_use]
+    pub fn layers(&self) -> BTreeSet<PathBuf> {
+        self.state().layers.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Images for FakeServer {
+    async fn resolve(&self, reference: &str) -> Result<ImageRef, Fault> {
+        if self.state().unknown_images.contains(reference) {
+            return Err(Fault::permanent(Code::ImageUnknown, format!("find image `{reference}`")));
+        }
+        let parsed: Reference = reference
+            .parse()
+            .map_err(|error| Fault::permanent(Code::InvalidValue, format!("image: {error}")))?;
+        let mut bytes = [0; 32];
+        for (byte, from) in bytes.iter_mut().zip(reference.bytes()) {
+            *byte = from;
+        }
+        Ok(ImageRef { digest: Some(Digest::from_sha256(&bytes)), ..ImageRef::from(&parsed) })
+    }
+
+    async fn mount(&self, image: &ImageRef) -> Result<MountedImage, Fault> {
+        let name = image.digest.as_ref().map_or("none", Digest::hex);
+        let config = ImageConfig { cmd: vec!["serve".to_owned()], ..ImageConfig::default() };
+        Ok(MountedImage { root: Path::new("/images").join(name), config })
+    }
+
+    async fn unmount_unused(&self, _used: &BTreeSet<Digest>) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Rootfs for FakeServer {
+    async fn prepare(&self, path: &Path, _size_gb: u32, _fresh: bool) -> Result<(), Fault> {
+        self.state().layers.insert(path.to_owned());
+        Ok(())
+    }
+
+    async fn list(&self, folder: &Path) -> Result<Vec<PathBuf>, Fault> {
+        let state = self.state();
+        Ok(state.layers.iter().filter(|path| path.starts_with(folder)).cloned().collect())
+    }
+
+    async fn remove(&self, path: &Path) -> Result<(), Fault> {
+        self.state().layers.retain(|layer| !layer.starts_with(path));
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Networks for FakeServer {
+    fn slots(&self) -> u32 {
+        Pool::default().slots()
+    }
+
+    fn addresses(&self, machine: &MachineNetwork) -> Result<(Ipv6Addr, Ipv4Addr), Fault> {
+        let v4 = Pool::default()
+            .address(machine.slot)
+            .ok_or_else(|| Fault::permanent(Code::Internal, "no such slot"))?;
+        Ok((private_ip(machine.network_id, &machine.machine), v4))
+    }
+
+    fn resolvers(&self) -> Vec<IpAddr> {
+        vec![RESOLVER_V6.into()]
+    }
+
+    async fn attach(&self, _namespace: OwnedFd, machine: MachineNetwork) -> Result<(), Fault> {
+        self.state().attached.insert(machine.machine, machine.slot);
+        Ok(())
+    }
+
+    async fn detach(&self, machine: &MachineId) -> Result<(), Fault> {
+        self.state().attached.remove(machine);
+        Ok(())
+    }
+
+    async fn attached(&self) -> Result<Vec<MachineId>, Fault> {
+        Ok(self.state().attached.keys().cloned().collect())
+    }
+
+    fn listeners(&self, _namespace: OwnedFd) -> Result<Box<dyn Listeners>, Fault> {
+        Ok(Box::new(self.clone()))
+    }
+
+    async fn teardown(&self) -> Result<(), Fault> {
+        self.state().attached.clear();
+        Ok(())
+    }
+}
+
+impl Listeners for FakeServer {
+    fn listeners(&mut self) -> Result<Vec<Listener>, Fault> {
+        Ok(self.state().listeners.clone())
+    }
+}
