@@ -40,8 +40,10 @@ pub(crate) struct Admin {
 pub(crate) fn folders(data: &Path, run: &Path, front_uid: u32) -> Result<()> {
     folder(data, 0o711, 0)?;
     folder(run, 0o755, 0)?;
-    folder(&data.join(HOST_DIR), 0o700, 0)?;
-    folder(&data.join(BUILD_DIR), 0o700, 0)?;
+    // Searchable, because children without rights work in folders below; what lies in them is
+    // closed to others by the processes' umask.
+    folder(&data.join(HOST_DIR), 0o711, 0)?;
+    folder(&data.join(BUILD_DIR), 0o711, 0)?;
     folder(&data.join(CA_DIR), 0o700, 0)?;
     folder(&data.join(FRONT_DIR), 0o700, front_uid)
 }

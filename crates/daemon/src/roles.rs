@@ -14,6 +14,9 @@ use anyhow::{Context as _, Result};
 
 use crate::setup::{self, BEAT_EVERY_MS, Purpose};
 
+/// New files are their owner's alone; new folders can be searched, but not listed, by others.
+const UMASK: u32 = 0o066;
+
 /// A privilege class with a process of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Role {
@@ -56,6 +59,10 @@ impl Role {
 
     /// Runs the process of this role until the supervisor ends it.
     pub(crate) fn run(self) -> Result<()> {
+        if self != Self::Builder {
+            // What a build writes has the modes that its tools give it.
+            rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
+        }
         let (setup, sockets) = setup::receive(std::io::stdin())?;
         let channel = std::io::stdin()
             .as_fd()

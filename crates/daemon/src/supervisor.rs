@@ -266,9 +266,14 @@ async fn attend(
                 Ok(true) => { started.send_replace(true); }
                 // The channel ended: the process is about to.
                 Ok(false) => {
-                    let status = tokio::time::timeout(END_MAX, child.wait()).await;
-                    child.kill().await.ok();
-                    return format!("{status:?}");
+                    return match tokio::time::timeout(END_MAX, child.wait()).await {
+                        Ok(Ok(status)) => status.to_string(),
+                        Ok(Err(error)) => error.to_string(),
+                        Err(_) => {
+                            child.kill().await.ok();
+                            "killed: it had closed its channel".to_owned()
+                        }
+                    };
                 }
                 Err(_) => {
                     child.kill().await.ok();

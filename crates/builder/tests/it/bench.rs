@@ -164,6 +164,8 @@ impl Bench {
                 "copy",
                 "-q",
                 "--src-tls-verify=false",
+                "--src-creds",
+                &format!("perch:{TOKEN}"),
                 &source,
                 &target_name,
             ])

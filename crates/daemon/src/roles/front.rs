@@ -7,6 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use axum::Router;
+use axum::extract::Request;
 use perch_api::serve::{Listener, ServeLimits};
 use perch_api::{Api, PushTokens};
 use perch_client::HostClient;
@@ -19,6 +21,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt as _;
 
 use crate::clock::SystemClock;
 use crate::config::Config;
@@ -84,12 +87,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     api.ensure_admin_token(&setup.admin_token_hash)
         .await
         .context("know the administrator")?;
-    let images = registry.router();
-    let router = axum::Router::new()
-        .route_service("/v2", images.clone())
-        .route_service("/v2/", images.clone())
-        .route_service("/v2/{*rest}", images)
-        .fallback_service(api.router());
+    let router = by_path(registry.router(), api.router());
     serve_api(&setup, &mut sockets, &router, &mut tasks)?;
     let addresses = roles::host::resolver_addresses(&setup.config)?;
     serve_names(&addresses, &mut sockets, &view, &mut tasks)?;
@@ -116,10 +114,20 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     outcome
 }
 
+/// Sends what is under `/v2` to the registry and everything else to the API. Both have a fallback
+/// of their own, which `Router::merge` does not allow.
+fn by_path(registry: Router, api: Router) -> Router {
+    Router::new().fallback(move |request: Request| {
+        let path = request.uri().path();
+        let is_registrys = path == "/v2" || path.starts_with("/v2/");
+        if is_registrys { registry.clone() } else { api.clone() }.oneshot(request)
+    })
+}
+
 fn serve_api(
     setup: &Setup,
     sockets: &mut Sockets,
-    router: &axum::Router,
+    router: &Router,
     tasks: &mut JoinSet<Result<()>>,
 ) -> Result<()> {
     let mut listeners = Vec::new();

@@ -32,6 +32,15 @@ impl Actor {
     /// Begins what waits, if anything does.
     pub(super) async fn begin_next(&mut self) {
         while self.run.is_none() && self.parked.is_none() {
+            if self.record.state == State::Restarting && self.record.boot.is_none() {
+                if let Err(error) = self.begin_start(Why::Restart).await {
+                    tracing::warn!(machine = %self.record.id, %error, "restart was put off");
+                    let now_ms = self.shared.effects.clock.now().unix_ms();
+                    self.record.state = State::Starting;
+                    self.record.restart_unix_ms = Some(now_ms.saturating_add(1_000));
+                }
+                continue;
+            }
             let Some(queued) = self.queued.pop_front() else { return };
             // What was true when it was accepted may not be any more.
             let admission = admit(self.record.state, &[], (&queued.command).into());
@@ -75,8 +84,6 @@ impl Actor {
                 if self.record.boot.is_none() {
                     return self.begin_start(Why::Restart).await;
                 }
-                let start = Queued { command: host::Command::Start, image: None };
-                self.queued.push_front(start);
                 let signal = if force { KILL } else { signal };
                 self.begin_stop(signal, if force { 0 } else { grace_ms }, true).await
             }

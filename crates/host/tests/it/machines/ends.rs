@@ -162,7 +162,7 @@ fn an_update_takes_over_and_one_that_cannot_run_goes_back() {
 fn a_machine_that_listens_elsewhere_says_where() {
     Server::run("a_machine_that_listens_elsewhere_says_where", |server| async move {
         let host = server.start().await;
-        let mut request = machine(1, "nc -l -s 127.0.0.1 -p 8000 & exec sleep 1000");
+        let mut request = machine(1, "httpd -p 127.0.0.1:8000; exec sleep 1000");
         request.config.services =
             serde_json::from_value(serde_json::json!([{"internal_port": 8080, "ports": []}])).unwrap();
         let id = request.id.clone();
@@ -174,7 +174,7 @@ fn a_machine_that_listens_elsewhere_says_where() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
         assert!(!host.get(&id).unwrap().ready);
-        exec(&host, &id, "nc -ll -p 8080 -e true & sleep 0.1").await.unwrap();
+        exec(&host, &id, "httpd -p 0.0.0.0:8080").await.unwrap();
         wait(&host, &id, "ready").await;
         host.remove_everything().await.unwrap();
     });
