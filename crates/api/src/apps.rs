@@ -45,6 +45,10 @@ pub(crate) async fn list(
     Ok(JsonReply(Apps { total_apps: count(apps.len()), apps }))
 }
 
+/// Names that mean something else: the repositories of base images, and what an address with
+/// them would promise.
+const RESERVED_NAMES: [&str; 4] = ["base", "api", "registry", "www"];
+
 pub(crate) async fn create(
     State(shared): State<Arc<Shared>>,
     Extension(caller): Extension<Caller>,
@@ -92,6 +96,10 @@ fn admit(caller: &Caller, request: CreateApp) -> Result<NewApp, Failure> {
     let name: AppName = name
         .parse()
         .map_err(|error| Failure::new(Code::InvalidValue, format!("name: {error}")))?;
+    if RESERVED_NAMES.contains(&name.as_str()) {
+        let text = format!("name: `{name}` is the platform's own");
+        return Err(Failure::new(Code::InvalidValue, text).with_hint("choose another name"));
+    }
     let org = match request.org_slug.filter(|org| !org.is_empty()) {
         Some(slug) => {
             let unknown = |_| Failure::new(Code::NotFound, format!("org_slug: `{slug}` is unknown"));

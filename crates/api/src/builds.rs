@@ -27,7 +27,7 @@ use tokio::time::{Instant, Sleep};
 use crate::body::parse;
 use crate::config::Shared;
 use crate::logs::LINES_TYPE;
-use crate::push_tokens::PushTokens;
+use crate::push_tokens::{PushScope, PushTokens};
 use crate::reply::{Failure, chain};
 use crate::routes::OfApp;
 
@@ -54,24 +54,37 @@ pub(crate) async fn build(
 ) -> Result<Response, Failure> {
     let asked = asked(request.headers())?;
     let socket = builder(&shared)?;
-    let token = shared.push_tokens.mint(&app.name, TOKEN_TTL)?;
-    let revoked_at_end = Revoke { tokens: shared.push_tokens.clone(), token: token.clone() };
     let mut headers = HeaderMap::new();
     headers.insert(HeaderName::from_static(BUILD_HEADER), asked);
     headers.insert(HeaderName::from_static(APP_HEADER), header(app.name.as_str())?);
-    let mut token = header(token.expose())?;
-    token.set_sensitive(true);
-    headers.insert(HeaderName::from_static(TOKEN_HEADER), token);
+    let revoked_at_end = may_push(&shared, PushScope::App(app.name.clone()), &mut headers)?;
     let limit = usize::try_from(CONTEXT_BYTES_MAX).unwrap_or(usize::MAX);
     let context = Limited::new(Paced::new(request.into_body()), limit).boxed_unsync();
     let answer = ask(socket, BUILD_PATH, headers, context).await?;
-    Ok(lines(answer, Some(revoked_at_end)))
+    Ok(lines(answer, revoked_at_end))
 }
 
 pub(crate) async fn bootstrap(State(shared): State<Arc<Shared>>) -> Result<Response, Failure> {
     let socket = builder(&shared)?;
-    let answer = ask(socket, BOOTSTRAP_PATH, HeaderMap::new(), body_of(Bytes::new())).await?;
-    Ok(lines(answer, None))
+    let mut headers = HeaderMap::new();
+    let revoked_at_end = may_push(&shared, PushScope::Base, &mut headers)?;
+    let answer = ask(socket, BOOTSTRAP_PATH, headers, body_of(Bytes::new())).await?;
+    Ok(lines(answer, revoked_at_end))
+}
+
+/// Makes a push token and puts it into the headers of a builder's request; it ends with the value
+/// that is returned.
+fn may_push(
+    shared: &Shared,
+    scope: PushScope,
+    headers: &mut HeaderMap,
+) -> Result<Revoke, Failure> {
+    let token = shared.push_tokens.mint(scope, TOKEN_TTL)?;
+    let revoke = Revoke { tokens: shared.push_tokens.clone(), token: token.clone() };
+    let mut value = header(token.expose())?;
+    value.set_sensitive(true);
+    headers.insert(HeaderName::from_static(TOKEN_HEADER), value);
+    Ok(revoke)
 }
 
 fn builder(shared: &Shared) -> Result<&Path, Failure> {
@@ -131,7 +144,7 @@ async fn ask(
     ))
 }
 
-fn lines(answer: http::Response<Incoming>, at_end: Option<Revoke>) -> Response {
+fn lines(answer: http::Response<Incoming>, at_end: Revoke) -> Response {
     let body = answer.into_body().map_frame(move |frame: Frame<Bytes>| {
         // Held until the last frame is gone, or the caller is.
         let _ = &at_end;

@@ -29,4 +29,4 @@ mod view;
 pub use auth::{Identity, Principal};
 pub use config::{Api, Config, Host, ImageCatalog, Limits};
 pub use error::Error;
-pub use push_tokens::PushTokens;
+pub use push_tokens::{PushScope, PushTokens};

@@ -1,4 +1,4 @@
-//! Tokens with which a build pushes its image: short-lived, for one app, in memory only.
+//! Tokens with which a build pushes its image: short-lived, for one scope, in memory only.
 //!
 //! Never stored: after a restart a build has to begin again anyway.
 
@@ -16,6 +16,15 @@ use crate::error::Error;
 /// What a push token begins with.
 const PREFIX: &str = "perch_push_";
 
+/// What a push token may write; it may read base images besides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PushScope {
+    /// The repository of an app.
+    App(AppName),
+    /// Base images.
+    Base,
+}
+
 /// The push tokens of running builds. Cheap to clone; clones share them.
 #[derive(Debug, Clone)]
 pub struct PushTokens {
@@ -27,7 +36,7 @@ pub struct PushTokens {
 #[derive(Debug)]
 struct PushToken {
     hash: [u8; 32],
-    app: AppName,
+    scope: PushScope,
     expires_boot_ms: u64,
 }
 
@@ -36,11 +45,11 @@ impl PushTokens {
         Self { clock, max, tokens: Arc::default() }
     }
 
-    /// Makes a token that may push images of `app` for at most `ttl`.
+    /// Makes a token that may push images of a scope for at most `ttl`.
     ///
     /// # Errors
     /// When there are as many as the limit, or no random bytes.
-    pub fn mint(&self, app: &AppName, ttl: Duration) -> Result<Secret, Error> {
+    pub fn mint(&self, scope: PushScope, ttl: Duration) -> Result<Secret, Error> {
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes).map_err(|source| Error::Random { source })?;
         let mut text = String::from(PREFIX);
@@ -54,22 +63,22 @@ impl PushTokens {
         }
         tokens.push(PushToken {
             hash: Sha256::digest(&text).into(),
-            app: app.clone(),
+            scope,
             expires_boot_ms: now.saturating_add(ttl_ms),
         });
         Ok(Secret::new(text))
     }
 
-    /// Returns the app whose images the token may push.
+    /// Returns what the token may push.
     #[must_use]
-    pub fn check(&self, token: &str) -> Option<AppName> {
+    pub fn check(&self, token: &str) -> Option<PushScope> {
         let hash: [u8; 32] = Sha256::digest(token).into();
         let now = self.clock.boot_ms();
         self.lock()
             .iter()
             .filter(|known| bool::from(known.hash.ct_eq(&hash)))
             .find(|known| known.expires_boot_ms > now)
-            .map(|known| known.app.clone())
+            .map(|known| known.scope.clone())
     }
 
     /// Ends a token.
@@ -108,17 +117,18 @@ mod tests {
     fn a_push_token_is_for_one_app_and_ends() {
         let clock = Arc::new(Turned::default());
         let tokens = PushTokens::new(clock.clone(), 2);
-        let app: AppName = "web".parse().unwrap();
-        let first = tokens.mint(&app, Duration::from_secs(1)).unwrap();
-        let second = tokens.mint(&app, Duration::from_secs(60)).unwrap();
+        let app = PushScope::App("web".parse().unwrap());
+        let first = tokens.mint(app.clone(), Duration::from_secs(1)).unwrap();
+        let second = tokens.mint(PushScope::Base, Duration::from_secs(60)).unwrap();
         assert_ne!(first, second);
-        assert_eq!(tokens.check(first.expose()), Some(app.clone()));
+        assert_eq!(tokens.check(first.expose()), Some(app));
+        assert_eq!(tokens.check(second.expose()), Some(PushScope::Base));
         assert_eq!(tokens.check("perch_push_00"), None);
-        assert!(matches!(tokens.mint(&app, Duration::ZERO), Err(Error::PushTokens { max: 2 })));
+        assert!(matches!(tokens.mint(PushScope::Base, Duration::ZERO), Err(Error::PushTokens { max: 2 })));
         clock.0.store(1000, Ordering::Relaxed);
         assert_eq!(tokens.check(first.expose()), None);
         tokens.revoke(&second);
         assert_eq!(tokens.check(second.expose()), None);
-        assert!(tokens.mint(&app, Duration::from_secs(1)).is_ok_and(|token| token != second));
+        assert!(tokens.mint(PushScope::Base, Duration::from_secs(1)).is_ok_and(|token| token != second));
     }
 }

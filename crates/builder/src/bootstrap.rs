@@ -141,7 +141,8 @@ async fn make(bay: Bay<'_>, image: &Image, system: bool) -> Result<(), Error> {
         let path = context.join(name);
         fs::write(&path, content).map_err(Error::file("write", path))?;
     }
-    let (store, _guard) = builder.disk.store("").await?;
+    let _one = builder.disk.lock("").lock_owned().await;
+    let store = builder.disk.store("")?;
     let dockerfile = Dockerfile::parse(image.dockerfile);
     let request = BuildRequest::default();
     let recipe = Recipe {

@@ -13,7 +13,7 @@ use perch_types::build::{BuildEvent, BuildRequest};
 use perch_types::image::Digest;
 use perch_types::{ApiError, Code, Secret};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use crate::builder::Builder;
 use crate::cage::{self, Exit, Phase};
@@ -145,7 +145,8 @@ async fn build(builder: &Builder, job: &Job, events: &Events) -> Result<BuildEve
     if dockerfile.is_empty() {
         return Err(refused(format!("the file `{name}` has no instruction")));
     }
-    let (store, _guard) = builder.disk.store(&job.app).await?;
+    let _one = only_one(builder, &job.app, events).await?;
+    let store = builder.disk.store(&job.app)?;
     let recipe = Recipe {
         name,
         dockerfile: &dockerfile,
@@ -171,6 +172,23 @@ async fn build(builder: &Builder, job: &Job, events: &Events) -> Result<BuildEve
         digest,
         size_bytes,
     })
+}
+
+/// Waits until no other build of the app runs.
+async fn only_one(
+    builder: &Builder,
+    app: &str,
+    events: &Events,
+) -> Result<OwnedMutexGuard<()>, Error> {
+    let lock = builder.disk.lock(app);
+    if let Ok(guard) = Arc::clone(&lock).try_lock_owned() {
+        return Ok(guard);
+    }
+    progress(events, "waiting for another build of this app").await?;
+    tokio::select! {
+        guard = lock.lock_owned() => Ok(guard),
+        () = events.closed() => Err(Error::Abandoned),
+    }
 }
 
 /// Tells the client what is done now.
@@ -361,6 +379,10 @@ pub(crate) async fn push_image(
     };
     if exit.timed_out {
         return Err(fault("it took too long".to_owned()));
+    }
+    if last.contains("denied") || last.contains("unauthorized") {
+        let text = format!("the credentials of this build may not push `{repository}:{tag}`");
+        return Err(Error::Build(ApiError::new(Code::Forbidden, text)));
     }
     let digest = digest
         .filter(|_| exit.code == Some(0))

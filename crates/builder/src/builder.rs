@@ -106,7 +106,10 @@ impl Builder {
     pub(crate) async fn slot(&self, events: &Events) -> Result<Slot, Error> {
         let ticket = self.queue.ticket()?;
         if ticket.before > 0 {
-            let text = format!("waiting for {} builds", ticket.before);
+            let text = match ticket.before {
+                1 => "waiting for 1 build".to_owned(),
+                before => format!("waiting for {before} builds"),
+            };
             let event = BuildEvent::Progress { text };
             events.send(event).await.map_err(|_gone| Error::Abandoned)?;
         }

@@ -97,16 +97,12 @@ impl Disk {
         fs::rename(&partial, &self.image).map_err(Error::file("rename", &partial))
     }
 
-    /// Returns the folder of an app's store, made if need be, and the lock that one build of the
-    /// app at a time holds: the build tool's own locks do not cover its cleaning up.
-    pub(crate) async fn store(
-        &self,
-        app: &str,
-    ) -> Result<(PathBuf, tokio::sync::OwnedMutexGuard<()>), Error> {
-        let guard = self.lock(app).lock_owned().await;
+    /// Returns the folder of an app's store, made if need be. Whoever uses it holds its
+    /// [`lock`](Self::lock).
+    pub(crate) fn store(&self, app: &str) -> Result<PathBuf, Error> {
         let folder = self.store_folder(app);
         make_store(&folder)?;
-        Ok((folder, guard))
+        Ok(folder)
     }
 
     fn store_folder(&self, app: &str) -> PathBuf {
@@ -117,7 +113,9 @@ impl Disk {
         }
     }
 
-    fn lock(&self, app: &str) -> Arc<tokio::sync::Mutex<()>> {
+    /// Returns the lock that one build of an app at a time holds: the build tool's own locks do
+    /// not cover its cleaning up.
+    pub(crate) fn lock(&self, app: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
         locks.retain(|_name, lock| Arc::strong_count(lock) > 1);
         Arc::clone(locks.entry(app.to_owned()).or_default())

@@ -130,7 +130,12 @@ impl<'a> Output<'a> {
                 text.push_str(line);
             }
         }
-        let (code, hint) = judge(reason);
+        let full = |text: &str| {
+            text.to_ascii_lowercase()
+                .contains("no space left on device")
+        };
+        let full = full(reason) || self.last.iter().any(|line| full(line));
+        let (code, hint) = judge(reason, full);
         let text: String = cut(&text, ERROR_TEXT_BYTES_MAX).to_owned();
         let error = ApiError::new(code, text);
         match hint {
@@ -154,16 +159,12 @@ impl<'a> Output<'a> {
 }
 
 /// Returns the code and the way out for what the build tool said.
-fn judge(reason: &str) -> (Code, Option<&'static str>) {
-    let fetch =
-        reason.contains("initializing source docker://") || reason.contains("reading manifest ");
-    if !fetch {
-        if reason.contains("no space left on device") {
-            return (
-                Code::NoSpace,
-                Some("make room with `perch system prune`, or raise the builder's `disk_bytes`"),
-            );
-        }
+fn judge(reason: &str, full: bool) -> (Code, Option<&'static str>) {
+    if full {
+        let hint = "make room with `perch system prune`, or raise the builder's `disk_bytes`";
+        return (Code::NoSpace, Some(hint));
+    }
+    if !reason.contains("initializing source docker://") && !reason.contains("reading manifest ") {
         return (Code::BuildFailed, None);
     }
     let unknown = ["manifest unknown", "name unknown", "not found"]

@@ -236,7 +236,11 @@ impl Worker {
             let (target, in_flight) = match wake::ready_machine(&self.shared, &wanted).await {
                 Ok(found) => found,
                 // Nobody is left to ask: what the last one said is the better answer.
-                Err(Cause::Upstream) => return Err(last),
+                Err(Cause::Upstream | Cause::NotStartable | Cause::NoMachine)
+                    if !tried.is_empty() =>
+                {
+                    return Err(last);
+                }
                 Err(cause) => return Err(cause),
             };
             let hop = Hop {

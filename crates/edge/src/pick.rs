@@ -117,6 +117,7 @@ mod tests {
         record.services[0].concurrency = serde_json::from_str(limits).unwrap();
         let load = Arc::new(Load::default());
         for _ in 0..in_flight {
+            #[expect(clippy::mem_forget, reason = "stays in flight for the test")]
             std::mem::forget(load.begin(None));
         }
         Arc::new(Target { record, load })

@@ -170,7 +170,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strict<S> {
                 return Poll::Ready(Ok(()));
             }
             match this.end {
-                Some(End::Refused) => return Poll::Ready(Ok(())),
+                // An end here would look like a client that left; the answer closes the connection.
+                Some(End::Refused) => return Poll::Pending,
                 Some(End::Broken) => {
                     let error = io::Error::new(io::ErrorKind::InvalidData, "body framing in doubt");
                     return Poll::Ready(Err(error));
@@ -267,27 +268,11 @@ impl Framing {
                     at += 2;
                 }
                 State::Head => {
-                    let Some(end) = head::end(rest, self.searched) else {
-                        if rest.len() > HEAD_BYTES_MAX {
-                            return (at, Next::Refuse(Cause::HeadTooLarge));
-                        }
-                        self.searched = rest.len().saturating_sub(2);
-                        return (at, Next::More);
-                    };
-                    (self.searched, self.blank_lines) = (0, 0);
-                    let facts = match head::check(rest.get(..end).unwrap_or_default()) {
-                        Ok(facts) => facts,
-                        Err(cause) => return (at, Next::Refuse(cause)),
-                    };
+                    let (end, next) = self.take_head(rest);
                     head_at = Some(at);
                     at += end;
-                    self.state = match facts.body {
-                        Body::Length(0) => State::Head,
-                        Body::Length(length) => State::Length(length),
-                        Body::Chunked => State::Chunked(Chunks::default()),
-                    };
-                    if facts.switch {
-                        return (at, Next::Wait);
+                    if next != Next::More || end == 0 {
+                        return (at, next);
                     }
                 }
                 State::Length(left) => {
@@ -313,6 +298,28 @@ impl Framing {
             }
         }
         (at, Next::More)
+    }
+
+    /// Returns how long the head is that begins here, or zero, and what comes after it.
+    fn take_head(&mut self, rest: &[u8]) -> (usize, Next) {
+        let Some(end) = head::end(rest, self.searched) else {
+            if rest.len() > HEAD_BYTES_MAX {
+                return (0, Next::Refuse(Cause::HeadTooLarge));
+            }
+            self.searched = rest.len().saturating_sub(2);
+            return (0, Next::More);
+        };
+        (self.searched, self.blank_lines) = (0, 0);
+        let facts = match head::check(rest.get(..end).unwrap_or_default()) {
+            Ok(facts) => facts,
+            Err(cause) => return (0, Next::Refuse(cause)),
+        };
+        self.state = match facts.body {
+            Body::Length(0) => State::Head,
+            Body::Length(length) => State::Length(length),
+            Body::Chunked => State::Chunked(Chunks::default()),
+        };
+        (end, if facts.switch { Next::Wait } else { Next::More })
     }
 }
 

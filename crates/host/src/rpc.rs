@@ -149,3 +149,6 @@ async fn watch(State(host): State<Host>) -> Response {
 async fn info(State(host): State<Host>) -> Json<HostInfo> {
     Json(host.info())
 }
+
+#[cfg(test)]
+mod tests;

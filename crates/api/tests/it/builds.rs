@@ -9,6 +9,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use http_body_util::BodyExt as _;
+use perch_api::PushScope;
 use perch_client::body_of;
 use perch_types::build::{BuildEvent, BuildRequest};
 use perch_types::{ApiError, Code};
@@ -92,7 +93,7 @@ async fn lines_come_live_and_the_push_token_ends_with_them() {
         cloud.admin.build(&web(), &tagged("v1"), body_of(context.clone())).await.unwrap();
     assert_eq!(*builder.context.lock().unwrap(), context);
     let token = builder.token.lock().unwrap().clone().unwrap();
-    assert_eq!(cloud.api.push_tokens().check(&token), Some(web()));
+    assert_eq!(cloud.api.push_tokens().check(&token), Some(PushScope::App(web())));
     for text in ["one", "two"] {
         sender.send(line(text)).await.unwrap();
         let event = lines.next().await.unwrap().unwrap();

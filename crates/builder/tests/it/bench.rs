@@ -24,7 +24,7 @@ const BUSYBOX: &str = "/bin/busybox";
 pub(crate) struct Bench {
     pub(crate) builder: Arc<Builder>,
     pub(crate) registry: String,
-    instance: String,
+    config: Config,
     folder: tempfile::TempDir,
     run_dir: PathBuf,
 }
@@ -73,12 +73,11 @@ impl Bench {
         let [high, low] = u16::try_from(number % 2048).unwrap().to_be_bytes();
         config.addresses = Ipv4Addr::new(100, 112 + high, low, 0);
         config.limits = limits;
-        let instance = config.instance.clone();
-        let builder = Builder::open(config).await.unwrap();
+        let builder = Builder::open(config.clone()).await.unwrap();
         Self {
             builder,
             registry,
-            instance,
+            config,
             folder,
             run_dir,
         }
@@ -94,7 +93,7 @@ impl Bench {
             "a mount is left"
         );
         for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            let cgroup = controller.path().join(&self.instance);
+            let cgroup = controller.path().join(&self.config.instance);
             assert!(!cgroup.exists(), "{} is left", cgroup.display());
         }
         let tables = Command::new("nft")
@@ -102,11 +101,16 @@ impl Bench {
             .output()
             .unwrap();
         let tables = String::from_utf8(tables.stdout).unwrap();
-        assert!(!tables.contains(&self.instance), "a table is left");
+        assert!(!tables.contains(&self.config.instance), "a table is left");
     }
 
     pub(crate) async fn build(&self, request: &BuildRequest, context: Vec<u8>) -> Answer {
         self.try_build(request, context).await.unwrap()
+    }
+
+    /// Opens a second builder over the same folders, as a restarted daemon does.
+    pub(crate) async fn reopen(&mut self) {
+        self.builder = Builder::open(self.config.clone()).await.unwrap();
     }
 
     pub(crate) async fn try_build(
@@ -114,9 +118,18 @@ impl Bench {
         request: &BuildRequest,
         context: Vec<u8>,
     ) -> Result<Answer, ApiError> {
+        self.build_app("web", request, context).await
+    }
+
+    pub(crate) async fn build_app(
+        &self,
+        app: &str,
+        request: &BuildRequest,
+        context: Vec<u8>,
+    ) -> Result<Answer, ApiError> {
         let request = http::Request::post("/builder/v1/build")
             .header(BUILD_HEADER, serde_json::to_string(request).unwrap())
-            .header(APP_HEADER, "web")
+            .header(APP_HEADER, app)
             .header(TOKEN_HEADER, TOKEN)
             .body(axum::body::Body::from(context))
             .unwrap();
@@ -199,7 +212,7 @@ impl Drop for Bench {
             let _ended = command.args(arguments).stderr(Stdio::null()).status();
         };
         quiet("umount", &[disk.to_str().unwrap_or_default()]);
-        quiet("nft", &["delete", "table", "inet", &self.instance]);
+        quiet("nft", &["delete", "table", "inet", &self.config.instance]);
         let _absent = std::fs::remove_dir_all(&self.run_dir);
     }
 }

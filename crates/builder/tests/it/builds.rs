@@ -179,3 +179,95 @@ async fn a_request_of_the_wrong_shape_is_refused_at_once() {
     );
     bench.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_base_image_is_fetched_again() {
+    if missing("a_changed_base_image_is_fetched_again") {
+        return;
+    }
+    let bench = Bench::open(limits()).await;
+    let app = "FROM registry.internal/web:base\nRUN cat /version\n";
+    for version in ["first", "second"] {
+        let base = format!("{SHELL}RUN echo {version} > /version\n");
+        bench
+            .build(&request("base"), context(&base, &[]))
+            .await
+            .image();
+        let answer = bench.build(&request("app"), context(app, &[])).await;
+        answer.image();
+        assert!(
+            answer.log().lines().any(|line| line == version),
+            "{}",
+            answer.log()
+        );
+    }
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_said_and_the_next_build_has_room_again() {
+    if missing("a_full_disk_is_said") {
+        return;
+    }
+    let bench = Bench::open(Limits {
+        disk_bytes: 192 << 20,
+        ..limits()
+    })
+    .await;
+    let greedy = format!("{SHELL}RUN dd if=/dev/zero of=/big bs=1M count=400\n");
+    let answer = bench.build(&request("x"), context(&greedy, &[])).await;
+    assert_eq!(answer.error().code, Code::NoSpace, "{}", answer.error());
+    assert!(answer.error().hint.is_some());
+    bench
+        .build(&request("x"), context(SHELL, &[]))
+        .await
+        .image();
+    let usage = bench.builder.usage().unwrap();
+    let bytes = usage
+        .iter()
+        .find(|store| store.name == "web")
+        .map(|store| store.bytes);
+    assert!(
+        bytes.is_some_and(|bytes| bytes > 0 && bytes < 64 << 20),
+        "{usage:?}"
+    );
+    assert_eq!(bench.builder.prune().unwrap(), ["web"]);
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn builds_beyond_the_limit_wait_and_say_so() {
+    if missing("builds_beyond_the_limit_wait") {
+        return;
+    }
+    let bench = Bench::open(Limits {
+        builds_max: 1,
+        builds_waiting_max: 1,
+        ..limits()
+    })
+    .await;
+    let slow = format!("{SHELL}RUN sleep 3\n");
+    let (x, y, z) = (request("x"), request("y"), request("z"));
+    let first = bench.build(&x, context(&slow, &[]));
+    let second = bench.build(&y, context(SHELL, &[]));
+    let third = bench.build(&z, context(SHELL, &[]));
+    let (first, second, third) = tokio::join!(first, second, third);
+    let mut waited = 0;
+    let mut refused = 0;
+    for answer in [&first, &second, &third] {
+        match answer.events.last() {
+            Some(BuildEvent::Failed { error }) if error.code == Code::RateLimited => refused += 1,
+            _ => drop(answer.image()),
+        }
+        let waiting = BuildEvent::Progress {
+            text: "waiting for 1 build".to_owned(),
+        };
+        waited += usize::from(answer.events.contains(&waiting));
+    }
+    assert_eq!(
+        (waited, refused),
+        (1, 1),
+        "{first:#?}\n{second:#?}\n{third:#?}"
+    );
+    bench.close().await;
+}

@@ -223,6 +223,57 @@ async fn a_client_that_goes_away_takes_its_build_with_it() {
     bench.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn r11_an_app_sees_no_layer_of_another_and_pushes_nowhere_else() {
+    if missing("r11_an_app_sees_no_layer_of_another") {
+        return;
+    }
+    let bench = Bench::open(limits()).await;
+    let dockerfile = format!("{SHELL}RUN echo made by this build\n");
+    bench
+        .build(&request("x"), context(&dockerfile, &[]))
+        .await
+        .image();
+    let other = bench
+        .build_app("other", &request("x"), context(&dockerfile, &[]))
+        .await
+        .unwrap();
+    assert!(
+        other.log().contains("made by this build"),
+        "{}",
+        other.log()
+    );
+    assert_eq!(other.error().code, Code::Forbidden, "{}", other.error());
+    bench.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_builder_that_starts_again_lays_down_what_was_left() {
+    if missing("a_builder_that_starts_again") {
+        return;
+    }
+    let mut bench = Bench::open(limits()).await;
+    let mark = format!("{}", 200_000 + std::process::id());
+    let dockerfile = format!("{SHELL}RUN sleep {mark}\n");
+    let first = Arc::clone(&bench.builder);
+    let asked = http::Request::post("/builder/v1/build")
+        .header(BUILD_HEADER, serde_json::to_string(&request("x")).unwrap())
+        .header(APP_HEADER, "web")
+        .header(TOKEN_HEADER, TOKEN)
+        .body(axum::body::Body::from(context(&dockerfile, &[])))
+        .unwrap();
+    let response = router(first).oneshot(asked).await.unwrap();
+    wait_for(|| sleeps(&mark), "the step to run").await;
+    bench.reopen().await;
+    assert!(!sleeps(&mark), "the cage of the builder before lives on");
+    drop(response);
+    bench
+        .build(&request("x"), context(SHELL, &[]))
+        .await
+        .image();
+    bench.close().await;
+}
+
 fn sleeps(mark: &str) -> bool {
     let wanted = format!("sleep\0{mark}\0");
     std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use perch_api::{Identity, ImageCatalog, PushTokens};
+use perch_api::{Identity, ImageCatalog, PushScope, PushTokens};
 use perch_client::BoxError;
 use perch_registry::{Access, Authorize, Basic, Decision, Registry};
 use perch_store::ViewHandle;
@@ -76,11 +76,14 @@ impl Authorize for Gatekeeper {
             return Decision::Unauthenticated;
         };
         let owner = repository.split('/').next().unwrap_or_default();
-        if let Some(app) = push_tokens.check(password) {
-            let own = app.as_str() == owner && access != Access::Delete;
-            return decide(
-                repository.is_empty() || own || (owner == BASE && access == Access::Pull),
-            );
+        if let Some(scope) = push_tokens.check(password) {
+            let own = match &scope {
+                PushScope::App(app) => app.as_str() == owner,
+                PushScope::Base => owner == BASE,
+            };
+            let reads_base = owner == BASE && access == Access::Pull;
+            let writes_own = own && access != Access::Delete;
+            return decide(repository.is_empty() || reads_base || writes_own);
         }
         match identity.authenticate(password).await {
             Ok(Some(_)) if repository.is_empty() => Decision::Allow,

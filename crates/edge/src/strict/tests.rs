@@ -81,13 +81,19 @@ fn read_in_pieces(text: &[u8], size: usize) -> (Vec<u8>, bool) {
         let mut strict = Strict::new(&mut inner, Arc::default());
         let (mut all, mut some) = (Vec::new(), [0; 7]);
         loop {
-            match strict.read(&mut some).await {
-                Ok(0) => return (all, true),
-                Ok(count) => all.extend_from_slice(&some[..count]),
-                Err(_) => return (all, false),
+            match poll_once(strict.read(&mut some)).await {
+                // Nothing more comes: the end, or a refusal that waits for its answer.
+                Poll::Ready(Ok(0)) | Poll::Pending => return (all, true),
+                Poll::Ready(Ok(count)) => all.extend_from_slice(&some[..count]),
+                Poll::Ready(Err(_)) => return (all, false),
             }
         }
     })
+}
+
+async fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await
 }
 
 /// Reads of at most `size` bytes.

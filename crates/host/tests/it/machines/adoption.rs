@@ -49,7 +49,7 @@ fn agent(folder: &Path) -> Child {
             return child;
         }
     }
-    panic!("the agent ended");
+    panic!("the agent ended: {:?}", child.wait());
 }
 
 fn pid(server: &Server, id: &perch_types::MachineId) -> String {

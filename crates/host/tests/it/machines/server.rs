@@ -131,8 +131,8 @@ impl Server {
         fs::create_dir_all(&directory).unwrap();
         let store = OnceLock::new();
         let server = Arc::new(Self { tag, folder: folder.to_owned(), guest, directory, store });
-        // Never dropped: the server is the other process's.
-        std::mem::forget(Arc::clone(&server));
+        // The server is the other process's, which takes it away.
+        let _kept = std::mem::ManuallyDrop::new(Arc::clone(&server));
         server.inside(body);
     }
 

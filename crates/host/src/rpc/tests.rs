@@ -1,0 +1,169 @@
+use std::sync::Arc;
+
+use axum::body::Body;
+use http::{Method, Request, StatusCode};
+use http_body_util::BodyExt as _;
+use perch_types::clock::Clock;
+use perch_types::directory::MachineRecord;
+use perch_types::host::WatchEvent;
+use perch_types::{HostId, InstanceId, MachineState, OrgSlug, Timestamp};
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use super::*;
+use crate::config::{Config, Limits};
+use crate::fake::FakeServer;
+use crate::network::NetworkConfig;
+
+#[derive(Debug)]
+struct Still;
+
+impl Clock for Still {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_unix_ms(1_700_000_000_000)
+    }
+
+    fn boot_ms(&self) -> u64 {
+        1_000
+    }
+}
+
+/// A host on a server that is none.
+struct Rig {
+    host: Host,
+    server: FakeServer,
+    _folder: tempfile::TempDir,
+}
+
+impl Rig {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config {
+            id: HostId::from_bits(1),
+            data_dir: folder.path().join("data"),
+            run_dir: folder.path().join("run"),
+            region: "ams".parse().unwrap(),
+            cgroup: "perch".to_owned(),
+            network: NetworkConfig::default(),
+            uid_base: crate::config::UID_BASE_DEFAULT,
+            monitor: std::path::PathBuf::new(),
+            init: std::path::PathBuf::new(),
+            registry: None,
+            unpack: perch_oci::Privilege::InProcess,
+            limits: Limits { disk_reserve_bytes: 0, ..Limits::default() },
+        };
+        let server = FakeServer::new();
+        let effects = server.effects(Arc::new(Still));
+        let host = Host::start_with(config, effects, None, Vec::new()).await.unwrap();
+        Self { host, server, _folder: folder }
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
+        let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{PREFIX}{path}"))
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(body)
+            .unwrap();
+        let answer = router(self.host.clone()).oneshot(request).await.unwrap();
+        let status = answer.status();
+        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&bytes).unwrap())
+    }
+}
+
+fn request() -> CreateMachine {
+    CreateMachine {
+        id: MachineId::from_bits(0xabc),
+        instance: InstanceId::from_parts(1, 1),
+        org: OrgSlug::personal(),
+        app: "web".parse().unwrap(),
+        network_id: 1,
+        name: "web-1".to_owned(),
+        epoch: 1,
+        config: serde_json::from_value(json!({"image": "web:1"})).unwrap(),
+        config_digest: "aa".to_owned(),
+        skip_launch: false,
+        cordoned: false,
+    }
+}
+
+const ONE: &str = "/machines/00000000000abc";
+
+#[tokio::test]
+async fn a_machine_is_made_once_and_another_of_its_id_is_refused() {
+    let rig = Rig::new().await;
+    let body = serde_json::to_value(request()).unwrap();
+    let (status, made) = rig.ask(Method::POST, "/machines", Some(body.clone())).await;
+    assert_eq!((status, &made["state"]), (StatusCode::OK, &json!("created")));
+    let wait = format!("{ONE}/wait?states=started&timeout_ms=5000");
+    assert_eq!(rig.ask(Method::GET, &wait, None).await.0, StatusCode::OK);
+    let (status, again) = rig.ask(Method::POST, "/machines", Some(body)).await;
+    assert_eq!((status, &again["state"]), (StatusCode::OK, &json!("started")));
+    assert_eq!(again["private_ip"], made["private_ip"]);
+
+    let other = CreateMachine { config_digest: "bb".to_owned(), ..request() };
+    let other = serde_json::to_value(other).unwrap();
+    let (status, refused) = rig.ask(Method::POST, "/machines", Some(other)).await;
+    assert_eq!((status, &refused["code"]), (StatusCode::CONFLICT, &json!("conflict")));
+}
+
+#[tokio::test]
+async fn refusals_have_their_codes() {
+    let rig = Rig::new().await;
+    rig.server.forget_image("web:1");
+    let body = serde_json::to_value(request()).unwrap();
+    for (method, path, body, want) in [
+        (Method::GET, ONE, None, Code::MachineNotFound),
+        (Method::GET, "/machines/nonsense", None, Code::MachineNotFound),
+        (Method::GET, "/nowhere", None, Code::NotFound),
+        (Method::DELETE, "/info", None, Code::MethodNotAllowed),
+        (Method::POST, "/machines", Some(json!({"id": 7})), Code::InvalidRequest),
+        (Method::POST, "/machines", Some(body), Code::ImageUnknown),
+        (Method::GET, ONE, None, Code::MachineNotFound),
+    ] {
+        let (status, refused) = rig.ask(method, path, body).await;
+        assert_eq!(refused["code"], json!(want), "{path}: {refused}");
+        assert_eq!(status.as_u16(), want.status(), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_wait_that_is_not_met_ends_in_time() {
+    let rig = Rig::new().await;
+    rig.host.create(request()).await.unwrap();
+    let path = format!("{ONE}/wait?states=stopped,failed&timeout_ms=20");
+    let (status, refused) = rig.ask(Method::GET, &path, None).await;
+    assert_eq!(status, StatusCode::REQUEST_TIMEOUT, "{refused}");
+    let path = format!("{ONE}/wait?states=asleep&timeout_ms=20");
+    assert_eq!(rig.ask(Method::GET, &path, None).await.0, StatusCode::BAD_REQUEST);
+    let path = format!("{ONE}/wait?states=settled,ready&timeout_ms=5000");
+    assert_eq!(rig.ask(Method::GET, &path, None).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_watch_begins_with_everything_and_tells_of_changes() {
+    let rig = Rig::new().await;
+    let request = Request::builder().uri(format!("{PREFIX}/watch")).body(Body::empty()).unwrap();
+    let answer = router(rig.host.clone()).oneshot(request).await.unwrap();
+    let mut body = answer.into_body();
+    let first: WatchEvent = next(&mut body).await;
+    assert_eq!(first, WatchEvent::Snapshot { machines: Vec::new() });
+    rig.host.create(self::request()).await.unwrap();
+    let mut generations = Vec::new();
+    loop {
+        let WatchEvent::Changed { machine } = next(&mut body).await else { panic!("no change") };
+        let MachineRecord { generation, state, ready, .. } = *machine;
+        generations.push(generation);
+        if state == MachineState::Started && ready {
+            break;
+        }
+    }
+    assert!(generations.is_sorted());
+}
+
+async fn next(body: &mut Body) -> WatchEvent {
+    let frame = body.frame().await.unwrap().unwrap();
+    serde_json::from_slice(&frame.into_data().unwrap()).unwrap()
+}
