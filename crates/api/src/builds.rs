@@ -19,7 +19,7 @@ use http::{HeaderMap, Method};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body as HttpBody, Frame, Incoming};
 use perch_client::{BoxError, Connection, Error, RequestBody, RequestParts, body_of};
-use perch_types::build::{BUILD_HEADER, BuildRequest, CONTEXT_BYTES_MAX};
+use perch_types::build::{BUILD_HEADER, BuildRequest, CONTEXT_BYTES_MAX, FORCE_HEADER};
 use perch_types::image::check_tag;
 use perch_types::{ApiError, Code, Secret};
 use tokio::time::{Instant, Sleep};
@@ -64,9 +64,15 @@ pub(crate) async fn build(
     Ok(lines(answer, revoked_at_end))
 }
 
-pub(crate) async fn bootstrap(State(shared): State<Arc<Shared>>) -> Result<Response, Failure> {
+pub(crate) async fn bootstrap(
+    State(shared): State<Arc<Shared>>,
+    asked: HeaderMap,
+) -> Result<Response, Failure> {
     let socket = builder(&shared)?;
     let mut headers = HeaderMap::new();
+    if let Some(force) = asked.get(FORCE_HEADER) {
+        headers.insert(HeaderName::from_static(FORCE_HEADER), force.clone());
+    }
     let revoked_at_end = may_push(&shared, PushScope::Base, &mut headers)?;
     let answer = ask(socket, BOOTSTRAP_PATH, headers, body_of(Bytes::new())).await?;
     Ok(lines(answer, revoked_at_end))

@@ -36,5 +36,5 @@ pub use config::{Config, Limits};
 pub use context::ContextError;
 pub use disk::StoreUsage;
 pub use error::Error;
-pub use routes::{APP_HEADER, FORCE_HEADER, TOKEN_HEADER, router};
+pub use routes::{APP_HEADER, TOKEN_HEADER, router};
 pub use tools::MissingTool;

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, StatusCode};
-use perch_types::build::{BUILD_HEADER, BuildEvent, BuildRequest, CONTEXT_BYTES_MAX};
+use perch_types::build::{BUILD_HEADER, BuildEvent, BuildRequest, CONTEXT_BYTES_MAX, FORCE_HEADER};
 use perch_types::{ApiError, AppName, Code, Secret};
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
@@ -30,8 +30,7 @@ use crate::error::Error;
 pub const APP_HEADER: &str = "perch-build-app";
 /// The header with the registry's password: push to the app's repository, pull of base images.
 pub const TOKEN_HEADER: &str = "perch-build-token";
-/// The header that asks for base images to be made anew: `1`.
-pub const FORCE_HEADER: &str = "perch-build-force";
+
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 const TAG_BYTES_MAX: usize = 128;
 

@@ -12,7 +12,7 @@ use perch_types::api::{
     Machine, MachineEvent, Platform, Regions, SignalRequest, StartResponse, StopRequest,
     TokensCurrent, WaitResponse,
 };
-use perch_types::build::{BUILD_HEADER, BuildEvent, BuildRequest};
+use perch_types::build::{BUILD_HEADER, BuildEvent, BuildRequest, FORCE_HEADER};
 use perch_types::endpoint::{self, Endpoint};
 use perch_types::exec::ExecSpec;
 use perch_types::host::LogsQuery;
@@ -424,12 +424,15 @@ impl Api {
         self.connection.json(self.request(endpoint::IMAGES_LIST, &[])).await
     }
 
-    /// Makes the base images.
+    /// Makes the base images; with `force` those too that exist.
     ///
     /// # Errors
     /// As every call: see [`Error`].
-    pub async fn bootstrap_images(&self) -> Result<Lines<BuildEvent>, Error> {
+    pub async fn bootstrap_images(&self, force: bool) -> Result<Lines<BuildEvent>, Error> {
         let mut parts = self.request(endpoint::IMAGES_BOOTSTRAP, &[]);
+        if force {
+            parts.headers.insert(FORCE_HEADER, HeaderValue::from_static("1"));
+        }
         parts.headers_timeout = BUILD_HEADERS_TIMEOUT;
         self.connection.lines(parts, LINE_BYTES_MAX, None).await
     }

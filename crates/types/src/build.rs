@@ -34,6 +34,10 @@ pub struct BuildRequest {
 /// The header that carries a [`BuildRequest`] as JSON.
 pub const BUILD_HEADER: &str = "perch-build";
 
+/// The header that makes base images anew though they exist, with the value `1`: they then have
+/// the newest Debian packages.
+pub const FORCE_HEADER: &str = "perch-build-force";
+
 /// One line of a build's answer. The last one is `image`, `done` or `failed`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]

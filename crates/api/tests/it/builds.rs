@@ -138,6 +138,6 @@ async fn an_error_of_the_builder_is_the_answer() {
     assert_eq!(error.code(), Some(Code::InvalidValue));
     let (status, error) = cloud.error(("POST", "/v1/apps/web/builds"), Some(ADMIN), "tar").await;
     assert_eq!((status, error.error.as_str()), (400, "the header `perch-build` is missing"));
-    let mut lines = cloud.admin.bootstrap_images().await.unwrap();
+    let mut lines = cloud.admin.bootstrap_images(true).await.unwrap();
     assert_eq!(lines.next().await.unwrap().unwrap(), BuildEvent::Done);
 }

@@ -102,7 +102,7 @@ async fn every_endpoint_is_served_and_has_a_call_of_the_client() {
     let build = BuildRequest { tag: "v1".to_owned(), ..BuildRequest::default() };
     let error = api.build(&app, &build, body_of("tar")).await.unwrap_err();
     assert_eq!(error.code(), Some(Code::Unavailable));
-    let error = api.bootstrap_images().await.unwrap_err();
+    let error = api.bootstrap_images(false).await.unwrap_err();
     assert_eq!(error.code(), Some(Code::Unavailable));
     assert_eq!(api.regions().await.unwrap().nearest.as_str(), "fra");
     assert_eq!(api.platform().await.unwrap().domain, "perch.test");

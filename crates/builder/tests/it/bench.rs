@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use http_body_util::BodyExt as _;
-use perch_builder::{APP_HEADER, Builder, Config, FORCE_HEADER, Limits, TOKEN_HEADER, router};
+use perch_builder::{APP_HEADER, Builder, Config, Limits, TOKEN_HEADER, router};
+use perch_types::build::FORCE_HEADER;
 use perch_registry::{Access, Authorize, Basic, Decision, Registry};
 use perch_types::build::{BUILD_HEADER, BuildEvent, BuildRequest};
 use perch_types::clock::Clock;

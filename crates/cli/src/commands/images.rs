@@ -17,13 +17,17 @@ pub(crate) enum ImagesCommand {
     #[command(visible_alias = "ls")]
     List,
     /// Make the base images that new Dockerfiles name, out of Debian's packages
-    Bootstrap,
+    Bootstrap {
+        /// Make those too that exist, with the newest packages
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 pub(crate) async fn run(invocation: &Invocation, command: ImagesCommand) -> Result {
     match command {
         ImagesCommand::List => list(invocation).await,
-        ImagesCommand::Bootstrap => bootstrap(invocation).await,
+        ImagesCommand::Bootstrap { force } => bootstrap(invocation, force).await,
     }
 }
 
@@ -45,9 +49,9 @@ async fn list(invocation: &Invocation) -> Result {
     Ok(())
 }
 
-async fn bootstrap(invocation: &Invocation) -> Result {
+async fn bootstrap(invocation: &Invocation, force: bool) -> Result {
     const WHAT: &str = "make the base images";
-    let mut lines = invocation.api()?.bootstrap_images().await.during(WHAT)?;
+    let mut lines = invocation.api()?.bootstrap_images(force).await.during(WHAT)?;
     let mut work = invocation.ui.working("making the base images");
     while let Some(event) = lines.next().await {
         match event.during(WHAT)? {
