@@ -17,7 +17,9 @@ test: ## Install what the tests need, check the code, run all tests
 	@$(MAKE) --no-print-directory check
 	cargo xtask guest
 	cargo build --quiet --locked --workspace --bins
-	cargo nextest run --locked --workspace --no-fail-fast $(TESTS)
+	@skipped=$$(mktemp); \
+	PERCH_SKIPPED_FILE=$$skipped cargo nextest run --locked --workspace --no-fail-fast $(TESTS); \
+	status=$$?; sort -u $$skipped; rm -f $$skipped; exit $$status
 
 test-long: test ## Also what takes long: base images from Debian packages, both example apps
 	PERCH_TEST_LONG=1 cargo nextest run --locked --workspace --no-fail-fast --profile long

@@ -46,14 +46,8 @@ fn parse(text: &str) -> Result<BTreeMap<String, Row>> {
             .map(|word| word.split('(').next().unwrap_or_default().trim().to_owned())
             .filter(|word| !word.is_empty() && word != "-")
             .collect();
-        for name in names
-            .split(',')
-            .map(|name| name.trim().trim_matches('`').to_owned())
-        {
-            let row = Row {
-                layer: layer.parse().ok(),
-                may_use: may_use.clone(),
-            };
+        for name in names.split(',').map(|name| name.trim().trim_matches('`').to_owned()) {
+            let row = Row { layer: layer.parse().ok(), may_use: may_use.clone() };
             if rows.insert(name.clone(), row).is_some() {
                 bail!("crate `{name}` stands in the table twice");
             }
@@ -65,22 +59,12 @@ fn parse(text: &str) -> Result<BTreeMap<String, Row>> {
 /// Returns for every crate of the workspace which others it uses outside of tests.
 fn used_crates(root: &Path) -> Result<BTreeMap<String, BTreeSet<String>>> {
     let output = Command::new("cargo")
-        .args([
-            "metadata",
-            "--format-version",
-            "1",
-            "--no-deps",
-            "--locked",
-            "--offline",
-        ])
+        .args(["metadata", "--format-version", "1", "--no-deps", "--locked", "--offline"])
         .current_dir(root)
         .output()
         .context("run cargo metadata")?;
     if !output.status.success() {
-        bail!(
-            "cargo metadata: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     let metadata: Value = serde_json::from_slice(&output.stdout).context("read cargo metadata")?;
     let short = |name: &str| name.strip_prefix("perch-").unwrap_or(name).to_owned();
@@ -116,9 +100,7 @@ fn compare(
         };
         for other in uses {
             if !allowed(table, row, other) {
-                faults.push(format!(
-                    "`{name}` uses `{other}`, which its row does not allow"
-                ));
+                faults.push(format!("`{name}` uses `{other}`, which its row does not allow"));
             }
             let other_layer = table.get(other).and_then(|row| row.layer);
             if let (Some(layer), Some(other_layer)) = (row.layer, other_layer)
@@ -132,10 +114,8 @@ fn compare(
 }
 
 fn allowed(table: &BTreeMap<String, Row>, row: &Row, other: &str) -> bool {
-    let is_role_or_below = table
-        .get(other)
-        .and_then(|row| row.layer)
-        .is_some_and(|layer| layer <= ROLE_LAYER_MAX);
+    let is_role_or_below =
+        table.get(other).and_then(|row| row.layer).is_some_and(|layer| layer <= ROLE_LAYER_MAX);
     row.may_use.contains(other)
         || row.may_use.contains(ANYTHING)
         || (row.may_use.contains(ALL_ROLES) && is_role_or_below)
@@ -156,10 +136,7 @@ mod tests {
         pairs
             .iter()
             .map(|(name, uses)| {
-                (
-                    (*name).to_owned(),
-                    uses.iter().map(|other| (*other).to_owned()).collect(),
-                )
+                ((*name).to_owned(), uses.iter().map(|other| (*other).to_owned()).collect())
             })
             .collect()
     }
@@ -180,14 +157,8 @@ mod tests {
     fn each_way_to_leave_the_table_is_a_fault() {
         let table = parse(TABLE).unwrap();
         for (used, words) in [
-            (
-                uses(&[("types", &["store"]), ("store", &[]), ("daemon", &[])]),
-                "does not allow",
-            ),
-            (
-                uses(&[("types", &["store"]), ("store", &[]), ("daemon", &[])]),
-                "points up",
-            ),
+            (uses(&[("types", &["store"]), ("store", &[]), ("daemon", &[])]), "does not allow"),
+            (uses(&[("types", &["store"]), ("store", &[]), ("daemon", &[])]), "points up"),
             (uses(&[("extra", &[])]), "not in the table"),
             (uses(&[("types", &[])]), "no crate"),
         ] {

@@ -24,14 +24,7 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<String> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
         .current_dir(root)
-        .args([
-            "build",
-            "--profile",
-            "guest",
-            "--target",
-            TARGET,
-            "--target-dir",
-        ])
+        .args(["build", "--profile", "guest", "--target", TARGET, "--target-dir"])
         .arg(&build)
         .env("RUSTFLAGS", FLAGS)
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
@@ -45,10 +38,7 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<String> {
     let to = root.join("target/guest");
     std::fs::create_dir_all(&to).with_context(|| format!("create {}", to.display()))?;
     for (_, program) in PROGRAMS {
-        install(
-            &build.join(TARGET).join("guest").join(program),
-            &to.join(program),
-        )?;
+        install(&build.join(TARGET).join("guest").join(program), &to.join(program))?;
     }
     Ok(format!("built into {}", to.display()))
 }

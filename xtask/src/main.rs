@@ -2,11 +2,7 @@
 //!
 //! Never needed at run time.
 #![forbid(unsafe_code)]
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command line tool"
-)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool")]
 
 mod arch;
 mod guest;

@@ -24,11 +24,7 @@ pub(crate) fn run(root: &Path) -> Result<String> {
     for path in &files {
         let text =
             std::fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
-        let name = path
-            .strip_prefix(root)
-            .unwrap_or(path)
-            .display()
-            .to_string();
+        let name = path.strip_prefix(root).unwrap_or(path).display().to_string();
         faults.extend(faults_of(&name, &text));
     }
     if !faults.is_empty() {
@@ -41,9 +37,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let entries =
         std::fs::read_dir(folder).with_context(|| format!("list `{}`", folder.display()))?;
     for entry in entries {
-        let path = entry
-            .with_context(|| format!("list `{}`", folder.display()))?
-            .path();
+        let path = entry.with_context(|| format!("list `{}`", folder.display()))?.path();
         if path.is_dir() {
             if path.file_name().is_none_or(|name| name != "target") {
                 collect(&path, files)?;
@@ -67,18 +61,11 @@ fn faults_of(name: &str, text: &str) -> Vec<String> {
         faults.push(format!("{name}: the first line says what it is (`//! …`)"));
     }
     let lines = text.lines().count();
-    let lines_max = if test {
-        TEST_FILE_LINES_MAX
-    } else {
-        FILE_LINES_MAX
-    };
+    let lines_max = if test { TEST_FILE_LINES_MAX } else { FILE_LINES_MAX };
     if lines > lines_max {
         faults.push(format!("{name}: {lines} lines, at most {lines_max}"));
     }
-    let stem = Path::new(name)
-        .file_stem()
-        .and_then(|stem| stem.to_str())
-        .unwrap_or_default();
+    let stem = Path::new(name).file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     if EMPTY_NAMES.contains(&stem) {
         faults.push(format!("{name}: `{stem}` says nothing of what it holds"));
     }
@@ -87,21 +74,14 @@ fn faults_of(name: &str, text: &str) -> Vec<String> {
         if let Some(message) = line.trim_start().strip_prefix("#[error(\"") {
             let lower = message.to_lowercase();
             if ERROR_STARTS.iter().any(|start| lower.starts_with(start)) {
-                faults.push(format!(
-                    "{name}:{number}: an error begins with its verb and object"
-                ));
+                faults.push(format!("{name}:{number}: an error begins with its verb and object"));
             }
-            if message
-                .split("\")")
-                .next()
-                .is_some_and(|message| message.ends_with('.'))
-            {
+            if message.split("\")").next().is_some_and(|message| message.ends_with('.')) {
                 faults.push(format!("{name}:{number}: an error ends without a period"));
             }
         }
-        let unfinished = ["todo", "unimplemented"]
-            .iter()
-            .any(|word| line.contains(&format!("{word}!(")));
+        let unfinished =
+            ["todo", "unimplemented"].iter().any(|word| line.contains(&format!("{word}!(")));
         if unfinished && !line.contains("\"") {
             faults.push(format!("{name}:{number}: unfinished"));
         }
@@ -117,10 +97,7 @@ mod tests {
     fn a_tidy_file_has_no_faults() {
         let text = "//! What it is.\n\n#[error(\"open file `{path}`\")]\n";
         assert_eq!(faults_of("crates/a/src/lib.rs", text), Vec::<String>::new());
-        assert_eq!(
-            faults_of("crates/a/tests/it/main.rs", "mod a;\n"),
-            Vec::<String>::new()
-        );
+        assert_eq!(faults_of("crates/a/tests/it/main.rs", "mod a;\n"), Vec::<String>::new());
     }
 
     #[test]
@@ -130,21 +107,9 @@ mod tests {
             ("crates/a/src/lib.rs", "use std::fs;\n", "first line"),
             ("crates/a/src/lib.rs", long.as_str(), "at most"),
             ("crates/a/src/utils.rs", "//! Utils.\n", "says nothing"),
-            (
-                "crates/a/src/lib.rs",
-                "//! A.\n#[error(\"failed to open\")]\n",
-                "verb and object",
-            ),
-            (
-                "crates/a/src/lib.rs",
-                "//! A.\n#[error(\"open file.\")]\n",
-                "period",
-            ),
-            (
-                "crates/a/src/lib.rs",
-                "//! A.\nfn a() { todo!() }\n",
-                "unfinished",
-            ),
+            ("crates/a/src/lib.rs", "//! A.\n#[error(\"failed to open\")]\n", "verb and object"),
+            ("crates/a/src/lib.rs", "//! A.\n#[error(\"open file.\")]\n", "period"),
+            ("crates/a/src/lib.rs", "//! A.\nfn a() { todo!() }\n", "unfinished"),
         ] {
             let faults = faults_of(name, text).join("\n");
             assert!(faults.contains(words), "{words}: {faults}");

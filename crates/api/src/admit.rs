@@ -142,15 +142,17 @@ fn commands(config: &MachineConfig) -> Result<(), Failure> {
 
 fn restart(config: &MachineConfig) -> Result<(), Failure> {
     match config.restart.as_ref().and_then(|restart| restart.max_retries) {
-        Some(retries) if retries > RETRIES_MAX => refuse(format!(
-            "config.restart.max_retries: {retries} is not 0 to {RETRIES_MAX}"
-        )),
+        Some(retries) if retries > RETRIES_MAX => {
+            refuse(format!("config.restart.max_retries: {retries} is not 0 to {RETRIES_MAX}"))
+        }
         _ => Ok(()),
     }
 }
 
 fn stop(config: &MachineConfig) -> Result<(), Failure> {
-    let Some(stop) = &config.stop_config else { return Ok(()) };
+    let Some(stop) = &config.stop_config else {
+        return Ok(());
+    };
     if let Some(signal) = stop.signal {
         stop_signal("config.stop_config.signal", signal)?;
     }
@@ -163,7 +165,9 @@ fn stop(config: &MachineConfig) -> Result<(), Failure> {
 }
 
 fn rootfs(config: &mut MachineConfig) -> Result<(), Failure> {
-    let Some(rootfs) = &mut config.rootfs else { return Ok(()) };
+    let Some(rootfs) = &mut config.rootfs else {
+        return Ok(());
+    };
     // Zero is how clients write "the default".
     if rootfs.size_gb == Some(0) {
         rootfs.size_gb = None;

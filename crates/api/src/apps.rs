@@ -14,9 +14,9 @@ use perch_types::{AppName, Code, OrgSlug};
 use crate::body::{Json, Parameters};
 use crate::config::Shared;
 use crate::documents::{self, NewApp};
+use crate::reconcile;
 use crate::reply::Failure;
 use crate::routes::{Caller, OfApp};
-use crate::reconcile;
 
 /// The network of an app that names none.
 const NETWORK_DEFAULT: &str = "default";
@@ -93,16 +93,16 @@ pub(crate) async fn delete(
 fn admit(caller: &Caller, request: CreateApp) -> Result<NewApp, Failure> {
     let missing = || Failure::new(Code::InvalidRequest, "name: is missing");
     let name = request.name.or(request.app_name).ok_or_else(missing)?;
-    let name: AppName = name
-        .parse()
-        .map_err(|error| Failure::new(Code::InvalidValue, format!("name: {error}")))?;
+    let name: AppName =
+        name.parse().map_err(|error| Failure::new(Code::InvalidValue, format!("name: {error}")))?;
     if RESERVED_NAMES.contains(&name.as_str()) {
         let text = format!("name: `{name}` is the platform's own");
         return Err(Failure::new(Code::InvalidValue, text).with_hint("choose another name"));
     }
     let org = match request.org_slug.filter(|org| !org.is_empty()) {
         Some(slug) => {
-            let unknown = |_| Failure::new(Code::NotFound, format!("org_slug: `{slug}` is unknown"));
+            let unknown =
+                |_| Failure::new(Code::NotFound, format!("org_slug: `{slug}` is unknown"));
             slug.parse::<OrgSlug>().map_err(unknown)?
         }
         None => OrgSlug::personal(),

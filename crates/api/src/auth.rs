@@ -232,7 +232,9 @@ impl Identity {
 
 /// Returns the tokens of an `Authorization` header (contract 1.1 and 3.2).
 fn tokens_of(header: &str) -> Vec<&str> {
-    let Some((scheme, tokens)) = header.trim().split_once(' ') else { return Vec::new() };
+    let Some((scheme, tokens)) = header.trim().split_once(' ') else {
+        return Vec::new();
+    };
     if !scheme.eq_ignore_ascii_case("bearer") && !scheme.eq_ignore_ascii_case("flyv1") {
         return Vec::new();
     }

@@ -80,11 +80,7 @@ pub(crate) async fn bootstrap(
 
 /// Makes a push token and puts it into the headers of a builder's request; it ends with the value
 /// that is returned.
-fn may_push(
-    shared: &Shared,
-    scope: PushScope,
-    headers: &mut HeaderMap,
-) -> Result<Revoke, Failure> {
+fn may_push(shared: &Shared, scope: PushScope, headers: &mut HeaderMap) -> Result<Revoke, Failure> {
     let token = shared.push_tokens.mint(scope, TOKEN_TTL)?;
     let revoke = Revoke { tokens: shared.push_tokens.clone(), token: token.clone() };
     let mut value = header(token.expose())?;

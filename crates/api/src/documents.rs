@@ -9,7 +9,8 @@ use perch_store::{
     list_docs_under, put_op,
 };
 use perch_types::directory::{
-    AppDoc, AppNameClaim, ConfigDoc, Document as _, NetworkCounter, NetworkDoc, PlacementDoc, Tombstone,
+    AppDoc, AppNameClaim, ConfigDoc, Document as _, NetworkCounter, NetworkDoc, PlacementDoc,
+    Tombstone,
 };
 use perch_types::{AppName, Code, InstanceId, MachineId, OrgSlug};
 
@@ -37,7 +38,10 @@ impl Placed {
     /// Returns the host.
     pub(crate) fn host(&self) -> Result<&Host, Failure> {
         self.host.as_ref().ok_or_else(|| {
-            Failure::new(Code::Unavailable, "the machine's host does not belong to this platform now")
+            Failure::new(
+                Code::Unavailable,
+                "the machine's host does not belong to this platform now",
+            )
         })
     }
 }
@@ -51,10 +55,7 @@ pub(crate) struct NewApp {
 }
 
 /// Returns who owns an app's name.
-pub(crate) async fn claim(
-    store: &dyn Store,
-    app: &AppName,
-) -> Result<Option<AppNameClaim>, Error> {
+pub(crate) async fn claim(store: &dyn Store, app: &AppName) -> Result<Option<AppNameClaim>, Error> {
     let found = get_doc::<AppNameClaim>(store, &(app.clone(),)).await;
     Ok(found.map_err(fault("read an app's name"))?.map(|claim| claim.document))
 }
@@ -190,8 +191,7 @@ pub(crate) async fn forget_app(
 ) -> Result<(), Error> {
     let stone = (org.clone(), app_id.to_owned());
     let compares = vec![Compare::Exists { key: Tombstone::key(&stone) }];
-    let ops =
-        vec![delete_op::<Tombstone>(&stone), delete_op::<AppNameClaim>(&(name.clone(),))];
+    let ops = vec![delete_op::<Tombstone>(&stone), delete_op::<AppNameClaim>(&(name.clone(),))];
     commit(store, compares, ops, "forget an app").await.map(drop)
 }
 
@@ -288,7 +288,8 @@ pub(crate) async fn forget_machine(
         ops.insert(0, Op::delete(key));
         if ops.len() == perch_store::TXN_OPS_MAX {
             let rest = ops.split_off(perch_store::TXN_OPS_MAX - 1);
-            commit(store, Vec::new(), std::mem::replace(&mut ops, rest), "forget a machine").await?;
+            commit(store, Vec::new(), std::mem::replace(&mut ops, rest), "forget a machine")
+                .await?;
         }
     }
     commit(store, Vec::new(), ops, "forget a machine").await.map(drop)

@@ -12,9 +12,7 @@ use axum::{Extension, Json as JsonReply};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::header::CONTENT_TYPE;
-use perch_types::api::{
-    AppLogAttributes, AppLogEntry, AppLogs, AppLogsMeta, LogRecord, LogStream,
-};
+use perch_types::api::{AppLogAttributes, AppLogEntry, AppLogs, AppLogsMeta, LogRecord, LogStream};
 use perch_types::host::LogsQuery;
 use perch_types::{Code, MachineId};
 use serde_json::json;
@@ -76,7 +74,9 @@ pub(crate) async fn app(
         })
         .take(MACHINES_MAX);
     for (id, placement) in asked {
-        let Some(host) = shared.hosts.get(&placement.document.host) else { continue };
+        let Some(host) = shared.hosts.get(&placement.document.host) else {
+            continue;
+        };
         // A machine whose host is away must not hide the others.
         match of_machine(host, &id, &position).await {
             Ok(found) => records.extend(found),
@@ -170,7 +170,9 @@ async fn of_machine(
     let mut lines = host.client.logs(id, &position.query(id)).await?;
     let mut records = Vec::new();
     while records.len() < MACHINE_RECORDS_MAX {
-        let Some(record) = lines.next().await else { break };
+        let Some(record) = lines.next().await else {
+            break;
+        };
         let record = record?;
         let unix_ns = i128::from(record.timestamp.unix_ms()) * 1_000_000;
         if position.after_unix_ns.is_none_or(|after| unix_ns > after) {

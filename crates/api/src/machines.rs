@@ -33,7 +33,9 @@ fn config_digest(config: &MachineConfig) -> Result<String, Failure> {
 
 /// Refuses an image of the platform's registry that is another organization's.
 async fn own_image(shared: &Shared, app: &AppDoc, config: &MachineConfig) -> Result<(), Failure> {
-    let Ok(reference) = config.image.parse::<Reference>() else { return Ok(()) };
+    let Ok(reference) = config.image.parse::<Reference>() else {
+        return Ok(());
+    };
     let first = reference.repository().split('/').next().unwrap_or_default();
     if !reference.is_platform() || first == BASE_IMAGES || first == app.name.as_str() {
         return Ok(());

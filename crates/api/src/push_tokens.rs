@@ -124,11 +124,16 @@ mod tests {
         assert_eq!(tokens.check(first.expose()), Some(app));
         assert_eq!(tokens.check(second.expose()), Some(PushScope::Base));
         assert_eq!(tokens.check("perch_push_00"), None);
-        assert!(matches!(tokens.mint(PushScope::Base, Duration::ZERO), Err(Error::PushTokens { max: 2 })));
+        assert!(matches!(
+            tokens.mint(PushScope::Base, Duration::ZERO),
+            Err(Error::PushTokens { max: 2 })
+        ));
         clock.0.store(1000, Ordering::Relaxed);
         assert_eq!(tokens.check(first.expose()), None);
         tokens.revoke(&second);
         assert_eq!(tokens.check(second.expose()), None);
-        assert!(tokens.mint(PushScope::Base, Duration::from_secs(1)).is_ok_and(|token| token != second));
+        assert!(
+            tokens.mint(PushScope::Base, Duration::from_secs(1)).is_ok_and(|token| token != second)
+        );
     }
 }

@@ -151,9 +151,8 @@ async fn pass(shared: &Shared) -> Result<bool, Error> {
     }
     let mut is_done = true;
     for (org, id, placement) in &placements {
-        let is_buried = tombstones
-            .iter()
-            .any(|(owner, _, stone)| owner == org && stone.app == placement.app);
+        let is_buried =
+            tombstones.iter().any(|(owner, _, stone)| owner == org && stone.app == placement.app);
         let key = DestroyPromise::key(&(org.clone(), id.clone()));
         let promised = due.remove(&key);
         let Some(machines) = found.get(&placement.host) else {
@@ -211,7 +210,9 @@ async fn one(
         }
         return Ok(true);
     }
-    let Some(machine) = machine else { return Ok(true) };
+    let Some(machine) = machine else {
+        return Ok(true);
+    };
     match machine.state {
         // It ended by itself (`auto_destroy`): to be forgotten once its host has forgotten it.
         MachineState::Destroyed if wanted.promised.is_none() => {
@@ -229,7 +230,9 @@ async fn one(
 }
 
 async fn destroy(shared: &Shared, host: &HostId, id: &MachineId) {
-    let Some(host) = shared.hosts.get(host) else { return };
+    let Some(host) = shared.hosts.get(host) else {
+        return;
+    };
     let destroyed = host.client.command(id, &Command::Destroy { force: true }).await;
     if let Err(error) = destroyed {
         tracing::warn!(error = chain(&error), machine = %id, "machine not destroyed yet");

@@ -153,11 +153,7 @@ async fn identify(guard: &Guard, request: &mut Request) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn reach_app(
-    guard: &Guard,
-    principals: &[Principal],
-    name: &str,
-) -> Result<AppDoc, Failure> {
+async fn reach_app(guard: &Guard, principals: &[Principal], name: &str) -> Result<AppDoc, Failure> {
     let unknown = || Failure::from(ApiError::app_not_found(name));
     let parsed: AppName = name.parse().map_err(|_| unknown())?;
     let store = guard.shared.store.as_ref();

@@ -132,13 +132,13 @@ type Connected = (Accepted, Peer, tokio::sync::OwnedSemaphorePermit);
 async fn accept(listener: &Listener, permits: &Arc<Semaphore>) -> Option<Connected> {
     let permit = Arc::clone(permits).acquire_owned().await.ok()?;
     let accepted: io::Result<(Accepted, Peer)> = match listener {
-        Listener::Tcp(listener) => listener
+        Listener::Tcp(listener) => {
+            listener.accept().await.map(|(stream, peer)| (Accepted::Tcp(stream), Peer(Some(peer))))
+        }
+        Listener::Tls(listener, acceptor) => listener
             .accept()
             .await
-            .map(|(stream, peer)| (Accepted::Tcp(stream), Peer(Some(peer)))),
-        Listener::Tls(listener, acceptor) => listener.accept().await.map(|(stream, peer)| {
-            (Accepted::Tls(stream, acceptor.clone()), Peer(Some(peer)))
-        }),
+            .map(|(stream, peer)| (Accepted::Tls(stream, acceptor.clone()), Peer(Some(peer)))),
         Listener::Unix(listener) => {
             listener.accept().await.map(|(stream, _)| (Accepted::Unix(stream), Peer(None)))
         }

@@ -71,5 +71,8 @@ fn spec(headers: &HeaderMap) -> Result<ExecSpec, Failure> {
 }
 
 fn no_upgrade() -> Failure {
-    Failure::new(Code::InvalidRequest, format!("the request must be upgraded to `{}`", exec::UPGRADE))
+    Failure::new(
+        Code::InvalidRequest,
+        format!("the request must be upgraded to `{}`", exec::UPGRADE),
+    )
 }

@@ -10,8 +10,7 @@ use crate::config::Shared;
 /// Returns once the view holds the machine at least at the answer's generation, or after
 /// [`crate::Limits::view_timeout`].
 pub(crate) async fn follow(shared: &Shared, machine: &HostMachine) {
-    let may_be_gone =
-        matches!(machine.state, MachineState::Destroying | MachineState::Destroyed);
+    let may_be_gone = matches!(machine.state, MachineState::Destroying | MachineState::Destroyed);
     let held = shared.view.wait_for(
         |view| match view.machine(&machine.id) {
             Some(known) => known.generation >= machine.generation,

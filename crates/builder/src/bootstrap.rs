@@ -70,10 +70,7 @@ const IMAGES: [Image; 3] = [
             ("php-apache.conf", include_str!("base/php-apache.conf")),
             ("php-ports.conf", include_str!("base/php-ports.conf")),
             ("php-perch.ini", include_str!("base/php-perch.ini")),
-            (
-                "apache2-foreground",
-                include_str!("base/apache2-foreground"),
-            ),
+            ("apache2-foreground", include_str!("base/apache2-foreground")),
         ],
     },
 ];
@@ -100,23 +97,13 @@ async fn make_all(
     for (number, image) in IMAGES.iter().enumerate() {
         let name = image.repository.trim_start_matches("base/library/");
         let last_tag = image.tags.last().copied().unwrap_or_default();
-        if !force
-            && registry
-                .layers_bytes(image.repository, last_tag)
-                .await?
-                .is_some()
-        {
+        if !force && registry.layers_bytes(image.repository, last_tag).await?.is_some() {
             build::progress(events, &format!("{name}:{last_tag} is there")).await?;
             continue;
         }
         build::progress(events, &format!("make {name}:{last_tag}")).await?;
         let slot = builder.slot(events).await?;
-        let bay = Bay {
-            builder,
-            slot: slot.number(),
-            registry: &registry,
-            events,
-        };
+        let bay = Bay { builder, slot: slot.number(), registry: &registry, events };
         make(bay, image, number == 0).await?;
     }
     // What it was made of is in the registry now.
@@ -124,12 +111,7 @@ async fn make_all(
 }
 
 async fn make(bay: Bay<'_>, image: &Image, system: bool) -> Result<(), Error> {
-    let Bay {
-        builder,
-        slot,
-        events,
-        ..
-    } = bay;
+    let Bay { builder, slot, events, .. } = bay;
     let context = builder.disk.work()?;
     let input = builder.disk.context("base")?;
     if system {
@@ -159,11 +141,7 @@ async fn make(bay: Bay<'_>, image: &Image, system: bool) -> Result<(), Error> {
         let target = (image.repository, *tag);
         let (digest, size_bytes) = build::push_image(bay, &store, target).await?;
         let reference = format!("registry.internal/{}:{tag}", image.repository);
-        let event = BuildEvent::Image {
-            reference,
-            digest,
-            size_bytes,
-        };
+        let event = BuildEvent::Image { reference, digest, size_bytes };
         events.send(event).await.map_err(|_gone| Error::Abandoned)?;
     }
     crate::disk::remove(&input)
@@ -182,10 +160,7 @@ async fn make_system(
         script: SYSTEM,
         arguments: Vec::new(),
         environment: vec![("HOME".to_owned(), "/tmp".to_owned())],
-        binds: vec![
-            Bind::writable(work, "/work"),
-            Bind::read_only(input, "/input"),
-        ],
+        binds: vec![Bind::writable(work, "/work"), Bind::read_only(input, "/input")],
         internet: true,
         window: None,
         time_max: SYSTEM_TIME_MAX,
@@ -201,9 +176,7 @@ async fn make_system(
     }
     let text = format!("Debian's packages could not be put together: {last}");
     let hint = "look at the mirrors in /etc/apt/sources.list.d and at the network of this server";
-    Err(Error::Build(
-        ApiError::new(Code::BuildFailed, text).with_hint(hint),
-    ))
+    Err(Error::Build(ApiError::new(Code::BuildFailed, text).with_hint(hint)))
 }
 
 /// Returns what the host's apt is configured with, all files together.
@@ -214,9 +187,7 @@ fn host_sources() -> String {
             fs::read_dir(path).map(|entries| entries.flatten().map(|entry| entry.path()).collect());
         let files = files.unwrap_or_else(|_no_folder| vec![Path::new(path).to_owned()]);
         for file in files {
-            let known = file
-                .extension()
-                .is_some_and(|end| end == "list" || end == "sources");
+            let known = file.extension().is_some_and(|end| end == "list" || end == "sources");
             if known && let Ok(content) = fs::read_to_string(&file) {
                 text.push_str(&content);
                 text.push_str("\n\n");
@@ -249,9 +220,7 @@ fn mirror_of<'a>(sources: &'a str, suite: &str) -> Option<&'a str> {
             && mirror.contains("debian")
     };
     let one_line = sources.lines().filter_map(|line| {
-        let mut words = line
-            .split_ascii_whitespace()
-            .filter(|word| !word.starts_with('['));
+        let mut words = line.split_ascii_whitespace().filter(|word| !word.starts_with('['));
         let found = words.next() == Some("deb");
         let mirror = words.next()?;
         (found && words.next() == Some(suite)).then_some(mirror)
@@ -260,10 +229,7 @@ fn mirror_of<'a>(sources: &'a str, suite: &str) -> Option<&'a str> {
         let field = |name: &str| stanza.lines().find_map(|line| line.strip_prefix(name));
         let suites = field("Suites:")?;
         let mirror = field("URIs:")?.split_ascii_whitespace().next()?;
-        suites
-            .split_ascii_whitespace()
-            .any(|word| word == suite)
-            .then_some(mirror)
+        suites.split_ascii_whitespace().any(|word| word == suite).then_some(mirror)
     });
     one_line.chain(stanzas).find(|mirror| plain(mirror))
 }
@@ -275,15 +241,9 @@ mod tests {
     #[test]
     fn the_hosts_own_mirror_is_used_in_both_forms() {
         let one_line = "# deb http://no/debian bookworm main\ndeb http://mirror.example/debian bookworm main\n";
-        assert_eq!(
-            mirror_of(one_line, "bookworm"),
-            Some("http://mirror.example/debian")
-        );
+        assert_eq!(mirror_of(one_line, "bookworm"), Some("http://mirror.example/debian"));
         let stanzas = "Types: deb\nURIs: http://a.example/debian\nSuites: bookworm bookworm-updates\n\nTypes: deb\nURIs: http://s.example/debian-security\nSuites: bookworm-security\n";
-        assert_eq!(
-            mirror_of(stanzas, "bookworm"),
-            Some("http://a.example/debian")
-        );
+        assert_eq!(mirror_of(stanzas, "bookworm"), Some("http://a.example/debian"));
         assert_eq!(
             mirror_of(stanzas, "bookworm-security"),
             Some("http://s.example/debian-security")
@@ -295,11 +255,7 @@ mod tests {
     #[test]
     fn every_file_that_an_image_copies_is_given_with_it() {
         for image in &IMAGES {
-            for line in image
-                .dockerfile
-                .lines()
-                .filter(|line| line.starts_with("COPY "))
-            {
+            for line in image.dockerfile.lines().filter(|line| line.starts_with("COPY ")) {
                 let name = line
                     .split(' ')
                     .find(|word| !word.starts_with("--") && *word != "COPY")

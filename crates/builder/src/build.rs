@@ -116,16 +116,11 @@ pub(crate) async fn run(builder: Arc<Builder>, job: Job, events: Events) {
 /// Sends the last event.
 pub(crate) async fn finish(outcome: Result<BuildEvent, Error>, events: &Events) {
     let event = outcome.unwrap_or_else(|error| {
-        if !matches!(
-            error,
-            Error::Build(_) | Error::Abandoned | Error::Context(_)
-        ) {
+        if !matches!(error, Error::Build(_) | Error::Abandoned | Error::Context(_)) {
             let error = error.to_api();
             tracing::warn!(error = error.error, "build not done");
         }
-        BuildEvent::Failed {
-            error: error.to_api(),
-        }
+        BuildEvent::Failed { error: error.to_api() }
     });
     // Whoever asked may be gone: then nobody needs to know.
     let _gone = events.send(event).await;
@@ -156,22 +151,13 @@ async fn build(builder: &Builder, job: &Job, events: &Events) -> Result<BuildEve
         store: &store,
     };
     let registry = builder.registry(&job.token);
-    let bay = Bay {
-        builder,
-        slot: slot.number(),
-        registry: &registry,
-        events,
-    };
+    let bay = Bay { builder, slot: slot.number(), registry: &registry, events };
     make_image(bay, &recipe).await?;
     progress(events, "push the image").await?;
     let target = (job.app.as_str(), job.request.tag.as_str());
     let (digest, size_bytes) = push_image(bay, &store, target).await?;
     let reference = format!("registry.internal/{}:{}", job.app, job.request.tag);
-    Ok(BuildEvent::Image {
-        reference,
-        digest,
-        size_bytes,
-    })
+    Ok(BuildEvent::Image { reference, digest, size_bytes })
 }
 
 /// Waits until no other build of the app runs.
@@ -193,9 +179,7 @@ async fn only_one(
 
 /// Tells the client what is done now.
 pub(crate) async fn progress(events: &Events, text: &str) -> Result<(), Error> {
-    let event = BuildEvent::Progress {
-        text: text.to_owned(),
-    };
+    let event = BuildEvent::Progress { text: text.to_owned() };
     events.send(event).await.map_err(|_gone| Error::Abandoned)
 }
 
@@ -204,11 +188,7 @@ async fn unpack(builder: &Builder, slot: usize, job: &Job, events: &Events) -> R
         name: "unpack",
         slot,
         script: UNPACK,
-        arguments: if job.gzip {
-            vec!["--gzip".to_owned()]
-        } else {
-            Vec::new()
-        },
+        arguments: if job.gzip { vec!["--gzip".to_owned()] } else { Vec::new() },
         environment: Vec::new(),
         binds: vec![
             Bind::read_only(job.folder.join("packed"), "/input"),
@@ -229,9 +209,9 @@ async fn unpack(builder: &Builder, slot: usize, job: &Job, events: &Events) -> R
     })
     .await?;
     match exit {
-        Exit {
-            timed_out: true, ..
-        } => Err(ContextError::Archive("it took too long".to_owned()).into()),
+        Exit { timed_out: true, .. } => {
+            Err(ContextError::Archive("it took too long".to_owned()).into())
+        }
         Exit { code: Some(0), .. } => Ok(()),
         Exit { .. } => Err(ContextError::Archive(last).into()),
     }
@@ -281,13 +261,8 @@ fn read_dockerfile(tree: &Path, name: &str) -> Result<String, Error> {
     let file = rustix::fs::openat2(&root, name, flags, Mode::empty(), resolve)
         .map_err(|errno| missing(format!("cannot be opened: {}", std::io::Error::from(errno))))?;
     let file = fs::File::from(file);
-    if !file
-        .metadata()
-        .is_ok_and(|found| found.is_file() && found.len() <= DOCKERFILE_BYTES_MAX)
-    {
-        return Err(missing(format!(
-            "is no file of at most {DOCKERFILE_BYTES_MAX} bytes"
-        )));
+    if !file.metadata().is_ok_and(|found| found.is_file() && found.len() <= DOCKERFILE_BYTES_MAX) {
+        return Err(missing(format!("is no file of at most {DOCKERFILE_BYTES_MAX} bytes")));
     }
     let mut text = String::new();
     file.take(DOCKERFILE_BYTES_MAX)
@@ -302,12 +277,7 @@ fn refused(text: String) -> Error {
 
 /// Runs a Dockerfile; the image is `localhost/build` in the store then.
 pub(crate) async fn make_image(bay: Bay<'_>, recipe: &Recipe<'_>) -> Result<(), Error> {
-    let Bay {
-        builder,
-        slot,
-        registry,
-        events,
-    } = bay;
+    let Bay { builder, slot, registry, events } = bay;
     let path = recipe.input.join("Dockerfile");
     let text = recipe.dockerfile.with_after_from(&variables());
     fs::write(&path, text).map_err(Error::file("write", path))?;
@@ -320,10 +290,7 @@ pub(crate) async fn make_image(bay: Bay<'_>, recipe: &Recipe<'_>) -> Result<(), 
         environment,
         binds: store_binds(
             recipe.store,
-            [
-                Bind::read_only(recipe.context, "/context"),
-                Bind::read_only(recipe.input, "/input"),
-            ],
+            [Bind::read_only(recipe.context, "/context"), Bind::read_only(recipe.input, "/input")],
         ),
         internet: true,
         window: Some((registry.clone(), Window::Pull)),
@@ -343,12 +310,7 @@ pub(crate) async fn push_image(
     store: &Path,
     (repository, tag): (&str, &str),
 ) -> Result<(Digest, u64), Error> {
-    let Bay {
-        builder,
-        slot,
-        registry,
-        events,
-    } = bay;
+    let Bay { builder, slot, registry, events } = bay;
     let phase = Phase {
         name: "push",
         slot,
@@ -357,12 +319,7 @@ pub(crate) async fn push_image(
         environment: tool_environment(),
         binds: store_binds(store, []),
         internet: false,
-        window: Some((
-            registry.clone(),
-            Window::Push {
-                repository: repository.to_owned(),
-            },
-        )),
+        window: Some((registry.clone(), Window::Push { repository: repository.to_owned() })),
         time_max: PUSH_TIME_MAX,
     };
     let mut digest = None;
@@ -384,21 +341,14 @@ pub(crate) async fn push_image(
         let text = format!("the credentials of this build may not push `{repository}:{tag}`");
         return Err(Error::Build(ApiError::new(Code::Forbidden, text)));
     }
-    let digest = digest
-        .filter(|_| exit.code == Some(0))
-        .ok_or_else(|| fault(last))?;
+    let digest = digest.filter(|_| exit.code == Some(0)).ok_or_else(|| fault(last))?;
     let size = registry.layers_bytes(repository, digest.as_str()).await?;
-    Ok((
-        digest,
-        size.ok_or_else(|| fault("the image is not there after its push".to_owned()))?,
-    ))
+    Ok((digest, size.ok_or_else(|| fault("the image is not there after its push".to_owned()))?))
 }
 
 fn store_binds<const N: usize>(store: &Path, more: [Bind; N]) -> Vec<Bind> {
-    let mut binds = vec![
-        Bind::writable(store, "/store"),
-        Bind::writable(store.join("tmp"), "/var/tmp"),
-    ];
+    let mut binds =
+        vec![Bind::writable(store, "/store"), Bind::writable(store.join("tmp"), "/var/tmp")];
     binds.extend(more);
     binds
 }

@@ -49,16 +49,9 @@ impl Builder {
         cage::prepare(&config).await?;
         network::open(&config).await?;
         let disk = Disk::open(&config).await?;
-        let queue = Arc::new(Queue::new(
-            config.limits.builds_max,
-            config.limits.builds_waiting_max,
-        ));
-        Ok(Arc::new(Self {
-            config,
-            disk,
-            queue,
-            bootstrap: tokio::sync::Mutex::default(),
-        }))
+        let queue =
+            Arc::new(Queue::new(config.limits.builds_max, config.limits.builds_waiting_max));
+        Ok(Arc::new(Self { config, disk, queue, bootstrap: tokio::sync::Mutex::default() }))
     }
 
     /// Takes away what [`open`](Self::open) set up; the disk keeps its content. No build may run.
@@ -120,10 +113,7 @@ impl Builder {
     }
 
     pub(crate) fn registry(&self, token: &Secret) -> Registry {
-        Registry {
-            endpoint: self.config.registry.clone(),
-            token: token.clone(),
-        }
+        Registry { endpoint: self.config.registry.clone(), token: token.clone() }
     }
 
     /// Runs a job in a task of its own: it is the one who must lay down its cages, also when the
@@ -147,11 +137,11 @@ fn check(config: &Config) -> Result<(), Error> {
     if builds == 0 || builds > BUILDS_AT_ONCE_MAX {
         return refuse("limits.builds_max", "1 to 32");
     }
-    if config.open_networks.iter().any(|network| {
-        !network
-            .bytes()
-            .all(|b| b.is_ascii_digit() || b == b'.' || b == b'/')
-    }) {
+    if config
+        .open_networks
+        .iter()
+        .any(|network| !network.bytes().all(|b| b.is_ascii_digit() || b == b'.' || b == b'/'))
+    {
         return refuse("open_networks", "IPv4 prefixes such as 10.1.0.0/16");
     }
     Ok(())

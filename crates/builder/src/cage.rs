@@ -87,12 +87,7 @@ pub(crate) async fn prepare(config: &Config) -> Result<(), Error> {
     make_folder(&state)?;
     let left = program::run("runc", &["--root", text(&state)?, "list", "--quiet"], "").await?;
     for id in left.split_whitespace() {
-        program::run(
-            "runc",
-            &["--root", text(&state)?, "delete", "--force", id],
-            "",
-        )
-        .await?;
+        program::run("runc", &["--root", text(&state)?, "delete", "--force", id], "").await?;
     }
     remove(&config.data_dir.join("cages"))
 }
@@ -122,20 +117,12 @@ pub(crate) async fn run(
     write_bundle(config, &phase, &id, &bundle)?;
     let outcome = drive(config, &phase, &bundle, &id, lines).await;
     let out_of_memory = out_of_memory(config, &id);
-    let deleted = program::run(
-        "runc",
-        &["--root", text(&state)?, "delete", "--force", &id],
-        "",
-    )
-    .await;
+    let deleted =
+        program::run("runc", &["--root", text(&state)?, "delete", "--force", &id], "").await;
     remove(&bundle)?;
     let (status, timed_out) = outcome?;
     deleted?;
-    Ok(Exit {
-        code: status.and_then(|status| status.code()),
-        out_of_memory,
-        timed_out,
-    })
+    Ok(Exit { code: status.and_then(|status| status.code()), out_of_memory, timed_out })
 }
 
 async fn drive(
@@ -150,39 +137,26 @@ async fn drive(
     let stderr = fs::File::create(&complaint).map_err(Error::file("create", &complaint))?;
     let state = config.data_dir.join("runc");
     let mut child = Command::new("runc")
-        .args([
-            "--root",
-            text(&state)?,
-            "run",
-            "--keep",
-            "--bundle",
-            text(bundle)?,
-            "--pid-file",
-        ])
+        .args(["--root", text(&state)?, "run", "--keep", "--bundle", text(bundle)?, "--pid-file"])
         .args([text(&pid_file)?, id])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(stderr)
         .kill_on_drop(true)
         .spawn()
-        .map_err(|source| Error::Spawn {
-            program: "runc",
-            source,
-        })?;
+        .map_err(|source| Error::Spawn { program: "runc", source })?;
     let pid = started(&mut child, &pid_file, &complaint).await?;
     if phase.internet {
         network::attach(config, phase.slot, pid).await?;
     }
     let _window = match &phase.window {
-        Some((registry, window)) => Some(AbortOnDrop(
-            gateway::open(pid, registry.clone(), window.clone()).await?,
-        )),
+        Some((registry, window)) => {
+            Some(AbortOnDrop(gateway::open(pid, registry.clone(), window.clone()).await?))
+        }
         None => None,
     };
     if let Some(mut gate) = child.stdin.take() {
-        gate.write_all(b"\n")
-            .await
-            .map_err(|error| Error::Cage(error.to_string()))?;
+        gate.write_all(b"\n").await.map_err(|error| Error::Cage(error.to_string()))?;
     }
     let Some(stdout) = child.stdout.take() else {
         return Err(Error::Cage("its output is not there".to_owned()));
@@ -212,9 +186,7 @@ impl Drop for AbortOnDrop {
 async fn started(child: &mut Child, pid_file: &Path, complaint: &Path) -> Result<u32, Error> {
     let deadline = Instant::now() + START_TIME_MAX;
     loop {
-        let pid = fs::read_to_string(pid_file)
-            .ok()
-            .and_then(|text| text.trim().parse().ok());
+        let pid = fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse().ok());
         if let Some(pid) = pid {
             return Ok(pid);
         }
@@ -269,11 +241,7 @@ impl Splitter {
     }
 
     fn rest(&mut self) -> Option<String> {
-        if self.line.is_empty() {
-            None
-        } else {
-            self.take()
-        }
+        if self.line.is_empty() { None } else { self.take() }
     }
 
     /// Returns the line; of one that a progress bar wrote over and over, what it wrote last.
@@ -312,13 +280,9 @@ fn write_etc(config: &Config, etc: &Path) -> Result<(), Error> {
         let path = etc.join(path);
         fs::write(&path, content).map_err(Error::file("write", path))
     };
-    for folder in [
-        "containers",
-        "ssl/certs",
-        "apt/apt.conf.d",
-        "apt/preferences.d",
-        "apt/trusted.gpg.d",
-    ] {
+    for folder in
+        ["containers", "ssl/certs", "apt/apt.conf.d", "apt/preferences.d", "apt/trusted.gpg.d"]
+    {
         let path = etc.join(folder);
         fs::create_dir_all(&path).map_err(Error::file("create", path))?;
     }
@@ -334,10 +298,7 @@ fn write_etc(config: &Config, etc: &Path) -> Result<(), Error> {
         "root:x:0:0:root:/root:/bin/sh\n_apt:x:42:65534::/nonexistent:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
     )?;
     put("group", "root:x:0:\nnogroup:x:65534:\n")?;
-    put(
-        "containers/policy.json",
-        "{\"default\":[{\"type\":\"insecureAcceptAnything\"}]}\n",
-    )?;
+    put("containers/policy.json", "{\"default\":[{\"type\":\"insecureAcceptAnything\"}]}\n")?;
     put("containers/storage.conf", STORAGE)?;
     put("containers/registries.conf", &registries())?;
     let bundle = etc.join("ssl/certs/ca-certificates.crt");
@@ -384,12 +345,7 @@ fn cgroup_folders(config: &Config, id: &str) -> Vec<PathBuf> {
 fn out_of_memory(config: &Config, id: &str) -> bool {
     cgroup_folders(config, id)
         .iter()
-        .flat_map(|folder| {
-            [
-                folder.join("memory.events"),
-                folder.join("memory.oom_control"),
-            ]
-        })
+        .flat_map(|folder| [folder.join("memory.events"), folder.join("memory.oom_control")])
         .filter_map(|path| fs::read_to_string(path).ok())
         .any(|text| killed_for_memory(&text))
 }
@@ -409,10 +365,7 @@ mod tests {
     fn bytes_become_lines_however_they_are_cut() {
         let mut splitter = Splitter::default();
         assert_eq!(splitter.feed(b"one\ntw"), ["one"]);
-        assert_eq!(
-            splitter.feed(b"o\r\n10%\r20%\r100%\n\nrest"),
-            ["two", "100%", ""]
-        );
+        assert_eq!(splitter.feed(b"o\r\n10%\r20%\r100%\n\nrest"), ["two", "100%", ""]);
         assert_eq!(splitter.rest().as_deref(), Some("rest"));
         assert_eq!(splitter.rest(), None);
         let long = vec![b'x'; LINE_BYTES_MAX * 3];
@@ -422,12 +375,8 @@ mod tests {
 
     #[test]
     fn a_kill_for_memory_is_read_from_both_kinds_of_cgroup() {
-        assert!(killed_for_memory(
-            "low 0\noom 1\noom_kill 2\noom_group_kill 0\n"
-        ));
-        assert!(killed_for_memory(
-            "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"
-        ));
+        assert!(killed_for_memory("low 0\noom 1\noom_kill 2\noom_group_kill 0\n"));
+        assert!(killed_for_memory("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"));
         assert!(!killed_for_memory("oom_kill_disable 1\noom_kill 0\n"));
     }
 }

@@ -48,9 +48,8 @@ impl Unpacked {
             _ => return Err(ContextError::Kind(line.chars().take(200).collect())),
         }
         self.entries += 1;
-        self.bytes = self
-            .bytes
-            .saturating_add(words.next().and_then(|n| n.parse().ok()).unwrap_or(0));
+        self.bytes =
+            self.bytes.saturating_add(words.next().and_then(|n| n.parse().ok()).unwrap_or(0));
         if self.entries > CONTEXT_ENTRIES_MAX {
             return Err(ContextError::Entries);
         }
@@ -92,17 +91,8 @@ mod tests {
         let mut seen = Unpacked::default();
         let line = format!("-rw-r--r-- 0/0 {CONTEXT_UNPACKED_BYTES_MAX} 2026-11-23 23:42 a");
         assert_eq!(seen.admit(&line), Ok(()));
-        assert_eq!(
-            seen.admit("-rw-r--r-- 0/0 1 2026-11-23 23:42 b"),
-            Err(ContextError::Bytes)
-        );
-        let mut seen = Unpacked {
-            entries: CONTEXT_ENTRIES_MAX,
-            bytes: 0,
-        };
-        assert_eq!(
-            seen.admit("-rw-r--r-- 0/0 0 2026-11-23 23:42 b"),
-            Err(ContextError::Entries)
-        );
+        assert_eq!(seen.admit("-rw-r--r-- 0/0 1 2026-11-23 23:42 b"), Err(ContextError::Bytes));
+        let mut seen = Unpacked { entries: CONTEXT_ENTRIES_MAX, bytes: 0 };
+        assert_eq!(seen.admit("-rw-r--r-- 0/0 0 2026-11-23 23:42 b"), Err(ContextError::Entries));
     }
 }

@@ -43,11 +43,7 @@ impl Disk {
         let image = config.data_dir.join("disk.img");
         let root = config.data_dir.join("disk");
         make_folder(&root)?;
-        let disk = Self {
-            image,
-            root,
-            locks: Mutex::default(),
-        };
+        let disk = Self { image, root, locks: Mutex::default() };
         if !disk.is_mounted()? {
             disk.format(config.limits.disk_bytes).await?;
             let (image, root) = (text(&disk.image)?, text(&disk.root)?);
@@ -59,10 +55,7 @@ impl Disk {
         }
         // What a builder that was killed left half unpacked.
         let contexts = disk.root.join("contexts");
-        for entry in fs::read_dir(&contexts)
-            .map_err(Error::file("list", &contexts))?
-            .flatten()
-        {
+        for entry in fs::read_dir(&contexts).map_err(Error::file("list", &contexts))?.flatten() {
             remove(&entry.path())?;
         }
         Ok(disk)
@@ -70,9 +63,7 @@ impl Disk {
 
     /// Unmounts it; what is on it stays.
     pub(crate) async fn close(&self) -> Result<(), Error> {
-        program::run("umount", &[text(&self.root)?], "")
-            .await
-            .map(drop)
+        program::run("umount", &[text(&self.root)?], "").await.map(drop)
     }
 
     fn is_mounted(&self) -> Result<bool, Error> {
@@ -89,8 +80,7 @@ impl Disk {
         // Under another name until it is whole, so that a crash leaves no disk that half works.
         let partial = self.image.with_extension("partial");
         let file = fs::File::create(&partial).map_err(Error::file("create", &partial))?;
-        file.set_len(bytes)
-            .map_err(Error::file("extend", &partial))?;
+        file.set_len(bytes).map_err(Error::file("extend", &partial))?;
         drop(file);
         let arguments = ["-q", "-F", "-m", "0", "-O", "^has_journal", text(&partial)?];
         program::run("mkfs.ext4", &arguments, "").await?;
@@ -147,10 +137,7 @@ impl Disk {
             found.push(StoreUsage { name, bytes });
         }
         let bytes = bytes_in(&self.root.join("base"), DEPTH_MAX);
-        found.push(StoreUsage {
-            name: "base images".to_owned(),
-            bytes,
-        });
+        found.push(StoreUsage { name: "base images".to_owned(), bytes });
         Ok(found)
     }
 
@@ -188,10 +175,7 @@ impl Disk {
     fn by_last_use(&self) -> Result<Vec<(i64, String)>, Error> {
         let stores = self.root.join("stores");
         let mut found = Vec::new();
-        for entry in fs::read_dir(&stores)
-            .map_err(Error::file("list", &stores))?
-            .flatten()
-        {
+        for entry in fs::read_dir(&stores).map_err(Error::file("list", &stores))?.flatten() {
             // The build tool writes in `home` at every push; the folder itself was made long ago.
             let used = entry.path().join("used");
             let used = fs::metadata(used).map_or(0, |found| found.mtime());
@@ -256,8 +240,5 @@ fn bytes_in(path: &Path, depth: usize) -> u64 {
 }
 
 pub(crate) fn text(path: &Path) -> Result<&str, Error> {
-    path.to_str().ok_or(Error::Configuration {
-        key: "data_dir",
-        rule: "UTF-8",
-    })
+    path.to_str().ok_or(Error::Configuration { key: "data_dir", rule: "UTF-8" })
 }

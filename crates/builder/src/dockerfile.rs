@@ -40,26 +40,13 @@ impl Dockerfile {
             let begin = at;
             let (text, after) = joined(&lines, begin, escape);
             at = after_heredocs(&lines, after, &text);
-            let keyword = text
-                .split(' ')
-                .next()
-                .unwrap_or_default()
-                .to_ascii_uppercase();
+            let keyword = text.split(' ').next().unwrap_or_default().to_ascii_uppercase();
             if keyword == "FROM" {
                 stage += 1;
             }
-            instructions.push(Instruction {
-                line: begin + 1,
-                end: at,
-                stage,
-                keyword,
-                text,
-            });
+            instructions.push(Instruction { line: begin + 1, end: at, stage, keyword, text });
         }
-        Self {
-            source: source.to_owned(),
-            instructions,
-        }
+        Self { source: source.to_owned(), instructions }
     }
 
     /// Returns the text with one more instruction after every `FROM`, and all else as it was.
@@ -85,10 +72,7 @@ impl Dockerfile {
     /// Returns the instruction that is step `step` of stage `stage`, both from 1, as the build
     /// tool counts them: `FROM` is step 1 of its stage.
     pub(crate) fn step(&self, stage: usize, step: usize) -> Option<&Instruction> {
-        let mut of_stage = self
-            .instructions
-            .iter()
-            .filter(|one| one.stage == stage && stage > 0);
+        let mut of_stage = self.instructions.iter().filter(|one| one.stage == stage && stage > 0);
         of_stage.nth(step.checked_sub(1)?)
     }
 
@@ -129,9 +113,7 @@ fn joined(lines: &[&str], begin: usize, escape: char) -> (String, usize) {
             continue;
         }
         let line = line.trim_end();
-        let (part, more) = line
-            .strip_suffix(escape)
-            .map_or((line, false), |part| (part, true));
+        let (part, more) = line.strip_suffix(escape).map_or((line, false), |part| (part, true));
         words.extend(part.split_whitespace());
         if !more {
             break;
@@ -142,20 +124,14 @@ fn joined(lines: &[&str], begin: usize, escape: char) -> (String, usize) {
 
 /// Returns the line after the here-documents that an instruction opens.
 fn after_heredocs(lines: &[&str], mut at: usize, text: &str) -> usize {
-    if !["RUN", "COPY", "ADD"]
-        .iter()
-        .any(|word| starts_with_word(text, word))
-    {
+    if !["RUN", "COPY", "ADD"].iter().any(|word| starts_with_word(text, word)) {
         return at;
     }
     for opening in text.split_whitespace() {
         let Some(name) = opening.strip_prefix("<<") else {
             continue;
         };
-        let name = name
-            .strip_prefix('-')
-            .unwrap_or(name)
-            .trim_matches(['"', '\'']);
+        let name = name.strip_prefix('-').unwrap_or(name).trim_matches(['"', '\'']);
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
             continue;
         }
@@ -170,9 +146,7 @@ fn after_heredocs(lines: &[&str], mut at: usize, text: &str) -> usize {
 }
 
 fn starts_with_word(text: &str, word: &str) -> bool {
-    text.split(' ')
-        .next()
-        .is_some_and(|first| first.eq_ignore_ascii_case(word))
+    text.split(' ').next().is_some_and(|first| first.eq_ignore_ascii_case(word))
 }
 
 #[cfg(test)]
@@ -184,10 +158,7 @@ mod tests {
     #[test]
     fn a_step_is_found_at_the_line_it_begins_at() {
         let file = Dockerfile::parse(TWO_STAGES);
-        let line = |stage, step| {
-            file.step(stage, step)
-                .map(|one| (one.line, one.text.as_str()))
-        };
+        let line = |stage, step| file.step(stage, step).map(|one| (one.line, one.text.as_str()));
         assert_eq!(line(1, 1), Some((4, "FROM base:${X} AS one")));
         assert_eq!(line(1, 2), Some((5, "RUN a && b")));
         assert_eq!(line(1, 3), Some((8, "COPY . /x")));
@@ -207,28 +178,16 @@ mod tests {
         assert_eq!(without, TWO_STAGES.lines().collect::<Vec<_>>());
         assert_eq!(text.matches("ARG A=1\n").count(), 2);
         let again = Dockerfile::parse(&text);
-        assert_eq!(
-            again.step(1, 2).map(|one| one.text.as_str()),
-            Some("ARG A=1")
-        );
-        assert_eq!(
-            again.step(2, 2).map(|one| one.text.as_str()),
-            Some("ARG A=1")
-        );
+        assert_eq!(again.step(1, 2).map(|one| one.text.as_str()), Some("ARG A=1"));
+        assert_eq!(again.step(2, 2).map(|one| one.text.as_str()), Some("ARG A=1"));
     }
 
     #[test]
     fn a_from_over_several_lines_is_not_cut_in_two() {
         let file = Dockerfile::parse("FROM \\\n x\nRUN y");
-        assert_eq!(
-            file.with_after_from("ARG A=1"),
-            "FROM \\\n x\nARG A=1\nRUN y\n"
-        );
+        assert_eq!(file.with_after_from("ARG A=1"), "FROM \\\n x\nARG A=1\nRUN y\n");
         let file = Dockerfile::parse("# escape=`\nFROM `\n x\nRUN y");
-        assert_eq!(
-            file.with_after_from("ARG A=1"),
-            "# escape=`\nFROM `\n x\nARG A=1\nRUN y\n"
-        );
+        assert_eq!(file.with_after_from("ARG A=1"), "# escape=`\nFROM `\n x\nARG A=1\nRUN y\n");
     }
 
     proptest::proptest! {

@@ -100,11 +100,7 @@ impl Error {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::File {
-            operation,
-            path,
-            source,
-        }
+        move |source| Self::File { operation, path, source }
     }
 
     /// Returns the error as a client gets it: with its causes, under its code.

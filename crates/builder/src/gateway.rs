@@ -64,9 +64,8 @@ impl Window {
         let Self::Push { repository } = self else {
             return false;
         };
-        let Some(rest) = path
-            .strip_prefix("/v2/")
-            .and_then(|rest| rest.strip_prefix(repository.as_str()))
+        let Some(rest) =
+            path.strip_prefix("/v2/").and_then(|rest| rest.strip_prefix(repository.as_str()))
         else {
             return false;
         };
@@ -89,10 +88,7 @@ pub(crate) struct Registry {
 impl Registry {
     fn authorization(&self) -> HeaderValue {
         let pair = format!("perch:{}", self.token.expose());
-        let text = format!(
-            "Basic {}",
-            base64::engine::general_purpose::STANDARD.encode(pair)
-        );
+        let text = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair));
         let mut value = HeaderValue::from_str(&text)
             .unwrap_or_else(|_invalid| HeaderValue::from_static("Basic"));
         value.set_sensitive(true);
@@ -101,9 +97,7 @@ impl Registry {
 
     /// Sends a request with the credentials.
     async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, String> {
-        let stream = TcpStream::connect(&self.endpoint)
-            .await
-            .map_err(|error| error.to_string())?;
+        let stream = TcpStream::connect(&self.endpoint).await.map_err(|error| error.to_string())?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| error.to_string())?;
@@ -116,9 +110,7 @@ impl Registry {
             headers.insert(HOST, host);
         }
         let answer = tokio::time::timeout(ANSWER_TIME_MAX, sender.send_request(request)).await;
-        answer
-            .map_err(|elapsed| elapsed.to_string())?
-            .map_err(|error| error.to_string())
+        answer.map_err(|elapsed| elapsed.to_string())?.map_err(|error| error.to_string())
     }
 
     /// Asks for a manifest and returns the sum of the sizes of its layers; `None` if there is none.
@@ -128,10 +120,7 @@ impl Registry {
         reference: &str,
     ) -> Result<Option<u64>, Error> {
         let what = format!("the manifest `{repository}:{reference}`");
-        let fault = |detail: String| Error::Registry {
-            what: what.clone(),
-            detail,
-        };
+        let fault = |detail: String| Error::Registry { what: what.clone(), detail };
         let request = Request::get(format!("/v2/{repository}/manifests/{reference}"))
             .header(http::header::ACCEPT, MANIFEST_TYPES)
             .body(Empty::new().map_err(never).boxed())
@@ -143,17 +132,12 @@ impl Registry {
         if response.status() != StatusCode::OK {
             return Err(fault(format!("status {}", response.status())));
         }
-        let body = Limited::new(response.into_body(), MANIFEST_BYTES_MAX)
-            .collect()
-            .await;
+        let body = Limited::new(response.into_body(), MANIFEST_BYTES_MAX).collect().await;
         let bytes = body.map_err(|error| fault(error.to_string()))?.to_bytes();
         let manifest: serde_json::Value =
             serde_json::from_slice(&bytes).map_err(|error| fault(error.to_string()))?;
         let layers = manifest["layers"].as_array();
-        let sizes = layers
-            .into_iter()
-            .flatten()
-            .filter_map(|layer| layer["size"].as_u64());
+        let sizes = layers.into_iter().flatten().filter_map(|layer| layer["size"].as_u64());
         Ok(Some(sizes.sum()))
     }
 }
@@ -175,11 +159,7 @@ pub(crate) async fn open(
         .map_err(|error| gateway(io::Error::other(error)))?
         .map_err(gateway)?;
     let listener = TcpListener::from_std(listener).map_err(gateway)?;
-    Ok(tokio::spawn(serve(
-        listener,
-        Arc::new(registry),
-        Arc::new(window),
-    )))
+    Ok(tokio::spawn(serve(listener, Arc::new(registry), Arc::new(window))))
 }
 
 /// Binds a listener inside another network namespace, from a thread that ends in there: a socket
@@ -196,9 +176,7 @@ fn listen_in(pid: u32) -> io::Result<std::net::TcpListener> {
         listener.set_nonblocking(true)?;
         Ok(listener)
     });
-    thread
-        .join()
-        .map_err(|_panic| io::Error::other("the thread in the namespace panicked"))?
+    thread.join().map_err(|_panic| io::Error::other("the thread in the namespace panicked"))?
 }
 
 async fn serve(listener: TcpListener, registry: Arc<Registry>, window: Arc<Window>) {
@@ -232,18 +210,12 @@ async fn pass(
     window: Arc<Window>,
 ) -> Result<Response<Body>, Infallible> {
     if !window.lets_through(request.method(), request.uri().path()) {
-        return Ok(refusal(
-            StatusCode::FORBIDDEN,
-            "DENIED",
-            "not through this window",
-        ));
+        return Ok(refusal(StatusCode::FORBIDDEN, "DENIED", "not through this window"));
     }
     let path = request.uri().path_and_query().cloned();
     let (mut parts, body) = request.into_parts();
     parts.uri = path.map_or_else(Uri::default, Uri::from);
-    let answer = registry
-        .send(Request::from_parts(parts, body.boxed()))
-        .await;
+    let answer = registry.send(Request::from_parts(parts, body.boxed())).await;
     Ok(match answer {
         Ok(response) => {
             let (mut parts, body) = response.into_parts();
@@ -284,9 +256,7 @@ mod tests {
 
     #[test]
     fn a_build_reads_and_a_push_writes_to_its_own_repository_only() {
-        let push = Window::Push {
-            repository: "web".to_owned(),
-        };
+        let push = Window::Push { repository: "web".to_owned() };
         for (method, path, pull, pushed) in [
             ("GET", "/v2/", true, true),
             ("HEAD", "/v2/base/library/python/manifests/3", true, true),
@@ -304,11 +274,7 @@ mod tests {
             ("CONNECT", "/v2/web/", false, false),
         ] {
             let method: Method = method.parse().unwrap();
-            assert_eq!(
-                Window::Pull.lets_through(&method, path),
-                pull,
-                "{method} {path}"
-            );
+            assert_eq!(Window::Pull.lets_through(&method, path), pull, "{method} {path}");
             assert_eq!(push.lets_through(&method, path), pushed, "{method} {path}");
         }
     }

@@ -133,12 +133,7 @@ pub(crate) async fn attach(config: &Config, slot: usize, pid: u32) -> Result<(),
         "link set lo up\naddr add {cage}/30 dev eth0\nlink set eth0 up\nroute add default via {host}\n"
     );
     let target = pid.to_string();
-    program::run(
-        "nsenter",
-        &["--target", &target, "--net", "ip", "-batch", "-"],
-        &inside,
-    )
-    .await?;
+    program::run("nsenter", &["--target", &target, "--net", "ip", "-batch", "-"], &inside).await?;
     Ok(())
 }
 
@@ -146,10 +141,7 @@ pub(crate) async fn attach(config: &Config, slot: usize, pid: u32) -> Result<(),
 fn addresses(config: &Config, slot: usize) -> (Ipv4Addr, Ipv4Addr) {
     let offset = u32::try_from(slot).unwrap_or(0) % 64 * 4;
     let first = config.addresses.to_bits() + offset;
-    (
-        Ipv4Addr::from_bits(first + 1),
-        Ipv4Addr::from_bits(first + 2),
-    )
+    (Ipv4Addr::from_bits(first + 1), Ipv4Addr::from_bits(first + 2))
 }
 
 #[cfg(test)]

@@ -54,9 +54,7 @@ impl<'a> Output<'a> {
         }
         if let Some(reference) = line.strip_prefix("Trying to pull ") {
             let reference = reference.trim_end_matches("...");
-            return Some(BuildEvent::Progress {
-                text: format!("fetch {reference}"),
-            });
+            return Some(BuildEvent::Progress { text: format!("fetch {reference}") });
         }
         if let Some(error) = line.strip_prefix("Error: ") {
             self.error = Some(error.to_owned());
@@ -68,9 +66,7 @@ impl<'a> Output<'a> {
         }
         self.lines += 1;
         match self.lines.cmp(&LOG_LINES_MAX) {
-            std::cmp::Ordering::Less => Some(BuildEvent::Log {
-                line: line.to_owned(),
-            }),
+            std::cmp::Ordering::Less => Some(BuildEvent::Log { line: line.to_owned() }),
             std::cmp::Ordering::Equal => Some(BuildEvent::Log {
                 line: format!("(more than {LOG_LINES_MAX} lines: the rest is left out)"),
             }),
@@ -89,16 +85,11 @@ impl<'a> Output<'a> {
         self.last.clear();
         let of = step.of.saturating_sub(1).max(self.step);
         let place = if step.stages > 1 {
-            format!(
-                "stage {}/{}, step {}/{of}",
-                step.stage, step.stages, self.step
-            )
+            format!("stage {}/{}, step {}/{of}", step.stage, step.stages, self.step)
         } else {
             format!("step {}/{of}", self.step)
         };
-        Some(BuildEvent::Progress {
-            text: format!("{place}: {}", step.text),
-        })
+        Some(BuildEvent::Progress { text: format!("{place}: {}", step.text) })
     }
 
     /// Returns why the build failed.
@@ -106,19 +97,15 @@ impl<'a> Output<'a> {
         let reason = self.error.as_deref().unwrap_or_default();
         let place = self.place();
         let mut text = if exit.timed_out {
-            format!(
-                "{place} was stopped: the build took longer than {} s",
-                limits.time_s_max
-            )
+            format!("{place} was stopped: the build took longer than {} s", limits.time_s_max)
         } else if exit.out_of_memory {
             let mib = limits.memory_bytes / (1024 * 1024);
             format!("{place} ran out of memory: the build may use {mib} MiB")
         } else if let Some(code) = exit_code(reason) {
             format!("{place} exited with code {code}")
         } else if reason.is_empty() {
-            let code = exit
-                .code
-                .map_or_else(|| "a signal".to_owned(), |code| format!("code {code}"));
+            let code =
+                exit.code.map_or_else(|| "a signal".to_owned(), |code| format!("code {code}"));
             format!("{place} failed: the build tool ended with {code}")
         } else {
             format!("{place} failed: {reason}")
@@ -130,10 +117,7 @@ impl<'a> Output<'a> {
                 text.push_str(line);
             }
         }
-        let full = |text: &str| {
-            text.to_ascii_lowercase()
-                .contains("no space left on device")
-        };
+        let full = |text: &str| text.to_ascii_lowercase().contains("no space left on device");
         let full = full(reason) || self.last.iter().any(|line| full(line));
         let (code, hint) = judge(reason, full);
         let text: String = cut(&text, ERROR_TEXT_BYTES_MAX).to_owned();
@@ -147,12 +131,7 @@ impl<'a> Output<'a> {
     /// Returns the step that ran last, such as `` `RUN x` (Dockerfile line 4)``.
     fn place(&self) -> String {
         match self.dockerfile.step(self.stage, self.step) {
-            Some(one) => format!(
-                "`{}` ({} line {})",
-                cut(&one.text, 500),
-                self.name,
-                one.line
-            ),
+            Some(one) => format!("`{}` ({} line {})", cut(&one.text, 500), self.name, one.line),
             None => format!("`{}`", self.name),
         }
     }
@@ -167,9 +146,8 @@ fn judge(reason: &str, full: bool) -> (Code, Option<&'static str>) {
     if !reason.contains("initializing source docker://") && !reason.contains("reading manifest ") {
         return (Code::BuildFailed, None);
     }
-    let unknown = ["manifest unknown", "name unknown", "not found"]
-        .iter()
-        .any(|word| reason.contains(word));
+    let unknown =
+        ["manifest unknown", "name unknown", "not found"].iter().any(|word| reason.contains(word));
     let only_ours = !reason.contains("Mirrors also failed") || !reason.contains("dial tcp");
     let hint = "base images of the platform are made by `perch images bootstrap`";
     if unknown && only_ours {
@@ -181,9 +159,7 @@ fn judge(reason: &str, full: bool) -> (Code, Option<&'static str>) {
 
 /// Returns the exit code in a sentence such as `building at STEP "RUN x": exit status 3`.
 fn exit_code(reason: &str) -> Option<i32> {
-    reason
-        .rsplit_once("exit status ")
-        .and_then(|(_before, code)| code.trim().parse().ok())
+    reason.rsplit_once("exit status ").and_then(|(_before, code)| code.trim().parse().ok())
 }
 
 fn cut(text: &str, bytes_max: usize) -> &str {
@@ -212,13 +188,7 @@ impl<'a> Step<'a> {
         };
         let (number, text) = rest.strip_prefix("STEP ")?.split_once(": ")?;
         let (number, of) = pair(number)?;
-        (number > 0).then_some(Self {
-            stage: stage.0,
-            stages: stage.1,
-            number,
-            of,
-            text,
-        })
+        (number > 0).then_some(Self { stage: stage.0, stages: stage.1, number, of, text })
     }
 }
 

@@ -38,18 +38,13 @@ pub(crate) async fn run(
         let _read = stdin.write_all(input.as_bytes()).await;
     }
     let ended = tokio::time::timeout(TIME_MAX, child.wait_with_output()).await;
-    let output = ended
-        .map_err(|_elapsed| spawn(std::io::ErrorKind::TimedOut.into()))?
-        .map_err(spawn)?;
+    let output =
+        ended.map_err(|_elapsed| spawn(std::io::ErrorKind::TimedOut.into()))?.map_err(spawn)?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() {
         return Ok(text);
     }
     let said = format!("{text}{}", String::from_utf8_lossy(&output.stderr));
     let said = said.trim().chars().take(OUTPUT_BYTES_MAX).collect();
-    Err(Error::Program {
-        program,
-        status: output.status.to_string(),
-        output: said,
-    })
+    Err(Error::Program { program, status: output.status.to_string(), output: said })
 }

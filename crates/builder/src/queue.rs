@@ -52,16 +52,9 @@ impl Queue {
     /// The line is full.
     pub(crate) fn ticket(self: &Arc<Self>) -> Result<Ticket, Error> {
         let waiting = self.waiting.fetch_add(1, Ordering::SeqCst);
-        let ticket = |before| Ticket {
-            queue: Arc::clone(self),
-            before,
-        };
+        let ticket = |before| Ticket { queue: Arc::clone(self), before };
         let running = self.slots - self.semaphore.available_permits().min(self.slots);
-        let before = if running + waiting < self.slots {
-            0
-        } else {
-            running + waiting
-        };
+        let before = if running + waiting < self.slots { 0 } else { running + waiting };
         let ticket = ticket(before);
         // The ticket gives its place back when it is dropped here.
         if before > 0 && waiting >= self.waiting_max {
@@ -78,17 +71,9 @@ impl Ticket {
         let queue = Arc::clone(&self.queue);
         let permit = Arc::clone(&queue.semaphore).acquire_owned().await;
         let permit = permit.map_err(|_closed| Error::Abandoned)?;
-        let number = queue
-            .free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
+        let number = queue.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let number = number.ok_or(Error::Abandoned)?;
-        Ok(Slot {
-            queue,
-            number,
-            _permit: permit,
-        })
+        Ok(Slot { queue, number, _permit: permit })
     }
 }
 
@@ -106,11 +91,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.queue
-            .free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(self.number);
+        self.queue.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.number);
     }
 }
 

@@ -106,13 +106,7 @@ async fn accept(builder: &Builder, request: Request) -> Result<Job, Error> {
     check(&wanted)?;
     let folder = builder.disk.context(&random_name()?)?;
     match receive(&folder, request.into_body()).await {
-        Ok(gzip) => Ok(Job {
-            app: app.as_str().to_owned(),
-            request: wanted,
-            token,
-            folder,
-            gzip,
-        }),
+        Ok(gzip) => Ok(Job { app: app.as_str().to_owned(), request: wanted, token, folder, gzip }),
         Err(error) => {
             disk::remove(&folder)?;
             Err(error)
@@ -122,12 +116,8 @@ async fn accept(builder: &Builder, request: Request) -> Result<Job, Error> {
 
 fn check(request: &BuildRequest) -> Result<(), Error> {
     let word = |text: &str| {
-        text.bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
-            && text
-                .bytes()
-                .next()
-                .is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
+            && text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
     };
     let refuse = |text: String| Err(Error::Request(text));
     if !word(&request.tag) || request.tag.len() > TAG_BYTES_MAX {
@@ -140,9 +130,7 @@ fn check(request: &BuildRequest) -> Result<(), Error> {
         return refuse(format!("more than {ARGUMENTS_MAX} build arguments"));
     }
     for (name, value) in &request.args {
-        let plain = name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
         if name.is_empty() || !plain || value.contains('\0') {
             return refuse(format!("`{name}` is no build argument"));
         }
@@ -155,9 +143,7 @@ async fn receive(folder: &Path, body: Body) -> Result<bool, Error> {
     let packed = folder.join("packed");
     disk::make_folder(&packed)?;
     let path = packed.join("context");
-    let mut file = tokio::fs::File::create(&path)
-        .await
-        .map_err(Error::file("create", &path))?;
+    let mut file = tokio::fs::File::create(&path).await.map_err(Error::file("create", &path))?;
     let mut body = body.into_data_stream();
     let mut magic: Vec<u8> = Vec::new();
     let mut bytes = 0_u64;
@@ -165,18 +151,12 @@ async fn receive(folder: &Path, body: Body) -> Result<bool, Error> {
         let chunk = chunk.map_err(|error| {
             Error::Request(format!("the context did not arrive whole: {error}"))
         })?;
-        magic.extend(
-            chunk
-                .iter()
-                .take(GZIP_MAGIC.len().saturating_sub(magic.len())),
-        );
+        magic.extend(chunk.iter().take(GZIP_MAGIC.len().saturating_sub(magic.len())));
         bytes += u64::try_from(chunk.len()).unwrap_or(u64::MAX);
         if bytes > CONTEXT_BYTES_MAX {
             return Err(crate::context::ContextError::Bytes.into());
         }
-        file.write_all(&chunk)
-            .await
-            .map_err(Error::file("write", &path))?;
+        file.write_all(&chunk).await.map_err(Error::file("write", &path))?;
     }
     file.flush().await.map_err(Error::file("write", &path))?;
     if bytes == 0 {
@@ -207,10 +187,7 @@ fn stream(mut receiver: mpsc::Receiver<BuildEvent>) -> Response {
             Ok::<_, serde_json::Error>(Bytes::from(line))
         });
     let mut response = Response::new(Body::from_stream(lines));
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("application/x-ndjson"),
-    );
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     response
 }
 

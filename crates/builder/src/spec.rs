@@ -67,19 +67,11 @@ pub(crate) struct Bind {
 
 impl Bind {
     pub(crate) fn read_only(source: impl Into<PathBuf>, target: &'static str) -> Self {
-        Self {
-            source: source.into(),
-            target,
-            writable: false,
-        }
+        Self { source: source.into(), target, writable: false }
     }
 
     pub(crate) fn writable(source: impl Into<PathBuf>, target: &'static str) -> Self {
-        Self {
-            source: source.into(),
-            target,
-            writable: true,
-        }
+        Self { source: source.into(), target, writable: true }
     }
 }
 
@@ -101,27 +93,16 @@ pub(crate) const ROOT_FOLDERS: [&str; 8] =
 /// Folders of the root that binds may be put on.
 pub(crate) const BIND_FOLDERS: [&str; 4] = ["context", "store", "work", "input"];
 /// Links of the root, to their targets.
-pub(crate) const ROOT_LINKS: [(&str, &str); 4] = [
-    ("bin", "usr/bin"),
-    ("lib", "usr/lib"),
-    ("lib64", "usr/lib64"),
-    ("sbin", "usr/sbin"),
-];
+pub(crate) const ROOT_LINKS: [(&str, &str); 4] =
+    [("bin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64"), ("sbin", "usr/sbin")];
 
 /// Returns `config.json`.
 pub(crate) fn document(spec: &Spec<'_>) -> Value {
-    let mut arguments = vec![
-        "/bin/sh".to_owned(),
-        "-c".to_owned(),
-        spec.script.to_owned(),
-        "sh".to_owned(),
-    ];
+    let mut arguments =
+        vec!["/bin/sh".to_owned(), "-c".to_owned(), spec.script.to_owned(), "sh".to_owned()];
     arguments.extend_from_slice(spec.arguments);
-    let mut environment: Vec<String> = spec
-        .environment
-        .iter()
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect();
+    let mut environment: Vec<String> =
+        spec.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
     environment
         .push("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
     environment.push("LC_ALL=C.UTF-8".to_owned());
@@ -192,10 +173,8 @@ fn mounts(binds: &[Bind]) -> Vec<Value> {
     ];
     for bind in binds {
         let access = if bind.writable { "rw" } else { "ro" };
-        mounts.push(
-            json!({ "destination": bind.target, "type": "bind", "source": bind.source,
-                            "options": ["rbind", "nosuid", "nodev", access] }),
-        );
+        mounts.push(json!({ "destination": bind.target, "type": "bind", "source": bind.source,
+                            "options": ["rbind", "nosuid", "nodev", access] }));
     }
     mounts
 }
@@ -206,10 +185,7 @@ mod tests {
 
     #[test]
     fn only_what_is_bound_for_writing_can_be_written() {
-        let binds = [
-            Bind::read_only("/a", "/context"),
-            Bind::writable("/b", "/store"),
-        ];
+        let binds = [Bind::read_only("/a", "/context"), Bind::writable("/b", "/store")];
         let limits = Limits::default();
         let spec = Spec {
             root: Path::new("/r"),
@@ -226,10 +202,7 @@ mod tests {
             let writable = !mount["options"].as_array().unwrap().contains(&json!("ro"));
             assert_eq!(writable, mount["destination"] == "/store", "{mount}");
         }
-        assert_eq!(
-            document["linux"]["uidMappings"][0]["hostID"],
-            json!(BUILD_IDS_FIRST)
-        );
+        assert_eq!(document["linux"]["uidMappings"][0]["hostID"], json!(BUILD_IDS_FIRST));
         assert_eq!(document["root"]["readonly"], json!(true));
     }
 }

@@ -47,10 +47,7 @@ pub(crate) fn check(tools: &[(&'static str, &'static str)]) -> Result<(), Missin
 }
 
 fn find(program: &str, folders: &[&str]) -> Option<PathBuf> {
-    folders
-        .iter()
-        .map(|folder| Path::new(folder).join(program))
-        .find(|path| path.is_file())
+    folders.iter().map(|folder| Path::new(folder).join(program)).find(|path| path.is_file())
 }
 
 #[cfg(test)]

@@ -43,7 +43,10 @@ mod tests {
     fn ages_have_one_unit() {
         let now = Timestamp::from_unix_ms(1_000_000_000_000);
         let ago = |s: i64| age(Timestamp::from_unix_ms(1_000_000_000_000 - s * 1000), now);
-        assert_eq!([ago(-5), ago(119), ago(120), ago(7200), ago(172_800)], ["0s", "119s", "2m", "2h", "2d"]);
+        assert_eq!(
+            [ago(-5), ago(119), ago(120), ago(7200), ago(172_800)],
+            ["0s", "119s", "2m", "2h", "2d"]
+        );
     }
 
     #[test]

@@ -97,7 +97,9 @@ impl Listing {
             Err(error) if error.kind() == io::ErrorKind::NotFound && ignore_file.is_none() => {
                 Ignore::default()
             }
-            Err(source) => return Err(ContextError::Read { path: root.join(name), source }),
+            Err(source) => {
+                return Err(ContextError::Read { path: root.join(name), source });
+            }
         };
         let mut listing =
             Self { root: root.to_owned(), entries: Vec::new(), bytes: 0, skipped: Vec::new() };

@@ -47,7 +47,9 @@ pub(crate) enum CredentialsError {
     #[error("no platform is known: log in with `perch auth login URL#fingerprint`")]
     NoPlatform,
     /// The platform is known, the token is not.
-    #[error("no token for `{url}` is known: log in with `perch auth login`, or set PERCH_API_TOKEN")]
+    #[error(
+        "no token for `{url}` is known: log in with `perch auth login`, or set PERCH_API_TOKEN"
+    )]
     NoToken { url: String },
     /// The address is none.
     #[error("use the address from {origin}")]
@@ -96,7 +98,9 @@ pub(crate) fn find(
     };
     let token = match (token, stored) {
         (Some(token), _) => Secret::new(token),
-        (None, Some((path, stored))) if same_server(&stored.address(&path)?, &address) => stored.token,
+        (None, Some((path, stored))) if same_server(&stored.address(&path)?, &address) => {
+            stored.token
+        }
         (None, _) => return Err(CredentialsError::NoToken { url: address.url() }),
     };
     Ok(Credentials { address, token, origin })
@@ -107,12 +111,8 @@ fn same_server(stored: &Address, wanted: &Address) -> bool {
     stored == wanted
 }
 
-pub(crate) fn address(
-    text: &str,
-    origin: &str,
-) -> std::result::Result<Address, CredentialsError> {
-    text.parse()
-        .map_err(|source| CredentialsError::Address { origin: origin.to_owned(), source })
+pub(crate) fn address(text: &str, origin: &str) -> std::result::Result<Address, CredentialsError> {
+    text.parse().map_err(|source| CredentialsError::Address { origin: origin.to_owned(), source })
 }
 
 /// Returns the first of the files that is there and may be read.
@@ -129,7 +129,9 @@ fn read_stored() -> std::result::Result<Option<(PathBuf, Stored)>, CredentialsEr
     }
     let path = PathBuf::from(ADMIN_FILE);
     // Other users of the server are not meant to read it: for them it is not there.
-    let Ok(Some(text)) = read(&path) else { return Ok(None) };
+    let Ok(Some(text)) = read(&path) else {
+        return Ok(None);
+    };
     let stored = serde_json::from_str(&text)
         .map_err(|source| CredentialsError::Shape { path: path.clone(), source: source.into() })?;
     Ok(Some((path, stored)))

@@ -91,7 +91,9 @@ struct Report {
 /// Prints an error and returns the exit code that goes with it.
 pub(crate) fn report(ui: &Ui, error: &CommandError) -> ExitCode {
     let exit = match error {
-        CommandError::Program(code) => return ExitCode::from(u8::try_from(*code).unwrap_or(FAILED)),
+        CommandError::Program(code) => {
+            return ExitCode::from(u8::try_from(*code).unwrap_or(FAILED));
+        }
         CommandError::Usage { .. } => USAGE,
         CommandError::Operation { .. } | CommandError::Refused { .. } => FAILED,
     };

@@ -76,7 +76,10 @@ mod tests {
         ] {
             assert_eq!(escape(text), shown);
         }
-        assert_eq!(escape_json("{\"a\":\"\u{9b}\u{7f}\u{202e}\"}\n"), "{\"a\":\"\\u009b\\u007f\\u202e\"}\n");
+        assert_eq!(
+            escape_json("{\"a\":\"\u{9b}\u{7f}\u{202e}\"}\n"),
+            "{\"a\":\"\\u009b\\u007f\\u202e\"}\n"
+        );
     }
 
     proptest! {

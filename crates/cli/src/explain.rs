@@ -7,32 +7,82 @@ use perch_types::Code;
 /// Returns what a code means and what to do about it.
 pub(crate) const fn page(code: Code) -> &'static str {
     match code {
-        Code::InvalidRequest => "The request has not the shape that the API expects; the text names the field.\n\nDo: compare with the API's documentation. From `perch` itself this is a fault: CLI and server may be of very different versions, see `perch version`.",
-        Code::InvalidValue => "A field has a value that is not allowed; the text names the field and what is allowed.\n\nDo: correct the value in fly.toml or on the command line.",
-        Code::UnsupportedKey => "The configuration has a key that this server cannot honour. It is refused because the app would not be what the file says.\n\nDo: take the key out, or upgrade the server.",
-        Code::Unauthenticated => "The platform was given no token, or one that it does not know.\n\nDo: `perch auth login URL#fingerprint` with the line that perchd prints at its start. On the server itself, root needs no login.",
-        Code::Forbidden => "The token is known but does not allow this.\n\nDo: use a token of the right organization, or ask its administrator.",
-        Code::NotFound => "There is no such thing, or your token may not see it.\n\nDo: look at the spelling; list what there is.",
-        Code::AppNotFound => "There is no app of this name, or your token may not see it.\n\nDo: `perch apps list` shows yours. The name comes from `--app` or from fly.toml.",
-        Code::MachineNotFound => "The app has no machine of this id. A destroyed machine is forgotten after a while.\n\nDo: `perch machine list` shows the ids.",
-        Code::MethodNotAllowed => "The path exists, but not with this method.\n\nDo: CLI and server may be of very different versions, see `perch version`.",
-        Code::DeadlineExceeded => "Something was waited for and did not happen in time.\n\nFor a deploy: the machine runs, but does not listen where it should, or its checks do not pass. A program must listen on 0.0.0.0 (not 127.0.0.1) and on the port that `internal_port` names.\n\nDo: `perch logs` shows what the program prints, `perch status` why it is not ready.",
-        Code::WrongState => "The machine's state does not allow this: one that is being destroyed cannot start, one that runs cannot be destroyed without `--force`.\n\nDo: `perch machine status ID` shows the state.",
-        Code::NameTaken => "Names of apps are unique on a platform, and this one is somebody's.\n\nDo: choose another with `--name`. If it is yours, `perch deploy --app NAME` rolls out to it.",
-        Code::LeaseHeld => "Somebody else is changing this machine and has reserved it for a moment, most likely another deploy.\n\nDo: wait for the other deploy; a lease ends by itself.",
-        Code::Conflict => "Somebody else changed it between your look and your change.\n\nDo: run the command again.",
-        Code::PreconditionFailed => "The request said `only if`, and that does not hold: most often another deploy was quicker.\n\nDo: look at `perch status`, then run the command again.",
-        Code::BodyTooLarge => "The request is larger than the server takes.\n\nDo: for a build, keep large files out with .dockerignore.",
+        Code::InvalidRequest => {
+            "The request has not the shape that the API expects; the text names the field.\n\nDo: compare with the API's documentation. From `perch` itself this is a fault: CLI and server may be of very different versions, see `perch version`."
+        }
+        Code::InvalidValue => {
+            "A field has a value that is not allowed; the text names the field and what is allowed.\n\nDo: correct the value in fly.toml or on the command line."
+        }
+        Code::UnsupportedKey => {
+            "The configuration has a key that this server cannot honour. It is refused because the app would not be what the file says.\n\nDo: take the key out, or upgrade the server."
+        }
+        Code::Unauthenticated => {
+            "The platform was given no token, or one that it does not know.\n\nDo: `perch auth login URL#fingerprint` with the line that perchd prints at its start. On the server itself, root needs no login."
+        }
+        Code::Forbidden => {
+            "The token is known but does not allow this.\n\nDo: use a token of the right organization, or ask its administrator."
+        }
+        Code::NotFound => {
+            "There is no such thing, or your token may not see it.\n\nDo: look at the spelling; list what there is."
+        }
+        Code::AppNotFound => {
+            "There is no app of this name, or your token may not see it.\n\nDo: `perch apps list` shows yours. The name comes from `--app` or from fly.toml."
+        }
+        Code::MachineNotFound => {
+            "The app has no machine of this id. A destroyed machine is forgotten after a while.\n\nDo: `perch machine list` shows the ids."
+        }
+        Code::MethodNotAllowed => {
+            "The path exists, but not with this method.\n\nDo: CLI and server may be of very different versions, see `perch version`."
+        }
+        Code::DeadlineExceeded => {
+            "Something was waited for and did not happen in time.\n\nFor a deploy: the machine runs, but does not listen where it should, or its checks do not pass. A program must listen on 0.0.0.0 (not 127.0.0.1) and on the port that `internal_port` names.\n\nDo: `perch logs` shows what the program prints, `perch status` why it is not ready."
+        }
+        Code::WrongState => {
+            "The machine's state does not allow this: one that is being destroyed cannot start, one that runs cannot be destroyed without `--force`.\n\nDo: `perch machine status ID` shows the state."
+        }
+        Code::NameTaken => {
+            "Names of apps are unique on a platform, and this one is somebody's.\n\nDo: choose another with `--name`. If it is yours, `perch deploy --app NAME` rolls out to it."
+        }
+        Code::LeaseHeld => {
+            "Somebody else is changing this machine and has reserved it for a moment, most likely another deploy.\n\nDo: wait for the other deploy; a lease ends by itself."
+        }
+        Code::Conflict => {
+            "Somebody else changed it between your look and your change.\n\nDo: run the command again."
+        }
+        Code::PreconditionFailed => {
+            "The request said `only if`, and that does not hold: most often another deploy was quicker.\n\nDo: look at `perch status`, then run the command again."
+        }
+        Code::BodyTooLarge => {
+            "The request is larger than the server takes.\n\nDo: for a build, keep large files out with .dockerignore."
+        }
         Code::RateLimited => "More requests came than the limit allows.\n\nDo: wait a few seconds.",
-        Code::ImageUnknown => "No registry that was asked has this image: the platform's own, then the one that the reference names.\n\nDo: look at the spelling and the tag. `perch images list` shows the platform's images; `perch images bootstrap` makes the base images.",
-        Code::ImageUnavailable => "The image could not be fetched: its registry does not answer, or wants a login.\n\nDo: try again; push a copy into the platform's registry if it goes on.",
-        Code::ImageInvalid => "The image breaks a rule: a digest that does not match, a layer that is too large, an entry that leads out of the image.\n\nDo: build and push it again with an up-to-date tool.",
-        Code::BuildFailed => "A step of the Dockerfile failed; the text has the step, its exit code and its last lines.\n\nDo: mend it and run `perch deploy` again. Steps that succeeded are not run again. Nothing that serves was touched.",
-        Code::ExitedAtOnce => "The program ended right after its start, so the deploy was stopped and what was there before was put back.\n\nReasons seen often: a missing variable or file, a wrong command, a program that goes to the background instead of staying in the foreground, too little memory.\n\nDo: read its last lines; `perch machine run --app NAME IMAGE sleep inf` gives a machine to look around in with `perch machine exec`.",
-        Code::InsufficientCapacity => "No server has room for the machine.\n\nDo: ask for less memory in `[[vm]]`, destroy what is not needed, or add a server.",
-        Code::NoSpace => "The server's disk is full. Running machines go on.\n\nDo: destroy apps and images that are not needed, or make the disk larger.",
-        Code::Unavailable => "A part of the platform does not answer at the moment. Running apps are not affected.\n\nDo: try again in a few seconds; then look at `systemctl status perchd` on the server.",
-        Code::Internal => "A fault of the platform, not yours.\n\nDo: the server's log has more under the request's id; please report it with that.",
+        Code::ImageUnknown => {
+            "No registry that was asked has this image: the platform's own, then the one that the reference names.\n\nDo: look at the spelling and the tag. `perch images list` shows the platform's images; `perch images bootstrap` makes the base images."
+        }
+        Code::ImageUnavailable => {
+            "The image could not be fetched: its registry does not answer, or wants a login.\n\nDo: try again; push a copy into the platform's registry if it goes on."
+        }
+        Code::ImageInvalid => {
+            "The image breaks a rule: a digest that does not match, a layer that is too large, an entry that leads out of the image.\n\nDo: build and push it again with an up-to-date tool."
+        }
+        Code::BuildFailed => {
+            "A step of the Dockerfile failed; the text has the step, its exit code and its last lines.\n\nDo: mend it and run `perch deploy` again. Steps that succeeded are not run again. Nothing that serves was touched."
+        }
+        Code::ExitedAtOnce => {
+            "The program ended right after its start, so the deploy was stopped and what was there before was put back.\n\nReasons seen often: a missing variable or file, a wrong command, a program that goes to the background instead of staying in the foreground, too little memory.\n\nDo: read its last lines; `perch machine run --app NAME IMAGE sleep inf` gives a machine to look around in with `perch machine exec`."
+        }
+        Code::InsufficientCapacity => {
+            "No server has room for the machine.\n\nDo: ask for less memory in `[[vm]]`, destroy what is not needed, or add a server."
+        }
+        Code::NoSpace => {
+            "The server's disk is full. Running machines go on.\n\nDo: destroy apps and images that are not needed, or make the disk larger."
+        }
+        Code::Unavailable => {
+            "A part of the platform does not answer at the moment. Running apps are not affected.\n\nDo: try again in a few seconds; then look at `systemctl status perchd` on the server."
+        }
+        Code::Internal => {
+            "A fault of the platform, not yours.\n\nDo: the server's log has more under the request's id; please report it with that."
+        }
     }
 }
 

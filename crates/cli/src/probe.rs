@@ -118,7 +118,9 @@ mod tests {
     fn statuses_are_read() {
         assert_eq!(status_of(b"HTTP/1.1 200 OK\r\nA: b\r\n"), Some(200));
         assert_eq!(status_of(b"HTTP/1.0 404\r\n"), Some(404));
-        for bad in [b"".as_slice(), b"SSH-2.0-x\r\n", b"HTTP/1.1\r\n", b"HTTP/1.1 99999 x\n", b"\xff"] {
+        for bad in
+            [b"".as_slice(), b"SSH-2.0-x\r\n", b"HTTP/1.1\r\n", b"HTTP/1.1 99999 x\n", b"\xff"]
+        {
             assert_eq!(status_of(bad), None);
         }
     }

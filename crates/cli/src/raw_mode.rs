@@ -5,9 +5,7 @@
 use std::io;
 
 use perch_types::exec::TerminalSize;
-use rustix::termios::{
-    LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr,
-};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 /// A terminal that goes back to its mode when this is dropped.
 #[derive(Debug)]

@@ -215,9 +215,17 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused_with_a_reason() {
-        for bad in ["", "cloud.example", "ftp://a", "http://", "http://localhost:0", "unix:a",
-            "http://localhost:99999", "http://user@localhost", "https://a b#00"]
-        {
+        for bad in [
+            "",
+            "cloud.example",
+            "ftp://a",
+            "http://",
+            "http://localhost:0",
+            "unix:a",
+            "http://localhost:99999",
+            "http://user@localhost",
+            "https://a b#00",
+        ] {
             assert!(matches!(bad.parse::<Address>(), Err(InvalidAddress::Shape(_))), "{bad}");
         }
         assert!(matches!("http://10.0.0.1".parse::<Address>(), Err(InvalidAddress::Plain(_))));

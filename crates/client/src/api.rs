@@ -8,16 +8,16 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue, Method};
 use perch_types::api::{
-    App, AppLogs, Apps, CreateApp, CreateMachineRequest, ExecRequest, ExecResponse, Images, LogRecord,
-    Machine, MachineEvent, Platform, Regions, SignalRequest, StartResponse, StopRequest,
+    App, AppLogs, Apps, CreateApp, CreateMachineRequest, ExecRequest, ExecResponse, Images,
+    LogRecord, Machine, MachineEvent, Platform, Regions, SignalRequest, StartResponse, StopRequest,
     TokensCurrent, WaitResponse,
 };
 use perch_types::build::{BUILD_HEADER, BuildEvent, BuildRequest, FORCE_HEADER};
 use perch_types::endpoint::{self, Endpoint};
 use perch_types::exec::ExecSpec;
 use perch_types::host::LogsQuery;
-use perch_types::{AppName, GoDuration, InstanceId, MachineId, Secret};
 use perch_types::machine_config::Signal;
+use perch_types::{AppName, GoDuration, InstanceId, MachineId, Secret};
 
 use crate::address::Address;
 use crate::connection::{
@@ -257,16 +257,9 @@ impl Api {
     ///
     /// # Errors
     /// As every call: see [`Error`].
-    pub async fn signal(
-        &self,
-        app: &AppName,
-        id: &MachineId,
-        signal: Signal,
-    ) -> Result<(), Error> {
+    pub async fn signal(&self, app: &AppName, id: &MachineId, signal: Signal) -> Result<(), Error> {
         let request = SignalRequest { signal: signal.number().into() };
-        self.connection
-            .done(self.of(endpoint::MACHINE_SIGNAL, app, id).with_json(&request)?)
-            .await
+        self.connection.done(self.of(endpoint::MACHINE_SIGNAL, app, id).with_json(&request)?).await
     }
 
     /// Waits for a state of a machine.

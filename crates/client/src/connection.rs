@@ -149,10 +149,7 @@ impl Connection {
         }
         let body = read_whole(response.into_body(), &url).await?;
         let error = serde_json::from_slice(&body)
-            .map_err(|_| Error::Protocol {
-                url,
-                source: Box::new(UnexpectedStatus(status)),
-            })
+            .map_err(|_| Error::Protocol { url, source: Box::new(UnexpectedStatus(status)) })
             .map(cut)?;
         Err(Error::Api { error: Box::new(error), status: status.as_u16() })
     }
@@ -194,10 +191,9 @@ impl Connection {
         let url = format!("{}{}", self.url, without_query(&parts.path));
         parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(UPGRADE, HeaderValue::from_static(exec::UPGRADE));
-        parts.headers.insert(
-            HeaderName::from_static(host::EXEC_HEADER),
-            json_header(spec, &self.url)?,
-        );
+        parts
+            .headers
+            .insert(HeaderName::from_static(host::EXEC_HEADER), json_header(spec, &self.url)?);
         let response = self.send(parts).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let source = Box::new(UnexpectedStatus(response.status()));
@@ -363,9 +359,10 @@ impl Error {
                 ApiError::new(Code::Unavailable, "a part of the platform did not finish its answer")
                     .with_hint("look whether it was carried out, then try again")
             }
-            Self::Protocol { .. } | Self::Request { .. } => {
-                ApiError::new(Code::Internal, "two parts of the platform do not understand each other")
-            }
+            Self::Protocol { .. } | Self::Request { .. } => ApiError::new(
+                Code::Internal,
+                "two parts of the platform do not understand each other",
+            ),
         }
     }
 }

@@ -36,9 +36,7 @@ impl Authority {
         let (certificate, key) = (folder.join(CA_CERTIFICATE), folder.join(CA_KEY));
         if !certificate.is_file() {
             let key_pair = KeyPair::generate().context("make a key")?;
-            let made = authority_params(clock)?
-                .self_signed(&key_pair)
-                .context("sign the CA")?;
+            let made = authority_params(clock)?.self_signed(&key_pair).context("sign the CA")?;
             // The certificate is last: while it is missing, the key belongs to nothing.
             write_private(&key, key_pair.serialize_pem().as_bytes())?;
             write_private(&certificate, made.pem().as_bytes())?;
@@ -53,11 +51,7 @@ impl Authority {
                 .map(|der: rustls::pki_types::CertificateDer<'_>| der.to_vec())
                 .context("read the CA's certificate")?;
         let issuer = Issuer::new(authority_params(clock)?, key_pair);
-        Ok(Self {
-            certificate_pem,
-            certificate_der,
-            issuer,
-        })
+        Ok(Self { certificate_pem, certificate_der, issuer })
     }
 
     /// Returns SHA-256 of the certificate, hexadecimal: what `perch auth login` pins.
@@ -72,22 +66,15 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, "perchd");
         set_validity(&mut params, clock, LEAF_S)?;
         let key = KeyPair::generate().context("make a key")?;
-        let leaf = params
-            .signed_by(&key, &self.issuer)
-            .context("sign the API's certificate")?;
-        Ok((
-            format!("{}{}", leaf.pem(), self.certificate_pem),
-            Secret::new(key.serialize_pem()),
-        ))
+        let leaf = params.signed_by(&key, &self.issuer).context("sign the API's certificate")?;
+        Ok((format!("{}{}", leaf.pem(), self.certificate_pem), Secret::new(key.serialize_pem())))
     }
 }
 
 fn authority_params(clock: &dyn Clock) -> Result<CertificateParams> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "Perch server CA");
+    params.distinguished_name.push(DnType::CommonName, "Perch server CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     set_validity(&mut params, clock, CA_S)?;
@@ -97,15 +84,9 @@ fn authority_params(clock: &dyn Clock) -> Result<CertificateParams> {
 fn set_validity(params: &mut CertificateParams, clock: &dyn Clock, seconds: i64) -> Result<()> {
     let date = |unix_s: i64| {
         let text = perch_types::Timestamp::from_unix_ms(unix_s.saturating_mul(1000)).to_string();
-        let mut parts = text
-            .split(['-', 'T'])
-            .filter_map(|part| part.parse::<i32>().ok());
+        let mut parts = text.split(['-', 'T']).filter_map(|part| part.parse::<i32>().ok());
         let (year, month, day) = (parts.next()?, parts.next()?, parts.next()?);
-        Some(rcgen::date_time_ymd(
-            year,
-            u8::try_from(month).ok()?,
-            u8::try_from(day).ok()?,
-        ))
+        Some(rcgen::date_time_ymd(year, u8::try_from(month).ok()?, u8::try_from(day).ok()?))
     };
     let now = clock.now().unix_s();
     params.not_before = date(now - EARLY_S).context("read the clock")?;
@@ -133,12 +114,10 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Returns bytes as lowercase hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            write!(text, "{byte:02x}").ok();
-            text
-        })
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        write!(text, "{byte:02x}").ok();
+        text
+    })
 }
 
 #[cfg(test)]
@@ -154,10 +133,7 @@ mod tests {
         let second = Authority::open(folder.path(), &SystemClock).unwrap();
         assert_eq!(first.fingerprint(), second.fingerprint());
         assert_eq!(first.fingerprint().len(), 64);
-        let mode = fs::metadata(folder.path().join(CA_KEY))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = fs::metadata(folder.path().join(CA_KEY)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 

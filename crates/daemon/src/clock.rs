@@ -11,9 +11,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 pub(crate) struct SystemClock;
 
 fn ms(time: Timespec) -> i64 {
-    time.tv_sec
-        .saturating_mul(1000)
-        .saturating_add(time.tv_nsec / 1_000_000)
+    time.tv_sec.saturating_mul(1000).saturating_add(time.tv_nsec / 1_000_000)
 }
 
 impl Clock for SystemClock {

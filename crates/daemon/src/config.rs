@@ -68,11 +68,7 @@ pub(crate) struct Build {
 
 impl Default for Build {
     fn default() -> Self {
-        Self {
-            cpus: 2,
-            memory_mb: 4096,
-            time_s: 1800,
-        }
+        Self { cpus: 2, memory_mb: 4096, time_s: 1800 }
     }
 }
 
@@ -86,15 +82,10 @@ impl Default for Config {
             api_names: Vec::new(),
             http: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80)),
             domain: "perch.localhost".to_owned(),
-            region: "loc"
-                .parse()
-                .unwrap_or_else(|_| unreachable!("three lowercase letters")),
+            region: "loc".parse().unwrap_or_else(|_| unreachable!("three lowercase letters")),
             user: "perch".to_owned(),
             instance: "perch".to_owned(),
-            machines_ipv4: Ipv4Pool {
-                network: Ipv4Addr::new(10, 209, 0, 0),
-                prefix: 16,
-            },
+            machines_ipv4: Ipv4Pool { network: Ipv4Addr::new(10, 209, 0, 0), prefix: 16 },
             machines_uid_base: 1 << 20,
             guest_dir: None,
             build: Build::default(),
@@ -213,11 +204,7 @@ impl Config {
             self.api
         );
         for (key, path) in [("data_dir", &self.data_dir), ("run_dir", &self.run_dir)] {
-            ensure!(
-                path.is_absolute(),
-                "`{key}` is an absolute path; `{}` is not",
-                path.display()
-            );
+            ensure!(path.is_absolute(), "`{key}` is an absolute path; `{}` is not", path.display());
         }
         ensure!(
             self.run_dir.as_os_str().len() <= RUN_DIR_BYTES_MAX,
@@ -225,17 +212,12 @@ impl Config {
         );
         ensure!(
             (1..=INSTANCE_BYTES_MAX).contains(&self.instance.len())
-                && self
-                    .instance
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()),
+                && self.instance.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()),
             "`instance` is 1 to {INSTANCE_BYTES_MAX} lowercase letters and digits"
         );
         let labels_fine = self.domain.split('.').all(|label| {
             (1..=63).contains(&label.len())
-                && label
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         });
         ensure!(
             labels_fine && self.domain.len() <= 180,
@@ -247,11 +229,7 @@ impl Config {
 
     /// Returns names and addresses that the API's certificate is made for.
     pub(crate) fn certificate_names(&self) -> Vec<String> {
-        let mut names = vec![
-            "localhost".to_owned(),
-            "127.0.0.1".to_owned(),
-            self.domain.clone(),
-        ];
+        let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), self.domain.clone()];
         names.extend(self.api_names.iter().cloned());
         names.extend(
             self.api_tls
@@ -284,10 +262,7 @@ mod tests {
             ..Flags::default()
         };
         let config = Config::load(&flags).unwrap();
-        assert_eq!(
-            (config.domain.as_str(), config.region.as_str()),
-            ("b.example", "ams")
-        );
+        assert_eq!((config.domain.as_str(), config.region.as_str()), ("b.example", "ams"));
     }
 
     #[test]
@@ -299,17 +274,11 @@ mod tests {
             ("domain = \"a b\"", "domain"),
             ("colour = 1", "colour"),
             ("machines_ipv4 = \"8.8.0.0/16\"", "private block"),
-            (
-                "run_dir = \"/a-very-long-folder-name-that-no-socket-fits-into-any-more\"",
-                "run_dir",
-            ),
+            ("run_dir = \"/a-very-long-folder-name-that-no-socket-fits-into-any-more\"", "run_dir"),
         ] {
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), text).unwrap();
-            let flags = Flags {
-                config: Some(file.path().to_owned()),
-                ..Flags::default()
-            };
+            let flags = Flags { config: Some(file.path().to_owned()), ..Flags::default() };
             let error = format!("{:#}", Config::load(&flags).unwrap_err());
             assert!(error.contains(key), "{text}: {error}");
         }

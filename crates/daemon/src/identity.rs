@@ -50,11 +50,7 @@ pub(crate) fn folders(data: &Path, run: &Path, front_uid: u32) -> Result<()> {
 
 fn folder(path: &Path, mode: u32, owner: u32) -> Result<()> {
     let what = || format!("make folder `{}`", path.display());
-    DirBuilder::new()
-        .recursive(true)
-        .mode(mode)
-        .create(path)
-        .with_context(what)?;
+    DirBuilder::new().recursive(true).mode(mode).create(path).with_context(what)?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).with_context(what)?;
     rustix::fs::chown(path, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))
         .with_context(what)
@@ -82,10 +78,7 @@ pub(crate) fn lock(data: &Path) -> Result<File> {
 pub(crate) fn host_id(data: &Path) -> Result<HostId> {
     let path = data.join(HOST_ID_FILE);
     match fs::read_to_string(&path) {
-        Ok(text) => text
-            .trim()
-            .parse()
-            .with_context(|| format!("read `{}`", path.display())),
+        Ok(text) => text.trim().parse().with_context(|| format!("read `{}`", path.display())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let id = HostId::from_bits(u64::from_le_bytes(random()?));
             write_private(&path, id.as_str().as_bytes())?;
@@ -107,15 +100,8 @@ pub(crate) fn admin(data: &Path, url: &str, fingerprint: Option<String>) -> Resu
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => token()?,
         Err(error) => return Err(error).with_context(|| format!("read `{}`", path.display())),
     };
-    let admin = Admin {
-        url: url.to_owned(),
-        token,
-        fingerprint,
-    };
-    write_private(
-        &path,
-        &serde_json::to_vec_pretty(&admin).context("write the token")?,
-    )?;
+    let admin = Admin { url: url.to_owned(), token, fingerprint };
+    write_private(&path, &serde_json::to_vec_pretty(&admin).context("write the token")?)?;
     Ok(admin)
 }
 
@@ -173,10 +159,7 @@ mod tests {
         let second = admin(folder.path(), "http://127.0.0.1:2", None).unwrap();
         assert_eq!(first.token, second.token);
         assert_eq!(second.url, "http://127.0.0.1:2");
-        let mode = fs::metadata(admin_path(folder.path()))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = fs::metadata(admin_path(folder.path())).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -192,10 +175,7 @@ mod tests {
     #[test]
     fn the_server_keeps_its_id() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(
-            host_id(folder.path()).unwrap(),
-            host_id(folder.path()).unwrap()
-        );
+        assert_eq!(host_id(folder.path()).unwrap(), host_id(folder.path()).unwrap());
     }
 
     #[test]
@@ -203,6 +183,6 @@ mod tests {
         assert_eq!(user_id("1234").unwrap(), 1234);
         let error = user_id("no-such-user-here").unwrap_err().to_string();
         assert!(error.contains("useradd"), "{error}");
-        assert!(user_id("root").is_err());
+        user_id("root").unwrap_err();
     }
 }

@@ -109,12 +109,7 @@ fn start_log() {
 
 /// Says what runs and what to do next.
 fn announce(ready: &Ready) {
-    let Ready {
-        config,
-        admin,
-        admin_path,
-        data_dir,
-    } = ready;
+    let Ready { config, admin, admin_path, data_dir } = ready;
     let fingerprint = admin.fingerprint.as_deref().unwrap_or_default();
     let outside = match config.api_tls {
         Some(address) => {
@@ -141,8 +136,6 @@ fn announce(ready: &Ready) {
 
 fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    stdout
-        .write_all(text.as_bytes())
-        .context("write to standard output")?;
+    stdout.write_all(text.as_bytes()).context("write to standard output")?;
     stdout.flush().context("write to standard output")
 }

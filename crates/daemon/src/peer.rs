@@ -20,16 +20,11 @@ pub(crate) async fn serve(
     router: Router,
     allowed: Vec<u32>,
 ) -> Result<()> {
-    listener
-        .set_nonblocking(true)
-        .context("prepare an internal socket")?;
+    listener.set_nonblocking(true).context("prepare an internal socket")?;
     let listener = UnixListener::from_std(listener).context("prepare an internal socket")?;
     let mut connections = JoinSet::new();
     loop {
-        let (stream, _) = listener
-            .accept()
-            .await
-            .context("accept on an internal socket")?;
+        let (stream, _) = listener.accept().await.context("accept on an internal socket")?;
         while connections.try_join_next().is_some() {}
         match stream.peer_cred() {
             Ok(peer) if allowed.contains(&peer.uid()) => {}
@@ -40,10 +35,7 @@ pub(crate) async fn serve(
             Err(_) => continue,
         }
         if connections.len() >= CONNECTIONS_MAX {
-            tracing::warn!(
-                limit = CONNECTIONS_MAX,
-                "internal connections at their limit"
-            );
+            tracing::warn!(limit = CONNECTIONS_MAX, "internal connections at their limit");
             continue;
         }
         connections.spawn(connection(stream, router.clone()));

@@ -74,13 +74,8 @@ pub(crate) struct Setup {
 
 /// Makes both ends of a channel.
 pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd)> {
-    rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .context("make a supervision channel")
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .context("make a supervision channel")
 }
 
 /// Hands an end of a channel to the runtime, once the setup has gone over it. From then on it
@@ -93,32 +88,17 @@ pub(crate) fn stream(end: OwnedFd) -> Result<tokio::net::UnixStream> {
 
 /// Sends the setup and the sockets.
 pub(crate) fn send(channel: &OwnedFd, setup: &Setup, sockets: &[BorrowedFd<'_>]) -> Result<()> {
-    ensure!(
-        sockets.len() == setup.sockets.len(),
-        "a socket without a purpose"
-    );
-    ensure!(
-        sockets.len() <= SOCKETS_MAX,
-        "{} sockets are more than {SOCKETS_MAX}",
-        sockets.len()
-    );
+    ensure!(sockets.len() == setup.sockets.len(), "a socket without a purpose");
+    ensure!(sockets.len() <= SOCKETS_MAX, "{} sockets are more than {SOCKETS_MAX}", sockets.len());
     let bytes = serde_json::to_vec(setup).context("write the setup")?;
-    ensure!(
-        bytes.len() <= SETUP_BYTES_MAX,
-        "the setup is larger than {SETUP_BYTES_MAX} bytes"
-    );
+    ensure!(bytes.len() <= SETUP_BYTES_MAX, "the setup is larger than {SETUP_BYTES_MAX} bytes");
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !sockets.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(sockets)) {
         bail!("sockets do not fit the message");
     }
-    rustix::net::sendmsg(
-        channel,
-        &[IoSlice::new(&bytes)],
-        &mut ancillary,
-        SendFlags::NOSIGNAL,
-    )
-    .context("send the setup")?;
+    rustix::net::sendmsg(channel, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)
+        .context("send the setup")?;
     Ok(())
 }
 
@@ -143,10 +123,7 @@ pub(crate) fn receive(channel: impl AsFd) -> Result<(Setup, Sockets)> {
             fds.extend(rights);
         }
     }
-    ensure!(
-        fds.len() == setup.sockets.len(),
-        "sockets were lost on the way"
-    );
+    ensure!(fds.len() == setup.sockets.len(), "sockets were lost on the way");
     let sockets = Sockets(setup.sockets.iter().copied().zip(fds).collect());
     Ok((setup, sockets))
 }
@@ -158,9 +135,8 @@ pub(crate) struct Sockets(Vec<(Purpose, OwnedFd)>);
 impl Sockets {
     /// Takes all sockets of one purpose.
     pub(crate) fn take<T: From<OwnedFd>>(&mut self, purpose: Purpose) -> Vec<T> {
-        let (taken, rest) = std::mem::take(&mut self.0)
-            .into_iter()
-            .partition(|(kind, _)| *kind == purpose);
+        let (taken, rest) =
+            std::mem::take(&mut self.0).into_iter().partition(|(kind, _)| *kind == purpose);
         self.0 = rest;
         let taken: Vec<(Purpose, OwnedFd)> = taken;
         taken.into_iter().map(|(_, fd)| T::from(fd)).collect()
@@ -210,13 +186,13 @@ mod tests {
         let mut bytes = [0; 5];
         accepted.read_exact(&mut bytes).unwrap();
         assert_eq!(&bytes, b"hello");
-        assert!(sockets.take_one::<TcpListener>(Purpose::Api).is_err());
+        sockets.take_one::<TcpListener>(Purpose::Api).unwrap_err();
     }
 
     #[test]
     fn a_dead_supervisor_is_an_error() {
         let (ours, theirs) = pair().unwrap();
         drop(ours);
-        assert!(receive(&theirs).is_err());
+        receive(&theirs).unwrap_err();
     }
 }

@@ -100,9 +100,7 @@ fn tcp(wanted: SocketAddr, key: &str, shared: Shared) -> Result<TcpListener> {
         rustix::net::listen(&socket, BACKLOG)?;
         Ok(socket)
     };
-    bound()
-        .map(TcpListener::from)
-        .map_err(|errno| in_use(errno, wanted, key))
+    bound().map(TcpListener::from).map_err(|errno| in_use(errno, wanted, key))
 }
 
 fn udp(wanted: SocketAddr) -> Result<UdpSocket> {
@@ -112,9 +110,7 @@ fn udp(wanted: SocketAddr) -> Result<UdpSocket> {
         rustix::net::bind(&socket, &wanted)?;
         Ok(socket)
     };
-    bound()
-        .map(UdpSocket::from)
-        .map_err(|errno| in_use(errno, wanted, "dns"))
+    bound().map(UdpSocket::from).map_err(|errno| in_use(errno, wanted, "dns"))
 }
 
 fn socket(wanted: SocketAddr, kind: SocketType) -> Result<OwnedFd, Errno> {
@@ -195,10 +191,7 @@ mod tests {
         let mut config = config(folder.path());
         config.http = holder.local_addr().unwrap();
         let error = format!("{:#}", Bound::bind(&mut config, &[], 0).unwrap_err());
-        assert!(
-            error.contains(&format!("port {} is in use", config.http.port())),
-            "{error}"
-        );
+        assert!(error.contains(&format!("port {} is in use", config.http.port())), "{error}");
         assert!(error.contains("--http"), "{error}");
     }
 }

@@ -129,14 +129,7 @@ impl Server {
             config,
             admin,
         };
-        Ok((
-            Self {
-                ready,
-                bound,
-                setup,
-            },
-            lock,
-        ))
+        Ok((Self { ready, bound, setup }, lock))
     }
 
     fn spawn(&self, role: Role) -> Result<(Child, UnixStream)> {
@@ -152,20 +145,11 @@ impl Server {
         if role == Role::Front {
             command.uid(self.setup.front_uid).gid(self.setup.front_uid);
         }
-        let child = command
-            .spawn()
-            .with_context(|| format!("start `{}`", role.name()))?;
+        let child = command.spawn().with_context(|| format!("start `{}`", role.name()))?;
         // Our copy of their end is gone with the command: the channel ends with the process.
         drop(command);
         let (sockets, fds) = self.bound.of(role.sockets());
-        setup::send(
-            &ours,
-            &Setup {
-                sockets,
-                ..self.setup.clone()
-            },
-            &fds,
-        )?;
+        setup::send(&ours, &Setup { sockets, ..self.setup.clone() }, &fds)?;
         let channel = setup::stream(ours)?;
         Ok((child, channel))
     }
@@ -173,18 +157,10 @@ impl Server {
 
 /// Variables that a process of the server is given; the rest of the environment stays outside.
 fn passed_on(name: &std::ffi::OsStr) -> bool {
-    [
-        "PATH",
-        "LANG",
-        "TZ",
-        "RUST_BACKTRACE",
-        perch_types::env::LOG,
-    ]
-    .iter()
-    .any(|allowed| name == *allowed)
-        || name
-            .to_str()
-            .is_some_and(|name| name.to_ascii_lowercase().ends_with("_proxy"))
+    ["PATH", "LANG", "TZ", "RUST_BACKTRACE", perch_types::env::LOG]
+        .iter()
+        .any(|allowed| name == *allowed)
+        || name.to_str().is_some_and(|name| name.to_ascii_lowercase().ends_with("_proxy"))
 }
 
 pub(crate) fn guest_dir(configured: Option<&Path>) -> Result<PathBuf> {
@@ -192,11 +168,7 @@ pub(crate) fn guest_dir(configured: Option<&Path>) -> Result<PathBuf> {
     let beside = program.parent().map(Path::to_owned).unwrap_or_default();
     let candidates = match configured {
         Some(folder) => vec![folder.to_owned()],
-        None => vec![
-            beside.clone(),
-            beside.join("../lib/perch"),
-            beside.join("../guest"),
-        ],
+        None => vec![beside.clone(), beside.join("../lib/perch"), beside.join("../guest")],
     };
     candidates
         .iter()
@@ -290,11 +262,7 @@ async fn attend(
 
 async fn asked_to_stop(stopping: &mut watch::Receiver<bool>) {
     // An error means that the sender is gone, which is the same wish.
-    stopping
-        .wait_for(|stop| *stop)
-        .await
-        .map(|_| ())
-        .unwrap_or_default();
+    stopping.wait_for(|stop| *stop).await.map(|_| ()).unwrap_or_default();
 }
 
 async fn terminate(role: Role, child: &mut Child) {

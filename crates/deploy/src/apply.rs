@@ -260,7 +260,9 @@ impl Deployer {
         let query = LogsQuery { last, ..LogsQuery::default() };
         let mut found: Vec<String> = Vec::new();
         let read = async {
-            let Ok(mut lines) = self.api.logs(&self.app, id, &query).await else { return };
+            let Ok(mut lines) = self.api.logs(&self.app, id, &query).await else {
+                return;
+            };
             while let Some(Ok(record)) = lines.next().await {
                 let LogRecord { message, .. } = record;
                 found.push(message);

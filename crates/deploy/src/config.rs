@@ -55,8 +55,8 @@ pub fn load(path: &Path) -> Result<(AppConfig, String), ConfigError> {
     if u64::try_from(read).unwrap_or(u64::MAX) > CONFIG_BYTES_MAX {
         return Err(error(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 1 MiB")));
     }
-    let config = parse(&text)
-        .map_err(|source| ConfigError::Parse { path: path.to_owned(), source })?;
+    let config =
+        parse(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source })?;
     Ok((config, text))
 }
 
@@ -69,7 +69,11 @@ pub fn parse(text: &str) -> Result<AppConfig, ParseError> {
     toml::from_str(text).map_err(|error| {
         let start = error.span().map_or(0, |span| span.start);
         let (line, column) = place(text, start);
-        ParseError { line, column, message: error.message().lines().next().unwrap_or_default().to_owned() }
+        ParseError {
+            line,
+            column,
+            message: error.message().lines().next().unwrap_or_default().to_owned(),
+        }
     })
 }
 

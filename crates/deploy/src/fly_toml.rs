@@ -126,7 +126,10 @@ mod tests {
             region: "local".to_owned(),
             dockerfile: Some("Containerfile".to_owned()),
             image: None,
-            env: BTreeMap::from([("PORT".to_owned(), "8080".to_owned()), ("A b".to_owned(), "\"\n".to_owned())]),
+            env: BTreeMap::from([
+                ("PORT".to_owned(), "8080".to_owned()),
+                ("A b".to_owned(), "\"\n".to_owned()),
+            ]),
             internal_port: 8080,
             port_why: "EXPOSE in line 3\nof Dockerfile".to_owned(),
             kill_signal: Some(Signal::SigTerm),
@@ -155,7 +158,10 @@ mod tests {
             with_app_name(text, "new").unwrap(),
             "# mine\napp   =  \"new\" # why\n\n[env]\n  A = 1\n"
         );
-        assert_eq!(with_app_name("[env]\nA = 1\n", "new").unwrap(), "app = \"new\"\n[env]\nA = 1\n");
+        assert_eq!(
+            with_app_name("[env]\nA = 1\n", "new").unwrap(),
+            "app = \"new\"\n[env]\nA = 1\n"
+        );
         with_app_name("app = ", "new").unwrap_err();
     }
 }

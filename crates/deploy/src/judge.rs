@@ -2,9 +2,9 @@
 //!
 //! Never calls anything and never waits.
 
+use perch_types::MachineState;
 use perch_types::api::{CheckState, ExitEvent, ExitRequest, HostStatus, Machine};
 use perch_types::machine_config::RestartPolicy;
-use perch_types::MachineState;
 
 /// How the host begins the reason of a program that listens, but not where it should.
 const WRONG_LISTENER: &str = "listens on ";

@@ -80,7 +80,9 @@ impl fmt::Display for Op {
             Self::Update { machine, group, request, .. } if request.skip_launch => {
                 write!(f, "update machine {machine} of `{group}`, which stays stopped")
             }
-            Self::Update { machine, group, .. } => write!(f, "update machine {machine} of `{group}`"),
+            Self::Update { machine, group, .. } => {
+                write!(f, "update machine {machine} of `{group}`")
+            }
             Self::Destroy { machine, group } => {
                 write!(f, "destroy machine {machine}: `{group}` is no longer in the file")
             }
@@ -126,7 +128,8 @@ pub fn plan(
     image: &str,
     options: &Options,
 ) -> Result<Plan, ExpandError> {
-    let mut managed: Vec<&Machine> = machines.iter().filter(|machine| is_managed(machine)).collect();
+    let mut managed: Vec<&Machine> =
+        machines.iter().filter(|machine| is_managed(machine)).collect();
     managed.sort_by(|a, b| a.created_at.cmp(&b.created_at).then_with(|| a.id.cmp(&b.id)));
     let release = 1 + managed.iter().map(|machine| release_of(machine)).max().unwrap_or_default();
     let groups = config.groups();
@@ -143,7 +146,11 @@ pub fn plan(
         }
         for machine in members {
             let op = update(machine, group, &wanted);
-            if op.starts() { running.push(op) } else { waiting.push(op) }
+            if op.starts() {
+                running.push(op);
+            } else {
+                waiting.push(op);
+            }
         }
     }
     let gone = managed.iter().filter(|machine| !groups.contains(&group_of(machine)));
@@ -175,11 +182,8 @@ fn release_of(machine: &Machine) -> u64 {
 
 fn create(group: &str, wanted: &MachineConfig, config: &AppConfig, options: &Options) -> Op {
     let region = options.region.clone().or_else(|| config.primary_region.clone());
-    let request = CreateMachineRequest {
-        config: wanted.clone(),
-        region,
-        ..CreateMachineRequest::default()
-    };
+    let request =
+        CreateMachineRequest { config: wanted.clone(), region, ..CreateMachineRequest::default() };
     Op::Create { group: group.to_owned(), request: Box::new(request) }
 }
 

@@ -113,9 +113,7 @@ impl<'a> Scope<'a> {
 
     /// The machines of an app that have names, whatever their state.
     fn registered(&self, app: &AppName) -> impl Iterator<Item = &'a MachineRecord> {
-        self.view
-            .machines_of(app)
-            .filter(|machine| self.sees(machine))
+        self.view.machines_of(app).filter(|machine| self.sees(machine))
     }
 
     fn sees(&self, machine: &MachineRecord) -> bool {
@@ -133,27 +131,20 @@ impl<'a> Scope<'a> {
             [] | ["global"] => addresses(&|_| true),
             ["vms"] => text(kind, || vms(self.registered(app).filter(|m| started(m)))),
             ["all", "vms"] => text(kind, || vms(self.registered(app))),
-            ["regions"] => text(kind, || {
-                regions(self.registered(app).filter(|m| started(m)))
-            }),
+            ["regions"] => text(kind, || regions(self.registered(app).filter(|m| started(m)))),
             ["all", "regions"] => text(kind, || regions(self.registered(app))),
             [top, "nearest", "of"] => match top.strip_prefix("top").map(str::parse) {
                 Some(Ok(count)) => self.nearest(kind, app, count),
                 _ => Answer::NoName,
             },
             [id, "vm"] => named(addresses(&|machine| machine.id.as_str() == *id)),
-            [group, "process"] => addresses(&|machine| {
-                PROCESS_GROUP
-                    .iter()
-                    .any(|key| has_value(machine, key, group))
-            }),
+            [group, "process"] => {
+                addresses(&|machine| PROCESS_GROUP.iter().any(|key| has_value(machine, key, group)))
+            }
             [value @ .., key, "kv", "_metadata"] if !value.is_empty() => {
                 let value = value.join(".");
                 addresses(&|machine| {
-                    machine
-                        .metadata
-                        .keys()
-                        .any(|known| known.eq_ignore_ascii_case(key))
+                    machine.metadata.keys().any(|known| known.eq_ignore_ascii_case(key))
                         && has_value(machine, key, &value)
                 })
             }
@@ -166,11 +157,7 @@ impl<'a> Scope<'a> {
     fn nearest(&self, kind: Kind, app: &AppName, count: usize) -> Answer {
         let mut machines: Vec<_> = self.registered(app).filter(|m| started(m)).collect();
         machines.sort_by_key(|machine| {
-            (
-                machine.region != self.asking.region,
-                machine.region.clone(),
-                machine.id.clone(),
-            )
+            (machine.region != self.asking.region, machine.region.clone(), machine.id.clone())
         });
         addresses_of(kind, machines.into_iter().take(count))
     }
@@ -185,18 +172,9 @@ impl<'a> Scope<'a> {
     }
 
     fn instances(&self, all: bool) -> String {
-        let machines = self
-            .view
-            .machines()
-            .filter(|m| self.sees(m) && (all || started(m)));
+        let machines = self.view.machines().filter(|m| self.sees(m) && (all || started(m)));
         let entries = machines.map(|machine| {
-            let MachineRecord {
-                id,
-                app,
-                private_ip,
-                region,
-                ..
-            } = machine;
+            let MachineRecord { id, app, private_ip, region, .. } = machine;
             format!("instance={id},app={app},ip={private_ip},region={region}")
         });
         entries.collect::<Vec<_>>().join(";")
@@ -205,10 +183,8 @@ impl<'a> Scope<'a> {
 
 /// Only started machines have addresses in names.
 fn addresses_of<'a>(kind: Kind, machines: impl Iterator<Item = &'a MachineRecord>) -> Answer {
-    let found: Vec<_> = machines
-        .filter(|machine| started(machine))
-        .map(|machine| machine.private_ip)
-        .collect();
+    let found: Vec<_> =
+        machines.filter(|machine| started(machine)).map(|machine| machine.private_ip).collect();
     match kind {
         _ if found.is_empty() => Answer::NoData,
         Kind::Address => Answer::Addresses(found),
@@ -229,20 +205,12 @@ fn has_value(machine: &MachineRecord, key: &str, value: &str) -> bool {
 }
 
 fn text(kind: Kind, compute: impl FnOnce() -> String) -> Answer {
-    if kind == Kind::Text {
-        Answer::Text(compute())
-    } else {
-        Answer::NoData
-    }
+    if kind == Kind::Text { Answer::Text(compute()) } else { Answer::NoData }
 }
 
 /// A name that is made of what was found is not there if nothing was.
 fn named(answer: Answer) -> Answer {
-    if answer == Answer::NoData {
-        Answer::NoName
-    } else {
-        answer
-    }
+    if answer == Answer::NoData { Answer::NoName } else { answer }
 }
 
 fn vms<'a>(machines: impl Iterator<Item = &'a MachineRecord>) -> String {
@@ -263,29 +231,20 @@ fn reverse(view: &View, asking: Option<&Asking>, labels: &[&str], kind: Kind) ->
             labels,
             [.., "d", "f", "ip6", "arpa"] | [.., "10", "in-addr", "arpa"] | [.., "home", "arpa"]
         );
-        return Some(if private {
-            Answer::NoName
-        } else {
-            Answer::Forward
-        });
+        return Some(if private { Answer::NoName } else { Answer::Forward });
     };
     if crate::upstream::is_public(address) {
         return Some(Answer::Forward);
     }
     let asking = asking?;
     let scope = Scope { view, asking };
-    Some(
-        match view
-            .machine_at(address)
-            .filter(|machine| scope.sees(machine))
-        {
-            Some(machine) if kind == Kind::Pointer => {
-                Answer::Pointer(format!("{}.vm.{}.internal.", machine.id, machine.app))
-            }
-            Some(_) => Answer::NoData,
-            None => Answer::NoName,
-        },
-    )
+    Some(match view.machine_at(address).filter(|machine| scope.sees(machine)) {
+        Some(machine) if kind == Kind::Pointer => {
+            Answer::Pointer(format!("{}.vm.{}.internal.", machine.id, machine.app))
+        }
+        Some(_) => Answer::NoData,
+        None => Answer::NoName,
+    })
 }
 
 fn reverse_address(labels: &[&str]) -> Option<IpAddr> {
@@ -298,9 +257,7 @@ fn reverse_address(labels: &[&str]) -> Option<IpAddr> {
             .iter()
             .rev()
             .try_fold(0_u128, |bits, nibble| {
-                let digit = u128::from_str_radix(nibble, 16)
-                    .ok()
-                    .filter(|_| nibble.len() == 1)?;
+                let digit = u128::from_str_radix(nibble, 16).ok().filter(|_| nibble.len() == 1)?;
                 Some((bits << 4) | digit)
             })
             .map(|bits| Ipv6Addr::from_bits(bits).into()),

@@ -68,9 +68,8 @@ impl Limits {
             return false;
         };
         let refill = now.saturating_duration_since(source.seen).as_secs_f64();
-        source.tokens = refill
-            .mul_add(f64::from(RATE_PER_SECOND), source.tokens)
-            .min(f64::from(BURST));
+        source.tokens =
+            refill.mul_add(f64::from(RATE_PER_SECOND), source.tokens).min(f64::from(BURST));
         source.seen = now;
         let allowed = source.tokens >= 1.0;
         if allowed {
@@ -95,11 +94,7 @@ impl Limits {
         }
         known.places[place as usize] += 1;
         counts.places[place as usize] += 1;
-        Some(Taken {
-            limits: self.clone(),
-            source,
-            place,
-        })
+        Some(Taken { limits: self.clone(), source, place })
     }
 }
 
@@ -123,11 +118,7 @@ impl Counts {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        let mut counts = self
-            .limits
-            .counts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.limits.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let place = self.place as usize;
         counts.places[place] = counts.places[place].saturating_sub(1);
         if let Some(source) = counts.sources.get_mut(&self.source) {
@@ -148,18 +139,10 @@ mod tests {
     fn a_source_over_its_rate_is_refused_and_another_is_not() {
         let limits = Limits::default();
         let now = Instant::now();
-        assert_eq!(
-            (0..BURST + 50)
-                .filter(|_| limits.ask(source(1), now))
-                .count(),
-            1_000
-        );
+        assert_eq!((0..BURST + 50).filter(|_| limits.ask(source(1), now)).count(), 1_000);
         assert!(limits.ask(source(2), now));
         let later = now + Duration::from_secs(1);
-        assert_eq!(
-            (0..BURST).filter(|_| limits.ask(source(1), later)).count(),
-            500
-        );
+        assert_eq!((0..BURST).filter(|_| limits.ask(source(1), later)).count(), 500);
     }
 
     #[test]

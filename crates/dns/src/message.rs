@@ -41,9 +41,7 @@ pub(crate) fn question(message: &Message) -> Option<Result<&Query, ResponseCode>
 
 /// Returns the labels of a name in lower case; `None` when one of them is not text.
 pub(crate) fn labels(name: &Name) -> Option<Vec<String>> {
-    name.iter()
-        .map(|label| std::str::from_utf8(label).ok().map(str::to_ascii_lowercase))
-        .collect()
+    name.iter().map(|label| std::str::from_utf8(label).ok().map(str::to_ascii_lowercase)).collect()
 }
 
 /// Returns what a record type is to [`crate::answer()`].
@@ -120,9 +118,7 @@ fn strings(text: &str) -> TXT {
 /// the asking program takes.
 pub(crate) fn datagram(to: &Message, response: &Message) -> Option<Vec<u8>> {
     let most = match &to.edns {
-        Some(edns) => edns
-            .max_payload()
-            .clamp(DATAGRAM_BYTES_PLAIN, DATAGRAM_BYTES_MAX),
+        Some(edns) => edns.max_payload().clamp(DATAGRAM_BYTES_PLAIN, DATAGRAM_BYTES_MAX),
         None => DATAGRAM_BYTES_PLAIN,
     };
     let bytes = response.to_vec().ok()?;

@@ -59,11 +59,7 @@ impl Resolver {
     /// Makes a resolver that answers from a view and asks `upstreams` about other names.
     #[must_use]
     pub fn new(view: ViewSource, upstreams: Vec<SocketAddr>) -> Self {
-        Self {
-            view,
-            upstreams: upstreams.into(),
-            limits: Limits::default(),
-        }
+        Self { view, upstreams: upstreams.into(), limits: Limits::default() }
     }
 
     /// Serves the sockets until dropped. Every task ends with the returned future.
@@ -202,10 +198,7 @@ impl Resolver {
         match upstream::ask(&self.upstreams, query).await {
             Ok(said) => upstream::hand_on(to, said),
             Err(error) => {
-                tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "question not answered"
-                );
+                tracing::debug!(error = &error as &dyn std::error::Error, "question not answered");
                 message::respond(to, ResponseCode::ServFail)
             }
         }

@@ -90,9 +90,9 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
     let segments = address.segments();
     match segments {
         // NAT64 and 6to4 embed an IPv4 address, Teredo hides one.
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => is_public_v4(
-            Ipv4Addr::from_bits((u32::from(high) << 16) | u32::from(low)),
-        ),
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
+            is_public_v4(Ipv4Addr::from_bits((u32::from(high) << 16) | u32::from(low)))
+        }
         [0x2001, 0, ..] => false,
         [first, ..] => first & 0xe000 == 0x2000,
     }
@@ -101,11 +101,7 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
 /// Asks the resolvers in turn until one answers.
 pub(crate) async fn ask(upstreams: &[SocketAddr], query: &Query) -> Result<Message, Error> {
     let mut last = Error::Missing;
-    for upstream in upstreams
-        .iter()
-        .cycle()
-        .take(TRIES_MAX.min(upstreams.len() * 2))
-    {
+    for upstream in upstreams.iter().cycle().take(TRIES_MAX.min(upstreams.len() * 2)) {
         match timeout(TRY_TIMEOUT, ask_one(*upstream, query)).await {
             Ok(Ok(message)) => return Ok(cleaned(message, query)),
             Ok(Err(error)) => last = error,
@@ -137,9 +133,7 @@ async fn ask_one(upstream: SocketAddr, query: &Query) -> Result<Message, Error> 
             return Err(Error::Silent(upstream));
         };
         let length = received.map_err(failed)?;
-        let Some(answer) = buffer
-            .get(..length)
-            .and_then(|bytes| Message::from_vec(bytes).ok())
+        let Some(answer) = buffer.get(..length).and_then(|bytes| Message::from_vec(bytes).ok())
         else {
             continue;
         };
@@ -178,22 +172,14 @@ fn question(query: &Query) -> Message {
     // Without randomness the id and the case are guessable and the port still is not.
     let _filled = getrandom::fill(&mut random);
     let [high, low, bits @ ..] = random;
-    let mut message = Message::new(
-        u16::from_be_bytes([high, low]),
-        MessageType::Query,
-        OpCode::Query,
-    );
+    let mut message =
+        Message::new(u16::from_be_bytes([high, low]), MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
     let mut position = 0;
     let labels: Vec<Vec<u8>> = query
         .name()
         .iter()
-        .map(|label| {
-            label
-                .iter()
-                .map(|byte| flipped(*byte, &bits, &mut position))
-                .collect()
-        })
+        .map(|label| label.iter().map(|byte| flipped(*byte, &bits, &mut position)).collect())
         .collect();
     let mut name = Name::from_labels(labels).unwrap_or_else(|_| query.name().clone());
     name.set_fqdn(true);
@@ -207,15 +193,9 @@ fn question(query: &Query) -> Message {
 }
 
 fn flipped(byte: u8, bits: &[u8], position: &mut usize) -> u8 {
-    let bit = bits
-        .get(*position / 8)
-        .map_or(0, |bits| (bits >> (*position % 8)) & 1);
+    let bit = bits.get(*position / 8).map_or(0, |bits| (bits >> (*position % 8)) & 1);
     *position += 1;
-    if byte.is_ascii_alphabetic() && bit == 1 {
-        byte ^ 0x20
-    } else {
-        byte
-    }
+    if byte.is_ascii_alphabetic() && bit == 1 { byte ^ 0x20 } else { byte }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -239,11 +219,7 @@ fn believe(question: &Message, answer: &Message) -> Belief {
     {
         return Belief::No;
     }
-    if asked.name().eq_ignore_root_case(repeated.name()) {
-        Belief::Yes
-    } else {
-        Belief::OtherCase
-    }
+    if asked.name().eq_ignore_root_case(repeated.name()) { Belief::Yes } else { Belief::OtherCase }
 }
 
 /// Takes what leads inside out of an answer, and gives names back the case they were asked in.
@@ -341,13 +317,9 @@ mod tests {
         ] {
             assert!(!is_public(inside.parse().unwrap()), "{inside}");
         }
-        for outside in [
-            "1.1.1.1",
-            "172.32.0.1",
-            "100.128.0.1",
-            "2606:4700::1111",
-            "64:ff9b::101:101",
-        ] {
+        for outside in
+            ["1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "64:ff9b::101:101"]
+        {
             assert!(is_public(outside.parse().unwrap()), "{outside}");
         }
     }
@@ -359,17 +331,11 @@ mod tests {
         let made: Vec<Message> = (0..8).map(|_| question(&query)).collect();
         assert!(made.iter().all(|m| m.queries[0].name() == &name));
         let ids: std::collections::BTreeSet<_> = made.iter().map(|m| m.metadata.id).collect();
-        let cases: std::collections::BTreeSet<_> = made
-            .iter()
-            .map(|m| m.queries[0].name().to_ascii())
-            .collect();
+        let cases: std::collections::BTreeSet<_> =
+            made.iter().map(|m| m.queries[0].name().to_ascii()).collect();
         assert!(ids.len() > 4 && cases.len() > 4, "{ids:?} {cases:?}");
         let mut answer = made[0].clone();
-        assert_eq!(
-            believe(&made[0], &answer),
-            Belief::No,
-            "a question is no answer"
-        );
+        assert_eq!(believe(&made[0], &answer), Belief::No, "a question is no answer");
         answer.metadata.message_type = MessageType::Response;
         assert_eq!(believe(&made[0], &answer), Belief::Yes);
         answer.metadata.id ^= 1;

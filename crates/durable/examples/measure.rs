@@ -13,22 +13,16 @@ const RECORDS: Table<u32, String> = Table::new("measure");
 
 #[expect(clippy::print_stdout, reason = "it is a tool for people")]
 fn main() -> Result<(), Box<dyn Error>> {
-    let folder = std::env::args_os()
-        .nth(1)
-        .map_or_else(std::env::temp_dir, PathBuf::from);
+    let folder = std::env::args_os().nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
     let folder = folder.join(format!("perch-measure-{}", std::process::id()));
     std::fs::create_dir(&folder)?;
     let db = Db::open(folder.join("host.db"), &[])?;
 
     let began = Instant::now();
     for n in 0..WRITES {
-        db.write(move |tx| RECORDS.put(tx, &n, &"x".repeat(200)))
-            .wait()?;
+        db.write(move |tx| RECORDS.put(tx, &n, &"x".repeat(200))).wait()?;
     }
-    println!(
-        "serial writes/s: {:.0}",
-        f64::from(WRITES) / began.elapsed().as_secs_f64()
-    );
+    println!("serial writes/s: {:.0}", f64::from(WRITES) / began.elapsed().as_secs_f64());
 
     let began = Instant::now();
     std::thread::scope(|scope| {
@@ -42,10 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     });
     let writes = f64::from(WIDTH * (WRITES / 4));
-    println!(
-        "{WIDTH}-wide writes/s: {:.0}",
-        writes / began.elapsed().as_secs_f64()
-    );
+    println!("{WIDTH}-wide writes/s: {:.0}", writes / began.elapsed().as_secs_f64());
 
     let journal = Journal::new(db.clone());
     let mut micros = Vec::new();
@@ -54,12 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             owner: format!("m{n}"),
             kind: "create".to_owned(),
             input: serde_json::Value::Null,
-            steps: vec![
-                Step::shared("a"),
-                Step::shared("b"),
-                Step::own("c"),
-                Step::shared("d"),
-            ],
+            steps: vec![Step::shared("a"), Step::shared("b"), Step::own("c"), Step::shared("d")],
             point_of_no_return: None,
         };
         let began = Instant::now();
@@ -76,10 +62,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         micros.push(began.elapsed().as_micros());
     }
     micros.sort_unstable();
-    println!(
-        "run of 4 steps and 3 commits: p50 {} us, p99 {} us",
-        micros[500], micros[990]
-    );
+    println!("run of 4 steps and 3 commits: p50 {} us, p99 {} us", micros[500], micros[990]);
     drop((journal, db));
     std::fs::remove_dir_all(folder)?;
     Ok(())

@@ -49,10 +49,7 @@ pub struct Options<'a> {
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Self {
-            migrations: &[],
-            reserve_bytes: RESERVE_BYTES,
-        }
+        Self { migrations: &[], reserve_bytes: RESERVE_BYTES }
     }
 }
 
@@ -89,13 +86,7 @@ impl Db {
     /// # Errors
     /// When another process has it open, when a newer release wrote it, or on any I/O error.
     pub fn open(path: impl AsRef<Path>, migrations: &[&str]) -> Result<Self, Error> {
-        Self::open_with(
-            path,
-            &Options {
-                migrations,
-                ..Options::default()
-            },
-        )
+        Self::open_with(path, &Options { migrations, ..Options::default() })
     }
 
     /// Opens or creates the file.
@@ -115,10 +106,7 @@ impl Db {
         let writer = std::thread::Builder::new()
             .name("durable-writer".to_owned())
             .spawn(move || writer.serve())
-            .map_err(|source| Error::Open {
-                path: path.clone(),
-                source,
-            })?;
+            .map_err(|source| Error::Open { path: path.clone(), source })?;
         Ok(Self {
             inner: Arc::new(Inner {
                 path,
@@ -177,9 +165,7 @@ impl Db {
             let transaction = connection
                 .unchecked_transaction()
                 .map_err(|source| Error::sql("begin read", source))?;
-            work(&Snapshot {
-                connection: &transaction,
-            })
+            work(&Snapshot { connection: &transaction })
         };
         let mut readers = self.readers();
         if readers.len() < IDLE_READERS_MAX {
@@ -192,12 +178,7 @@ impl Db {
     /// Calls `hook` on the writer thread after every commit, before the writers hear of it. It
     /// must be quick and must not write. There is one hook; a second replaces the first.
     pub fn on_commit(&self, hook: impl Fn() + Send + Sync + 'static) {
-        let mut slot = self
-            .inner
-            .shared
-            .hook
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.inner.shared.hook.lock().unwrap_or_else(PoisonError::into_inner);
         *slot = Some(Arc::new(hook));
     }
 
@@ -215,10 +196,7 @@ impl Db {
     }
 
     fn readers(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
-        self.inner
-            .readers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.inner.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn queue(&self, job: Box<dyn writer::Job>) {
@@ -228,9 +206,7 @@ impl Db {
         match queue.try_send(job) {
             Ok(()) => {}
             Err(TrySendError::Full(job)) => {
-                job.settle(Err(Error::QueueFull {
-                    limit: WRITE_QUEUE_MAX,
-                }));
+                job.settle(Err(Error::QueueFull { limit: WRITE_QUEUE_MAX }));
             }
             Err(TrySendError::Disconnected(job)) => job.settle(Err(Error::Stopped)),
         }
@@ -239,10 +215,7 @@ impl Db {
 
 impl fmt::Debug for Db {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Db")
-            .field("path", &self.inner.path)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Db").field("path", &self.inner.path).finish_non_exhaustive()
     }
 }
 

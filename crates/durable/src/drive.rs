@@ -26,19 +26,13 @@ impl StepError {
     /// An error that a later attempt would meet again.
     #[must_use]
     pub fn permanent(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            transient: false,
-        }
+        Self { message: message.into(), transient: false }
     }
 
     /// An error that a later attempt may not meet.
     #[must_use]
     pub fn transient(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            transient: true,
-        }
+        Self { message: message.into(), transient: true }
     }
 }
 
@@ -58,11 +52,7 @@ pub struct Retry {
 
 impl Default for Retry {
     fn default() -> Self {
-        Self {
-            window_ms: 60_000,
-            pause_ms: 50,
-            pause_max_ms: 5_000,
-        }
+        Self { window_ms: 60_000, pause_ms: 50, pause_max_ms: 5_000 }
     }
 }
 
@@ -71,9 +61,7 @@ impl Retry {
     /// the errors so far, from 1; `elapsed_ms` is the time since the first.
     #[must_use]
     pub fn pause(&self, failed: u32, elapsed_ms: u64) -> Option<u64> {
-        let doubled = self
-            .pause_ms
-            .saturating_mul(1 << failed.saturating_sub(1).min(16));
+        let doubled = self.pause_ms.saturating_mul(1 << failed.saturating_sub(1).min(16));
         let pause = doubled.min(self.pause_max_ms);
         (elapsed_ms.saturating_add(pause) <= self.window_ms).then_some(pause)
     }
@@ -171,12 +159,7 @@ pub async fn drive<X: Executor>(
     run: OpenRun,
     executor: &mut X,
 ) -> Result<(Ended, RunState), Error> {
-    let mut driver = Driver {
-        journal,
-        run,
-        executor,
-        undo_committed: false,
-    };
+    let mut driver = Driver { journal, run, executor, undo_committed: false };
     // Undos that a commit already covers need no second.
     driver.undo_committed = driver.run.state().failure.is_some() && !driver.run.has_pending();
     let ended = loop {
@@ -215,9 +198,7 @@ impl<X: Executor> Driver<'_, X> {
         };
         let (name, commit) = (step.name.clone(), step.commit);
         if !self.executor.knows(&name) {
-            return self
-                .park(format!("this release does not know step {name}"))
-                .await;
+            return self.park(format!("this release does not know step {name}")).await;
         }
         // The commit of `begin` covers the first step.
         let is_covered = index == 0 && self.run.state().point_of_no_return != Some(0)
@@ -233,8 +214,7 @@ impl<X: Executor> Driver<'_, X> {
                 self.park(format!("{name}: {}", error.message)).await
             }
             Attempt::GivenUp(error) => {
-                self.run
-                    .step_failed(&name, &error.message, self.executor.now_ms())
+                self.run.step_failed(&name, &error.message, self.executor.now_ms())
             }
         }
     }
@@ -245,25 +225,19 @@ impl<X: Executor> Driver<'_, X> {
         };
         let name = step.name.clone();
         if !self.executor.knows(&name) {
-            return self
-                .park(format!("this release does not know step {name}"))
-                .await;
+            return self.park(format!("this release does not know step {name}")).await;
         }
         self.run.undo_started(&name, self.executor.now_ms())?;
         if !self.undo_committed {
             let failure = self.run.state().failure.clone();
-            let failure = failure.unwrap_or_else(|| Failure {
-                step: None,
-                message: String::new(),
-            });
+            let failure = failure.unwrap_or_else(|| Failure { step: None, message: String::new() });
             self.flush(Moment::Undo(&failure)).await?;
             self.undo_committed = true;
         }
         match self.attempt_undo(&name).await {
             Attempt::Reached(()) => self.run.undo_done(&name, self.executor.now_ms()),
             Attempt::GivenUp(error) => {
-                self.park(format!("undo of {name}: {}", error.message))
-                    .await
+                self.park(format!("undo of {name}: {}", error.message)).await
             }
         }
     }
@@ -296,11 +270,7 @@ impl<X: Executor> Driver<'_, X> {
         let mut waiting = Waiting::new(self.executor.retry());
         loop {
             let attempt = waiting.failed + 1;
-            let context = StepContext {
-                step,
-                run: self.run.state(),
-                attempt,
-            };
+            let context = StepContext { step, run: self.run.state(), attempt };
             let error = match self.executor.run(context).await {
                 Ok(output) => return Attempt::Reached(output),
                 Err(error) => error,
@@ -317,11 +287,7 @@ impl<X: Executor> Driver<'_, X> {
         let mut waiting = Waiting::new(self.executor.retry());
         loop {
             let attempt = waiting.failed + 1;
-            let context = StepContext {
-                step,
-                run: self.run.state(),
-                attempt,
-            };
+            let context = StepContext { step, run: self.run.state(), attempt };
             let error = match self.executor.undo(context).await {
                 Ok(()) => return Attempt::Reached(()),
                 Err(error) => error,
@@ -343,11 +309,7 @@ struct Waiting {
 
 impl Waiting {
     fn new(retry: Retry) -> Self {
-        Self {
-            retry,
-            failed: 0,
-            since_ms: None,
-        }
+        Self { retry, failed: 0, since_ms: None }
     }
 
     fn next(&mut self, now_ms: i64) -> Option<u64> {

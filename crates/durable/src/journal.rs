@@ -63,9 +63,7 @@ impl OpenRun {
     /// # Errors
     /// When the event does not fit where the run stands.
     pub fn record(&mut self, event: Event, at_ms: i64) -> Result<(), Error> {
-        self.state
-            .apply(&event)
-            .map_err(|source| self.invalid(source))?;
+        self.state.apply(&event).map_err(|source| self.invalid(source))?;
         self.pending.push((at_ms, event));
         Ok(())
     }
@@ -75,12 +73,7 @@ impl OpenRun {
     /// # Errors
     /// As [`OpenRun::record`], also for those below.
     pub fn step_started(&mut self, step: &str, at_ms: i64) -> Result<(), Error> {
-        self.record(
-            Event::StepStarted {
-                step: step.to_owned(),
-            },
-            at_ms,
-        )
+        self.record(Event::StepStarted { step: step.to_owned() }, at_ms)
     }
 
     /// Notes that a step reached its goal.
@@ -93,13 +86,7 @@ impl OpenRun {
         output: serde_json::Value,
         at_ms: i64,
     ) -> Result<(), Error> {
-        self.record(
-            Event::StepDone {
-                step: step.to_owned(),
-                output,
-            },
-            at_ms,
-        )
+        self.record(Event::StepDone { step: step.to_owned(), output }, at_ms)
     }
 
     /// Notes that a step is given up, so that the run is undone.
@@ -116,12 +103,7 @@ impl OpenRun {
     /// # Errors
     /// As [`OpenRun::record`].
     pub fn undo_started(&mut self, step: &str, at_ms: i64) -> Result<(), Error> {
-        self.record(
-            Event::UndoStarted {
-                step: step.to_owned(),
-            },
-            at_ms,
-        )
+        self.record(Event::UndoStarted { step: step.to_owned() }, at_ms)
     }
 
     /// Notes that a step left nothing behind.
@@ -129,12 +111,7 @@ impl OpenRun {
     /// # Errors
     /// As [`OpenRun::record`].
     pub fn undo_done(&mut self, step: &str, at_ms: i64) -> Result<(), Error> {
-        self.record(
-            Event::UndoDone {
-                step: step.to_owned(),
-            },
-            at_ms,
-        )
+        self.record(Event::UndoDone { step: step.to_owned() }, at_ms)
     }
 
     /// Asks for the run to be undone.
@@ -142,12 +119,7 @@ impl OpenRun {
     /// # Errors
     /// As [`OpenRun::record`]; also once the run can only go forward.
     pub fn abandon(&mut self, message: &str, at_ms: i64) -> Result<(), Error> {
-        self.record(
-            Event::Abandoned {
-                message: message.to_owned(),
-            },
-            at_ms,
-        )
+        self.record(Event::Abandoned { message: message.to_owned() }, at_ms)
     }
 
     /// Lets a parked run try again, as an operator's decision.
@@ -180,19 +152,11 @@ impl OpenRun {
         let first = self.written;
         let events = std::mem::take(&mut self.pending);
         self.written += i64::try_from(events.len()).unwrap_or(i64::MAX);
-        Unwritten {
-            run: self.state.id,
-            owner: self.state.owner.clone(),
-            first,
-            events,
-        }
+        Unwritten { run: self.state.id, owner: self.state.owner.clone(), first, events }
     }
 
     fn invalid(&self, source: InvalidRun) -> Error {
-        Error::Run {
-            owner: self.state.owner.clone(),
-            source,
-        }
+        Error::Run { owner: self.state.owner.clone(), source }
     }
 }
 
@@ -262,10 +226,7 @@ impl Journal {
     /// file.
     pub fn begin(tx: &Tx<'_>, run: NewRun, at_ms: i64) -> Result<OpenRun, Error> {
         let owner = run.owner.clone();
-        let run = run.validated().map_err(|source| Error::Run {
-            owner: owner.clone(),
-            source,
-        })?;
+        let run = run.validated().map_err(|source| Error::Run { owner: owner.clone(), source })?;
         if let Some(busy) = Self::unfinished_of(tx, &owner)? {
             return Err(Error::OwnerBusy { owner, run: busy });
         }
@@ -275,9 +236,7 @@ impl Journal {
             let source = InvalidRun::InputSize { bytes: input.len() };
             return Err(Error::Run { owner, source });
         }
-        let point = run
-            .point_of_no_return
-            .and_then(|index| i64::try_from(index).ok());
+        let point = run.point_of_no_return.and_then(|index| i64::try_from(index).ok());
         let written = tx
             .sql()
             .prepare_cached(
@@ -289,11 +248,7 @@ impl Journal {
             });
         tx.check("begin run", written)?;
         let id = RunId(tx.sql().last_insert_rowid());
-        Ok(OpenRun {
-            state: run.into_state(id, at_ms),
-            pending: Vec::new(),
-            written: 0,
-        })
+        Ok(OpenRun { state: run.into_state(id, at_ms), pending: Vec::new(), written: 0 })
     }
 
     /// Writes a new run in a transaction of its own.
@@ -351,10 +306,7 @@ impl Journal {
     pub fn unfinished(&self) -> Result<Recovered, Error> {
         self.db.read(|snapshot| {
             let rows = rows(snapshot, "finished_ms IS NULL", [])?;
-            let mut recovered = Recovered {
-                runs: Vec::new(),
-                unreadable: Vec::new(),
-            };
+            let mut recovered = Recovered { runs: Vec::new(), unreadable: Vec::new() };
             for row in rows {
                 match open(snapshot, &row) {
                     Ok(run) => recovered.runs.push(run),
@@ -442,11 +394,7 @@ fn rows(
 ) -> Result<Vec<RunRow>, Error> {
     let query = format!("SELECT {COLUMNS} FROM runs WHERE {condition} ORDER BY id");
     let scan = || -> rusqlite::Result<Vec<RunRow>> {
-        snapshot
-            .sql()
-            .prepare_cached(&query)?
-            .query_map(parameters, RunRow::read)?
-            .collect()
+        snapshot.sql().prepare_cached(&query)?.query_map(parameters, RunRow::read)?.collect()
     };
     scan().map_err(|source| Error::sql("read runs", source))
 }
@@ -455,11 +403,7 @@ fn rows(
 fn open(snapshot: &Snapshot<'_>, row: &RunRow) -> Result<OpenRun, Error> {
     let (state, written, last_ms) = load(snapshot, row)?;
     let perhaps = state.perhaps_started();
-    let mut run = OpenRun {
-        state,
-        pending: Vec::new(),
-        written,
-    };
+    let mut run = OpenRun { state, pending: Vec::new(), written };
     // As events, so that they are on the disk with whatever comes next: else a second crash,
     // while undoing, would forget them.
     for step in perhaps {
@@ -471,23 +415,15 @@ fn open(snapshot: &Snapshot<'_>, row: &RunRow) -> Result<OpenRun, Error> {
 fn load(snapshot: &Snapshot<'_>, row: &RunRow) -> Result<(RunState, i64, i64), Error> {
     let id = RunId(row.id);
     let steps: Vec<Step> = decode("steps of", id, &row.steps)?;
-    let invalid = |source| Error::Run {
-        owner: row.owner.clone(),
-        source,
-    };
+    let invalid = |source| Error::Run { owner: row.owner.clone(), source };
     let run = NewRun {
         owner: row.owner.clone(),
         kind: row.kind.clone(),
         input: decode("input of", id, &row.input)?,
         steps,
-        point_of_no_return: row
-            .point_of_no_return
-            .and_then(|index| usize::try_from(index).ok()),
+        point_of_no_return: row.point_of_no_return.and_then(|index| usize::try_from(index).ok()),
     };
-    let mut state = run
-        .validated()
-        .map_err(invalid)?
-        .into_state(id, row.began_ms);
+    let mut state = run.validated().map_err(invalid)?.into_state(id, row.began_ms);
     let (mut written, mut last_ms) = (0, row.began_ms);
     let scan = || -> rusqlite::Result<Vec<(i64, i64, String)>> {
         snapshot

@@ -58,19 +58,13 @@ impl Step {
     /// A step whose start has a commit of its own.
     #[must_use]
     pub fn own(name: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            commit: Commit::Own,
-        }
+        Self { name: name.into(), commit: Commit::Own }
     }
 
     /// A step whose start is covered by the commit before.
     #[must_use]
     pub fn shared(name: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            commit: Commit::Shared,
-        }
+        Self { name: name.into(), commit: Commit::Shared }
     }
 }
 
@@ -284,16 +278,11 @@ impl NewRun {
         for step in &self.steps {
             let fits = !step.name.is_empty() && step.name.len() <= NAME_BYTES_MAX;
             if !fits || !names.insert(step.name.as_str()) {
-                return Err(InvalidRun::StepName {
-                    name: step.name.clone(),
-                });
+                return Err(InvalidRun::StepName { name: step.name.clone() });
             }
         }
         if let Some(index) = self.point_of_no_return {
-            let step = self
-                .steps
-                .get_mut(index)
-                .ok_or(InvalidRun::PointOfNoReturn { index })?;
+            let step = self.steps.get_mut(index).ok_or(InvalidRun::PointOfNoReturn { index })?;
             step.commit = Commit::Own;
         }
         Ok(self)
@@ -337,10 +326,7 @@ impl RunState {
     #[must_use]
     pub fn is_past_return(&self) -> bool {
         self.point_of_no_return.is_some_and(|index| {
-            self.steps
-                .iter()
-                .skip(index)
-                .any(|step| step.status != Status::Waiting)
+            self.steps.iter().skip(index).any(|step| step.status != Status::Waiting)
         })
     }
 
@@ -362,11 +348,8 @@ impl RunState {
                     .steps
                     .iter()
                     .any(|state| state.name == *step && state.commit == Commit::Shared);
-                let before: &[Status] = if is_shared {
-                    &[Status::Started, Status::Done]
-                } else {
-                    &[Status::Done]
-                };
+                let before: &[Status] =
+                    if is_shared { &[Status::Started, Status::Done] } else { &[Status::Done] };
                 self.advance("step_started", step, &from, before)?.status = Status::Started;
             }
             Event::StepDone { step, output } => {
@@ -378,24 +361,13 @@ impl RunState {
                 let from = [Status::Waiting, Status::Started];
                 let index = self.find("step_failed", step, &from)?;
                 if self.point_of_no_return.is_some_and(|point| index >= point) {
-                    return Err(out_of_place(
-                        "step_failed",
-                        step,
-                        "past the point of no return",
-                    ));
+                    return Err(out_of_place("step_failed", step, "past the point of no return"));
                 }
-                self.failure = Some(Failure {
-                    step: Some(step.clone()),
-                    message: message.clone(),
-                });
+                self.failure = Some(Failure { step: Some(step.clone()), message: message.clone() });
             }
             Event::UndoStarted { step } => {
                 if self.failure.is_none() {
-                    return Err(out_of_place(
-                        "undo_started",
-                        step,
-                        "in a run that goes forward",
-                    ));
+                    return Err(out_of_place("undo_started", step, "in a run that goes forward"));
                 }
                 let from = [Status::Started, Status::Done, Status::Undoing];
                 let index = self.find("undo_started", step, &from)?;
@@ -409,10 +381,7 @@ impl RunState {
                 if self.is_past_return() {
                     return Err(out_of_place("abandoned", "", "past the point of no return"));
                 }
-                let failure = Failure {
-                    step: None,
-                    message: message.clone(),
-                };
+                let failure = Failure { step: None, message: message.clone() };
                 self.failure.get_or_insert(failure);
             }
             Event::Parked { why } => self.parked = Some(why.clone()),
@@ -428,10 +397,7 @@ impl RunState {
         if self.failure.is_some() || self.finished.is_some() {
             return Vec::new();
         }
-        let last = self
-            .steps
-            .iter()
-            .rposition(|step| step.status != Status::Waiting);
+        let last = self.steps.iter().rposition(|step| step.status != Status::Waiting);
         let first = last.map_or(0, |index| index + 1);
         let covered = |index: usize, step: &StepState| match step.commit {
             Commit::Shared => true,
@@ -452,9 +418,7 @@ impl RunState {
             .iter()
             .enumerate()
             .find(|(_, step)| step.name == name)
-            .ok_or_else(|| InvalidRun::UnknownStep {
-                step: name.to_owned(),
-            })?;
+            .ok_or_else(|| InvalidRun::UnknownStep { step: name.to_owned() })?;
         if from.contains(&step.status) {
             Ok(index)
         } else {
@@ -473,23 +437,10 @@ impl RunState {
             return Err(out_of_place(event, name, "in a run that is being undone"));
         }
         let index = self.find(event, name, from)?;
-        if !self
-            .steps
-            .iter()
-            .take(index)
-            .all(|step| before.contains(&step.status))
-        {
-            return Err(out_of_place(
-                event,
-                name,
-                "behind a step that is not so far",
-            ));
+        if !self.steps.iter().take(index).all(|step| before.contains(&step.status)) {
+            return Err(out_of_place(event, name, "behind a step that is not so far"));
         }
-        self.steps
-            .get_mut(index)
-            .ok_or_else(|| InvalidRun::UnknownStep {
-                step: name.to_owned(),
-            })
+        self.steps.get_mut(index).ok_or_else(|| InvalidRun::UnknownStep { step: name.to_owned() })
     }
 
     fn set(&mut self, index: usize, status: Status) {
@@ -500,11 +451,7 @@ impl RunState {
 }
 
 fn out_of_place(event: &'static str, step: &str, status: &str) -> InvalidRun {
-    InvalidRun::OutOfPlace {
-        event,
-        step: step.to_owned(),
-        status: status.to_owned(),
-    }
+    InvalidRun::OutOfPlace { event, step: step.to_owned(), status: status.to_owned() }
 }
 
 /// What a run does next.
@@ -559,8 +506,6 @@ fn next_undo(state: &RunState, failure: &Failure) -> Action {
     });
     match rest {
         Some(index) => Action::Undo(index),
-        None => Action::Finished(Outcome::Undone {
-            failure: failure.clone(),
-        }),
+        None => Action::Finished(Outcome::Undone { failure: failure.clone() }),
     }
 }

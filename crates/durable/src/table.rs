@@ -41,10 +41,7 @@ where
     /// Names the collection. Two tables of one name are one table.
     #[must_use]
     pub const fn new(name: &'static str) -> Self {
-        Self {
-            name,
-            types: PhantomData,
-        }
+        Self { name, types: PhantomData }
     }
 
     /// Returns the record, if there is one.
@@ -57,19 +54,15 @@ where
             .sql()
             .prepare_cached("SELECT value FROM records WHERE collection = ? AND key = ?")
             .and_then(|mut query| {
-                query
-                    .query_row(params![self.name, key], |row| row.get(0))
-                    .optional()
+                query.query_row(params![self.name, key], |row| row.get(0)).optional()
             })
             .map_err(|source| Error::sql("read record", source))?;
         let Some(value) = value else { return Ok(None) };
-        serde_json::from_str(&value)
-            .map(Some)
-            .map_err(|error| Error::Decode {
-                what: self.name,
-                key,
-                reason: error.to_string(),
-            })
+        serde_json::from_str(&value).map(Some).map_err(|error| Error::Decode {
+            what: self.name,
+            key,
+            reason: error.to_string(),
+        })
     }
 
     /// Writes the record, over an older one.
@@ -81,11 +74,7 @@ where
         let value = match serde_json::to_string(value) {
             Ok(value) => value,
             Err(source) => {
-                return Err(Error::Encode {
-                    what: self.name,
-                    key,
-                    source,
-                });
+                return Err(Error::Encode { what: self.name, key, source });
             }
         };
         let written = tx
@@ -127,10 +116,7 @@ where
         snapshot: &Snapshot<'_>,
         prefix: &str,
     ) -> Result<Listed<K, V>, Error> {
-        let mut listed = Listed {
-            records: Vec::new(),
-            unreadable: Vec::new(),
-        };
+        let mut listed = Listed { records: Vec::new(), unreadable: Vec::new() };
         let mut scan = || -> rusqlite::Result<()> {
             let mut query = snapshot.sql().prepare_cached(
                 "SELECT key, value FROM records
@@ -154,9 +140,7 @@ where
 
 fn parse<K: FromStr, V: DeserializeOwned>(key: &str, value: &str) -> Result<(K, V), String> {
     let value = serde_json::from_str(value).map_err(|error| error.to_string())?;
-    let key = key
-        .parse()
-        .map_err(|_| "the key does not parse".to_owned())?;
+    let key = key.parse().map_err(|_| "the key does not parse".to_owned())?;
     Ok((key, value))
 }
 

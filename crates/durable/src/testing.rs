@@ -110,10 +110,7 @@ pub async fn everything<W: World>(world: &mut W) -> Result<usize, Broken> {
 /// What is wrong with the run.
 pub async fn every_step_twice<W: World>(world: &mut W) -> Result<usize, Broken> {
     let known = Known::of(world).await?;
-    let twice = Meddling {
-        is_twice: true,
-        ..Meddling::default()
-    };
+    let twice = Meddling { is_twice: true, ..Meddling::default() };
     known.check(world, "every step twice", &[twice]).await?;
     Ok(2)
 }
@@ -133,10 +130,7 @@ pub async fn a_failure_at_every_step<W: World>(world: &mut W) -> Result<usize, B
                 let meddling = Meddling {
                     is_twice: true,
                     is_undo_failing,
-                    fail: Some(Fail {
-                        step: step.name.clone(),
-                        when,
-                    }),
+                    fail: Some(Fail { step: step.name.clone(), when }),
                     crash_at: None,
                 };
                 let harness = format!("failure {when:?} {}", step.name).to_lowercase();
@@ -159,13 +153,8 @@ pub async fn a_crash_everywhere<W: World>(world: &mut W) -> Result<usize, Broken
     let known = Known::of(world).await?;
     let mut runs = 1 + known.crash_everywhere(world, "crash", None).await?;
     if let Some(step) = known.last_undoable() {
-        let fail = Fail {
-            step,
-            when: When::After,
-        };
-        runs += known
-            .crash_everywhere(world, "crash while undoing", Some(fail))
-            .await?;
+        let fail = Fail { step, when: When::After };
+        runs += known.crash_everywhere(world, "crash while undoing", Some(fail)).await?;
     }
     Ok(runs)
 }
@@ -183,9 +172,7 @@ impl<S: PartialEq + Debug> Known<S> {
         let scratch = Scratch::new().map_err(|source| journal("plain run", source))?;
         world.fresh().await;
         let clean = {
-            let db = scratch
-                .open()
-                .map_err(|source| journal("plain run", source))?;
+            let db = scratch.open().map_err(|source| journal("plain run", source))?;
             world.snapshot(&db).await
         };
         let (ended, goal) = go(world, &[Meddling::default()], "plain run").await?;
@@ -199,24 +186,14 @@ impl<S: PartialEq + Debug> Known<S> {
     }
 
     fn last_undoable(&self) -> Option<String> {
-        let end = self
-            .plan
-            .point_of_no_return
-            .unwrap_or(self.plan.steps.len());
+        let end = self.plan.point_of_no_return.unwrap_or(self.plan.steps.len());
         let index = end.checked_sub(1)?;
         self.plan.steps.get(index).map(|step| step.name.clone())
     }
 
     fn is_undone_by(&self, fail: &Fail) -> bool {
-        let end = self
-            .plan
-            .point_of_no_return
-            .unwrap_or(self.plan.steps.len());
-        self.plan
-            .steps
-            .iter()
-            .take(end)
-            .any(|step| step.name == fail.step)
+        let end = self.plan.point_of_no_return.unwrap_or(self.plan.steps.len());
+        self.plan.steps.iter().take(end).any(|step| step.name == fail.step)
     }
 
     /// Runs the plan through `lives`, each but the last ended by a crash; returns whether all of
@@ -253,25 +230,17 @@ impl<S: PartialEq + Debug> Known<S> {
         harness: &str,
         fail: Option<Fail>,
     ) -> Result<usize, Broken> {
-        let life = |crash_at| Meddling {
-            fail: fail.clone(),
-            crash_at,
-            ..Meddling::default()
-        };
+        let life = |crash_at| Meddling { fail: fail.clone(), crash_at, ..Meddling::default() };
         let mut runs = 0;
         for first in 1..=CRASHES_MAX {
             let lives = [life(Some(Crash::new(first))), life(None)];
-            self.check(world, &format!("{harness} at {first}"), &lives)
-                .await?;
+            self.check(world, &format!("{harness} at {first}"), &lives).await?;
             runs += 1;
             if !lives[0].has_crashed() {
                 return Ok(runs);
             }
             for second in 1..=CRASHES_MAX {
-                let crashes = (
-                    life(Some(Crash::new(first))),
-                    life(Some(Crash::new(second))),
-                );
+                let crashes = (life(Some(Crash::new(first))), life(Some(Crash::new(second))));
                 let lives = [crashes.0, crashes.1, life(None)];
                 let harness = format!("{harness} at {first}, again at {second}");
                 self.check(world, &harness, &lives).await?;
@@ -281,9 +250,7 @@ impl<S: PartialEq + Debug> Known<S> {
                 }
             }
         }
-        Err(Broken::Endless {
-            harness: harness.to_owned(),
-        })
+        Err(Broken::Endless { harness: harness.to_owned() })
     }
 }
 
@@ -302,9 +269,7 @@ async fn go<W: World>(
         let db = scratch.open().map_err(|source| journal(harness, source))?;
         let book = Journal::new(db.clone());
         let run = if begun {
-            let mut recovered = book
-                .unfinished()
-                .map_err(|source| journal(harness, source))?;
+            let mut recovered = book.unfinished().map_err(|source| journal(harness, source))?;
             match recovered.unreadable.pop() {
                 Some(run) => return Err(journal(harness, run.error)),
                 None => recovered.runs.pop(),
@@ -340,19 +305,12 @@ async fn until_crash<F: Future>(future: F, life: &Meddling) -> Option<F::Output>
 }
 
 fn journal(harness: &str, source: Error) -> Broken {
-    Broken::Journal {
-        harness: harness.to_owned(),
-        source,
-    }
+    Broken::Journal { harness: harness.to_owned(), source }
 }
 
 fn wrong_end(harness: &str, ended: Option<Ended>, expected: &'static str) -> Broken {
     let ended = ended.map_or_else(|| "before the crash".to_owned(), |ended| ended.to_string());
-    Broken::Ended {
-        harness: harness.to_owned(),
-        ended,
-        expected,
-    }
+    Broken::Ended { harness: harness.to_owned(), ended, expected }
 }
 
 /// Runs a future to its end on this thread, for tests without an async runtime.

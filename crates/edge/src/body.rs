@@ -40,11 +40,7 @@ impl MachineBody {
         back: Option<(Pool, Key, Sender)>,
         in_flight: InFlight,
     ) -> Self {
-        let mut body = Self {
-            incoming,
-            back,
-            _in_flight: in_flight,
-        };
+        let mut body = Self { incoming, back, _in_flight: in_flight };
         if body.incoming.is_end_stream() {
             body.give_back();
         }

@@ -130,11 +130,9 @@ impl Cause {
         match self {
             Self::NoMachine => "perch deploy",
             Self::NotStartable => "perch machine start",
-            Self::WakeFailed
-            | Self::Exited
-            | Self::Upstream
-            | Self::Slow
-            | Self::BadAnswer => "perch logs",
+            Self::WakeFailed | Self::Exited | Self::Upstream | Self::Slow | Self::BadAnswer => {
+                "perch logs"
+            }
             Self::NotListening => {
                 "perch status: does it listen on 0.0.0.0 and the service's internal_port?"
             }

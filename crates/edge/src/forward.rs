@@ -116,7 +116,9 @@ impl Hop<'_> {
                 .max_buf_size(ANSWER_HEAD_BYTES_MAX)
                 .handshake(TokioIo::new(stream))
                 .await;
-            let Ok((sender, connection)) = handshake else { continue };
+            let Ok((sender, connection)) = handshake else {
+                continue;
+            };
             tokio::task::spawn_local(async move {
                 if let Err(error) = connection.with_upgrades().await {
                     tracing::debug!(%error, "connection to a machine ended");
@@ -222,7 +224,9 @@ fn cause_of(error: &hyper::Error) -> Cause {
 
 /// Copies bytes both ways until one side ends.
 async fn tunnel(client: OnUpgrade, machine: OnUpgrade, in_flight: InFlight) {
-    let (Ok(client), Ok(machine)) = (client.await, machine.await) else { return };
+    let (Ok(client), Ok(machine)) = (client.await, machine.await) else {
+        return;
+    };
     let (mut client, mut machine) = (TokioIo::new(client), TokioIo::new(machine));
     if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut machine).await {
         tracing::debug!(%error, "tunnel ended");

@@ -11,14 +11,8 @@ use http::header::{
 use http::{HeaderMap, Method};
 
 /// Fields of one connection, never forwarded (RFC 9110, section 7.6.1).
-const HOP_BY_HOP: [HeaderName; 6] = [
-    CONNECTION,
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRAILER,
-    UPGRADE,
-];
+const HOP_BY_HOP: [HeaderName; 6] =
+    [CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, UPGRADE];
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -61,7 +55,9 @@ pub(crate) fn client_value(client: IpAddr) -> HeaderValue {
 /// 7.8). Other versions of HTTP are no such protocol: requests inside would pass unseen.
 pub(crate) fn upgrade(method: &Method, headers: &HeaderMap) -> Option<HeaderValue> {
     let mut asked = headers.get_all(UPGRADE).iter();
-    let (Some(protocol), None) = (asked.next(), asked.next()) else { return None };
+    let (Some(protocol), None) = (asked.next(), asked.next()) else {
+        return None;
+    };
     let wants = connection_tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"));
     let has_body = headers.contains_key(http::header::CONTENT_LENGTH)
         || headers.contains_key(TRANSFER_ENCODING);
@@ -76,7 +72,9 @@ pub(crate) fn upgrade(method: &Method, headers: &HeaderMap) -> Option<HeaderValu
 
 /// Returns whether the protocol of an answer is among those that were asked for.
 pub(crate) fn offers(asked: &HeaderValue, protocol: &HeaderValue) -> bool {
-    let (Ok(asked), Ok(protocol)) = (asked.to_str(), protocol.to_str()) else { return false };
+    let (Ok(asked), Ok(protocol)) = (asked.to_str(), protocol.to_str()) else {
+        return false;
+    };
     asked.split(',').any(|name| name.trim().eq_ignore_ascii_case(protocol.trim()))
 }
 
@@ -167,12 +165,7 @@ mod tests {
     fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
         fields
             .iter()
-            .map(|(name, value)| {
-                (
-                    HeaderName::from_static(name),
-                    HeaderValue::from_static(value),
-                )
-            })
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
             .collect()
     }
 

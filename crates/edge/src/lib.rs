@@ -101,9 +101,7 @@ impl Default for Limits {
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("domain", &self.domain)
-            .finish_non_exhaustive()
+        f.debug_struct("Config").field("domain", &self.domain).finish_non_exhaustive()
     }
 }
 
@@ -150,11 +148,7 @@ impl Edge {
             wakes: Wakes::new(config.host.clone(), tokio::runtime::Handle::current()),
             clock: config.clock,
             limits: config.limits,
-            beats: config
-                .listeners
-                .iter()
-                .map(|_| AtomicU64::new(now))
-                .collect(),
+            beats: config.listeners.iter().map(|_| AtomicU64::new(now)).collect(),
         });
         let follower = tokio::spawn(live::follow(live, config.host, config.host_id));
         let (stop, stopping) = tokio::sync::watch::channel(false);
@@ -169,11 +163,7 @@ impl Edge {
                 .spawn(move || listen::run(&runtime, &shared, index, listener, stopping))
                 .map_err(StartError)?;
         }
-        Ok(Self {
-            shared,
-            follower,
-            stop,
-        })
+        Ok(Self { shared, follower, stop })
     }
 
     /// Returns whether every loop has turned lately; a wedged one is a reason to restart.
@@ -201,9 +191,7 @@ impl Drop for Edge {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared")
-            .field("domain", &self.domain)
-            .finish_non_exhaustive()
+        f.debug_struct("Shared").field("domain", &self.domain).finish_non_exhaustive()
     }
 }
 

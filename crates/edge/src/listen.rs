@@ -49,10 +49,7 @@ pub(crate) fn run(
     stopping: watch::Receiver<bool>,
 ) {
     let local = LocalSet::new();
-    let outcome = local.block_on(
-        runtime,
-        accept(Arc::clone(shared), index, listener, stopping),
-    );
+    let outcome = local.block_on(runtime, accept(Arc::clone(shared), index, listener, stopping));
     if let Err(error) = outcome {
         tracing::error!(%error, "edge loop ended");
     }

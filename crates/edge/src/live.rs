@@ -69,10 +69,7 @@ pub(crate) struct Live {
 
 impl Default for Live {
     fn default() -> Self {
-        Self {
-            table: ArcSwap::default(),
-            version: watch::Sender::new(0),
-        }
+        Self { table: ArcSwap::default(), version: watch::Sender::new(0) }
     }
 }
 
@@ -95,10 +92,7 @@ impl Live {
 
 /// Keeps `live` as the host's watch says, for ever. While the host is away, what was known stays.
 pub(crate) async fn follow(live: Arc<Live>, host: HostClient, host_id: HostId) {
-    let mut book = Book {
-        host_id,
-        machines: HashMap::new(),
-    };
+    let mut book = Book { host_id, machines: HashMap::new() };
     let mut pause = BACKOFF_MIN;
     loop {
         let watched = host.watch().await;
@@ -143,10 +137,7 @@ fn take(live: &Live, book: &mut Book, event: WatchEvent) {
             }
             let mut by_app: HashMap<AppName, Vec<Arc<Target>>> = HashMap::new();
             for target in book.machines.values() {
-                by_app
-                    .entry(target.record.app.clone())
-                    .or_default()
-                    .push(Arc::clone(target));
+                by_app.entry(target.record.app.clone()).or_default().push(Arc::clone(target));
             }
             let table = by_app
                 .into_iter()
@@ -163,9 +154,7 @@ fn take(live: &Live, book: &mut Book, event: WatchEvent) {
             if known.is_some_and(|known| known.record.generation > machine.generation) {
                 return;
             }
-            let load = known
-                .map(|target| Arc::clone(&target.load))
-                .unwrap_or_default();
+            let load = known.map(|target| Arc::clone(&target.load)).unwrap_or_default();
             book.put(*machine, load);
             book.publish_app(live, &app);
         }
@@ -180,18 +169,13 @@ fn take(live: &Live, book: &mut Book, event: WatchEvent) {
 impl Book {
     fn put(&mut self, record: MachineRecord, load: Arc<Load>) {
         if record.host == self.host_id {
-            self.machines
-                .insert(record.id.clone(), Arc::new(Target { record, load }));
+            self.machines.insert(record.id.clone(), Arc::new(Target { record, load }));
         }
     }
 
     fn publish_app(&self, live: &Live, app: &AppName) {
-        let mut targets: Vec<_> = self
-            .machines
-            .values()
-            .filter(|target| &target.record.app == app)
-            .cloned()
-            .collect();
+        let mut targets: Vec<_> =
+            self.machines.values().filter(|target| &target.record.app == app).cloned().collect();
         targets.sort_by(|a, b| a.record.id.cmp(&b.record.id));
         let mut table = HashMap::clone(&live.table.load());
         if targets.is_empty() {
@@ -219,10 +203,7 @@ pub(crate) mod tests {
             host: HostId::from_bits(1),
             region: "ams".parse().unwrap(),
             instance: InstanceId::from_parts(1, 1),
-            generation: Generation {
-                incarnation: 1,
-                counter: 1,
-            },
+            generation: Generation { incarnation: 1, counter: 1 },
             state,
             ready: state == MachineState::Started,
             cordoned: false,
@@ -243,34 +224,19 @@ pub(crate) mod tests {
     }
 
     fn book() -> Book {
-        Book {
-            host_id: HostId::from_bits(1),
-            machines: HashMap::new(),
-        }
+        Book { host_id: HostId::from_bits(1), machines: HashMap::new() }
     }
 
     #[test]
     fn a_change_keeps_what_is_in_flight() {
         let (live, mut book, app) = (Live::default(), book(), "web".parse().unwrap());
         let first = record(1, "web", MachineState::Started);
-        take(
-            &live,
-            &mut book,
-            WatchEvent::Snapshot {
-                machines: vec![first.clone()],
-            },
-        );
+        take(&live, &mut book, WatchEvent::Snapshot { machines: vec![first.clone()] });
         let guard = live.machines_of(&app).unwrap()[0].load.begin(None).unwrap();
         let mut second = first;
         second.generation.counter = 2;
         second.ready = false;
-        take(
-            &live,
-            &mut book,
-            WatchEvent::Changed {
-                machine: Box::new(second),
-            },
-        );
+        take(&live, &mut book, WatchEvent::Changed { machine: Box::new(second) });
         let machines = live.machines_of(&app).unwrap();
         assert!(!machines[0].record.ready);
         assert_eq!(machines[0].load.in_flight(), 1);
@@ -283,40 +249,16 @@ pub(crate) mod tests {
         let (live, mut book, app) = (Live::default(), book(), "web".parse().unwrap());
         let mut new = record(1, "web", MachineState::Started);
         new.generation.counter = 5;
-        take(
-            &live,
-            &mut book,
-            WatchEvent::Changed {
-                machine: Box::new(new),
-            },
-        );
+        take(&live, &mut book, WatchEvent::Changed { machine: Box::new(new) });
         let old = record(1, "web", MachineState::Stopped);
-        take(
-            &live,
-            &mut book,
-            WatchEvent::Changed {
-                machine: Box::new(old),
-            },
-        );
+        take(&live, &mut book, WatchEvent::Changed { machine: Box::new(old) });
         let mut foreign = record(2, "web", MachineState::Started);
         foreign.host = HostId::from_bits(2);
-        take(
-            &live,
-            &mut book,
-            WatchEvent::Changed {
-                machine: Box::new(foreign),
-            },
-        );
+        take(&live, &mut book, WatchEvent::Changed { machine: Box::new(foreign) });
         let machines = live.machines_of(&app).unwrap();
         assert_eq!(machines.len(), 1);
         assert_eq!(machines[0].record.state, MachineState::Started);
-        take(
-            &live,
-            &mut book,
-            WatchEvent::Removed {
-                id: MachineId::from_bits(1),
-            },
-        );
+        take(&live, &mut book, WatchEvent::Removed { id: MachineId::from_bits(1) });
         assert!(live.machines_of(&app).is_none());
     }
 }

@@ -30,11 +30,7 @@ pub(crate) enum Pick {
 /// port, else the first that speaks HTTP at all.
 pub(crate) fn service(services: &[Service], public_port: u16) -> Option<&Service> {
     let names_port = |service: &&Service| {
-        service.speaks_http()
-            && service
-                .ports
-                .iter()
-                .any(|port| port.port == Some(public_port))
+        service.speaks_http() && service.ports.iter().any(|port| port.port == Some(public_port))
     };
     services
         .iter()
@@ -62,10 +58,7 @@ pub(crate) fn pick(machines: &[Arc<Target>], port: u16, tried: &[usize], random:
     });
     // Under the soft limit comes first, then the least loaded; equal ones by lot.
     let best = room.min_by_key(|(index, target, service)| {
-        let soft = service
-            .concurrency
-            .as_ref()
-            .and_then(|limits| limits.soft_limit);
+        let soft = service.concurrency.as_ref().and_then(|limits| limits.soft_limit);
         let load = target.load.in_flight();
         let lot = random.rotate_left(u32::try_from(index % 64).unwrap_or_default()) & 0xffff;
         (load >= soft.unwrap_or(SOFT_LIMIT_DEFAULT), load, lot)
@@ -100,10 +93,7 @@ const fn is_on_its_way(state: MachineState) -> bool {
 }
 
 pub(crate) const fn is_asleep(state: MachineState) -> bool {
-    matches!(
-        state,
-        MachineState::Created | MachineState::Stopped | MachineState::Suspended
-    )
+    matches!(state, MachineState::Created | MachineState::Stopped | MachineState::Suspended)
 }
 
 #[cfg(test)]
@@ -128,40 +118,16 @@ mod tests {
         use MachineState::{Created, Failed, Started, Starting, Stopped, Suspended};
         let limits = r#"{"soft_limit":2,"hard_limit":3}"#;
         for (name, machines, want) in [
-            (
-                "least loaded",
-                vec![(Started, 1), (Started, 0)],
-                Pick::Ready(1),
-            ),
-            (
-                "over soft only if all are",
-                vec![(Started, 2), (Started, 1)],
-                Pick::Ready(1),
-            ),
-            (
-                "over soft, under hard",
-                vec![(Started, 2), (Started, 3)],
-                Pick::Ready(0),
-            ),
-            (
-                "never over hard",
-                vec![(Started, 3), (Started, 3)],
-                Pick::Full,
-            ),
-            (
-                "a ready one beats a sleeping one",
-                vec![(Stopped, 0), (Started, 2)],
-                Pick::Ready(1),
-            ),
+            ("least loaded", vec![(Started, 1), (Started, 0)], Pick::Ready(1)),
+            ("over soft only if all are", vec![(Started, 2), (Started, 1)], Pick::Ready(1)),
+            ("over soft, under hard", vec![(Started, 2), (Started, 3)], Pick::Ready(0)),
+            ("never over hard", vec![(Started, 3), (Started, 3)], Pick::Full),
+            ("a ready one beats a sleeping one", vec![(Stopped, 0), (Started, 2)], Pick::Ready(1)),
             ("a sleeping one helps full ones", vec![(Started, 3), (Stopped, 0)], Pick::Wake(1)),
             ("stopped is woken", vec![(Stopped, 0)], Pick::Wake(0)),
             ("created is woken", vec![(Created, 0)], Pick::Wake(0)),
             ("suspended is woken", vec![(Suspended, 0)], Pick::Wake(0)),
-            (
-                "one start for all",
-                vec![(Starting, 0), (Stopped, 0)],
-                Pick::Soon,
-            ),
+            ("one start for all", vec![(Starting, 0), (Stopped, 0)], Pick::Soon),
             ("failed is not woken", vec![(Failed, 0)], Pick::NotStartable),
             ("none", vec![], Pick::Nothing),
         ] {
@@ -192,12 +158,7 @@ mod tests {
         manual.services[0].autostart = Some(false);
         let machines: Vec<_> = [cordoned, manual]
             .into_iter()
-            .map(|record| {
-                Arc::new(Target {
-                    record,
-                    load: Arc::default(),
-                })
-            })
+            .map(|record| Arc::new(Target { record, load: Arc::default() }))
             .collect();
         assert_eq!(pick(&machines, 80, &[], 1), Pick::NotStartable);
     }

@@ -61,10 +61,7 @@ impl Pool {
         }
         let now = Instant::now();
         let mut idle = self.0.borrow_mut();
-        if idle
-            .swept
-            .is_none_or(|swept| now.duration_since(swept) > SWEEP_EVERY)
-        {
+        if idle.swept.is_none_or(|swept| now.duration_since(swept) > SWEEP_EVERY) {
             idle.swept = Some(now);
             idle.connections.retain(|_, connections| {
                 connections.retain(|(sender, since)| {

@@ -17,10 +17,7 @@ pub(crate) fn page(cause: Cause, request_id: &str) -> Response<ReplyBody> {
     let mut response = Response::new(ReplyBody::page(Bytes::from(html(cause, request_id))));
     *response.status_mut() = cause.status();
     let headers = response.headers_mut();
-    headers.insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/html; charset=utf-8"),
-    );
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(seconds) = cause.retry_after_s() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -99,10 +96,7 @@ mod tests {
     fn every_page_carries_its_code_and_nothing_of_the_request() {
         for cause in Cause::ALL {
             let text = html(cause, "01A-ams");
-            assert!(
-                text.contains(cause.code()) && text.contains("01A-ams"),
-                "{cause:?}"
-            );
+            assert!(text.contains(cause.code()) && text.contains("01A-ams"), "{cause:?}");
             assert_eq!(page(cause, "x").status(), cause.status());
         }
     }

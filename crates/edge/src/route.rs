@@ -41,9 +41,7 @@ fn without_port(authority: &str) -> Option<&str> {
     let fine = (1..=HOST_BYTES_MAX).contains(&host.len())
         && host.split('.').all(|label| {
             (1..=63).contains(&label.len())
-                && label
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         });
     fine.then_some(host)
 }
@@ -79,11 +77,7 @@ mod tests {
         for (headers, target, want) in [
             (&[("host", "Web.Example:8080")][..], "/", ok("web.example")),
             (&[("host", "web.example.")], "/", ok("web.example")),
-            (
-                &[("host", "web.example")],
-                "http://web.example/a",
-                ok("web.example"),
-            ),
+            (&[("host", "web.example")], "http://web.example/a", ok("web.example")),
             (&[], "/", Err(Cause::BadRequest)),
             (&[("host", "a"), ("host", "a")], "/", Err(Cause::BadRequest)),
             (&[("host", "")], "/", Err(Cause::BadRequest)),
@@ -93,11 +87,7 @@ mod tests {
             (&[("host", "user@a")], "/", Err(Cause::BadRequest)),
             (&[("host", "a")], "http://b/", Err(Cause::BadRequest)),
         ] {
-            assert_eq!(
-                host_of(&parts(headers, target)),
-                want,
-                "{headers:?} {target}"
-            );
+            assert_eq!(host_of(&parts(headers, target)), want, "{headers:?} {target}");
         }
     }
 
@@ -114,16 +104,10 @@ mod tests {
             network_id: 1,
             created_at: Timestamp::UNIX_EPOCH,
         };
-        let claim = HostnameClaim {
-            org: org.clone(),
-            app: app.clone(),
-        };
+        let claim = HostnameClaim { org: org.clone(), app: app.clone() };
         let mut view = View::default();
-        view.apply(
-            &AppDoc::key(&(org, app.clone())),
-            Some(&serde_json::to_vec(&doc).unwrap()),
-        )
-        .unwrap();
+        view.apply(&AppDoc::key(&(org, app.clone())), Some(&serde_json::to_vec(&doc).unwrap()))
+            .unwrap();
         view.apply(
             &HostnameClaim::key(&("shop.example".to_owned(),)),
             Some(&serde_json::to_vec(&claim).unwrap()),
@@ -138,11 +122,7 @@ mod tests {
             ("webperch.localhost", None),
             ("web.perch.localhost.evil", None),
         ] {
-            assert_eq!(
-                app_of(host, "perch.localhost", &view).as_ref(),
-                want,
-                "{host}"
-            );
+            assert_eq!(app_of(host, "perch.localhost", &view).as_ref(), want, "{host}");
         }
     }
 }

@@ -81,14 +81,7 @@ enum End {
 
 impl<S> Strict<S> {
     pub(crate) fn new(inner: S, link: Arc<Link>) -> Self {
-        Self {
-            inner,
-            link,
-            framing: Framing::default(),
-            held: Vec::new(),
-            judged: 0,
-            end: None,
-        }
+        Self { inner, link, framing: Framing::default(), held: Vec::new(), judged: 0, end: None }
     }
 
     fn judge_held(&mut self) {

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use perch_client::HostClient;
-use perch_types::host::Command;
 use perch_types::directory::{Generation, MachineRecord};
+use perch_types::host::Command;
 use perch_types::{AppName, Code, MachineId, MachineState};
 use tokio::runtime::Handle;
 use tokio::sync::watch;

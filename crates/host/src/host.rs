@@ -104,7 +104,9 @@ impl Host {
     }
 
     fn existing(&self, request: &CreateMachine) -> Result<Option<HostMachine>, ApiError> {
-        let Ok(handle) = self.shared.machine(&request.id) else { return Ok(None) };
+        let Ok(handle) = self.shared.machine(&request.id) else {
+            return Ok(None);
+        };
         let published = handle.published();
         if published.config_digest == request.config_digest {
             return Ok(Some(published.machine.clone()));
@@ -183,9 +185,10 @@ impl Host {
             })
             .await;
         self.shared.note_step("commit: begin", began.elapsed().as_secs_f64() * 1e3);
-        let (record, open) = begun
-            .map_err(|error| self.shared.db_error(&error))?
-            .map_err(|exhausted| ApiError::new(Code::InsufficientCapacity, exhausted.to_string()))?;
+        let (record, open) =
+            begun.map_err(|error| self.shared.db_error(&error))?.map_err(|exhausted| {
+                ApiError::new(Code::InsufficientCapacity, exhausted.to_string())
+            })?;
         let origin = Origin::New(Box::new(open), input);
         self.spawn(record, Vec::new(), origin)
     }
@@ -280,7 +283,8 @@ impl Host {
         // First the receiver: a change may then come twice, but none is missed.
         let receiver = self.shared.changes.subscribe();
         let all = self.shared.all();
-        let machines = all.iter().filter(|handle| handle.published().machine.state != State::Destroyed);
+        let machines =
+            all.iter().filter(|handle| handle.published().machine.state != State::Destroyed);
         let machines = machines.map(|handle| self.shared.record_of(handle)).collect();
         (WatchEvent::Snapshot { machines }, receiver)
     }

@@ -76,11 +76,7 @@ impl Images for StoredImages {
     }
 }
 
-fn image_ref(
-    reference: &Reference,
-    digest: Digest,
-    labels: BTreeMap<String, String>,
-) -> ImageRef {
+fn image_ref(reference: &Reference, digest: Digest, labels: BTreeMap<String, String>) -> ImageRef {
     ImageRef { digest: Some(digest), labels, ..ImageRef::from(reference) }
 }
 

@@ -58,8 +58,8 @@ impl Log {
     pub(crate) fn follow(self, from_seq: u64) -> Result<Following, ApiError> {
         // A machine that has never run has no folder yet.
         drop(std::fs::create_dir_all(&self.dir));
-        let follower = log::Follower::new(&self.dir, from_seq)
-            .map_err(|error| Fault::from(error).error)?;
+        let follower =
+            log::Follower::new(&self.dir, from_seq).map_err(|error| Fault::from(error).error)?;
         Ok(Following { follower, log: self })
     }
 

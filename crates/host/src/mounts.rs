@@ -153,12 +153,18 @@ fn unmount(path: &Path) -> Result<(), Error> {
 fn mounted_below(mountinfo: &str, folder: &Path) -> Vec<String> {
     let mut names = Vec::new();
     for line in mountinfo.lines() {
-        let Some((left, right)) = line.split_once(" - ") else { continue };
-        let Some(point) = left.split(' ').nth(4) else { continue };
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
+        let Some(point) = left.split(' ').nth(4) else {
+            continue;
+        };
         if right.split(' ').next() != Some("erofs") {
             continue;
         }
-        let Ok(name) = Path::new(point).strip_prefix(folder) else { continue };
+        let Ok(name) = Path::new(point).strip_prefix(folder) else {
+            continue;
+        };
         if let Some(name) = name.to_str().filter(|name| !name.contains('/')) {
             names.push(name.to_owned());
         }

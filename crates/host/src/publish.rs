@@ -11,9 +11,7 @@ use std::time::Duration;
 use perch_store::{
     Error, Expected, LeaseId, Op, Revision, Store, delete_doc, get_doc, list_docs, put_doc,
 };
-use perch_types::directory::{
-    Document as _, Generation, HostDoc, MachineRecord, PlacementDoc,
-};
+use perch_types::directory::{Document as _, Generation, HostDoc, MachineRecord, PlacementDoc};
 use perch_types::host::Command;
 use perch_types::{HostId, MachineId};
 
@@ -121,12 +119,8 @@ impl Publisher {
             Some(known) => known.max(own).saturating_add(1),
             None => own.max(1),
         };
-        let document = HostDoc {
-            region: self.shared.config.region.clone(),
-            incarnation,
-            cpus,
-            memory_mb,
-        };
+        let document =
+            HostDoc { region: self.shared.config.region.clone(), incarnation, cpus, memory_mb };
         let expected = found.map_or(Expected::Absent, |found| Expected::Revision(found.revision));
         put_doc(self.store.as_ref(), &key, &document, expected).await?;
         let written: Result<(), perch_durable::Error> = self
@@ -134,7 +128,9 @@ impl Publisher {
             .db
             .write_reserved(move |tx| {
                 let only = ONLY.to_owned();
-                let Some(mut row) = HOST.get(tx, &only)? else { return Ok(()) };
+                let Some(mut row) = HOST.get(tx, &only)? else {
+                    return Ok(());
+                };
                 row.incarnation = incarnation;
                 HOST.put(tx, &only, &row)
             })

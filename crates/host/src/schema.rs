@@ -49,7 +49,11 @@ pub(crate) struct HostRow {
 ///
 /// # Errors
 /// On a fault of the file; the inner one when no slot is free.
-pub(crate) fn take_slot(tx: &Tx<'_>, slots: u32, boot_ms: u64) -> Result<Result<u32, Exhausted>, Error> {
+pub(crate) fn take_slot(
+    tx: &Tx<'_>,
+    slots: u32,
+    boot_ms: u64,
+) -> Result<Result<u32, Exhausted>, Error> {
     let mut all = read_slots(tx)?;
     let taken = all.take(slots, boot_ms);
     SLOTS.put(tx, &ONLY.to_owned(), &all)?;

@@ -195,11 +195,7 @@ impl Shared {
 /// Returns what a machine's networking is made from.
 #[must_use]
 pub(crate) fn machine_network(record: &Record) -> MachineNetwork {
-    MachineNetwork {
-        machine: record.id.clone(),
-        network_id: record.network_id,
-        slot: record.slot,
-    }
+    MachineNetwork { machine: record.id.clone(), network_id: record.network_id, slot: record.slot }
 }
 
 /// Returns random bits for ids.

@@ -50,11 +50,7 @@ fn text(path: &Path) -> String {
 
 fn id(text: &str) -> Option<u32> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if digits {
-        text.parse().ok().filter(|id| *id < IDS)
-    } else {
-        None
-    }
+    if digits { text.parse().ok().filter(|id| *id < IDS) } else { None }
 }
 
 fn is_number(text: &str) -> bool {
@@ -68,12 +64,7 @@ fn users(passwd: &str) -> impl Iterator<Item = User<'_>> {
         let uid = id(fields.nth(1)?)?;
         let gid = id(fields.next()?)?;
         let home = fields.nth(1).unwrap_or_default();
-        Some(User {
-            name,
-            uid,
-            gid,
-            home,
-        })
+        Some(User { name, uid, gid, home })
     })
 }
 
@@ -105,21 +96,11 @@ fn resolve_in(passwd: &str, group: &str, user: &str) -> Result<Account, String> 
         }
         (None, None) => return Err(format!("the image has no user `{name}`")),
     };
-    let home = found
-        .as_ref()
-        .map(|user| user.home)
-        .filter(|home| !home.is_empty());
-    let home = home
-        .unwrap_or(if uid == 0 { "/root" } else { "/" })
-        .to_owned();
+    let home = found.as_ref().map(|user| user.home).filter(|home| !home.is_empty());
+    let home = home.unwrap_or(if uid == 0 { "/root" } else { "/" }).to_owned();
     if let Some(group_name) = group_name {
         let gid = group_id(group, group_name)?;
-        return Ok(Account {
-            uid,
-            gid,
-            groups: vec![gid],
-            home,
-        });
+        return Ok(Account { uid, gid, groups: vec![gid], home });
     }
     let gid = found.as_ref().map_or(0, |user| user.gid);
     let mut all = vec![gid];
@@ -131,12 +112,7 @@ fn resolve_in(passwd: &str, group: &str, user: &str) -> Result<Account, String> 
         all.sort_unstable();
         all.dedup();
     }
-    Ok(Account {
-        uid,
-        gid,
-        groups: all,
-        home,
-    })
+    Ok(Account { uid, gid, groups: all, home })
 }
 
 fn group_id(group: &str, name: &str) -> Result<u32, String> {
@@ -170,14 +146,8 @@ mod tests {
     #[test]
     fn every_form_of_a_user_is_understood() {
         assert_eq!(found(""), (0, 0, vec![0], "/root".to_owned()));
-        assert_eq!(
-            found("web"),
-            (33, 33, vec![4, 33, 99], "/srv/web".to_owned())
-        );
-        assert_eq!(
-            found("33"),
-            (33, 33, vec![4, 33, 99], "/srv/web".to_owned())
-        );
+        assert_eq!(found("web"), (33, 33, vec![4, 33, 99], "/srv/web".to_owned()));
+        assert_eq!(found("33"), (33, 33, vec![4, 33, 99], "/srv/web".to_owned()));
         assert_eq!(found("web:adm"), (33, 4, vec![4], "/srv/web".to_owned()));
         assert_eq!(found("1234"), (1234, 0, vec![0], "/".to_owned()));
         assert_eq!(found("1234:5678"), (1234, 5678, vec![5678], "/".to_owned()));
@@ -186,17 +156,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_and_never_becomes_root() {
-        let all = [
-            "nobody",
-            "huge",
-            "far",
-            "65535",
-            "4294967296",
-            "-1",
-            "+0",
-            "web:none",
-            "0x0",
-        ];
+        let all = ["nobody", "huge", "far", "65535", "4294967296", "-1", "+0", "web:none", "0x0"];
         for user in all {
             assert!(resolve_in(PASSWD, GROUP, user).is_err(), "{user}");
         }

@@ -31,19 +31,12 @@ pub(crate) struct Channel {
 impl Channel {
     /// Takes over the socket that the monitor left at [`SOCKET_FD`]. Comes once.
     pub(crate) fn take() -> io::Result<Self> {
-        #[expect(
-            unsafe_code,
-            reason = "a descriptor left by the parent has no other way in"
-        )]
+        #[expect(unsafe_code, reason = "a descriptor left by the parent has no other way in")]
         // SAFETY: the monitor's executor put the socket at this number, and nothing in this
         // process has taken it since: this is the first thing that `run` does.
         let socket = unsafe { OwnedFd::from_raw_fd(SOCKET_FD) };
         fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
-        Ok(Self {
-            socket,
-            frames: FrameBuffer::default(),
-            descriptors: VecDeque::new(),
-        })
+        Ok(Self { socket, frames: FrameBuffer::default(), descriptors: VecDeque::new() })
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -63,16 +56,13 @@ impl Channel {
                 self.descriptors.extend(descriptors);
             }
         }
-        self.frames
-            .push(piece.get(..received.bytes).unwrap_or_default());
+        self.frames.push(piece.get(..received.bytes).unwrap_or_default());
         Ok(received.bytes > 0)
     }
 
     /// Returns the next message that has arrived whole.
     pub(crate) fn next(&mut self) -> io::Result<Option<ToGuest>> {
-        self.frames
-            .next(TO_GUEST_BYTES_MAX)
-            .map_err(io::Error::other)
+        self.frames.next(TO_GUEST_BYTES_MAX).map_err(io::Error::other)
     }
 
     /// Returns the next descriptor that came along.

@@ -56,10 +56,8 @@ mod tests {
         fs::write(&outside, "mine").unwrap();
         fs::create_dir(root.path().join("etc")).unwrap();
         std::os::unix::fs::symlink(&outside, root.path().join("etc/hosts")).unwrap();
-        let start = GuestStart {
-            hosts: Some("::1 localhost\n".to_owned()),
-            ..GuestStart::default()
-        };
+        let start =
+            GuestStart { hosts: Some("::1 localhost\n".to_owned()), ..GuestStart::default() };
         prepare(root.path(), &start);
         assert_eq!(fs::read_to_string(outside).unwrap(), "mine");
         let written = fs::read_to_string(root.path().join("etc/hosts")).unwrap();

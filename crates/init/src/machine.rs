@@ -66,14 +66,7 @@ pub(crate) fn run() -> io::Result<()> {
     };
     let GuestStart { env, user, cwd, .. } = start;
     let base = Base { env, user, cwd };
-    Machine {
-        channel,
-        signals,
-        base,
-        main,
-        execs: BTreeMap::new(),
-    }
-    .serve()
+    Machine { channel, signals, base, main, execs: BTreeMap::new() }.serve()
 }
 
 /// Waits for the first message; `None` when the monitor went away instead.
@@ -107,12 +100,8 @@ fn start_main(channel: &Channel, start: &GuestStart) -> Result<i32, Refusal> {
         own_outputs(&account);
         (Streams::Log, None)
     };
-    let program = Program {
-        argv: &start.argv,
-        env: &start.env,
-        cwd: &start.cwd,
-        account: &account,
-    };
+    let program =
+        Program { argv: &start.argv, env: &start.env, cwd: &start.cwd, account: &account };
     let pid = program.spawn(streams)?;
     channel
         .send(&FromGuest::Started, master.as_ref())
@@ -185,8 +174,7 @@ impl Machine {
                 return Ok(true);
             }
             if let Some(id) = self.execs.remove(&pid) {
-                self.channel
-                    .send(&FromGuest::ExecEnded { id, ended }, None)?;
+                self.channel.send(&FromGuest::ExecEnded { id, ended }, None)?;
             }
         }
     }
@@ -214,9 +202,9 @@ impl Machine {
                 };
                 match self.run_exec(id, &exec, given) {
                     Ok(()) => Ok(()),
-                    Err(Refusal { code, reason }) => self
-                        .channel
-                        .send(&FromGuest::ExecFailed { id, code, reason }, None),
+                    Err(Refusal { code, reason }) => {
+                        self.channel.send(&FromGuest::ExecFailed { id, code, reason }, None)
+                    }
                 }
             }
         }
@@ -226,11 +214,7 @@ impl Machine {
         &mut self,
         id: u32,
         exec: &GuestExec,
-        given: Option<(
-            std::os::fd::OwnedFd,
-            std::os::fd::OwnedFd,
-            std::os::fd::OwnedFd,
-        )>,
+        given: Option<(std::os::fd::OwnedFd, std::os::fd::OwnedFd, std::os::fd::OwnedFd)>,
     ) -> Result<(), Refusal> {
         if self.execs.len() >= EXECS_MAX {
             let reason = format!("{EXECS_MAX} further programs run already");
@@ -242,26 +226,18 @@ impl Machine {
         let (streams, master) = match (given, exec.tty) {
             (Some((stdin, stdout, stderr)), _) => (Streams::Given(stdin, stdout, stderr), None),
             (None, size) => {
-                env.entry("TERM".to_owned())
-                    .or_insert_with(|| Secret::new("xterm"));
+                env.entry("TERM".to_owned()).or_insert_with(|| Secret::new("xterm"));
                 let Terminal { master, slave } = terminal(size.unwrap_or(TERMINAL), &account)?;
                 (Streams::Terminal(slave), Some(master))
             }
         };
         let cwd = exec.cwd.as_ref().unwrap_or(&self.base.cwd);
-        let program = Program {
-            argv: &exec.argv,
-            env: &env,
-            cwd,
-            account: &account,
-        };
+        let program = Program { argv: &exec.argv, env: &env, cwd, account: &account };
         let pid = program.spawn(streams)?;
         self.execs.insert(pid, id);
-        self.channel
-            .send(&FromGuest::ExecStarted { id }, master.as_ref())
-            .map_err(|error| {
-                Refusal::new(CODE_NOT_EXECUTABLE, format!("report the start: {error}"))
-            })
+        self.channel.send(&FromGuest::ExecStarted { id }, master.as_ref()).map_err(|error| {
+            Refusal::new(CODE_NOT_EXECUTABLE, format!("report the start: {error}"))
+        })
     }
 }
 
@@ -269,21 +245,17 @@ fn ended(status: WaitStatus) -> Option<Ended> {
     if let Some(code) = status.exit_status() {
         return Some(Ended { code, signal: None });
     }
-    status.terminating_signal().map(|signal| Ended {
-        code: signal.saturating_add(128),
-        signal: Some(signal),
-    })
+    status
+        .terminating_signal()
+        .map(|signal| Ended { code: signal.saturating_add(128), signal: Some(signal) })
 }
 
 /// Sends a signal to a child, or to its process group. A child that has ended and is not yet
 /// collected still owns its id, so this cannot hit another.
 fn send(pid: i32, signal: i32, group: bool) {
     if let (Some(pid), Some(signal)) = (Pid::from_raw(pid), Signal::from_named_raw(signal)) {
-        let result = if group {
-            kill_process_group(pid, signal)
-        } else {
-            kill_process(pid, signal)
-        };
+        let result =
+            if group { kill_process_group(pid, signal) } else { kill_process(pid, signal) };
         // It has ended: nothing left to signal.
         result.ok();
     }

@@ -59,10 +59,7 @@ pub(crate) struct Program<'a> {
 
 impl Program<'_> {
     fn variable(&self, name: &str) -> Option<&str> {
-        self.env
-            .get(name)
-            .map(Secret::expose)
-            .filter(|value| !value.is_empty())
+        self.env.get(name).map(Secret::expose).filter(|value| !value.is_empty())
     }
 
     /// Executes it and returns its process id.
@@ -73,20 +70,10 @@ impl Program<'_> {
         let cwd = if self.cwd.is_empty() { "/" } else { self.cwd };
         make_cwd(Path::new(cwd), self.account)
             .map_err(|error| refuse_io("enter the working directory", cwd, &error))?;
-        let path = find(
-            name,
-            self.variable("PATH").unwrap_or(PATH_DEFAULT),
-            Path::new(cwd),
-        )?;
+        let path = find(name, self.variable("PATH").unwrap_or(PATH_DEFAULT), Path::new(cwd))?;
         let mut command = Command::new(&path);
-        command
-            .arg0(name)
-            .args(self.argv.iter().skip(1))
-            .current_dir(cwd)
-            .env_clear();
-        command
-            .env("PATH", PATH_DEFAULT)
-            .env("HOME", &self.account.home);
+        command.arg0(name).args(self.argv.iter().skip(1)).current_dir(cwd).env_clear();
+        command.env("PATH", PATH_DEFAULT).env("HOME", &self.account.home);
         for (key, value) in self.env {
             if key.is_empty() || key.contains(['=', '\0']) || value.expose().contains('\0') {
                 let reason = format!("the variable `{key}` cannot be set");
@@ -99,20 +86,15 @@ impl Program<'_> {
         let terminal = connect(&mut command, streams)
             .map_err(|error| refuse_io("connect the streams of", name, &error))?;
         become_user(&mut command, self.account, terminal);
-        let child = command
-            .spawn()
-            .map_err(|error| refuse_io("execute", name, &error))?;
+        let child = command.spawn().map_err(|error| refuse_io("execute", name, &error))?;
         i32::try_from(child.id())
             .map_err(|_| Refusal::new(CODE_NOT_EXECUTABLE, "a process id out of range"))
     }
 }
 
 fn refuse_io(operation: &str, object: &str, error: &io::Error) -> Refusal {
-    let code = if error.kind() == io::ErrorKind::NotFound {
-        CODE_NOT_FOUND
-    } else {
-        CODE_NOT_EXECUTABLE
-    };
+    let code =
+        if error.kind() == io::ErrorKind::NotFound { CODE_NOT_FOUND } else { CODE_NOT_EXECUTABLE };
     let hint = match error.raw_os_error() {
         Some(libc::ENOENT) => " (the program, or the interpreter it names)",
         Some(libc::ENOEXEC) => " (built for another processor, or a script without `#!`)",
@@ -133,21 +115,15 @@ fn connect(command: &mut Command, streams: Streams) -> io::Result<bool> {
             Ok(false)
         }
         Streams::Terminal(slave) => {
-            command
-                .stdin(slave.try_clone()?)
-                .stdout(slave.try_clone()?)
-                .stderr(slave);
+            command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
             Ok(true)
         }
     }
 }
 
 fn become_user(command: &mut Command, account: &Account, terminal: bool) {
-    let groups: Vec<_> = account
-        .groups
-        .iter()
-        .map(|gid| rustix::thread::Gid::from_raw(*gid))
-        .collect();
+    let groups: Vec<_> =
+        account.groups.iter().map(|gid| rustix::thread::Gid::from_raw(*gid)).collect();
     let uid = rustix::thread::Uid::from_raw(account.uid);
     let gid = rustix::thread::Gid::from_raw(account.gid);
     let prepare = move || {
@@ -162,10 +138,7 @@ fn become_user(command: &mut Command, account: &Account, terminal: bool) {
         rustix::thread::set_thread_res_uid(uid, uid, uid)?;
         Ok(())
     };
-    #[expect(
-        unsafe_code,
-        reason = "what happens between fork and exec has no safe form"
-    )]
+    #[expect(unsafe_code, reason = "what happens between fork and exec has no safe form")]
     // SAFETY: the closure makes system calls and nothing else: it neither allocates nor locks.
     unsafe {
         command.pre_exec(prepare);
@@ -214,10 +187,7 @@ fn find(name: &str, path: &str, cwd: &Path) -> Result<PathBuf, Refusal> {
         }
     }
     Err(refused.unwrap_or_else(|| {
-        Refusal::new(
-            CODE_NOT_FOUND,
-            format!("there is no program `{name}` in PATH ({path})"),
-        )
+        Refusal::new(CODE_NOT_FOUND, format!("there is no program `{name}` in PATH ({path})"))
     }))
 }
 
@@ -234,21 +204,12 @@ mod tests {
         fs::set_permissions(root.path().join("tool"), fs::Permissions::from_mode(0o755)).unwrap();
         let cwd = Path::new("/");
         assert_eq!(find("tool", path, cwd).unwrap(), root.path().join("tool"));
-        assert_eq!(
-            find("./tool", "", root.path()).unwrap(),
-            root.path().join("./tool")
-        );
-        assert_eq!(
-            find("data", path, cwd).unwrap_err().code,
-            CODE_NOT_EXECUTABLE
-        );
+        assert_eq!(find("./tool", "", root.path()).unwrap(), root.path().join("./tool"));
+        assert_eq!(find("data", path, cwd).unwrap_err().code, CODE_NOT_EXECUTABLE);
         let none = find("none", path, cwd).unwrap_err();
         assert_eq!(none.code, CODE_NOT_FOUND);
         assert!(none.reason.contains("`none`"), "{}", none.reason);
-        assert_eq!(
-            find("/no/such", path, cwd).unwrap_err().code,
-            CODE_NOT_FOUND
-        );
+        assert_eq!(find("/no/such", path, cwd).unwrap_err().code, CODE_NOT_FOUND);
     }
 
     #[test]

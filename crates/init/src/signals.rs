@@ -33,11 +33,7 @@ fn set_mask(set: &libc::sigset_t) -> io::Result<()> {
     #[expect(unsafe_code, reason = "no safe binding")]
     // SAFETY: reads a valid set and writes nothing back. Async-signal-safe.
     let result = unsafe { libc::sigprocmask(libc::SIG_SETMASK, set, std::ptr::null_mut()) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Lets all signals through again; for a child between fork and exec, so it allocates nothing.
@@ -72,9 +68,7 @@ impl Signals {
         let mut info = [0_u8; size_of::<libc::signalfd_siginfo>()];
         match rustix::io::read(&self.descriptor, &mut info) {
             Ok(_) => {
-                let number = info
-                    .first_chunk::<4>()
-                    .map(|bytes| u32::from_ne_bytes(*bytes));
+                let number = info.first_chunk::<4>().map(|bytes| u32::from_ne_bytes(*bytes));
                 Ok(number.and_then(|number| i32::try_from(number).ok()))
             }
             Err(rustix::io::Errno::AGAIN) => Ok(None),

@@ -22,12 +22,7 @@ impl Terminal {
         let master = openpt(flags)?;
         unlockpt(&master)?;
         let slave = ioctl_tiocgptpeer(&master, flags)?;
-        let size = Winsize {
-            ws_row: size.rows,
-            ws_col: size.cols,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
+        let size = Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(&slave, size)?;
         rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(uid)), None)?;
         Ok(Self { master, slave })

@@ -108,11 +108,7 @@ impl Client {
         let make = |guarded| guard::client(guarded).map_err(|source| Error::Client { source });
         let named = make(false)?;
         let guarded = make(!config.allow_private_addresses)?;
-        Ok(Self {
-            named,
-            guarded,
-            config: Arc::new(config),
-        })
+        Ok(Self { named, guarded, config: Arc::new(config) })
     }
 
     /// Reads the manifest that a reference names, through an index if it is one. A caller's
@@ -132,9 +128,8 @@ impl Client {
         let (digest, index, found) = match found {
             Manifest::Index(entries) => {
                 let entry = manifest::pick(&entries).map_err(|e| session.refuse(e))?;
-                let (inner, found) = session
-                    .manifest(entry.digest.as_str(), Some(&entry.digest))
-                    .await?;
+                let (inner, found) =
+                    session.manifest(entry.digest.as_str(), Some(&entry.digest)).await?;
                 (inner, Some(digest), found)
             }
             image @ Manifest::Image { .. } => (digest, None, image),
@@ -142,13 +137,7 @@ impl Client {
         let Manifest::Image { config, layers } = found else {
             return Err(Error::invalid(reference, "its index names another index"));
         };
-        Ok(Resolved {
-            digest,
-            index,
-            config,
-            layers,
-            session,
-        })
+        Ok(Resolved { digest, index, config, layers, session })
     }
 
     fn session(
@@ -164,25 +153,13 @@ impl Client {
             None => parse_base(registry, &format!("https://{registry}"))?,
         };
         if endpoint.is_none() && !self.config.allow_private_addresses && guard::is_private(&base) {
-            return Err(Error::invalid(
-                reference,
-                "its registry is at a private address",
-            ));
+            return Err(Error::invalid(reference, "its registry is at a private address"));
         }
-        let http = if endpoint.is_some() {
-            &self.named
-        } else {
-            &self.guarded
-        };
-        let credentials = credentials
-            .cloned()
-            .or_else(|| endpoint.and_then(|e| e.credentials.clone()));
+        let http = if endpoint.is_some() { &self.named } else { &self.guarded };
+        let credentials =
+            credentials.cloned().or_else(|| endpoint.and_then(|e| e.credentials.clone()));
         // A registry that the operator named gets its credentials without being asked first.
-        let known = if endpoint.is_some() {
-            credentials.as_ref().map(basic)
-        } else {
-            None
-        };
+        let known = if endpoint.is_some() { credentials.as_ref().map(basic) } else { None };
         Ok(Session {
             http: http.clone(),
             base,
@@ -202,9 +179,7 @@ impl Resolved {
         let session = &self.session;
         let path = format!("blobs/{}", self.config.digest);
         let response = session.get(&path, "*/*").await?;
-        let bytes = session
-            .body(response, self.config.size.min(CONFIG_BYTES_MAX))
-            .await?;
+        let bytes = session.body(response, self.config.size.min(CONFIG_BYTES_MAX)).await?;
         session.verify(&bytes, &self.config.digest)?;
         Ok(bytes)
     }
@@ -232,19 +207,13 @@ impl Session {
 
     fn refuse(&self, refusal: Refusal) -> Error {
         match refusal {
-            Refusal::Invalid(reason) => Error::Invalid {
-                reference: self.boxed(),
-                reason,
-            },
+            Refusal::Invalid(reason) => Error::Invalid { reference: self.boxed(), reason },
             Refusal::OverLimit { what, limit } => Error::over(&self.reference, what, limit),
         }
     }
 
     fn unreachable(&self, error: reqwest::Error) -> Error {
-        Error::Unreachable {
-            reference: self.boxed(),
-            source: Box::new(error.without_url()),
-        }
+        Error::Unreachable { reference: self.boxed(), source: Box::new(error.without_url()) }
     }
 
     async fn manifest(
@@ -253,9 +222,7 @@ impl Session {
         expected: Option<&Digest>,
     ) -> Result<(Digest, Manifest), Error> {
         let work = async {
-            let response = self
-                .get(&format!("manifests/{name}"), manifest::ACCEPT)
-                .await?;
+            let response = self.get(&format!("manifests/{name}"), manifest::ACCEPT).await?;
             let header = response.headers().get(CONTENT_TYPE);
             let content_type = header.and_then(|v| v.to_str().ok()).map(str::to_owned);
             let bytes = self.body(response, MANIFEST_BYTES_MAX).await?;
@@ -275,24 +242,14 @@ impl Session {
         if actual == *expected {
             return Ok(());
         }
-        Err(Error::DigestMismatch {
-            reference: self.boxed(),
-            expected: expected.clone(),
-            actual,
-        })
+        Err(Error::DigestMismatch { reference: self.boxed(), expected: expected.clone(), actual })
     }
 
     async fn timed<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        tokio::time::timeout(ANSWER_TIMEOUT, work)
-            .await
-            .unwrap_or_else(|_| {
-                let reference = self.boxed();
-                Err(Error::Timeout {
-                    reference,
-                    operation: "pull",
-                    limit: ANSWER_TIMEOUT,
-                })
-            })
+        tokio::time::timeout(ANSWER_TIMEOUT, work).await.unwrap_or_else(|_| {
+            let reference = self.boxed();
+            Err(Error::Timeout { reference, operation: "pull", limit: ANSWER_TIMEOUT })
+        })
     }
 
     /// Sends one request, and once more when the registry says how to authenticate.
@@ -306,19 +263,14 @@ impl Session {
             let response = request.send().await.map_err(|e| self.unreachable(e))?;
             if response.status() == StatusCode::UNAUTHORIZED && attempt == 0 {
                 let header = response.headers().get(WWW_AUTHENTICATE);
-                let header = header
-                    .and_then(|value| value.to_str().ok())
-                    .unwrap_or_default();
+                let header = header.and_then(|value| value.to_str().ok()).unwrap_or_default();
                 if self.authenticate(challenge::parse(header)).await? {
                     continue;
                 }
             }
             return self.checked(response).await;
         }
-        Err(Error::NotAuthorized {
-            reference: self.boxed(),
-            status: 401,
-        })
+        Err(Error::NotAuthorized { reference: self.boxed(), status: 401 })
     }
 
     async fn checked(&self, response: Response) -> Result<Response, Error> {
@@ -327,32 +279,19 @@ impl Session {
             status if status.is_success() => Ok(response),
             StatusCode::NOT_FOUND => Err(Error::Unknown { reference }),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-                Err(Error::NotAuthorized {
-                    reference,
-                    status: status.as_u16(),
-                })
+                Err(Error::NotAuthorized { reference, status: status.as_u16() })
             }
             status => {
-                let body = self
-                    .body(response, ANSWER_BYTES_MAX)
-                    .await
-                    .unwrap_or_default();
+                let body = self.body(response, ANSWER_BYTES_MAX).await.unwrap_or_default();
                 let text = String::from_utf8_lossy(&body);
                 let text = text.trim().chars().take(ERROR_TEXT_CHARS_MAX).collect();
-                Err(Error::Answer {
-                    reference,
-                    status: status.as_u16(),
-                    text,
-                })
+                Err(Error::Answer { reference, status: status.as_u16(), text })
             }
         }
     }
 
     fn authorization(&self) -> Option<Secret> {
-        self.authorization
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Gets what a challenge asks for; returns whether there is something new to show.
@@ -360,17 +299,12 @@ impl Session {
         let value = match (challenge, &self.credentials) {
             (Some(Challenge::Basic), Some(credentials)) => basic(credentials),
             (Some(Challenge::Bearer { realm, service }), credentials) => {
-                let token = self
-                    .token(&realm, service.as_deref(), credentials.as_ref())
-                    .await?;
+                let token = self.token(&realm, service.as_deref(), credentials.as_ref()).await?;
                 Secret::new(format!("Bearer {token}"))
             }
             _ => return Ok(false),
         };
-        let mut known = self
-            .authorization
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.authorization.lock().unwrap_or_else(PoisonError::into_inner);
         let new = known.as_ref() != Some(&value);
         *known = Some(value);
         Ok(new)
@@ -396,10 +330,7 @@ impl Session {
         }
         url.query_pairs_mut()
             .extend_pairs(service.map(|service| ("service", service)))
-            .append_pair(
-                "scope",
-                &format!("repository:{}:pull", self.reference.repository()),
-            );
+            .append_pair("scope", &format!("repository:{}:pull", self.reference.repository()));
         let mut request = self.http.get(url);
         if let Some(credentials) = credentials {
             request = request.header(AUTHORIZATION, basic(credentials).expose());
@@ -412,10 +343,7 @@ impl Session {
         let bytes = self.timed(work).await?;
         let answer: Answer = serde_json::from_slice(&bytes)
             .map_err(|_| refused("its registry's token server gave no token"))?;
-        let token = answer
-            .token
-            .or(answer.access_token)
-            .filter(|token| !token.is_empty());
+        let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
         token.ok_or_else(|| refused("its registry's token server gave no token"))
     }
 
@@ -424,11 +352,7 @@ impl Session {
         while let Some(chunk) = response.chunk().await.map_err(|e| self.unreachable(e))? {
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 > limit {
-                return Err(Error::over(
-                    &self.reference,
-                    "an answer of its registry",
-                    limit,
-                ));
+                return Err(Error::over(&self.reference, "an answer of its registry", limit));
             }
         }
         Ok(bytes)
@@ -451,21 +375,12 @@ impl Session {
         if count != blob.size {
             let (digest, expected) = (blob.digest.clone(), blob.size);
             let reference = self.boxed();
-            return Err(Error::SizeMismatch {
-                reference,
-                digest,
-                expected,
-                actual: count,
-            });
+            return Err(Error::SizeMismatch { reference, digest, expected, actual: count });
         }
         let actual = Digest::from_sha256(&hash.finalize().into());
         if actual != blob.digest {
             let (reference, expected) = (self.boxed(), blob.digest.clone());
-            return Err(Error::DigestMismatch {
-                reference,
-                expected,
-                actual,
-            });
+            return Err(Error::DigestMismatch { reference, expected, actual });
         }
         file.flush().await.map_err(io("write"))
     }
@@ -477,10 +392,7 @@ fn basic(credentials: &Credentials) -> Secret {
 }
 
 fn parse_base(registry: &str, text: &str) -> Result<Url, Error> {
-    let fault = || Error::Endpoint {
-        registry: registry.to_owned(),
-        url: text.to_owned(),
-    };
+    let fault = || Error::Endpoint { registry: registry.to_owned(), url: text.to_owned() };
     let url = Url::parse(text).map_err(|_| fault())?;
     let plain = url.path() == "/" && url.query().is_none() && url.username().is_empty();
     if plain && matches!(url.scheme(), "http" | "https") && url.has_host() {

@@ -139,26 +139,15 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn io(operation: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
-        Self::Io {
-            operation,
-            path: path.into(),
-            source,
-        }
+        Self::Io { operation, path: path.into(), source }
     }
 
     pub(crate) fn invalid(reference: &Reference, reason: impl Into<String>) -> Self {
-        Self::Invalid {
-            reference: Box::new(reference.clone()),
-            reason: reason.into(),
-        }
+        Self::Invalid { reference: Box::new(reference.clone()), reason: reason.into() }
     }
 
     pub(crate) fn over(reference: &Reference, what: impl Into<String>, limit: u64) -> Self {
-        Self::OverLimit {
-            reference: Box::new(reference.clone()),
-            what: what.into(),
-            limit,
-        }
+        Self::OverLimit { reference: Box::new(reference.clone()), what: what.into(), limit }
     }
 
     /// Returns the code under which an API answers it.
@@ -169,9 +158,7 @@ impl Error {
             Self::NotAuthorized { .. }
             | Self::Unreachable { .. }
             | Self::Answer { .. }
-            | Self::Timeout {
-                operation: "pull", ..
-            } => Code::ImageUnavailable,
+            | Self::Timeout { operation: "pull", .. } => Code::ImageUnavailable,
             Self::DigestMismatch { .. }
             | Self::SizeMismatch { .. }
             | Self::OverLimit { .. }

@@ -17,10 +17,8 @@ const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-const CONFIGS: [&str; 2] = [
-    "application/vnd.oci.image.config.v1+json",
-    "application/vnd.docker.container.image.v1+json",
-];
+const CONFIGS: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 
 /// What a client accepts, as a header's value.
 pub const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, \
@@ -120,18 +118,14 @@ pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, Refus
     if let (Some(header), Some(inside)) = (header, body.media_type.as_deref())
         && header != inside
     {
-        return Err(invalid(
-            "its manifest's media type differs from the answer's",
-        ));
+        return Err(invalid("its manifest's media type differs from the answer's"));
     }
     let media_type = body.media_type.as_deref().or(header);
     let says_index = match media_type {
         Some(OCI_INDEX | DOCKER_LIST) => Some(true),
         Some(OCI_MANIFEST | DOCKER_MANIFEST) => Some(false),
         Some(other) => {
-            return Err(Refusal::Invalid(format!(
-                "its manifest's media type is `{other}`"
-            )));
+            return Err(Refusal::Invalid(format!("its manifest's media type is `{other}`")));
         }
         None => None,
     };
@@ -139,19 +133,14 @@ pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, Refus
         (Some(entries), None, None) if says_index != Some(false) => {
             if entries.len() > INDEX_ENTRIES_MAX {
                 let limit = INDEX_ENTRIES_MAX as u64;
-                return Err(Refusal::OverLimit {
-                    what: "its index's entries".to_owned(),
-                    limit,
-                });
+                return Err(Refusal::OverLimit { what: "its index's entries".to_owned(), limit });
             }
             Ok(Manifest::Index(entries))
         }
         (None, Some(config), Some(layers)) if says_index != Some(true) => {
             Ok(Manifest::Image { config, layers })
         }
-        _ => Err(invalid(
-            "its manifest is both or neither of an image and an index",
-        )),
+        _ => Err(invalid("its manifest is both or neither of an image and an index")),
     }
 }
 
@@ -165,10 +154,7 @@ pub fn pick(entries: &[Descriptor]) -> Result<&Descriptor, Refusal> {
         entry.platform.as_ref().is_some_and(|platform| {
             platform.os == "linux"
                 && platform.architecture == architecture
-                && platform
-                    .variant
-                    .as_deref()
-                    .is_none_or(|text| text.is_empty() || text == variant)
+                && platform.variant.as_deref().is_none_or(|text| text.is_empty() || text == variant)
         })
     };
     entries.iter().find(fits).ok_or_else(|| {
@@ -179,10 +165,7 @@ pub fn pick(entries: &[Descriptor]) -> Result<&Descriptor, Refusal> {
             .take(12)
             .map(|platform| format!("{}/{}", platform.os, platform.architecture))
             .collect();
-        Refusal::Invalid(format!(
-            "it is not for linux/{architecture} but {}",
-            there.join(", ")
-        ))
+        Refusal::Invalid(format!("it is not for linux/{architecture} but {}", there.join(", ")))
     })
 }
 
@@ -203,12 +186,7 @@ pub fn check(
     layers: &[Descriptor],
     limits: &Limits,
 ) -> Result<Vec<Packing>, Refusal> {
-    let over = |what: &str, limit: u64| {
-        Err(Refusal::OverLimit {
-            what: what.to_owned(),
-            limit,
-        })
-    };
+    let over = |what: &str, limit: u64| Err(Refusal::OverLimit { what: what.to_owned(), limit });
     if !CONFIGS.contains(&config.media_type.as_str()) {
         let text = format!("its configuration's media type is `{}`", config.media_type);
         return Err(Refusal::Invalid(text));
@@ -219,9 +197,7 @@ pub fn check(
     if layers.len() > limits.layers_max {
         return over("the number of layers", limits.layers_max as u64);
     }
-    let total = layers
-        .iter()
-        .fold(0_u64, |sum, layer| sum.saturating_add(layer.size));
+    let total = layers.iter().fold(0_u64, |sum, layer| sum.saturating_add(layer.size));
     if total > limits.compressed_bytes_max {
         return over("the packed size", limits.compressed_bytes_max);
     }
@@ -231,18 +207,14 @@ pub fn check(
 fn packing(layer: &Descriptor) -> Result<Packing, Refusal> {
     let foreign = layer.urls.as_ref().is_some_and(|urls| !urls.is_empty());
     match layer.media_type.as_str() {
-        _ if foreign => Err(Refusal::Invalid(
-            "a layer lies outside the registry".to_owned(),
-        )),
+        _ if foreign => Err(Refusal::Invalid("a layer lies outside the registry".to_owned())),
         "application/vnd.oci.image.layer.v1.tar"
         | "application/vnd.docker.image.rootfs.diff.tar" => Ok(Packing::Plain),
         "application/vnd.oci.image.layer.v1.tar+gzip"
         | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Packing::Gzip),
         "application/vnd.oci.image.layer.v1.tar+zstd"
         | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Packing::Zstd),
-        other => Err(Refusal::Invalid(format!(
-            "a layer's media type is `{other}`"
-        ))),
+        other => Err(Refusal::Invalid(format!("a layer's media type is `{other}`"))),
     }
 }
 
@@ -285,40 +257,23 @@ pub fn parse_config(bytes: &[u8], layers: usize) -> Result<(ImageConfig, Vec<Dig
         .map_err(|error| Refusal::Invalid(format!("its configuration does not parse: {error}")))?;
     let diff_ids = file.rootfs.diff_ids.unwrap_or_default();
     if diff_ids.len() != layers {
-        let text = format!(
-            "it has {layers} layers and names {} unpacked ones",
-            diff_ids.len()
-        );
+        let text = format!("it has {layers} layers and names {} unpacked ones", diff_ids.len());
         return Err(Refusal::Invalid(text));
     }
-    let os = file
-        .os
-        .as_deref()
-        .filter(|os| !os.is_empty())
-        .unwrap_or("linux");
+    let os = file.os.as_deref().filter(|os| !os.is_empty()).unwrap_or("linux");
     let (here, _) = local_architecture();
-    let architecture = file
-        .architecture
-        .as_deref()
-        .filter(|text| !text.is_empty())
-        .unwrap_or(here);
+    let architecture = file.architecture.as_deref().filter(|text| !text.is_empty()).unwrap_or(here);
     if os != "linux" || architecture != here {
-        return Err(Refusal::Invalid(format!(
-            "it is for {os}/{architecture}, not linux/{here}"
-        )));
+        return Err(Refusal::Invalid(format!("it is for {os}/{architecture}, not linux/{here}")));
     }
     let body = file.config.unwrap_or_default();
     let env = body.env.unwrap_or_default();
     if env.iter().any(|pair| pair.contains('\0')) {
-        return Err(Refusal::Invalid(
-            "its environment has a NUL in it".to_owned(),
-        ));
+        return Err(Refusal::Invalid("its environment has a NUL in it".to_owned()));
     }
     let pairs = env.iter().filter_map(|pair| pair.split_once('='));
     let config = ImageConfig {
-        env: pairs
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .collect(),
+        env: pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
         entrypoint: body.entrypoint.unwrap_or_default(),
         cmd: body.cmd.unwrap_or_default(),
         user: body.user.unwrap_or_default(),
@@ -343,10 +298,7 @@ fn exposed_port(text: &str) -> Option<ExposedPort> {
         Some(_) => return None,
         None => (text, Transport::Tcp),
     };
-    port.parse()
-        .ok()
-        .filter(|port| *port != 0)
-        .map(|port| ExposedPort { port, transport })
+    port.parse().ok().filter(|port| *port != 0).map(|port| ExposedPort { port, transport })
 }
 
 #[cfg(test)]

@@ -138,11 +138,7 @@ impl ImageStore {
             return Ok(image);
         }
         let mut pull = self.join(reference, resolved);
-        let outcome = pull
-            .wait_for(Option::is_some)
-            .await
-            .ok()
-            .and_then(|seen| seen.clone());
+        let outcome = pull.wait_for(Option::is_some).await.ok().and_then(|seen| seen.clone());
         match outcome {
             Some(Ok(image)) => Ok(image),
             Some(Err(error)) => Err(Error::Shared(error)),
@@ -177,10 +173,7 @@ impl ImageStore {
         let inner = Arc::clone(&self.inner);
         blocking(move || {
             let digests = files::list(&inner.root.join("images"))?;
-            digests
-                .iter()
-                .filter_map(|digest| inner.read(digest).transpose())
-                .collect()
+            digests.iter().filter_map(|digest| inner.read(digest).transpose()).collect()
         })
         .await
     }
@@ -217,11 +210,7 @@ impl ImageStore {
 
     /// Joins the pull of an image or begins it.
     fn join(&self, reference: &Reference, resolved: Resolved) -> watch::Receiver<Option<Outcome>> {
-        let mut pulls = self
-            .inner
-            .pulls
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut pulls = self.inner.pulls.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pull) = pulls.get(&resolved.digest)
             && pull.has_changed().is_ok()
         {
@@ -232,11 +221,7 @@ impl ImageStore {
         let (inner, reference) = (Arc::clone(&self.inner), reference.clone());
         tokio::spawn(async move {
             let outcome = inner.pull(&reference, &resolved).await.map_err(Arc::new);
-            inner
-                .pulls
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&resolved.digest);
+            inner.pulls.lock().unwrap_or_else(PoisonError::into_inner).remove(&resolved.digest);
             sender.send_replace(Some(outcome));
         });
         receiver
@@ -254,9 +239,7 @@ impl Inner {
 
     fn temporary(&self) -> PathBuf {
         let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
-        self.root
-            .join("tmp")
-            .join(format!("{}-{number}", std::process::id()))
+        self.root.join("tmp").join(format!("{}-{number}", std::process::id()))
     }
 
     fn read(&self, digest: &Digest) -> Result<Option<StoredImage>, Error> {
@@ -265,15 +248,9 @@ impl Inner {
             return Ok(None);
         };
         let erofs = folder.join(EROFS);
-        let size_bytes = std::fs::metadata(&erofs)
-            .map_err(|e| Error::io("look at", &erofs, e))?
-            .len();
-        Ok(Some(StoredImage {
-            digest: digest.clone(),
-            config: record.config,
-            erofs,
-            size_bytes,
-        }))
+        let size_bytes =
+            std::fs::metadata(&erofs).map_err(|e| Error::io("look at", &erofs, e))?.len();
+        Ok(Some(StoredImage { digest: digest.clone(), config: record.config, erofs, size_bytes }))
     }
 
     async fn alias(&self, resolved: &Resolved) -> Result<(), Error> {
@@ -332,9 +309,8 @@ impl Inner {
             self.fetch_layers(work, resolved).await?;
             Ok::<_, Error>(parsed)
         };
-        let (config, diff_ids) = tokio::time::timeout(limit, fetch)
-            .await
-            .map_err(|_| timeout("pull", limit))??;
+        let (config, diff_ids) =
+            tokio::time::timeout(limit, fetch).await.map_err(|_| timeout("pull", limit))??;
         let layers = resolved.layers.iter().zip(packings).zip(diff_ids);
         let layers = layers.map(|((layer, packing), diff_id)| Layer {
             file: layer.digest.hex().to_owned(),
@@ -342,10 +318,7 @@ impl Inner {
             diff_id,
             size_bytes: layer.size,
         });
-        let job = Job {
-            layers: layers.collect(),
-            limits: self.limits.clone(),
-        };
+        let job = Job { layers: layers.collect(), limits: self.limits.clone() };
         let limit = self.limits.unpack_timeout;
         let report = tokio::time::timeout(limit, unpack::build(work, &job, &self.privilege))
             .await
@@ -360,16 +333,10 @@ impl Inner {
             xattrs_dropped = report.xattrs_dropped,
             "image unpacked"
         );
-        let record = Record {
-            digest: resolved.digest.clone(),
-            config,
-            reference: reference.clone(),
-        };
-        let (work, staged, target) = (
-            work.to_owned(),
-            self.temporary(),
-            self.image_path(&resolved.digest),
-        );
+        let record =
+            Record { digest: resolved.digest.clone(), config, reference: reference.clone() };
+        let (work, staged, target) =
+            (work.to_owned(), self.temporary(), self.image_path(&resolved.digest));
         blocking(move || files::publish(&work, &staged, &target, &record)).await
     }
 
@@ -391,20 +358,10 @@ impl Inner {
 fn from_fault(reference: &Reference, fault: Fault) -> Error {
     let boxed = Box::new(reference.clone());
     match fault {
-        Fault::OverLimit { what, limit } => Error::OverLimit {
-            reference: boxed,
-            what,
-            limit,
-        },
-        Fault::Invalid(reason) => Error::Invalid {
-            reference: boxed,
-            reason,
-        },
+        Fault::OverLimit { what, limit } => Error::OverLimit { reference: boxed, what, limit },
+        Fault::Invalid(reason) => Error::Invalid { reference: boxed, reason },
         Fault::NoSpace => Error::NoSpace { reference: boxed },
-        Fault::System(reason) => Error::Unpack {
-            reference: boxed,
-            reason,
-        },
+        Fault::System(reason) => Error::Unpack { reference: boxed, reason },
     }
 }
 

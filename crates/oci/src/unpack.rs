@@ -124,10 +124,7 @@ pub(crate) enum Fault {
 
 impl Fault {
     fn over(what: &str, limit: u64) -> Self {
-        Self::OverLimit {
-            what: what.to_owned(),
-            limit,
-        }
+        Self::OverLimit { what: what.to_owned(), limit }
     }
 
     fn system(operation: &str, errno: rustix::io::Errno) -> Self {
@@ -154,11 +151,5 @@ const MKFS_TIME: &str = "SOURCE_DATE_EPOCH";
 fn mkfs_arguments() -> [String; 5] {
     let uuid = format!("-U{EROFS_UUID}");
     let quiet = "--quiet".to_owned();
-    [
-        quiet,
-        "-zlz4".to_owned(),
-        uuid,
-        EROFS.to_owned(),
-        TREE.to_owned(),
-    ]
+    [quiet, "-zlz4".to_owned(), uuid, EROFS.to_owned(), TREE.to_owned()]
 }

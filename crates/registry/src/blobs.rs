@@ -43,9 +43,7 @@ pub(crate) async fn get(
         return Ok(answer(StatusCode::OK, &headers, Body::empty()));
     }
     let path = inner.storage.blob(digest);
-    let mut file = tokio::fs::File::open(&path)
-        .await
-        .map_err(|e| Error::io("open", &path, e))?;
+    let mut file = tokio::fs::File::open(&path).await.map_err(|e| Error::io("open", &path, e))?;
     drop(guard);
     let text = asked.get(RANGE).and_then(|value| value.to_str().ok());
     let (status, start, length) = match text.map(|text| range(text, size)) {
@@ -57,16 +55,10 @@ pub(crate) async fn get(
         }
         Some(Range::Outside) => {
             let headers = [("content-range", format!("bytes */{size}"))];
-            return Ok(answer(
-                StatusCode::RANGE_NOT_SATISFIABLE,
-                &headers,
-                Body::empty(),
-            ));
+            return Ok(answer(StatusCode::RANGE_NOT_SATISFIABLE, &headers, Body::empty()));
         }
     };
-    file.seek(SeekFrom::Start(start))
-        .await
-        .map_err(|e| Error::io("seek in", &path, e))?;
+    file.seek(SeekFrom::Start(start)).await.map_err(|e| Error::io("seek in", &path, e))?;
     headers.push(("content-length", length.to_string()));
     let stream = ReaderStream::with_capacity(file.take(length), READ_BUFFER_BYTES);
     Ok(answer(status, &headers, Body::from_stream(stream)))
@@ -81,9 +73,7 @@ pub(crate) async fn delete(
     if storage::remove(&inner.storage.blob_link(name, digest))? {
         Ok(answer(StatusCode::ACCEPTED, &[], Body::empty()))
     } else {
-        Err(Fault::blob_unknown(
-            "the repository does not have this blob",
-        ))
+        Err(Fault::blob_unknown("the repository does not have this blob"))
     }
 }
 
@@ -96,9 +86,7 @@ enum Range {
 
 /// Parses one range of bytes (RFC 9110, 14.1.2); several ranges or another unit mean the whole.
 fn range(text: &str, size: u64) -> Range {
-    let Some((first, last)) = text
-        .strip_prefix("bytes=")
-        .and_then(|text| text.split_once('-'))
+    let Some((first, last)) = text.strip_prefix("bytes=").and_then(|text| text.split_once('-'))
     else {
         return Range::Whole;
     };
@@ -111,10 +99,7 @@ fn range(text: &str, size: u64) -> Range {
     if start >= end {
         return Range::Outside;
     }
-    Range::Part {
-        start,
-        length: end - start,
-    }
+    Range::Part { start, length: end - start }
 }
 
 #[cfg(test)]
@@ -135,10 +120,7 @@ mod tests {
             ("bytes=5-4", Range::Whole),
             ("bytes=0-1,3-4", Range::Whole),
             ("lines=0-1", Range::Whole),
-            (
-                "bytes=18446744073709551615-18446744073709551615",
-                Range::Outside,
-            ),
+            ("bytes=18446744073709551615-18446744073709551615", Range::Outside),
         ];
         for (text, expected) in table {
             assert_eq!(range(text, 10), expected, "{text}");

@@ -34,10 +34,6 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn io(operation: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
-        Self::Io {
-            operation,
-            path: path.into(),
-            source,
-        }
+        Self::Io { operation, path: path.into(), source }
     }
 }

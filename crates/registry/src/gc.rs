@@ -22,9 +22,7 @@ const SCAN_MAX: usize = 1_000_000;
 pub(crate) fn collect(inner: &Inner, keep: &BTreeSet<Digest>) -> Result<GcReport, Error> {
     let now = storage::system_time(inner.clock.now());
     // Before this moment nothing can belong to a push that still runs.
-    let before = now
-        .checked_sub(inner.limits.unreferenced_grace)
-        .unwrap_or(SystemTime::UNIX_EPOCH);
+    let before = now.checked_sub(inner.limits.unreferenced_grace).unwrap_or(SystemTime::UNIX_EPOCH);
     let mut report = GcReport::default();
     let mut held = HashSet::new();
     let root = inner.storage.repositories();
@@ -57,12 +55,7 @@ pub(crate) fn collect(inner: &Inner, keep: &BTreeSet<Digest>) -> Result<GcReport
 pub(crate) fn usage(inner: &Inner) -> Result<Usage, Error> {
     let (blobs, blob_bytes) = count(&inner.storage.blobs())?;
     let (uploads, upload_bytes) = count(&inner.storage.uploads())?;
-    Ok(Usage {
-        blobs,
-        blob_bytes,
-        uploads,
-        upload_bytes,
-    })
+    Ok(Usage { blobs, blob_bytes, uploads, upload_bytes })
 }
 
 fn count(folder: &Path) -> Result<(u64, u64), Error> {
@@ -99,21 +92,9 @@ fn mark(
         let Some(manifest) = manifests::load(inner, &digest)? else {
             continue;
         };
-        left.extend(
-            manifest
-                .manifests
-                .iter()
-                .flatten()
-                .map(|part| part.digest.clone()),
-        );
+        left.extend(manifest.manifests.iter().flatten().map(|part| part.digest.clone()));
         held.extend(manifest.config.iter().map(|part| part.digest.clone()));
-        held.extend(
-            manifest
-                .layers
-                .iter()
-                .flatten()
-                .map(|part| part.digest.clone()),
-        );
+        held.extend(manifest.layers.iter().flatten().map(|part| part.digest.clone()));
         for hex in storage::names(&inner.storage.referrers(name, &digest), REFERRERS_SCAN_MAX)? {
             left.extend(format!("sha256:{hex}").parse::<Digest>().ok());
         }
@@ -131,7 +112,11 @@ fn drop_links(inner: &Inner, name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-pub(crate) fn find_repositories(root: &Path, folder: &Path, found: &mut Vec<String>) -> Result<(), Error> {
+pub(crate) fn find_repositories(
+    root: &Path,
+    folder: &Path,
+    found: &mut Vec<String>,
+) -> Result<(), Error> {
     for name in storage::names(folder, SCAN_MAX)? {
         let path = folder.join(&name);
         if !name.starts_with('_') {
@@ -148,10 +133,7 @@ pub(crate) fn find_repositories(root: &Path, folder: &Path, found: &mut Vec<Stri
 
 fn digests(folder: &Path) -> Result<Vec<Digest>, Error> {
     let names = storage::names(folder, SCAN_MAX)?;
-    Ok(names
-        .iter()
-        .filter_map(|hex| format!("sha256:{hex}").parse().ok())
-        .collect())
+    Ok(names.iter().filter_map(|hex| format!("sha256:{hex}").parse().ok()).collect())
 }
 
 fn is_older(path: &Path, before: SystemTime) -> Result<bool, Error> {

@@ -35,9 +35,7 @@ fn page(request: &Request) -> Result<Page, Fault> {
 pub(crate) fn tags(inner: &Arc<Inner>, name: &str, request: &Request) -> Result<Response, Fault> {
     let page = page(request)?;
     if !inner.storage.has_repository(name)? {
-        return Err(Fault::name_unknown(
-            "nothing was ever pushed to this repository",
-        ));
+        return Err(Fault::name_unknown("nothing was ever pushed to this repository"));
     }
     let mut tags = storage::names(&inner.storage.tags(name), TAGS_MAX)?;
     tags.sort();
@@ -86,11 +84,7 @@ pub(crate) fn referrers(
         headers.push(("oci-filters-applied", "artifactType".to_owned()));
     }
     let body = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": entries });
-    Ok(answer(
-        StatusCode::OK,
-        &headers,
-        Body::from(body.to_string()),
-    ))
+    Ok(answer(StatusCode::OK, &headers, Body::from(body.to_string())))
 }
 
 fn referrer(inner: &Inner, name: &str, digest: &Digest) -> Result<Option<Value>, Fault> {
@@ -101,16 +95,12 @@ fn referrer(inner: &Inner, name: &str, digest: &Digest) -> Result<Option<Value>,
         return Ok(None);
     };
     let size = storage::size(&inner.storage.blob(digest))?;
-    let kind = manifest
-        .artifact_type
-        .or_else(|| manifest.config.map(|config| config.media_type));
+    let kind = manifest.artifact_type.or_else(|| manifest.config.map(|config| config.media_type));
     let mut entry = json!({ "mediaType": media_type, "digest": digest, "size": size });
     if let Some(fields) = entry.as_object_mut() {
         fields.extend(kind.map(|kind| ("artifactType".to_owned(), kind.into())));
         fields.extend(
-            manifest
-                .annotations
-                .map(|notes| ("annotations".to_owned(), Value::Object(notes))),
+            manifest.annotations.map(|notes| ("annotations".to_owned(), Value::Object(notes))),
         );
     }
     Ok(Some(entry))

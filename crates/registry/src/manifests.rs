@@ -69,18 +69,13 @@ pub(crate) async fn get(
         Name::Digest(digest) => digest.clone(),
         Name::Tag(tag) => inner.storage.tag(name, tag)?.ok_or_else(unknown)?,
     };
-    let media_type = inner
-        .storage
-        .media_type(name, &digest)?
-        .ok_or_else(unknown)?;
+    let media_type = inner.storage.media_type(name, &digest)?.ok_or_else(unknown)?;
     if !accepts(headers, &media_type) {
         let text = format!("the manifest is of type `{media_type}`, which the client excludes");
         return Err(Fault::manifest_unknown(text));
     }
     let path = inner.storage.blob(&digest);
-    let bytes = tokio::fs::read(&path)
-        .await
-        .map_err(|e| Error::io("read", path, e))?;
+    let bytes = tokio::fs::read(&path).await.map_err(|e| Error::io("read", path, e))?;
     let headers = [
         ("content-type", media_type),
         ("content-length", bytes.len().to_string()),
@@ -97,17 +92,9 @@ pub(crate) async fn put(
     reference: Name,
     request: Request,
 ) -> Result<Response, Fault> {
-    let header = request
-        .headers()
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
+    let header = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let header = header.unwrap_or_default();
-    let media_type = header
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_owned();
+    let media_type = header.split(';').next().unwrap_or_default().trim().to_owned();
     let reading = axum::body::to_bytes(request.into_body(), MANIFEST_BYTES_MAX);
     let bytes = tokio::time::timeout(inner.limits.body_idle, reading)
         .await
@@ -118,15 +105,10 @@ pub(crate) async fn put(
     if let Name::Digest(wanted) = &reference
         && *wanted != digest
     {
-        return Err(Fault::digest_invalid(format!(
-            "the manifest has digest `{digest}`"
-        )));
+        return Err(Fault::digest_invalid(format!("the manifest has digest `{digest}`")));
     }
     let _guard = inner.collection.read().await;
-    let subject = manifest
-        .subject
-        .as_ref()
-        .map(|subject| subject.digest.clone());
+    let subject = manifest.subject.as_ref().map(|subject| subject.digest.clone());
     let (stored, kept, repository) = (Arc::clone(inner), digest.clone(), name.clone());
     blocking(move || {
         check_parts(&stored, &repository, &manifest)?;
@@ -164,9 +146,7 @@ pub(crate) async fn delete(
     if found {
         Ok(answer(StatusCode::ACCEPTED, &[], Body::empty()))
     } else {
-        Err(Fault::manifest_unknown(
-            "the repository has no such manifest",
-        ))
+        Err(Fault::manifest_unknown("the repository has no such manifest"))
     }
 }
 
@@ -208,18 +188,11 @@ fn parse(bytes: &[u8], media_type: &str) -> Result<Manifest, Fault> {
     if manifest.schema_version != 2 {
         return invalid("its schema version is not 2");
     }
-    if manifest
-        .media_type
-        .as_deref()
-        .is_some_and(|inside| inside != media_type)
-    {
+    if manifest.media_type.as_deref().is_some_and(|inside| inside != media_type) {
         return invalid("its media type differs from the request's");
     }
-    let shape = (
-        manifest.manifests.is_some(),
-        manifest.config.is_some(),
-        manifest.layers.is_some(),
-    );
+    let shape =
+        (manifest.manifests.is_some(), manifest.config.is_some(), manifest.layers.is_some());
     if shape != (index, !index, !index) {
         return invalid("it is both or neither of an image and an index");
     }
@@ -241,18 +214,12 @@ fn parse(bytes: &[u8], media_type: &str) -> Result<Manifest, Fault> {
 /// Returns the blobs and manifests that a manifest consists of.
 pub(crate) fn parts(manifest: &Manifest) -> impl Iterator<Item = &Descriptor> {
     let lists = [&manifest.layers, &manifest.manifests];
-    manifest
-        .config
-        .iter()
-        .chain(lists.into_iter().flatten().flatten())
+    manifest.config.iter().chain(lists.into_iter().flatten().flatten())
 }
 
 fn check_parts(inner: &Inner, name: &str, manifest: &Manifest) -> Result<(), Fault> {
     let missing = |part: &Descriptor| {
-        Err(Fault::manifest_blob_unknown(format!(
-            "the repository does not have `{}`",
-            part.digest
-        )))
+        Err(Fault::manifest_blob_unknown(format!("the repository does not have `{}`", part.digest)))
     };
     for part in manifest.manifests.iter().flatten() {
         if inner.storage.media_type(name, &part.digest)?.is_none() {
@@ -260,11 +227,7 @@ fn check_parts(inner: &Inner, name: &str, manifest: &Manifest) -> Result<(), Fau
         }
         inner.storage.touch(&part.digest, inner.clock.now())?;
     }
-    for part in manifest
-        .config
-        .iter()
-        .chain(manifest.layers.iter().flatten())
-    {
+    for part in manifest.config.iter().chain(manifest.layers.iter().flatten()) {
         match inner.storage.blob_size(name, &part.digest)? {
             None => return missing(part),
             Some(size) if size != part.size => {
@@ -294,9 +257,7 @@ fn set_tag(inner: &Inner, name: &str, tag: &str, digest: &Digest) -> Result<(), 
     let tags = inner.storage.tags(name);
     let path = tags.join(tag);
     if !storage::exists(&path)? && storage::names(&tags, TAGS_MAX)?.len() >= TAGS_MAX {
-        return Err(Fault::too_many(format!(
-            "a repository may have at most {TAGS_MAX} tags"
-        )));
+        return Err(Fault::too_many(format!("a repository may have at most {TAGS_MAX} tags")));
     }
     inner.storage.write(&path, digest.as_str().as_bytes())?;
     Ok(())

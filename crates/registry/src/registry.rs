@@ -26,7 +26,7 @@ use crate::reply::{Fault, answer};
 use crate::route::{self, Route};
 use crate::storage::Storage;
 use crate::uploads::Upload;
-use crate::{catalog, blobs, gc, lists, manifests, uploads};
+use crate::{blobs, catalog, gc, lists, manifests, uploads};
 
 /// How a registry is set up.
 #[derive(Debug, Clone)]
@@ -106,9 +106,7 @@ impl Registry {
 
     /// Returns the routes under `/v2/` (OCI distribution specification 1.1).
     pub fn router(&self) -> Router {
-        Router::new()
-            .fallback(serve)
-            .with_state(Arc::clone(&self.inner))
+        Router::new().fallback(serve).with_state(Arc::clone(&self.inner))
     }
 
     /// Removes what nothing refers to and what is older than the grace time: uploads at rest,
@@ -168,18 +166,14 @@ impl Inner {
         access: Access,
     ) -> Result<(), Fault> {
         let credentials = credentials(headers);
-        match self
-            .authorize
-            .authorize(credentials.as_ref(), repository, access)
-            .await
-        {
+        match self.authorize.authorize(credentials.as_ref(), repository, access).await {
             Decision::Allow => Ok(()),
             Decision::Unauthenticated => {
                 Err(Fault::unauthorized("these credentials are not known here"))
             }
-            Decision::Forbidden => Err(Fault::denied(
-                "these credentials do not reach this repository",
-            )),
+            Decision::Forbidden => {
+                Err(Fault::denied("these credentials do not reach this repository"))
+            }
         }
     }
 }
@@ -188,9 +182,7 @@ impl Inner {
 pub(crate) async fn blocking<T: Send + 'static, E: From<Error> + Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|source| E::from(Error::Thread { source }))?
+    tokio::task::spawn_blocking(work).await.map_err(|source| E::from(Error::Thread { source }))?
 }
 
 fn credentials(headers: &HeaderMap) -> Option<Basic> {
@@ -201,10 +193,7 @@ fn credentials(headers: &HeaderMap) -> Option<Basic> {
     }
     let decoded = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
     let (user, password) = decoded.split_once(':')?;
-    Some(Basic {
-        user: user.to_owned(),
-        password: Secret::new(password),
-    })
+    Some(Basic { user: user.to_owned(), password: Secret::new(password) })
 }
 
 async fn serve(State(inner): State<Arc<Inner>>, request: Request) -> Response {
@@ -214,9 +203,7 @@ async fn serve(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         Err(fault) => fault.into_response(),
     };
     let version = http::HeaderValue::from_static("registry/2.0");
-    response
-        .headers_mut()
-        .insert("docker-distribution-api-version", version);
+    response.headers_mut().insert("docker-distribution-api-version", version);
     if head {
         *response.body_mut() = axum::body::Body::empty();
     }

@@ -15,11 +15,7 @@ use crate::error::Error;
 #[derive(Debug)]
 pub(crate) enum Fault {
     /// The client's, with a code of the specification.
-    Client {
-        status: StatusCode,
-        code: &'static str,
-        message: String,
-    },
+    Client { status: StatusCode, code: &'static str, message: String },
     /// Ours.
     Storage(Error),
 }
@@ -63,11 +59,7 @@ faults! {
 impl IntoResponse for Fault {
     fn into_response(self) -> Response {
         let (status, code, message) = match self {
-            Self::Client {
-                status,
-                code,
-                message,
-            } => (status, code, message),
+            Self::Client { status, code, message } => (status, code, message),
             Self::Storage(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::error!(error = %error, cause, "registry storage");
@@ -78,11 +70,7 @@ impl IntoResponse for Fault {
                 } else {
                     StatusCode::INTERNAL_SERVER_ERROR
                 };
-                (
-                    status,
-                    "UNKNOWN",
-                    "the registry's storage is at fault".to_owned(),
-                )
+                (status, "UNKNOWN", "the registry's storage is at fault".to_owned())
             }
         };
         let body = json!({ "errors": [{ "code": code, "message": message, "detail": null }] });

@@ -55,9 +55,8 @@ pub(crate) fn parse(path: &str) -> Result<Route, Fault> {
         return Ok(Route::Base);
     }
     let rest = rest.strip_prefix('/').ok_or_else(nothing)?;
-    if let Some(name) = rest
-        .strip_suffix("/blobs/uploads/")
-        .or_else(|| rest.strip_suffix("/blobs/uploads"))
+    if let Some(name) =
+        rest.strip_suffix("/blobs/uploads/").or_else(|| rest.strip_suffix("/blobs/uploads"))
     {
         return Ok(Route::Uploads(repository(name)?));
     }
@@ -92,8 +91,7 @@ pub(crate) fn repository(name: &str) -> Result<String, Fault> {
 }
 
 pub(crate) fn digest(text: &str) -> Result<Digest, Fault> {
-    text.parse()
-        .map_err(|_| Fault::digest_invalid("only lowercase sha256 digests are kept here"))
+    text.parse().map_err(|_| Fault::digest_invalid("only lowercase sha256 digests are kept here"))
 }
 
 #[cfg(test)]
@@ -109,18 +107,9 @@ mod tests {
         let table = [
             ("/v2".to_owned(), Route::Base),
             ("/v2/".to_owned(), Route::Base),
-            (
-                "/v2/a/blobs/uploads/".to_owned(),
-                Route::Uploads("a".to_owned()),
-            ),
-            (
-                format!("/v2/a/b/blobs/uploads/{id}"),
-                Route::Upload("a/b".to_owned(), id.clone()),
-            ),
-            (
-                format!("/v2/a/blobs/{D}"),
-                Route::Blob("a".to_owned(), digest.clone()),
-            ),
+            ("/v2/a/blobs/uploads/".to_owned(), Route::Uploads("a".to_owned())),
+            (format!("/v2/a/b/blobs/uploads/{id}"), Route::Upload("a/b".to_owned(), id)),
+            (format!("/v2/a/blobs/{D}"), Route::Blob("a".to_owned(), digest.clone())),
             (
                 format!("/v2/a/blobs/b/blobs/{D}"),
                 Route::Blob("a/blobs/b".to_owned(), digest.clone()),
@@ -130,10 +119,7 @@ mod tests {
                 Route::Manifest("a".to_owned(), Name::Tag("latest".to_owned())),
             ),
             ("/v2/a/tags/list".to_owned(), Route::Tags("a".to_owned())),
-            (
-                format!("/v2/a/referrers/{D}"),
-                Route::Referrers("a".to_owned(), digest),
-            ),
+            (format!("/v2/a/referrers/{D}"), Route::Referrers("a".to_owned(), digest)),
         ];
         for (path, route) in table {
             assert_eq!(parse(&path).ok(), Some(route), "{path}");

@@ -41,10 +41,7 @@ impl Storage {
             let path = root.join(name);
             fs::create_dir_all(&path).map_err(|e| Error::io("make", &path, e))?;
         }
-        Ok(Self {
-            root,
-            next_temporary: AtomicU64::new(0),
-        })
+        Ok(Self { root, next_temporary: AtomicU64::new(0) })
     }
 
     pub(crate) fn blobs(&self) -> PathBuf {
@@ -130,9 +127,7 @@ impl Storage {
         let temporary = self.uploads().join(format!("write-{number}"));
         let fault = |operation| move |source| Error::io(operation, path, source);
         let mut file = File::create_new(&temporary).map_err(fault("create"))?;
-        file.write_all(bytes)
-            .and_then(|()| file.sync_all())
-            .map_err(fault("write"))?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fault("write"))?;
         self.publish(&temporary, path)
     }
 
@@ -142,9 +137,7 @@ impl Storage {
         let parent = path.parent().unwrap_or(&self.root);
         fs::create_dir_all(parent).map_err(fault("make the folder of"))?;
         fs::rename(temporary, path).map_err(fault("publish"))?;
-        File::open(parent)
-            .and_then(|folder| folder.sync_all())
-            .map_err(fault("sync the folder of"))
+        File::open(parent).and_then(|folder| folder.sync_all()).map_err(fault("sync the folder of"))
     }
 
     /// Marks a blob as wanted now, so that a collection leaves it for its grace time (R9).
@@ -154,8 +147,7 @@ impl Storage {
         match File::options().append(true).open(&path) {
             Ok(file) => {
                 let times = FileTimes::new().set_modified(system_time(now));
-                file.set_times(times)
-                    .map_err(|e| Error::io("touch", path, e))?;
+                file.set_times(times).map_err(|e| Error::io("touch", path, e))?;
                 Ok(true)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -66,11 +66,7 @@ pub(crate) async fn begin(
     {
         return Ok(created(name, &digest));
     }
-    let digest = parameters
-        .digest
-        .as_deref()
-        .map(route::digest)
-        .transpose()?;
+    let digest = parameters.digest.as_deref().map(route::digest).transpose()?;
     check_length(&headers, inner.limits.blob_bytes_max)?;
     let id = open(inner, name).await?;
     let Some(digest) = digest else {
@@ -114,13 +110,7 @@ pub(crate) async fn finish(
     check_range(&upload, request.headers())?;
     let outcome = complete(inner, &mut upload, (name, id), (digest, request)).await;
     // A body cut short may be sent again from where it ended; all else is over.
-    if !matches!(
-        &outcome,
-        Err(Fault::Client {
-            code: "BLOB_UPLOAD_INVALID",
-            ..
-        })
-    ) {
+    if !matches!(&outcome, Err(Fault::Client { code: "BLOB_UPLOAD_INVALID", .. })) {
         forget(inner, id)?;
     }
     outcome
@@ -171,9 +161,7 @@ async fn mount(
     {
         return Ok(None);
     }
-    inner
-        .storage
-        .write(&inner.storage.blob_link(name, &digest), b"")?;
+    inner.storage.write(&inner.storage.blob_link(name, &digest), b"")?;
     Ok(Some(digest))
 }
 
@@ -183,30 +171,17 @@ async fn open(inner: &Arc<Inner>, name: &str) -> Result<String, Fault> {
     let id = format!("{:032x}", u128::from_be_bytes(bits));
     let path = inner.storage.upload(&id);
     expire(inner);
-    if inner
-        .uploads
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .len()
+    if inner.uploads.lock().unwrap_or_else(PoisonError::into_inner).len()
         >= inner.limits.uploads_max
     {
         return Err(Fault::too_many("too many uploads are open"));
     }
     let file = blocking(move || {
         let mut options = File::options();
-        options
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(|e| Error::io("create", path, e))
+        options.write(true).create_new(true).open(&path).map_err(|e| Error::io("create", path, e))
     })
     .await?;
-    let sink = Sink {
-        file,
-        hash: Sha256::new(),
-        size_bytes: 0,
-        broken: false,
-    };
+    let sink = Sink { file, hash: Sha256::new(), size_bytes: 0, broken: false };
     let upload = Upload {
         repository: name.to_owned(),
         sink: Arc::new(Mutex::new(sink)),
@@ -220,29 +195,16 @@ async fn open(inner: &Arc<Inner>, name: &str) -> Result<String, Fault> {
 /// Takes hold of an upload of this repository; another request may hold it, then it is refused.
 fn take(inner: &Inner, name: &str, id: &str) -> Result<OwnedMutexGuard<Upload>, Fault> {
     let unknown = || Fault::upload_unknown("there is no such upload");
-    let found = inner
-        .uploads
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .get(id)
-        .cloned();
+    let found = inner.uploads.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
     let upload = found
         .ok_or_else(unknown)?
         .try_lock_owned()
         .map_err(|_| Fault::upload_invalid("another request is sending to this upload"))?;
-    if upload.repository == name {
-        Ok(upload)
-    } else {
-        Err(unknown())
-    }
+    if upload.repository == name { Ok(upload) } else { Err(unknown()) }
 }
 
 fn forget(inner: &Inner, id: &str) -> Result<(), Fault> {
-    inner
-        .uploads
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .remove(id);
+    inner.uploads.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
     storage::remove(&inner.storage.upload(id))?;
     Ok(())
 }
@@ -270,15 +232,11 @@ fn publish(
     let sink = lock(sink);
     let actual = Digest::from_sha256(&sink.hash.clone().finalize().into());
     if actual != *wanted {
-        return Err(Fault::digest_invalid(format!(
-            "the bytes have digest `{actual}`"
-        )));
+        return Err(Fault::digest_invalid(format!("the bytes have digest `{actual}`")));
     }
     let storage = &inner.storage;
     let path = storage.upload(id);
-    sink.file
-        .sync_all()
-        .map_err(|e| Error::io("sync", &path, e))?;
+    sink.file.sync_all().map_err(|e| Error::io("sync", &path, e))?;
     if !storage.touch(wanted, inner.clock.now())? {
         storage.publish(&path, &storage.blob(wanted))?;
         storage.touch(wanted, inner.clock.now())?;
@@ -295,9 +253,7 @@ async fn receive(inner: &Inner, upload: &mut Upload, request: Request) -> Result
     let mut buffer = BytesMut::new();
     loop {
         let next = tokio::time::timeout(limits.body_idle, stream.next());
-        let chunk = next
-            .await
-            .map_err(|_| Fault::upload_invalid("the sender fell silent"));
+        let chunk = next.await.map_err(|_| Fault::upload_invalid("the sender fell silent"));
         let chunk = match chunk {
             Ok(Some(Ok(chunk))) => Ok(Some(chunk)),
             Ok(None) => Ok(None),
@@ -322,20 +278,14 @@ async fn receive(inner: &Inner, upload: &mut Upload, request: Request) -> Result
 
 fn write(sink: &mut Sink, bytes: &Bytes, size_max: u64) -> Result<u64, Fault> {
     if sink.broken {
-        return Err(Fault::upload_unknown(
-            "an earlier write of this upload went wrong",
-        ));
+        return Err(Fault::upload_unknown("an earlier write of this upload went wrong"));
     }
     let size = sink.size_bytes.saturating_add(bytes.len() as u64);
     if size > size_max {
-        return Err(Fault::too_large(format!(
-            "a blob may have at most {size_max} bytes"
-        )));
+        return Err(Fault::too_large(format!("a blob may have at most {size_max} bytes")));
     }
     sink.broken = true;
-    sink.file
-        .write_all(bytes)
-        .map_err(|e| Error::io("write", "uploads", e))?;
+    sink.file.write_all(bytes).map_err(|e| Error::io("write", "uploads", e))?;
     sink.hash.update(bytes);
     sink.size_bytes = size;
     sink.broken = false;
@@ -347,37 +297,28 @@ fn lock(sink: &Mutex<Sink>) -> std::sync::MutexGuard<'_, Sink> {
 }
 
 fn check_length(headers: &HeaderMap, size_max: u64) -> Result<(), Fault> {
-    let length = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok());
+    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     match length.and_then(|text| text.parse::<u64>().ok()) {
-        Some(length) if length > size_max => Err(Fault::too_large(format!(
-            "a blob may have at most {size_max} bytes"
-        ))),
+        Some(length) if length > size_max => {
+            Err(Fault::too_large(format!("a blob may have at most {size_max} bytes")))
+        }
         _ => Ok(()),
     }
 }
 
 /// A chunk that says where it belongs must belong at the end of what is here.
 fn check_range(upload: &Upload, headers: &HeaderMap) -> Result<(), Fault> {
-    let Some(text) = headers
-        .get(CONTENT_RANGE)
-        .and_then(|value| value.to_str().ok())
-    else {
+    let Some(text) = headers.get(CONTENT_RANGE).and_then(|value| value.to_str().ok()) else {
         return Ok(());
     };
     let text = text.strip_prefix("bytes ").unwrap_or(text);
     let text = text.split('/').next().unwrap_or_default();
-    let start = text
-        .split_once('-')
-        .and_then(|(start, _)| start.trim().parse::<u64>().ok());
+    let start = text.split_once('-').and_then(|(start, _)| start.trim().parse::<u64>().ok());
     let here = lock(&upload.sink).size_bytes;
     if start == Some(here) {
         Ok(())
     } else {
-        Err(Fault::upload_range(format!(
-            "the next byte is number {here}"
-        )))
+        Err(Fault::upload_range(format!("the next byte is number {here}")))
     }
 }
 

@@ -32,10 +32,7 @@ impl Paths {
     #[must_use]
     pub fn new(slice: &str, machine: &str) -> Self {
         let slice = Path::new(slice.trim_matches('/'));
-        Self {
-            machine: slice.join("machines").join(machine),
-            monitors: slice.join("monitors"),
-        }
+        Self { machine: slice.join("machines").join(machine), monitors: slice.join("monitors") }
     }
 }
 
@@ -119,10 +116,7 @@ impl Hierarchies {
             }
             return Ok(());
         }
-        for root in CONTROLLERS
-            .iter()
-            .filter_map(|controller| self.of(controller))
-        {
+        for root in CONTROLLERS.iter().filter_map(|controller| self.of(controller)) {
             let at = root.join(group);
             fs::create_dir_all(&at).map_err(Error::file("create", at))?;
         }
@@ -134,10 +128,8 @@ impl Hierarchies {
     /// # Errors
     /// The kernel's.
     pub fn join(&self, group: &Path) -> Result<(), Error> {
-        let mut roots: Vec<&Path> = CONTROLLERS
-            .iter()
-            .filter_map(|controller| self.of(controller))
-            .collect();
+        let mut roots: Vec<&Path> =
+            CONTROLLERS.iter().filter_map(|controller| self.of(controller)).collect();
         roots.dedup();
         for root in roots {
             write(&root.join(group).join("cgroup.procs"), "0")?;
@@ -150,19 +142,14 @@ impl Hierarchies {
     /// # Errors
     /// The kernel's.
     pub fn limit(&self, group: &Path, limits: &Limits) -> Result<(), Error> {
-        let quota_us = limits
-            .cpu_milli
-            .map(|milli| u64::from(milli) * CPU_PERIOD_US / 1000);
+        let quota_us = limits.cpu_milli.map(|milli| u64::from(milli) * CPU_PERIOD_US / 1000);
         match self {
             Self::Unified(root) => {
                 let at = root.join(group);
                 write(&at.join("memory.max"), &limits.memory_bytes.to_string())?;
                 optional(&at.join("memory.swap.max"), &limits.swap_bytes.to_string())?;
                 write(&at.join("pids.max"), &limits.pids_max.to_string())?;
-                write(
-                    &at.join("cpu.weight"),
-                    &limits.cpu_weight.clamp(1, 10_000).to_string(),
-                )?;
+                write(&at.join("cpu.weight"), &limits.cpu_weight.clamp(1, 10_000).to_string())?;
                 let quota = quota_us.map_or_else(|| "max".to_owned(), |us| us.to_string());
                 write(&at.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}"))
             }
@@ -178,12 +165,7 @@ impl Hierarchies {
                 let shares = u64::from(limits.cpu_weight.clamp(1, 10_000)) * 1024 / 100;
                 self.set(group, "cpu", "cpu.shares", &shares.max(2).to_string())?;
                 if let Some(us) = quota_us {
-                    self.set(
-                        group,
-                        "cpu",
-                        "cpu.cfs_period_us",
-                        &CPU_PERIOD_US.to_string(),
-                    )?;
+                    self.set(group, "cpu", "cpu.cfs_period_us", &CPU_PERIOD_US.to_string())?;
                     self.set(group, "cpu", "cpu.cfs_quota_us", &us.to_string())?;
                 }
                 Ok(())
@@ -219,8 +201,7 @@ impl Hierarchies {
     #[must_use]
     pub fn stats(&self, group: &Path) -> Stats {
         let read = |controller: &str, file: &str| {
-            self.of(controller)
-                .and_then(|root| number(&root.join(group).join(file)))
+            self.of(controller).and_then(|root| number(&root.join(group).join(file)))
         };
         let field = |controller: &str, file: &str, name: &str| {
             let text = fs::read_to_string(self.of(controller)?.join(group).join(file)).ok()?;
@@ -353,11 +334,7 @@ fn number(file: &Path) -> Option<u64> {
 fn named_number(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         let (key, value) = line.split_once(' ')?;
-        if key == name {
-            value.trim().parse().ok()
-        } else {
-            None
-        }
+        if key == name { value.trim().parse().ok() } else { None }
     })
 }
 
@@ -368,17 +345,11 @@ mod tests {
     #[test]
     fn a_server_with_v1_controllers_is_legacy_and_one_without_unified() {
         let pure = "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n";
-        assert_eq!(
-            Hierarchies::parse(pure),
-            Some(Hierarchies::Unified("/sys/fs/cgroup".into()))
-        );
+        assert_eq!(Hierarchies::parse(pure), Some(Hierarchies::Unified("/sys/fs/cgroup".into())));
         let hybrid = "cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\n\
              cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
         let found = Hierarchies::parse(hybrid).unwrap();
-        assert_eq!(
-            found.of("cpuacct"),
-            Some(Path::new("/sys/fs/cgroup/cpu,cpuacct"))
-        );
+        assert_eq!(found.of("cpuacct"), Some(Path::new("/sys/fs/cgroup/cpu,cpuacct")));
         assert_eq!(found.of("memory"), None);
         assert_eq!(Hierarchies::parse("proc /proc proc rw 0 0\n"), None);
     }

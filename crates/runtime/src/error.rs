@@ -113,19 +113,12 @@ impl Error {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(E) -> Self {
         let path = path.into();
-        move |source| Self::File {
-            operation,
-            path,
-            source: source.into(),
-        }
+        move |source| Self::File { operation, path, source: source.into() }
     }
 
     /// Makes a function that turns an I/O error into one of this operation.
     pub fn system<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> Self {
-        move |source| Self::System {
-            operation,
-            source: source.into(),
-        }
+        move |source| Self::System { operation, source: source.into() }
     }
 }
 

@@ -118,18 +118,11 @@ impl FakeRuntime {
     /// Returns whether a boot of it runs.
     #[must_use]
     pub fn runs(&self, machine: &MachineId) -> bool {
-        self.state()
-            .boots
-            .get(machine)
-            .is_some_and(|boot| boot.exit.borrow().is_none())
+        self.state().boots.get(machine).is_some_and(|boot| boot.exit.borrow().is_none())
     }
 
     fn record(&self, machine: &MachineId, call: Call) {
-        self.state()
-            .calls
-            .entry(machine.clone())
-            .or_default()
-            .push(call);
+        self.state().calls.entry(machine.clone()).or_default().push(call);
     }
 
     fn end(&self, machine: &MachineId, change: impl FnOnce(&mut ExitStatus)) {
@@ -173,10 +166,7 @@ impl Runtime for FakeRuntime {
         self.record(&machine, Call::Create(spec.boot));
         let mut state = self.state();
         if let Some(reason) = state.create_faults.pop() {
-            return Err(Error::Refused {
-                operation: "create the sandbox",
-                reason,
-            });
+            return Err(Error::Refused { operation: "create the sandbox", reason });
         }
         let info = InstanceInfo {
             protocol: PROTOCOL,
@@ -184,26 +174,14 @@ impl Runtime for FakeRuntime {
             instance: spec.instance.clone(),
             boot: spec.boot,
             host_boot: "fake".to_owned(),
-            monitor: ProcessInfo {
-                pid: 0,
-                start_ticks: 0,
-            },
-            init: ProcessInfo {
-                pid: 0,
-                start_ticks: 0,
-            },
+            monitor: ProcessInfo { pid: 0, start_ticks: 0 },
+            init: ProcessInfo { pid: 0, start_ticks: 0 },
             cgroup: format!("fake/{machine}"),
         };
-        let boot = Arc::new(Boot {
-            info,
-            exit: watch::Sender::new(None),
-        });
+        let boot = Arc::new(Boot { info, exit: watch::Sender::new(None) });
         state.boots.insert(machine, Arc::clone(&boot));
         drop(state);
-        Ok(Box::new(FakeInstance {
-            runtime: self.clone(),
-            boot,
-        }))
+        Ok(Box::new(FakeInstance { runtime: self.clone(), boot }))
     }
 
     async fn adopt(&self, dir: &MachineDir) -> Result<Adopted, Error> {
@@ -213,10 +191,7 @@ impl Runtime for FakeRuntime {
         let ended = boot.exit.borrow().clone();
         Ok(match ended {
             Some(status) => Adopted::Ended(status),
-            None => Adopted::Running(Box::new(FakeInstance {
-                runtime: self.clone(),
-                boot,
-            })),
+            None => Adopted::Running(Box::new(FakeInstance { runtime: self.clone(), boot })),
         })
     }
 
@@ -264,9 +239,7 @@ impl Instance for FakeInstance {
 
     fn network_namespace(&self) -> Result<OwnedFd, Error> {
         let path = "/proc/self/ns/net";
-        File::open(path)
-            .map(OwnedFd::from)
-            .map_err(Error::file("open", path))
+        File::open(path).map(OwnedFd::from).map_err(Error::file("open", path))
     }
 
     async fn start(&self, start: GuestStart) -> Result<(), Error> {
@@ -324,10 +297,7 @@ impl Instance for FakeInstance {
         let stdout = request.exec.argv.join(" ").into_bytes();
         self.act(Call::Exec(request.exec.argv))?;
         Ok(ExecOutput {
-            ended: Ended {
-                code: 0,
-                signal: None,
-            },
+            ended: Ended { code: 0, signal: None },
             stdout,
             stderr: Vec::new(),
             truncated: false,
@@ -340,13 +310,7 @@ impl Instance for FakeInstance {
         self.act(Call::Exec(exec.argv))?;
         let (input, _) = mpsc::channel(EXEC_FRAMES_MAX);
         let (event, events) = mpsc::channel(EXEC_FRAMES_MAX);
-        for one in [
-            ExecEvent::Stdout(stdout),
-            ExecEvent::Ended(Ended {
-                code: 0,
-                signal: None,
-            }),
-        ] {
+        for one in [ExecEvent::Stdout(stdout), ExecEvent::Ended(Ended { code: 0, signal: None })] {
             // The receiver is two lines above.
             drop(event.send(one).await);
         }

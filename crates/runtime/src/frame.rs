@@ -40,10 +40,7 @@ pub fn length(head: [u8; HEAD_BYTES], bytes_max: usize) -> io::Result<usize> {
 }
 
 fn too_long() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        "a frame is longer than its limit",
-    )
+    io::Error::new(io::ErrorKind::InvalidData, "a frame is longer than its limit")
 }
 
 /// Writes one message.
@@ -105,10 +102,7 @@ mod tests {
     fn a_frame_longer_than_its_limit_is_neither_written_nor_read() {
         encode(&"x".repeat(10), 11).unwrap_err();
         let frame = encode(&"x".repeat(10), 12).unwrap();
-        assert_eq!(
-            read::<String>(&mut frame.as_slice(), 12).unwrap(),
-            "xxxxxxxxxx"
-        );
+        assert_eq!(read::<String>(&mut frame.as_slice(), 12).unwrap(), "xxxxxxxxxx");
         let error = read::<String>(&mut frame.as_slice(), 11).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         let huge = [0xff, 0xff, 0xff, 0xff];

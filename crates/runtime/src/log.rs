@@ -123,9 +123,7 @@ impl Record {
 }
 
 fn big_endian(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0, |value, byte| (value << 8) | u64::from(*byte))
+    bytes.iter().fold(0, |value, byte| (value << 8) | u64::from(*byte))
 }
 
 fn filled(from: &mut impl io::Read, buffer: &mut [u8]) -> io::Result<bool> {
@@ -152,11 +150,7 @@ pub fn read(dir: &Path, from_seq: u64, limit: usize) -> Result<Vec<Record>, Erro
 pub fn tail(dir: &Path, count: usize) -> Result<Vec<Record>, Error> {
     let count = count.min(RECORDS_MAX);
     let next = next_seq(dir)?;
-    read(
-        dir,
-        next.saturating_sub(u64::try_from(count).unwrap_or(u64::MAX)),
-        count,
-    )
+    read(dir, next.saturating_sub(u64::try_from(count).unwrap_or(u64::MAX)), count)
 }
 
 /// Returns the number that the next record will get.
@@ -218,11 +212,7 @@ impl Cursor {
     /// Starts at a record's number, whether it is there yet or not.
     #[must_use]
     pub fn new(dir: &Path, from_seq: u64) -> Self {
-        Self {
-            dir: dir.to_owned(),
-            next: from_seq,
-            at: None,
-        }
+        Self { dir: dir.to_owned(), next: from_seq, at: None }
     }
 
     /// Returns the records that came since, at most `limit` or [`RECORDS_MAX`].
@@ -234,9 +224,7 @@ impl Cursor {
         let mut found = Vec::new();
         let all = segments(&self.dir)?;
         for (index, (first, path)) in all.iter().enumerate() {
-            let past = all
-                .get(index.saturating_add(1))
-                .is_some_and(|(next, _)| *next <= self.next);
+            let past = all.get(index.saturating_add(1)).is_some_and(|(next, _)| *next <= self.next);
             if past {
                 continue;
             }
@@ -266,8 +254,7 @@ impl Cursor {
             _ => 0,
         };
         let mut file = BufReader::new(file);
-        file.seek(SeekFrom::Start(offset))
-            .map_err(Error::file("read", path))?;
+        file.seek(SeekFrom::Start(offset)).map_err(Error::file("read", path))?;
         while found.len() < limit {
             let decoded = Record::decode(&mut file.by_ref()).map_err(Error::file("read", path))?;
             let Some(record) = decoded else { break };

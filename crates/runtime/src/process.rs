@@ -20,10 +20,7 @@ impl ProcessInfo {
     /// # Errors
     /// There is none of that id.
     pub fn of(pid: i32) -> io::Result<Self> {
-        Ok(Self {
-            pid,
-            start_ticks: start_ticks(pid)?,
-        })
+        Ok(Self { pid, start_ticks: start_ticks(pid)? })
     }
 
     /// Opens it, unless it has ended and been collected.
@@ -36,11 +33,7 @@ impl ProcessInfo {
         let fd = pidfd_open(pid, PidfdFlags::empty())?;
         // The descriptor is of whoever had the id when it was opened; the start time, read after,
         // tells whether that was the one.
-        if start_ticks(self.pid)? == self.start_ticks {
-            Ok(fd)
-        } else {
-            Err(gone())
-        }
+        if start_ticks(self.pid)? == self.start_ticks { Ok(fd) } else { Err(gone()) }
     }
 
     /// Returns whether it still runs (a process that ended and is not yet collected does not).
@@ -53,14 +46,8 @@ impl ProcessInfo {
 /// Returns whether the process of a pidfd has not ended.
 #[must_use]
 pub fn is_running(pidfd: &OwnedFd) -> bool {
-    let mut polled = [rustix::event::PollFd::new(
-        pidfd,
-        rustix::event::PollFlags::IN,
-    )];
-    let now = rustix::event::Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut polled = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
     matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(0))
 }
 
@@ -92,10 +79,7 @@ pub fn network_namespace(process: ProcessInfo, pidfd: &OwnedFd) -> Result<OwnedF
 
 /// Makes a descriptor one whose readability can be awaited.
 pub(crate) fn awaitable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    #[expect(
-        unsafe_code,
-        reason = "the binding leaves it to its caller that the number stays"
-    )]
+    #[expect(unsafe_code, reason = "the binding leaves it to its caller that the number stays")]
     // SAFETY: an `OwnedFd` keeps its number until it is dropped, which its `AsyncFd` does last.
     let registered = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
     Ok(registered?)
@@ -117,12 +101,7 @@ fn start_ticks(pid: i32) -> io::Result<u64> {
 
 fn parse_start_ticks(stat: &str) -> Option<u64> {
     // The name, in parentheses, may hold anything; field 22 is the 20th after it.
-    stat.rsplit_once(')')?
-        .1
-        .split_ascii_whitespace()
-        .nth(19)?
-        .parse()
-        .ok()
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -140,12 +119,6 @@ mod tests {
     fn a_process_with_another_start_time_is_not_opened() {
         let me = ProcessInfo::of(i32::try_from(std::process::id()).unwrap()).unwrap();
         assert!(me.runs());
-        assert!(
-            !ProcessInfo {
-                start_ticks: me.start_ticks + 1,
-                ..me
-            }
-            .runs()
-        );
+        assert!(!ProcessInfo { start_ticks: me.start_ticks + 1, ..me }.runs());
     }
 }

@@ -64,10 +64,7 @@ impl SandboxRuntime {
 
     /// Starts a monitor and returns its end of the socket pair.
     async fn spawn(&self, dir: &MachineDir) -> Result<UnixStream, Error> {
-        let spawn_error = |source| Error::Spawn {
-            path: self.config.monitor.clone(),
-            source,
-        };
+        let spawn_error = |source| Error::Spawn { path: self.config.monitor.clone(), source };
         let (ours, theirs) = UnixStream::pair().map_err(spawn_error)?;
         let theirs = theirs.into_std().map_err(spawn_error)?;
         theirs.set_nonblocking(false).map_err(spawn_error)?;
@@ -95,27 +92,18 @@ impl SandboxRuntime {
     async fn create_sandbox(&self, spec: &BootSpec) -> Result<InstanceInfo, Error> {
         let machine = || spec.dir.machine.to_string();
         let mut stream = self.spawn(&spec.dir).await?;
-        frame::send(&mut stream, &self.boot(spec)?, FRAME_BYTES_MAX)
-            .await
-            .map_err(|source| Error::Monitor {
-                operation: "write to",
-                machine: machine(),
-                source,
-            })?;
+        frame::send(&mut stream, &self.boot(spec)?, FRAME_BYTES_MAX).await.map_err(|source| {
+            Error::Monitor { operation: "write to", machine: machine(), source }
+        })?;
         match frame::receive(&mut stream, FRAME_BYTES_MAX).await {
             Ok(Answer::Hello(info)) => Ok(*info),
-            Ok(Answer::Refused { reason }) => Err(Error::Refused {
-                operation: "create the sandbox",
-                reason,
-            }),
-            Ok(other) => Err(Error::Shape(format!(
-                "unexpected answer to boot: {other:?}"
-            ))),
-            Err(source) => Err(Error::Monitor {
-                operation: "read from",
-                machine: machine(),
-                source,
-            }),
+            Ok(Answer::Refused { reason }) => {
+                Err(Error::Refused { operation: "create the sandbox", reason })
+            }
+            Ok(other) => Err(Error::Shape(format!("unexpected answer to boot: {other:?}"))),
+            Err(source) => {
+                Err(Error::Monitor { operation: "read from", machine: machine(), source })
+            }
         }
     }
 }
@@ -126,11 +114,9 @@ impl Runtime for SandboxRuntime {
         spec.check()?;
         prepare(&spec.dir)?;
         let limit = Duration::from_millis(CREATE_TIMEOUT_MS);
-        let info = tokio::time::timeout(limit, self.create_sandbox(spec))
-            .await
-            .map_err(|_| Error::Timeout {
-                operation: "create the sandbox",
-                limit_ms: CREATE_TIMEOUT_MS,
+        let info =
+            tokio::time::timeout(limit, self.create_sandbox(spec)).await.map_err(|_| {
+                Error::Timeout { operation: "create the sandbox", limit_ms: CREATE_TIMEOUT_MS }
             })??;
         Ok(Box::new(SandboxInstance::new(spec.dir.clone(), info)?))
     }
@@ -170,12 +156,10 @@ impl Runtime for SandboxRuntime {
             Ok::<(), Error>(())
         };
         let limit = Duration::from_millis(CLEAN_TIMEOUT_MS);
-        tokio::time::timeout(limit, removed)
-            .await
-            .map_err(|_| Error::Timeout {
-                operation: "remove the cgroup",
-                limit_ms: CLEAN_TIMEOUT_MS,
-            })??;
+        tokio::time::timeout(limit, removed).await.map_err(|_| Error::Timeout {
+            operation: "remove the cgroup",
+            limit_ms: CLEAN_TIMEOUT_MS,
+        })??;
         match std::fs::remove_dir_all(&dir.run) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::file("remove", &dir.run)(error))

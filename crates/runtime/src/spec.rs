@@ -113,10 +113,7 @@ pub struct LogLimits {
 
 impl Default for LogLimits {
     fn default() -> Self {
-        Self {
-            bytes_max: 16 * 1024 * 1024,
-            bytes_per_second_max: 4 * 1024 * 1024,
-        }
+        Self { bytes_max: 16 * 1024 * 1024, bytes_per_second_max: 4 * 1024 * 1024 }
     }
 }
 

@@ -76,12 +76,12 @@ impl MemoryFiles {
     pub fn new<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Self {
         let contents: BTreeMap<String, Vec<u8>> = files
             .into_iter()
-            .map(|(path, bytes)| (path.to_owned(), bytes.iter().copied().take(FILE_BYTES_MAX).collect()))
+            .map(|(path, bytes)| {
+                (path.to_owned(), bytes.iter().copied().take(FILE_BYTES_MAX).collect())
+            })
             .collect();
-        let entries = contents
-            .keys()
-            .map(|path| Entry { path: path.clone(), kind: Kind::File })
-            .collect();
+        let entries =
+            contents.keys().map(|path| Entry { path: path.clone(), kind: Kind::File }).collect();
         Self { entries, contents }
     }
 }

@@ -92,7 +92,8 @@ struct App {
 
 impl App {
     fn find(files: &dyn Files) -> Option<Self> {
-        let packages = files.ending_with("/__init__.py").filter(|path| path.matches('/').count() == 1);
+        let packages =
+            files.ending_with("/__init__.py").filter(|path| path.matches('/').count() == 1);
         let candidates: Vec<&str> = MODULES.iter().copied().chain(packages).collect();
         let read = |path: &&str| Some(((*path).to_owned(), files.text(path)?));
         let texts: Vec<(String, String)> = candidates.iter().filter_map(read).collect();

@@ -52,14 +52,17 @@ impl Folder {
 }
 
 fn add(root: &Path, path: &Path, depth: usize, entries: &mut Vec<Entry>) {
-    let Some(relative) = path.strip_prefix(root).ok().and_then(Path::to_str) else { return };
+    let Some(relative) = path.strip_prefix(root).ok().and_then(Path::to_str) else {
+        return;
+    };
     if entries.len() >= ENTRIES_MAX {
         return;
     }
     let kind = kind_of(root, path);
     entries.push(Entry { path: relative.replace('\\', "/"), kind });
     let is_link = fs::symlink_metadata(path).is_ok_and(|it| it.is_symlink());
-    let skipped = path.file_name().and_then(|it| it.to_str()).is_some_and(|it| SKIPPED.contains(&it));
+    let skipped =
+        path.file_name().and_then(|it| it.to_str()).is_some_and(|it| SKIPPED.contains(&it));
     if kind != Kind::Folder || is_link || skipped || depth >= DEPTH_MAX {
         return;
     }

@@ -83,8 +83,11 @@ struct Composer {
 impl Composer {
     /// Reads the keys of `require`; a broken file requires nothing, composer will say why.
     fn read(text: &str) -> Self {
-        let Some((_, after)) = text.split_once("\"require\"") else { return Self::default() };
-        let block = after.split_once('{').and_then(|(_, it)| it.split_once('}')).map_or("", |it| it.0);
+        let Some((_, after)) = text.split_once("\"require\"") else {
+            return Self::default();
+        };
+        let block =
+            after.split_once('{').and_then(|(_, it)| it.split_once('}')).map_or("", |it| it.0);
         let mut composer = Self::default();
         for entry in block.split(',') {
             let name = entry.split('"').nth(1).unwrap_or_default();

@@ -71,7 +71,9 @@ impl Unrecognised {
     #[must_use]
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Empty => "change into the folder with the app's source, or name it: `perch launch PATH`",
+            Self::Empty => {
+                "change into the folder with the app's source, or name it: `perch launch PATH`"
+            }
             Self::Static { .. } | Self::NotYet { .. } | Self::Unknown { .. } => {
                 "write a Dockerfile and run `perch launch` again, or launch a ready image with \
                  `perch launch --image REFERENCE`; without one, PHP pages and Flask apps are \

@@ -27,9 +27,7 @@ impl Clock for Still {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let folder = std::env::args_os()
-        .nth(1)
-        .map_or_else(std::env::temp_dir, PathBuf::from);
+    let folder = std::env::args_os().nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
     let folder = folder.join(format!("perch-measure-{}", std::process::id()));
     std::fs::create_dir(&folder)?;
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(folder.join("s.db"), Arc::new(Still))?);
@@ -47,9 +45,7 @@ async fn measure(name: &str, store: Arc<dyn Store>) -> Result<(), Box<dyn Error>
     let value = bytes::Bytes::from(vec![b'x'; 1000]);
     let began = Instant::now();
     for n in 0..WRITES {
-        store
-            .put(&format!("serial/{n}"), value.clone(), Expected::Any)
-            .await?;
+        store.put(&format!("serial/{n}"), value.clone(), Expected::Any).await?;
     }
     let serial = f64::from(WRITES) / began.elapsed().as_secs_f64();
     let began = Instant::now();
@@ -89,9 +85,6 @@ async fn measure(name: &str, store: Arc<dyn Store>) -> Result<(), Box<dyn Error>
     }
     watcher.abort();
     micros.sort_unstable();
-    println!(
-        "{name}: put to watcher p50 {} us, p99 {} us",
-        micros[500], micros[990]
-    );
+    println!("{name}: put to watcher p50 {} us, p99 {} us", micros[500], micros[990]);
     Ok(())
 }

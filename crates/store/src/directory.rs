@@ -169,11 +169,7 @@ pub enum Op {
 impl Op {
     /// Writes a value without a lease.
     pub fn put(key: impl Into<String>, value: impl Into<Bytes>) -> Self {
-        Self::Put {
-            key: key.into(),
-            value: value.into(),
-            lease: None,
-        }
+        Self::Put { key: key.into(), value: value.into(), lease: None }
     }
 
     /// Deletes a key.
@@ -269,18 +265,14 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Writes one value; [`Error::Conflict`] if the key is not as expected.
     async fn put(&self, key: &str, value: Bytes, expected: Expected) -> Result<Revision, Error> {
         let compares = Compare::expected(key, expected).into_iter().collect();
-        self.txn(compares, vec![Op::put(key, value)])
-            .await?
-            .or_conflict()
+        self.txn(compares, vec![Op::put(key, value)]).await?.or_conflict()
     }
 
     /// Deletes one key; [`Error::Conflict`] if it is not as expected. Nothing happens if there is
     /// no such key and any state is expected.
     async fn delete(&self, key: &str, expected: Expected) -> Result<Revision, Error> {
         let compares = Compare::expected(key, expected).into_iter().collect();
-        self.txn(compares, vec![Op::delete(key)])
-            .await?
-            .or_conflict()
+        self.txn(compares, vec![Op::delete(key)]).await?.or_conflict()
     }
 }
 
@@ -313,7 +305,5 @@ pub(crate) fn check_ttl(ttl_s: u32) -> Result<(), Error> {
     if (1..=LEASE_TTL_MAX_S).contains(&ttl_s) {
         return Ok(());
     }
-    Err(Error::InvalidTxn {
-        reason: format!("a lease lasts 1 to {LEASE_TTL_MAX_S} seconds"),
-    })
+    Err(Error::InvalidTxn { reason: format!("a lease lasts 1 to {LEASE_TTL_MAX_S} seconds") })
 }

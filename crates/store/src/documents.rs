@@ -49,10 +49,7 @@ pub async fn get_doc<D: Document>(
         return Ok(None);
     };
     match serde_json::from_slice(&entry.value) {
-        Ok(document) => Ok(Some(Versioned {
-            document,
-            revision: entry.revision,
-        })),
+        Ok(document) => Ok(Some(Versioned { document, revision: entry.revision })),
         Err(source) => Err(Error::Unreadable { key, source }),
     }
 }
@@ -104,35 +101,25 @@ pub async fn list_docs_under<D: Document>(
 ) -> Result<Documents<D>, Error> {
     let prefix = format!("{}{rest}", D::PREFIX);
     let listing = store.list(&prefix).await?;
-    let mut found = Documents {
-        documents: Vec::new(),
-        unreadable: Vec::new(),
-        revision: listing.revision,
-    };
+    let mut found =
+        Documents { documents: Vec::new(), unreadable: Vec::new(), revision: listing.revision };
     for entry in listing.entries {
         if !is_of_kind::<D>(&entry.key) {
             continue;
         }
         match serde_json::from_slice(&entry.value) {
             Ok(document) => {
-                let versioned = Versioned {
-                    document,
-                    revision: entry.revision,
-                };
+                let versioned = Versioned { document, revision: entry.revision };
                 found.documents.push((entry.key, versioned));
             }
-            Err(error) => found.unreadable.push(Unreadable {
-                key: entry.key,
-                error,
-            }),
+            Err(error) => found.unreadable.push(Unreadable { key: entry.key, error }),
         }
     }
     Ok(found)
 }
 
 fn is_of_kind<D: Document>(key: &str) -> bool {
-    key.strip_prefix(D::PREFIX)
-        .is_some_and(|rest| rest.split('/').count() == D::PARTS)
+    key.strip_prefix(D::PREFIX).is_some_and(|rest| rest.split('/').count() == D::PARTS)
 }
 
 /// Returns the operation that writes a document, for a transaction.
@@ -160,8 +147,5 @@ pub fn compare<D: Document>(key: &D::Key, expected: Expected) -> Option<Compare>
 fn encode<D: Document>(key: &str, document: &D) -> Result<Bytes, Error> {
     serde_json::to_vec(document)
         .map(Bytes::from)
-        .map_err(|source| Error::Encode {
-            key: key.to_owned(),
-            source,
-        })
+        .map_err(|source| Error::Encode { key: key.to_owned(), source })
 }

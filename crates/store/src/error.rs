@@ -108,9 +108,7 @@ impl Error {
             Self::TooLarge { .. } => Code::BodyTooLarge,
             Self::NoSuchLease { .. } => Code::NotFound,
             Self::Unavailable { .. } => Code::Unavailable,
-            Self::File {
-                source: perch_durable::Error::Full,
-            } => Code::NoSpace,
+            Self::File { source: perch_durable::Error::Full } => Code::NoSpace,
             Self::Compacted { .. }
             | Self::Unreadable { .. }
             | Self::Encode { .. }

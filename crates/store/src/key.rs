@@ -9,12 +9,8 @@ pub const KEY_BYTES_MAX: usize = 512;
 
 /// Accepts printable ASCII without spaces, in parts separated by single slashes.
 pub(crate) fn check(key: &str) -> Result<(), Error> {
-    let refuse = |reason: &str| {
-        Err(Error::InvalidKey {
-            key: shortened(key),
-            reason: reason.to_owned(),
-        })
-    };
+    let refuse =
+        |reason: &str| Err(Error::InvalidKey { key: shortened(key), reason: reason.to_owned() });
     if key.len() > KEY_BYTES_MAX {
         return refuse("it is longer than 512 bytes");
     }
@@ -33,10 +29,7 @@ pub(crate) fn check_prefix(prefix: &str) -> Result<(), Error> {
         return Ok(());
     }
     let reason = "it is too long or has characters other than printable ASCII".to_owned();
-    Err(Error::InvalidKey {
-        key: shortened(prefix),
-        reason,
-    })
+    Err(Error::InvalidKey { key: shortened(prefix), reason })
 }
 
 /// Returns a text behind every key that has the prefix: no key has a byte as high as its last.
@@ -48,11 +41,7 @@ pub(crate) fn check_value(key: &str, value: &[u8]) -> Result<(), Error> {
     if value.len() <= VALUE_BYTES_MAX {
         return Ok(());
     }
-    Err(Error::TooLarge {
-        key: key.to_owned(),
-        bytes: value.len(),
-        limit: VALUE_BYTES_MAX,
-    })
+    Err(Error::TooLarge { key: key.to_owned(), bytes: value.len(), limit: VALUE_BYTES_MAX })
 }
 
 fn shortened(key: &str) -> String {
@@ -68,22 +57,12 @@ mod tests {
 
     #[test]
     fn keys_are_printable_and_parted_by_slashes() {
-        for good in [
-            "a",
-            "apps/personal/web",
-            "hosts/h1/alive",
-            "names/hosts/*.example.com",
-        ] {
+        for good in ["a", "apps/personal/web", "hosts/h1/alive", "names/hosts/*.example.com"] {
             check(good).unwrap();
         }
         let long = "a".repeat(KEY_BYTES_MAX + 1);
-        for bad in [
-            "", "/a", "a/", "a//b", "a b", "a\n", "\u{fc}", "a\0", "a\u{7f}", &long,
-        ] {
-            assert!(
-                matches!(check(bad), Err(Error::InvalidKey { .. })),
-                "{bad:?}"
-            );
+        for bad in ["", "/a", "a/", "a//b", "a b", "a\n", "\u{fc}", "a\0", "a\u{7f}", &long] {
+            assert!(matches!(check(bad), Err(Error::InvalidKey { .. })), "{bad:?}");
         }
     }
 

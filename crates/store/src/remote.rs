@@ -48,9 +48,7 @@ impl RemoteStore {
     /// Names the socket. Nothing is connected before the first call.
     #[must_use]
     pub fn new(socket: impl AsRef<Path>) -> Self {
-        Self {
-            socket: socket.as_ref().to_path_buf(),
-        }
+        Self { socket: socket.as_ref().to_path_buf() }
     }
 
     async fn call<R: DeserializeOwned>(
@@ -80,9 +78,7 @@ impl RemoteStore {
         body: Bytes,
     ) -> Result<(Response<Incoming>, Connection), Error> {
         let broken = |error: &dyn std::error::Error| unavailable(operation, wire::chain(error));
-        let socket = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|error| broken(&error))?;
+        let socket = UnixStream::connect(&self.socket).await.map_err(|error| broken(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket))
             .await
             .map_err(|error| broken(&error))?;
@@ -97,10 +93,7 @@ impl RemoteStore {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| broken(&error))?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|error| broken(&error))?;
+        let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
         if response.status().is_success() {
             return Ok((response, connection));
         }
@@ -123,10 +116,7 @@ impl Drop for Connection {
 }
 
 fn unavailable(operation: &'static str, reason: impl Into<String>) -> Error {
-    Error::Unavailable {
-        operation,
-        reason: reason.into(),
-    }
+    Error::Unavailable { operation, reason: reason.into() }
 }
 
 fn encode(operation: &'static str, request: &impl Serialize) -> Result<Bytes, Error> {
@@ -141,9 +131,7 @@ fn parse<R: DeserializeOwned>(operation: &'static str, answer: &[u8]) -> Result<
 }
 
 async fn read(operation: &'static str, response: Response<Incoming>) -> Result<Bytes, Error> {
-    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
-        .collect()
-        .await;
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
     match body {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
@@ -157,40 +145,22 @@ async fn read(operation: &'static str, response: Response<Incoming>) -> Result<B
 impl Store for RemoteStore {
     async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
         key::check(key)?;
-        self.call(
-            "get",
-            wire::GET,
-            &KeyRequest {
-                key: key.to_owned(),
-            },
-        )
-        .await
+        self.call("get", wire::GET, &KeyRequest { key: key.to_owned() }).await
     }
 
     async fn list(&self, prefix: &str) -> Result<Listing, Error> {
         key::check_prefix(prefix)?;
-        self.call(
-            "list",
-            wire::LIST,
-            &PrefixRequest {
-                prefix: prefix.to_owned(),
-            },
-        )
-        .await
+        self.call("list", wire::LIST, &PrefixRequest { prefix: prefix.to_owned() }).await
     }
 
     async fn txn(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<Txn, Error> {
         check_txn(&compares, &ops)?;
-        self.call("txn", wire::TXN, &TxnRequest { compares, ops })
-            .await
+        self.call("txn", wire::TXN, &TxnRequest { compares, ops }).await
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, Error> {
         key::check_prefix(prefix)?;
-        let request = WatchRequest {
-            prefix: prefix.to_owned(),
-            from,
-        };
+        let request = WatchRequest { prefix: prefix.to_owned(), from };
         let body = encode("watch", &request)?;
         let sent = timeout(CALL_TIMEOUT, self.send("watch", wire::WATCH, body));
         let (response, connection) = match sent.await {
@@ -217,22 +187,15 @@ impl Store for RemoteStore {
 
     async fn grant(&self, ttl_s: u32) -> Result<LeaseId, Error> {
         check_ttl(ttl_s)?;
-        self.call("grant lease", wire::GRANT, &GrantRequest { ttl_s })
-            .await
+        self.call("grant lease", wire::GRANT, &GrantRequest { ttl_s }).await
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), Error> {
-        self.call(
-            "keep lease alive",
-            wire::KEEP_ALIVE,
-            &LeaseRequest { lease },
-        )
-        .await
+        self.call("keep lease alive", wire::KEEP_ALIVE, &LeaseRequest { lease }).await
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), Error> {
-        self.call("revoke lease", wire::REVOKE, &LeaseRequest { lease })
-            .await
+        self.call("revoke lease", wire::REVOKE, &LeaseRequest { lease }).await
     }
 }
 

@@ -59,13 +59,7 @@ impl SqliteStore {
         changes_max: u64,
     ) -> Result<Self, Error> {
         let migrations = &[include_str!("sqlite/schema_1.sql")];
-        let db = Db::open_with(
-            path,
-            &Options {
-                migrations,
-                ..Options::default()
-            },
-        )?;
+        let db = Db::open_with(path, &Options { migrations, ..Options::default() })?;
         let (revision, leases) = db.read(|snapshot| -> Result<_, Error> {
             Ok((rows::position(snapshot)?.revision, rows::leases(snapshot)?))
         })?;
@@ -78,19 +72,10 @@ impl SqliteStore {
                 latest.send_replace(newest.load(Ordering::Acquire));
             }
         });
-        let changer = Changer {
-            db: db.clone(),
-            written,
-            changes_max,
-        };
+        let changer = Changer { db: db.clone(), written, changes_max };
         let leases = Arc::new(Leases::new(clock, changer.clone(), leases));
         lease::spawn_expiry(&leases);
-        Ok(Self {
-            db,
-            changer,
-            latest,
-            leases,
-        })
+        Ok(Self { db, changer, latest, leases })
     }
 }
 
@@ -135,17 +120,11 @@ impl Store for SqliteStore {
         let listed = tokio::task::spawn_blocking(move || {
             db.read(|snapshot| {
                 let revision = rows::position(snapshot)?.revision;
-                Ok(Listing {
-                    entries: rows::entries(snapshot, &prefix)?,
-                    revision,
-                })
+                Ok(Listing { entries: rows::entries(snapshot, &prefix)?, revision })
             })
         });
         listed.await.unwrap_or_else(|error| {
-            Err(Error::Unavailable {
-                operation: "list",
-                reason: error.to_string(),
-            })
+            Err(Error::Unavailable { operation: "list", reason: error.to_string() })
         })
     }
 
@@ -161,27 +140,19 @@ impl Store for SqliteStore {
             Ok(found)
         };
         let (found, revision) = self.changer.change(work).await?;
-        Ok(if found.is_empty() {
-            Txn::Done { revision }
-        } else {
-            Txn::Refused { found }
-        })
+        Ok(if found.is_empty() { Txn::Done { revision } } else { Txn::Refused { found } })
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, Error> {
         key::check_prefix(prefix)?;
-        self.db
-            .read(|snapshot| rows::position(snapshot)?.check(from))?;
+        self.db.read(|snapshot| rows::position(snapshot)?.check(from))?;
         let follow = follow::Follow::new(self.db.clone(), prefix, from, self.latest.subscribe());
         Ok(follow.into_stream().boxed())
     }
 
     async fn grant(&self, ttl_s: u32) -> Result<LeaseId, Error> {
         directory::check_ttl(ttl_s)?;
-        let (lease, _) = self
-            .changer
-            .change(move |change| change.grant(ttl_s))
-            .await?;
+        let (lease, _) = self.changer.change(move |change| change.grant(ttl_s)).await?;
         self.leases.begin(lease, ttl_s);
         Ok(lease)
     }
@@ -194,18 +165,13 @@ impl Store for SqliteStore {
         if !self.leases.end(lease) {
             return Err(Error::NoSuchLease { lease });
         }
-        self.changer
-            .change(move |change| change.revoke(lease))
-            .await?;
+        self.changer.change(move |change| change.revoke(lease)).await?;
         Ok(())
     }
 }
 
 impl fmt::Debug for SqliteStore {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("SqliteStore")
-            .field("db", &self.db)
-            .finish_non_exhaustive()
+        formatter.debug_struct("SqliteStore").field("db", &self.db).finish_non_exhaustive()
     }
 }

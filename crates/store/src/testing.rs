@@ -129,14 +129,6 @@ async fn next(watch: &mut Watch) -> Result<Event, String> {
 
 /// An event as `key=value@revision`, with `-` for a deletion.
 fn shown(event: &Event) -> String {
-    let value = event
-        .value
-        .as_ref()
-        .map(|value| String::from_utf8_lossy(value).into_owned());
-    format!(
-        "{}={}@{}",
-        event.key,
-        value.as_deref().unwrap_or("-"),
-        event.revision
-    )
+    let value = event.value.as_ref().map(|value| String::from_utf8_lossy(value).into_owned());
+    format!("{}={}@{}", event.key, value.as_deref().unwrap_or("-"), event.revision)
 }

@@ -91,10 +91,7 @@ impl ViewFollower {
         });
         let following = tokio::spawn(follow(store, Arc::clone(&shared)));
         let caching = tokio::spawn(keep_cache(Arc::clone(&shared), cache_path));
-        ViewHandle {
-            shared,
-            _tasks: Arc::new(Tasks([following, caching])),
-        }
+        ViewHandle { shared, _tasks: Arc::new(Tasks([following, caching])) }
     }
 }
 
@@ -151,16 +148,13 @@ impl ViewHandle {
 
 impl Shared {
     fn documents(&self) -> MutexGuard<'_, BTreeMap<String, Bytes>> {
-        self.documents
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.documents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn publish(&self, view: View, held: MutexGuard<'_, BTreeMap<String, Bytes>>) {
         self.view.store(Arc::new(view));
         drop(held);
-        self.changes
-            .send_modify(|count| *count = count.wrapping_add(1));
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
         self.is_dirty.notify_one();
     }
 
@@ -181,12 +175,7 @@ impl Shared {
     fn apply(&self, events: Vec<Event>) {
         let mut documents = self.documents();
         let mut view = View::clone(&self.view.load());
-        for Event {
-            key,
-            value,
-            revision,
-        } in events
-        {
+        for Event { key, value, revision } in events {
             match (view.apply(&key, value.as_deref()), value) {
                 (Ok(()), Some(value)) => {
                     documents.insert(key, value);
@@ -243,10 +232,7 @@ async fn follow(store: Arc<dyn Store>, shared: Arc<Shared>) {
 async fn follow_once(store: &dyn Store, shared: &Shared) -> Error {
     match follow_changes(store, shared).await {
         Err(error) => error,
-        Ok(()) => Error::Unavailable {
-            operation: "watch",
-            reason: "it ended".to_owned(),
-        },
+        Ok(()) => Error::Unavailable { operation: "watch", reason: "it ended".to_owned() },
     }
 }
 

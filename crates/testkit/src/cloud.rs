@@ -74,10 +74,7 @@ impl Cloud {
         if !options.shared_network {
             own_network()?;
         }
-        let folder = tempfile::Builder::new()
-            .prefix("pt")
-            .tempdir()
-            .context("make a folder")?;
+        let folder = tempfile::Builder::new().prefix("pt").tempdir().context("make a folder")?;
         let instance = format!(
             "t{}",
             folder
@@ -113,12 +110,7 @@ impl Cloud {
         ensure!(self.server.is_none(), "the server runs");
         let mut server = self
             .perchd("serve")
-            .args([
-                "--api",
-                &self.api.to_string(),
-                "--http",
-                &self.edge.to_string(),
-            ])
+            .args(["--api", &self.api.to_string(), "--http", &self.edge.to_string()])
             .args(&self.options.arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::from(self.log_file()?))
@@ -153,10 +145,7 @@ impl Cloud {
         )?;
         self.token = admin["token"].as_str().unwrap_or_default().to_owned();
         let url = admin["url"].as_str().unwrap_or_default();
-        self.api = url
-            .trim_start_matches("http://")
-            .parse()
-            .context("read the API's address")?;
+        self.api = url.trim_start_matches("http://").parse().context("read the API's address")?;
         Ok(())
     }
 
@@ -213,10 +202,7 @@ impl Cloud {
             .filter_map(|pid| {
                 let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
                 let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-                let role = words
-                    .iter()
-                    .position(|word| *word == b"role")
-                    .map(|at| at + 1)?;
+                let role = words.iter().position(|word| *word == b"role").map(|at| at + 1)?;
                 let role = String::from_utf8_lossy(words.get(role)?).into_owned();
                 Some((role, pid.parse().ok()?))
             })
@@ -265,16 +251,10 @@ impl Cloud {
     /// # Errors
     /// When it cannot be run.
     pub fn cli<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Result<(bool, String)> {
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = self.perch().args(arguments).output().context("run perch")?;
+        let Output { status, stdout, stderr } =
+            self.perch().args(arguments).output().context("run perch")?;
         let text = [stdout, stderr].concat();
-        Ok((
-            status.success(),
-            String::from_utf8_lossy(&text).into_owned(),
-        ))
+        Ok((status.success(), String::from_utf8_lossy(&text).into_owned()))
     }
 
     /// Calls the API as the administrator.
@@ -288,11 +268,7 @@ impl Cloud {
             ("Authorization", authorization.as_str()),
             ("Content-Type", "application/json"),
         ];
-        let body = if body.is_null() {
-            Vec::new()
-        } else {
-            serde_json::to_vec(body)?
-        };
+        let body = if body.is_null() { Vec::new() } else { serde_json::to_vec(body)? };
         http::request(self.api, method, path, &fields, &body)
     }
 
@@ -302,12 +278,7 @@ impl Cloud {
     /// When no answer comes, or one above 299.
     pub fn must(&self, method: &str, path: &str, body: &Value) -> Result<Value> {
         let answer = self.call(method, path, body)?;
-        ensure!(
-            answer.status < 300,
-            "{method} {path}: {} {}",
-            answer.status,
-            answer.text()
-        );
+        ensure!(answer.status < 300, "{method} {path}: {} {}", answer.status, answer.text());
         Ok(answer.json())
     }
 
@@ -326,11 +297,7 @@ impl Cloud {
     /// # Errors
     /// When the app cannot be made or the image not pushed.
     pub fn app(&self, app: &str, cmd: &[&str]) -> Result<String> {
-        self.must(
-            "POST",
-            "/v1/apps",
-            &json!({"name": app, "org_slug": "personal"}),
-        )?;
+        self.must("POST", "/v1/apps", &json!({"name": app, "org_slug": "personal"}))?;
         self.push(app, "latest", cmd)
     }
 
@@ -348,11 +315,7 @@ impl Cloud {
             .arg(format!("docker://{}/{app}:{tag}", self.api))
             .output()
             .context("run skopeo")?;
-        ensure!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(format!("registry.internal/{app}:{tag}"))
     }
 
@@ -363,10 +326,7 @@ impl Cloud {
     pub fn machine(&self, app: &str, config: &Value, state: &str) -> Result<String> {
         let path = format!("/v1/apps/{app}/machines");
         let machine = self.must("POST", &path, &json!({"config": config}))?;
-        let id = machine["id"]
-            .as_str()
-            .context("read the machine's id")?
-            .to_owned();
+        let id = machine["id"].as_str().context("read the machine's id")?.to_owned();
         self.reaches(app, &id, state)?;
         Ok(id)
     }
@@ -385,11 +345,7 @@ impl Cloud {
     /// # Errors
     /// When there is none.
     pub fn machine_of(&self, app: &str, id: &str) -> Result<Value> {
-        self.must(
-            "GET",
-            &format!("/v1/apps/{app}/machines/{id}"),
-            &Value::Null,
-        )
+        self.must("GET", &format!("/v1/apps/{app}/machines/{id}"), &Value::Null)
     }
 
     /// Returns the lines of a machine's log, oldest first.
@@ -423,11 +379,7 @@ impl Cloud {
         if self.server.is_some() {
             self.stop()?;
         }
-        let output = self
-            .perchd("remove")
-            .arg("--yes")
-            .output()
-            .context("run perchd remove")?;
+        let output = self.perchd("remove").arg("--yes").output().context("run perchd remove")?;
         ensure!(
             output.status.success(),
             "perchd remove: {}",
@@ -448,10 +400,7 @@ impl Cloud {
             let line = fs::read(pid.path().join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
             if line.contains(&folder) {
-                left.push(format!(
-                    "process {}: {line}",
-                    pid.file_name().to_string_lossy()
-                ));
+                left.push(format!("process {}: {line}", pid.file_name().to_string_lossy()));
             }
         }
         let cgroups = Command::new("find")
@@ -459,15 +408,8 @@ impl Cloud {
             .arg(format!("*{}*", self.instance))
             .output()
             .context("list cgroups")?;
-        left.extend(
-            String::from_utf8_lossy(&cgroups.stdout)
-                .lines()
-                .map(str::to_owned),
-        );
-        let loops = Command::new("losetup")
-            .arg("-a")
-            .output()
-            .context("list loop devices")?;
+        left.extend(String::from_utf8_lossy(&cgroups.stdout).lines().map(str::to_owned));
+        let loops = Command::new("losetup").arg("-a").output().context("list loop devices")?;
         left.extend(
             String::from_utf8_lossy(&loops.stdout)
                 .lines()
@@ -502,9 +444,7 @@ impl Cloud {
 
     fn signal(&self, signal: rustix::process::Signal) -> Result<()> {
         let server = self.server.as_ref().context("the server does not run")?;
-        let pid = i32::try_from(server.id())
-            .ok()
-            .and_then(rustix::process::Pid::from_raw);
+        let pid = i32::try_from(server.id()).ok().and_then(rustix::process::Pid::from_raw);
         rustix::process::kill_process(pid.context("read a process id")?, signal)
             .context("signal perchd")
     }
@@ -537,24 +477,15 @@ fn programs() -> Result<(PathBuf, PathBuf)> {
         "`{}` has no guest programs: run `cargo xtask guest`",
         guest.display()
     );
-    Ok((
-        programs,
-        guest.canonicalize().context("find the guest programs")?,
-    ))
+    Ok((programs, guest.canonicalize().context("find the guest programs")?))
 }
 
 /// Moves this thread, and every process it starts, into a new network namespace with a loopback.
 fn own_network() -> Result<()> {
-    #[expect(
-        deprecated,
-        reason = "the flag is only that of the network, which is safe to leave"
-    )]
+    #[expect(deprecated, reason = "the flag is only that of the network, which is safe to leave")]
     rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET)
         .context("make a network namespace")?;
-    let status = Command::new("ip")
-        .args(["link", "set", "lo", "up"])
-        .status()
-        .context("run ip")?;
+    let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().context("run ip")?;
     ensure!(status.success(), "bring the loopback up");
     Ok(())
 }

@@ -76,9 +76,7 @@ pub fn request(
 /// When the connection breaks before the answer is whole.
 pub fn raw(address: SocketAddr, bytes: &[u8]) -> Result<Answer> {
     let mut stream = TcpStream::connect(address).with_context(|| format!("connect {address}"))?;
-    stream
-        .set_read_timeout(Some(TIMEOUT))
-        .context("set a time limit")?;
+    stream.set_read_timeout(Some(TIMEOUT)).context("set a time limit")?;
     stream.write_all(bytes).context("send the request")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).context("read the answer")?;
@@ -103,14 +101,8 @@ fn parse(bytes: &[u8]) -> Result<Answer> {
         .and_then(|word| word.parse().ok())
         .with_context(|| format!("no status in {head:?}"))?;
     let rest = bytes.get(end + 4..).unwrap_or_default();
-    let chunked = head
-        .lines()
-        .any(|line| line == "transfer-encoding: chunked");
-    let body = if chunked {
-        unchunk(rest)
-    } else {
-        rest.to_vec()
-    };
+    let chunked = head.lines().any(|line| line == "transfer-encoding: chunked");
+    let body = if chunked { unchunk(rest) } else { rest.to_vec() };
     Ok(Answer { status, head, body })
 }
 

@@ -42,22 +42,16 @@ pub fn layout(folder: &Path, program: &Path, cmd: &[&str]) -> Result<()> {
         "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer_digest, layer_size)],
     }))?;
     let (manifest_digest, manifest_size) = put(&blobs, &manifest)?;
-    let mut entry = descriptor(
-        "application/vnd.oci.image.manifest.v1+json",
-        &manifest_digest,
-        manifest_size,
-    );
+    let mut entry =
+        descriptor("application/vnd.oci.image.manifest.v1+json", &manifest_digest, manifest_size);
     entry["annotations"] = json!({"org.opencontainers.image.ref.name": "latest"});
     fs::write(
         folder.join("index.json"),
         serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": [entry]}))?,
     )
     .context("write the index")?;
-    fs::write(
-        folder.join("oci-layout"),
-        br#"{"imageLayoutVersion":"1.0.0"}"#,
-    )
-    .context("write the layout's version")
+    fs::write(folder.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)
+        .context("write the layout's version")
 }
 
 fn layer(program: &Path) -> Result<Vec<u8>> {
@@ -68,30 +62,22 @@ fn layer(program: &Path) -> Result<Vec<u8>> {
         header.set_entry_type(tar::EntryType::Directory);
         header.set_mode(if folder == "tmp/" { 0o1777 } else { 0o755 });
         header.set_size(0);
-        archive
-            .append_data(&mut header, folder, &[][..])
-            .context("write the layer")?;
+        archive.append_data(&mut header, folder, &[][..]).context("write the layer")?;
     }
     let users = b"root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/work:/bin/sh\n";
-    for (name, content, mode) in [
-        ("perch-testserver", bytes.as_slice(), 0o755),
-        ("etc/passwd", users.as_slice(), 0o644),
-    ] {
+    for (name, content, mode) in
+        [("perch-testserver", bytes.as_slice(), 0o755), ("etc/passwd", users.as_slice(), 0o644)]
+    {
         let mut header = tar::Header::new_gnu();
         header.set_mode(mode);
         header.set_size(content.len() as u64);
-        archive
-            .append_data(&mut header, name, content)
-            .context("write the layer")?;
+        archive.append_data(&mut header, name, content).context("write the layer")?;
     }
     archive.into_inner().context("write the layer")
 }
 
 fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn put(blobs: &Path, bytes: &[u8]) -> Result<(String, usize)> {

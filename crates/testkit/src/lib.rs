@@ -25,10 +25,7 @@ pub fn skipped(test: &str, missing: &str) {
     // The summary of a whole run collects these.
     if let Some(path) = std::env::var_os("PERCH_SKIPPED_FILE") {
         use std::io::Write as _;
-        let file = std::fs::File::options()
-            .append(true)
-            .create(true)
-            .open(path);
+        let file = std::fs::File::options().append(true).create(true).open(path);
         if let Ok(mut file) = file {
             writeln!(file, "{line}").ok();
         }
@@ -52,10 +49,7 @@ pub fn wait_for<T>(
         if let Some(value) = look() {
             return Ok(value);
         }
-        anyhow::ensure!(
-            since.elapsed() < limit,
-            "waited {limit:?} in vain for {what}"
-        );
+        anyhow::ensure!(since.elapsed() < limit, "waited {limit:?} in vain for {what}");
         std::thread::sleep(LOOK_EVERY);
     }
 }

@@ -6,7 +6,8 @@
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "tests read what it prints"
+    clippy::exit,
+    reason = "tests read what it prints and how it ends"
 )]
 
 use std::collections::BTreeMap;
@@ -34,11 +35,7 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<u8, String> {
     let mut listeners = Vec::new();
     while let Some(argument) = arguments.next() {
         let value = arguments.next().ok_or(USAGE)?;
-        let number = || {
-            value
-                .parse::<u64>()
-                .map_err(|error| format!("{value}: {error}"))
-        };
+        let number = || value.parse::<u64>().map_err(|error| format!("{value}: {error}"));
         match argument.as_str() {
             "--print" => println!("{value}"),
             "--stderr" => eprintln!("{value}"),
@@ -118,13 +115,10 @@ fn read(input: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
     let field = |name: &str| {
         head.lines().find_map(|line| {
             let (key, value) = line.split_once(':')?;
-            key.eq_ignore_ascii_case(name)
-                .then(|| value.trim().to_owned())
+            key.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
         })
     };
-    let length = field("content-length")
-        .and_then(|value| value.parse().ok())
-        .unwrap_or(0_usize);
+    let length = field("content-length").and_then(|value| value.parse().ok()).unwrap_or(0_usize);
     let mut body = vec![0; length.min(BYTES_MAX)];
     input.read_exact(&mut body)?;
     if field("transfer-encoding").is_some() {
@@ -139,13 +133,7 @@ fn read(input: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
         .filter_map(|pair| pair.split_once('='))
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect();
-    Ok(Some(Request {
-        method,
-        path: path.to_owned(),
-        query,
-        head: head.clone(),
-        body,
-    }))
+    Ok(Some(Request { method, path: path.to_owned(), query, head: head.clone(), body }))
 }
 
 fn read_chunks(input: &mut BufReader<TcpStream>, body: &mut Vec<u8>) -> io::Result<()> {
@@ -164,18 +152,12 @@ fn read_chunks(input: &mut BufReader<TcpStream>, body: &mut Vec<u8>) -> io::Resu
 }
 
 fn answer(output: &mut TcpStream, request: &Request) -> io::Result<()> {
-    let number = |key: &str| {
-        request
-            .query
-            .get(key)
-            .and_then(|value| value.parse::<u64>().ok())
-    };
+    let number = |key: &str| request.query.get(key).and_then(|value| value.parse::<u64>().ok());
     let (status, body) = match request.path.as_str() {
         "/" => ("200 OK", b"hello\n".to_vec()),
         "/env" => {
-            let variables: String = std::env::vars()
-                .map(|(name, value)| format!("{name}={value}\n"))
-                .collect();
+            let variables: String =
+                std::env::vars().map(|(name, value)| format!("{name}={value}\n")).collect();
             ("200 OK", variables.into_bytes())
         }
         "/head" => ("200 OK", request.head.clone().into_bytes()),

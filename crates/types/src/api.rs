@@ -282,11 +282,7 @@ pub struct ExecRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmd: Option<String>,
     /// The words themselves; wins over `cmd`.
-    #[serde(
-        default,
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
     /// What the program reads.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -43,11 +43,7 @@ pub struct AppConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kill_signal: Option<Signal>,
     /// How long it may take; an integer is seconds.
-    #[serde(
-        default,
-        deserialize_with = "read::seconds",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, deserialize_with = "read::seconds", skip_serializing_if = "Option::is_none")]
     pub kill_timeout: Option<GoDuration>,
     /// Where the image comes from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -154,11 +150,7 @@ pub struct DeploySection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_unavailable: Option<f64>,
     /// How long one machine may take to be ready; an integer is seconds.
-    #[serde(
-        default,
-        deserialize_with = "read::seconds",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, deserialize_with = "read::seconds", skip_serializing_if = "Option::is_none")]
     pub wait_timeout: Option<GoDuration>,
     /// Every other key, kept.
     #[serde(flatten)]
@@ -249,11 +241,7 @@ pub struct ServiceSection {
     )]
     pub concurrency: Option<Concurrency>,
     /// Public ports.
-    #[serde(
-        default,
-        deserialize_with = "read::ports",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(default, deserialize_with = "read::ports", skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<Port>,
     /// Connections that must be accepted.
     #[serde(
@@ -329,11 +317,7 @@ pub struct VmSection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<String>,
     /// `"512mb"`, `"1gb"`; an integer is MiB.
-    #[serde(
-        default,
-        deserialize_with = "read::memory",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, deserialize_with = "read::memory", skip_serializing_if = "Option::is_none")]
     pub memory: Option<u32>,
     /// Memory in MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -389,35 +373,19 @@ pub enum RestartWord {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ExperimentalSection {
     /// Replaces the image's CMD; one string is split as a shell splits words.
-    #[serde(
-        default,
-        deserialize_with = "read::words",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(default, deserialize_with = "read::words", skip_serializing_if = "Vec::is_empty")]
     pub cmd: Vec<String>,
     /// Replaces the image's ENTRYPOINT.
-    #[serde(
-        default,
-        deserialize_with = "read::words",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(default, deserialize_with = "read::words", skip_serializing_if = "Vec::is_empty")]
     pub entrypoint: Vec<String>,
     /// Replaces both.
-    #[serde(
-        default,
-        deserialize_with = "read::words",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(default, deserialize_with = "read::words", skip_serializing_if = "Vec::is_empty")]
     pub exec: Vec<String>,
     /// The older place of the top level's key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kill_signal: Option<Signal>,
     /// The older place of the top level's key.
-    #[serde(
-        default,
-        deserialize_with = "read::seconds",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, deserialize_with = "read::seconds", skip_serializing_if = "Option::is_none")]
     pub kill_timeout: Option<GoDuration>,
     /// Every other key, kept.
     #[serde(flatten)]
@@ -440,41 +408,30 @@ impl AppConfig {
         if self.processes.contains_key(DEFAULT_GROUP) {
             return DEFAULT_GROUP;
         }
-        self.processes
-            .keys()
-            .next()
-            .map_or(DEFAULT_GROUP, String::as_str)
+        self.processes.keys().next().map_or(DEFAULT_GROUP, String::as_str)
     }
 
     /// Returns how long one machine may take to be ready.
     #[must_use]
     pub fn wait_timeout(&self) -> GoDuration {
-        self.deploy
-            .as_ref()
-            .and_then(|deploy| deploy.wait_timeout)
-            .unwrap_or(WAIT_TIMEOUT_DEFAULT)
+        self.deploy.as_ref().and_then(|deploy| deploy.wait_timeout).unwrap_or(WAIT_TIMEOUT_DEFAULT)
     }
 
     /// Returns how machines are replaced, as the file says.
     #[must_use]
     pub fn strategy(&self) -> Strategy {
-        self.deploy
-            .as_ref()
-            .and_then(|deploy| deploy.strategy)
-            .unwrap_or_default()
+        self.deploy.as_ref().and_then(|deploy| deploy.strategy).unwrap_or_default()
     }
 
     /// Returns the signal that asks a machine to end, from either place.
     #[must_use]
     pub fn stop_signal(&self) -> Option<Signal> {
-        self.kill_signal
-            .or_else(|| self.experimental.as_ref().and_then(|old| old.kill_signal))
+        self.kill_signal.or_else(|| self.experimental.as_ref().and_then(|old| old.kill_signal))
     }
 
     /// Returns how long a machine may take to end, from either place.
     #[must_use]
     pub fn stop_timeout(&self) -> Option<GoDuration> {
-        self.kill_timeout
-            .or_else(|| self.experimental.as_ref().and_then(|old| old.kill_timeout))
+        self.kill_timeout.or_else(|| self.experimental.as_ref().and_then(|old| old.kill_timeout))
     }
 }

@@ -259,30 +259,18 @@ mod tests {
         let org = OrgSlug::personal();
         let app: AppName = "web".parse().unwrap();
         let machine = MachineId::from_bits(1);
-        assert_eq!(
-            AppDoc::key(&(org.clone(), app.clone())),
-            "apps/personal/web"
-        );
+        assert_eq!(AppDoc::key(&(org.clone(), app.clone())), "apps/personal/web");
         assert_eq!(
             MachineRecord::key(&(org.clone(), app, machine.clone())),
             "machines/personal/web/00000000000001"
         );
-        assert_eq!(
-            PlacementDoc::key(&(org, machine)),
-            "placements/personal/00000000000001"
-        );
+        assert_eq!(PlacementDoc::key(&(org, machine)), "placements/personal/00000000000001");
     }
 
     #[test]
     fn an_incarnation_outweighs_any_counter() {
-        let old = Generation {
-            incarnation: 1,
-            counter: 900,
-        };
-        let new = Generation {
-            incarnation: 2,
-            counter: 1,
-        };
+        let old = Generation { incarnation: 1, counter: 900 };
+        let new = Generation { incarnation: 2, counter: 1 };
         assert!(new > old);
     }
 }

@@ -28,11 +28,7 @@ pub struct Endpoint {
 
 impl Endpoint {
     const fn new(method: &'static str, path: &'static str, action: Action) -> Self {
-        Self {
-            method,
-            path,
-            action,
-        }
+        Self { method, path, action }
     }
 
     /// Returns the path with its parameters filled in, in order.
@@ -129,10 +125,7 @@ mod tests {
 
     #[test]
     fn paths_take_their_parameters_in_order() {
-        assert_eq!(
-            MACHINE_GET.path_of(&["web", "0123"]),
-            "/v1/apps/web/machines/0123"
-        );
+        assert_eq!(MACHINE_GET.path_of(&["web", "0123"]), "/v1/apps/web/machines/0123");
         assert_eq!(APPS_LIST.path_of(&[]), "/v1/apps");
     }
 

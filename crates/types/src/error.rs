@@ -125,13 +125,7 @@ impl ApiError {
             Code::NameTaken => "name_taken",
             _ => "unknown",
         };
-        Self {
-            error: error.into(),
-            code,
-            status: status.to_owned(),
-            hint: None,
-            request: None,
-        }
+        Self { error: error.into(), code, status: status.to_owned(), hint: None, request: None }
     }
 
     /// Adds what to do about it.
@@ -150,10 +144,7 @@ impl ApiError {
     /// Makes the error of an unknown machine in the words that clients look for.
     #[must_use]
     pub fn machine_not_found(machine: &str) -> Self {
-        Self::new(
-            Code::MachineNotFound,
-            format!("machine not found: {machine}"),
-        )
+        Self::new(Code::MachineNotFound, format!("machine not found: {machine}"))
     }
 }
 

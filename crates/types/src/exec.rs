@@ -97,11 +97,7 @@ pub fn encode(frame: &Frame) -> Vec<u8> {
     };
     let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
     bytes.push(kind);
-    bytes.extend_from_slice(
-        &u32::try_from(payload.len())
-            .unwrap_or(u32::MAX)
-            .to_be_bytes(),
-    );
+    bytes.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes());
     bytes.extend_from_slice(&payload);
     bytes
 }
@@ -171,10 +167,7 @@ mod tests {
 
     #[test]
     fn a_frame_over_the_limit_is_refused_before_it_is_read() {
-        assert_eq!(
-            decode(&[0, 255, 255, 255, 255]),
-            Err(FrameError::TooLong(0xffff_ffff))
-        );
+        assert_eq!(decode(&[0, 255, 255, 255, 255]), Err(FrameError::TooLong(0xffff_ffff)));
         assert_eq!(decode(&[9, 0, 0, 0, 0]), Err(FrameError::Kind(9)));
     }
 }

@@ -266,19 +266,13 @@ mod tests {
     fn a_frame_longer_than_its_limit_is_refused_by_its_head_alone() {
         let mut buffer = FrameBuffer::default();
         buffer.push(&[0, 1, 0, 0]);
-        assert_eq!(
-            buffer.next::<FromGuest>(16),
-            Err(FrameFault::TooLong(65_536))
-        );
+        assert_eq!(buffer.next::<FromGuest>(16), Err(FrameFault::TooLong(65_536)));
     }
 
     #[test]
     fn an_environment_is_not_shown_by_debug() {
         let env = BTreeMap::from([("TOKEN".to_owned(), Secret::new("hunter2"))]);
-        let start = ToGuest::Start(Box::new(GuestStart {
-            env,
-            ..GuestStart::default()
-        }));
+        let start = ToGuest::Start(Box::new(GuestStart { env, ..GuestStart::default() }));
         assert!(!format!("{start:?}").contains("hunter2"));
         let text = serde_json::to_string(&start).unwrap();
         assert_eq!(serde_json::from_str::<ToGuest>(&text).unwrap(), start);

@@ -22,11 +22,7 @@ pub struct InvalidId {
 
 impl InvalidId {
     fn new(kind: &'static str, rule: &'static str, value: &str) -> Self {
-        Self {
-            kind,
-            rule,
-            value: value.chars().take(80).collect(),
-        }
+        Self { kind, rule, value: value.chars().take(80).collect() }
     }
 }
 
@@ -125,9 +121,7 @@ const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
 fn dns_label(text: &str, max: usize) -> bool {
     (1..=max).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !text.starts_with('-')
         && !text.ends_with('-')
 }
@@ -191,13 +185,7 @@ mod tests {
     fn ids_accept_their_shape_and_nothing_else() {
         assert_eq!(MachineId::from_bits(u64::MAX).as_str(), "ffffffffffffff");
         assert_eq!(MachineId::from_bits(0xabc).bits(), 0xabc);
-        for bad in [
-            "",
-            "0123456789abc",
-            "0123456789ABCD",
-            "0123456789abcg",
-            "0123456789abcde",
-        ] {
+        for bad in ["", "0123456789abc", "0123456789ABCD", "0123456789abcg", "0123456789abcde"] {
             assert!(bad.parse::<MachineId>().is_err(), "{bad}");
         }
         for good in ["a", "web-1", "9lives"] {

@@ -43,11 +43,7 @@ pub struct InvalidReference {
 
 impl InvalidReference {
     fn new(kind: &'static str, rule: &'static str, value: &str) -> Self {
-        Self {
-            kind,
-            rule,
-            value: value.chars().take(INVALID_TEXT_CHARS_MAX).collect(),
-        }
+        Self { kind, rule, value: value.chars().take(INVALID_TEXT_CHARS_MAX).collect() }
     }
 }
 
@@ -227,12 +223,7 @@ impl FromStr for Reference {
             (None, None) => Some(DEFAULT_TAG.to_owned()),
             (tag, _) => tag.map(str::to_owned),
         };
-        Ok(Self {
-            registry,
-            repository: check_repository(&repository)?,
-            tag,
-            digest,
-        })
+        Ok(Self { registry, repository: check_repository(&repository)?, tag, digest })
     }
 }
 
@@ -265,18 +256,12 @@ impl fmt::Display for Reference {
 
 /// Applies Docker Hub's two habits: its older host name, and `library/` for official images.
 fn docker_names(registry: String, repository: String) -> (String, String) {
-    let hub = matches!(
-        registry.as_str(),
-        "docker.io" | "index.docker.io" | "registry-1.docker.io"
-    );
+    let hub = matches!(registry.as_str(), "docker.io" | "index.docker.io" | "registry-1.docker.io");
     if !hub {
         return (registry, repository);
     }
-    let repository = if repository.contains('/') {
-        repository
-    } else {
-        format!("library/{repository}")
-    };
+    let repository =
+        if repository.contains('/') { repository } else { format!("library/{repository}") };
     (DEFAULT_REGISTRY.to_owned(), repository)
 }
 
@@ -292,18 +277,14 @@ fn check_registry(text: &str) -> Result<String, InvalidReference> {
     if port.is_some_and(|port| port.parse::<u16>().map_or(true, |port| port == 0)) {
         return Err(invalid("a port from 1 to 65535 after the colon"));
     }
-    let address = host
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'));
+    let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let well_formed = match address {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => host.split('.').all(|label| {
             (1..=63).contains(&label.len())
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         }),
     };
     if well_formed {
@@ -319,11 +300,7 @@ fn check_registry(text: &str) -> Result<String, InvalidReference> {
 /// When it is not of that shape or longer than [`REPOSITORY_BYTES_MAX`].
 pub fn check_repository(text: &str) -> Result<String, InvalidReference> {
     if text.len() > REPOSITORY_BYTES_MAX {
-        return Err(InvalidReference::new(
-            "a repository",
-            "at most 255 bytes",
-            text,
-        ));
+        return Err(InvalidReference::new("a repository", "at most 255 bytes", text));
     }
     if text.split('/').all(is_path_component) {
         Ok(text.to_owned())

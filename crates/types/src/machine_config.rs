@@ -41,11 +41,7 @@ pub struct MachineConfig {
     )]
     pub metadata: BTreeMap<String, String>,
     /// What the edge may send to it.
-    #[serde(
-        default,
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<Service>,
     /// Checks outside of services.
     #[serde(
@@ -61,11 +57,7 @@ pub struct MachineConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_config: Option<StopConfig>,
     /// Remove it when its program has ended for good.
-    #[serde(
-        default,
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "is_false"
-    )]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_false")]
     pub auto_destroy: bool,
     /// The writable layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,32 +74,16 @@ pub struct MachineConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct InitConfig {
     /// Replaces entrypoint and command entirely.
-    #[serde(
-        default,
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub exec: Vec<String>,
     /// Replaces the image's ENTRYPOINT.
-    #[serde(
-        default,
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub entrypoint: Vec<String>,
     /// Replaces the image's CMD.
-    #[serde(
-        default,
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub cmd: Vec<String>,
     /// Gives the program a terminal.
-    #[serde(
-        default,
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "is_false"
-    )]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_false")]
     pub tty: bool,
     /// Every other key, kept.
     #[serde(flatten)]
@@ -214,11 +190,7 @@ pub enum RootfsPersist {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DnsConfig {
     /// Keep it out of `.internal`.
-    #[serde(
-        default,
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "is_false"
-    )]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_false")]
     pub skip_registration: bool,
     /// Every other key, kept.
     #[serde(flatten)]
@@ -290,10 +262,7 @@ impl MachineConfig {
     /// Returns the stop signal with its default.
     #[must_use]
     pub fn stop_signal(&self) -> Signal {
-        self.stop_config
-            .as_ref()
-            .and_then(|stop| stop.signal)
-            .unwrap_or(STOP_SIGNAL_DEFAULT)
+        self.stop_config.as_ref().and_then(|stop| stop.signal).unwrap_or(STOP_SIGNAL_DEFAULT)
     }
 
     /// Returns how long a stop may take, clamped to [`STOP_TIMEOUT_MAX`].
@@ -309,10 +278,7 @@ impl MachineConfig {
     /// Returns the restart policy with its default.
     #[must_use]
     pub fn restart_policy(&self) -> RestartPolicy {
-        self.restart
-            .as_ref()
-            .and_then(|restart| restart.policy)
-            .unwrap_or_default()
+        self.restart.as_ref().and_then(|restart| restart.policy).unwrap_or_default()
     }
 
     /// Returns how many restarts within [`RESTART_WINDOW`] `on-failure` allows.
@@ -327,46 +293,31 @@ impl MachineConfig {
     /// Returns the CPU class with its default.
     #[must_use]
     pub fn cpu_kind(&self) -> CpuKind {
-        self.guest
-            .as_ref()
-            .and_then(|guest| guest.cpu_kind)
-            .unwrap_or_default()
+        self.guest.as_ref().and_then(|guest| guest.cpu_kind).unwrap_or_default()
     }
 
     /// Returns how many CPUs it has, with the default.
     #[must_use]
     pub fn cpus(&self) -> u32 {
-        self.guest
-            .as_ref()
-            .and_then(|guest| guest.cpus)
-            .unwrap_or(GUEST_CPUS_DEFAULT)
+        self.guest.as_ref().and_then(|guest| guest.cpus).unwrap_or(GUEST_CPUS_DEFAULT)
     }
 
     /// Returns its memory in MiB, with the default.
     #[must_use]
     pub fn memory_mb(&self) -> u32 {
-        self.guest
-            .as_ref()
-            .and_then(|guest| guest.memory_mb)
-            .unwrap_or(GUEST_MEMORY_MB_DEFAULT)
+        self.guest.as_ref().and_then(|guest| guest.memory_mb).unwrap_or(GUEST_MEMORY_MB_DEFAULT)
     }
 
     /// Returns the writable layer's size in GiB, with the default.
     #[must_use]
     pub fn rootfs_size_gb(&self) -> u32 {
-        self.rootfs
-            .as_ref()
-            .and_then(|rootfs| rootfs.size_gb)
-            .unwrap_or(ROOTFS_SIZE_GB_DEFAULT)
+        self.rootfs.as_ref().and_then(|rootfs| rootfs.size_gb).unwrap_or(ROOTFS_SIZE_GB_DEFAULT)
     }
 
     /// Returns how long the writable layer lives.
     #[must_use]
     pub fn rootfs_persist(&self) -> RootfsPersist {
-        self.rootfs
-            .as_ref()
-            .and_then(|rootfs| rootfs.persist)
-            .unwrap_or_default()
+        self.rootfs.as_ref().and_then(|rootfs| rootfs.persist).unwrap_or_default()
     }
 
     /// Fills in what the API answers as resolved defaults (contract 1.14, point 14).
@@ -420,13 +371,7 @@ mod tests {
             r#"{"image":"a","env":null,"services":null,"checks":null,"init":null,"auto_destroy":null,"restart":null}"#,
         )
         .unwrap();
-        assert_eq!(
-            config,
-            MachineConfig {
-                image: "a".to_owned(),
-                ..MachineConfig::default()
-            }
-        );
+        assert_eq!(config, MachineConfig { image: "a".to_owned(), ..MachineConfig::default() });
     }
 
     #[test]
@@ -440,10 +385,7 @@ mod tests {
             serde_json::to_value(&config.guest).unwrap(),
             serde_json::json!({"cpu_kind": "shared", "cpus": 1, "memory_mb": 256})
         );
-        assert_eq!(
-            serde_json::to_string(&Signal::SigUsr1).unwrap(),
-            "\"SIGUSR1\""
-        );
+        assert_eq!(serde_json::to_string(&Signal::SigUsr1).unwrap(), "\"SIGUSR1\"");
     }
 
     #[test]

@@ -27,18 +27,10 @@ pub struct Service {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_machines_running: Option<u32>,
     /// Public ports.
-    #[serde(
-        default,
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<Port>,
     /// Checks that decide whether the edge may use the machine.
-    #[serde(
-        default,
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<Check>,
     /// Limits of load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -58,9 +50,7 @@ impl Service {
     /// Returns whether one of its ports has the `http` handler.
     #[must_use]
     pub fn speaks_http(&self) -> bool {
-        self.ports
-            .iter()
-            .any(|port| port.handlers.contains(&Handler::Http))
+        self.ports.iter().any(|port| port.handlers.contains(&Handler::Http))
     }
 }
 
@@ -123,13 +113,9 @@ impl<'de> Deserialize<'de> for Autostop {
                 "off" => Ok(Self::Off),
                 "stop" => Ok(Self::Stop),
                 "suspend" => Ok(Self::Suspend),
-                _ => Err(serde::de::Error::custom(
-                    "autostop is `off`, `stop` or `suspend`",
-                )),
+                _ => Err(serde::de::Error::custom("autostop is `off`, `stop` or `suspend`")),
             },
-            _ => Err(serde::de::Error::custom(
-                "autostop is `off`, `stop` or `suspend`",
-            )),
+            _ => Err(serde::de::Error::custom("autostop is `off`, `stop` or `suspend`")),
         }
     }
 }
@@ -147,11 +133,7 @@ pub struct Port {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_port: Option<u16>,
     /// What the edge does on it.
-    #[serde(
-        default,
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub handlers: Vec<Handler>,
     /// Answer plain HTTP with a redirect to HTTPS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -234,12 +216,9 @@ pub const SOFT_LIMIT_DEFAULT: u32 = 20;
 /// Names each check of a machine as clients expect it (contract 1.3, CheckStatus).
 #[must_use]
 pub fn check_names(services: &[Service], checks: &BTreeMap<String, Check>) -> Vec<String> {
-    let of_services = services.iter().flat_map(|service| {
-        service
-            .checks
-            .iter()
-            .map(|check| (service.internal_port, check))
-    });
+    let of_services = services
+        .iter()
+        .flat_map(|service| service.checks.iter().map(|check| (service.internal_port, check)));
     let mut names: Vec<String> = of_services
         .enumerate()
         .map(|(index, (internal_port, check))| {
@@ -247,10 +226,7 @@ pub fn check_names(services: &[Service], checks: &BTreeMap<String, Check>) -> Ve
                 Some(CheckKind::Http) => "http",
                 Some(CheckKind::Tcp) | None => "tcp",
             };
-            format!(
-                "servicecheck-{index:02}-{kind}-{}",
-                check.port.unwrap_or(internal_port)
-            )
+            format!("servicecheck-{index:02}-{kind}-{}", check.port.unwrap_or(internal_port))
         })
         .collect();
     names.extend(checks.keys().cloned());
@@ -270,11 +246,7 @@ mod tests {
             ("\"stop\"", Autostop::Stop),
             ("\"suspend\"", Autostop::Suspend),
         ] {
-            assert_eq!(
-                serde_json::from_str::<Autostop>(json).unwrap(),
-                want,
-                "{json}"
-            );
+            assert_eq!(serde_json::from_str::<Autostop>(json).unwrap(), want, "{json}");
         }
         serde_json::from_str::<Autostop>("\"sleep\"").unwrap_err();
         serde_json::from_str::<Autostop>("1").unwrap_err();
@@ -290,12 +262,7 @@ mod tests {
         let checks = BTreeMap::from([("disk".to_owned(), Check::default())]);
         assert_eq!(
             check_names(&services, &checks),
-            [
-                "servicecheck-00-http-80",
-                "servicecheck-01-tcp-81",
-                "servicecheck-02-tcp-90",
-                "disk"
-            ]
+            ["servicecheck-00-http-80", "servicecheck-01-tcp-81", "servicecheck-02-tcp-90", "disk"]
         );
     }
 }

@@ -39,10 +39,7 @@ impl View {
     /// # Errors
     /// When the document cannot be read; the view then keeps what it knew of the key.
     pub fn apply(&mut self, key: &str, value: Option<&[u8]>) -> Result<(), Unreadable> {
-        let unreadable = |source| Unreadable {
-            key: key.to_owned(),
-            source,
-        };
+        let unreadable = |source| Unreadable { key: key.to_owned(), source };
         if let Some(rest) = key.strip_prefix(AppDoc::PREFIX) {
             match value {
                 Some(bytes) => {
@@ -81,14 +78,9 @@ impl View {
             let known = known.clone();
             self.unlink(&known);
         }
-        self.addresses
-            .insert(machine.private_ip.into(), machine.id.clone());
-        self.addresses
-            .insert(machine.private_ipv4.into(), machine.id.clone());
-        self.machines_of
-            .entry(machine.app.clone())
-            .or_default()
-            .insert(machine.id.clone());
+        self.addresses.insert(machine.private_ip.into(), machine.id.clone());
+        self.addresses.insert(machine.private_ipv4.into(), machine.id.clone());
+        self.machines_of.entry(machine.app.clone()).or_default().insert(machine.id.clone());
         self.machines.insert(machine.id.clone(), machine);
     }
 
@@ -123,19 +115,13 @@ impl View {
 
     /// Returns the machines of an app, by id.
     pub fn machines_of(&self, app: &AppName) -> impl Iterator<Item = &MachineRecord> {
-        self.machines_of
-            .get(app)
-            .into_iter()
-            .flatten()
-            .filter_map(|id| self.machines.get(id))
+        self.machines_of.get(app).into_iter().flatten().filter_map(|id| self.machines.get(id))
     }
 
     /// Returns the machine that owns a private address.
     #[must_use]
     pub fn machine_at(&self, address: IpAddr) -> Option<&MachineRecord> {
-        self.addresses
-            .get(&address)
-            .and_then(|id| self.machines.get(id))
+        self.addresses.get(&address).and_then(|id| self.machines.get(id))
     }
 
     /// Returns who claimed a public host name, which must be in lower case.
@@ -163,10 +149,7 @@ impl View {
     }
 
     fn unlink(&mut self, machine: &MachineRecord) {
-        for address in [
-            IpAddr::from(machine.private_ip),
-            IpAddr::from(machine.private_ipv4),
-        ] {
+        for address in [IpAddr::from(machine.private_ip), IpAddr::from(machine.private_ipv4)] {
             // The address may be another machine's by now.
             if self.addresses.get(&address) == Some(&machine.id) {
                 self.addresses.remove(&address);

@@ -31,7 +31,9 @@ const PERFORMANCE: Bounds = Bounds {
 };
 
 pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
-    let Some(guest) = &config.guest else { return Ok(()) };
+    let Some(guest) = &config.guest else {
+        return Ok(());
+    };
     let (bounds, kind) = match config.cpu_kind() {
         CpuKind::Shared => (&SHARED, "shared"),
         CpuKind::Performance => (&PERFORMANCE, "performance"),

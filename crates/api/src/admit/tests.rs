@@ -69,9 +69,18 @@ fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing(
         (json!({"guest": {"gpus": 1}}), "config.guest.gpus"),
         (json!({"guest": {"persist_rootfs": "always"}}), "config.guest.persist_rootfs"),
         (json!({"dns": {"nameservers": ["1.1.1.1"]}}), "config.dns.nameservers"),
-        (json!({"services": [{"internal_port": 1, "force_instance_key": "a"}]}), "config.services[0].force_instance_key"),
-        (json!({"services": [{"internal_port": 1, "autostop": "suspend"}]}), "config.services[0].autostop suspend"),
-        (json!({"checks": {"c": {"type": "http", "port": 1, "tls_skip_verify": true}}}), "config.checks.c.tls_skip_verify"),
+        (
+            json!({"services": [{"internal_port": 1, "force_instance_key": "a"}]}),
+            "config.services[0].force_instance_key",
+        ),
+        (
+            json!({"services": [{"internal_port": 1, "autostop": "suspend"}]}),
+            "config.services[0].autostop suspend",
+        ),
+        (
+            json!({"checks": {"c": {"type": "http", "port": 1, "tls_skip_verify": true}}}),
+            "config.checks.c.tls_skip_verify",
+        ),
     ] {
         assert!(text(more).starts_with(path), "{path}");
     }

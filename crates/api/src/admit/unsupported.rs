@@ -10,8 +10,20 @@ use serde_json::Value;
 use crate::reply::Failure;
 
 pub(super) const TOP: [&str; 14] = [
-    "mounts", "metrics", "statics", "files", "schedule", "processes", "standbys", "containers",
-    "volumes", "cache_drive", "spot", "size", "disable_machine_autostart", "vm_type",
+    "mounts",
+    "metrics",
+    "statics",
+    "files",
+    "schedule",
+    "processes",
+    "standbys",
+    "containers",
+    "volumes",
+    "cache_drive",
+    "spot",
+    "size",
+    "disable_machine_autostart",
+    "vm_type",
 ];
 const INIT: [&str; 2] = ["swap_size_mb", "kernel_args"];
 const GUEST: [&str; 6] =

@@ -128,11 +128,7 @@ pub(crate) async fn delete(
     Ok(JsonReply(Done { ok: true }))
 }
 
-async fn command(
-    shared: &Shared,
-    target: &Placed,
-    command: &Command,
-) -> Result<Accepted, Failure> {
+async fn command(shared: &Shared, target: &Placed, command: &Command) -> Result<Accepted, Failure> {
     let host = target.host()?;
     let accepted = host.client.command(&target.id, command).await;
     let accepted = accepted.map_err(|error| of_host(error, &target.id))?;
@@ -160,7 +156,10 @@ fn polite(signal: Option<Signal>, timeout: Option<GoDuration>) -> Result<(), Fai
 fn named(path: &str, name: &str) -> Result<Signal, Failure> {
     serde_json::from_value(Value::String(name.to_ascii_uppercase())).map_err(|_| {
         let shown: String = name.chars().take(40).collect();
-        Failure::new(Code::InvalidValue, format!("{path}: `{shown}` is not a signal such as SIGTERM"))
+        Failure::new(
+            Code::InvalidValue,
+            format!("{path}: `{shown}` is not a signal such as SIGTERM"),
+        )
     })
 }
 

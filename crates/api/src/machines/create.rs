@@ -37,8 +37,7 @@ pub(crate) async fn create(
     let config = admit::admit(request.config)?;
     own_image(&shared, &app, &config).await?;
     let candidates = candidates(&shared).await?;
-    let want =
-        Want { region: request.region.as_deref(), memory_mb: u64::from(config.memory_mb()) };
+    let want = Want { region: request.region.as_deref(), memory_mb: u64::from(config.memory_mb()) };
     let chosen = place(&candidates, &shared.regions, want)?;
 
     let now = shared.clock.now();

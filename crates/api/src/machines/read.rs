@@ -164,7 +164,9 @@ async fn last_known(
     placement: &PlacementDoc,
 ) -> Result<Option<Machine>, Failure> {
     let view = shared.view.load();
-    let Some(record) = view.machine(id) else { return Ok(None) };
+    let Some(record) = view.machine(id) else {
+        return Ok(None);
+    };
     let config = documents::config(shared.store.as_ref(), &app.org, id, placement).await?;
     let config = config.map(|config| config.config).unwrap_or_default();
     Ok(Some(answer::of_record(record, config)))

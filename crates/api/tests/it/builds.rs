@@ -133,7 +133,10 @@ async fn a_caller_that_goes_away_ends_the_build() {
 async fn an_error_of_the_builder_is_the_answer() {
     let (cloud, _builder, _sender, _gone) = cloud().await;
     let error = cloud.admin.build(&web(), &tagged("refused"), body_of("tar")).await.unwrap_err();
-    assert_eq!((error.code(), error.to_string().as_str()), (Some(Code::NoSpace), "the disk is full"));
+    assert_eq!(
+        (error.code(), error.to_string().as_str()),
+        (Some(Code::NoSpace), "the disk is full")
+    );
     let error = cloud.admin.build(&web(), &tagged("-bad-"), body_of("tar")).await.unwrap_err();
     assert_eq!(error.code(), Some(Code::InvalidValue));
     let (status, error) = cloud.error(("POST", "/v1/apps/web/builds"), Some(ADMIN), "tar").await;

@@ -124,8 +124,7 @@ async fn every_entry_of_the_table_answers_something_else_than_an_unknown_path() 
     let first = endpoint::ALL.iter().filter(|it| !last.contains(it));
     for endpoint in first.chain(&last) {
         let path = endpoint.path_of(&["web", machine.id.as_str()]);
-        let (status, headers, body) =
-            cloud.raw((endpoint.method, &path), Some(ADMIN), "{}").await;
+        let (status, headers, body) = cloud.raw((endpoint.method, &path), Some(ADMIN), "{}").await;
         let text = String::from_utf8_lossy(&body);
         assert!(!text.contains("no such path"), "{endpoint:?} {text}");
         assert_ne!(status, 405, "{endpoint:?} {text}");

@@ -118,7 +118,11 @@ impl FakeHost {
     }
 
     /// Changes a machine, tells the directory, wakes whoever waits.
-    pub(crate) async fn change(&self, id: &MachineId, change: impl FnOnce(&mut HostMachine)) -> HostMachine {
+    pub(crate) async fn change(
+        &self,
+        id: &MachineId,
+        change: impl FnOnce(&mut HostMachine),
+    ) -> HostMachine {
         let machine = {
             let mut machines = self.machines.lock().unwrap();
             let machine = machines.get_mut(id).unwrap();

@@ -291,21 +291,25 @@ async fn commands_reach_the_host_as_they_were_meant() {
         assert_eq!(answer, br#"{"ok":true}"#, "{path} {status}");
     }
     let seconds = |seconds| Some(perch_types::GoDuration::from_secs(seconds));
-    assert_eq!(*cloud.host.commands.lock().unwrap(), [
-        Command::Signal { signal: 9 },
-        Command::Signal { signal: 1 },
-        Command::Stop { signal: Some(Signal::SigTerm), timeout: seconds(20) },
-        Command::Stop { signal: None, timeout: None },
-        Command::Restart { force: true, signal: Some(Signal::SigInt), timeout: seconds(7) },
-        Command::Restart { force: false, signal: None, timeout: seconds(7) },
-    ]);
+    assert_eq!(
+        *cloud.host.commands.lock().unwrap(),
+        [
+            Command::Signal { signal: 9 },
+            Command::Signal { signal: 1 },
+            Command::Stop { signal: Some(Signal::SigTerm), timeout: seconds(20) },
+            Command::Stop { signal: None, timeout: None },
+            Command::Restart { force: true, signal: Some(Signal::SigInt), timeout: seconds(7) },
+            Command::Restart { force: false, signal: None, timeout: seconds(7) },
+        ]
+    );
 }
 
 #[tokio::test]
 async fn a_host_that_is_away_leaves_what_was_known_last() {
     let cloud = Cloud::start().await;
     cloud.app().await;
-    let machine = cloud.machine(json!({"image": "registry.internal/web:9", "env": {"A": "b"}})).await;
+    let machine =
+        cloud.machine(json!({"image": "registry.internal/web:9", "env": {"A": "b"}})).await;
     cloud.host_task.abort();
     std::fs::remove_file(cloud.folder.path().join("host.sock")).unwrap();
     let listed = cloud.admin.machines(&web(), &ListFilter::default()).await.unwrap();

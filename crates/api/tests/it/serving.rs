@@ -21,7 +21,12 @@ async fn a_request_whose_head_does_not_come_is_cut() {
     let address = listener.local_addr().unwrap();
     let limits =
         ServeLimits { header_read_timeout: Duration::from_millis(200), ..ServeLimits::default() };
-    tokio::spawn(serve(Listener::Tcp(listener), cloud.api.router(), limits, std::future::pending()));
+    tokio::spawn(serve(
+        Listener::Tcp(listener),
+        cloud.api.router(),
+        limits,
+        std::future::pending(),
+    ));
     let begun = Instant::now();
     let mut slow = TcpStream::connect(address).await.unwrap();
     slow.write_all(b"GET /v1/apps HTTP/1.1\r\nHost: a\r\nX-").await.unwrap();
@@ -38,7 +43,12 @@ async fn connections_beyond_the_limit_wait_for_one_that_ends() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let limits = ServeLimits { connections_max: 1, ..ServeLimits::default() };
-    tokio::spawn(serve(Listener::Tcp(listener), cloud.api.router(), limits, std::future::pending()));
+    tokio::spawn(serve(
+        Listener::Tcp(listener),
+        cloud.api.router(),
+        limits,
+        std::future::pending(),
+    ));
     let ask = b"GET /v1/apps HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     let first = TcpStream::connect(address).await.unwrap();
     let mut second = TcpStream::connect(address).await.unwrap();
@@ -58,8 +68,12 @@ async fn at_the_end_requests_under_way_are_finished_and_no_new_one_is_taken() {
     let address = listener.local_addr().unwrap();
     let (end, ended) = oneshot::channel::<()>();
     let shutdown = async { ended.await.unwrap_or_default() };
-    let serving =
-        tokio::spawn(serve(Listener::Tcp(listener), cloud.api.router(), ServeLimits::default(), shutdown));
+    let serving = tokio::spawn(serve(
+        Listener::Tcp(listener),
+        cloud.api.router(),
+        ServeLimits::default(),
+        shutdown,
+    ));
     let mut idle = TcpStream::connect(address).await.unwrap();
     idle.write_all(b"GET /v1/apps HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     let mut answer = [0; 12];
@@ -93,12 +107,20 @@ async fn tls(cloud: &Cloud, authority: &Authority, shown: &Authority, names: &[&
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(chain, PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())))
+        .with_single_cert(
+            chain,
+            PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+        )
         .unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let listener = Listener::Tls(listener, tokio_rustls::TlsAcceptor::from(Arc::new(config)));
-    tokio::spawn(serve(listener, cloud.api.router(), ServeLimits::default(), std::future::pending()));
+    tokio::spawn(serve(
+        listener,
+        cloud.api.router(),
+        ServeLimits::default(),
+        std::future::pending(),
+    ));
     port
 }
 

@@ -3,11 +3,7 @@ use super::*;
 const FILE: &str = "FROM a\nCOPY . /app\n\nRUN pip install \\\n  -r requirements.txt\n";
 
 fn exit(code: i32) -> Exit {
-    Exit {
-        code: Some(code),
-        out_of_memory: false,
-        timed_out: false,
-    }
+    Exit { code: Some(code), out_of_memory: false, timed_out: false }
 }
 
 fn read<'a>(dockerfile: &'a Dockerfile, lines: &[&str]) -> (Output<'a>, Vec<String>) {
@@ -65,33 +61,11 @@ fn a_failed_step_is_named_with_its_line_code_and_last_output() {
 fn time_and_memory_are_told_apart_from_a_failing_program() {
     let dockerfile = Dockerfile::parse(FILE);
     let (output, _) = read(&dockerfile, &["STEP 4/4: RUN x"]);
-    let limits = Limits {
-        memory_bytes: 64 << 20,
-        time_s_max: 9,
-        ..Limits::default()
-    };
-    let timed_out = Exit {
-        code: None,
-        out_of_memory: false,
-        timed_out: true,
-    };
-    assert!(
-        output
-            .failure(&timed_out, &limits)
-            .error
-            .contains("took longer than 9 s")
-    );
-    let starved = Exit {
-        code: Some(137),
-        out_of_memory: true,
-        timed_out: false,
-    };
-    assert!(
-        output
-            .failure(&starved, &limits)
-            .error
-            .contains("may use 64 MiB")
-    );
+    let limits = Limits { memory_bytes: 64 << 20, time_s_max: 9, ..Limits::default() };
+    let timed_out = Exit { code: None, out_of_memory: false, timed_out: true };
+    assert!(output.failure(&timed_out, &limits).error.contains("took longer than 9 s"));
+    let starved = Exit { code: Some(137), out_of_memory: true, timed_out: false };
+    assert!(output.failure(&starved, &limits).error.contains("may use 64 MiB"));
 }
 
 #[test]
@@ -106,18 +80,11 @@ fn an_image_that_nobody_has_is_not_a_failed_build() {
             "Error: creating build container: initializing source docker://python:9: (Mirrors also failed: [127.0.0.1:5000/base/library/python:9: reading manifest 9 in 127.0.0.1:5000/base/library/python: manifest unknown]): docker.io/library/python:9: pinging container registry registry-1.docker.io: Get \"https://registry-1.docker.io/v2/\": dial tcp: lookup registry-1.docker.io: no such host",
             Code::ImageUnavailable,
         ),
-        (
-            "Error: committing container: no space left on device",
-            Code::NoSpace,
-        ),
+        ("Error: committing container: no space left on device", Code::NoSpace),
         ("Error: something else", Code::BuildFailed),
     ] {
         let (output, _) = read(&dockerfile, &["STEP 1/4: FROM a", reason]);
-        assert_eq!(
-            output.failure(&exit(125), &Limits::default()).code,
-            code,
-            "{reason}"
-        );
+        assert_eq!(output.failure(&exit(125), &Limits::default()).code, code, "{reason}");
     }
 }
 
@@ -125,13 +92,7 @@ fn an_image_that_nobody_has_is_not_a_failed_build() {
 fn steps_of_several_stages_are_counted_by_stage() {
     assert_eq!(
         Step::parse("[2/3] STEP 4/5: RUN a: b"),
-        Some(Step {
-            stage: 2,
-            stages: 3,
-            number: 4,
-            of: 5,
-            text: "RUN a: b"
-        })
+        Some(Step { stage: 2, stages: 3, number: 4, of: 5, text: "RUN a: b" })
     );
     for line in ["STEP", "STEP x/2: y", "[1/2] COPY", "STEP 0/1: y", ""] {
         assert_eq!(Step::parse(line), None, "{line}");

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use http_body_util::BodyExt as _;
 use perch_builder::{APP_HEADER, Builder, Config, Limits, TOKEN_HEADER, router};
-use perch_types::build::FORCE_HEADER;
 use perch_registry::{Access, Authorize, Basic, Decision, Registry};
+use perch_types::build::FORCE_HEADER;
 use perch_types::build::{BUILD_HEADER, BuildEvent, BuildRequest};
 use perch_types::clock::Clock;
 use perch_types::{ApiError, Timestamp};
@@ -33,13 +33,7 @@ pub(crate) struct Bench {
 /// Returns whether a test cannot run here, and says why.
 pub(crate) fn missing(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
-    let tools = [
-        "/usr/bin/buildah",
-        "/usr/sbin/runc",
-        "/usr/sbin/nft",
-        "/usr/bin/skopeo",
-        BUSYBOX,
-    ];
+    let tools = ["/usr/bin/buildah", "/usr/sbin/runc", "/usr/sbin/nft", "/usr/bin/skopeo", BUSYBOX];
     let lacking = tools.iter().find(|path| !Path::new(path).exists());
     match (root, lacking) {
         (true, None) => false,
@@ -75,13 +69,7 @@ impl Bench {
         config.addresses = Ipv4Addr::new(100, 112 + high, low, 0);
         config.limits = limits;
         let builder = Builder::open(config.clone()).await.unwrap();
-        Self {
-            builder,
-            registry,
-            config,
-            folder,
-            run_dir,
-        }
+        Self { builder, registry, config, folder, run_dir }
     }
 
     /// Lays everything down and checks that nothing is left on the host.
@@ -89,18 +77,12 @@ impl Bench {
         self.builder.close().await.unwrap();
         assert!(!self.run_dir.exists());
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        assert!(
-            !mounts.contains(self.folder.path().to_str().unwrap()),
-            "a mount is left"
-        );
+        assert!(!mounts.contains(self.folder.path().to_str().unwrap()), "a mount is left");
         for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
             let cgroup = controller.path().join(&self.config.instance);
             assert!(!cgroup.exists(), "{} is left", cgroup.display());
         }
-        let tables = Command::new("nft")
-            .args(["list", "tables"])
-            .output()
-            .unwrap();
+        let tables = Command::new("nft").args(["list", "tables"]).output().unwrap();
         let tables = String::from_utf8(tables.stdout).unwrap();
         assert!(!tables.contains(&self.config.instance), "a table is left");
     }
@@ -147,10 +129,7 @@ impl Bench {
     }
 
     async fn ask(&self, request: http::Request<axum::body::Body>) -> Result<Answer, ApiError> {
-        let response = router(Arc::clone(&self.builder))
-            .oneshot(request)
-            .await
-            .unwrap();
+        let response = router(Arc::clone(&self.builder)).oneshot(request).await.unwrap();
         let status = response.status();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         if !status.is_success() {
@@ -159,10 +138,8 @@ impl Bench {
             return Err(error);
         }
         let text = String::from_utf8(bytes.to_vec()).unwrap();
-        let events: Vec<BuildEvent> = text
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
+        let events: Vec<BuildEvent> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         Ok(Answer { events })
     }
 
@@ -239,11 +216,9 @@ impl Answer {
     /// Returns the reference, digest and size of the image.
     pub(crate) fn image(&self) -> (String, String, u64) {
         match self.events.last() {
-            Some(BuildEvent::Image {
-                reference,
-                digest,
-                size_bytes,
-            }) => (reference.clone(), digest.as_str().to_owned(), *size_bytes),
+            Some(BuildEvent::Image { reference, digest, size_bytes }) => {
+                (reference.clone(), digest.as_str().to_owned(), *size_bytes)
+            }
             _ => panic!("no image: {self:#?}"),
         }
     }
@@ -257,10 +232,7 @@ impl Answer {
 }
 
 pub(crate) fn request(tag: &str) -> BuildRequest {
-    BuildRequest {
-        tag: tag.to_owned(),
-        ..BuildRequest::default()
-    }
+    BuildRequest { tag: tag.to_owned(), ..BuildRequest::default() }
 }
 
 /// Packs a Dockerfile with a static shell and more files.
@@ -286,12 +258,7 @@ pub(crate) fn context(dockerfile: &str, files: &[(&str, &[u8])]) -> Vec<u8> {
 pub(crate) const SHELL: &str = "FROM scratch\nCOPY busybox /bin/busybox\nSHELL [\"/bin/busybox\", \"sh\", \"-c\"]\nENV PATH=/bin\nRUN /bin/busybox --install -s /bin\n";
 
 pub(crate) fn limits() -> Limits {
-    Limits {
-        disk_bytes: 4 << 30,
-        memory_bytes: 1 << 30,
-        time_s_max: 60,
-        ..Limits::default()
-    }
+    Limits { disk_bytes: 4 << 30, memory_bytes: 1 << 30, time_s_max: 60, ..Limits::default() }
 }
 
 /// Knows one password, which pushes to `web` and to the base images and pulls everything.
@@ -310,11 +277,7 @@ impl Authorize for OneToken {
             return Decision::Unauthenticated;
         }
         let own = repository == "web" || repository.starts_with("base/");
-        if own || access == Access::Pull {
-            Decision::Allow
-        } else {
-            Decision::Forbidden
-        }
+        if own || access == Access::Pull { Decision::Allow } else { Decision::Forbidden }
     }
 }
 

@@ -27,17 +27,13 @@ RUN (PORT=8081 setpriv --no-new-privs apache2-foreground &) ; sleep 4; \
 "#;
 
 fn example(name: &str, dockerfile: &str) -> Vec<u8> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../examples")
-        .join(name);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(name);
     let mut archive = tar::Builder::new(Vec::new());
     archive.append_dir_all(".", folder).unwrap();
     let mut header = tar::Header::new_gnu();
     header.set_size(u64::try_from(dockerfile.len()).unwrap());
     header.set_mode(0o644);
-    archive
-        .append_data(&mut header, "Dockerfile", dockerfile.as_bytes())
-        .unwrap();
+    archive.append_data(&mut header, "Dockerfile", dockerfile.as_bytes()).unwrap();
     archive.into_inner().unwrap()
 }
 
@@ -51,47 +47,27 @@ async fn base_images_are_made_and_the_examples_build_on_them() {
         let seconds = begin.elapsed().as_secs();
         let _shown = writeln!(std::io::stderr(), "measured: {what} done after {seconds} s");
     };
-    let bench = Bench::open(Limits {
-        disk_bytes: 8 << 30,
-        time_s_max: 900,
-        ..limits()
-    })
-    .await;
+    let bench = Bench::open(Limits { disk_bytes: 8 << 30, time_s_max: 900, ..limits() }).await;
     let answer = bench.bootstrap(false).await;
     assert_eq!(answer.events.last(), Some(&BuildEvent::Done), "{answer:#?}");
-    let images = answer
-        .events
-        .iter()
-        .filter(|event| matches!(event, BuildEvent::Image { .. }));
+    let images = answer.events.iter().filter(|event| matches!(event, BuildEvent::Image { .. }));
     assert_eq!(images.count(), 6);
     took("bootstrap");
     let again = bench.bootstrap(false).await;
     assert!(again.events.len() < 8, "{again:#?}");
 
-    let flask = bench
-        .build(&request("flask"), example("flask-notes", FLASK))
-        .await;
+    let flask = bench.build(&request("flask"), example("flask-notes", FLASK)).await;
     flask.image();
     took("flask");
     let (config, names) = bench.fetch("web", "flask");
-    assert!(
-        flask.log().contains(r#"answer b'{"status":"ok"}"#),
-        "{}",
-        flask.log()
-    );
+    assert!(flask.log().contains(r#"answer b'{"status":"ok"}"#), "{}", flask.log());
     assert_eq!(config["config"]["Cmd"][0], "gunicorn");
     assert!(!config["config"].to_string().contains("perch-ca"));
     assert!(names.iter().any(|name| name == "usr/local/bin/gunicorn"));
-    let php = bench
-        .build(&request("php"), example("php-guestbook", PHP))
-        .await;
+    let php = bench.build(&request("php"), example("php-guestbook", PHP)).await;
     php.image();
     took("php");
-    assert!(
-        php.log().contains("pdo_sqlite") && php.log().contains("Apache/2.4"),
-        "{}",
-        php.log()
-    );
+    assert!(php.log().contains("pdo_sqlite") && php.log().contains("Apache/2.4"), "{}", php.log());
     assert!(php.log().contains("\"PHP\": \"8.2"), "{}", php.log());
     bench.close().await;
 }

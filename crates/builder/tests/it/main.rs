@@ -2,11 +2,7 @@
 //!
 //! Never needs the internet, but for the tests that say so and want `PERCH_TEST_LONG=1`.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that cannot go on says where"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says where")]
 
 mod bench;
 mod bootstrap;

@@ -20,10 +20,8 @@ async fn n3_run_reaches_no_listener_of_the_host() {
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     listener.set_nonblocking(true).unwrap();
-    let addresses = std::process::Command::new("ip")
-        .args(["-4", "-o", "addr", "show"])
-        .output()
-        .unwrap();
+    let addresses =
+        std::process::Command::new("ip").args(["-4", "-o", "addr", "show"]).output().unwrap();
     let addresses = String::from_utf8(addresses.stdout).unwrap();
     // Every address of the host, the cable's own end included, is tried from inside.
     let mut commands = format!(
@@ -36,14 +34,9 @@ async fn n3_run_reaches_no_listener_of_the_host() {
         .filter(|address| *address != "127.0.0.1")
         .collect();
     commands = commands.replace("{}", &own.join(" "));
-    let answer = bench
-        .build(&request("x"), context(&format!("{SHELL}{commands}"), &[]))
-        .await;
+    let answer = bench.build(&request("x"), context(&format!("{SHELL}{commands}"), &[])).await;
     let log = answer.log();
-    assert!(
-        log.contains("walled 127.0.0.1") && log.contains("walled 100."),
-        "{log}"
-    );
+    assert!(log.contains("walled 127.0.0.1") && log.contains("walled 100."), "{log}");
     assert!(!log.contains("reached "), "{log}");
     assert!(listener.accept().is_err(), "somebody came through");
     bench.close().await;
@@ -74,14 +67,10 @@ async fn k7_run_is_nobody_on_the_host() {
          grep -e CapEff -e Seccomp: /proc/self/status; env; exit 0\n",
         pid = sleeper.id()
     );
-    let answer = bench
-        .build(&request("x"), context(&format!("{SHELL}{probe}"), &[]))
-        .await;
+    let answer = bench.build(&request("x"), context(&format!("{SHELL}{probe}"), &[])).await;
     let log = answer.log();
     answer.image();
-    let words = [
-        "mounted", "node", "killed", "sysctl", "sysrq", "environ", "store",
-    ];
+    let words = ["mounted", "node", "killed", "sysctl", "sysrq", "environ", "store"];
     for line in log.lines() {
         assert!(!words.contains(&line), "{line}\n{log}");
     }
@@ -91,10 +80,7 @@ async fn k7_run_is_nobody_on_the_host() {
     assert!(log.contains("Seccomp:\t2"), "{log}");
     assert!(!log.contains(TOKEN), "{log}");
     assert!(log.contains("SSL_CERT_FILE=/dev/perch-ca.crt"), "{log}");
-    assert!(
-        sleeper.try_wait().unwrap().is_none(),
-        "a process of the host was killed"
-    );
+    assert!(sleeper.try_wait().unwrap().is_none(), "a process of the host was killed");
     sleeper.kill().unwrap();
     sleeper.wait().unwrap();
     bench.close().await;
@@ -109,16 +95,10 @@ async fn t4_run_can_read_from_the_registry_but_not_write_to_it() {
     let commands = "RUN wget -q -O - http://127.0.0.1:5000/v2/ && echo readable; \
         wget -q -O - --post-data x http://127.0.0.1:5000/v2/web/blobs/uploads/ && echo writable; \
         wget -q -O - http://127.0.0.1:5000/debug/vars && echo elsewhere; exit 0\n";
-    let answer = bench
-        .build(&request("x"), context(&format!("{SHELL}{commands}"), &[]))
-        .await;
+    let answer = bench.build(&request("x"), context(&format!("{SHELL}{commands}"), &[])).await;
     let log = answer.log();
     assert!(log.contains("readable"), "{log}");
-    assert!(
-        !log.lines()
-            .any(|line| line == "writable" || line == "elsewhere"),
-        "{log}"
-    );
+    assert!(!log.lines().any(|line| line == "writable" || line == "elsewhere"), "{log}");
     bench.close().await;
 }
 
@@ -130,10 +110,7 @@ async fn f8_a_context_stays_in_its_folder() {
     let bench = Bench::open(limits()).await;
     let outside = tempfile::NamedTempFile::new().unwrap();
     let target = outside.path().to_str().unwrap().to_owned();
-    for (name, link) in [
-        ("link", target.as_str()),
-        ("link", "../../../../../../../../etc"),
-    ] {
+    for (name, link) in [("link", target.as_str()), ("link", "../../../../../../../../etc")] {
         let mut archive = tar::Builder::new(Vec::new());
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
@@ -142,17 +119,9 @@ async fn f8_a_context_stays_in_its_folder() {
         let mut header = tar::Header::new_gnu();
         header.set_size(4);
         header.set_mode(0o644);
-        let through = if link == target {
-            "link"
-        } else {
-            "link/hostile"
-        };
-        archive
-            .append_data(&mut header, through, &b"evil"[..])
-            .unwrap();
-        let _whatever = bench
-            .build(&request("x"), archive.into_inner().unwrap())
-            .await;
+        let through = if link == target { "link" } else { "link/hostile" };
+        archive.append_data(&mut header, through, &b"evil"[..]).unwrap();
+        let _whatever = bench.build(&request("x"), archive.into_inner().unwrap()).await;
         assert_eq!(std::fs::read(outside.path()).unwrap(), b"");
         assert!(!std::path::Path::new("/etc/hostile").exists());
     }
@@ -161,17 +130,9 @@ async fn f8_a_context_stays_in_its_folder() {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(tar::EntryType::Symlink);
     header.set_size(0);
-    archive
-        .append_link(&mut header, "Dockerfile", "/etc/passwd")
-        .unwrap();
-    let answer = bench
-        .build(&request("x"), archive.into_inner().unwrap())
-        .await;
-    assert!(
-        answer.error().error.contains("cannot be opened"),
-        "{}",
-        answer.error()
-    );
+    archive.append_link(&mut header, "Dockerfile", "/etc/passwd").unwrap();
+    let answer = bench.build(&request("x"), archive.into_inner().unwrap()).await;
+    assert!(answer.error().error.contains("cannot be opened"), "{}", answer.error());
 
     let mut archive = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
@@ -182,15 +143,8 @@ async fn f8_a_context_stays_in_its_folder() {
     header.set_device_minor(0).unwrap();
     header.set_cksum();
     archive.append(&header, std::io::empty()).unwrap();
-    let answer = bench
-        .build(&request("x"), archive.into_inner().unwrap())
-        .await;
-    assert_eq!(
-        answer.error().code,
-        Code::InvalidRequest,
-        "{}",
-        answer.error()
-    );
+    let answer = bench.build(&request("x"), archive.into_inner().unwrap()).await;
+    assert_eq!(answer.error().code, Code::InvalidRequest, "{}", answer.error());
     bench.close().await;
 }
 
@@ -208,18 +162,12 @@ async fn a_client_that_goes_away_takes_its_build_with_it() {
         .header(TOKEN_HEADER, TOKEN)
         .body(axum::body::Body::from(context(&dockerfile, &[])))
         .unwrap();
-    let response = router(Arc::clone(&bench.builder))
-        .oneshot(asked)
-        .await
-        .unwrap();
+    let response = router(Arc::clone(&bench.builder)).oneshot(asked).await.unwrap();
     wait_for(|| sleeps(&mark), "the step to run").await;
     drop(response);
     wait_for(|| !sleeps(&mark), "the step to be killed").await;
     // The slot and the store are free again.
-    bench
-        .build(&request("x"), context(SHELL, &[]))
-        .await
-        .image();
+    bench.build(&request("x"), context(SHELL, &[])).await.image();
     bench.close().await;
 }
 
@@ -230,19 +178,9 @@ async fn r11_an_app_sees_no_layer_of_another_and_pushes_nowhere_else() {
     }
     let bench = Bench::open(limits()).await;
     let dockerfile = format!("{SHELL}RUN echo made by this build\n");
-    bench
-        .build(&request("x"), context(&dockerfile, &[]))
-        .await
-        .image();
-    let other = bench
-        .build_app("other", &request("x"), context(&dockerfile, &[]))
-        .await
-        .unwrap();
-    assert!(
-        other.log().contains("made by this build"),
-        "{}",
-        other.log()
-    );
+    bench.build(&request("x"), context(&dockerfile, &[])).await.image();
+    let other = bench.build_app("other", &request("x"), context(&dockerfile, &[])).await.unwrap();
+    assert!(other.log().contains("made by this build"), "{}", other.log());
     assert_eq!(other.error().code, Code::Forbidden, "{}", other.error());
     bench.close().await;
 }
@@ -267,10 +205,7 @@ async fn a_builder_that_starts_again_lays_down_what_was_left() {
     bench.reopen().await;
     assert!(!sleeps(&mark), "the cage of the builder before lives on");
     drop(response);
-    bench
-        .build(&request("x"), context(SHELL, &[]))
-        .await
-        .image();
+    bench.build(&request("x"), context(SHELL, &[])).await.image();
     bench.close().await;
 }
 

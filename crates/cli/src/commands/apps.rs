@@ -65,12 +65,10 @@ async fn list(invocation: &Invocation) -> Result {
 
 async fn create(invocation: &Invocation, name: &str, org: String) -> Result {
     let name = app_name(name, "the command line")?;
-    let request = CreateApp {
-        name: Some(name.to_string()),
-        org_slug: Some(org),
-        ..CreateApp::default()
-    };
-    let app = invocation.api()?.create_app(&request).await.during(format!("create the app `{name}`"))?;
+    let request =
+        CreateApp { name: Some(name.to_string()), org_slug: Some(org), ..CreateApp::default() };
+    let app =
+        invocation.api()?.create_app(&request).await.during(format!("create the app `{name}`"))?;
     if invocation.ui.is_json() {
         invocation.ui.json(&app);
     } else {
@@ -90,7 +88,10 @@ async fn destroy(invocation: &Invocation, name: &str) -> Result {
     match invocation.ui.confirm(&question) {
         Some(true) => {}
         Some(false) => {
-            return Err(CommandError::Refused { fact: "nothing was destroyed".to_owned(), hint: None });
+            return Err(CommandError::Refused {
+                fact: "nothing was destroyed".to_owned(),
+                hint: None,
+            });
         }
         None => {
             return Err(CommandError::refused(

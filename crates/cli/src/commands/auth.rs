@@ -79,10 +79,8 @@ async fn whoami(invocation: &Invocation) -> Result {
         invocation.ui.json(&identity);
         return Ok(());
     }
-    let mut rows = vec![
-        row(["platform", &identity.platform]),
-        row(["known from", &identity.origin]),
-    ];
+    let mut rows =
+        vec![row(["platform", &identity.platform]), row(["known from", &identity.origin])];
     for token in &identity.tokens {
         rows.push(row(["organization", token.org_slug.as_str()]));
         rows.push(row(["token", &format!("{} ({})", token.name, token.token_id)]));

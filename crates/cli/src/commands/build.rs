@@ -60,7 +60,8 @@ pub(crate) async fn run(invocation: &Invocation, args: BuildArgs) -> Result {
         _ => invocation.app()?,
     };
     let api = invocation.api()?;
-    let built = build(invocation, &api, &name, &Job::new(&args.folder, &config, &args.options)?).await?;
+    let built =
+        build(invocation, &api, &name, &Job::new(&args.folder, &config, &args.options)?).await?;
     if invocation.ui.is_json() {
         invocation.ui.json(&built);
     } else {
@@ -85,7 +86,10 @@ impl Job {
         let BuildSection { mut args, .. } = section;
         for pair in &options.build_arg {
             let (name, value) = pair.split_once('=').ok_or_else(|| {
-                CommandError::usage(format!("`{pair}` is no build argument"), "`--build-arg NAME=VALUE`")
+                CommandError::usage(
+                    format!("`{pair}` is no build argument"),
+                    "`--build-arg NAME=VALUE`",
+                )
             })?;
             args.insert(name.to_owned(), value.to_owned());
         }

@@ -38,7 +38,9 @@ async fn list(invocation: &Invocation) -> Result {
         return Ok(());
     }
     if images.images.is_empty() {
-        invocation.ui.say("there are no images yet; `perch images bootstrap` makes the base images");
+        invocation
+            .ui
+            .say("there are no images yet; `perch images bootstrap` makes the base images");
         return Ok(());
     }
     let mut rows = vec![row(["REPOSITORY", "TAGS", "SIZE"])];

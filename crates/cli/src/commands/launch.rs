@@ -73,7 +73,10 @@ pub(crate) async fn run(invocation: &Invocation, args: LaunchArgs) -> Result {
     match ui.confirm(&format!("Launch `{name}`?")) {
         Some(true) => {}
         Some(false) => {
-            return Err(CommandError::Refused { fact: "nothing was launched".to_owned(), hint: None });
+            return Err(CommandError::Refused {
+                fact: "nothing was launched".to_owned(),
+                hint: None,
+            });
         }
         None => {
             return Err(CommandError::refused(
@@ -94,7 +97,9 @@ pub(crate) async fn run(invocation: &Invocation, args: LaunchArgs) -> Result {
                 ),
             ));
         }
-        Err(error) => return Err(CommandError::operation(format!("create the app `{name}`"), error)),
+        Err(error) => {
+            return Err(CommandError::operation(format!("create the app `{name}`"), error));
+        }
     }
     for (path, text) in &proposal.files {
         write_new(path, text).during(format!("write `{}`", path.display()))?;
@@ -141,7 +146,11 @@ fn from_file(args: &LaunchArgs, file: ConfigFile) -> Result<Proposal> {
         config.app = Some(name.to_string());
     }
     if let Some(http) = &config.http_service {
-        decisions.push(decision("port", &http.internal_port.to_string(), format!("`internal_port` in {shown}")));
+        decisions.push(decision(
+            "port",
+            &http.internal_port.to_string(),
+            format!("`internal_port` in {shown}"),
+        ));
     }
     if let Some(region) = &config.primary_region {
         decisions.push(decision("region", region, format!("`primary_region` in {shown}")));
@@ -157,7 +166,8 @@ fn from_scan(invocation: &Invocation, args: &LaunchArgs, platform: &Platform) ->
     };
     let mut decisions = vec![decision("app", name.as_str(), name_why)];
     let region = args.region.clone().unwrap_or_else(|| platform.region.to_string());
-    let why = if args.region.is_some() { "the command line says so" } else { "where the platform is" };
+    let why =
+        if args.region.is_some() { "the command line says so" } else { "where the platform is" };
     decisions.push(decision("region", &region, why));
     let scanned = match args.image {
         Some(_) => None,
@@ -173,7 +183,11 @@ fn from_scan(invocation: &Invocation, args: &LaunchArgs, platform: &Platform) ->
         None => {
             let image = args.image.clone().unwrap_or_default();
             decisions.push(decision("image", &image, "the command line says so"));
-            decisions.push(decision("port", &IMAGE_PORT.to_string(), "the usual one; change it with `--port`"));
+            decisions.push(decision(
+                "port",
+                &IMAGE_PORT.to_string(),
+                "the usual one; change it with `--port`",
+            ));
             decisions.push(decision("memory", "512 MB", "it is not known what the image runs"));
         }
     }
@@ -186,7 +200,11 @@ fn from_scan(invocation: &Invocation, args: &LaunchArgs, platform: &Platform) ->
         decisions.retain(|it| it.what != "port");
         decisions.push(decision("port", &port.to_string(), "the command line says so"));
     }
-    decisions.push(decision("machines", "1", "the platform is one server; it is replaced without a gap"));
+    decisions.push(decision(
+        "machines",
+        "1",
+        "the platform is one server; it is replaced without a gap",
+    ));
     let beside = |name: &str| match args.folder.as_path() {
         here if here == Path::new(".") => PathBuf::from(name),
         folder => folder.join(name),
@@ -206,7 +224,12 @@ fn from_scan(invocation: &Invocation, args: &LaunchArgs, platform: &Platform) ->
     Ok(Proposal { name, decisions, warnings, files, config })
 }
 
-fn new_app(name: &AppName, region: String, plan: Option<&LaunchPlan>, platform: &Platform) -> NewApp {
+fn new_app(
+    name: &AppName,
+    region: String,
+    plan: Option<&LaunchPlan>,
+    platform: &Platform,
+) -> NewApp {
     let port_why = plan.and_then(|plan| plan.decisions.iter().find(|it| it.what == "port"));
     NewApp {
         app: name.to_string(),
@@ -218,7 +241,8 @@ fn new_app(name: &AppName, region: String, plan: Option<&LaunchPlan>, platform: 
         image: None,
         env: plan.map_or_else(BTreeMap::new, |plan| plan.env.clone()),
         internal_port: plan.map_or(IMAGE_PORT, |plan| plan.internal_port),
-        port_why: port_why.map_or_else(|| "The usual port.".to_owned(), |it| format!("Why: {}.", it.why)),
+        port_why: port_why
+            .map_or_else(|| "The usual port.".to_owned(), |it| format!("Why: {}.", it.why)),
         kill_signal: plan.and_then(|plan| plan.kill_signal),
         memory_mb: plan.map_or(IMAGE_MEMORY_MB, |plan| plan.memory_mb),
         has_https: platform.https_port.is_some(),

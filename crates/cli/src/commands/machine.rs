@@ -94,7 +94,9 @@ pub(crate) async fn run(invocation: &Invocation, command: MachineCommand) -> Res
             }
             Ok(())
         }
-        MachineCommand::Destroy { ids, force } => destroy(invocation, (&api, &app), &ids, force).await,
+        MachineCommand::Destroy { ids, force } => {
+            destroy(invocation, (&api, &app), &ids, force).await
+        }
         MachineCommand::Exec(args) => exec::run(invocation, &api, &app, args).await,
     }
 }
@@ -169,7 +171,10 @@ async fn destroy(
     for id in ids {
         let question = format!("Destroy machine {id} of `{app}`?");
         if !force && invocation.ui.confirm(&question) == Some(false) {
-            return Err(CommandError::Refused { fact: format!("machine `{id}` stays"), hint: None });
+            return Err(CommandError::Refused {
+                fact: format!("machine `{id}` stays"),
+                hint: None,
+            });
         }
         let result = api.delete_machine(app, id, force).await;
         result.during(format!("destroy machine `{id}`"))?;

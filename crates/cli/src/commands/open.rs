@@ -41,6 +41,7 @@ fn opener() -> Option<&'static str> {
     if cfg!(target_os = "macos") {
         return Some("open");
     }
-    let display = ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| std::env::var_os(name).is_some());
+    let display =
+        ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| std::env::var_os(name).is_some());
     display.then_some("xdg-open")
 }

@@ -55,7 +55,8 @@ pub(crate) async fn run(invocation: &Invocation, _: StatusArgs) -> Result {
     machine_table(&status.machines).iter().for_each(|line| ui.data(line));
     let failing = status.machines.iter().flat_map(|machine| {
         let not_passing = machine.checks.iter().filter(|it| it.status != CheckState::Passing);
-        not_passing.map(move |check| format!("machine {}: {}: {}", machine.id, check.name, check.output))
+        not_passing
+            .map(move |check| format!("machine {}: {}: {}", machine.id, check.name, check.output))
     });
     failing.for_each(|line| ui.warn(line));
     ui.data("");
@@ -66,7 +67,8 @@ pub(crate) async fn run(invocation: &Invocation, _: StatusArgs) -> Result {
 /// Returns machines as a table with a head.
 pub(crate) fn machine_table(machines: &[Machine]) -> Vec<String> {
     let now = now();
-    let mut rows = vec![row(["MACHINE", "NAME", "STATE", "READY", "REGION", "SIZE", "IMAGE", "UPDATED"])];
+    let mut rows =
+        vec![row(["MACHINE", "NAME", "STATE", "READY", "REGION", "SIZE", "IMAGE", "UPDATED"])];
     rows.extend(machines.iter().map(|machine| {
         row([
             machine.id.as_str(),
@@ -95,8 +97,12 @@ fn image_in_words(machine: &Machine) -> String {
     let image = &machine.image_ref;
     let name = image.repository.as_str();
     match (&image.digest, image.tag.as_str()) {
-        (_, tag) if !tag.is_empty() => format!("{name}:{}", tag.chars().take(24).collect::<String>()),
-        (Some(digest), _) => format!("{name}@{}", digest.hex().chars().take(12).collect::<String>()),
+        (_, tag) if !tag.is_empty() => {
+            format!("{name}:{}", tag.chars().take(24).collect::<String>())
+        }
+        (Some(digest), _) => {
+            format!("{name}@{}", digest.hex().chars().take(12).collect::<String>())
+        }
         (None, _) => name.to_owned(),
     }
 }

@@ -168,16 +168,18 @@ fn build_sends_the_context_and_prints_the_image() {
     perch.file("Dockerfile", "FROM a").file(".dockerignore", "secret").file("secret", "x");
     let out = perch.run("build -a web --build-arg A=1 --build-target prod --no-cache").good();
     assert_eq!(out, format!("registry.internal/web:deployment-1@sha256:{}\n", "07".repeat(32)));
-    let request: serde_json::Value =
-        serde_json::from_str(&fake.world().build_requests[0]).unwrap();
+    let request: serde_json::Value = serde_json::from_str(&fake.world().build_requests[0]).unwrap();
     assert_eq!(request["dockerfile"], "Dockerfile");
     assert_eq!(request["args"]["A"], "1");
     assert_eq!(request["target"], "prod");
     assert_eq!(request["no_cache"], true);
     let context = fake.world().contexts[0].clone();
     let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(&context[..]));
-    let names: Vec<String> =
-        tar.entries().unwrap().map(|it| it.unwrap().path().unwrap().display().to_string()).collect();
+    let names: Vec<String> = tar
+        .entries()
+        .unwrap()
+        .map(|it| it.unwrap().path().unwrap().display().to_string())
+        .collect();
     assert_eq!(names, [".dockerignore", "Dockerfile"]);
 }
 

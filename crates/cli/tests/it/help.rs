@@ -58,5 +58,8 @@ fn explain_lists_and_explains() {
     insta::assert_snapshot!(perch.run("explain image_unknown").good());
     let wrong = perch.run("explain nonsense");
     assert_eq!(wrong.code, 2);
-    assert_eq!(wrong.stderr, "error: `nonsense` is no error code\nhint: `perch explain` lists them\n");
+    assert_eq!(
+        wrong.stderr,
+        "error: `nonsense` is no error code\nhint: `perch explain` lists them\n"
+    );
 }

@@ -33,7 +33,10 @@ fn a_source_folder_becomes_a_running_app() {
     flask(&perch);
     let ran = perch.run("launch --name shop --yes");
     insta::assert_snapshot!(ran.shown(Some(&fake)));
-    assert_eq!(fake.changes(), ["POST /v1/apps", "POST /v1/apps/shop/builds", "POST /v1/apps/shop/machines"]);
+    assert_eq!(
+        fake.changes(),
+        ["POST /v1/apps", "POST /v1/apps/shop/builds", "POST /v1/apps/shop/machines"]
+    );
     assert!(perch.read("Dockerfile").unwrap().contains("gunicorn"));
     assert!(perch.read(".dockerignore").is_some());
     insta::assert_snapshot!("launched_fly_toml", perch.read("fly.toml").unwrap());

@@ -12,9 +12,8 @@ use crate::{identity, peer};
 
 /// Runs until the supervisor ends it.
 pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Result<()> {
-    let builder = Builder::open(builder_config(&setup.config))
-        .await
-        .context("start the builder")?;
+    let builder =
+        Builder::open(builder_config(&setup.config)).await.context("start the builder")?;
     let serving = peer::serve(
         sockets.take_one(Purpose::Builder)?,
         perch_builder::router(builder.clone()),
@@ -47,8 +46,6 @@ fn builder_config(config: &Config) -> perch_builder::Config {
 
 /// Takes away what the builder made on this host; its files go with the server's folder.
 pub(crate) async fn remove(config: &Config) -> Result<()> {
-    let builder = Builder::open(builder_config(config))
-        .await
-        .context("open the builder")?;
+    let builder = Builder::open(builder_config(config)).await.context("open the builder")?;
     builder.close().await.context("take the builder away")
 }

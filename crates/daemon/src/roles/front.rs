@@ -84,9 +84,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     });
     let push_tokens: PushTokens = api.push_tokens().clone();
     fill_gatekeeper(api.identity().clone(), push_tokens);
-    api.ensure_admin_token(&setup.admin_token_hash)
-        .await
-        .context("know the administrator")?;
+    api.ensure_admin_token(&setup.admin_token_hash).await.context("know the administrator")?;
     let router = by_path(registry.router(), api.router());
     serve_api(&setup, &mut sockets, &router, &mut tasks)?;
     let addresses = roles::host::resolver_addresses(&setup.config)?;
@@ -135,12 +133,9 @@ fn serve_api(
         listeners.push(Listener::Tcp(roles::tcp(plain)?));
     }
     for unix in sockets.take::<std::os::unix::net::UnixListener>(Purpose::ApiUnix) {
-        unix.set_nonblocking(true)
-            .context("prepare the API's Unix socket")?;
+        unix.set_nonblocking(true).context("prepare the API's Unix socket")?;
         let unix = tokio::net::UnixListener::from_std(unix);
-        listeners.push(Listener::Unix(
-            unix.context("prepare the API's Unix socket")?,
-        ));
+        listeners.push(Listener::Unix(unix.context("prepare the API's Unix socket")?));
     }
     if let Some((chain, key)) = &setup.api_certificate {
         let acceptor = acceptor(chain, key.expose())?;
@@ -179,9 +174,7 @@ fn serve_names(
 ) -> Result<()> {
     let mut udp = Vec::new();
     for socket in sockets.take::<std::net::UdpSocket>(Purpose::DnsUdp) {
-        socket
-            .set_nonblocking(true)
-            .context("prepare the resolver")?;
+        socket.set_nonblocking(true).context("prepare the resolver")?;
         udp.push(tokio::net::UdpSocket::from_std(socket).context("prepare the resolver")?);
     }
     let mut listeners = Vec::new();

@@ -43,10 +43,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let store = RemoteStore::new(setup.config.run_dir.join(DIRECTORY_SOCKET));
     let config = host_config(&setup)?;
-    let deps = Deps {
-        clock: Arc::clone(&clock),
-        store: Arc::new(store),
-    };
+    let deps = Deps { clock: Arc::clone(&clock), store: Arc::new(store) };
     let host = Host::start(config, deps).await.context("start the host")?;
     for finding in &host.info().findings {
         tracing::info!(finding, "host");
@@ -86,9 +83,7 @@ fn network(config: &Config) -> Result<NetworkConfig> {
     let group = config
         .instance
         .bytes()
-        .fold(INTERFACE_GROUP, |group, byte| {
-            group.wrapping_mul(31).wrapping_add(byte.into())
-        })
+        .fold(INTERFACE_GROUP, |group, byte| group.wrapping_mul(31).wrapping_add(byte.into()))
         & 0x7fff_ffff;
     Ok(NetworkConfig {
         instance: config.instance.clone(),
@@ -152,16 +147,9 @@ pub(crate) fn remove(config: &Config, yes: bool) -> Result<()> {
         };
         // Nobody serves the directory now: what is removed here is not published.
         let store = Arc::new(RemoteStore::new(config.run_dir.join(DIRECTORY_SOCKET)));
-        let deps = Deps {
-            clock: Arc::new(SystemClock),
-            store,
-        };
-        let host = Host::start(host_config(&setup)?, deps)
-            .await
-            .context("start the host")?;
-        host.remove_everything()
-            .await
-            .context("take machines away")?;
+        let deps = Deps { clock: Arc::new(SystemClock), store };
+        let host = Host::start(host_config(&setup)?, deps).await.context("start the host")?;
+        host.remove_everything().await.context("take machines away")?;
         crate::roles::builder::remove(config).await
     })?;
     for folder in [&config.run_dir, data] {
@@ -173,15 +161,9 @@ pub(crate) fn remove(config: &Config, yes: bool) -> Result<()> {
 
 fn confirmed(data: &Path) -> Result<bool> {
     let mut stderr = std::io::stderr();
-    write!(
-        stderr,
-        "Destroy all machines and everything in `{}`? Type yes: ",
-        data.display()
-    )
-    .context("ask")?;
+    write!(stderr, "Destroy all machines and everything in `{}`? Type yes: ", data.display())
+        .context("ask")?;
     let mut answer = String::new();
-    std::io::stdin()
-        .read_line(&mut answer)
-        .context("read the answer")?;
+    std::io::stdin().read_line(&mut answer).context("read the answer")?;
     Ok(answer.trim() == "yes")
 }

@@ -42,11 +42,7 @@ impl Gatekeeper {
     ) -> (Self, impl FnOnce(Identity, PushTokens)) {
         let known = Arc::new(OnceLock::new());
         let fill = Arc::clone(&known);
-        let gatekeeper = Self {
-            host_token: host_token.clone(),
-            view,
-            known,
-        };
+        let gatekeeper = Self { host_token: host_token.clone(), view, known };
         (gatekeeper, move |identity, push_tokens| {
             fill.set((identity, push_tokens)).ok();
         })
@@ -65,11 +61,7 @@ impl Authorize for Gatekeeper {
             return Decision::Unauthenticated;
         };
         let password = credentials.password.expose();
-        if bool::from(
-            password
-                .as_bytes()
-                .ct_eq(self.host_token.expose().as_bytes()),
-        ) {
+        if bool::from(password.as_bytes().ct_eq(self.host_token.expose().as_bytes())) {
             return decide(access == Access::Pull);
         }
         let Some((identity, push_tokens)) = self.known.get() else {
@@ -108,11 +100,7 @@ impl Authorize for Gatekeeper {
 }
 
 const fn decide(allowed: bool) -> Decision {
-    if allowed {
-        Decision::Allow
-    } else {
-        Decision::Forbidden
-    }
+    if allowed { Decision::Allow } else { Decision::Forbidden }
 }
 
 /// What lies in the registry, for the API.

@@ -50,7 +50,13 @@ async fn a_new_app_comes_up() {
     let (result, events) = deploy(&fake, WEB).await;
     assert_eq!(result.unwrap().machines.len(), 1);
     assert_eq!(fake.changes(), ["POST /v1/apps/web/machines"]);
-    assert!(matches!(&events[..], [Event::Started { index: 1, total: 1, .. }, Event::Done { result: "ready", .. }]), "{events:?}");
+    assert!(
+        matches!(
+            &events[..],
+            [Event::Started { index: 1, total: 1, .. }, Event::Done { result: "ready", .. }]
+        ),
+        "{events:?}"
+    );
     assert_eq!(fake.world().requests[0].config.metadata["fly_release_version"], "1");
 }
 

@@ -97,7 +97,8 @@ impl Fake {
             Self { url: format!("http://127.0.0.1:{port}"), world: Arc::new(Mutex::new(world)) };
         let state = fake.clone();
         std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
                 let router = Router::new().fallback(any(serve)).with_state(state);
@@ -177,7 +178,12 @@ impl World {
         MachineId::from_bits(self.counter)
     }
 
-    fn event(&mut self, kind: &str, status: &str, request: Option<serde_json::Value>) -> MachineEvent {
+    fn event(
+        &mut self,
+        kind: &str,
+        status: &str,
+        request: Option<serde_json::Value>,
+    ) -> MachineEvent {
         self.counter += 1;
         MachineEvent {
             id: ulid(1, u128::from(self.counter)),
@@ -270,7 +276,8 @@ async fn serve(State(fake): State<Fake>, request: Request) -> Response {
         return edge(&world, &parts.headers);
     }
     world.calls.push(format!("{} {path}", parts.method));
-    let allowed = parts.headers.get("authorization").is_some_and(|it| it == &format!("Bearer {TOKEN}"));
+    let allowed =
+        parts.headers.get("authorization").is_some_and(|it| it == &format!("Bearer {TOKEN}"));
     if !allowed {
         return refusal(&ApiError::new(Code::Unauthenticated, "no token, or an unknown one"));
     }
@@ -391,7 +398,9 @@ fn machines(world: &mut World, method: &Method, path: &[&str], body: &Bytes) -> 
         world.requests.push(request);
         return json(200, world.machine(&id).unwrap());
     }
-    let [id, rest @ ..] = path else { return StatusCode::NOT_FOUND.into_response() };
+    let [id, rest @ ..] = path else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
     let Some(id) = id.parse().ok().filter(|id| world.machine(id).is_some()) else {
         return refusal(&ApiError::machine_not_found(id));
     };

@@ -11,11 +11,7 @@ fn view() -> View {
     let mut app = |org: &str, name: &str, network: u32| {
         let doc = json!({"id": name, "number": 1, "name": name, "org": org, "network": "default",
             "network_id": network, "created_at": "2026-01-01T00:00:00Z"});
-        view.apply(
-            &format!("apps/{org}/{name}"),
-            Some(doc.to_string().as_bytes()),
-        )
-        .unwrap();
+        view.apply(&format!("apps/{org}/{name}"), Some(doc.to_string().as_bytes())).unwrap();
     };
     app("personal", "web", 1);
     app("personal", "idle", 1);
@@ -33,16 +29,9 @@ fn view() -> View {
             record[key] = value.clone();
         }
         let key = format!("machines/{org}/{app}/{id:014x}");
-        view.apply(&key, Some(record.to_string().as_bytes()))
-            .unwrap();
+        view.apply(&key, Some(record.to_string().as_bytes())).unwrap();
     };
-    machine(
-        1,
-        "personal",
-        "web",
-        1,
-        json!({"metadata": {"fly_process_group": "app"}}),
-    );
+    machine(1, "personal", "web", 1, json!({"metadata": {"fly_process_group": "app"}}));
     machine(
         2,
         "personal",
@@ -51,20 +40,8 @@ fn view() -> View {
         json!({"region": "iad",
         "metadata": {"fly_process_group": "worker", "Role": "Lead.Er"}}),
     );
-    machine(
-        3,
-        "personal",
-        "web",
-        1,
-        json!({"region": "fra", "state": "stopped"}),
-    );
-    machine(
-        4,
-        "personal",
-        "web",
-        1,
-        json!({"region": "lhr", "skip_dns": true}),
-    );
+    machine(3, "personal", "web", 1, json!({"region": "fra", "state": "stopped"}));
+    machine(4, "personal", "web", 1, json!({"region": "lhr", "skip_dns": true}));
     machine(5, "personal", "walled", 2, json!({}));
     machine(6, "other", "theirs", 3, json!({}));
     view
@@ -120,18 +97,10 @@ fn every_form_of_the_contract_has_its_answer() {
             ("00000000000003.vm.web.internal", Address, "NoName"),
             ("worker.process.web.internal", Address, TWO),
             ("none.process.web.internal", Address, "NoData"),
-            (
-                "app.fly_process_group.kv._metadata.web.internal",
-                Address,
-                ONE,
-            ),
+            ("app.fly_process_group.kv._metadata.web.internal", Address, ONE),
             ("lead.er.role.kv._metadata.web.internal", Address, TWO),
             ("role.kv._metadata.web.internal", Address, "NoName"),
-            (
-                "vms.web.internal",
-                Text,
-                r#""00000000000001 ams,00000000000002 iad""#,
-            ),
+            ("vms.web.internal", Text, r#""00000000000001 ams,00000000000002 iad""#),
             (
                 "all.vms.web.internal",
                 Text,
@@ -168,20 +137,11 @@ fn n8_another_organization_or_network_does_not_exist() {
             ("vms.theirs.internal", Text, "NoName"),
         ],
     );
-    check(
-        "fdaa:0:2::5:2",
-        &[("walled.internal", Address, "fdaa:0:2::5:2")],
-    );
+    check("fdaa:0:2::5:2", &[("walled.internal", Address, "fdaa:0:2::5:2")]);
     check("fdaa:0:2::5:2", &[("web.internal", Address, "NoName")]);
     // The same machine by its other address.
-    check(
-        "10.209.0.22",
-        &[("theirs.internal", Address, "fdaa:0:3::6:2")],
-    );
-    check(
-        "::ffff:10.209.0.22",
-        &[("_apps.internal", Text, r#""theirs""#)],
-    );
+    check("10.209.0.22", &[("theirs.internal", Address, "fdaa:0:3::6:2")]);
+    check("::ffff:10.209.0.22", &[("_apps.internal", Text, r#""theirs""#)]);
     check("10.209.0.99", &[("theirs.internal", Address, "who?")]);
 }
 
@@ -199,11 +159,7 @@ fn other_names_are_forwarded_unless_they_mean_nothing_outside() {
             ("web.flycast", Address, "NoName"),
             ("254.169.254.169.in-addr.arpa", Pointer, "NoName"),
             ("1.10.in-addr.arpa", Pointer, "NoName"),
-            (
-                "18.0.209.10.in-addr.arpa",
-                Pointer,
-                r#"Pointer("00000000000002.vm.web.internal.")"#,
-            ),
+            ("18.0.209.10.in-addr.arpa", Pointer, r#"Pointer("00000000000002.vm.web.internal.")"#),
             ("22.0.209.10.in-addr.arpa", Pointer, "NoName"),
         ],
     );
@@ -211,13 +167,7 @@ fn other_names_are_forwarded_unless_they_mean_nothing_outside() {
     let expected = r#"Pointer("00000000000002.vm.web.internal.")"#;
     check("10.209.0.17", &[(reverse, Pointer, expected)]);
     check("10.209.0.22", &[(reverse, Pointer, "NoName")]);
-    check(
-        "10.209.0.99",
-        &[
-            ("example.com", Address, "Forward"),
-            (reverse, Pointer, "who?"),
-        ],
-    );
+    check("10.209.0.99", &[("example.com", Address, "Forward"), (reverse, Pointer, "who?")]);
 }
 
 proptest::proptest! {

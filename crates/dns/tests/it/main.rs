@@ -35,8 +35,7 @@ fn view(machines: u64) -> View {
             "memory_mb": 256, "created_at": "2026-01-01T00:00:00Z",
             "updated_at": "2026-01-01T00:00:00Z"});
         let key = format!("machines/personal/web/{id:014x}");
-        view.apply(&key, Some(record.to_string().as_bytes()))
-            .unwrap();
+        view.apply(&key, Some(record.to_string().as_bytes())).unwrap();
     }
     view
 }
@@ -60,11 +59,7 @@ async fn serve(view: View, upstreams: Vec<SocketAddr>) -> Served {
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (udp_at, tcp_at) = (udp.local_addr().unwrap(), tcp.local_addr().unwrap());
     let task = tokio::spawn(resolver.serve(vec![udp], vec![tcp])).abort_handle();
-    Served {
-        udp: udp_at,
-        tcp: tcp_at,
-        task,
-    }
+    Served { udp: udp_at, tcp: tcp_at, task }
 }
 
 fn question(name: &str, record_type: RecordType) -> Message {
@@ -76,15 +71,9 @@ fn question(name: &str, record_type: RecordType) -> Message {
 
 async fn ask(served: &Served, question: &Message) -> Message {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    socket
-        .send_to(&question.to_vec().unwrap(), served.udp)
-        .await
-        .unwrap();
+    socket.send_to(&question.to_vec().unwrap(), served.udp).await.unwrap();
     let mut buffer = [0; 4_096];
-    let length = timeout(PATIENCE, socket.recv(&mut buffer))
-        .await
-        .unwrap()
-        .unwrap();
+    let length = timeout(PATIENCE, socket.recv(&mut buffer)).await.unwrap().unwrap();
     let answer = Message::from_vec(&buffer[..length]).unwrap();
     assert_eq!(answer.metadata.id, question.metadata.id);
     assert_eq!(answer.queries, question.queries);
@@ -94,10 +83,7 @@ async fn ask(served: &Served, question: &Message) -> Message {
 async fn ask_by_tcp(served: &Served, question: &Message) -> Message {
     let mut stream = TcpStream::connect(served.tcp).await.unwrap();
     let bytes = question.to_vec().unwrap();
-    stream
-        .write_u16(u16::try_from(bytes.len()).unwrap())
-        .await
-        .unwrap();
+    stream.write_u16(u16::try_from(bytes.len()).unwrap()).await.unwrap();
     stream.write_all(&bytes).await.unwrap();
     let length = timeout(PATIENCE, stream.read_u16()).await.unwrap().unwrap();
     let mut bytes = vec![0; usize::from(length)];
@@ -106,12 +92,7 @@ async fn ask_by_tcp(served: &Served, question: &Message) -> Message {
 }
 
 fn addresses(message: &Message) -> Vec<String> {
-    message
-        .answers
-        .iter()
-        .filter_map(|r| r.data.ip_addr())
-        .map(|ip| ip.to_string())
-        .collect()
+    message.answers.iter().filter_map(|r| r.data.ip_addr()).map(|ip| ip.to_string()).collect()
 }
 
 /// What the upstream of a test does with a question.
@@ -142,9 +123,7 @@ async fn upstream(behaviour: Say) -> SocketAddr {
             let (length, source) = udp.recv_from(&mut buffer).await.unwrap();
             let question = Message::from_vec(&buffer[..length]).unwrap();
             for answer in behaviour(&question, number) {
-                udp.send_to(&answer.to_vec().unwrap(), source)
-                    .await
-                    .unwrap();
+                udp.send_to(&answer.to_vec().unwrap(), source).await.unwrap();
             }
         }
     });
@@ -156,10 +135,7 @@ async fn upstream(behaviour: Say) -> SocketAddr {
             stream.read_exact(&mut bytes).await.unwrap();
             let question = Message::from_vec(&bytes).unwrap();
             let bytes = say(&question, &["203.0.113.99"]).to_vec().unwrap();
-            stream
-                .write_u16(u16::try_from(bytes.len()).unwrap())
-                .await
-                .unwrap();
+            stream.write_u16(u16::try_from(bytes.len()).unwrap()).await.unwrap();
             stream.write_all(&bytes).await.unwrap();
         }
     });
@@ -176,10 +152,7 @@ async fn a_machine_finds_its_neighbours() {
     assert!(answer.answers.iter().all(|record| record.ttl == 5));
     assert!(answer.metadata.authoritative && answer.metadata.recursion_available);
     let none = ask(&served, &question("web.internal.", RecordType::A)).await;
-    assert_eq!(
-        (none.metadata.response_code, none.answers.len()),
-        (ResponseCode::NoError, 0)
-    );
+    assert_eq!((none.metadata.response_code, none.answers.len()), (ResponseCode::NoError, 0));
     let missing = ask(&served, &question("no.internal.", RecordType::AAAA)).await;
     assert_eq!(missing.metadata.response_code, ResponseCode::NXDomain);
 }
@@ -192,9 +165,7 @@ async fn a_long_answer_is_cut_over_udp_and_whole_over_tcp() {
     assert!(cut.metadata.truncation);
     assert_eq!(ask_by_tcp(&served, &asked).await.answers.len(), 120);
     let text = ask_by_tcp(&served, &question("vms.web.internal.", RecordType::TXT)).await;
-    let RData::TXT(TXT { txt_data, .. }) = &text.answers[0].data else {
-        panic!("{text:?}")
-    };
+    let RData::TXT(TXT { txt_data, .. }) = &text.answers[0].data else { panic!("{text:?}") };
     assert!(txt_data.len() > 1 && txt_data.iter().all(|part| part.len() <= 255));
     assert_eq!(txt_data.concat().split(|byte| *byte == b',').count(), 120);
 }
@@ -213,36 +184,19 @@ async fn n8_no_zone_transfer_and_no_foreign_operation() {
     socket.send_to(b"rubbish", served.udp).await.unwrap();
     let mut response = question("web.internal.", RecordType::AAAA);
     response.metadata.message_type = MessageType::Response;
-    socket
-        .send_to(&response.to_vec().unwrap(), served.udp)
-        .await
-        .unwrap();
+    socket.send_to(&response.to_vec().unwrap(), served.udp).await.unwrap();
     let mut buffer = [0; 512];
     let mut asked = question("web.internal.", RecordType::AAAA);
     asked.metadata.id = 5;
-    socket
-        .send_to(&asked.to_vec().unwrap(), served.udp)
-        .await
-        .unwrap();
-    let length = timeout(PATIENCE, socket.recv(&mut buffer))
-        .await
-        .unwrap()
-        .unwrap();
+    socket.send_to(&asked.to_vec().unwrap(), served.udp).await.unwrap();
+    let length = timeout(PATIENCE, socket.recv(&mut buffer)).await.unwrap().unwrap();
     assert_eq!(Message::from_vec(&buffer[..length]).unwrap().metadata.id, 5);
 }
 
 #[tokio::test]
 async fn n8_upstream_answers_that_lead_inside_lose_their_records() {
     let at = upstream(|question, _| {
-        vec![say(
-            question,
-            &[
-                "203.0.113.7",
-                "169.254.169.254",
-                "10.209.0.16",
-                "fdaa:0:1::1:2",
-            ],
-        )]
+        vec![say(question, &["203.0.113.7", "169.254.169.254", "10.209.0.16", "fdaa:0:1::1:2"])]
     })
     .await;
     let served = serve(view(1), vec![at]).await;
@@ -323,9 +277,7 @@ const AT_ONCE: usize = 32;
 /// Asks many times at once, so that a slow machine asks too fast all the same, and returns how
 /// many answers came before the first that did not.
 async fn flood(served: &Served, client: IpAddr, rounds: usize) -> usize {
-    let asked = question("web.internal.", RecordType::AAAA)
-        .to_vec()
-        .unwrap();
+    let asked = question("web.internal.", RecordType::AAAA).to_vec().unwrap();
     let socket = UdpSocket::bind((client, 0)).await.unwrap();
     let (mut got, mut buffer) = (0, [0; 512]);
     for _ in 0..rounds {

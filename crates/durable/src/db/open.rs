@@ -33,23 +33,13 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 pub(super) fn lock(database: &Path) -> Result<File, Error> {
     let path = beside(database, ".lock");
-    let opened = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path);
-    let file = opened.map_err(|source| Error::Open {
-        path: path.clone(),
-        source,
-    })?;
+    let opened =
+        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = opened.map_err(|source| Error::Open { path: path.clone(), source })?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::InUse { path }),
-        Err(error) => Err(Error::Open {
-            path,
-            source: error.into(),
-        }),
+        Err(error) => Err(Error::Open { path, source: error.into() }),
     }
 }
 
@@ -61,10 +51,7 @@ pub(super) fn sync_folder(database: &Path) -> Result<(), Error> {
     };
     File::open(folder)
         .and_then(|folder| folder.sync_all())
-        .map_err(|source| Error::Open {
-            path: folder.to_path_buf(),
-            source,
-        })
+        .map_err(|source| Error::Open { path: folder.to_path_buf(), source })
 }
 
 pub(super) fn writer(path: &Path) -> Result<Connection, Error> {
@@ -75,10 +62,7 @@ pub(super) fn writer(path: &Path) -> Result<Connection, Error> {
         .truncate(false)
         .mode(0o600)
         .open(path)
-        .map_err(|source| Error::Open {
-            path: path.to_path_buf(),
-            source,
-        })?;
+        .map_err(|source| Error::Open { path: path.to_path_buf(), source })?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     connect(path, flags, |connection| {
         connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -106,10 +90,7 @@ fn connect(
     };
     Connection::open_with_flags(path, flags)
         .and_then(|connection| settle(&connection).map(|()| connection))
-        .map_err(|source| Error::OpenDatabase {
-            path: path.to_path_buf(),
-            source,
-        })
+        .map_err(|source| Error::OpenDatabase { path: path.to_path_buf(), source })
 }
 
 /// Brings both schemas up to date: the crate's own, counted in a table of its own, and the
@@ -127,12 +108,7 @@ pub(super) fn migrate(
     let own_pending = pending(path, "own", own, OWN_MIGRATIONS)?;
     let callers_pending = pending(path, "application", callers, migrations)?;
     for (version, statements) in own_pending {
-        apply(
-            connection,
-            version,
-            statements,
-            "UPDATE durable_schema SET version = ",
-        )?;
+        apply(connection, version, statements, "UPDATE durable_schema SET version = ")?;
     }
     for (version, statements) in callers_pending {
         apply(connection, version, statements, "PRAGMA user_version = ")?;
@@ -164,17 +140,9 @@ fn pending<'m>(
 ) -> Result<Vec<(i64, &'m str)>, Error> {
     let known = i64::try_from(migrations.len()).unwrap_or(i64::MAX);
     if found > known {
-        return Err(Error::NewerSchema {
-            path: path.to_path_buf(),
-            schema,
-            found,
-            known,
-        });
+        return Err(Error::NewerSchema { path: path.to_path_buf(), schema, found, known });
     }
-    Ok((1..)
-        .zip(migrations.iter().copied())
-        .filter(|(version, _)| *version > found)
-        .collect())
+    Ok((1..).zip(migrations.iter().copied()).filter(|(version, _)| *version > found).collect())
 }
 
 fn apply(

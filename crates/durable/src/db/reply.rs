@@ -67,21 +67,9 @@ pub struct Pending<T, E> {
 }
 
 pub(super) fn pair<T, E>() -> (Reply<T, E>, Pending<T, E>) {
-    let state = State {
-        value: None,
-        closed: false,
-        waker: None,
-    };
-    let slot = Arc::new(Slot {
-        state: Mutex::new(state),
-        changed: Condvar::new(),
-    });
-    (
-        Reply {
-            slot: Arc::clone(&slot),
-        },
-        Pending { slot },
-    )
+    let state = State { value: None, closed: false, waker: None };
+    let slot = Arc::new(Slot { state: Mutex::new(state), changed: Condvar::new() });
+    (Reply { slot: Arc::clone(&slot) }, Pending { slot })
 }
 
 impl<T, E: From<Error>> Pending<T, E> {
@@ -92,16 +80,9 @@ impl<T, E: From<Error>> Pending<T, E> {
     pub fn wait(self) -> Result<T, E> {
         let mut state = self.slot.lock();
         while !state.closed {
-            state = self
-                .slot
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.slot.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state
-            .value
-            .take()
-            .unwrap_or_else(|| Err(Error::Stopped.into()))
+        state.value.take().unwrap_or_else(|| Err(Error::Stopped.into()))
     }
 }
 
@@ -111,12 +92,7 @@ impl<T, E: From<Error>> Future for Pending<T, E> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.slot.lock();
         if state.closed {
-            return Poll::Ready(
-                state
-                    .value
-                    .take()
-                    .unwrap_or_else(|| Err(Error::Stopped.into())),
-            );
+            return Poll::Ready(state.value.take().unwrap_or_else(|| Err(Error::Stopped.into())));
         }
         state.waker = Some(context.waker().clone());
         Poll::Pending

@@ -26,17 +26,11 @@ impl Reserve {
     /// A disk that is full already does not keep the file from opening: then there is no reserve
     /// until there is room.
     pub(super) fn open(database: &Path, bytes: u64) -> Result<Self, Error> {
-        let reserve = Self {
-            path: beside(database, ".reserve"),
-            bytes,
-        };
+        let reserve = Self { path: beside(database, ".reserve"), bytes };
         match reserve.take() {
             Ok(()) => Ok(reserve),
             Err(error) if error.kind() == ErrorKind::StorageFull => Ok(reserve),
-            Err(source) => Err(Error::Open {
-                path: reserve.path,
-                source,
-            }),
+            Err(source) => Err(Error::Open { path: reserve.path, source }),
         }
     }
 
@@ -67,11 +61,8 @@ impl Reserve {
     }
 
     fn allocate(&self) -> io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&self.path)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).open(&self.path)?;
         match fallocate(&file, FallocateFlags::empty(), 0, self.bytes) {
             Ok(()) => {}
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {

@@ -22,8 +22,7 @@ fn note(db: &Db, key: &str, text: &str) -> Pending<(), Error> {
 }
 
 fn noted(db: &Db, key: &str) -> Option<String> {
-    db.read(|snapshot| NOTES.get(snapshot, &key.to_owned()))
-        .unwrap()
+    db.read(|snapshot| NOTES.get(snapshot, &key.to_owned())).unwrap()
 }
 
 #[test]
@@ -49,14 +48,9 @@ fn the_settings_are_those_that_keep_data_safe() {
     let folder = TempDir::new().unwrap();
     let db = Db::open(folder.path().join("host.db"), &[]).unwrap();
     let settings = db.write(|tx| -> Result<_, Error> {
-        let number = |name| {
-            tx.sql()
-                .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
-        };
-        let mode: String = tx
-            .sql()
-            .pragma_query_value(None, "journal_mode", |row| row.get(0))
-            .unwrap();
+        let number = |name| tx.sql().pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let mode: String =
+            tx.sql().pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
         let numbers =
             ["synchronous", "foreign_keys", "trusted_schema"].map(|name| number(name).unwrap());
         Ok((mode, numbers))
@@ -78,65 +72,36 @@ fn a_second_opening_is_refused_until_the_first_ends() {
 fn migrations_apply_once_and_a_newer_file_is_refused_untouched() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("host.db");
-    let all = [
-        "CREATE TABLE one (n INTEGER)",
-        "CREATE TABLE two (n INTEGER)",
-    ];
+    let all = ["CREATE TABLE one (n INTEGER)", "CREATE TABLE two (n INTEGER)"];
     drop(Db::open(&path, &all[..1]).unwrap());
     drop(Db::open(&path, &all).unwrap());
     drop(Db::open(&path, &all).unwrap());
     let older = Db::open(&path, &all[..1]);
     assert!(
-        matches!(
-            older,
-            Err(Error::NewerSchema {
-                schema: "application",
-                found: 2,
-                known: 1,
-                ..
-            })
-        ),
+        matches!(older, Err(Error::NewerSchema { schema: "application", found: 2, known: 1, .. })),
         "{older:?}"
     );
     let text = older.unwrap_err().to_string();
-    assert!(
-        text.contains("version 2") && text.contains("up to 1"),
-        "{text}"
-    );
+    assert!(text.contains("version 2") && text.contains("up to 1"), "{text}");
 
     let db = Db::open(&path, &all).unwrap();
     db.write(|tx| {
-        let set = tx
-            .sql()
-            .execute_batch("UPDATE durable_schema SET version = 99");
+        let set = tx.sql().execute_batch("UPDATE durable_schema SET version = 99");
         tx.check("set", set)
     })
     .wait()
     .unwrap();
     drop(db);
     let newer = Db::open(&path, &all);
-    assert!(matches!(
-        newer,
-        Err(Error::NewerSchema {
-            schema: "own",
-            found: 99,
-            ..
-        })
-    ));
+    assert!(matches!(newer, Err(Error::NewerSchema { schema: "own", found: 99, .. })));
 }
 
 #[test]
 fn a_migration_that_does_not_apply_leaves_nothing() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("host.db");
-    let broken = Db::open(
-        &path,
-        &["CREATE TABLE one (n INTEGER); CREATE TABEL two (n)"],
-    );
-    assert!(
-        matches!(broken, Err(Error::Migrate { version: 1, .. })),
-        "{broken:?}"
-    );
+    let broken = Db::open(&path, &["CREATE TABLE one (n INTEGER); CREATE TABEL two (n)"]);
+    assert!(matches!(broken, Err(Error::Migrate { version: 1, .. })), "{broken:?}");
     drop(Db::open(&path, &["CREATE TABLE one (n INTEGER)"]).unwrap());
 }
 
@@ -166,9 +131,7 @@ fn works_that_share_a_commit_keep_or_lose_their_own_changes_only() {
     let good = note(&db, "good", "yes");
     let refused = db.write(|tx| {
         NOTES.put(tx, &"refused".to_owned(), &"no".to_owned())?;
-        Err::<(), _>(Error::NoSuchRun {
-            run: crate::RunId(1),
-        })
+        Err::<(), _>(Error::NoSuchRun { run: crate::RunId(1) })
     });
     let panicked = db.write(|tx| -> Result<(), Error> {
         NOTES.put(tx, &"panicked".to_owned(), &"no".to_owned())?;
@@ -180,16 +143,9 @@ fn works_that_share_a_commit_keep_or_lose_their_own_changes_only() {
     assert!(matches!(refused.wait(), Err(Error::NoSuchRun { .. })));
     assert!(matches!(panicked.wait(), Err(Error::Panicked)));
     after.wait().unwrap();
-    assert_eq!(
-        commits.load(Ordering::SeqCst),
-        2,
-        "the held one and one for the four"
-    );
+    assert_eq!(commits.load(Ordering::SeqCst), 2, "the held one and one for the four");
     let names = db.read(|snapshot| NOTES.list(snapshot)).unwrap().records;
-    assert_eq!(
-        names.into_iter().map(|(key, _)| key).collect::<Vec<_>>(),
-        ["after", "good"]
-    );
+    assert_eq!(names.into_iter().map(|(key, _)| key).collect::<Vec<_>>(), ["after", "good"]);
 }
 
 #[test]
@@ -197,16 +153,9 @@ fn more_writes_than_the_queue_holds_are_refused_at_once() {
     let folder = TempDir::new().unwrap();
     let db = Db::open(folder.path().join("host.db"), &[]).unwrap();
     let go = hold(&db);
-    let waiting: Vec<_> = (0..WRITE_QUEUE_MAX)
-        .map(|n| note(&db, &n.to_string(), ""))
-        .collect();
+    let waiting: Vec<_> = (0..WRITE_QUEUE_MAX).map(|n| note(&db, &n.to_string(), "")).collect();
     let refused = note(&db, "one more", "").wait();
-    assert!(matches!(
-        refused,
-        Err(Error::QueueFull {
-            limit: WRITE_QUEUE_MAX
-        })
-    ));
+    assert!(matches!(refused, Err(Error::QueueFull { limit: WRITE_QUEUE_MAX })));
     go.send(()).unwrap();
     for pending in waiting {
         pending.wait().unwrap();
@@ -228,11 +177,7 @@ fn after_a_fault_of_the_disk_no_more_writes_are_taken() {
     assert!(matches!(neighbour.wait(), Err(Error::Commit { .. })));
     assert!(matches!(note(&db, "later", "").wait(), Err(Error::Stopped)));
     assert!(db.is_stopped());
-    assert_eq!(
-        noted(&db, "neighbour"),
-        None,
-        "reads go on, and see only what happened"
-    );
+    assert_eq!(noted(&db, "neighbour"), None, "reads go on, and see only what happened");
 }
 
 #[test]
@@ -254,9 +199,7 @@ impl SmallDisk {
     fn mount(test: &str) -> Option<Self> {
         let folder = TempDir::new().unwrap();
         let mut mount = Command::new("mount");
-        mount
-            .args(["-t", "tmpfs", "-o", "size=12m", "perch-durable-test"])
-            .arg(folder.path());
+        mount.args(["-t", "tmpfs", "-o", "size=12m", "perch-durable-test"]).arg(folder.path());
         let mounted = mount.output().is_ok_and(|output| output.status.success());
         if !mounted {
             eprintln!("skipped: {test}: the right to mount a tmpfs");

@@ -52,11 +52,7 @@ pub(super) struct Once<F, T, E> {
 
 impl<F, T, E> Once<F, T, E> {
     pub(super) fn new(work: F, reply: Reply<T, E>) -> Self {
-        Self {
-            work: Some(work),
-            result: None,
-            reply,
-        }
+        Self { work: Some(work), result: None, reply }
     }
 }
 
@@ -92,11 +88,7 @@ pub(super) struct Repeatable<F, T, E> {
 
 impl<F, T, E> Repeatable<F, T, E> {
     pub(super) fn new(work: F, reply: Reply<T, E>) -> Self {
-        Self {
-            work,
-            result: None,
-            reply,
-        }
+        Self { work, result: None, reply }
     }
 }
 
@@ -151,12 +143,7 @@ impl Writer {
         shared: Arc<Shared>,
         queue: Receiver<Box<dyn Job>>,
     ) -> Self {
-        Self {
-            connection,
-            reserve,
-            shared,
-            queue,
-        }
+        Self { connection, reserve, shared, queue }
     }
 
     pub(super) fn serve(self) {
@@ -212,12 +199,7 @@ impl Writer {
     }
 
     fn happened(&self, jobs: Vec<Box<dyn Job>>) {
-        let hook = self
-            .shared
-            .hook
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let hook = self.shared.hook.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(hook) = hook {
             hook();
         }
@@ -230,9 +212,7 @@ impl Writer {
         tracing::error!(%error, "a write did not reach the disk: no more are accepted");
         self.shared.stopped.store(true, Ordering::Release);
         let source = Arc::new(error);
-        refuse(jobs, || Error::Commit {
-            source: Arc::clone(&source),
-        });
+        refuse(jobs, || Error::Commit { source: Arc::clone(&source) });
     }
 
     /// Runs every job in one transaction and commits it.
@@ -251,12 +231,8 @@ impl Writer {
     fn run(&self, jobs: &mut [Box<dyn Job>]) -> Result<(), Lost> {
         for job in jobs {
             self.execute("SAVEPOINT job")?;
-            let tx = Tx {
-                snapshot: Snapshot {
-                    connection: &self.connection,
-                },
-                fault: Cell::new(None),
-            };
+            let tx =
+                Tx { snapshot: Snapshot { connection: &self.connection }, fault: Cell::new(None) };
             let keep = job.run(&tx);
             match tx.fault.get() {
                 Some(Fault::Full) => return Err(Lost::Full),
@@ -274,10 +250,7 @@ impl Writer {
     }
 
     fn execute(&self, statement: &str) -> rusqlite::Result<()> {
-        self.connection
-            .prepare_cached(statement)?
-            .execute([])
-            .map(|_| ())
+        self.connection.prepare_cached(statement)?.execute([]).map(|_| ())
     }
 }
 

@@ -36,8 +36,7 @@ impl Executor for Script {
         &mut self,
         context: StepContext<'_>,
     ) -> impl Future<Output = Result<Value, StepError>> + Send {
-        self.asked
-            .push(format!("{} {}", context.step, context.attempt));
+        self.asked.push(format!("{} {}", context.step, context.attempt));
         ready(self.results.pop_front().unwrap_or(Ok(Value::Null)))
     }
 
@@ -45,8 +44,7 @@ impl Executor for Script {
         &mut self,
         context: StepContext<'_>,
     ) -> impl Future<Output = Result<(), StepError>> + Send {
-        self.asked
-            .push(format!("undo {} {}", context.step, context.attempt));
+        self.asked.push(format!("undo {} {}", context.step, context.attempt));
         ready(self.undo_results.pop_front().unwrap_or(Ok(())))
     }
 
@@ -60,11 +58,7 @@ impl Executor for Script {
     }
 
     fn retry(&self) -> Retry {
-        Retry {
-            window_ms: 1000,
-            pause_ms: 100,
-            pause_max_ms: 400,
-        }
+        Retry { window_ms: 1000, pause_ms: 100, pause_max_ms: 400 }
     }
 
     fn beside(&mut self, moment: Moment<'_>, run: &RunState) -> Option<Extra> {
@@ -79,12 +73,7 @@ fn plan(point_of_no_return: Option<usize>) -> NewRun {
         owner: "m1".to_owned(),
         kind: "create".to_owned(),
         input: Value::Null,
-        steps: vec![
-            Step::shared("a"),
-            Step::shared("b"),
-            Step::own("c"),
-            Step::shared("d"),
-        ],
+        steps: vec![Step::shared("a"), Step::shared("b"), Step::own("c"), Step::shared("d")],
         point_of_no_return,
     }
 }
@@ -104,11 +93,7 @@ impl Bench {
         db.on_commit(move || {
             counted.fetch_add(1, Ordering::SeqCst);
         });
-        Self {
-            journal: Journal::new(db),
-            commits,
-            _folder: folder,
-        }
+        Self { journal: Journal::new(db), commits, _folder: folder }
     }
 
     fn drive(&self, script: &mut Script, point: Option<usize>) -> Result<Ended, Error> {
@@ -118,51 +103,29 @@ impl Bench {
 }
 
 fn error(transient: bool) -> Result<Value, StepError> {
-    Err(StepError {
-        message: "no".to_owned(),
-        transient,
-    })
+    Err(StepError { message: "no".to_owned(), transient })
 }
 
 #[test]
 fn a_creation_with_one_costly_step_commits_three_times() {
     let bench = Bench::new();
-    let mut script = Script {
-        with_record: true,
-        ..Script::default()
-    };
+    let mut script = Script { with_record: true, ..Script::default() };
     assert_eq!(bench.drive(&mut script, None).unwrap(), Ended::Done);
     assert_eq!(script.asked, ["a 1", "b 1", "c 1", "d 1"]);
     assert_eq!(bench.commits.load(Ordering::SeqCst), 3);
-    let record = bench
-        .journal
-        .db()
-        .read(|snapshot| MACHINES.get(snapshot, &"m1".to_owned()));
-    assert_eq!(
-        record.unwrap().as_deref(),
-        Some("End(Done)"),
-        "the record ends with the run"
-    );
+    let record = bench.journal.db().read(|snapshot| MACHINES.get(snapshot, &"m1".to_owned()));
+    assert_eq!(record.unwrap().as_deref(), Some("End(Done)"), "the record ends with the run");
 }
 
 #[test]
 fn a_transient_error_is_repeated_until_its_window_ends() {
     let bench = Bench::new();
-    let mut script = Script {
-        results: [error(true), error(true)].into(),
-        ..Script::default()
-    };
+    let mut script = Script { results: [error(true), error(true)].into(), ..Script::default() };
     assert_eq!(bench.drive(&mut script, None).unwrap(), Ended::Done);
     assert_eq!(&script.asked[..3], ["a 1", "a 2", "a 3"]);
 
-    let mut script = Script {
-        results: vec![error(true); 20].into(),
-        ..Script::default()
-    };
-    assert!(matches!(
-        bench.drive(&mut script, None).unwrap(),
-        Ended::Undone(_)
-    ));
+    let mut script = Script { results: vec![error(true); 20].into(), ..Script::default() };
+    assert!(matches!(bench.drive(&mut script, None).unwrap(), Ended::Undone(_)));
     // 100 + 200 + 400 ms, and no fourth pause fits into the second.
     assert_eq!(script.asked, ["a 1", "a 2", "a 3", "a 4", "undo a 1"]);
 }
@@ -171,57 +134,30 @@ fn a_transient_error_is_repeated_until_its_window_ends() {
 fn a_permanent_error_undoes_at_once_and_journals_that_first() {
     let bench = Bench::new();
     let results = [Ok(Value::Null), Ok(Value::Null), error(false)].into();
-    let mut script = Script {
-        results,
-        with_record: true,
-        ..Script::default()
-    };
+    let mut script = Script { results, with_record: true, ..Script::default() };
     let Ended::Undone(failure) = bench.drive(&mut script, None).unwrap() else {
         panic!("not undone")
     };
     assert_eq!(failure.to_string(), "c: no");
-    assert_eq!(
-        script.asked,
-        ["a 1", "b 1", "c 1", "undo c 1", "undo b 1", "undo a 1"]
-    );
-    assert_eq!(
-        bench.commits.load(Ordering::SeqCst),
-        4,
-        "begin, c, the decision, the end"
-    );
+    assert_eq!(script.asked, ["a 1", "b 1", "c 1", "undo c 1", "undo b 1", "undo a 1"]);
+    assert_eq!(bench.commits.load(Ordering::SeqCst), 4, "begin, c, the decision, the end");
 }
 
 #[test]
 fn past_the_point_of_no_return_every_error_is_repeated_and_then_parked() {
     let bench = Bench::new();
     let results = [Ok(Value::Null), Ok(Value::Null), error(false)].into();
-    let mut script = Script {
-        results,
-        ..Script::default()
-    };
+    let mut script = Script { results, ..Script::default() };
     assert_eq!(bench.drive(&mut script, Some(2)).unwrap(), Ended::Done);
     assert_eq!(&script.asked[2..4], ["c 1", "c 2"]);
 
-    let results = [vec![Ok(Value::Null); 2], vec![error(false); 4]]
-        .concat()
-        .into();
-    let mut script = Script {
-        results,
-        ..Script::default()
-    };
+    let results = [vec![Ok(Value::Null); 2], vec![error(false); 4]].concat().into();
+    let mut script = Script { results, ..Script::default() };
     let parked = bench.drive(&mut script, Some(2)).unwrap();
-    assert_eq!(
-        parked,
-        Ended::Parked {
-            why: "c: no".to_owned()
-        }
-    );
+    assert_eq!(parked, Ended::Parked { why: "c: no".to_owned() });
 
     let mut run = bench.journal.unfinished().unwrap().runs.pop().unwrap();
-    assert!(
-        run.state().parked.is_some(),
-        "it stays parked over a restart"
-    );
+    assert!(run.state().parked.is_some(), "it stays parked over a restart");
     run.unpark(9).unwrap();
     let (ended, _) = block_on(drive(&bench.journal, run, &mut Script::default())).unwrap();
     assert_eq!(ended, Ended::Done);
@@ -231,27 +167,15 @@ fn past_the_point_of_no_return_every_error_is_repeated_and_then_parked() {
 fn an_undo_that_does_not_succeed_parks_the_run() {
     let bench = Bench::new();
     let undo_results = vec![Err(StepError::permanent("stuck")); 4].into();
-    let mut script = Script {
-        results: [error(false)].into(),
-        undo_results,
-        ..Script::default()
-    };
+    let mut script = Script { results: [error(false)].into(), undo_results, ..Script::default() };
     let parked = bench.drive(&mut script, None).unwrap();
-    assert_eq!(
-        parked,
-        Ended::Parked {
-            why: "undo of a: stuck".to_owned()
-        }
-    );
+    assert_eq!(parked, Ended::Parked { why: "undo of a: stuck".to_owned() });
 }
 
 #[test]
 fn an_unknown_step_parks_the_run_and_is_never_skipped() {
     let bench = Bench::new();
-    let mut script = Script {
-        unknown: Some("b"),
-        ..Script::default()
-    };
+    let mut script = Script { unknown: Some("b"), ..Script::default() };
     let Ended::Parked { why } = bench.drive(&mut script, None).unwrap() else {
         panic!("not parked")
     };
@@ -272,11 +196,7 @@ fn a_journal_that_does_not_write_stops_the_run_before_the_effect() {
     let mut script = Script::default();
     let driven = block_on(drive(&bench.journal, run, &mut script));
     assert!(matches!(driven, Err(Error::Stopped)), "{driven:?}");
-    assert_eq!(
-        script.asked,
-        ["a 1", "b 1"],
-        "c has an effect that must be on the disk first"
-    );
+    assert_eq!(script.asked, ["a 1", "b 1"], "c has an effect that must be on the disk first");
 }
 
 #[test]
@@ -289,9 +209,5 @@ fn a_drive_may_move_between_threads() {
     let driving = drive(&bench.journal, run, &mut script);
     assert_send(&driving);
     drop(driving);
-    assert_eq!(
-        bench.journal.unfinished().unwrap().runs.len(),
-        1,
-        "dropping it is a crash"
-    );
+    assert_eq!(bench.journal.unfinished().unwrap().runs.len(), 1, "dropping it is a crash");
 }

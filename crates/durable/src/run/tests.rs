@@ -6,12 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 
 fn state(point_of_no_return: Option<usize>) -> RunState {
-    let steps = vec![
-        Step::own("a"),
-        Step::shared("b"),
-        Step::own("c"),
-        Step::shared("d"),
-    ];
+    let steps = vec![Step::own("a"), Step::shared("b"), Step::own("c"), Step::shared("d")];
     let run = NewRun {
         owner: "m1".to_owned(),
         kind: "create".to_owned(),
@@ -23,31 +18,20 @@ fn state(point_of_no_return: Option<usize>) -> RunState {
 }
 
 fn started(step: &str) -> Event {
-    Event::StepStarted {
-        step: step.to_owned(),
-    }
+    Event::StepStarted { step: step.to_owned() }
 }
 
 fn done(step: &str) -> Event {
-    Event::StepDone {
-        step: step.to_owned(),
-        output: json!(step),
-    }
+    Event::StepDone { step: step.to_owned(), output: json!(step) }
 }
 
 fn failed(step: &str) -> Event {
-    Event::StepFailed {
-        step: step.to_owned(),
-        message: "no".to_owned(),
-    }
+    Event::StepFailed { step: step.to_owned(), message: "no".to_owned() }
 }
 
 fn undo(step: &str) -> [Event; 2] {
     let step = step.to_owned();
-    [
-        Event::UndoStarted { step: step.clone() },
-        Event::UndoDone { step },
-    ]
+    [Event::UndoStarted { step: step.clone() }, Event::UndoDone { step }]
 }
 
 fn after(mut state: RunState, events: &[Event]) -> RunState {
@@ -72,18 +56,12 @@ fn a_run_goes_forward_step_by_step() {
 
 #[test]
 fn a_failure_undoes_in_reverse_what_has_started() {
-    let run = after(
-        state(None),
-        &[started("a"), done("a"), started("b"), failed("b")],
-    );
+    let run = after(state(None), &[started("a"), done("a"), started("b"), failed("b")]);
     assert_eq!(next(&run), Action::Undo(1));
     let run = after(run, &undo("b"));
     assert_eq!(next(&run), Action::Undo(0));
     let run = after(run, &undo("a"));
-    let failure = Failure {
-        step: Some("b".to_owned()),
-        message: "no".to_owned(),
-    };
+    let failure = Failure { step: Some("b".to_owned()), message: "no".to_owned() };
     assert_eq!(next(&run), Action::Finished(Outcome::Undone { failure }));
 }
 
@@ -94,12 +72,7 @@ fn past_the_point_of_no_return_nothing_leads_back() {
     assert!(!run.is_past_return());
     run = after(run, &[started("c")]);
     assert!(run.is_past_return());
-    for event in [
-        failed("c"),
-        Event::Abandoned {
-            message: "stop".to_owned(),
-        },
-    ] {
+    for event in [failed("c"), Event::Abandoned { message: "stop".to_owned() }] {
         let unchanged = run.clone();
         assert!(run.apply(&event).is_err(), "{event:?}");
         assert_eq!(run, unchanged);
@@ -113,36 +86,19 @@ fn the_point_of_no_return_never_starts_before_what_leads_to_it_is_done() {
     let unchanged = run.clone();
     assert!(run.apply(&started("b")).is_err());
     assert_eq!(run, unchanged);
-    after(state(None), &[started("a")])
-        .apply(&started("b"))
-        .unwrap();
+    after(state(None), &[started("a")]).apply(&started("b")).unwrap();
 }
 
 #[test]
 fn a_parked_run_waits_for_an_operator() {
-    let run = after(
-        state(None),
-        &[
-            started("a"),
-            Event::Parked {
-                why: "odd".to_owned(),
-            },
-        ],
-    );
-    assert_eq!(
-        next(&run),
-        Action::Stuck {
-            why: "odd".to_owned()
-        }
-    );
+    let run = after(state(None), &[started("a"), Event::Parked { why: "odd".to_owned() }]);
+    assert_eq!(next(&run), Action::Stuck { why: "odd".to_owned() });
     assert_eq!(next(&after(run, &[Event::Unparked])), Action::Do(0));
 }
 
 #[test]
 fn an_abandoned_run_is_undone() {
-    let abandoned = Event::Abandoned {
-        message: "stop".to_owned(),
-    };
+    let abandoned = Event::Abandoned { message: "stop".to_owned() };
     let run = after(state(None), &[started("a"), done("a"), abandoned]);
     assert_eq!(next(&run), Action::Undo(0));
 }
@@ -150,26 +106,12 @@ fn an_abandoned_run_is_undone() {
 #[test]
 fn after_a_crash_the_shared_steps_behind_a_commit_count_as_started() {
     let names = |events: &[Event]| after(state(None), events).perhaps_started();
-    assert_eq!(
-        names(&[]),
-        ["a", "b"],
-        "the commit of begin covers the first step"
-    );
+    assert_eq!(names(&[]), ["a", "b"], "the commit of begin covers the first step");
     assert_eq!(names(&[started("a")]), ["b"]);
-    let to_c = [
-        started("a"),
-        done("a"),
-        started("b"),
-        done("b"),
-        started("c"),
-    ];
+    let to_c = [started("a"), done("a"), started("b"), done("b"), started("c")];
     assert_eq!(names(&to_c), ["d"]);
     assert_eq!(names(&to_c[..4]), [""; 0], "c has a commit of its own");
-    assert_eq!(
-        state(Some(0)).perhaps_started(),
-        [""; 0],
-        "begin decides nothing"
-    );
+    assert_eq!(state(Some(0)).perhaps_started(), [""; 0], "begin decides nothing");
 }
 
 #[test]
@@ -181,9 +123,7 @@ fn plans_that_break_a_rule_are_refused() {
         steps,
         point_of_no_return,
     };
-    let many = (0..=RUN_STEPS_MAX)
-        .map(|n| Step::own(n.to_string()))
-        .collect();
+    let many = (0..=RUN_STEPS_MAX).map(|n| Step::own(n.to_string())).collect();
     for (steps, point) in [
         (vec![], None),
         (many, None),
@@ -193,14 +133,8 @@ fn plans_that_break_a_rule_are_refused() {
     ] {
         assert!(plan(steps.clone(), point).validated().is_err(), "{steps:?}");
     }
-    let run = plan(vec![Step::shared("a"), Step::shared("b")], Some(1))
-        .validated()
-        .unwrap();
-    assert_eq!(
-        run.steps[1].commit,
-        Commit::Own,
-        "the point of no return is committed"
-    );
+    let run = plan(vec![Step::shared("a"), Step::shared("b")], Some(1)).validated().unwrap();
+    assert_eq!(run.steps[1].commit, Commit::Own, "the point of no return is committed");
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
@@ -208,19 +142,11 @@ fn any_event() -> impl Strategy<Value = Event> {
         prop_oneof![Just("a"), Just("b"), Just("c"), Just("d"), Just("x")].prop_map(str::to_owned);
     prop_oneof![
         step.clone().prop_map(|step| Event::StepStarted { step }),
-        step.clone().prop_map(|step| Event::StepDone {
-            step,
-            output: Value::Null
-        }),
-        step.clone().prop_map(|step| Event::StepFailed {
-            step,
-            message: String::new()
-        }),
+        step.clone().prop_map(|step| Event::StepDone { step, output: Value::Null }),
+        step.clone().prop_map(|step| Event::StepFailed { step, message: String::new() }),
         step.clone().prop_map(|step| Event::UndoStarted { step }),
         step.prop_map(|step| Event::UndoDone { step }),
-        Just(Event::Abandoned {
-            message: String::new()
-        }),
+        Just(Event::Abandoned { message: String::new() }),
         Just(Event::Parked { why: String::new() }),
         Just(Event::Unparked),
     ]

@@ -16,9 +16,7 @@ const RAW: Table<String, serde_json::Value> = Table::new("machines");
 const NUMBERS: Table<u32, u32> = Table::new("numbers");
 
 fn machine(state: &str) -> Machine {
-    Machine {
-        state: state.to_owned(),
-    }
+    Machine { state: state.to_owned() }
 }
 
 #[test]
@@ -31,37 +29,23 @@ fn records_are_put_read_listed_and_deleted() {
         }
         MACHINES.put(tx, &"a/1".to_owned(), &machine("started"))?;
         NUMBERS.put(tx, &7, &8)?;
-        assert_eq!(
-            NUMBERS.get(tx, &7)?,
-            Some(8),
-            "a transaction reads what it wrote"
-        );
+        assert_eq!(NUMBERS.get(tx, &7)?, Some(8), "a transaction reads what it wrote");
         Ok(())
     })
     .wait()
     .unwrap();
     let keys = |prefix: &str| {
-        let listed = db
-            .read(|snapshot| MACHINES.list_prefix(snapshot, prefix))
-            .unwrap();
-        listed
-            .records
-            .into_iter()
-            .map(|(key, _)| key)
-            .collect::<Vec<_>>()
+        let listed = db.read(|snapshot| MACHINES.list_prefix(snapshot, prefix)).unwrap();
+        listed.records.into_iter().map(|(key, _)| key).collect::<Vec<_>>()
     };
     assert_eq!(keys(""), ["a/1", "b%", "b/1", "b/2", "ba"]);
     assert_eq!(keys("b/"), ["b/1", "b/2"]);
     assert_eq!(keys("c"), [""; 0]);
-    let found = db
-        .read(|snapshot| MACHINES.get(snapshot, &"a/1".to_owned()))
-        .unwrap();
+    let found = db.read(|snapshot| MACHINES.get(snapshot, &"a/1".to_owned())).unwrap();
     assert_eq!(found, Some(machine("started")));
     let delete = |key: &str| {
         let key = key.to_owned();
-        db.write(move |tx| MACHINES.delete(tx, &key))
-            .wait()
-            .unwrap()
+        db.write(move |tx| MACHINES.delete(tx, &key)).wait().unwrap()
     };
     assert!(delete("a/1"));
     assert!(!delete("a/1"));
@@ -82,11 +66,5 @@ fn a_record_that_does_not_parse_is_reported_beside_the_others() {
     assert_eq!(listed.unreadable.len(), 1);
     assert_eq!(listed.unreadable[0].key, "poison");
     let read = db.read(|snapshot| MACHINES.get(snapshot, &"poison".to_owned()));
-    assert!(matches!(
-        read,
-        Err(Error::Decode {
-            what: "machines",
-            ..
-        })
-    ));
+    assert!(matches!(read, Err(Error::Decode { what: "machines", .. })));
 }

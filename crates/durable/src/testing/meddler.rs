@@ -36,10 +36,7 @@ pub(super) struct Crash {
 
 impl Crash {
     pub(super) fn new(at: usize) -> Self {
-        Self {
-            at,
-            happened: Arc::default(),
-        }
+        Self { at, happened: Arc::default() }
     }
 }
 
@@ -54,9 +51,7 @@ pub(super) struct Meddling {
 
 impl Meddling {
     pub(super) fn has_crashed(&self) -> bool {
-        self.crash_at
-            .as_ref()
-            .is_some_and(|crash| crash.happened.load(Ordering::Acquire))
+        self.crash_at.as_ref().is_some_and(|crash| crash.happened.load(Ordering::Acquire))
     }
 }
 
@@ -70,13 +65,7 @@ pub(super) struct Meddler<X> {
 
 impl<X> Meddler<X> {
     pub(super) fn new(inner: X, meddling: Meddling) -> Self {
-        Self {
-            inner,
-            meddling,
-            has_failed: false,
-            points: 0,
-            now_ms: 0,
-        }
+        Self { inner, meddling, has_failed: false, points: 0, now_ms: 0 }
     }
 
     /// Ends the life here if it is to end here.

@@ -16,11 +16,7 @@ const NAMES_MAX: u64 = 1000;
 /// A harness's crash ends a process, not the machine, so a file in memory tells the same sooner.
 fn root() -> PathBuf {
     let memory = PathBuf::from("/dev/shm");
-    if memory.is_dir() {
-        memory
-    } else {
-        std::env::temp_dir()
-    }
+    if memory.is_dir() { memory } else { std::env::temp_dir() }
 }
 
 pub(super) struct Scratch {
@@ -40,24 +36,15 @@ impl Scratch {
                 Ok(()) => return Ok(Self { folder }),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => last = error,
                 Err(source) => {
-                    return Err(Error::Open {
-                        path: folder,
-                        source,
-                    });
+                    return Err(Error::Open { path: folder, source });
                 }
             }
         }
-        Err(Error::Open {
-            path: folder,
-            source: last,
-        })
+        Err(Error::Open { path: folder, source: last })
     }
 
     pub(super) fn open(&self) -> Result<Db, Error> {
-        let options = Options {
-            reserve_bytes: 0,
-            ..Options::default()
-        };
+        let options = Options { reserve_bytes: 0, ..Options::default() };
         Db::open_with(self.folder.join("journal.db"), &options)
     }
 }

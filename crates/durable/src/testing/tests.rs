@@ -45,12 +45,7 @@ struct Toy {
 
 impl Toy {
     fn new(fault: Fault) -> Self {
-        Self {
-            things: Arc::default(),
-            fault,
-            point_of_no_return: None,
-            is_own: true,
-        }
+        Self { things: Arc::default(), fault, point_of_no_return: None, is_own: true }
     }
 }
 
@@ -72,11 +67,7 @@ impl World for Toy {
 
     fn plan(&self) -> NewRun {
         let step = |name: &str| {
-            if self.is_own {
-                Step::own(name)
-            } else {
-                Step::shared(name)
-            }
+            if self.is_own { Step::own(name) } else { Step::shared(name) }
         };
         NewRun {
             owner: "m1".to_owned(),
@@ -89,12 +80,7 @@ impl World for Toy {
 
     fn executor(&mut self, _: &Db) -> Process {
         let things = Arc::clone(&self.things);
-        Process {
-            things,
-            fault: self.fault,
-            made: false,
-            address: 0,
-        }
+        Process { things, fault: self.fault, made: false, address: 0 }
     }
 
     fn snapshot(&mut self, _: &Db) -> impl Future<Output = Self::Snapshot> {
@@ -171,11 +157,7 @@ impl Executor for Process {
 #[test]
 fn a_good_run_passes_with_any_commits_and_any_point_of_no_return() {
     for (point_of_no_return, is_own) in [(None, false), (Some(0), false), (Some(2), true)] {
-        let mut toy = Toy {
-            point_of_no_return,
-            is_own,
-            ..Toy::new(Fault::None)
-        };
+        let mut toy = Toy { point_of_no_return, is_own, ..Toy::new(Fault::None) };
         let runs = block_on(everything(&mut toy));
         let runs = runs.unwrap_or_else(|error| panic!("{point_of_no_return:?} {error}"));
         assert!(runs > 50, "{runs}");
@@ -203,9 +185,7 @@ fn a_missing_undo_is_found() {
 
 #[test]
 fn an_undo_that_may_not_run_twice_is_found() {
-    let twice = block_on(a_failure_at_every_step(&mut Toy::new(
-        Fault::UndoTwiceFails,
-    )));
+    let twice = block_on(a_failure_at_every_step(&mut Toy::new(Fault::UndoTwiceFails)));
     assert!(matches!(twice, Err(Broken::Ended { .. })), "{twice:?}");
 }
 
@@ -215,10 +195,7 @@ fn a_process_that_keeps_in_memory_what_belongs_in_the_journal_is_found() {
         block_on(every_step_twice(&mut Toy::new(fault))).unwrap();
         block_on(a_failure_at_every_step(&mut Toy::new(fault))).unwrap();
         let crashed = block_on(a_crash_everywhere(&mut Toy::new(fault)));
-        assert!(
-            matches!(crashed, Err(Broken::World { .. })),
-            "{fault:?} {crashed:?}"
-        );
+        assert!(matches!(crashed, Err(Broken::World { .. })), "{fault:?} {crashed:?}");
     }
 }
 

@@ -157,8 +157,8 @@ impl Fields {
 }
 
 fn length(value: &[u8]) -> Option<u64> {
-    let digits = (1..=LENGTH_DIGITS_MAX).contains(&value.len())
-        && value.iter().all(u8::is_ascii_digit);
+    let digits =
+        (1..=LENGTH_DIGITS_MAX).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
 }
 
@@ -170,8 +170,20 @@ pub(super) fn is_token(bytes: &[u8]) -> bool {
             table[byte as usize] = byte.is_ascii_alphanumeric()
                 || matches!(
                     byte,
-                    b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'
-                        | b'_' | b'`' | b'|' | b'~'
+                    b'!' | b'#'
+                        | b'$'
+                        | b'%'
+                        | b'&'
+                        | b'\''
+                        | b'*'
+                        | b'+'
+                        | b'-'
+                        | b'.'
+                        | b'^'
+                        | b'_'
+                        | b'`'
+                        | b'|'
+                        | b'~'
                 );
             if byte == u8::MAX {
                 break table;

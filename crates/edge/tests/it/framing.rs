@@ -37,10 +37,8 @@ fn e1_doubt_is_a_400_a_closed_connection_and_silence_at_the_origin() {
     let origin = Origin::fine();
     let world = World::new(vec![machine(1, "web", MachineState::Started, origin.port)]);
     let smuggled = format!("GET /smuggled HTTP/1.1\r\n{HOST}\r\n");
-    let mut doubtful: Vec<String> = DOUBTFUL
-        .iter()
-        .map(|(line, rest)| format!("{line}{HOST}{rest}{smuggled}"))
-        .collect();
+    let mut doubtful: Vec<String> =
+        DOUBTFUL.iter().map(|(line, rest)| format!("{line}{HOST}{rest}{smuggled}")).collect();
     doubtful.push(format!("GET / HTTP/1.0\r\n\r\n{smuggled}"));
     doubtful.push(format!("GET / HTTP/1.1\r\n\r\n{smuggled}"));
     for text in doubtful {
@@ -92,8 +90,8 @@ fn e5_a_slow_head_is_cut_off() {
 fn e11_an_unknown_app_and_a_foreign_name_get_the_same_page() {
     let world = World::new(vec![]);
     let page = |host: &str| {
-        let answer =
-            world.raw(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes());
+        let answer = world
+            .raw(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes());
         let id = answer.lines().find(|line| line.starts_with("fly-request-id")).unwrap();
         let id = id.split(": ").nth(1).unwrap().to_owned();
         let date = answer.lines().find(|line| line.starts_with("date")).unwrap_or_default();

@@ -23,8 +23,10 @@ fn e2_an_answer_passes_and_the_fields_of_connections_do_not() {
     });
     let world = world_of(&origin);
     let answer = world.raw(
-        format!("{GET}Connection: close, X-Mine\r\nX-Mine: 1\r\nTE: trailers\r\nX-Keep: 1\r\n\
-                 Fly-Client-IP: 6.6.6.6\r\nX-Forwarded-For: 1.1.1.1\r\n\r\n")
+        format!(
+            "{GET}Connection: close, X-Mine\r\nX-Mine: 1\r\nTE: trailers\r\nX-Keep: 1\r\n\
+                 Fly-Client-IP: 6.6.6.6\r\nX-Forwarded-For: 1.1.1.1\r\n\r\n"
+        )
         .as_bytes(),
     );
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\nok"), "{answer}");
@@ -192,7 +194,8 @@ fn a_switch_of_protocols_is_a_tunnel_both_ways() {
 #[test]
 fn e3_a_switch_that_was_not_asked_for_is_refused() {
     let origin = Origin::new(|_| {
-        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\n".to_owned()
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\n"
+            .to_owned()
     });
     let world = world_of(&origin);
     let asked = "Connection: upgrade, close\r\nUpgrade: websocket\r\n";
@@ -208,7 +211,8 @@ fn e3_a_switch_that_was_not_asked_for_is_refused() {
 #[test]
 fn e4_an_answer_of_two_lengths_is_refused() {
     let origin = Origin::new(|_| {
-        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned()
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            .to_owned()
     });
     let world = world_of(&origin);
     assert!(world.get("web", "/").contains("PU03"));

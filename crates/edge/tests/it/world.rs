@@ -242,9 +242,7 @@ impl World {
         let edge = Edge::start(config).unwrap();
         drop(guard);
         let world = Self { address, host, _edge: edge, _runtime: runtime, _dir: dir };
-        until("the edge has heard of its machines", || {
-            world.get("probe", "/").contains("PM08")
-        });
+        until("the edge has heard of its machines", || world.get("probe", "/").contains("PM08"));
         world
     }
 
@@ -266,8 +264,10 @@ impl World {
 
     pub(crate) fn get(&self, app: &str, path: &str) -> String {
         self.raw(
-            format!("GET {path} HTTP/1.1\r\nHost: {app}.perch.localhost\r\nConnection: close\r\n\r\n")
-                .as_bytes(),
+            format!(
+                "GET {path} HTTP/1.1\r\nHost: {app}.perch.localhost\r\nConnection: close\r\n\r\n"
+            )
+            .as_bytes(),
         )
     }
 }
@@ -318,7 +318,8 @@ impl Origin {
             requests: Arc::default(),
             last: Arc::default(),
         };
-        let (connections, requests) = (Arc::clone(&origin.connections), Arc::clone(&origin.requests));
+        let (connections, requests) =
+            (Arc::clone(&origin.connections), Arc::clone(&origin.requests));
         let (last, answer) = (Arc::clone(&origin.last), Arc::new(answer));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {

@@ -34,9 +34,10 @@ impl Goal {
         match word {
             "settled" => Ok(Self::Settled),
             "ready" => Ok(Self::Ready),
-            word => word.parse().map(Self::State).map_err(|error| {
-                ApiError::new(Code::InvalidRequest, format!("states: {error}"))
-            }),
+            word => word
+                .parse()
+                .map(Self::State)
+                .map_err(|error| ApiError::new(Code::InvalidRequest, format!("states: {error}"))),
         }
     }
 
@@ -137,9 +138,8 @@ impl Host {
         if spec.command.is_empty() {
             return Err(ApiError::new(Code::InvalidRequest, "command: name a program"));
         }
-        let tty = spec
-            .tty
-            .then_some(perch_runtime::TerminalSize { rows: spec.rows, cols: spec.cols });
+        let tty =
+            spec.tty.then_some(perch_runtime::TerminalSize { rows: spec.rows, cols: spec.cols });
         let exec = GuestExec { argv: spec.command, tty, ..GuestExec::default() };
         let instance = self.running(id)?;
         instance.exec_stream(exec).await.map_err(|error| Fault::from(error).error)

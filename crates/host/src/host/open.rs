@@ -130,7 +130,11 @@ impl Host {
         // that machine is removed.
         let mut known: BTreeSet<MachineId> = BTreeSet::new();
         for unreadable in records.unreadable {
-            tracing::error!(machine = unreadable.key, reason = unreadable.reason, "record cannot be read");
+            tracing::error!(
+                machine = unreadable.key,
+                reason = unreadable.reason,
+                "record cannot be read"
+            );
             known.extend(unreadable.key.parse());
         }
         for run in recovered.unreadable {

@@ -17,6 +17,9 @@ use crate::schema::Queued;
 
 /// How deep the cgroups of this host are at most.
 const CGROUP_DEPTH_MAX: usize = 8;
+/// How long processes that were told to end may stay in their cgroup, and how often to look.
+const CGROUP_TIMEOUT: Duration = Duration::from_secs(5);
+const CGROUP_PAUSE: Duration = Duration::from_millis(20);
 /// How long all machines may take to go.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -94,41 +97,54 @@ impl Host {
         let remains = |fault: crate::effects::Fault| Error::Remains(fault.to_string());
         effects.images.unmount_unused(&BTreeSet::new()).await.map_err(remains)?;
         effects.networks.teardown().await.map_err(remains)?;
-        remove_cgroups(&self.shared.config.cgroup);
+        remove_cgroups(&self.shared.config.cgroup).await;
         self.shutdown().await;
         Ok(())
     }
 }
 
 fn machines_in(folder: &Path) -> Vec<MachineId> {
-    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
         .collect()
 }
 
-/// Removes the folders that monitors and machines were in, in every hierarchy. One that still has
-/// a process in it stays: the kernel refuses.
-fn remove_cgroups(name: &str) {
+/// Removes the folders that monitors and machines were in, in every hierarchy. A monitor that was
+/// told to end may still be in one for a moment, and then the kernel refuses.
+async fn remove_cgroups(name: &str) {
     let root = Path::new("/sys/fs/cgroup");
     let hierarchies = std::fs::read_dir(root).map(|entries| entries.flatten().collect::<Vec<_>>());
     let mut slices = vec![root.join(name)];
     slices.extend(hierarchies.unwrap_or_default().iter().map(|entry| entry.path().join(name)));
-    for slice in slices {
-        remove_cgroup(&slice, 0);
+    let removed = async {
+        while slices.iter().map(|slice| remove_cgroup(slice, 0)).filter(Result::is_err).count() > 0 {
+            tokio::time::sleep(CGROUP_PAUSE).await;
+        }
+    };
+    if tokio::time::timeout(CGROUP_TIMEOUT, removed).await.is_ok() {
+        return;
+    }
+    for slice in &slices {
+        if let Err(error) = remove_cgroup(slice, 0) {
+            tracing::warn!(folder = %slice.display(), %error, "cgroup stays");
+        }
     }
 }
 
-fn remove_cgroup(folder: &Path, depth: usize) {
-    if depth >= CGROUP_DEPTH_MAX {
-        return;
+fn remove_cgroup(folder: &Path, depth: usize) -> std::io::Result<()> {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return Ok(());
+    };
+    if depth < CGROUP_DEPTH_MAX {
+        let folders =
+            entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        for entry in folders {
+            remove_cgroup(&entry.path(), depth + 1)?;
+        }
     }
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
-    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        remove_cgroup(&entry.path(), depth + 1);
-    }
-    if let Err(error) = std::fs::remove_dir(folder) {
-        tracing::warn!(folder = %folder.display(), %error, "cgroup stays");
-    }
+    std::fs::remove_dir(folder)
 }

@@ -162,8 +162,7 @@ impl Actor {
             watch::channel(Arc::new(Published { machine, config_digest, instance: None }));
         let (inbox_sender, inbox) = mpsc::channel(INBOX_MAX);
         let (fact_sender, facts) = mpsc::channel(FACTS_MAX);
-        let handle =
-            Handle { id: record.id.clone(), inbox: inbox_sender, published: follow };
+        let handle = Handle { id: record.id.clone(), inbox: inbox_sender, published: follow };
         let actor = Self {
             shared: Arc::clone(shared),
             record,
@@ -329,10 +328,8 @@ impl Actor {
     /// Cuts short what the command makes pointless.
     async fn make_way(&mut self, command: &host::Command) {
         let Some(run) = &self.run else { return };
-        let is_end = matches!(
-            command,
-            host::Command::Stop { .. } | host::Command::Destroy { force: true }
-        );
+        let is_end =
+            matches!(command, host::Command::Stop { .. } | host::Command::Destroy { force: true });
         match run.intent {
             Intent::Launch | Intent::Prepare | Intent::Start if is_end => {
                 let id = run.id;
@@ -395,7 +392,9 @@ impl Actor {
         self.watchers.clear();
         self.readiness = Readiness::default();
         self.instance = instance.filter(|_| self.record.boot.is_some());
-        let Some(instance) = &self.instance else { return };
+        let Some(instance) = &self.instance else {
+            return;
+        };
         self.watchers.push(Task(tokio::spawn(fact::follow_exit(
             Arc::clone(instance),
             self.fact_sender.clone(),
@@ -419,7 +418,8 @@ impl Actor {
         let future: Pin<Box<dyn Future<Output = Finished> + Send>> = Box::pin(async move {
             let began = std::time::Instant::now();
             let result = drive(&journal, open, &mut work).await.map(|(ended, _)| ended);
-            work.shared.note_step(work.input.intent.run_name(), began.elapsed().as_secs_f64() * 1e3);
+            work.shared
+                .note_step(work.input.intent.run_name(), began.elapsed().as_secs_f64() * 1e3);
             Finished { result, work }
         });
         self.run = Some(Running { id, intent: input.intent, future: Mutex::new(future) });

@@ -97,7 +97,8 @@ pub fn of(config: &MachineConfig, address: IpAddr) -> Vec<Check> {
 
 fn filled(name: String, check: &service::Check, at: (IpAddr, u16), gates: bool) -> Check {
     let (address, internal_port) = at;
-    let get = |duration: Option<perch_types::GoDuration>| duration.map(perch_types::GoDuration::get);
+    let get =
+        |duration: Option<perch_types::GoDuration>| duration.map(perch_types::GoDuration::get);
     Check {
         name,
         gates,
@@ -118,7 +119,9 @@ fn headers(check: &service::Check) -> Vec<(String, String)> {
     };
     let mut headers = Vec::new();
     for header in list {
-        let Some(name) = header.get("name").and_then(|name| name.as_str()) else { continue };
+        let Some(name) = header.get("name").and_then(|name| name.as_str()) else {
+            continue;
+        };
         let values = header.get("values").and_then(|values| values.as_array());
         for value in values.into_iter().flatten().filter_map(|value| value.as_str()) {
             headers.push((name.to_owned(), value.to_owned()));
@@ -168,7 +171,8 @@ pub async fn follow(
     let mut failures = 0_usize;
     loop {
         let (passed, output) = attempt(&check).await;
-        let in_grace = Duration::from_millis(clock.boot_ms().saturating_sub(began_ms)) < check.grace;
+        let in_grace =
+            Duration::from_millis(clock.boot_ms().saturating_sub(began_ms)) < check.grace;
         let state = match (passed, in_grace) {
             (true, _) => CheckState::Passing,
             (false, true) => CheckState::Warning,
@@ -271,7 +275,9 @@ mod tests {
         let checks = of(&config, "10.0.0.1".parse().unwrap());
         let found: Vec<String> = checks
             .iter()
-            .map(|check| format!("{} {} {} {:?}", check.name, check.address, check.gates, check.interval))
+            .map(|check| {
+                format!("{} {} {} {:?}", check.name, check.address, check.gates, check.interval)
+            })
             .collect();
         assert_eq!(
             found,

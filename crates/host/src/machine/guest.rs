@@ -255,7 +255,9 @@ mod tests {
         PRIMARY_REGION=fra
         ");
         let hosts = start.hosts.unwrap();
-        for line in ["fdaa::1:2\tfly-local-6pn", "10.209.0.16\t00000000000abc", "127.0.0.1\tlocalhost"] {
+        for line in
+            ["fdaa::1:2\tfly-local-6pn", "10.209.0.16\t00000000000abc", "127.0.0.1\tlocalhost"]
+        {
             assert!(hosts.lines().any(|found| found == line), "{hosts}");
         }
         let resolv_conf = start.resolv_conf.unwrap();

@@ -187,11 +187,7 @@ mod tests {
                 vec!["127.0.0.1:8080", "[::1]:8080"],
                 Some("listens on 127.0.0.1:8080, [::1]:8080, expected 0.0.0.0:8080"),
             ),
-            (
-                vec![80, 443],
-                vec!["0.0.0.0:80"],
-                Some("nothing listens on 0.0.0.0:443"),
-            ),
+            (vec![80, 443], vec!["0.0.0.0:80"], Some("nothing listens on 0.0.0.0:443")),
             (vec![80], vec!["0.0.0.0:80", "127.0.0.1:9000"], None),
         ] {
             let ports = ports.into_iter().collect();

@@ -7,9 +7,7 @@ use perch_types::api::{CheckStatus, ExitEvent, ExitRequest, MachineEvent};
 use perch_types::host::EVENTS_MAX;
 use perch_types::image::ImageRef;
 use perch_types::machine_config::RootfsPersist;
-use perch_types::{
-    ApiError, AppName, InstanceId, MachineConfig, MachineId, OrgSlug, Timestamp,
-};
+use perch_types::{ApiError, AppName, InstanceId, MachineConfig, MachineId, OrgSlug, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::restart::History;
@@ -205,7 +203,12 @@ impl Record {
     /// Returns the name of a version's writable layer: the old one's if the layer is to be kept
     /// always and the image is the same.
     #[must_use]
-    pub fn upper_for(&self, config: &MachineConfig, image: &ImageRef, instance: &InstanceId) -> String {
+    pub fn upper_for(
+        &self,
+        config: &MachineConfig,
+        image: &ImageRef,
+        instance: &InstanceId,
+    ) -> String {
         let keeps = config.rootfs_persist() == RootfsPersist::Always
             && image.digest == self.version.image.digest;
         if keeps { self.version.upper.clone() } else { upper_name(instance) }

@@ -99,7 +99,11 @@ mod tests {
 
     use super::*;
 
-    fn config(policy: RestartPolicy, max_retries: Option<u32>, auto_destroy: bool) -> MachineConfig {
+    fn config(
+        policy: RestartPolicy,
+        max_retries: Option<u32>,
+        auto_destroy: bool,
+    ) -> MachineConfig {
         MachineConfig {
             restart: Some(RestartConfig {
                 policy: Some(policy),
@@ -148,10 +152,7 @@ mod tests {
         assert_eq!(pauses, [100, 200, 400]);
         assert_eq!(history.count, 3);
         now += 300_000;
-        assert_eq!(
-            decide(&config, bad, &history, now),
-            Decision::Restart { pause_ms: PAUSE_MS }
-        );
+        assert_eq!(decide(&config, bad, &history, now), Decision::Restart { pause_ms: PAUSE_MS });
     }
 
     #[test]

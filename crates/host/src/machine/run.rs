@@ -163,8 +163,8 @@ impl Work {
                 // Nobody gave it up but the one who now wants something else.
                 let abandoned = failure.step.is_none();
                 let fault = self.fault.clone();
-                let fault = fault
-                    .unwrap_or_else(|| ApiError::new(Code::Internal, failure.message.clone()));
+                let fault =
+                    fault.unwrap_or_else(|| ApiError::new(Code::Internal, failure.message.clone()));
                 record.failure = (!abandoned).then_some(fault);
                 self.undone(&mut record, abandoned, at);
             }

@@ -116,10 +116,7 @@ pub struct Pool {
 
 impl Default for Pool {
     fn default() -> Self {
-        Self {
-            base: Ipv4Addr::new(10, 209, 0, 0),
-            length: 16,
-        }
+        Self { base: Ipv4Addr::new(10, 209, 0, 0), length: 16 }
     }
 }
 
@@ -129,10 +126,7 @@ impl Pool {
     pub fn new(prefix: Prefix) -> Option<Self> {
         match prefix.address {
             IpAddr::V4(base) if (POOL_LENGTH_MIN..=POOL_LENGTH_MAX).contains(&prefix.length) => {
-                Some(Self {
-                    base,
-                    length: prefix.length,
-                })
+                Some(Self { base, length: prefix.length })
             }
             _ => None,
         }
@@ -141,10 +135,7 @@ impl Pool {
     /// Returns the whole pool.
     #[must_use]
     pub const fn prefix(&self) -> Prefix {
-        Prefix {
-            address: IpAddr::V4(self.base),
-            length: self.length,
-        }
+        Prefix { address: IpAddr::V4(self.base), length: self.length }
     }
 
     /// Returns the address at which machines that speak only IPv4 find the resolver.
@@ -179,11 +170,7 @@ mod tests {
     fn a_private_address_is_made_of_network_and_machine() {
         for (network, bits, expected) in [
             (0x18, 0x1, "fdaa:0:18:0:0:0:1:2"),
-            (
-                0x0001_0002,
-                0x00d8_910a_bcd1_2345,
-                "fdaa:1:2:d8:910a:bcd1:2345:2",
-            ),
+            (0x0001_0002, 0x00d8_910a_bcd1_2345, "fdaa:1:2:d8:910a:bcd1:2345:2"),
             (u32::MAX, u64::MAX, "fdaa:ffff:ffff:ff:ffff:ffff:ffff:2"),
         ] {
             let ip = private_ip(network, &machine(bits));
@@ -209,16 +196,10 @@ mod tests {
         assert_eq!(pool.resolver(), Ipv4Addr::new(10, 209, 0, 1));
         assert_eq!(pool.address(0), Some(Ipv4Addr::new(10, 209, 0, 16)));
         assert_eq!(pool.address(240), Some(Ipv4Addr::new(10, 209, 1, 0)));
-        assert_eq!(
-            pool.address(pool.slots() - 1),
-            Some(Ipv4Addr::new(10, 209, 255, 254))
-        );
+        assert_eq!(pool.address(pool.slots() - 1), Some(Ipv4Addr::new(10, 209, 255, 254)));
         assert_eq!(pool.address(pool.slots()), None);
         let small = Pool::new("192.0.2.0/26".parse().unwrap()).unwrap();
-        assert_eq!(
-            small.address(small.slots() - 1),
-            Some(Ipv4Addr::new(192, 0, 2, 62))
-        );
+        assert_eq!(small.address(small.slots() - 1), Some(Ipv4Addr::new(192, 0, 2, 62)));
         for bad in ["10.0.0.0/27", "10.0.0.0/8", "fdaa::/16"] {
             assert_eq!(Pool::new(bad.parse().unwrap()), None, "{bad}");
         }
@@ -226,25 +207,10 @@ mod tests {
 
     #[test]
     fn a_prefix_has_no_bits_after_its_length() {
-        for good in [
-            "0.0.0.0/0",
-            "10.0.0.0/8",
-            "10.1.2.3/32",
-            "::/0",
-            "fdaa::/16",
-            "::1/128",
-        ] {
+        for good in ["0.0.0.0/0", "10.0.0.0/8", "10.1.2.3/32", "::/0", "fdaa::/16", "::1/128"] {
             assert_eq!(good.parse::<Prefix>().unwrap().to_string(), good);
         }
-        for bad in [
-            "",
-            "10.0.0.0",
-            "10.0.0.1/8",
-            "10.0.0.0/33",
-            "fdaa::1/16",
-            "::/129",
-            "x/8",
-        ] {
+        for bad in ["", "10.0.0.0", "10.0.0.1/8", "10.0.0.0/33", "fdaa::1/16", "::/129", "x/8"] {
             assert!(bad.parse::<Prefix>().is_err(), "{bad}");
         }
     }

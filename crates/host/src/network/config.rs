@@ -53,9 +53,7 @@ impl NetworkConfig {
     #[must_use]
     pub fn instance_is_valid(&self) -> bool {
         (1..=32).contains(&self.instance.len())
-            && self
-                .instance
-                .starts_with(|first: char| first.is_ascii_lowercase())
+            && self.instance.starts_with(|first: char| first.is_ascii_lowercase())
             && self
                 .instance
                 .bytes()

@@ -87,12 +87,7 @@ fn hardware_address(machine: &MachineId) -> Vec<u8> {
 fn request(kind: u16, flags: u16, message: &impl Emitable) -> Request {
     let mut body = vec![0; message.buffer_len()];
     message.emit(&mut body);
-    Request {
-        kind,
-        flags,
-        acknowledged: true,
-        body,
-    }
+    Request { kind, flags, acknowledged: true, body }
 }
 
 fn index_of(socket: &UdpSocket, name: &str) -> Result<Option<u32>, Error> {
@@ -112,10 +107,7 @@ impl Links {
     /// Opens the sockets in the calling thread's network namespace.
     pub(super) fn open() -> Result<Self, Error> {
         let channel = Channel::open(ROUTE).map_err(|source| Error::OpenSocket { source })?;
-        Ok(Self {
-            channel,
-            socket: any_socket()?,
-        })
+        Ok(Self { channel, socket: any_socket()? })
     }
 
     /// Makes the pair, one end in the machine's namespace, and sets both ends up.
@@ -127,11 +119,7 @@ impl Links {
         config: &NetworkConfig,
     ) -> Result<(), Error> {
         let name = &attached.interface;
-        let pair = request(
-            NEW_LINK,
-            EXCLUSIVE,
-            &pair_message(namespace, machine, name, config),
-        );
+        let pair = request(NEW_LINK, EXCLUSIVE, &pair_message(namespace, machine, name, config));
         match self.channel.transact(std::slice::from_ref(&pair)) {
             Ok(()) => {}
             Err(refused) if refused.source.raw_os_error() == Some(EEXIST) => {
@@ -198,10 +186,7 @@ impl Links {
     /// Lists the machines' interfaces of one group.
     pub(super) fn list(&mut self, group: u32) -> Result<Vec<Link>, Error> {
         let links = self.dump(GET_LINK, &LinkMessage::default())?;
-        Ok(links
-            .into_iter()
-            .filter_map(|entry| machine_link(entry, group))
-            .collect())
+        Ok(links.into_iter().filter_map(|entry| machine_link(entry, group)).collect())
     }
 
     /// Returns the networks of the machines whose interfaces are `indexes`.
@@ -209,10 +194,7 @@ impl Links {
         let mut all = RouteMessage::default();
         all.header.address_family = AddressFamily::Inet6;
         let routes = self.dump(GET_ROUTE, &all)?;
-        Ok(routes
-            .into_iter()
-            .filter_map(|entry| machine_network(entry, indexes))
-            .collect())
+        Ok(routes.into_iter().filter_map(|entry| machine_network(entry, indexes)).collect())
     }
 
     /// Gives the host the resolver's addresses, and routes what no machine has to nowhere, so
@@ -261,23 +243,16 @@ impl Links {
                 continue;
             };
             let length = message.header.prefix_len;
-            let taken = message
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    AddressAttribute::Address(IpAddr::V4(address)) => Some(*address),
-                    _ => None,
-                });
+            let taken = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(IpAddr::V4(address)) => Some(*address),
+                _ => None,
+            });
             let Some(taken) = taken else { continue };
             let shared = length.min(pool.prefix().length());
             let differing = taken.to_bits() ^ pool.resolver().to_bits();
             let ours = taken == pool.resolver() && length == 32;
             if !ours && differing.checked_shr(32 - u32::from(shared)).unwrap_or(0) == 0 {
-                return Err(Error::PoolInUse {
-                    pool: pool.prefix(),
-                    taken,
-                    length,
-                });
+                return Err(Error::PoolInUse { pool: pool.prefix(), taken, length });
             }
         }
         Ok(())
@@ -289,18 +264,14 @@ impl Links {
         message: &impl Emitable,
     ) -> Result<Vec<RouteNetlinkMessage>, Error> {
         let body = request(kind, 0, message).body;
-        let entries = self
-            .channel
-            .dump(kind, body)
-            .map_err(|source| Error::List { source })?;
+        let entries = self.channel.dump(kind, body).map_err(|source| Error::List { source })?;
         entries
             .into_iter()
             .map(|(kind, body)| {
                 let mut header = NetlinkHeader::default();
                 header.message_type = kind;
-                RouteNetlinkMessage::deserialize(&header, &body).map_err(|source| Error::List {
-                    source: io::Error::other(source),
-                })
+                RouteNetlinkMessage::deserialize(&header, &body)
+                    .map_err(|source| Error::List { source: io::Error::other(source) })
             })
             .collect()
     }
@@ -340,9 +311,9 @@ fn up(index: u32) -> LinkMessage {
     message.header.index = index;
     message.header.flags = LinkFlags::Up | LinkFlags::Noarp;
     message.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
-    message.attributes = vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
-        vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)],
-    )])];
+    message.attributes = vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
+        AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
+    ])])];
     message
 }
 
@@ -361,37 +332,20 @@ fn machine_side(attached: &Attached) -> Result<(), Error> {
         .onlink()
         .output_interface(index)
         .build();
-    let v6 = RouteMessageBuilder::<Ipv6Addr>::new()
-        .gateway(GATEWAY_V6)
-        .output_interface(index)
-        .build();
+    let v6 =
+        RouteMessageBuilder::<Ipv6Addr>::new().gateway(GATEWAY_V6).output_interface(index).build();
     let mut channel = Channel::open(ROUTE).map_err(|source| Error::OpenSocket { source })?;
     channel
         .transact(&[
             request(SET_LINK, 0, &loopback),
             request(SET_LINK, 0, &up(index)),
-            request(
-                NEW_ADDRESS,
-                REPLACE,
-                &address(attached.private_ipv4.into(), index),
-            ),
-            request(
-                NEW_ADDRESS,
-                REPLACE,
-                &address(attached.private_ip.into(), index),
-            ),
+            request(NEW_ADDRESS, REPLACE, &address(attached.private_ipv4.into(), index)),
+            request(NEW_ADDRESS, REPLACE, &address(attached.private_ip.into(), index)),
             request(NEW_ROUTE, REPLACE, &v4),
             request(NEW_ROUTE, REPLACE, &v6),
         ])
         .map_err(|refused| {
-            let operation = [
-                "set up lo beside",
-                "set up",
-                "address",
-                "address",
-                "route",
-                "route",
-            ];
+            let operation = ["set up lo beside", "set up", "address", "address", "route", "route"];
             let operation = operation.get(refused.request).unwrap_or(&"");
             Error::interface(operation, MACHINE_INTERFACE, refused.source)
         })
@@ -430,21 +384,15 @@ fn resolver_v6() -> AddressMessage {
     let mut lifetime = CacheInfo::default();
     lifetime.ifa_preferred = 0;
     lifetime.ifa_valid = u32::MAX;
-    message
-        .attributes
-        .push(AddressAttribute::CacheInfo(lifetime));
+    message.attributes.push(AddressAttribute::CacheInfo(lifetime));
     message
 }
 
 fn nowhere_v4(config: &NetworkConfig) -> RouteMessage {
-    let mut message = RouteMessageBuilder::<Ipv4Addr>::new()
-        .kind(RouteType::Unreachable)
-        .build();
+    let mut message = RouteMessageBuilder::<Ipv4Addr>::new().kind(RouteType::Unreachable).build();
     if let IpAddr::V4(base) = config.pool.prefix().address() {
         message.header.destination_prefix_length = config.pool.prefix().length();
-        message
-            .attributes
-            .push(RouteAttribute::Destination(RouteAddress::Inet(base)));
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(base)));
     }
     message
 }
@@ -473,12 +421,7 @@ fn machine_link(entry: RouteNetlinkMessage, group: u32) -> Option<Link> {
     }
     // What the host received is what the machine sent.
     let (sent_bytes, received_bytes) = bytes;
-    machine.filter(|_| ours).map(|machine| Link {
-        machine,
-        index,
-        received_bytes,
-        sent_bytes,
-    })
+    machine.filter(|_| ours).map(|machine| Link { machine, index, received_bytes, sent_bytes })
 }
 
 fn machine_network(entry: RouteNetlinkMessage, indexes: &BTreeSet<u32>) -> Option<u32> {
@@ -508,10 +451,7 @@ mod tests {
         let name = interface_name(&machine);
         assert_eq!(name.len(), 15);
         assert_eq!(machine_of(&name), Some(machine.clone()));
-        assert_eq!(
-            hardware_address(&machine),
-            [2, 0x0a, 0xbc, 0xd1, 0x23, 0xef]
-        );
+        assert_eq!(hardware_address(&machine), [2, 0x0a, 0xbc, 0xd1, 0x23, 0xef]);
         for other in ["eth0", "p4p1", "ppp0", "pm"] {
             assert_eq!(machine_of(other), None, "{other}");
         }

@@ -70,9 +70,8 @@ impl SocketDiag {
                 .dump(SOCK_DIAG_BY_FAMILY, request(family))
                 .map_err(|source| Error::List { source })?;
             for (_, body) in entries {
-                let listener = parse(&body).ok_or_else(|| Error::List {
-                    source: io::ErrorKind::InvalidData.into(),
-                })?;
+                let listener = parse(&body)
+                    .ok_or_else(|| Error::List { source: io::ErrorKind::InvalidData.into() })?;
                 listeners.push(listener);
             }
         }
@@ -100,10 +99,7 @@ fn parse(body: &[u8]) -> Option<Listener> {
         FAMILY_V6 => Ipv6Addr::from(*source.first_chunk::<16>()?).to_canonical(),
         _ => return None,
     };
-    Some(Listener {
-        address,
-        port: u16::from_be_bytes([high, low]),
-    })
+    Some(Listener { address, port: u16::from_be_bytes([high, low]) })
 }
 
 #[cfg(test)]
@@ -115,13 +111,7 @@ mod tests {
         let mut body = vec![FAMILY_V4, 10, 0, 0, 0x1f, 0x90, 0, 0, 127, 0, 0, 1];
         body.resize(72, 0);
         let listener = parse(&body).unwrap();
-        assert_eq!(
-            listener,
-            Listener {
-                address: Ipv4Addr::LOCALHOST.into(),
-                port: 8080
-            }
-        );
+        assert_eq!(listener, Listener { address: Ipv4Addr::LOCALHOST.into(), port: 8080 });
         assert!(!listener.is_reachable());
         assert_eq!(parse(&body[..9]), None);
     }

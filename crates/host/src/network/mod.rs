@@ -129,11 +129,7 @@ pub enum Error {
 
 impl Error {
     fn interface(operation: &str, interface: &str, source: io::Error) -> Self {
-        Self::Interface {
-            operation: operation.to_owned(),
-            interface: interface.to_owned(),
-            source,
-        }
+        Self::Interface { operation: operation.to_owned(), interface: interface.to_owned(), source }
     }
 }
 
@@ -244,8 +240,7 @@ impl Network {
         machine: MachineNetwork,
     ) -> Result<Attached, Error> {
         let attached = self.addresses(&machine)?;
-        self.run(move |worker| worker.attach(&namespace, &machine, attached))
-            .await
+        self.run(move |worker| worker.attach(&namespace, &machine, attached)).await
     }
 
     /// Removes a machine's interface; returns whether there was one.
@@ -253,8 +248,7 @@ impl Network {
     /// # Errors
     /// When the kernel refuses.
     pub async fn detach(&self, machine: MachineId) -> Result<bool, Error> {
-        self.run(move |worker| worker.links.delete(&links::interface_name(&machine)))
-            .await
+        self.run(move |worker| worker.links.delete(&links::interface_name(&machine))).await
     }
 
     /// Lists the machines that have an interface, to find those that should not.
@@ -268,13 +262,7 @@ impl Network {
                 .into_iter()
                 .map(|link| {
                     let (received_bytes, sent_bytes) = (link.received_bytes, link.sent_bytes);
-                    (
-                        link.machine,
-                        Traffic {
-                            received_bytes,
-                            sent_bytes,
-                        },
-                    )
+                    (link.machine, Traffic { received_bytes, sent_bytes })
                 })
                 .collect())
         })
@@ -314,22 +302,13 @@ impl Worker {
         let mut links = Links::open()?;
         let netfilter =
             Channel::open(nft::NETFILTER).map_err(|source| Error::OpenSocket { source })?;
-        let indexes = links
-            .list(config.interface_group)?
-            .iter()
-            .map(|link| link.index)
-            .collect();
+        let indexes = links.list(config.interface_group)?.iter().map(|link| link.index).collect();
         let networks = links.networks(&indexes)?;
         // Rules first, forwarding last: nothing is forwarded that is not judged.
         nft::load(&rules::ruleset(&config, networks.iter().copied()))?;
         links.prepare_host(&config)?;
         sysctl::enable_forwarding()?;
-        Ok(Self {
-            config,
-            links,
-            netfilter,
-            networks,
-        })
+        Ok(Self { config, links, netfilter, networks })
     }
 
     fn attach(
@@ -341,16 +320,11 @@ impl Worker {
         let network_id = machine.network_id;
         if !self.networks.contains(&network_id) {
             let prefix = network_prefix(network_id);
-            nft::add_network(&mut self.netfilter, &self.config.instance, prefix).map_err(
-                |refused| Error::AllowNetwork {
-                    network_id,
-                    source: refused.source,
-                },
-            )?;
+            nft::add_network(&mut self.netfilter, &self.config.instance, prefix)
+                .map_err(|refused| Error::AllowNetwork { network_id, source: refused.source })?;
             self.networks.insert(network_id);
         }
-        self.links
-            .attach(namespace, &machine.machine, &attached, &self.config)?;
+        self.links.attach(namespace, &machine.machine, &attached, &self.config)?;
         Ok(attached)
     }
 }

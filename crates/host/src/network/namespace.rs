@@ -19,11 +19,8 @@ pub(super) fn inside<T: Send>(
         let thread = thread::Builder::new()
             .name("netns".to_owned())
             .spawn_scoped(scope, || {
-                move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network)).map_err(
-                    |source| Error::EnterNamespace {
-                        source: source.into(),
-                    },
-                )?;
+                move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))
+                    .map_err(|source| Error::EnterNamespace { source: source.into() })?;
                 work()
             })
             .map_err(|source| Error::EnterNamespace { source })?;

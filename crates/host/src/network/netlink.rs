@@ -71,10 +71,7 @@ impl Channel {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER_TIMEOUT))?;
-        Ok(Self {
-            socket,
-            sequence: 0,
-        })
+        Ok(Self { socket, sequence: 0 })
     }
 
     /// Sends all requests at once and waits for their acknowledgements. The kernel carries out
@@ -87,10 +84,7 @@ impl Channel {
                 FLAG_REQUEST | request.flags | if request.acknowledged { FLAG_ACK } else { 0 };
             self.append(&mut bytes, request, flags);
         }
-        let mut waiting = requests
-            .iter()
-            .filter(|request| request.acknowledged)
-            .count();
+        let mut waiting = requests.iter().filter(|request| request.acknowledged).count();
         self.socket.send(&bytes, 0)?;
         while waiting > 0 {
             let (datagram, _) = self.socket.recv_from_full()?;
@@ -112,12 +106,7 @@ impl Channel {
 
     /// Asks for a list and returns its entries, each with its message type.
     pub(super) fn dump(&mut self, kind: u16, body: Vec<u8>) -> io::Result<Vec<(u16, Vec<u8>)>> {
-        let request = Request {
-            kind,
-            flags: 0,
-            acknowledged: false,
-            body,
-        };
+        let request = Request { kind, flags: 0, acknowledged: false, body };
         let mut bytes = Vec::with_capacity(128);
         self.append(&mut bytes, &request, FLAG_REQUEST | FLAG_DUMP);
         self.socket.send(&bytes, 0)?;
@@ -178,10 +167,7 @@ fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
 
 /// An acknowledgement is an error whose number is zero.
 fn error_of(body: &[u8]) -> io::Result<()> {
-    match body
-        .first_chunk::<4>()
-        .map(|code| i32::from_ne_bytes(*code))
-    {
+    match body.first_chunk::<4>().map(|code| i32::from_ne_bytes(*code)) {
         Some(0) => Ok(()),
         Some(code) => Err(io::Error::from_raw_os_error(code.wrapping_neg())),
         None => Err(io::ErrorKind::InvalidData.into()),
@@ -213,9 +199,7 @@ mod tests {
             bytes.extend(body);
             bytes.resize(bytes.len().next_multiple_of(4), 0);
         }
-        let seen: Vec<_> = messages(&bytes)
-            .map(|m| (m.kind, m.sequence, m.body.len()))
-            .collect();
+        let seen: Vec<_> = messages(&bytes).map(|m| (m.kind, m.sequence, m.body.len())).collect();
         assert_eq!(seen, [(5, 5, 3), (6, 6, 0)]);
     }
 }

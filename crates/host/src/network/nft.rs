@@ -33,18 +33,13 @@ pub(super) fn load(ruleset: &str) -> Result<(), Error> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(start)?;
-    let written = nft
-        .stdin
-        .take()
-        .map_or(Ok(()), |mut stdin| stdin.write_all(ruleset.as_bytes()));
+    let written = nft.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(ruleset.as_bytes()));
     let output = nft.wait_with_output().map_err(start)?;
     if output.status.success() {
         written.map_err(start)
     } else {
         let complaint = String::from_utf8_lossy(&output.stderr);
-        Err(Error::LoadRules {
-            complaint: complaint.chars().take(COMPLAINT_BYTES_MAX).collect(),
-        })
+        Err(Error::LoadRules { complaint: complaint.chars().take(COMPLAINT_BYTES_MAX).collect() })
     }
 }
 
@@ -63,20 +58,11 @@ pub(super) fn add_network(
     attribute(&mut body, 1, &zero_terminated(table));
     attribute(&mut body, 2, &zero_terminated(SAME_NETWORK));
     attribute(&mut body, 3 | NESTED, &element);
-    let bracket = |kind| Request {
-        kind,
-        flags: 0,
-        acknowledged: false,
-        body: header(0, SUBSYSTEM_NFTABLES),
-    };
+    let bracket =
+        |kind| Request { kind, flags: 0, acknowledged: false, body: header(0, SUBSYSTEM_NFTABLES) };
     channel.transact(&[
         bracket(BATCH_BEGIN),
-        Request {
-            kind: NEW_SET_ELEMENT,
-            flags: CREATE,
-            acknowledged: true,
-            body,
-        },
+        Request { kind: NEW_SET_ELEMENT, flags: CREATE, acknowledged: true, body },
         bracket(BATCH_END),
     ])
 }

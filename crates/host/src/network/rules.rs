@@ -70,11 +70,7 @@ fn sets(config: &NetworkConfig, networks: impl Iterator<Item = u32>) -> String {
             .map(Prefix::to_string)
             .collect()
     };
-    let owned = |list: &[&str]| {
-        list.iter()
-            .map(|text| (*text).to_owned())
-            .collect::<Vec<_>>()
-    };
+    let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
     let closed_v4 = elements(&[owned(&CLOSED_V4), split(&config.closed, true)].concat());
     let closed_v6 = elements(&[owned(&CLOSED_V6), split(&config.closed, false)].concat());
     let opened_v4 = elements(&split(&config.opened, true));
@@ -91,11 +87,7 @@ fn sets(config: &NetworkConfig, networks: impl Iterator<Item = u32>) -> String {
 }
 
 fn elements(list: &[String]) -> String {
-    if list.is_empty() {
-        String::new()
-    } else {
-        format!("elements = {{ {} }} ", list.join(", "))
-    }
+    if list.is_empty() { String::new() } else { format!("elements = {{ {} }} ", list.join(", ")) }
 }
 
 /// Before connection tracking, so that nothing forged costs an entry: a source that is not

@@ -66,8 +66,7 @@ impl Slots {
         for released_at in self.released.values_mut() {
             *released_at = (*released_at).min(boot_ms);
         }
-        self.released
-            .retain(|_, released_at| boot_ms - *released_at < QUARANTINE_MS);
+        self.released.retain(|_, released_at| boot_ms - *released_at < QUARANTINE_MS);
     }
 }
 
@@ -82,10 +81,7 @@ mod tests {
         assert_eq!(slots.take(3, 0), Ok(1));
         slots.release(0, 1_000);
         assert_eq!(slots.take(3, 1_000), Ok(2));
-        assert_eq!(
-            slots.take(3, 1_000 + QUARANTINE_MS - 1),
-            Err(Exhausted { slots: 3 })
-        );
+        assert_eq!(slots.take(3, 1_000 + QUARANTINE_MS - 1), Err(Exhausted { slots: 3 }));
         assert_eq!(slots.take(3, 1_000 + QUARANTINE_MS), Ok(0));
     }
 
@@ -106,10 +102,7 @@ mod tests {
         let mut slots: Slots =
             serde_json::from_str(&serde_json::to_string(&slots).unwrap()).unwrap();
         assert_eq!(slots.take(1, 10), Err(Exhausted { slots: 1 }));
-        assert_eq!(
-            slots.take(1, 9 + QUARANTINE_MS),
-            Err(Exhausted { slots: 1 })
-        );
+        assert_eq!(slots.take(1, 9 + QUARANTINE_MS), Err(Exhausted { slots: 1 }));
         assert_eq!(slots.take(1, 10 + QUARANTINE_MS), Ok(0));
     }
 }

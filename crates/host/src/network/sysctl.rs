@@ -16,15 +16,10 @@ const ROOT: &str = "/proc/sys/net";
 pub(super) fn enable_forwarding() -> Result<(), Error> {
     if read("ipv6/conf/all/forwarding")? != "1" {
         let root = Path::new(ROOT).join("ipv6/conf");
-        let entries = fs::read_dir(&root).map_err(|source| Error::Sysctl {
-            name: "ipv6/conf".to_owned(),
-            source,
-        })?;
+        let entries = fs::read_dir(&root)
+            .map_err(|source| Error::Sysctl { name: "ipv6/conf".to_owned(), source })?;
         for entry in entries.flatten() {
-            let name = format!(
-                "ipv6/conf/{}/accept_ra",
-                entry.file_name().to_string_lossy()
-            );
+            let name = format!("ipv6/conf/{}/accept_ra", entry.file_name().to_string_lossy());
             // An interface may vanish meanwhile; `all` and `default` carry the value too.
             if read(&name).is_ok_and(|value| value == "1") {
                 write(&name, "2")?;
@@ -56,16 +51,10 @@ pub(super) fn prepare_machine_side() -> Result<(), Error> {
 fn read(name: &str) -> Result<String, Error> {
     fs::read_to_string(Path::new(ROOT).join(name))
         .map(|text| text.trim().to_owned())
-        .map_err(|source| Error::Sysctl {
-            name: name.to_owned(),
-            source,
-        })
+        .map_err(|source| Error::Sysctl { name: name.to_owned(), source })
 }
 
 fn write(name: &str, value: &str) -> Result<(), Error> {
     let result: io::Result<()> = fs::write(Path::new(ROOT).join(name), value);
-    result.map_err(|source| Error::Sysctl {
-        name: name.to_owned(),
-        source,
-    })
+    result.map_err(|source| Error::Sysctl { name: name.to_owned(), source })
 }

@@ -62,7 +62,9 @@ pub(super) fn watch(host: &Host) -> Response {
     answer(first.chain(stream::unfold(changes, next_change)))
 }
 
-async fn next_change(mut changes: Receiver<Arc<WatchEvent>>) -> Option<(Line, Receiver<Arc<WatchEvent>>)> {
+async fn next_change(
+    mut changes: Receiver<Arc<WatchEvent>>,
+) -> Option<(Line, Receiver<Arc<WatchEvent>>)> {
     let beat = Duration::from_millis(WATCH_HEARTBEAT_MS);
     match tokio::time::timeout(beat, changes.recv()).await {
         Ok(Ok(event)) => Some((line(event.as_ref()), changes)),

@@ -11,10 +11,7 @@ pub(super) enum Challenge {
     /// A name and a password with each request.
     Basic,
     /// A token from the server at `realm`.
-    Bearer {
-        realm: String,
-        service: Option<String>,
-    },
+    Bearer { realm: String, service: Option<String> },
 }
 
 /// Parses one challenge; other schemes give nothing.
@@ -71,17 +68,11 @@ mod tests {
         let hub = r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io""#;
         let bearer = |realm: &str, service: Option<&str>| {
             let service = service.map(str::to_owned);
-            Some(Challenge::Bearer {
-                realm: realm.to_owned(),
-                service,
-            })
+            Some(Challenge::Bearer { realm: realm.to_owned(), service })
         };
         let token = "https://auth.docker.io/token";
         assert_eq!(parse(hub), bearer(token, Some("registry.docker.io")));
-        assert_eq!(
-            parse(r#"bearer scope="a,b=c", realm="r\"x""#),
-            bearer("r\"x", None)
-        );
+        assert_eq!(parse(r#"bearer scope="a,b=c", realm="r\"x""#), bearer("r\"x", None));
         assert_eq!(parse("Bearer realm=r,service=s"), bearer("r", Some("s")));
         assert_eq!(parse(r#"Basic realm="x""#), Some(Challenge::Basic));
         for text in ["", "Digest a=b", "Bearer", r#"Bearer realm="unfinished"#] {

@@ -20,20 +20,12 @@ pub(super) fn client(guarded: bool) -> reqwest::Result<Client> {
         .redirect(policy)
         .no_proxy()
         .user_agent(concat!("perch/", env!("CARGO_PKG_VERSION")));
-    if guarded {
-        builder.dns_resolver(PublicOnly)
-    } else {
-        builder
-    }
-    .build()
+    if guarded { builder.dns_resolver(PublicOnly) } else { builder }.build()
 }
 
 fn redirect(attempt: Attempt<'_>, guarded: bool) -> reqwest::redirect::Action {
     let downgrade = attempt.url().scheme() != "https"
-        && attempt
-            .previous()
-            .last()
-            .is_some_and(|before| before.scheme() == "https");
+        && attempt.previous().last().is_some_and(|before| before.scheme() == "https");
     if attempt.previous().len() > REDIRECTS_MAX {
         attempt.error("too many redirects")
     } else if downgrade {
@@ -73,9 +65,7 @@ fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let octets = address.octets();
     let nat64 = octets.starts_with(&[0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0]);
     let [.., a, b, c, d] = octets;
-    address
-        .to_ipv4_mapped()
-        .or_else(|| nat64.then(|| Ipv4Addr::new(a, b, c, d)))
+    address.to_ipv4_mapped().or_else(|| nat64.then(|| Ipv4Addr::new(a, b, c, d)))
 }
 
 fn is_private_v4(address: Ipv4Addr) -> bool {
@@ -136,10 +126,7 @@ mod tests {
             assert!(is_private(&url), "{text}");
         }
         for text in ["1.1.1.1", "example.com", "[2606:4700::1]", "172.32.0.1"] {
-            assert!(
-                !is_private(&Url::parse(&format!("https://{text}/")).expect(text)),
-                "{text}"
-            );
+            assert!(!is_private(&Url::parse(&format!("https://{text}/")).expect(text)), "{text}");
         }
     }
 

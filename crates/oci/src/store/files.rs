@@ -33,10 +33,7 @@ pub(super) fn prepare(root: &Path) -> Result<(), Error> {
 
 /// Makes a folder that only its owner may enter.
 pub(super) fn make_private(path: &Path) -> Result<(), Error> {
-    DirBuilder::new()
-        .mode(0o700)
-        .create(path)
-        .map_err(|e| Error::io("make", path, e))
+    DirBuilder::new().mode(0o700).create(path).map_err(|e| Error::io("make", path, e))
 }
 
 /// Removes a file or folder; fine when it is not there.
@@ -129,11 +126,7 @@ pub(super) fn list(folder: &Path) -> Result<Vec<Digest>, Error> {
     let mut digests: Vec<Digest> = entries
         .filter_map(Result::ok)
         .take(IMAGES_MAX)
-        .filter_map(|entry| {
-            format!("sha256:{}", entry.file_name().to_string_lossy())
-                .parse()
-                .ok()
-        })
+        .filter_map(|entry| format!("sha256:{}", entry.file_name().to_string_lossy()).parse().ok())
         .collect();
     digests.sort();
     Ok(digests)
@@ -159,8 +152,7 @@ pub(super) fn size_bytes(folder: &Path) -> u64 {
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let mut file = File::create_new(path).map_err(|e| Error::io("create", path, e))?;
-    file.write_all(bytes)
-        .map_err(|e| Error::io("write", path, e))?;
+    file.write_all(bytes).map_err(|e| Error::io("write", path, e))?;
     file.sync_all().map_err(|e| Error::io("sync", path, e))
 }
 

@@ -54,11 +54,7 @@ pub(super) struct Archive<R> {
 
 impl<R: Read> Archive<R> {
     pub(super) fn new(source: R) -> Self {
-        Self {
-            source,
-            content_left: 0,
-            padding: 0,
-        }
+        Self { source, content_left: 0, padding: 0 }
     }
 
     /// Returns the next entry, or nothing at the archive's end.
@@ -121,13 +117,7 @@ impl<R: Read> Archive<R> {
         let sum: u32 = block
             .iter()
             .enumerate()
-            .map(|(at, byte)| {
-                if (148..156).contains(&at) {
-                    32
-                } else {
-                    u32::from(*byte)
-                }
-            })
+            .map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) })
             .sum();
         if header.cksum().ok() != Some(sum) {
             return Err(broken("a header's checksum"));
@@ -154,11 +144,7 @@ impl<R: Read> Archive<R> {
     fn skip(&mut self, count: u64) -> Result<(), Fault> {
         let skipped = io::copy(&mut (&mut self.source).take(count), &mut io::sink())
             .map_err(|error| unpacked(&error))?;
-        if skipped == count {
-            Ok(())
-        } else {
-            Err(broken("an entry cut short"))
-        }
+        if skipped == count { Ok(()) } else { Err(broken("an entry cut short")) }
     }
 }
 
@@ -194,10 +180,7 @@ fn broken(what: &str) -> Fault {
 
 /// Tells a fault of the packed stream from one that a limit put into it.
 pub(super) fn unpacked(error: &io::Error) -> Fault {
-    match error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<Fault>())
-    {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<Fault>()) {
         Some(fault) => fault.clone(),
         None => Fault::Invalid(format!("the packed stream of a layer is broken: {error}")),
     }
@@ -218,26 +201,16 @@ fn from_header(header: &Header, size: u64) -> Result<Entry, Fault> {
         EntryType::Link => Kind::HardLink,
         EntryType::Char | EntryType::Block | EntryType::Fifo => Kind::Special,
         other => {
-            return Err(broken(&format!(
-                "an entry of type {:#04x}",
-                other.as_byte()
-            )));
+            return Err(broken(&format!("an entry of type {:#04x}", other.as_byte())));
         }
     };
     let path = header.path_bytes().into_owned();
     // Before there were types, a name that ends in a slash was a folder.
-    let kind = if kind == Kind::File && path.ends_with(b"/") {
-        Kind::Folder
-    } else {
-        kind
-    };
+    let kind = if kind == Kind::File && path.ends_with(b"/") { Kind::Folder } else { kind };
     let old = header.as_old();
     Ok(Entry {
         kind,
-        link: header
-            .link_name_bytes()
-            .map(std::borrow::Cow::into_owned)
-            .unwrap_or_default(),
+        link: header.link_name_bytes().map(std::borrow::Cow::into_owned).unwrap_or_default(),
         mode: or_blank(header.mode(), &old.mode).ok_or_else(|| broken("an entry's mode"))? & 0o7777,
         uid: or_blank(header.uid(), &old.uid).ok_or_else(|| broken("an entry's owner"))?,
         gid: or_blank(header.gid(), &old.gid).ok_or_else(|| broken("an entry's group"))?,
@@ -261,11 +234,7 @@ fn parse_records(mut bytes: &[u8]) -> Result<Records, Fault> {
     let mut records = Records::new();
     while !bytes.is_empty() && bytes.first() != Some(&0) {
         let record = || broken("an extended header's record");
-        let space = bytes
-            .iter()
-            .take(20)
-            .position(|byte| *byte == b' ')
-            .ok_or_else(record)?;
+        let space = bytes.iter().take(20).position(|byte| *byte == b' ').ok_or_else(record)?;
         let length: usize = bytes
             .get(..space)
             .and_then(|digits| std::str::from_utf8(digits).ok())
@@ -275,10 +244,7 @@ fn parse_records(mut bytes: &[u8]) -> Result<Records, Fault> {
             .get(space + 1..length)
             .and_then(|body| body.strip_suffix(b"\n"))
             .ok_or_else(record)?;
-        let equals = body
-            .iter()
-            .position(|byte| *byte == b'=')
-            .ok_or_else(record)?;
+        let equals = body.iter().position(|byte| *byte == b'=').ok_or_else(record)?;
         let (key, value) = body.split_at(equals);
         records.push((key.to_vec(), value.get(1..).unwrap_or_default().to_vec()));
         bytes = bytes.get(length..).unwrap_or_default();
@@ -323,11 +289,7 @@ fn parse_time(value: &[u8]) -> (i64, u32) {
     if seconds < 0 || text.starts_with('-') {
         return (0, 0);
     }
-    let nine: String = fraction
-        .chars()
-        .chain("000000000".chars())
-        .take(9)
-        .collect();
+    let nine: String = fraction.chars().chain("000000000".chars()).take(9).collect();
     (seconds, nine.parse().unwrap_or(0))
 }
 
@@ -343,21 +305,12 @@ mod tests {
         let mut entry = from_header(&Header::new_gnu(), 0).expect("entry");
         apply_records(&mut entry, records).expect("apply");
         assert_eq!(entry.path, b"second");
-        assert_eq!(
-            entry.xattrs,
-            vec![(b"user.a".to_vec(), b"x\ny\nz".to_vec())]
-        );
+        assert_eq!(entry.xattrs, vec![(b"user.a".to_vec(), b"x\ny\nz".to_vec())]);
     }
 
     #[test]
     fn broken_records_are_refused() {
-        for bytes in [
-            &b"9 path=x"[..],
-            b"x path=x\n",
-            b"3 a\n",
-            b"99 path=x\n",
-            b"0 a=b\n",
-        ] {
+        for bytes in [&b"9 path=x"[..], b"x path=x\n", b"3 a\n", b"99 path=x\n", b"0 a=b\n"] {
             assert!(parse_records(bytes).is_err(), "{bytes:?}");
         }
     }

@@ -72,10 +72,7 @@ fn prepare() -> Result<Job, Fault> {
     Ok(job)
 }
 
-#[expect(
-    deprecated,
-    reason = "only sharing descriptors between threads is unsafe; not asked for"
-)]
+#[expect(deprecated, reason = "only sharing descriptors between threads is unsafe; not asked for")]
 fn leave() -> Result<(), Fault> {
     let flags = UnshareFlags::NEWUSER
         | UnshareFlags::NEWNET
@@ -106,14 +103,8 @@ fn limit(job: &Job) -> Result<(), Fault> {
         (Resource::Data, DATA_BYTES_MAX),
     ];
     for (resource, most) in table {
-        setrlimit(
-            resource,
-            Rlimit {
-                current: Some(most),
-                maximum: Some(most),
-            },
-        )
-        .map_err(|e| Fault::system("set a limit", e))?;
+        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
+            .map_err(|e| Fault::system("set a limit", e))?;
     }
     Ok(())
 }

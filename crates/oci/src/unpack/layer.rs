@@ -89,22 +89,15 @@ fn apply_entry<R: Read>(
     report.xattrs_dropped += (before - entry.xattrs.len()) as u64;
     match (entry.kind, place) {
         (Kind::Folder, None) => tree.root_metadata(&entry),
-        (_, None) => Err(Fault::Invalid(
-            "an entry without a name is not a folder".to_owned(),
-        )),
+        (_, None) => Err(Fault::Invalid("an entry without a name is not a folder".to_owned())),
         (Kind::Folder, Some(place)) => tree.folder(&place, &entry),
         (Kind::File, Some(place)) => tree.file(&place, &entry, &mut archive.content()),
         (Kind::Symlink, Some(place)) => {
             if entry.link.is_empty() || entry.link.contains(&0) {
-                return Err(Fault::Invalid(
-                    "a symbolic link without a target".to_owned(),
-                ));
+                return Err(Fault::Invalid("a symbolic link without a target".to_owned()));
             }
             if entry.link.len() > PATH_BYTES_MAX {
-                return Err(Fault::over(
-                    "the length of a link's target",
-                    PATH_BYTES_MAX as u64,
-                ));
+                return Err(Fault::over("the length of a link's target", PATH_BYTES_MAX as u64));
             }
             tree.symlink(&place, &entry)
         }
@@ -130,20 +123,10 @@ fn check_owner(entry: &Entry) -> Result<(), Fault> {
 
 fn keep_xattrs(entry: &mut Entry) -> Result<(), Fault> {
     if entry.xattrs.len() > XATTRS_PER_ENTRY_MAX {
-        return Err(Fault::over(
-            "the attributes of a file",
-            XATTRS_PER_ENTRY_MAX as u64,
-        ));
+        return Err(Fault::over("the attributes of a file", XATTRS_PER_ENTRY_MAX as u64));
     }
-    if entry
-        .xattrs
-        .iter()
-        .any(|(_, value)| value.len() > XATTR_BYTES_MAX)
-    {
-        return Err(Fault::over(
-            "the size of an attribute",
-            XATTR_BYTES_MAX as u64,
-        ));
+    if entry.xattrs.iter().any(|(_, value)| value.len() > XATTR_BYTES_MAX) {
+        return Err(Fault::over("the size of an attribute", XATTR_BYTES_MAX as u64));
     }
     let file = entry.kind == Kind::File;
     // Links and device nodes may not have user attributes; capabilities are for files.
@@ -212,17 +195,11 @@ impl Meter {
     fn check(&self) -> Result<(), Fault> {
         let limits = &self.limits;
         if self.before.saturating_add(self.count) > limits.uncompressed_bytes_max {
-            return Err(Fault::over(
-                "the unpacked size",
-                limits.uncompressed_bytes_max,
-            ));
+            return Err(Fault::over("the unpacked size", limits.uncompressed_bytes_max));
         }
         let allowed = self.packed_bytes.saturating_mul(limits.ratio_max);
         if self.count > limits.ratio_free_bytes.max(allowed) {
-            return Err(Fault::over(
-                "the ratio of unpacked to packed bytes",
-                limits.ratio_max,
-            ));
+            return Err(Fault::over("the ratio of unpacked to packed bytes", limits.ratio_max));
         }
         Ok(())
     }

@@ -35,16 +35,10 @@ pub(super) enum Answer {
 ///
 /// Dropping the future kills the child.
 pub(crate) async fn build(work: &Path, job: &Job, privilege: &Privilege) -> Result<Report, Fault> {
-    tokio::fs::create_dir(work.join(TREE))
-        .await
-        .map_err(|e| Fault::io("make the tree", &e))?;
+    tokio::fs::create_dir(work.join(TREE)).await.map_err(|e| Fault::io("make the tree", &e))?;
     let report = match privilege {
         Privilege::InProcess => in_process(work, job).await?,
-        Privilege::Child {
-            program,
-            args,
-            host_id_base,
-        } => {
+        Privilege::Child { program, args, host_id_base } => {
             hand_over(work, job, *host_id_base).map_err(|e| Fault::io("hand over", &e))?;
             let mut command = Command::new(program);
             command.args(args);
@@ -75,10 +69,7 @@ async fn in_process(work: &Path, job: &Job) -> Result<Report, Fault> {
     if output.status.success() {
         return Ok(report);
     }
-    Err(Fault::System(format!(
-        "{MKFS}: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    )))
+    Err(Fault::System(format!("{MKFS}: {}", String::from_utf8_lossy(&output.stderr).trim())))
 }
 
 /// Gives the work folder, the tree and the layers to the child's root.
@@ -107,29 +98,19 @@ async fn in_child(
         .spawn()
         .map_err(|e| Fault::io("start the unpacking child", &e))?;
     let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
-        return Err(Fault::System(
-            "start the unpacking child: no pipes".to_owned(),
-        ));
+        return Err(Fault::System("start the unpacking child: no pipes".to_owned()));
     };
     let mut lines = BufReader::new(stdout.take(MESSAGE_BYTES_MAX));
     let talk = async {
         let mut last = talk(&mut child, &mut lines, job, base).await?;
         let mut line = String::new();
-        while lines
-            .read_line(&mut line)
-            .await
-            .map_err(|e| Fault::io("hear the child", &e))?
-            > 0
-        {
+        while lines.read_line(&mut line).await.map_err(|e| Fault::io("hear the child", &e))? > 0 {
             last = std::mem::take(&mut line);
         }
         Ok(last)
     };
     let (last, said) = tokio::join!(talk, tail(stderr));
-    let status = child
-        .wait()
-        .await
-        .map_err(|e| Fault::io("wait for the child", &e))?;
+    let status = child.wait().await.map_err(|e| Fault::io("wait for the child", &e))?;
     let said = || format!("the unpacking child ended with {status}: {}", said.trim());
     match serde_json::from_str(&last?) {
         Ok(Answer::Unpacked(report)) if status.success() => Ok(report),
@@ -145,16 +126,11 @@ async fn talk<R: AsyncRead + Unpin>(
     base: u32,
 ) -> Result<String, Fault> {
     let mut line = String::new();
-    lines
-        .read_line(&mut line)
-        .await
-        .map_err(|e| Fault::io("hear the child", &e))?;
+    lines.read_line(&mut line).await.map_err(|e| Fault::io("hear the child", &e))?;
     if line.trim() != READY {
         return Ok(line);
     }
-    let pid = child
-        .id()
-        .ok_or_else(|| Fault::System("the child is gone".to_owned()))?;
+    let pid = child.id().ok_or_else(|| Fault::System("the child is gone".to_owned()))?;
     for map in ["uid_map", "gid_map"] {
         let path = format!("/proc/{pid}/{map}");
         tokio::fs::write(path, format!("0 {base} {HOST_ID_COUNT}\n"))
@@ -167,10 +143,7 @@ async fn talk<R: AsyncRead + Unpin>(
         .stdin
         .take()
         .ok_or_else(|| Fault::System("the child has no standard input".to_owned()))?;
-    stdin
-        .write_all(text.as_bytes())
-        .await
-        .map_err(|e| Fault::io("send the job", &e))?;
+    stdin.write_all(text.as_bytes()).await.map_err(|e| Fault::io("send the job", &e))?;
     Ok(String::new())
 }
 
@@ -189,15 +162,10 @@ async fn tail(mut stream: impl AsyncRead + Unpin) -> String {
 /// Takes the file from the child's root: a plain file with one name, and nothing else.
 fn take_back(erofs: &Path) -> io::Result<()> {
     let nofollow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).map_err(io::Error::other)?;
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(nofollow)
-        .open(erofs)?;
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(nofollow).open(erofs)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.nlink() != 1 {
-        return Err(io::Error::other(
-            "the child left something else than a file",
-        ));
+        return Err(io::Error::other("the child left something else than a file"));
     }
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     rustix::fs::fchown(&file, Some(uid), Some(gid))?;

@@ -38,10 +38,7 @@ pub(super) fn clean(path: &[u8], depth_max: usize) -> Result<Vec<u8>, Fault> {
         return Err(Fault::over("the length of a path", PATH_BYTES_MAX as u64));
     }
     if path.contains(&0) {
-        return Err(Fault::Invalid(format!(
-            "the name {:?} has a NUL in it",
-            shown()
-        )));
+        return Err(Fault::Invalid(format!("the name {:?} has a NUL in it", shown())));
     }
     let mut cleaned = Vec::with_capacity(path.len());
     let mut depth = 0;
@@ -49,10 +46,7 @@ pub(super) fn clean(path: &[u8], depth_max: usize) -> Result<Vec<u8>, Fault> {
         match component {
             b"" | b"." => continue,
             b".." => {
-                return Err(Fault::Invalid(format!(
-                    "the name {:?} has `..` in it",
-                    shown()
-                )));
+                return Err(Fault::Invalid(format!("the name {:?} has `..` in it", shown())));
             }
             _ if component.len() > NAME_BYTES_MAX => {
                 return Err(Fault::over("the length of a name", NAME_BYTES_MAX as u64));
@@ -81,10 +75,7 @@ pub(super) fn split(cleaned: &[u8]) -> Option<Place> {
             parent: cleaned.get(..slash).unwrap_or_default().to_vec(),
             name: cleaned.get(slash + 1..).unwrap_or_default().to_vec(),
         },
-        None => Place {
-            parent: Vec::new(),
-            name: cleaned.to_vec(),
-        },
+        None => Place { parent: Vec::new(), name: cleaned.to_vec() },
     })
 }
 
@@ -95,11 +86,7 @@ pub(super) fn classify(path: &[u8], depth_max: usize) -> Result<Target, Fault> {
     let Some(place) = split(&cleaned) else {
         return Ok(Target::Root);
     };
-    if place
-        .parent
-        .split(|byte| *byte == b'/')
-        .any(|part| part.starts_with(WHITEOUT))
-    {
+    if place.parent.split(|byte| *byte == b'/').any(|part| part.starts_with(WHITEOUT)) {
         return Ok(Target::Reserved);
     }
     if place.name == OPAQUE {
@@ -114,8 +101,5 @@ pub(super) fn classify(path: &[u8], depth_max: usize) -> Result<Target, Fault> {
     if matches!(name, b"" | b"." | b"..") {
         return Err(Fault::Invalid("a whiteout names no file".to_owned()));
     }
-    Ok(Target::Whiteout(Place {
-        name: name.to_vec(),
-        parent: place.parent,
-    }))
+    Ok(Target::Whiteout(Place { name: name.to_vec(), parent: place.parent }))
 }

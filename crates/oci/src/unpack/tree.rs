@@ -22,9 +22,7 @@ use super::path::Place;
 /// How often a lookup that raced with a rename elsewhere on the system is tried again.
 const LOOKUP_TRIES_MAX: u32 = 100;
 const COPY_BUFFER_BYTES: usize = 128 * 1024;
-const FOLDER: OFlags = OFlags::DIRECTORY
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
+const FOLDER: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// What is known about a folder, by its inode.
 #[derive(Debug, Clone, Copy)]
@@ -57,26 +55,11 @@ pub(super) struct Tree {
 impl Tree {
     /// Takes an empty folder.
     pub(super) fn new(root: OwnedFd, depth_max: usize) -> Result<Self, Fault> {
-        let inode = fstat(&root)
-            .map_err(|e| Fault::system("look at the tree", e))?
-            .st_ino;
+        let inode = fstat(&root).map_err(|e| Fault::system("look at the tree", e))?.st_ino;
         fchmod(&root, Mode::from_raw_mode(0o755)).map_err(|e| Fault::system("open the tree", e))?;
-        let folders = HashMap::from([(
-            inode,
-            Folder {
-                depth: 0,
-                mtime: EPOCH,
-            },
-        )]);
+        let folders = HashMap::from([(inode, Folder { depth: 0, mtime: EPOCH })]);
         let buffer = vec![0; COPY_BUFFER_BYTES];
-        Ok(Self {
-            root,
-            depth_max,
-            folders,
-            fresh: HashSet::new(),
-            last: None,
-            buffer,
-        })
+        Ok(Self { root, depth_max, folders, fresh: HashSet::new(), last: None, buffer })
     }
 
     /// Begins a layer.
@@ -105,15 +88,12 @@ impl Tree {
         let mut file = std::fs::File::from(opened.map_err(|e| Fault::system("make a file", e))?);
         let mut left = entry.size_bytes;
         while left > 0 {
-            let count = content
-                .read(&mut self.buffer)
-                .map_err(|e| super::archive::unpacked(&e))?;
+            let count = content.read(&mut self.buffer).map_err(|e| super::archive::unpacked(&e))?;
             let part = self.buffer.get(..count).unwrap_or_default();
             if part.is_empty() {
                 return Err(Fault::Invalid("a file in a layer is cut short".to_owned()));
             }
-            file.write_all(part)
-                .map_err(|e| Fault::io("write a file", &e))?;
+            file.write_all(part).map_err(|e| Fault::io("write a file", &e))?;
             left = left.saturating_sub(count as u64);
         }
         self.finish(file.as_fd(), entry)?;
@@ -172,9 +152,7 @@ impl Tree {
     pub(super) fn hard_link(&mut self, place: &Place, target: &Place) -> Result<(), Fault> {
         let missing = || {
             let name = String::from_utf8_lossy(&target.name).into_owned();
-            Fault::Invalid(format!(
-                "a hard link to {name:?}, which is not in the image"
-            ))
+            Fault::Invalid(format!("a hard link to {name:?}, which is not in the image"))
         };
         let from = self.find_parent(&target.parent)?.ok_or_else(missing)?;
         let stat = stat_name(from.as_fd(), &target.name)?.ok_or_else(missing)?;
@@ -189,18 +167,12 @@ impl Tree {
             }
             self.clear_place(&to, &place.name)?;
         }
-        linkat(
-            &from,
-            target.name.as_slice(),
-            &*to.fd,
-            place.name.as_slice(),
-            AtFlags::empty(),
-        )
-        .map_err(|e| match e {
-            Errno::NOENT => missing(),
-            Errno::MLINK => Fault::over("the names of one file", u64::from(u16::MAX)),
-            other => Fault::system("make a hard link", other),
-        })?;
+        linkat(&from, target.name.as_slice(), &*to.fd, place.name.as_slice(), AtFlags::empty())
+            .map_err(|e| match e {
+                Errno::NOENT => missing(),
+                Errno::MLINK => Fault::over("the names of one file", u64::from(u16::MAX)),
+                other => Fault::system("make a hard link", other),
+            })?;
         self.fresh.insert(stat.st_ino);
         Ok(())
     }
@@ -245,22 +217,11 @@ impl Tree {
                 *newest = (*newest).max(stat.st_mtime);
             }
         }
-        let inode = fstat(folder)
-            .map_err(|e| Fault::system("look at a folder", e))?
-            .st_ino;
-        let mtime = self
-            .folders
-            .get(&inode)
-            .map_or(EPOCH, |folder| folder.mtime);
+        let inode = fstat(folder).map_err(|e| Fault::system("look at a folder", e))?.st_ino;
+        let mtime = self.folders.get(&inode).map_or(EPOCH, |folder| folder.mtime);
         *newest = (*newest).max(mtime.tv_sec);
-        futimens(
-            folder,
-            &Timestamps {
-                last_access: mtime,
-                last_modification: mtime,
-            },
-        )
-        .map_err(|e| Fault::system("set a folder's time", e))
+        futimens(folder, &Timestamps { last_access: mtime, last_modification: mtime })
+            .map_err(|e| Fault::system("set a folder's time", e))
     }
 
     fn folder_metadata(&mut self, folder: &OwnedFd, entry: &Entry) -> Result<(), Fault> {
@@ -280,9 +241,7 @@ impl Tree {
             fsetxattr(fd, name.as_slice(), value, XattrFlags::empty())
                 .map_err(|e| Fault::system("set an attribute", e))?;
         }
-        let inode = fstat(fd)
-            .map_err(|e| Fault::system("look at a file", e))?
-            .st_ino;
+        let inode = fstat(fd).map_err(|e| Fault::system("look at a file", e))?.st_ino;
         self.fresh.insert(inode);
         Ok(inode)
     }
@@ -296,13 +255,7 @@ impl Tree {
             .map_err(|e| Fault::system("make a folder", e))?;
         let stat = stat_name(parent.fd.as_fd(), name)?
             .ok_or_else(|| Fault::System("look at a new folder".to_owned()))?;
-        self.folders.insert(
-            stat.st_ino,
-            Folder {
-                depth,
-                mtime: EPOCH,
-            },
-        );
+        self.folders.insert(stat.st_ino, Folder { depth, mtime: EPOCH });
         self.fresh.insert(stat.st_ino);
         Ok(())
     }
@@ -388,17 +341,9 @@ impl Tree {
     }
 
     fn as_parent(&self, fd: OwnedFd) -> Result<Parent, Fault> {
-        let inode = fstat(&fd)
-            .map_err(|e| Fault::system("look at a folder", e))?
-            .st_ino;
-        let depth = self
-            .folders
-            .get(&inode)
-            .map_or(self.depth_max, |folder| folder.depth);
-        Ok(Parent {
-            fd: Rc::new(fd),
-            depth,
-        })
+        let inode = fstat(&fd).map_err(|e| Fault::system("look at a folder", e))?.st_ino;
+        let depth = self.folders.get(&inode).map_or(self.depth_max, |folder| folder.depth);
+        Ok(Parent { fd: Rc::new(fd), depth })
     }
 
     fn make_parents(&mut self, path: &[u8]) -> Result<OwnedFd, Fault> {
@@ -407,9 +352,7 @@ impl Tree {
             .enumerate()
             .filter_map(|(at, byte)| (*byte == b'/').then_some(at))
             .chain([path.len()]);
-        let mut above = self
-            .lookup(b"")
-            .map_err(|e| Fault::system("open the tree", e))?;
+        let mut above = self.lookup(b"").map_err(|e| Fault::system("open the tree", e))?;
         let mut start = 0;
         for end in ends {
             let name = path.get(start..end).unwrap_or_default();
@@ -424,8 +367,7 @@ impl Tree {
                         return Err(not_a_folder(path));
                     }
                     self.make_folder(&parent, name)?;
-                    self.lookup(upto)
-                        .map_err(|e| Fault::system("open a folder", e))?
+                    self.lookup(upto).map_err(|e| Fault::system("open a folder", e))?
                 }
                 Err(_) => return Err(not_a_folder(path)),
             };
@@ -436,10 +378,7 @@ impl Tree {
 
 /// Flags of a file that is new: never a link's target.
 const FOLDERLESS: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC);
-const EPOCH: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 0,
-};
+const EPOCH: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// The latest time that is kept, in the year 2242; file systems differ beyond.
 const MTIME_MAX_S: i64 = 1 << 33;
 
@@ -450,10 +389,7 @@ fn not_a_folder(path: &[u8]) -> Fault {
 
 fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
     let id = |id: u64| u32::try_from(id).unwrap_or(0);
-    (
-        Some(Uid::from_raw(id(entry.uid))),
-        Some(Gid::from_raw(id(entry.gid))),
-    )
+    (Some(Uid::from_raw(id(entry.uid))), Some(Gid::from_raw(id(entry.gid))))
 }
 
 fn times(entry: &Entry) -> Timestamps {
@@ -461,10 +397,7 @@ fn times(entry: &Entry) -> Timestamps {
         tv_sec: entry.mtime_s.clamp(0, MTIME_MAX_S),
         tv_nsec: i64::from(entry.mtime_ns),
     };
-    Timestamps {
-        last_access: time,
-        last_modification: time,
-    }
+    Timestamps { last_access: time, last_modification: time }
 }
 
 fn is_folder(stat: &Stat) -> bool {

@@ -97,26 +97,14 @@ impl Cloud {
         })
         .await
         .expect("registry");
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("listener");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listener");
         let address = listener.local_addr().expect("address").to_string();
         let router = registry.router();
         let server = tokio::spawn(async move {
             axum::serve(listener, router).await.expect("server");
         });
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .build()
-            .expect("client");
-        Self {
-            folder,
-            registry,
-            clock,
-            address,
-            http,
-            server,
-        }
+        let http = reqwest::Client::builder().no_proxy().build().expect("client");
+        Self { folder, registry, clock, address, http, server }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -140,9 +128,7 @@ impl Cloud {
             format!("http://{}{path}", self.address)
         };
         let method = method.parse().expect("method");
-        self.http
-            .request(method, url)
-            .basic_auth(user, Some("secret"))
+        self.http.request(method, url).basic_auth(user, Some("secret"))
     }
 
     pub(crate) async fn store(&self, name: &str, privilege: Privilege) -> ImageStore {
@@ -170,10 +156,7 @@ impl Cloud {
 /// The unpacking child, built beside the tests as an example.
 pub(crate) fn child() -> Privilege {
     let tests = std::env::current_exe().expect("test binary");
-    let profile = tests
-        .parent()
-        .and_then(Path::parent)
-        .expect("profile folder");
+    let profile = tests.parent().and_then(Path::parent).expect("profile folder");
     Privilege::Child {
         program: profile.join("examples/unpack_child"),
         args: Vec::new(),
@@ -185,9 +168,7 @@ pub(crate) fn child() -> Privilege {
 pub(crate) async fn run(program: &str, args: &[&str]) -> Output {
     let mut command = Command::new(program);
     command.args(args);
-    tokio::task::spawn_blocking(move || command.output().expect("program"))
-        .await
-        .expect("thread")
+    tokio::task::spawn_blocking(move || command.output().expect("program")).await.expect("thread")
 }
 
 /// Runs a program that must succeed; returns its output's text.
@@ -212,10 +193,7 @@ pub(crate) fn lacks(test: &str, programs: &[&str]) -> bool {
     if missing.is_empty() && root {
         return false;
     }
-    #[expect(
-        clippy::print_stderr,
-        reason = "the house rule for tests that cannot run"
-    )]
+    #[expect(clippy::print_stderr, reason = "the house rule for tests that cannot run")]
     {
         eprintln!("skipped: {test}: {missing:?}, root: {root}");
     }

@@ -32,12 +32,8 @@ impl<'a> Buildah<'a> {
     }
 
     async fn call(&self, args: &[&str]) -> String {
-        let all: Vec<&str> = self
-            .storage
-            .iter()
-            .map(String::as_str)
-            .chain(args.iter().copied())
-            .collect();
+        let all: Vec<&str> =
+            self.storage.iter().map(String::as_str).chain(args.iter().copied()).collect();
         must("buildah", &all).await
     }
 
@@ -46,8 +42,7 @@ impl<'a> Buildah<'a> {
         let source = self.cloud.path("source");
         make_source(&source);
         let container = self.call(&["from", "--name", "one", "scratch"]).await;
-        self.call(&["copy", &container, &source.to_string_lossy(), "/"])
-            .await;
+        self.call(&["copy", &container, &source.to_string_lossy(), "/"]).await;
         let root = self.call(&["mount", &container]).await;
         prepare_first(Path::new(&root)).await;
         self.call(&["unmount", &container]).await;
@@ -69,9 +64,7 @@ impl<'a> Buildah<'a> {
         ];
         self.call(&config).await;
         self.call(&["commit", "--rm", &container, "first"]).await;
-        let container = self
-            .call(&["from", "--name", "two", "localhost/first"])
-            .await;
+        let container = self.call(&["from", "--name", "two", "localhost/first"]).await;
         let root = self.call(&["mount", &container]).await;
         change_second(Path::new(&root)).await;
         self.call(&["unmount", &container]).await;
@@ -100,14 +93,9 @@ fn make_source(source: &Path) {
         fs::create_dir_all(source.join(name)).expect("folder");
     }
     fs::copy("/usr/bin/busybox", source.join("bin/busybox")).expect("busybox");
-    for name in [
-        "etc/passwd",
-        "gone/a",
-        "gone/b",
-        "opaque/old",
-        "etc/deep/er/file",
-        "becomes-folder",
-    ] {
+    for name in
+        ["etc/passwd", "gone/a", "gone/b", "opaque/old", "etc/deep/er/file", "becomes-folder"]
+    {
         fs::write(source.join(name), name.repeat(100)).expect("file");
     }
     fs::write(source.join("srv/name with space \u{e9}\n"), "x").expect("file");
@@ -128,9 +116,7 @@ async fn prepare_first(root: &Path) {
     mode("bin/busybox", 0o4755);
     mode("var", 0o1777);
     mode("etc/passwd", 0o600);
-    let value = [
-        1, 0, 0, 2, 0x0a, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-    ];
+    let value = [1, 0, 0, 2, 0x0a, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let none = rustix::fs::XattrFlags::empty();
     let file = root.join("etc/deep/er/file");
     rustix::fs::setxattr(&file, "security.capability", &value, none).expect("capability");
@@ -145,11 +131,7 @@ async fn change_second(root: &Path) {
     fs::remove_dir_all(root.join("opaque")).expect("remove");
     fs::create_dir(root.join("opaque")).expect("folder");
     fs::write(root.join("opaque/new"), "new").expect("file");
-    must(
-        "chown",
-        &["5:6", &root.join("etc/passwd").to_string_lossy()],
-    )
-    .await;
+    must("chown", &["5:6", &root.join("etc/passwd").to_string_lossy()]).await;
 }
 
 /// One line for each file: kind, mode, owner, links, time, link target, content, name.
@@ -190,15 +172,10 @@ async fn the_tree_is_the_one_that_buildah_sees() {
     let cloud = Cloud::start().await;
     let buildah = Buildah::new(&cloud);
     buildah.image().await;
-    let container = buildah
-        .call(&["from", "--name", "see", "localhost/second"])
-        .await;
+    let container = buildah.call(&["from", "--name", "see", "localhost/second"]).await;
     let reference_root = buildah.call(&["mount", &container]).await;
     let expected = describe(Path::new(&reference_root)).await;
-    assert!(
-        expected.iter().any(|line| line.ends_with("./opaque/new")),
-        "{expected:#?}"
-    );
+    assert!(expected.iter().any(|line| line.ends_with("./opaque/new")), "{expected:#?}");
     for (format, compression) in [("oci", "gzip"), ("v2s2", "gzip"), ("oci", "zstd")] {
         let tag = format!("{format}-{compression}");
         buildah.push(format, compression, &tag).await;
@@ -208,10 +185,7 @@ async fn the_tree_is_the_one_that_buildah_sees() {
             let store = cloud.store(&format!("store-{tag}-{name}"), privilege).await;
             let image = store.ensure(&reference, None).await.expect("image");
             assert_eq!(image.config.user, "1000:1000");
-            assert_eq!(
-                image.config.labels.get("fly.version").map(String::as_str),
-                Some("7")
-            );
+            assert_eq!(image.config.labels.get("fly.version").map(String::as_str), Some("7"));
             let mounted =
                 Mounted::new(&image.erofs, &cloud.path(&format!("mnt-{tag}-{name}"))).await;
             assert_eq!(describe(&mounted.0).await, expected, "{tag} {name}");
@@ -221,15 +195,11 @@ async fn the_tree_is_the_one_that_buildah_sees() {
                 .expect("capability");
             assert_eq!(
                 &value[..length],
-                &[
-                    1, 0, 0, 2, 0x0a, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
-                ]
+                &[1, 0, 0, 2, 0x0a, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
             );
             bytes.push(fs::read(&image.erofs).expect("bytes"));
             assert_eq!(
-                fs::read_dir(cloud.path(&format!("store-{tag}-{name}/tmp")))
-                    .expect("tmp")
-                    .count(),
+                fs::read_dir(cloud.path(&format!("store-{tag}-{name}/tmp"))).expect("tmp").count(),
                 0
             );
         }

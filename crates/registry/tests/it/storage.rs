@@ -19,23 +19,13 @@ fn digest_of(bytes: &[u8]) -> Digest {
 
 async fn push(cloud: &Cloud, bytes: &[u8]) -> u16 {
     let path = format!("/v2/app/blobs/uploads/?digest={}", digest_of(bytes));
-    let sent = cloud
-        .request("POST", &path)
-        .body(bytes.to_vec())
-        .send()
-        .await;
+    let sent = cloud.request("POST", &path).body(bytes.to_vec()).send().await;
     sent.expect("post").status().as_u16()
 }
 
 async fn has(cloud: &Cloud, bytes: &[u8]) -> bool {
     let path = format!("/v2/app/blobs/{}", digest_of(bytes));
-    cloud
-        .request("GET", &path)
-        .send()
-        .await
-        .expect("get")
-        .status()
-        == 200
+    cloud.request("GET", &path).send().await.expect("get").status() == 200
 }
 
 #[tokio::test]
@@ -53,50 +43,22 @@ async fn a_collection_keeps_what_is_held_or_being_pushed() {
     };
     for (name, note) in [("v1", "old"), ("v1", "new")] {
         let request = cloud.request("PUT", &format!("/v2/app/manifests/{name}"));
-        let sent = request
-            .header("content-type", media_type)
-            .body(manifest(note))
-            .send()
-            .await;
+        let sent = request.header("content-type", media_type).body(manifest(note)).send().await;
         assert_eq!(sent.expect("put").status(), 201);
     }
     let none = BTreeSet::new();
-    assert_eq!(
-        cloud.registry.gc(&none).await.expect("gc").blobs,
-        0,
-        "all is fresh"
-    );
+    assert_eq!(cloud.registry.gc(&none).await.expect("gc").blobs, 0, "all is fresh");
     cloud.clock.advance(Duration::from_hours(25));
     let path = format!("/v2/app/blobs/{}", digest_of(b"asked"));
-    assert_eq!(
-        cloud
-            .request("HEAD", &path)
-            .send()
-            .await
-            .expect("head")
-            .status(),
-        200
-    );
+    assert_eq!(cloud.request("HEAD", &path).send().await.expect("head").status(), 200);
     let old = digest_of(manifest("old").as_bytes());
-    let report = cloud
-        .registry
-        .gc(&BTreeSet::from([old.clone()]))
-        .await
-        .expect("gc");
+    let report = cloud.registry.gc(&BTreeSet::from([old.clone()])).await.expect("gc");
     assert_eq!((report.manifests, report.blobs, report.bytes), (0, 1, 5));
     let report = cloud.registry.gc(&none).await.expect("gc");
-    assert_eq!(
-        (report.manifests, report.blobs),
-        (1, 1),
-        "the manifest that lost its tag"
-    );
+    assert_eq!((report.manifests, report.blobs), (1, 1), "the manifest that lost its tag");
     assert!(has(&cloud, b"{}").await && has(&cloud, b"asked").await);
     assert!(!has(&cloud, b"loose").await);
-    cloud
-        .registry
-        .delete_repository("app")
-        .await
-        .expect("delete");
+    cloud.registry.delete_repository("app").await.expect("delete");
     cloud.clock.advance(Duration::from_hours(25));
     cloud.registry.gc(&none).await.expect("gc");
     assert_eq!(cloud.registry.usage().await.expect("usage").blobs, 0);
@@ -104,20 +66,13 @@ async fn a_collection_keeps_what_is_held_or_being_pushed() {
 
 #[tokio::test]
 async fn uploads_are_capped_and_expire() {
-    let limits = Limits {
-        uploads_max: 2,
-        blob_bytes_max: 10,
-        ..Limits::default()
-    };
+    let limits = Limits { uploads_max: 2, blob_bytes_max: 10, ..Limits::default() };
     let cloud = Cloud::with_limits(limits).await;
     let begin = || async {
         let sent = cloud.request("POST", "/v2/app/blobs/uploads/").send().await;
         sent.expect("post").status().as_u16()
     };
-    assert_eq!(
-        [begin().await, begin().await, begin().await],
-        [202, 202, 429]
-    );
+    assert_eq!([begin().await, begin().await, begin().await], [202, 202, 429]);
     cloud.clock.advance(Duration::from_hours(2));
     assert_eq!(begin().await, 202, "the resting ones made room");
     assert_eq!(push(&cloud, b"0123456789a").await, 413);
@@ -128,9 +83,7 @@ async fn uploads_are_capped_and_expire() {
 async fn a_sender_that_goes_away_leaves_no_blob() {
     let cloud = Cloud::start().await;
     let digest = digest_of(&[7; 100]);
-    let mut stream = tokio::net::TcpStream::connect(&cloud.address)
-        .await
-        .expect("connect");
+    let mut stream = tokio::net::TcpStream::connect(&cloud.address).await.expect("connect");
     let head = format!(
         "POST /v2/app/blobs/uploads/?digest={digest} HTTP/1.1\r\nhost: x\r\n\
          authorization: Basic YWxpY2U6c2VjcmV0\r\ncontent-length: 100\r\n\r\n"

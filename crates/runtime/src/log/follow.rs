@@ -33,10 +33,7 @@ impl Follower {
         inotify::add_watch(&notes, dir, WatchFlags::MODIFY | WatchFlags::CREATE)
             .map_err(|source| watch()(std::io::Error::from(source)))?;
         let notes = crate::process::awaitable(notes).map_err(Error::file("watch", dir))?;
-        Ok(Self {
-            cursor: Cursor::new(dir, from_seq),
-            notes,
-        })
+        Ok(Self { cursor: Cursor::new(dir, from_seq), notes })
     }
 
     /// Returns the next records, at least one, at most `limit`; waits until there are some. May
@@ -50,11 +47,7 @@ impl Follower {
             if !records.is_empty() {
                 return Ok(records);
             }
-            let mut ready = self
-                .notes
-                .readable()
-                .await
-                .map_err(Error::system("watch a log"))?;
+            let mut ready = self.notes.readable().await.map_err(Error::system("watch a log"))?;
             let mut notes = [0; NOTES_BYTES];
             match rustix::io::read(self.notes.get_ref(), &mut notes) {
                 Ok(_) => {}

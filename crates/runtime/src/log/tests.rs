@@ -14,10 +14,7 @@ fn line(text: &str) -> Record {
 }
 
 fn texts(records: &[Record]) -> Vec<String> {
-    records
-        .iter()
-        .map(|one| String::from_utf8_lossy(&one.line).into_owned())
-        .collect()
+    records.iter().map(|one| String::from_utf8_lossy(&one.line).into_owned()).collect()
 }
 
 #[test]
@@ -31,15 +28,9 @@ fn records_are_read_back_from_any_number_and_over_a_reopening() {
     let mut writer = Writer::open(dir.path(), 1 << 20).unwrap();
     assert_eq!(writer.system(8, "three").unwrap(), 3);
     writer.flush().unwrap();
-    assert_eq!(
-        texts(&read(dir.path(), 0, 10).unwrap()),
-        ["one", "two\x1b[2J", "three"]
-    );
+    assert_eq!(texts(&read(dir.path(), 0, 10).unwrap()), ["one", "two\x1b[2J", "three"]);
     assert_eq!(texts(&read(dir.path(), 2, 1).unwrap()), ["two\x1b[2J"]);
-    assert_eq!(
-        texts(&tail(dir.path(), 2).unwrap()),
-        ["two\x1b[2J", "three"]
-    );
+    assert_eq!(texts(&tail(dir.path(), 2).unwrap()), ["two\x1b[2J", "three"]);
     assert_eq!(read(dir.path(), 3, 1).unwrap()[0].stream, Stream::System);
     assert!(read(&dir.path().join("none"), 0, 1).unwrap().is_empty());
 }
@@ -49,9 +40,7 @@ fn a_log_never_takes_more_than_its_limit_and_keeps_the_newest() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::open(dir.path(), 64 * 1024).unwrap();
     for number in 0..2000 {
-        writer
-            .add(line(&format!("{number} {}", "x".repeat(100))))
-            .unwrap();
+        writer.add(line(&format!("{number} {}", "x".repeat(100)))).unwrap();
         writer.flush().unwrap();
         let size: u64 = fs::read_dir(dir.path())
             .unwrap()
@@ -61,16 +50,8 @@ fn a_log_never_takes_more_than_its_limit_and_keeps_the_newest() {
     }
     let records = read(dir.path(), 0, RECORDS_MAX).unwrap();
     assert_eq!(records.last().unwrap().seq, 2000);
-    assert!(
-        records
-            .windows(2)
-            .all(|pair| pair[1].seq == pair[0].seq + 1)
-    );
-    assert!(
-        records.len() > 200 && records.len() < 600,
-        "{}",
-        records.len()
-    );
+    assert!(records.windows(2).all(|pair| pair[1].seq == pair[0].seq + 1));
+    assert!(records.len() > 200 && records.len() < 600, "{}", records.len());
 }
 
 #[test]
@@ -81,12 +62,7 @@ fn a_record_that_a_crash_cut_off_is_cut_away() {
     writer.flush().unwrap();
     drop(writer);
     let path = segment_path(dir.path(), 1);
-    File::options()
-        .append(true)
-        .open(&path)
-        .unwrap()
-        .write_all(&[0, 0, 0, 9, 0, 0])
-        .unwrap();
+    File::options().append(true).open(&path).unwrap().write_all(&[0, 0, 0, 9, 0, 0]).unwrap();
     assert_eq!(texts(&read(dir.path(), 0, 10).unwrap()), ["whole"]);
     let mut writer = Writer::open(dir.path(), 1 << 20).unwrap();
     assert_eq!(writer.add(line("next")).unwrap(), 2);
@@ -100,10 +76,7 @@ fn a_line_longer_than_the_limit_is_cut_to_it() {
     let mut writer = Writer::open(dir.path(), 1 << 20).unwrap();
     writer.add(line(&"x".repeat(LINE_BYTES_MAX + 1))).unwrap();
     writer.flush().unwrap();
-    assert_eq!(
-        read(dir.path(), 0, 1).unwrap()[0].line.len(),
-        LINE_BYTES_MAX
-    );
+    assert_eq!(read(dir.path(), 0, 1).unwrap()[0].line.len(), LINE_BYTES_MAX);
 }
 
 #[tokio::test]
@@ -114,9 +87,7 @@ async fn a_follower_gets_what_is_added_later_across_a_rotation() {
     let path = dir.path().to_owned();
     let write = tokio::task::spawn_blocking(move || {
         for number in 0..400_u32 {
-            writer
-                .add(line(&format!("{number} {}", "x".repeat(100))))
-                .unwrap();
+            writer.add(line(&format!("{number} {}", "x".repeat(100)))).unwrap();
             writer.flush().unwrap();
         }
     });

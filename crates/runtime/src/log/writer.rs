@@ -104,9 +104,7 @@ impl Writer {
             let (next, bytes) = whole(first, &segment_path(&self.dir, first))?;
             self.next = next;
             self.bytes = bytes;
-            self.file
-                .set_len(bytes)
-                .map_err(Error::file("truncate", &self.dir))?;
+            self.file.set_len(bytes).map_err(Error::file("truncate", &self.dir))?;
         }
         result.map_err(Error::file("write", &self.dir))
     }

@@ -30,18 +30,13 @@ pub(super) async fn stream(
     match frame::receive(&mut socket, FRAME_BYTES_MAX).await {
         Ok(Answer::Done) => {}
         Ok(Answer::Refused { reason }) => {
-            return Err(Error::Refused {
-                operation: "run a program",
-                reason,
-            });
+            return Err(Error::Refused { operation: "run a program", reason });
         }
         Ok(Answer::NotExecutable { code, reason }) => {
             return Err(Error::NotExecutable { code, reason });
         }
         Ok(other) => {
-            return Err(Error::Shape(format!(
-                "unexpected answer to exec: {other:?}"
-            )));
+            return Err(Error::Shape(format!("unexpected answer to exec: {other:?}")));
         }
         Err(source) => return Err(instance.lost("read from", source)),
     }
@@ -71,10 +66,7 @@ async fn pump_in(mut inputs: mpsc::Receiver<ExecInput>, mut writer: OwnedWriteHa
         };
         for one in frames {
             let request = Request::ExecFrame(one);
-            if frame::send(&mut writer, &request, FRAME_BYTES_MAX)
-                .await
-                .is_err()
-            {
+            if frame::send(&mut writer, &request, FRAME_BYTES_MAX).await.is_err() {
                 // The program ended; the other direction has its end still to read.
                 return std::future::pending().await;
             }
@@ -141,11 +133,7 @@ fn append(to: &mut Vec<u8>, bytes: &[u8], bytes_max: usize) -> bool {
 
 /// Returns `value` within `max`, of which 0 means the most.
 fn within<T: Ord + Default + Copy>(value: T, max: T) -> T {
-    if value == T::default() {
-        max
-    } else {
-        value.min(max)
-    }
+    if value == T::default() { max } else { value.min(max) }
 }
 
 pub(super) async fn run(
@@ -170,9 +158,7 @@ pub(super) async fn run(
         }
     });
     let limit = Duration::from_millis(limit_ms);
-    let timed_out = tokio::time::timeout(limit, collected.collect(&mut events))
-        .await
-        .is_err();
+    let timed_out = tokio::time::timeout(limit, collected.collect(&mut events)).await.is_err();
     if timed_out && input.send(ExecInput::Signal(9)).await.is_ok() {
         let wait = Duration::from_millis(KILLED_WAIT_MS);
         // If even that does not come, the answer below says what is known.
@@ -181,10 +167,7 @@ pub(super) async fn run(
     feed.abort();
     let ended = match collected.end {
         Some(end) => end?,
-        None if timed_out => Ended {
-            code: 137,
-            signal: Some(9),
-        },
+        None if timed_out => Ended { code: 137, signal: Some(9) },
         None => return Err(instance.lost("read from", std::io::ErrorKind::UnexpectedEof.into())),
     };
     Ok(ExecOutput {

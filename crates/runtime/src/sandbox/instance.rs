@@ -31,15 +31,9 @@ impl SandboxInstance {
     pub(super) fn new(dir: MachineDir, info: InstanceInfo) -> Result<Self, Error> {
         if info.protocol > PROTOCOL {
             let reason = format!("its protocol {} is newer than {PROTOCOL}", info.protocol);
-            return Err(Error::Stranger {
-                machine: dir.machine.to_string(),
-                reason,
-            });
+            return Err(Error::Stranger { machine: dir.machine.to_string(), reason });
         }
-        let init = info
-            .init
-            .open()
-            .map_err(|_| Error::Ended(dir.machine.to_string()))?;
+        let init = info.init.open().map_err(|_| Error::Ended(dir.machine.to_string()))?;
         Ok(Self { dir, info, init })
     }
 
@@ -51,10 +45,7 @@ impl SandboxInstance {
         let hello = frame::receive(&mut stream, FRAME_BYTES_MAX);
         let hello = tokio::time::timeout(Duration::from_millis(REQUEST_TIMEOUT_MS), hello)
             .await
-            .map_err(|_| Error::Timeout {
-                operation: "greet",
-                limit_ms: REQUEST_TIMEOUT_MS,
-            })?
+            .map_err(|_| Error::Timeout { operation: "greet", limit_ms: REQUEST_TIMEOUT_MS })?
             .map_err(|source| self.lost("read from", source))?;
         match hello {
             Answer::Hello(info) if *info == self.info => Ok(stream),
@@ -62,21 +53,14 @@ impl SandboxInstance {
                 machine: self.dir.machine.to_string(),
                 reason: format!("expected {:?}, found {info:?}", self.info),
             }),
-            Answer::Refused { reason } => Err(Error::Refused {
-                operation: "greet",
-                reason,
-            }),
+            Answer::Refused { reason } => Err(Error::Refused { operation: "greet", reason }),
             other => Err(Error::Shape(format!("unexpected greeting: {other:?}"))),
         }
     }
 
     pub(super) fn lost(&self, operation: &'static str, source: io::Error) -> Error {
         if process::is_running(&self.init) {
-            Error::Monitor {
-                operation,
-                machine: self.dir.machine.to_string(),
-                source,
-            }
+            Error::Monitor { operation, machine: self.dir.machine.to_string(), source }
         } else {
             Error::Ended(self.dir.machine.to_string())
         }
@@ -94,10 +78,7 @@ impl SandboxInstance {
         };
         let answer = tokio::time::timeout(Duration::from_millis(REQUEST_TIMEOUT_MS), talk)
             .await
-            .map_err(|_| Error::Timeout {
-                operation,
-                limit_ms: REQUEST_TIMEOUT_MS,
-            })??;
+            .map_err(|_| Error::Timeout { operation, limit_ms: REQUEST_TIMEOUT_MS })??;
         match answer {
             Answer::Refused { reason } => Err(Error::Refused { operation, reason }),
             Answer::NotExecutable { code, reason } => Err(Error::NotExecutable { code, reason }),
@@ -109,18 +90,14 @@ impl SandboxInstance {
     async fn done(&self, operation: &'static str, request: Request) -> Result<(), Error> {
         match self.request(operation, request).await? {
             Answer::Done => Ok(()),
-            other => Err(Error::Shape(format!(
-                "unexpected answer to {operation}: {other:?}"
-            ))),
+            other => Err(Error::Shape(format!("unexpected answer to {operation}: {other:?}"))),
         }
     }
 
     /// Asks the monitor; `None` when it ended without an answer.
     async fn ask_status(&self) -> Option<ExitStatus> {
         let mut stream = self.greet().await.ok()?;
-        frame::send(&mut stream, &Request::Wait, FRAME_BYTES_MAX)
-            .await
-            .ok()?;
+        frame::send(&mut stream, &Request::Wait, FRAME_BYTES_MAX).await.ok()?;
         match frame::receive(&mut stream, FRAME_BYTES_MAX).await {
             Ok(Answer::Ended(status)) => Some(*status),
             _ => None,
@@ -132,12 +109,7 @@ impl SandboxInstance {
         match self.info.monitor.open() {
             Ok(pidfd) => {
                 let pidfd = process::awaitable(pidfd).map_err(watch)?;
-                drop(
-                    pidfd
-                        .readable()
-                        .await
-                        .map_err(Error::system("watch the monitor"))?,
-                );
+                drop(pidfd.readable().await.map_err(Error::system("watch the monitor"))?);
                 Ok(())
             }
             Err(_) => Ok(()),
@@ -160,8 +132,7 @@ impl Instance for SandboxInstance {
     }
 
     async fn start(&self, start: GuestStart) -> Result<(), Error> {
-        self.done("start the program", Request::Start(Box::new(start)))
-            .await
+        self.done("start the program", Request::Start(Box::new(start))).await
     }
 
     async fn signal(&self, signal: i32) -> Result<(), Error> {
@@ -169,8 +140,7 @@ impl Instance for SandboxInstance {
     }
 
     async fn stop(&self, signal: i32, grace_ms: u64) -> Result<(), Error> {
-        self.done("stop the program", Request::Stop { signal, grace_ms })
-            .await
+        self.done("stop the program", Request::Stop { signal, grace_ms }).await
     }
 
     async fn kill(&self) -> Result<(), Error> {
@@ -216,9 +186,7 @@ impl Instance for SandboxInstance {
     async fn stats(&self) -> Result<Stats, Error> {
         match self.request("read statistics", Request::Stats).await? {
             Answer::Stats(stats) => Ok(stats),
-            other => Err(Error::Shape(format!(
-                "unexpected answer to stats: {other:?}"
-            ))),
+            other => Err(Error::Shape(format!("unexpected answer to stats: {other:?}"))),
         }
     }
 }

@@ -23,10 +23,7 @@ async fn c4_a_running_machine_is_adopted_by_the_next_agent() {
     drop(instance);
     let instance = adopt(&machine).await;
     assert_eq!(*instance.info(), info);
-    assert_eq!(
-        exec(&*instance, "echo still here").await.stdout,
-        b"still here\n"
-    );
+    assert_eq!(exec(&*instance, "echo still here").await.stdout, b"still here\n");
     instance.network_namespace().unwrap();
     instance.stop(15, 0).await.unwrap();
     let status = wait(&*instance).await;
@@ -45,9 +42,7 @@ async fn c4_a_wait_that_was_dropped_may_come_again_and_several_may_wait() {
         return;
     };
     let instance = machine.boot("sleep 0.3; exit 5").await;
-    tokio::time::timeout(Duration::from_millis(20), instance.wait())
-        .await
-        .unwrap_err();
+    tokio::time::timeout(Duration::from_millis(20), instance.wait()).await.unwrap_err();
     let other = adopt(&machine).await;
     let (one, two) = tokio::join!(wait(&*instance), wait(&*other));
     assert_eq!((one.code, one), (5, two));
@@ -115,10 +110,7 @@ async fn a_program_is_started_once() {
         return;
     };
     let instance = machine.boot("sleep 1000").await;
-    instance
-        .start(crate::machine::shell("true"))
-        .await
-        .unwrap_err();
+    instance.start(crate::machine::shell("true")).await.unwrap_err();
     instance.kill().await.unwrap();
     assert_eq!(wait(&*instance).await.reason, ExitReason::Killed);
     machine.assert_clean();

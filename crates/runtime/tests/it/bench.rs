@@ -24,10 +24,7 @@ async fn a_boot_is_quick_and_its_monitor_small() {
         let begin = Instant::now();
         let instance = machine.runtime.create(&machine.spec).await.unwrap();
         let created = begin.elapsed();
-        instance
-            .start(crate::machine::shell("echo up; exec sleep 1000"))
-            .await
-            .unwrap();
+        instance.start(crate::machine::shell("echo up; exec sleep 1000")).await.unwrap();
         follower.next(1).await.unwrap();
         times.push((begin.elapsed(), created));
         let smaps = format!("/proc/{}/smaps_rollup", instance.info().monitor.pid);
@@ -52,9 +49,6 @@ async fn a_boot_is_quick_and_its_monitor_small() {
 }
 
 fn pss_kib(smaps: &str) -> u64 {
-    let line = smaps
-        .lines()
-        .find_map(|line| line.strip_prefix("Pss:"))
-        .unwrap();
+    let line = smaps.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
 }

@@ -59,10 +59,7 @@ async fn k4_devices_are_the_harmless_ones_and_none_can_be_made() {
         return;
     };
     let lines: Vec<&str> = output.lines().collect();
-    assert_eq!(
-        lines[0].trim(),
-        "/dev/full /dev/null /dev/random /dev/tty /dev/urandom /dev/zero"
-    );
+    assert_eq!(lines[0].trim(), "/dev/full /dev/null /dev/random /dev/tty /dev/urandom /dev/zero");
     assert_eq!(lines.len(), 2, "{output}");
 }
 
@@ -110,19 +107,15 @@ async fn k7_root_inside_is_not_root_outside() {
     let Some(machine) = Machine::new("k7") else {
         return;
     };
-    let instance = machine
-        .boot("id -u; cat /proc/self/uid_map; touch /mine; exec sleep 1000")
-        .await;
+    let instance =
+        machine.boot("id -u; cat /proc/self/uid_map; touch /mine; exec sleep 1000").await;
     machine.wait_for_output("65536").await;
     let output = machine.output(perch_runtime::log::Stream::Stdout);
     let words: Vec<&str> = output.split_whitespace().collect();
     assert_eq!(words, ["0", "0", "1000000", "65536"]);
     let status =
         std::fs::read_to_string(format!("/proc/{}/status", instance.info().init.pid)).unwrap();
-    assert!(
-        status.contains("Uid:\t1000000\t1000000\t1000000\t1000000"),
-        "{status}"
-    );
+    assert!(status.contains("Uid:\t1000000\t1000000\t1000000\t1000000"), "{status}");
     let inside =
         std::fs::metadata(format!("/proc/{}/root/mine", instance.info().init.pid)).unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&inside), 1_000_000);
@@ -145,9 +138,7 @@ async fn k8_no_descriptor_leaks_into_the_program() {
     assert!(text.starts_with("4\n"), "{text}");
     // What init itself holds: its socket, its signals and its three streams.
     let pid = instance.info().init.pid;
-    let held = std::fs::read_dir(format!("/proc/{pid}/fd"))
-        .unwrap()
-        .count();
+    let held = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     assert!(held <= 5, "{held}");
     instance.kill().await.unwrap();
     wait(&*instance).await;
@@ -159,15 +150,10 @@ async fn f1_f2_the_root_is_private_and_no_host_path_is_seen() {
     let Some(output) = inside("f2", script).await else {
         return;
     };
-    for hint in [
-        "/tmp/", "/work", "/var", "perch", "/mnt", "loop", "erofs", "target",
-    ] {
+    for hint in ["/tmp/", "/work", "/var", "perch", "/mnt", "loop", "erofs", "target"] {
         assert!(!output.contains(hint), "{hint}: {output}");
     }
-    assert!(
-        output.contains("lowerdir=l,upperdir=d/u,workdir=d/w"),
-        "{output}"
-    );
+    assert!(output.contains("lowerdir=l,upperdir=d/u,workdir=d/w"), "{output}");
 }
 
 #[tokio::test]

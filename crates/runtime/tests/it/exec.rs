@@ -7,10 +7,7 @@ use perch_runtime::{Error, ExecEvent, ExecInput, ExecRequest, GuestExec, Termina
 use crate::machine::{LIMIT, Machine, env, exec, wait};
 
 fn sh(script: &str) -> GuestExec {
-    GuestExec {
-        argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
-        ..GuestExec::default()
-    }
+    GuestExec { argv: ["sh", "-c", script].map(str::to_owned).to_vec(), ..GuestExec::default() }
 }
 
 #[tokio::test]
@@ -33,10 +30,7 @@ async fn an_exec_gets_its_input_and_gives_its_output_and_code() {
     assert!(output.stdout.ends_with(b"in\nyes\n33\n/tmp\n"));
     assert_eq!(output.stdout.len(), 300_000 + 12);
     assert_eq!(output.stderr, b"bad\n");
-    assert_eq!(
-        (output.ended.code, output.truncated, output.timed_out),
-        (9, false, false)
-    );
+    assert_eq!((output.ended.code, output.truncated, output.timed_out), (9, false, false));
 
     let request = ExecRequest {
         exec: sh("yes"),
@@ -50,10 +44,7 @@ async fn an_exec_gets_its_input_and_gives_its_output_and_code() {
     assert_eq!(output.ended.signal, Some(9));
 
     let request = ExecRequest {
-        exec: GuestExec {
-            argv: vec!["nothing".to_owned()],
-            ..GuestExec::default()
-        },
+        exec: GuestExec { argv: vec!["nothing".to_owned()], ..GuestExec::default() },
         ..ExecRequest::default()
     };
     match instance.exec(request).await {
@@ -71,17 +62,12 @@ async fn an_exec_with_a_terminal_has_a_size_that_changes() {
     };
     let instance = machine.boot("sleep 1000").await;
     let size = TerminalSize { rows: 10, cols: 20 };
-    let exec = GuestExec {
-        tty: Some(size),
-        ..sh("stty size; read x; stty size; tty")
-    };
+    let exec = GuestExec { tty: Some(size), ..sh("stty size; read x; stty size; tty") };
     let mut stream = instance.exec_stream(exec).await.unwrap();
     let mut text = String::new();
     let mut resized = false;
     let ended = loop {
-        let event = tokio::time::timeout(LIMIT, stream.events.recv())
-            .await
-            .unwrap();
+        let event = tokio::time::timeout(LIMIT, stream.events.recv()).await.unwrap();
         match event {
             Some(ExecEvent::Stdout(bytes)) => text.push_str(&String::from_utf8_lossy(&bytes)),
             Some(ExecEvent::Ended(ended)) => break ended,
@@ -91,18 +77,11 @@ async fn an_exec_with_a_terminal_has_a_size_that_changes() {
             resized = true;
             let size = TerminalSize { rows: 30, cols: 40 };
             stream.input.send(ExecInput::Resize(size)).await.unwrap();
-            stream
-                .input
-                .send(ExecInput::Stdin(b"\n".to_vec()))
-                .await
-                .unwrap();
+            stream.input.send(ExecInput::Stdin(b"\n".to_vec())).await.unwrap();
         }
     };
     assert_eq!(ended.code, 0);
-    assert!(
-        text.contains("30 40") && text.contains("/dev/pts/"),
-        "{text}"
-    );
+    assert!(text.contains("30 40") && text.contains("/dev/pts/"), "{text}");
     instance.kill().await.unwrap();
     wait(&*instance).await;
 }
@@ -116,11 +95,7 @@ async fn an_agent_that_hangs_up_ends_its_exec() {
     let stream = instance.exec_stream(sh("sleep 987")).await.unwrap();
     drop(stream);
     let deadline = std::time::Instant::now() + LIMIT;
-    while !exec(&*instance, "ps | grep -v grep | grep 'sleep 987'")
-        .await
-        .stdout
-        .is_empty()
-    {
+    while !exec(&*instance, "ps | grep -v grep | grep 'sleep 987'").await.stdout.is_empty() {
         assert!(std::time::Instant::now() < deadline);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -153,18 +128,13 @@ async fn a_frozen_machine_stands_still_and_goes_on() {
     let Some(machine) = Machine::new("freeze") else {
         return;
     };
-    let instance = machine
-        .boot("while :; do echo tick; sleep 0.01; done")
-        .await;
+    let instance = machine.boot("while :; do echo tick; sleep 0.01; done").await;
     machine.wait_for_output("tick").await;
     instance.freeze().await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     let count = machine.output(perch_runtime::log::Stream::Stdout).len();
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(
-        machine.output(perch_runtime::log::Stream::Stdout).len(),
-        count
-    );
+    assert_eq!(machine.output(perch_runtime::log::Stream::Stdout).len(), count);
     instance.thaw().await.unwrap();
     assert_eq!(exec(&*instance, "echo thawed").await.stdout, b"thawed\n");
     instance.freeze().await.unwrap();

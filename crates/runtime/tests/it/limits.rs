@@ -21,16 +21,10 @@ async fn x1_processes_have_a_limit() {
     let instance = machine.boot("sleep 1000").await;
     let script = "for i in $(seq 200); do sleep 100 & done 2>&1; echo made";
     let output = exec(&*instance, script).await;
-    assert!(
-        String::from_utf8_lossy(&output.stdout).contains("can't fork"),
-        "{output:?}"
-    );
+    assert!(String::from_utf8_lossy(&output.stdout).contains("can't fork"), "{output:?}");
     let stats = instance.stats().await.unwrap();
     assert!(stats.pids <= 64, "{stats:?}");
-    assert!(
-        stats.memory_bytes > 0 && stats.memory_max_bytes == 64 << 20,
-        "{stats:?}"
-    );
+    assert!(stats.memory_bytes > 0 && stats.memory_max_bytes == 64 << 20, "{stats:?}");
     instance.kill().await.unwrap();
     wait(&*instance).await;
     machine.assert_clean();
@@ -44,10 +38,7 @@ async fn x1_f6_the_disk_has_a_hard_edge() {
     let script = "dd if=/dev/zero of=/big bs=1M count=200 2>&1 | grep -o 'No space left on device'; \
          rm /big; sync; echo room > /small && cat /small";
     let (status, output) = machine.run(script).await;
-    assert_eq!(
-        (status.code, output.as_str()),
-        (0, "No space left on device\nroom\n")
-    );
+    assert_eq!((status.code, output.as_str()), (0, "No space left on device\nroom\n"));
     let image = std::fs::metadata(&machine.spec.upper).unwrap();
     assert_eq!(image.len(), 64 << 20);
     machine.assert_clean();
@@ -58,8 +49,6 @@ async fn x1_open_files_and_core_files_have_a_limit() {
     let Some(machine) = Machine::new("files") else {
         return;
     };
-    let (_, output) = machine
-        .run("ulimit -n; ulimit -Hn; ulimit -c; ulimit -Hc")
-        .await;
+    let (_, output) = machine.run("ulimit -n; ulimit -Hn; ulimit -c; ulimit -Hc").await;
     assert_eq!(output, "1024\n1024\n0\n0\n");
 }

@@ -22,11 +22,7 @@ async fn x1_a_flood_is_dropped_and_counted_and_the_log_keeps_its_size() {
         .map(|entry| entry.unwrap().metadata().unwrap().len())
         .sum();
     assert!(size <= 256 * 1024, "{size}");
-    assert!(
-        records
-            .windows(2)
-            .all(|pair| pair[1].seq == pair[0].seq + 1)
-    );
+    assert!(records.windows(2).all(|pair| pair[1].seq == pair[0].seq + 1));
 }
 
 #[tokio::test]
@@ -34,9 +30,7 @@ async fn l2_a_line_is_one_record_whatever_it_holds() {
     let Some(machine) = Machine::new("lines") else {
         return;
     };
-    machine
-        .run("printf 'a\\033[2J\\rb\\000c\\377\\n'; printf 'no end'")
-        .await;
+    machine.run("printf 'a\\033[2J\\rb\\000c\\377\\n'; printf 'no end'").await;
     let records = log::read(&machine.spec.dir.log_dir(), 0, 100).unwrap();
     let lines: Vec<&[u8]> = records
         .iter()
@@ -54,9 +48,7 @@ async fn a_log_is_followed_while_the_machine_writes() {
     let instance = machine.runtime_create().await;
     let mut follower = log::Follower::new(&machine.spec.dir.log_dir(), 0).unwrap();
     instance
-        .start(crate::machine::shell(
-            "for i in 1 2 3; do echo $i; sleep 0.05; done",
-        ))
+        .start(crate::machine::shell("for i in 1 2 3; do echo $i; sleep 0.05; done"))
         .await
         .unwrap();
     let mut found = Vec::new();

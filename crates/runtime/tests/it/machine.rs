@@ -40,9 +40,8 @@ pub(crate) struct Machine {
 impl Machine {
     /// Makes one, or says what is missing.
     pub(crate) fn new(test: &str) -> Option<Self> {
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"]
-            .into_iter()
-            .find(|one| Path::new(one).exists());
+        let busybox =
+            ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|one| Path::new(one).exists());
         if !rustix::process::geteuid().is_root() {
             skip(test, "root");
             return None;
@@ -62,10 +61,7 @@ impl Machine {
         run("mkfs.erofs", &["--quiet", path(&image), path(&tree)]);
         let lower = folder.path().join("lower");
         fs::create_dir(&lower).unwrap();
-        run(
-            "mount",
-            &["-t", "erofs", "-o", "ro", path(&image), path(&lower)],
-        );
+        run("mount", &["-t", "erofs", "-o", "ro", path(&image), path(&lower)]);
         let upper = folder.path().join("upper.ext4");
         fs::File::create(&upper).unwrap().set_len(64 << 20).unwrap();
         run("mkfs.ext4", &["-q", "-O", "^has_journal", path(&upper)]);
@@ -78,10 +74,7 @@ impl Machine {
             dir: MachineDir::below(&folder.path().join("s"), &folder.path().join("r"), &machine),
             lower,
             upper,
-            ids: IdRange {
-                first: 1_000_000,
-                count: 65_536,
-            },
+            ids: IdRange { first: 1_000_000, count: 65_536 },
             limits: Limits {
                 memory_bytes: 64 << 20,
                 files_max: 1024,
@@ -101,11 +94,7 @@ impl Machine {
             init: init_path(),
             cgroup: "perch-test".to_owned(),
         });
-        Some(Self {
-            runtime,
-            spec,
-            folder,
-        })
+        Some(Self { runtime, spec, folder })
     }
 
     pub(crate) async fn runtime_create(&self) -> Box<dyn Instance> {
@@ -160,10 +149,7 @@ impl Machine {
     /// What a machine must leave behind: nothing.
     pub(crate) fn assert_clean(&self) {
         let id = self.spec.dir.machine.as_str();
-        let found = Command::new("find")
-            .args(["/sys/fs/cgroup", "-name", id])
-            .output()
-            .unwrap();
+        let found = Command::new("find").args(["/sys/fs/cgroup", "-name", id]).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&found.stdout), "");
         assert!(!self.spec.dir.socket().exists());
         assert!(!self.spec.dir.boot_file().exists());
@@ -198,32 +184,20 @@ impl Drop for Machine {
                 std::thread::yield_now();
             }
         }
-        Command::new("umount")
-            .arg(&self.spec.lower)
-            .status()
-            .unwrap();
+        Command::new("umount").arg(&self.spec.lower).status().unwrap();
     }
 }
 
 pub(crate) async fn wait(instance: &dyn Instance) -> ExitStatus {
-    tokio::time::timeout(LIMIT, instance.wait())
-        .await
-        .expect("the machine ends")
-        .unwrap()
+    tokio::time::timeout(LIMIT, instance.wait()).await.expect("the machine ends").unwrap()
 }
 
 pub(crate) fn shell(script: &str) -> GuestStart {
-    GuestStart {
-        argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
-        ..GuestStart::default()
-    }
+    GuestStart { argv: ["sh", "-c", script].map(str::to_owned).to_vec(), ..GuestStart::default() }
 }
 
 pub(crate) fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, Secret> {
-    pairs
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), Secret::new(*value)))
-        .collect()
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), Secret::new(*value))).collect()
 }
 
 pub(crate) async fn exec(instance: &dyn Instance, script: &str) -> ExecOutput {
@@ -243,11 +217,7 @@ pub(crate) fn path(path: &Path) -> &str {
 
 pub(crate) fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{program}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn make_tree(tree: &Path, busybox: &Path) {
@@ -267,10 +237,6 @@ fn make_tree(tree: &Path, busybox: &Path) {
         "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33::/home/web:/bin/sh\n",
     )
     .unwrap();
-    fs::write(
-        tree.join("etc/group"),
-        "root:x:0:\nweb:x:33:\nextra:x:44:web\n",
-    )
-    .unwrap();
+    fs::write(tree.join("etc/group"), "root:x:0:\nweb:x:33:\nextra:x:44:web\n").unwrap();
     fs::write(tree.join("bin/data"), "not a program").unwrap();
 }

@@ -2,11 +2,7 @@
 //!
 //! Never leaves a process, mount, cgroup or loop device behind.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that cannot go on ends"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on ends")]
 
 mod adoption;
 mod bench;

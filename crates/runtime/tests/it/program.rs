@@ -13,17 +13,10 @@ async fn a_boot_runs_the_program_and_leaves_its_output_and_status() {
     let (status, output) = machine.run("echo hello; echo fault >&2; exit 3").await;
     assert_eq!(output, "hello\n");
     assert_eq!(machine.output(Stream::Stderr), "fault\n");
-    assert_eq!(
-        (status.code, status.signal, status.reason),
-        (3, None, ExitReason::Exited)
-    );
+    assert_eq!((status.code, status.signal, status.reason), (3, None, ExitReason::Exited));
     assert!(!status.oom_killed && !status.requested_stop);
     assert!(status.started_unix_ms > 0 && status.ended_unix_ms >= status.started_unix_ms);
-    assert!(
-        machine
-            .output(Stream::System)
-            .contains("exited with code 3")
-    );
+    assert!(machine.output(Stream::System).contains("exited with code 3"));
     machine.assert_clean();
 }
 
@@ -77,9 +70,8 @@ async fn a_stop_asks_first_and_kills_after_the_grace() {
     let Some(machine) = Machine::new("stop") else {
         return;
     };
-    let instance = machine
-        .boot("trap 'echo asked; exit 7' TERM; echo up; while :; do sleep 0.01; done")
-        .await;
+    let instance =
+        machine.boot("trap 'echo asked; exit 7' TERM; echo up; while :; do sleep 0.01; done").await;
     machine.wait_for_output("up").await;
     instance.stop(15, 20_000).await.unwrap();
     let status = wait(&*instance).await;
@@ -87,16 +79,11 @@ async fn a_stop_asks_first_and_kills_after_the_grace() {
 
     let mut machine = machine;
     machine.spec.boot = 2;
-    let instance = machine
-        .boot("trap '' TERM; echo deaf; while :; do sleep 0.01; done")
-        .await;
+    let instance = machine.boot("trap '' TERM; echo deaf; while :; do sleep 0.01; done").await;
     machine.wait_for_output("deaf").await;
     instance.stop(15, 50).await.unwrap();
     let status = wait(&*instance).await;
-    assert_eq!(
-        (status.code, status.signal, status.reason),
-        (137, Some(9), ExitReason::Killed)
-    );
+    assert_eq!((status.code, status.signal, status.reason), (137, Some(9), ExitReason::Killed));
     assert!(status.requested_stop);
     machine.assert_clean();
 }
@@ -122,20 +109,14 @@ async fn a_program_that_cannot_be_executed_is_told_from_one_that_fails() {
             ..GuestStart::default()
         };
         match instance.start(start).await {
-            Err(Error::NotExecutable {
-                code: found,
-                reason,
-            }) => {
+            Err(Error::NotExecutable { code: found, reason }) => {
                 assert_eq!(found, code, "{reason}");
                 assert!(reason.contains(words), "{reason}");
             }
             other => panic!("{other:?}"),
         }
         let status = wait(&*instance).await;
-        assert_eq!(
-            (status.code, status.reason),
-            (code, ExitReason::NotExecutable)
-        );
+        assert_eq!((status.code, status.reason), (code, ExitReason::NotExecutable));
         assert!(status.message.contains(words), "{}", status.message);
         machine.spec.boot += 1;
     }
@@ -162,9 +143,7 @@ async fn what_was_written_is_there_in_the_next_boot() {
     machine.run("echo kept > /root-file; rm /bin/data").await;
     machine.spec.boot = 2;
     machine.spec.ids.first = 3_000_000;
-    let (status, output) = machine
-        .run("cat /root-file; stat -c %u /root-file; ls /bin/data")
-        .await;
+    let (status, output) = machine.run("cat /root-file; stat -c %u /root-file; ls /bin/data").await;
     assert_eq!(output.lines().collect::<Vec<_>>(), ["kept", "0",]);
     assert_eq!(status.code, 1);
     machine.assert_clean();
@@ -175,10 +154,7 @@ async fn a_main_program_may_have_a_terminal() {
     let Some(machine) = Machine::new("terminal") else {
         return;
     };
-    let start = GuestStart {
-        tty: true,
-        ..shell("tty; stty size")
-    };
+    let start = GuestStart { tty: true, ..shell("tty; stty size") };
     let (_, output) = machine.run_with(start).await;
     assert_eq!(output.replace('\r', ""), "/dev/pts/0\n24 80\n");
 }
@@ -189,24 +165,13 @@ async fn f7_a_volume_appears_where_the_machine_sees_the_path() {
         return;
     };
     let image = machine.folder.path().join("volume.ext4");
-    std::fs::File::create(&image)
-        .unwrap()
-        .set_len(16 << 20)
-        .unwrap();
+    std::fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
     let source = machine.folder.path().join("volume");
     std::fs::create_dir(&source).unwrap();
-    crate::machine::run(
-        "mkfs.ext4",
-        &["-q", "-O", "^has_journal", crate::machine::path(&image)],
-    );
+    crate::machine::run("mkfs.ext4", &["-q", "-O", "^has_journal", crate::machine::path(&image)]);
     crate::machine::run(
         "mount",
-        &[
-            "-o",
-            "loop",
-            crate::machine::path(&image),
-            crate::machine::path(&source),
-        ],
+        &["-o", "loop", crate::machine::path(&image), crate::machine::path(&source)],
     );
     // The machine redirects the target to a path of the host in one boot, and gets its own in
     // the next.

@@ -31,7 +31,8 @@ fn exposed_ports_in_all_their_forms() {
 
 #[test]
 fn the_last_stage_counts() {
-    let file = Dockerfile::parse("FROM a AS x\nUSER u\nCMD a\nVOLUME /v\nFROM b\nENTRYPOINT [\"e\"]\n");
+    let file =
+        Dockerfile::parse("FROM a AS x\nUSER u\nCMD a\nVOLUME /v\nFROM b\nENTRYPOINT [\"e\"]\n");
     assert_eq!(file.stages, ["a AS x", "b"]);
     assert_eq!(file.user, None);
     assert_eq!(file.command.as_deref(), Some("[\"e\"]"));

@@ -51,7 +51,11 @@ fn where_a_flask_app_is() {
         ("main.py", "import flask\napi = flask.Flask('x')", "main:api"),
         ("wsgi.py", "from shop import app", "wsgi:app"),
         ("wsgi.py", "from shop import create_app\napplication = create_app()", "wsgi:application"),
-        ("shop/__init__.py", "def create_app(config=None):\n    app = Flask(__name__)", "shop:create_app()"),
+        (
+            "shop/__init__.py",
+            "def create_app(config=None):\n    app = Flask(__name__)",
+            "shop:create_app()",
+        ),
     ] {
         let plan = plan(&[("requirements.txt", "flask"), (path, text)]);
         assert_eq!(plan.command.as_deref(), Some(format!("gunicorn {target}").as_str()), "{path}");
@@ -62,7 +66,8 @@ fn where_a_flask_app_is() {
 #[test]
 fn flask_named_by_other_files() {
     let app = ("app.py", "app = Flask(__name__)");
-    let project = plan(&[("pyproject.toml", "[project]\ndependencies = [\n  \"flask>=3\",\n]\n"), app]);
+    let project =
+        plan(&[("pyproject.toml", "[project]\ndependencies = [\n  \"flask>=3\",\n]\n"), app]);
     insta::assert_snapshot!("flask_project_dockerfile", generated(&project));
     let poetry = plan(&[
         ("pyproject.toml", "[tool.poetry.dependencies]\npython = \"^3.11\"\nflask = \"^3\"\n"),
@@ -102,7 +107,10 @@ fn php_pages() {
     insta::assert_snapshot!("php_dockerfile", generated(&plain));
     let composer = plan(&[
         ("public/index.php", "<?php"),
-        ("composer.json", r#"{"require": {"php": ">=8", "ext-gmp": "*", "monolog/monolog": "^3"}}"#),
+        (
+            "composer.json",
+            r#"{"require": {"php": ">=8", "ext-gmp": "*", "monolog/monolog": "^3"}}"#,
+        ),
         ("composer.lock", "{}"),
         (".dockerignore", ""),
     ]);
@@ -116,7 +124,10 @@ fn php_pages() {
 #[test]
 fn a_dockerfile_wins_over_a_family() {
     let plan = plan(&[
-        ("Dockerfile", "FROM a AS build\nUSER x\nEXPOSE 1\nFROM b\nARG PORT=3000\nEXPOSE $PORT 9/udp\nCMD [\"run\"]\n"),
+        (
+            "Dockerfile",
+            "FROM a AS build\nUSER x\nEXPOSE 1\nFROM b\nARG PORT=3000\nEXPOSE $PORT 9/udp\nCMD [\"run\"]\n",
+        ),
         ("requirements.txt", "flask"),
         ("app.py", "app = Flask(__name__)"),
     ]);
@@ -126,7 +137,8 @@ fn a_dockerfile_wins_over_a_family() {
 
 #[test]
 fn a_containerfile_without_expose_warns() {
-    let plan = plan(&[("Containerfile", "FROM a\nUSER app\nVOLUME /data\n"), (".dockerignore", "")]);
+    let plan =
+        plan(&[("Containerfile", "FROM a\nUSER app\nVOLUME /data\n"), (".dockerignore", "")]);
     insta::assert_snapshot!("containerfile_plan", shown(&plan));
 }
 

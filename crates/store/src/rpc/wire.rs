@@ -62,37 +62,15 @@ pub(crate) enum Line {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "fault")]
 pub(crate) enum Fault {
-    Conflict {
-        key: String,
-        found: Option<Revision>,
-    },
-    Compacted {
-        from: Revision,
-        oldest: Revision,
-    },
-    InvalidKey {
-        key: String,
-        reason: String,
-    },
-    TooLarge {
-        key: String,
-        bytes: usize,
-        limit: usize,
-    },
-    InvalidTxn {
-        reason: String,
-    },
-    TooMany {
-        prefix: String,
-        limit: usize,
-    },
-    NoSuchLease {
-        lease: LeaseId,
-    },
+    Conflict { key: String, found: Option<Revision> },
+    Compacted { from: Revision, oldest: Revision },
+    InvalidKey { key: String, reason: String },
+    TooLarge { key: String, bytes: usize, limit: usize },
+    InvalidTxn { reason: String },
+    TooMany { prefix: String, limit: usize },
+    NoSuchLease { lease: LeaseId },
     Full,
-    Other {
-        reason: String,
-    },
+    Other { reason: String },
 }
 
 impl From<Error> for Fault {
@@ -105,14 +83,10 @@ impl From<Error> for Fault {
             Error::InvalidTxn { reason } => Self::InvalidTxn { reason },
             Error::TooMany { prefix, limit } => Self::TooMany { prefix, limit },
             Error::NoSuchLease { lease } => Self::NoSuchLease { lease },
-            Error::File {
-                source: perch_durable::Error::Full,
-            } => Self::Full,
+            Error::File { source: perch_durable::Error::Full } => Self::Full,
             Error::Unavailable { reason, .. } => Self::Other { reason },
             other @ (Error::Unreadable { .. } | Error::Encode { .. } | Error::File { .. }) => {
-                Self::Other {
-                    reason: chain(&other),
-                }
+                Self::Other { reason: chain(&other) }
             }
         }
     }
@@ -128,9 +102,7 @@ impl Fault {
             Self::InvalidTxn { reason } => Error::InvalidTxn { reason },
             Self::TooMany { prefix, limit } => Error::TooMany { prefix, limit },
             Self::NoSuchLease { lease } => Error::NoSuchLease { lease },
-            Self::Full => Error::File {
-                source: perch_durable::Error::Full,
-            },
+            Self::Full => Error::File { source: perch_durable::Error::Full },
             Self::Other { reason } => Error::Unavailable { operation, reason },
         }
     }
@@ -165,10 +137,7 @@ pub(crate) mod base64_bytes {
         deserializer: D,
     ) -> Result<Bytes, D::Error> {
         let text = String::deserialize(deserializer)?;
-        STANDARD
-            .decode(text)
-            .map(Bytes::from)
-            .map_err(D::Error::custom)
+        STANDARD.decode(text).map(Bytes::from).map_err(D::Error::custom)
     }
 }
 

@@ -17,11 +17,7 @@ pub(super) struct Change<'t, 'c> {
 
 impl<'t, 'c> Change<'t, 'c> {
     pub(super) fn begin(tx: &'t Tx<'c>) -> Result<Self, Error> {
-        Ok(Self {
-            tx,
-            position: rows::position(tx)?,
-            changed: 0,
-        })
+        Ok(Self { tx, position: rows::position(tx)?, changed: 0 })
     }
 
     /// Returns the compares that do not hold.
@@ -114,15 +110,10 @@ impl<'t, 'c> Change<'t, 'c> {
     }
 
     fn revision_of(&self, key: &str) -> Result<Option<Revision>, Error> {
-        let found = self
-            .tx
-            .sql()
-            .prepare_cached("SELECT revision FROM documents WHERE key = ?")
-            .and_then(|mut query| {
-                query
-                    .query_row([key], |row| rows::revision(row, 0))
-                    .optional()
-            });
+        let found =
+            self.tx.sql().prepare_cached("SELECT revision FROM documents WHERE key = ?").and_then(
+                |mut query| query.query_row([key], |row| rows::revision(row, 0)).optional(),
+            );
         Ok(found.map_err(|source| FileError::sql("read revision of document", source))?)
     }
 
@@ -178,10 +169,6 @@ impl<'t, 'c> Change<'t, 'c> {
             .prepare_cached("SELECT EXISTS (SELECT 1 FROM leases WHERE id = ?)")
             .and_then(|mut query| query.query_row([signed(lease.0)], |row| row.get(0)));
         let exists: bool = exists.map_err(|source| FileError::sql("read lease", source))?;
-        if exists {
-            Ok(())
-        } else {
-            Err(Error::NoSuchLease { lease })
-        }
+        if exists { Ok(()) } else { Err(Error::NoSuchLease { lease }) }
     }
 }

@@ -26,19 +26,9 @@ pub(super) struct Follow {
 
 impl Follow {
     pub(super) fn new(db: Db, prefix: &str, from: Revision, latest: watch::Receiver<u64>) -> Self {
-        let place = Place {
-            revision: from,
-            ordinal: 0,
-        };
+        let place = Place { revision: from, ordinal: 0 };
         let prefix = prefix.to_owned();
-        Self {
-            db,
-            prefix,
-            place,
-            ready: VecDeque::new(),
-            latest,
-            is_over: false,
-        }
+        Self { db, prefix, place, ready: VecDeque::new(), latest, is_over: false }
     }
 
     pub(super) fn into_stream(self) -> impl Stream<Item = Result<Event, Error>> + Send {
@@ -62,10 +52,7 @@ impl Follow {
             self.read()?;
             if self.ready.is_empty() && self.latest.changed().await.is_err() {
                 let reason = "it was closed".to_owned();
-                return Err(Error::Unavailable {
-                    operation: "watch",
-                    reason,
-                });
+                return Err(Error::Unavailable { operation: "watch", reason });
             }
         }
     }
@@ -85,10 +72,7 @@ impl Follow {
         // Changes elsewhere count as seen, so that a quiet prefix does not fall behind.
         let next = position.revision.next();
         if is_all && next > self.place.revision {
-            self.place = Place {
-                revision: next,
-                ordinal: 0,
-            };
+            self.place = Place { revision: next, ordinal: 0 };
         }
         Ok(())
     }

@@ -31,11 +31,7 @@ pub(super) struct Leases {
 
 impl Leases {
     pub(super) fn new(clock: Arc<dyn Clock>, changer: Changer, known: Vec<(LeaseId, u32)>) -> Self {
-        let leases = Self {
-            clock,
-            changer,
-            held: Mutex::default(),
-        };
+        let leases = Self { clock, changer, held: Mutex::default() };
         for (lease, ttl_s) in known {
             leases.begin(lease, ttl_s);
         }
@@ -45,13 +41,7 @@ impl Leases {
     pub(super) fn begin(&self, lease: LeaseId, ttl_s: u32) {
         let ttl_ms = u64::from(ttl_s) * 1000;
         let ends_boot_ms = self.clock.boot_ms().saturating_add(ttl_ms);
-        self.held().insert(
-            lease,
-            Lease {
-                ttl_ms,
-                ends_boot_ms,
-            },
-        );
+        self.held().insert(lease, Lease { ttl_ms, ends_boot_ms });
     }
 
     pub(super) fn prolong(&self, lease: LeaseId) -> Result<(), Error> {
@@ -74,10 +64,7 @@ impl Leases {
     fn due(&self) -> Vec<LeaseId> {
         let now_ms = self.clock.boot_ms();
         let held = self.held();
-        held.iter()
-            .filter(|(_, lease)| lease.ends_boot_ms <= now_ms)
-            .map(|(id, _)| *id)
-            .collect()
+        held.iter().filter(|(_, lease)| lease.ends_boot_ms <= now_ms).map(|(id, _)| *id).collect()
     }
 
     fn held(&self) -> MutexGuard<'_, BTreeMap<LeaseId, Lease>> {
@@ -97,11 +84,7 @@ pub(super) fn spawn_expiry(leases: &Arc<Leases>) {
                 return;
             };
             for lease in leases.due() {
-                match leases
-                    .changer
-                    .change(move |change| change.revoke(lease))
-                    .await
-                {
+                match leases.changer.change(move |change| change.revoke(lease)).await {
                     Ok(_) => {
                         leases.end(lease);
                     }

@@ -20,10 +20,7 @@ impl Position {
         if from > self.compacted {
             return Ok(());
         }
-        Err(Error::Compacted {
-            from,
-            oldest: self.compacted.next(),
-        })
+        Err(Error::Compacted { from, oldest: self.compacted.next() })
     }
 }
 
@@ -33,8 +30,7 @@ pub(super) fn signed(number: u64) -> i64 {
 }
 
 pub(super) fn revision(row: &Row<'_>, column: usize) -> rusqlite::Result<Revision> {
-    row.get::<_, i64>(column)
-        .map(|number| Revision(u64::try_from(number).unwrap_or(0)))
+    row.get::<_, i64>(column).map(|number| Revision(u64::try_from(number).unwrap_or(0)))
 }
 
 pub(super) fn position(snapshot: &Snapshot<'_>) -> Result<Position, Error> {
@@ -43,10 +39,7 @@ pub(super) fn position(snapshot: &Snapshot<'_>) -> Result<Position, Error> {
         .prepare_cached("SELECT revision, compacted FROM meta WHERE id = 1")
         .and_then(|mut query| {
             query.query_row([], |row| {
-                Ok(Position {
-                    revision: revision(row, 0)?,
-                    compacted: revision(row, 1)?,
-                })
+                Ok(Position { revision: revision(row, 0)?, compacted: revision(row, 1)? })
             })
         });
     Ok(found.map_err(|source| FileError::sql("read revision", source))?)
@@ -83,10 +76,7 @@ pub(super) fn entries(snapshot: &Snapshot<'_>, prefix: &str) -> Result<Vec<Entry
     };
     let entries = scan().map_err(|source| FileError::sql("list documents", source))?;
     if entries.len() > limit {
-        return Err(Error::TooMany {
-            prefix: prefix.to_owned(),
-            limit,
-        });
+        return Err(Error::TooMany { prefix: prefix.to_owned(), limit });
     }
     Ok(entries)
 }
@@ -126,25 +116,12 @@ pub(super) fn changes(
                  WHERE (revision, ordinal) >= (?, ?) AND key >= ? AND key < ?
                  ORDER BY revision, ordinal LIMIT ?",
             )?
-            .query_map(
-                params![number, ordinal, prefix, key::behind(prefix), limit],
-                |row| {
-                    let at = revision(row, 0)?;
-                    let value: Option<Vec<u8>> = row.get(3)?;
-                    let event = Event {
-                        key: row.get(2)?,
-                        value: value.map(Bytes::from),
-                        revision: at,
-                    };
-                    Ok((
-                        event,
-                        Place {
-                            revision: at,
-                            ordinal: row.get::<_, i64>(1)? + 1,
-                        },
-                    ))
-                },
-            )?
+            .query_map(params![number, ordinal, prefix, key::behind(prefix), limit], |row| {
+                let at = revision(row, 0)?;
+                let value: Option<Vec<u8>> = row.get(3)?;
+                let event = Event { key: row.get(2)?, value: value.map(Bytes::from), revision: at };
+                Ok((event, Place { revision: at, ordinal: row.get::<_, i64>(1)? + 1 }))
+            })?
             .collect()
     };
     Ok(scan().map_err(|source| FileError::sql("read changes", source))?)

@@ -16,15 +16,9 @@ const WRITES_EACH: u32 = 4;
 async fn add_one(store: &dyn Store, key: &str) -> Result<(), String> {
     loop {
         let entry = store.get(key).await.map_err(fault)?;
-        let number: u32 = text(entry.as_ref())
-            .unwrap_or_default()
-            .parse()
-            .unwrap_or(0);
+        let number: u32 = text(entry.as_ref()).unwrap_or_default().parse().unwrap_or(0);
         let expected = entry.map_or(Expected::Absent, |entry| Expected::Revision(entry.revision));
-        match store
-            .put(key, (number + 1).to_string().into(), expected)
-            .await
-        {
+        match store.put(key, (number + 1).to_string().into(), expected).await {
             Ok(_) => return Ok(()),
             Err(Error::Conflict { .. }) => {}
             Err(error) => return Err(fault(error)),
@@ -53,11 +47,7 @@ pub(super) async fn many_writers_on_one_key_lose_no_update<S: Subject>(subject: 
     }
     all(tasks).await?;
     let entry = store.get("many/one").await.map_err(fault)?;
-    same(
-        "the sum",
-        &text(entry.as_ref()),
-        &Some((WRITERS * WRITES_EACH).to_string()),
-    )
+    same("the sum", &text(entry.as_ref()), &Some((WRITERS * WRITES_EACH).to_string()))
 }
 
 pub(super) async fn a_watcher_sees_every_write_of_many_writers_in_order<S: Subject>(
@@ -84,20 +74,10 @@ pub(super) async fn a_watcher_sees_every_write_of_many_writers_in_order<S: Subje
         let event = next(&mut watch).await?;
         same("the revision of the next event", &event.revision, &expected)?;
         expected = expected.next();
-        let writer: usize = event
-            .key
-            .trim_start_matches("race/")
-            .parse()
-            .unwrap_or(usize::MAX);
-        let slot = seen
-            .get_mut(writer)
-            .ok_or_else(|| format!("unknown key {}", event.key))?;
+        let writer: usize = event.key.trim_start_matches("race/").parse().unwrap_or(usize::MAX);
+        let slot = seen.get_mut(writer).ok_or_else(|| format!("unknown key {}", event.key))?;
         let value = event.value.unwrap_or_default();
-        same(
-            "the next value of a writer",
-            &value.to_vec(),
-            &slot.to_string().into_bytes(),
-        )?;
+        same("the next value of a writer", &value.to_vec(), &slot.to_string().into_bytes())?;
         *slot += 1;
     }
     all(tasks).await

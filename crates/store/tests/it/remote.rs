@@ -19,21 +19,9 @@ async fn a_server_that_is_gone_is_an_error_and_one_that_is_back_is_found() {
     let mut watch = store.watch("", Revision(2)).await.unwrap();
     remote.stop().await;
     let gone = store.get("a").await;
-    assert!(
-        matches!(
-            gone,
-            Err(Error::Unavailable {
-                operation: "get",
-                ..
-            })
-        ),
-        "{gone:?}"
-    );
+    assert!(matches!(gone, Err(Error::Unavailable { operation: "get", .. })), "{gone:?}");
     let broken = tokio::time::timeout(PATIENCE, watch.next()).await.unwrap();
-    assert!(
-        matches!(broken, Some(Err(Error::Unavailable { .. }))),
-        "{broken:?}"
-    );
+    assert!(matches!(broken, Some(Err(Error::Unavailable { .. }))), "{broken:?}");
     assert!(watch.next().await.is_none());
     remote.start().await;
     assert!(store.get("a").await.unwrap().is_some());

@@ -23,8 +23,7 @@ pub(crate) struct HandClock(AtomicU64);
 
 impl HandClock {
     pub(crate) fn advance(&self, time: Duration) {
-        self.0
-            .fetch_add(u64::try_from(time.as_millis()).unwrap(), Ordering::SeqCst);
+        self.0.fetch_add(u64::try_from(time.as_millis()).unwrap(), Ordering::SeqCst);
     }
 }
 
@@ -45,9 +44,9 @@ pub(crate) async fn open(path: &std::path::Path, clock: &Arc<HandClock>) -> Arc<
         loop {
             match SqliteStore::open_with(path, Arc::clone(&clock), HISTORY) {
                 Ok(store) => return store,
-                Err(perch_store::Error::File {
-                    source: perch_durable::Error::InUse { .. },
-                }) => tokio::task::yield_now().await,
+                Err(perch_store::Error::File { source: perch_durable::Error::InUse { .. } }) => {
+                    tokio::task::yield_now().await;
+                }
                 Err(error) => panic!("{error:?}"),
             }
         }
@@ -57,10 +56,7 @@ pub(crate) async fn open(path: &std::path::Path, clock: &Arc<HandClock>) -> Arc<
 
 async fn churn(store: &dyn Store) {
     for n in 0..HISTORY * 2 {
-        store
-            .put("compact/a", n.to_string().into(), Expected::Any)
-            .await
-            .unwrap();
+        store.put("compact/a", n.to_string().into(), Expected::Any).await.unwrap();
     }
 }
 
@@ -75,11 +71,7 @@ impl Sqlite {
         let folder = TempDir::new().unwrap();
         let clock = Arc::new(HandClock::default());
         let store = open(&folder.path().join("store.db"), &clock).await;
-        Self {
-            folder,
-            clock,
-            store: Some(store),
-        }
+        Self { folder, clock, store: Some(store) }
     }
 }
 
@@ -112,11 +104,7 @@ pub(crate) struct Remote {
 impl Remote {
     pub(crate) async fn new() -> Self {
         let folder = TempDir::new().unwrap();
-        let mut remote = Self {
-            folder,
-            clock: Arc::default(),
-            server: None,
-        };
+        let mut remote = Self { folder, clock: Arc::default(), server: None };
         remote.start().await;
         remote
     }
@@ -148,11 +136,7 @@ async fn serve(listener: UnixListener, router: axum::Router) {
         let service = hyper_util::service::TowerToHyperService::new(router.clone());
         let io = hyper_util::rt::TokioIo::new(socket);
         connections.spawn(async move {
-            drop(
-                hyper::server::conn::http1::Builder::new()
-                    .serve_connection(io, service)
-                    .await,
-            );
+            drop(hyper::server::conn::http1::Builder::new().serve_connection(io, service).await);
         });
         while connections.try_join_next().is_some() {}
     }

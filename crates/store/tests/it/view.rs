@@ -19,32 +19,20 @@ async fn create(store: &dyn Store, name: &str) {
         "network_id": 1, "created_at": "2026-01-01T00:00:00Z",
     }))
     .unwrap();
-    put_doc(store, &key, &document, Expected::Any)
-        .await
-        .unwrap();
+    put_doc(store, &key, &document, Expected::Any).await.unwrap();
 }
 
 async fn delete(store: &dyn Store, name: &str) {
-    perch_store::delete_doc::<AppDoc>(store, &app(name), Expected::Any)
-        .await
-        .unwrap();
+    perch_store::delete_doc::<AppDoc>(store, &app(name), Expected::Any).await.unwrap();
 }
 
 async fn sees(view: &perch_store::ViewHandle, names: &[&str]) {
     let names: Vec<&str> = names.to_vec();
     let found = view.wait_for(
-        |view| {
-            view.apps()
-                .map(|app| app.name.as_str())
-                .eq(names.iter().copied())
-        },
+        |view| view.apps().map(|app| app.name.as_str()).eq(names.iter().copied()),
         PATIENCE,
     );
-    assert!(
-        found.await.is_some(),
-        "{:?} instead of {names:?}",
-        view.load()
-    );
+    assert!(found.await.is_some(), "{:?} instead of {names:?}", view.load());
 }
 
 async fn cache_has(path: &Path, text: &str) {
@@ -98,10 +86,7 @@ async fn a_document_that_does_not_parse_leaves_what_was_known_of_it() {
     create(store.as_ref(), "spoilt").await;
     let view = ViewFollower::start(Arc::clone(&store), folder.join("view.json"));
     sees(&view, &["good", "spoilt"]).await;
-    store
-        .put("apps/personal/spoilt", "{}".into(), Expected::Any)
-        .await
-        .unwrap();
+    store.put("apps/personal/spoilt", "{}".into(), Expected::Any).await.unwrap();
     create(store.as_ref(), "after").await;
     sees(&view, &["after", "good", "spoilt"]).await;
 }
@@ -123,9 +108,5 @@ async fn waiting_for_what_does_not_come_ends() {
     let remote = Remote::new().await;
     let view = ViewFollower::start(remote.store(), remote.folder.path().join("view.json"));
     let short = std::time::Duration::from_millis(50);
-    assert!(
-        view.wait_for(|view| view.apps().count() > 0, short)
-            .await
-            .is_none()
-    );
+    assert!(view.wait_for(|view| view.apps().count() > 0, short).await.is_none());
 }

@@ -11,25 +11,14 @@ fn an_unknown_image_is_refused_at_once_and_nothing_is_made() {
     let Some(cloud) = Cloud::start(test).unwrap() else {
         return;
     };
-    cloud
-        .must(
-            "POST",
-            "/v1/apps",
-            &json!({"name": "web", "org_slug": "personal"}),
-        )
-        .unwrap();
+    cloud.must("POST", "/v1/apps", &json!({"name": "web", "org_slug": "personal"})).unwrap();
     let body = json!({"config": {"image": "registry.internal/web:nowhere"}});
     let answer = cloud.call("POST", "/v1/apps/web/machines", &body).unwrap();
     assert_eq!(answer.status, 422, "{}", answer.text());
     let error = answer.json();
     assert_eq!(error["code"], "image_unknown", "{error}");
-    assert!(
-        error["error"].as_str().unwrap().contains("web:nowhere"),
-        "{error}"
-    );
-    let list = cloud
-        .must("GET", "/v1/apps/web/machines", &Value::Null)
-        .unwrap();
+    assert!(error["error"].as_str().unwrap().contains("web:nowhere"), "{error}");
+    let list = cloud.must("GET", "/v1/apps/web/machines", &Value::Null).unwrap();
     assert_eq!(list, json!([]));
     cloud.finish().unwrap();
 }
@@ -44,11 +33,7 @@ fn a_name_in_use_is_refused_in_the_contracts_words() {
     cloud.must("POST", "/v1/apps", &body).unwrap();
     let answer = cloud.call("POST", "/v1/apps", &body).unwrap();
     assert_eq!(answer.status, 422);
-    assert!(
-        answer.text().contains("Name has already been taken"),
-        "{}",
-        answer.text()
-    );
+    assert!(answer.text().contains("Name has already been taken"), "{}", answer.text());
     assert_eq!(answer.json()["status"], "name_taken");
     cloud.finish().unwrap();
 }
@@ -59,20 +44,14 @@ fn an_app_that_exits_at_once_says_its_code_within_two_seconds() {
     let Some(cloud) = Cloud::start(test).unwrap() else {
         return;
     };
-    let image = cloud
-        .app("web", &["--stderr", "no database", "--exit", "3"])
-        .unwrap();
+    let image = cloud.app("web", &["--stderr", "no database", "--exit", "3"]).unwrap();
     let body = json!({"config": {"image": image, "restart": {"policy": "no"}}});
     let machine = cloud.must("POST", "/v1/apps/web/machines", &body).unwrap();
     let id = machine["id"].as_str().unwrap().to_owned();
     let path = format!("/v1/apps/web/machines/{id}/events");
     let exit = wait_for("the exit event", Duration::from_secs(10), || {
         let events = cloud.must("GET", &path, &Value::Null).ok()?;
-        events
-            .as_array()?
-            .iter()
-            .find(|event| event["type"] == "exit")
-            .cloned()
+        events.as_array()?.iter().find(|event| event["type"] == "exit").cloned()
     })
     .unwrap();
     let seen = Instant::now();
@@ -110,34 +89,18 @@ fn bodies_that_make_no_sense_name_their_field() {
     let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
     for (config, field) in [
         (json!({"image": ""}), "config.image"),
-        (
-            json!({"image": image, "guest": {"memory_mb": 100}}),
-            "memory_mb",
-        ),
+        (json!({"image": image, "guest": {"memory_mb": 100}}), "memory_mb"),
         (json!({"image": image, "guest": {"cpus": 3}}), "cpus"),
         (json!({"image": image, "env": {"A": 1}}), "env"),
-        (
-            json!({"image": image, "mounts": [{"volume": "v", "path": "/d"}]}),
-            "mounts",
-        ),
-        (
-            json!({"image": image, "services": [{"internal_port": 99999}]}),
-            "internal_port",
-        ),
+        (json!({"image": image, "mounts": [{"volume": "v", "path": "/d"}]}), "mounts"),
+        (json!({"image": image, "services": [{"internal_port": 99999}]}), "internal_port"),
     ] {
-        let answer = cloud
-            .call("POST", "/v1/apps/web/machines", &json!({"config": config}))
-            .unwrap();
-        assert!(
-            (400..=422).contains(&answer.status),
-            "{config}: {}",
-            answer.text()
-        );
+        let answer =
+            cloud.call("POST", "/v1/apps/web/machines", &json!({"config": config})).unwrap();
+        assert!((400..=422).contains(&answer.status), "{config}: {}", answer.text());
         assert!(answer.text().contains(field), "{config}: {}", answer.text());
     }
-    let list = cloud
-        .must("GET", "/v1/apps/web/machines", &Value::Null)
-        .unwrap();
+    let list = cloud.must("GET", "/v1/apps/web/machines", &Value::Null).unwrap();
     assert_eq!(list, json!([]));
     cloud.finish().unwrap();
 }

@@ -21,21 +21,10 @@ fn a_request_wakes_a_stopped_machine_and_is_held_meanwhile() {
     let id = cloud.machine("web", &config(&image), "started").unwrap();
     assert_eq!(cloud.get("web", "/").unwrap().text(), "hello\n");
     for _ in 0..3 {
-        cloud
-            .must(
-                "POST",
-                &format!("/v1/apps/web/machines/{id}/stop"),
-                &json!({}),
-            )
-            .unwrap();
+        cloud.must("POST", &format!("/v1/apps/web/machines/{id}/stop"), &json!({})).unwrap();
         cloud.reaches("web", &id, "stopped").unwrap();
         let answer = cloud.get("web", "/").unwrap();
-        assert_eq!(
-            (answer.status, answer.text().as_str()),
-            (200, "hello\n"),
-            "{}",
-            answer.head
-        );
+        assert_eq!((answer.status, answer.text().as_str()), (200, "hello\n"), "{}", answer.head);
         cloud.reaches("web", &id, "started").unwrap();
     }
     cloud.finish().unwrap();
@@ -48,19 +37,11 @@ fn many_requests_share_one_wake() {
     };
     let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
     let id = cloud.machine("web", &config(&image), "started").unwrap();
-    cloud
-        .must(
-            "POST",
-            &format!("/v1/apps/web/machines/{id}/stop"),
-            &json!({}),
-        )
-        .unwrap();
+    cloud.must("POST", &format!("/v1/apps/web/machines/{id}/stop"), &json!({})).unwrap();
     cloud.reaches("web", &id, "stopped").unwrap();
     let edge = cloud.edge;
     // Connected here, so that the sockets belong to the cloud's network.
-    let streams: Vec<_> = (0..20)
-        .map(|_| std::net::TcpStream::connect(edge).unwrap())
-        .collect();
+    let streams: Vec<_> = (0..20).map(|_| std::net::TcpStream::connect(edge).unwrap()).collect();
     let threads: Vec<_> = streams
         .into_iter()
         .map(|mut stream| {
@@ -81,23 +62,10 @@ fn many_requests_share_one_wake() {
         let answer = thread.join().unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
-    let events = cloud
-        .must(
-            "GET",
-            &format!("/v1/apps/web/machines/{id}/events"),
-            &Value::Null,
-        )
-        .unwrap();
-    let starts = events
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|event| event["type"] == "start")
-        .count();
-    assert_eq!(
-        starts, 2,
-        "one at the creation, one for all twenty requests: {events}"
-    );
+    let events =
+        cloud.must("GET", &format!("/v1/apps/web/machines/{id}/events"), &Value::Null).unwrap();
+    let starts = events.as_array().unwrap().iter().filter(|event| event["type"] == "start").count();
+    assert_eq!(starts, 2, "one at the creation, one for all twenty requests: {events}");
     cloud.finish().unwrap();
 }
 
@@ -111,13 +79,7 @@ fn where_there_is_no_app_the_answer_says_nothing_more() {
     assert_eq!(answer.status, 404);
     assert!(answer.text().contains("PR02"));
     assert!(!answer.text().contains("nobody"), "E11: {}", answer.text());
-    cloud
-        .must(
-            "POST",
-            "/v1/apps",
-            &json!({"name": "empty", "org_slug": "personal"}),
-        )
-        .unwrap();
+    cloud.must("POST", "/v1/apps", &json!({"name": "empty", "org_slug": "personal"})).unwrap();
     let answer = cloud.get("empty", "/").unwrap();
     assert_eq!(answer.status, 503, "{}", answer.text());
     assert!(answer.text().contains("PR01"));
@@ -157,13 +119,8 @@ fn bodies_and_methods_reach_the_app_as_they_were_sent() {
     };
     let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
     cloud.machine("web", &config(&image), "started").unwrap();
-    let host = [
-        ("Host", "web.perch.localhost"),
-        ("fly-client-ip", "6.6.6.6"),
-    ];
-    let body: Vec<u8> = (0..200_000_u32)
-        .map(|byte| u8::try_from(byte % 251).unwrap())
-        .collect();
+    let host = [("Host", "web.perch.localhost"), ("fly-client-ip", "6.6.6.6")];
+    let body: Vec<u8> = (0..200_000_u32).map(|byte| u8::try_from(byte % 251).unwrap()).collect();
     let echo = http::request(cloud.edge, "POST", "/echo", &host, &body).unwrap();
     assert!(echo.body == body, "{} bytes came back", echo.body.len());
     let method = http::request(cloud.edge, "PUT", "/method", &host, b"x").unwrap();
@@ -171,16 +128,10 @@ fn bodies_and_methods_reach_the_app_as_they_were_sent() {
     let head = http::request(cloud.edge, "GET", "/head?a=b%20c", &host, b"").unwrap();
     let text = head.text().to_ascii_lowercase();
     assert!(text.starts_with("get /head?a=b%20c http/1.1"), "{text}");
-    assert!(
-        text.contains("fly-client-ip: 127.0.0.1") && !text.contains("6.6.6.6"),
-        "{text}"
-    );
+    assert!(text.contains("fly-client-ip: 127.0.0.1") && !text.contains("6.6.6.6"), "{text}");
     assert!(text.contains("host: web.perch.localhost"), "{text}");
     assert!(head.field("fly-request-id").is_some(), "{}", head.head);
     let missing = cloud.get("web", "/missing").unwrap();
-    assert_eq!(
-        (missing.status, missing.text().as_str()),
-        (404, "not found\n")
-    );
+    assert_eq!((missing.status, missing.text().as_str()), (404, "not found\n"));
     cloud.finish().unwrap();
 }

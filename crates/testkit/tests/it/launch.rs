@@ -42,12 +42,7 @@ fn a_folder_with_a_dockerfile_is_launched_and_deployed_again() {
          ENTRYPOINT [\"/server\", \"--print\", \"second\", \"--listen\", \"0.0.0.0:8080\"]\n",
     )
     .unwrap();
-    let output = cloud
-        .perch()
-        .current_dir(folder.path())
-        .arg("deploy")
-        .output()
-        .unwrap();
+    let output = cloud.perch().current_dir(folder.path()).arg("deploy").output().unwrap();
     let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(output.status.success(), "{text}\n{}", cloud.server_log());
     assert_eq!(cloud.get("shop", "/").unwrap().status, 200);
@@ -73,31 +68,18 @@ fn a_dockerfile_that_fails_says_where_and_leaves_the_old_version_running() {
         .args(["launch", "--yes", "--name", "shop"])
         .output()
         .unwrap();
-    assert!(
-        launch.status.success(),
-        "{}",
-        String::from_utf8_lossy(&launch.stderr)
-    );
+    assert!(launch.status.success(), "{}", String::from_utf8_lossy(&launch.stderr));
     fs::write(
         folder.path().join("Dockerfile"),
         "FROM scratch\nCOPY server /server\nRUN [\"/server\", \"--stderr\", \"broken here\", \"--exit\", \"9\"]\n",
     )
     .unwrap();
-    let output = cloud
-        .perch()
-        .current_dir(folder.path())
-        .arg("deploy")
-        .output()
-        .unwrap();
+    let output = cloud.perch().current_dir(folder.path()).arg("deploy").output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
     for word in ["broken here", "9", "line 3"] {
         assert!(text.contains(word), "{word} in\n{text}");
     }
-    assert_eq!(
-        cloud.get("shop", "/").unwrap().status,
-        200,
-        "what served before still serves"
-    );
+    assert_eq!(cloud.get("shop", "/").unwrap().status, 200, "what served before still serves");
     cloud.finish().unwrap();
 }

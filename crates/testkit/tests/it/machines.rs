@@ -8,9 +8,7 @@ fn a_machine_runs_what_it_was_told_and_says_so() {
     let Some(cloud) = Cloud::start("a_machine_runs_what_it_was_told_and_says_so").unwrap() else {
         return;
     };
-    let image = cloud
-        .app("web", &["--print", "hello out", "--listen", "0.0.0.0:8080"])
-        .unwrap();
+    let image = cloud.app("web", &["--print", "hello out", "--listen", "0.0.0.0:8080"]).unwrap();
     let config = json!({
         "image": image,
         "env": {"COLOUR": "green", "FROM_IMAGE": "no"},
@@ -28,63 +26,31 @@ fn a_machine_runs_what_it_was_told_and_says_so() {
     assert!(log.iter().any(|line| line == "hello out"), "{log:?}");
 
     let path = format!("/v1/apps/web/machines/{id}");
-    let env = exec(
-        &cloud,
-        &path,
-        &json!({"command": ["/perch-testserver", "--print", "inside"]}),
-    );
-    assert_eq!(
-        (env["exit_code"].as_i64(), env["stdout"].as_str()),
-        (Some(0), Some("inside\n"))
-    );
+    let env = exec(&cloud, &path, &json!({"command": ["/perch-testserver", "--print", "inside"]}));
+    assert_eq!((env["exit_code"].as_i64(), env["stdout"].as_str()), (Some(0), Some("inside\n")));
     let failed = exec(&cloud, &path, &json!({"cmd": "/perch-testserver --exit 7"}));
     assert_eq!(failed["exit_code"], 7);
 
-    cloud
-        .must("POST", &format!("{path}/stop"), &json!({}))
-        .unwrap();
+    cloud.must("POST", &format!("{path}/stop"), &json!({})).unwrap();
     cloud.reaches("web", &id, "stopped").unwrap();
-    let started = cloud
-        .must("POST", &format!("{path}/start"), &Value::Null)
-        .unwrap();
+    let started = cloud.must("POST", &format!("{path}/start"), &Value::Null).unwrap();
     assert_eq!(started["previous_state"], "stopped");
     cloud.reaches("web", &id, "started").unwrap();
 
-    let events = cloud
-        .must("GET", &format!("{path}/events"), &Value::Null)
-        .unwrap();
-    let kinds: Vec<&str> = events
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|event| event["type"].as_str().unwrap())
-        .collect();
+    let events = cloud.must("GET", &format!("{path}/events"), &Value::Null).unwrap();
+    let kinds: Vec<&str> =
+        events.as_array().unwrap().iter().map(|event| event["type"].as_str().unwrap()).collect();
     assert_eq!(kinds.first(), Some(&"start"), "newest first: {kinds:?}");
     assert_eq!(kinds.last(), Some(&"launch"), "{kinds:?}");
-    let exit = events
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|event| event["type"] == "exit")
-        .unwrap();
-    assert_eq!(
-        exit["request"]["exit_event"]["requested_stop"], true,
-        "{exit}"
-    );
+    let exit = events.as_array().unwrap().iter().find(|event| event["type"] == "exit").unwrap();
+    assert_eq!(exit["request"]["exit_event"]["requested_stop"], true, "{exit}");
 
     let refused = cloud.call("DELETE", &path, &Value::Null).unwrap();
-    assert!(
-        refused.status >= 400,
-        "a running machine is not removed without force"
-    );
-    cloud
-        .must("DELETE", &format!("{path}?force=true"), &Value::Null)
-        .unwrap();
+    assert!(refused.status >= 400, "a running machine is not removed without force");
+    cloud.must("DELETE", &format!("{path}?force=true"), &Value::Null).unwrap();
     cloud.reaches("web", &id, "destroyed").unwrap();
     assert_eq!(cloud.machine_of("web", &id).unwrap()["state"], "destroyed");
-    let list = cloud
-        .must("GET", "/v1/apps/web/machines", &Value::Null)
-        .unwrap();
+    let list = cloud.must("GET", "/v1/apps/web/machines", &Value::Null).unwrap();
     assert_eq!(list, json!([]));
     cloud.finish().unwrap();
 }
@@ -125,24 +91,12 @@ fn an_update_brings_a_new_version_and_keeps_the_address() {
     else {
         return;
     };
-    let image = cloud
-        .app("web", &["--print", "one", "--listen", "0.0.0.0:8080"])
-        .unwrap();
-    let id = cloud
-        .machine("web", &json!({"image": image}), "started")
-        .unwrap();
+    let image = cloud.app("web", &["--print", "one", "--listen", "0.0.0.0:8080"]).unwrap();
+    let id = cloud.machine("web", &json!({"image": image}), "started").unwrap();
     let before = cloud.machine_of("web", &id).unwrap();
-    let second = cloud
-        .push(
-            "web",
-            "two",
-            &["--print", "two", "--listen", "0.0.0.0:8080"],
-        )
-        .unwrap();
+    let second = cloud.push("web", "two", &["--print", "two", "--listen", "0.0.0.0:8080"]).unwrap();
     let path = format!("/v1/apps/web/machines/{id}");
-    cloud
-        .must("POST", &path, &json!({"config": {"image": second}}))
-        .unwrap();
+    cloud.must("POST", &path, &json!({"config": {"image": second}})).unwrap();
     cloud.reaches("web", &id, "started").unwrap();
     let after = cloud.machine_of("web", &id).unwrap();
     assert_ne!(before["instance_id"], after["instance_id"]);
@@ -164,19 +118,9 @@ fn a_program_that_eats_its_memory_is_reported_as_such() {
         "image": image, "guest": {"cpus": 1, "memory_mb": 256}, "restart": {"policy": "no"},
     });
     let id = cloud.machine("eater", &config, "stopped").unwrap();
-    let events = cloud
-        .must(
-            "GET",
-            &format!("/v1/apps/eater/machines/{id}/events"),
-            &Value::Null,
-        )
-        .unwrap();
-    let exit = events
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|event| event["type"] == "exit")
-        .unwrap();
+    let events =
+        cloud.must("GET", &format!("/v1/apps/eater/machines/{id}/events"), &Value::Null).unwrap();
+    let exit = events.as_array().unwrap().iter().find(|event| event["type"] == "exit").unwrap();
     assert_eq!(exit["request"]["exit_event"]["oom_killed"], true, "{exit}");
     assert_eq!(exit["request"]["exit_event"]["exit_code"], 137, "{exit}");
     cloud.finish().unwrap();

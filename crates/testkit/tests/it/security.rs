@@ -8,17 +8,11 @@ fn t1_no_token_no_answer() {
     let Some(cloud) = Cloud::start("t1_no_token_no_answer").unwrap() else {
         return;
     };
-    for path in [
-        "/v1/apps",
-        "/v1/apps/web",
-        "/v1/apps/web/machines",
-        "/v1/platform",
-        "/v1/images",
-    ] {
-        for fields in [
-            &[("Host", "api")][..],
-            &[("Host", "api"), ("Authorization", "Bearer wrong")],
-        ] {
+    for path in ["/v1/apps", "/v1/apps/web", "/v1/apps/web/machines", "/v1/platform", "/v1/images"]
+    {
+        for fields in
+            [&[("Host", "api")][..], &[("Host", "api"), ("Authorization", "Bearer wrong")]]
+        {
             let answer = http::request(cloud.api, "GET", path, fields, b"").unwrap();
             assert_eq!(answer.status, 401, "{path}: {}", answer.text());
         }
@@ -34,41 +28,22 @@ fn k7_root_in_a_machine_is_nobody_on_the_host() {
         return;
     };
     let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
-    cloud
-        .machine("web", &json!({"image": image}), "started")
-        .unwrap();
-    cloud
-        .machine("web", &json!({"image": image}), "started")
-        .unwrap();
-    let output = std::process::Command::new("pgrep")
-        .args(["-f", "^/perch-testserver"])
-        .output()
-        .unwrap();
+    cloud.machine("web", &json!({"image": image}), "started").unwrap();
+    cloud.machine("web", &json!({"image": image}), "started").unwrap();
+    let output =
+        std::process::Command::new("pgrep").args(["-f", "^/perch-testserver"]).output().unwrap();
     let mut owners = Vec::new();
     for pid in String::from_utf8_lossy(&output.stdout).lines() {
         let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         if cgroup.contains(cloud.instance()) {
             let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-            let uid = status
-                .lines()
-                .find_map(|line| line.strip_prefix("Uid:"))
-                .unwrap();
-            owners.push(
-                uid.split_whitespace()
-                    .next()
-                    .unwrap()
-                    .parse::<u32>()
-                    .unwrap(),
-            );
+            let uid = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+            owners.push(uid.split_whitespace().next().unwrap().parse::<u32>().unwrap());
         }
     }
     assert_eq!(owners.len(), 2, "{owners:?}");
     assert!(owners.iter().all(|uid| *uid >= 65_536), "{owners:?}");
-    assert_ne!(
-        owners[0] / 65_536,
-        owners[1] / 65_536,
-        "ranges are disjoint"
-    );
+    assert_ne!(owners[0] / 65_536, owners[1] / 65_536, "ranges are disjoint");
     cloud.finish().unwrap();
 }
 
@@ -78,24 +53,12 @@ fn x2_the_process_that_faces_the_network_is_not_root() {
     let Some(cloud) = Cloud::start(test).unwrap() else {
         return;
     };
-    let (_, front) = cloud
-        .role_pids()
-        .into_iter()
-        .find(|(role, _)| role == "front")
-        .unwrap();
+    let (_, front) = cloud.role_pids().into_iter().find(|(role, _)| role == "front").unwrap();
     let status = std::fs::read_to_string(format!("/proc/{front}/status")).unwrap();
     let field = |name: &str| {
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix(name))
-            .unwrap()
-            .trim()
-            .to_owned()
+        status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned()
     };
-    assert!(
-        field("Uid:").split_whitespace().all(|uid| uid == "64007"),
-        "{status}"
-    );
+    assert!(field("Uid:").split_whitespace().all(|uid| uid == "64007"), "{status}");
     assert_eq!(field("CapEff:").trim_start_matches('0'), "", "{status}");
     assert_eq!(field("Groups:"), "", "{status}");
     cloud.finish().unwrap();
@@ -111,9 +74,7 @@ fn r1_an_image_of_another_name_is_not_pushed_or_read_without_a_token() {
     let path = "/v2/web/manifests/latest";
     let bare = http::request(cloud.api, "GET", path, &[("Host", "api")], b"").unwrap();
     assert_eq!(bare.status, 401);
-    let upload = cloud
-        .call("POST", "/v2/nobodys/blobs/uploads/", &Value::Null)
-        .unwrap();
+    let upload = cloud.call("POST", "/v2/nobodys/blobs/uploads/", &Value::Null).unwrap();
     assert!([401, 403].contains(&upload.status), "{}", upload.text());
     cloud.finish().unwrap();
 }

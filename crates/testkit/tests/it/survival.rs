@@ -11,21 +11,13 @@ const SERVICE: &str = r#"[{"internal_port": 8080, "protocol": "tcp",
 fn web(cloud: &Cloud) -> String {
     let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
     let services: Value = serde_json::from_str(SERVICE).unwrap();
-    cloud
-        .machine(
-            "web",
-            &json!({"image": image, "services": services}),
-            "started",
-        )
-        .unwrap()
+    cloud.machine("web", &json!({"image": image, "services": services}), "started").unwrap()
 }
 
 /// Process ids of everything that runs inside machines of this cloud.
 fn inside(cloud: &Cloud) -> Vec<String> {
-    let output = std::process::Command::new("pgrep")
-        .args(["-f", "^/perch-testserver"])
-        .output()
-        .unwrap();
+    let output =
+        std::process::Command::new("pgrep").args(["-f", "^/perch-testserver"]).output().unwrap();
     let folder = cloud.instance().to_owned();
     String::from_utf8_lossy(&output.stdout)
         .lines()
@@ -48,11 +40,7 @@ fn c4_killing_the_whole_server_leaves_machines_running_and_they_are_adopted() {
     let before = inside(&cloud);
     assert!(!before.is_empty());
     cloud.kill().unwrap();
-    assert_eq!(
-        inside(&cloud),
-        before,
-        "the machine does not stop with the server"
-    );
+    assert_eq!(inside(&cloud), before, "the machine does not stop with the server");
     cloud.boot().unwrap();
     assert_eq!(inside(&cloud), before, "adopted, not started again");
     assert_eq!(cloud.machine_of("web", &id).unwrap()["state"], "started");
@@ -66,9 +54,7 @@ fn c4_killing_the_whole_server_leaves_machines_running_and_they_are_adopted() {
         )
         .unwrap();
     assert_eq!(output["stdout"], "x\n");
-    cloud
-        .must("POST", &format!("{path}/stop"), &json!({}))
-        .unwrap();
+    cloud.must("POST", &format!("{path}/stop"), &json!({})).unwrap();
     cloud.reaches("web", &id, "stopped").unwrap();
     cloud.finish().unwrap();
 }
@@ -83,17 +69,11 @@ fn each_process_of_the_server_comes_back_alone() {
     for role in ["host", "front", "builder"] {
         cloud.kill_role(role).unwrap();
         let answer = wait_for("the app to answer", Duration::from_secs(20), || {
-            cloud
-                .get("web", "/")
-                .ok()
-                .filter(|answer| answer.status == 200)
+            cloud.get("web", "/").ok().filter(|answer| answer.status == 200)
         });
         answer.unwrap_or_else(|error| panic!("after {role}: {error}\n{}", cloud.server_log()));
         wait_for("the API to answer", Duration::from_secs(20), || {
-            cloud
-                .machine_of("web", &id)
-                .ok()
-                .filter(|machine| machine["state"] == "started")
+            cloud.machine_of("web", &id).ok().filter(|machine| machine["state"] == "started")
         })
         .unwrap();
     }
@@ -108,12 +88,7 @@ fn the_edge_serves_while_the_host_agent_is_away() {
     };
     web(&cloud);
     assert_eq!(cloud.get("web", "/").unwrap().status, 200);
-    let host = cloud
-        .role_pids()
-        .into_iter()
-        .find(|(role, _)| role == "host")
-        .unwrap()
-        .1;
+    let host = cloud.role_pids().into_iter().find(|(role, _)| role == "host").unwrap().1;
     let host = rustix::process::Pid::from_raw(host).unwrap();
     rustix::process::kill_process(host, rustix::process::Signal::STOP).unwrap();
     let answer = cloud.get("web", "/");
@@ -130,16 +105,11 @@ fn a_machine_whose_monitor_was_killed_is_started_again() {
     };
     let id = web(&cloud);
     let before = inside(&cloud);
-    let monitors = std::process::Command::new("pgrep")
-        .args(["-f", "perch-monitor"])
-        .output()
-        .unwrap();
+    let monitors =
+        std::process::Command::new("pgrep").args(["-f", "perch-monitor"]).output().unwrap();
     for pid in String::from_utf8_lossy(&monitors.stdout).lines() {
         let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let files = std::fs::read_dir(format!("/proc/{pid}/fd"))
-            .into_iter()
-            .flatten()
-            .flatten();
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         let ours = line.contains(&*cloud.data().to_string_lossy())
             || files
                 .filter_map(|file| std::fs::read_link(file.path()).ok())
@@ -150,26 +120,13 @@ fn a_machine_whose_monitor_was_killed_is_started_again() {
         }
     }
     let path = format!("/v1/apps/web/machines/{id}");
-    wait_for(
-        "the machine to be started again",
-        Duration::from_secs(20),
-        || {
-            let after = inside(&cloud);
-            (!after.is_empty() && after != before).then_some(())
-        },
-    )
+    wait_for("the machine to be started again", Duration::from_secs(20), || {
+        let after = inside(&cloud);
+        (!after.is_empty() && after != before).then_some(())
+    })
     .unwrap();
     cloud.reaches("web", &id, "started").unwrap();
-    let events = cloud
-        .must("GET", &format!("{path}/events"), &Value::Null)
-        .unwrap();
-    assert!(
-        events
-            .as_array()
-            .unwrap()
-            .iter()
-            .any(|event| event["type"] == "exit"),
-        "{events}"
-    );
+    let events = cloud.must("GET", &format!("{path}/events"), &Value::Null).unwrap();
+    assert!(events.as_array().unwrap().iter().any(|event| event["type"] == "exit"), "{events}");
     cloud.finish().unwrap();
 }

@@ -93,35 +93,21 @@ impl AppConfig {
             restart: self.restart_of(group),
             ..MachineConfig::default()
         };
-        config
-            .env
-            .insert("FLY_PROCESS_GROUP".to_owned(), group.to_owned());
+        config.env.insert("FLY_PROCESS_GROUP".to_owned(), group.to_owned());
         if let Some(region) = &self.primary_region {
             config.env.insert(PRIMARY_REGION.to_owned(), region.clone());
         }
-        config
-            .metadata
-            .insert("fly_platform_version".to_owned(), "v2".to_owned());
-        config
-            .metadata
-            .insert(GROUP_KEY.to_owned(), group.to_owned());
-        if let Some(http) = self
-            .http_service
-            .as_ref()
-            .filter(|it| self.is_of(&it.processes, group))
+        config.metadata.insert("fly_platform_version".to_owned(), "v2".to_owned());
+        config.metadata.insert(GROUP_KEY.to_owned(), group.to_owned());
+        if let Some(http) = self.http_service.as_ref().filter(|it| self.is_of(&it.processes, group))
         {
             config.services.push(http_service(http));
         }
-        let services = self
-            .services
-            .iter()
-            .filter(|it| self.is_of(&it.processes, group));
+        let services = self.services.iter().filter(|it| self.is_of(&it.processes, group));
         config.services.extend(services.map(service));
         for (name, check) in &self.checks {
             if self.is_of(&check.processes, group) {
-                config
-                    .checks
-                    .insert(name.clone(), self.top_level_check(name, check)?);
+                config.checks.insert(name.clone(), self.top_level_check(name, check)?);
             }
         }
         if self.stop_signal().is_some() || self.stop_timeout().is_some() {
@@ -146,9 +132,7 @@ impl AppConfig {
         let known = self.groups();
         let check = |section: &str, groups: &[String], required: bool| {
             if required && groups.is_empty() && !self.processes.is_empty() {
-                return Err(ExpandError::GroupMissing {
-                    section: section.to_owned(),
-                });
+                return Err(ExpandError::GroupMissing { section: section.to_owned() });
             }
             match groups.iter().find(|group| !known.contains(&group.as_str())) {
                 Some(group) => Err(ExpandError::UnknownGroup {
@@ -183,23 +167,14 @@ impl AppConfig {
                 field,
                 rule,
             };
-            if check
-                .interval
-                .is_some_and(|interval| interval.get().as_secs() < 2)
-            {
+            if check.interval.is_some_and(|interval| interval.get().as_secs() < 2) {
                 return Err(bounds("interval", "at least 2s"));
             }
-            if check
-                .timeout
-                .is_some_and(|timeout| timeout.get().as_secs() > 60)
-            {
+            if check.timeout.is_some_and(|timeout| timeout.get().as_secs() > 60) {
                 return Err(bounds("timeout", "at most 60s"));
             }
         }
-        if self
-            .stop_timeout()
-            .is_some_and(|it| it > crate::machine_config::STOP_TIMEOUT_MAX)
-        {
+        if self.stop_timeout().is_some_and(|it| it > crate::machine_config::STOP_TIMEOUT_MAX) {
             return Err(ExpandError::Bounds {
                 section: "the file".to_owned(),
                 field: "kill_timeout",
@@ -217,10 +192,8 @@ impl AppConfig {
             init.exec.clone_from(&old.exec);
         }
         if let Some(command) = self.processes.get(group) {
-            let words = split_words(command).map_err(|source| ExpandError::Command {
-                group: group.to_owned(),
-                source,
-            })?;
+            let words = split_words(command)
+                .map_err(|source| ExpandError::Command { group: group.to_owned(), source })?;
             if !words.is_empty() {
                 init.cmd = words;
             }
@@ -252,31 +225,20 @@ impl AppConfig {
     }
 
     fn restart_of(&self, group: &str) -> Option<RestartConfig> {
-        let section = self
-            .restart
-            .iter()
-            .find(|it| self.is_of(&it.processes, group))?;
+        let section = self.restart.iter().find(|it| self.is_of(&it.processes, group))?;
         let policy = section.policy.map(|word| match word {
             RestartWord::Always => RestartPolicy::Always,
             RestartWord::Never => RestartPolicy::No,
             RestartWord::OnFailure => RestartPolicy::OnFailure,
         });
-        Some(RestartConfig {
-            policy,
-            max_retries: section.retries,
-            ..RestartConfig::default()
-        })
+        Some(RestartConfig { policy, max_retries: section.retries, ..RestartConfig::default() })
     }
 
     fn top_level_check(&self, name: &str, section: &CheckSection) -> Result<Check, ExpandError> {
         let mut check = check_of(section, section.kind);
-        check.port = check
-            .port
-            .or_else(|| Some(self.http_service.as_ref()?.internal_port));
+        check.port = check.port.or_else(|| Some(self.http_service.as_ref()?.internal_port));
         if check.port.is_none() {
-            return Err(ExpandError::CheckPort {
-                name: name.to_owned(),
-            });
+            return Err(ExpandError::CheckPort { name: name.to_owned() });
         }
         Ok(check)
     }
@@ -284,9 +246,7 @@ impl AppConfig {
 
 /// Returns CPU and memory of a preset (contract 1.13).
 fn preset(size: &str) -> Result<GuestConfig, ExpandError> {
-    let unknown = || ExpandError::UnknownSize {
-        size: size.to_owned(),
-    };
+    let unknown = || ExpandError::UnknownSize { size: size.to_owned() };
     let (kind, rest, mb_per_cpu, allowed): (_, _, _, &[u32]) =
         if let Some(rest) = size.strip_prefix("shared-cpu-") {
             (CpuKind::Shared, rest, SHARED_MB_PER_CPU, &[1, 2, 4, 6, 8])
@@ -337,25 +297,15 @@ fn http_service(http: &HttpService) -> Service {
                 ..Port::default()
             },
         ],
-        checks: http
-            .checks
-            .iter()
-            .map(|it| check_of(it, Some(CheckKind::Http)))
-            .collect(),
+        checks: http.checks.iter().map(|it| check_of(it, Some(CheckKind::Http))).collect(),
         concurrency: http.concurrency.clone(),
         other: Other::new(),
     }
 }
 
 fn service(section: &ServiceSection) -> Service {
-    let tcp = section
-        .tcp_checks
-        .iter()
-        .map(|it| check_of(it, Some(CheckKind::Tcp)));
-    let http = section
-        .http_checks
-        .iter()
-        .map(|it| check_of(it, Some(CheckKind::Http)));
+    let tcp = section.tcp_checks.iter().map(|it| check_of(it, Some(CheckKind::Tcp)));
+    let http = section.http_checks.iter().map(|it| check_of(it, Some(CheckKind::Http)));
     Service {
         protocol: section.protocol,
         internal_port: section.internal_port,
@@ -394,11 +344,7 @@ fn headers_of(headers: Value) -> Value {
     table
         .into_iter()
         .map(|(name, value)| {
-            let values = if value.is_array() {
-                value
-            } else {
-                Value::Array(vec![value])
-            };
+            let values = if value.is_array() { value } else { Value::Array(vec![value]) };
             serde_json::json!({"name": name, "values": values})
         })
         .collect()

@@ -145,9 +145,7 @@ where
             .into_iter()
             .map(|(name, command)| match command {
                 Value::String(command) => Ok((name, command)),
-                _ => Err(D::Error::custom(format!(
-                    "the command of `{name}` must be text"
-                ))),
+                _ => Err(D::Error::custom(format!("the command of `{name}` must be text"))),
             })
             .collect(),
         Value::Array(list) => list
@@ -158,9 +156,7 @@ where
                     .map_err(D::Error::custom)
             })
             .collect(),
-        _ => Err(D::Error::custom(
-            "expected a table of process groups and commands",
-        )),
+        _ => Err(D::Error::custom("expected a table of process groups and commands")),
     }
 }
 
@@ -172,10 +168,9 @@ where
     let check = |value| serde_json::from_value(value).map_err(D::Error::custom);
     match Value::deserialize(deserializer)? {
         Value::Null => Ok(BTreeMap::new()),
-        Value::Object(table) => table
-            .into_iter()
-            .map(|(name, value)| Ok((name, check(value)?)))
-            .collect(),
+        Value::Object(table) => {
+            table.into_iter().map(|(name, value)| Ok((name, check(value)?))).collect()
+        }
         Value::Array(list) => list
             .into_iter()
             .map(|mut value| {
@@ -210,9 +205,7 @@ where
                 ..Concurrency::default()
             }))
         }
-        table => serde_json::from_value(table)
-            .map(Some)
-            .map_err(D::Error::custom),
+        table => serde_json::from_value(table).map(Some).map_err(D::Error::custom),
     }
 }
 
@@ -231,9 +224,7 @@ where
 {
     match Value::deserialize(deserializer)? {
         Value::Null => Ok(None),
-        value => port_of(&value)
-            .map(Some)
-            .ok_or_else(|| D::Error::custom(PORT_EXPECTED)),
+        value => port_of(&value).map(Some).ok_or_else(|| D::Error::custom(PORT_EXPECTED)),
     }
 }
 
@@ -263,9 +254,7 @@ where
             }
         }
     }
-    many.into_iter()
-        .map(|port| serde_json::from_value(port).map_err(D::Error::custom))
-        .collect()
+    many.into_iter().map(|port| serde_json::from_value(port).map_err(D::Error::custom)).collect()
 }
 
 /// Reads memory: `"512mb"`, `"1gb"`, `"512"`, or an integer of MiB.
@@ -276,11 +265,9 @@ where
     let expected = || D::Error::custom("expected memory such as \"512mb\" or \"1gb\"");
     match Value::deserialize(deserializer)? {
         Value::Null => Ok(None),
-        Value::Number(number) => number
-            .as_u64()
-            .and_then(|mb| u32::try_from(mb).ok())
-            .map(Some)
-            .ok_or_else(expected),
+        Value::Number(number) => {
+            number.as_u64().and_then(|mb| u32::try_from(mb).ok()).map(Some).ok_or_else(expected)
+        }
         Value::String(text) => memory_mb(&text).map(Some).ok_or_else(expected),
         Value::Bool(_) | Value::Array(_) | Value::Object(_) => Err(expected()),
     }

@@ -31,16 +31,8 @@ pub struct Unsupported {
 use Severity::{Refuse, Warn};
 
 const TOP: &[(&str, Severity, &str)] = &[
-    (
-        "mounts",
-        Refuse,
-        "volumes are not offered yet; data would be lost with the machine",
-    ),
-    (
-        "mount",
-        Refuse,
-        "volumes are not offered yet; data would be lost with the machine",
-    ),
+    ("mounts", Refuse, "volumes are not offered yet; data would be lost with the machine"),
+    ("mount", Refuse, "volumes are not offered yet; data would be lost with the machine"),
     ("files", Refuse, "copy the files into the image"),
     ("statics", Refuse, "let the program serve them"),
     ("machine_config", Refuse, "write its keys into this file"),
@@ -54,56 +46,20 @@ const TOP: &[(&str, Severity, &str)] = &[
 ];
 
 const BUILD: &[(&str, Severity, &str)] = &[
-    (
-        "builder",
-        Refuse,
-        "write a Dockerfile; buildpacks are not offered",
-    ),
-    (
-        "buildpacks",
-        Refuse,
-        "write a Dockerfile; buildpacks are not offered",
-    ),
-    (
-        "builtin",
-        Refuse,
-        "write a Dockerfile, or let `perch launch` write one",
-    ),
+    ("builder", Refuse, "write a Dockerfile; buildpacks are not offered"),
+    ("buildpacks", Refuse, "write a Dockerfile; buildpacks are not offered"),
+    ("builtin", Refuse, "write a Dockerfile, or let `perch launch` write one"),
     ("compose", Refuse, "a machine runs one program"),
     ("settings", Warn, "it belongs to `builtin`"),
-    (
-        "compression",
-        Warn,
-        "layers are stored in the platform's own form",
-    ),
-    (
-        "compression_level",
-        Warn,
-        "layers are stored in the platform's own form",
-    ),
+    ("compression", Warn, "layers are stored in the platform's own form"),
+    ("compression_level", Warn, "layers are stored in the platform's own form"),
 ];
 
 const DEPLOY: &[(&str, Severity, &str)] = &[
-    (
-        "release_command",
-        Refuse,
-        "run it in the program's start for now",
-    ),
-    (
-        "release_command_vm",
-        Refuse,
-        "it belongs to `release_command`",
-    ),
-    (
-        "release_command_timeout",
-        Warn,
-        "it belongs to `release_command`",
-    ),
-    (
-        "seed_command",
-        Refuse,
-        "run it with `perch machine exec` for now",
-    ),
+    ("release_command", Refuse, "run it in the program's start for now"),
+    ("release_command_vm", Refuse, "it belongs to `release_command`"),
+    ("release_command_timeout", Warn, "it belongs to `release_command`"),
+    ("seed_command", Refuse, "run it with `perch machine exec` for now"),
 ];
 
 const SERVICE: &[(&str, Severity, &str)] =
@@ -119,18 +75,10 @@ const VM: &[(&str, Severity, &str)] = &[
 
 const EXPERIMENTAL: &[(&str, Severity, &str)] = &[
     ("machine_config", Refuse, "write its keys into this file"),
-    (
-        "auto_rollback",
-        Warn,
-        "a failed deploy always puts the old version back",
-    ),
+    ("auto_rollback", Warn, "a failed deploy always puts the old version back"),
     ("enable_consul", Refuse, "there is no such service"),
     ("enable_etcd", Refuse, "there is no such service"),
-    (
-        "lazy_load_images",
-        Warn,
-        "images are always kept on the host",
-    ),
+    ("lazy_load_images", Warn, "images are always kept on the host"),
     ("attached", Warn, "secrets are not offered yet"),
     ("metrics_port", Warn, "metrics are not collected yet"),
     ("metrics_path", Warn, "metrics are not collected yet"),
@@ -146,11 +94,7 @@ impl AppConfig {
         section(&mut found, "", &self.other, TOP);
         if let Some(build) = &self.build {
             section(&mut found, "build.", &build.other, BUILD);
-            if build
-                .dockerfile
-                .as_deref()
-                .is_some_and(|path| path.contains("://"))
-            {
+            if build.dockerfile.as_deref().is_some_and(|path| path.contains("://")) {
                 found.push(Unsupported {
                     key: "build.dockerfile".to_owned(),
                     severity: Refuse,
@@ -163,12 +107,8 @@ impl AppConfig {
         }
         if let Some(http) = &self.http_service {
             let known = |key: &str| matches!(key, "http_options" | "tls_options");
-            let other: Other = http
-                .other
-                .clone()
-                .into_iter()
-                .filter(|(key, _)| !known(key))
-                .collect();
+            let other: Other =
+                http.other.clone().into_iter().filter(|(key, _)| !known(key)).collect();
             section(&mut found, "http_service.", &other, SERVICE);
         }
         for service in &self.services {
@@ -178,12 +118,7 @@ impl AppConfig {
             section(&mut found, "vm.", &vm.other, VM);
         }
         if let Some(experimental) = &self.experimental {
-            section(
-                &mut found,
-                "experimental.",
-                &experimental.other,
-                EXPERIMENTAL,
-            );
+            section(&mut found, "experimental.", &experimental.other, EXPERIMENTAL);
         }
         if matches!(self.strategy(), Strategy::Canary | Strategy::BlueGreen) {
             found.push(Unsupported {
@@ -210,11 +145,7 @@ fn section(
         let entry = known.iter().find(|(name, ..)| name == key);
         let (severity, note) =
             entry.map_or((Warn, UNKNOWN), |(_, severity, note)| (*severity, *note));
-        found.push(Unsupported {
-            key: format!("{prefix}{key}"),
-            severity,
-            note,
-        });
+        found.push(Unsupported { key: format!("{prefix}{key}"), severity, note });
     }
 }
 

@@ -56,10 +56,7 @@ fn groups_get_their_own_command_services_and_size() {
     assert_eq!(config.groups(), ["web", "worker"]);
     assert_eq!(config.default_group(), "web");
     let web = machine(&config, "web");
-    assert_eq!(
-        web["init"],
-        serde_json::json!({"cmd": ["serve", "--name", "a b"]})
-    );
+    assert_eq!(web["init"], serde_json::json!({"cmd": ["serve", "--name", "a b"]}));
     assert_eq!(
         web["services"][0]["concurrency"],
         serde_json::json!({"type": "requests", "soft_limit": 20, "hard_limit": 25})
@@ -90,10 +87,7 @@ fn older_spellings_are_read() {
     assert_eq!(config.env["B"], "2.5");
     assert_eq!(config.processes["app"], "run");
     assert_eq!(config.checks["up"].port, Some(80));
-    assert_eq!(
-        config.build.as_ref().unwrap().target.as_deref(),
-        Some("prod")
-    );
+    assert_eq!(config.build.as_ref().unwrap().target.as_deref(), Some("prod"));
     assert_eq!(config.build.as_ref().unwrap().args["N"], "1");
     assert_eq!(config.stop_signal(), Some(Signal::SigQuit));
     assert_eq!(config.stop_timeout(), Some(GoDuration::from_secs(7)));
@@ -103,12 +97,7 @@ fn older_spellings_are_read() {
 
 #[test]
 fn contradictions_name_both_sides() {
-    let error = |json| {
-        config(json)
-            .to_machine_config("app", "i")
-            .unwrap_err()
-            .to_string()
-    };
+    let error = |json| config(json).to_machine_config("app", "i").unwrap_err().to_string();
     let errors = [
         error(serde_json::json!({"http_service": {"internal_port": 1, "processes": ["x"]}})),
         error(serde_json::json!({"processes": {"app": "a"}, "http_service": {"internal_port": 1}})),
@@ -164,10 +153,7 @@ fn words_are_split_as_a_shell_does() {
     for (line, words) in [
         ("", vec![]),
         ("  a  b ", vec!["a", "b"]),
-        (
-            r#"a "b c" 'd "e"' f\ g"#,
-            vec!["a", "b c", "d \"e\"", "f g"],
-        ),
+        (r#"a "b c" 'd "e"' f\ g"#, vec!["a", "b c", "d \"e\"", "f g"]),
         (r#""" ''"#, vec!["", ""]),
         (r#""a\"b\n""#, vec![r#"a"b\n"#]),
     ] {

@@ -36,8 +36,7 @@ pub fn split_words(line: &str) -> Result<Vec<String>, UnclosedQuote> {
             }
             (Quote::Single, '\'') | (Quote::Double, '"') => quote = Quote::None,
             (Quote::None, '\\') => {
-                word.get_or_insert_default()
-                    .push(characters.next().ok_or(UnclosedQuote)?);
+                word.get_or_insert_default().push(characters.next().ok_or(UnclosedQuote)?);
             }
             (Quote::Double, '\\') => {
                 let next = characters.next().ok_or(UnclosedQuote)?;

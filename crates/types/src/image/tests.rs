@@ -15,18 +15,12 @@ fn short_names_become_full_ones() {
         ("redis:7", "docker.io/library/redis:7"),
         ("bitnami/redis", "docker.io/bitnami/redis:latest"),
         ("docker.io/redis", "docker.io/library/redis:latest"),
-        (
-            "index.docker.io/redis:7.2-alpine",
-            "docker.io/library/redis:7.2-alpine",
-        ),
+        ("index.docker.io/redis:7.2-alpine", "docker.io/library/redis:7.2-alpine"),
         ("localhost/app", "localhost/app:latest"),
         ("localhost:5000/app:v1", "localhost:5000/app:v1"),
         ("[::1]:5000/app", "[::1]:5000/app:latest"),
         ("GHCR.io/org/app_x/y__z:V1", "ghcr.io/org/app_x/y__z:V1"),
-        (
-            "registry.internal/my-app:deployment-01",
-            "registry.internal/my-app:deployment-01",
-        ),
+        ("registry.internal/my-app:deployment-01", "registry.internal/my-app:deployment-01"),
     ];
     for (text, full) in table {
         assert_eq!(text.parse::<Reference>().expect(text).to_string(), full);
@@ -34,10 +28,7 @@ fn short_names_become_full_ones() {
     let digest = format!("redis@sha256:{HEX}");
     let parsed: Reference = digest.parse().expect("digest");
     assert_eq!(parsed.tag(), None);
-    assert_eq!(
-        parsed.to_string(),
-        format!("docker.io/library/redis@sha256:{HEX}")
-    );
+    assert_eq!(parsed.to_string(), format!("docker.io/library/redis@sha256:{HEX}"));
     let both: Reference = format!("redis:7@sha256:{HEX}").parse().expect("both");
     assert_eq!(both.tag(), Some("7"));
     assert_eq!(both.digest().map(Digest::hex), Some(HEX));
@@ -77,20 +68,14 @@ fn broken_names_are_refused() {
     for text in table {
         assert!(text.parse::<Reference>().is_err(), "{text:?} was accepted");
     }
-    "a".repeat(REPOSITORY_BYTES_MAX + 1)
-        .parse::<Reference>()
-        .unwrap_err();
-    format!("a:{}", "t".repeat(TAG_BYTES_MAX + 1))
-        .parse::<Reference>()
-        .unwrap_err();
+    "a".repeat(REPOSITORY_BYTES_MAX + 1).parse::<Reference>().unwrap_err();
+    format!("a:{}", "t".repeat(TAG_BYTES_MAX + 1)).parse::<Reference>().unwrap_err();
 }
 
 #[test]
 fn digests_are_lowercase_sha256_only() {
     format!("sha256:{HEX}").parse::<Digest>().unwrap();
-    format!("sha256:{}", HEX.to_uppercase())
-        .parse::<Digest>()
-        .unwrap_err();
+    format!("sha256:{}", HEX.to_uppercase()).parse::<Digest>().unwrap_err();
     HEX.parse::<Digest>().unwrap_err();
     serde_json::from_str::<Digest>("\"sha256:zz\"").unwrap_err();
     assert_eq!(Digest::from_sha256(&[0xab; 32]).hex(), "ab".repeat(32));

@@ -58,11 +58,8 @@ pub(crate) async fn run(
         drop(mode);
         return ended(result.during(what)?);
     }
-    let request = ExecRequest {
-        command: args.command,
-        timeout: args.timeout,
-        ..ExecRequest::default()
-    };
+    let request =
+        ExecRequest { command: args.command, timeout: args.timeout, ..ExecRequest::default() };
     let answer = api.exec(app, &args.id, &request).await.during(&what)?;
     if invocation.ui.is_json() {
         invocation.ui.json(&answer);

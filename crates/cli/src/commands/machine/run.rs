@@ -95,7 +95,8 @@ pub(crate) async fn run(
 }
 
 fn request(args: RunArgs) -> Result<CreateMachineRequest> {
-    let mut config = MachineConfig { image: args.image, auto_destroy: args.rm, ..MachineConfig::default() };
+    let mut config =
+        MachineConfig { image: args.image, auto_destroy: args.rm, ..MachineConfig::default() };
     config.init.cmd = args.command;
     for pair in &args.env {
         let (name, value) = pair.split_once('=').ok_or_else(|| {
@@ -104,23 +105,24 @@ fn request(args: RunArgs) -> Result<CreateMachineRequest> {
         config.env.insert(name.to_owned(), value.to_owned());
     }
     if args.memory.is_some() || args.cpus.is_some() {
-        config.guest = Some(GuestConfig {
-            cpus: args.cpus,
-            memory_mb: args.memory,
-            ..GuestConfig::default()
-        });
+        config.guest =
+            Some(GuestConfig { cpus: args.cpus, memory_mb: args.memory, ..GuestConfig::default() });
     }
     let policy = args.restart.map(|restart| match restart {
         Restart::No => RestartPolicy::No,
         Restart::Always => RestartPolicy::Always,
         Restart::OnFailure => RestartPolicy::OnFailure,
     });
-    config.restart = policy.map(|it| RestartConfig { policy: Some(it), ..RestartConfig::default() });
+    config.restart =
+        policy.map(|it| RestartConfig { policy: Some(it), ..RestartConfig::default() });
     if let Some(internal_port) = args.port {
         let port = |port, handlers| Port { port: Some(port), handlers, ..Port::default() };
         config.services.push(Service {
             internal_port,
-            ports: vec![port(80, vec![Handler::Http]), port(443, vec![Handler::Http, Handler::Tls])],
+            ports: vec![
+                port(80, vec![Handler::Http]),
+                port(443, vec![Handler::Http, Handler::Tls]),
+            ],
             ..Service::default()
         });
     }

@@ -41,7 +41,9 @@ impl Actor {
                 }
                 continue;
             }
-            let Some(queued) = self.queued.pop_front() else { return };
+            let Some(queued) = self.queued.pop_front() else {
+                return;
+            };
             // What was true when it was accepted may not be any more.
             let admission = admit(self.record.state, &[], (&queued.command).into());
             let begun = match admission {
@@ -70,9 +72,10 @@ impl Actor {
             host::Command::Stop { signal, timeout } => {
                 let config = &self.record.version.config;
                 let signal = signal.unwrap_or_else(|| config.stop_signal()).number();
-                let timeout = timeout.map_or_else(|| config.stop_timeout(), |timeout| {
-                    timeout.min(perch_types::machine_config::STOP_TIMEOUT_MAX)
-                });
+                let timeout = timeout.map_or_else(
+                    || config.stop_timeout(),
+                    |timeout| timeout.min(perch_types::machine_config::STOP_TIMEOUT_MAX),
+                );
                 let grace_ms = u64::try_from(timeout.get().as_millis()).unwrap_or(u64::MAX);
                 self.begin_stop(signal, grace_ms, false).await
             }
@@ -92,7 +95,8 @@ impl Actor {
                     ApiError::new(Code::Internal, "the update's image was not resolved")
                 })?;
                 let upper = self.record.upper_for(&config, &image, &instance);
-                let next = Version { instance, epoch, config: *config, config_digest, image, upper };
+                let next =
+                    Version { instance, epoch, config: *config, config_digest, image, upper };
                 self.begin_update(next, skip_launch).await
             }
             host::Command::Destroy { .. } => self.begin_destroy(true).await,
@@ -217,8 +221,11 @@ impl Actor {
             }
         };
         let db = &self.shared.db;
-        let begun: Result<_, perch_durable::Error> =
-            if frees_space { db.write_reserved(work).await } else { db.write(move |tx| work(tx)).await };
+        let begun: Result<_, perch_durable::Error> = if frees_space {
+            db.write_reserved(work).await
+        } else {
+            db.write(move |tx| work(tx)).await
+        };
         let open = begun.map_err(|error| self.shared.db_error(&error))?;
         self.record = record;
         if let (Some(open), Some(input)) = (open, input) {

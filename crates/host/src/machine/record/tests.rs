@@ -2,7 +2,8 @@ use super::*;
 
 /// Returns a machine that was just made.
 pub(crate) fn record() -> Record {
-    let config: MachineConfig = serde_json::from_value(serde_json::json!({"image": "web:1"})).unwrap();
+    let config: MachineConfig =
+        serde_json::from_value(serde_json::json!({"image": "web:1"})).unwrap();
     let instance = InstanceId::from_parts(1_700_000_000_000, 7);
     Record {
         id: MachineId::from_bits(0xabc),

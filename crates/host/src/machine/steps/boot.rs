@@ -59,8 +59,7 @@ pub(super) async fn make(work: &mut Work, version: &Version, number: u64) -> Res
         stop_grace_ms: u64::try_from(config.stop_timeout().get().as_millis()).unwrap_or(u64::MAX),
     };
     let began = std::time::Instant::now();
-    let instance: Arc<dyn Instance> =
-        Arc::from(work.shared.effects.runtime.create(&spec).await?);
+    let instance: Arc<dyn Instance> = Arc::from(work.shared.effects.runtime.create(&spec).await?);
     work.shared.note_step("boot: create", began.elapsed().as_secs_f64() * 1e3);
     work.instance = Some(instance);
     Ok(())

@@ -31,10 +31,7 @@ pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
         .map_err(|error| Fault::permanent(Code::Internal, error.to_string()))
 }
 
-async fn end(
-    work: &Work,
-    instance: &dyn Instance,
-) -> Result<perch_runtime::ExitStatus, Fault> {
+async fn end(work: &Work, instance: &dyn Instance) -> Result<perch_runtime::ExitStatus, Fault> {
     let input = work.input;
     let asked = if input.signal == KILL {
         instance.kill().await

@@ -19,7 +19,9 @@ const CHILD: &str = "machines::adoption::agent_of_another_test";
 /// Not a test of its own: what the child of the tests below does.
 #[test]
 fn agent_of_another_test() {
-    let Ok(folder) = std::env::var(AGENT) else { return };
+    let Ok(folder) = std::env::var(AGENT) else {
+        return;
+    };
     Server::adopt(Path::new(&folder), |server| async move {
         let host = server.start().await;
         let request = machine(1, "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.02; done");
@@ -61,29 +63,32 @@ fn pid(server: &Server, id: &perch_types::MachineId) -> String {
 
 #[test]
 fn c4_a_killed_agent_finds_its_machines_and_finishes_what_it_began() {
-    Server::run("c4_a_killed_agent_finds_its_machines_and_finishes_what_it_began", |server| async move {
-        let mut child = agent(&server.folder);
-        let (first, second) = (machine(1, "").id, machine(2, "").id);
-        let before = pid(&server, &first);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let seen = server.output(&first);
-        let host = server.start().await;
-        let found = wait(&host, &first, "started").await;
-        assert_eq!(pid(&server, &first), before);
-        assert_eq!(found.events.len(), 2, "{:?}", found.events);
-        let next = format!("tick {}\n", seen.lines().count() + 5);
-        server.wait_for_output(&first, &next).await;
-        assert_eq!(exec(&host, &first, "echo here").await.unwrap(), "here\n");
+    Server::run(
+        "c4_a_killed_agent_finds_its_machines_and_finishes_what_it_began",
+        |server| async move {
+            let mut child = agent(&server.folder);
+            let (first, second) = (machine(1, "").id, machine(2, "").id);
+            let before = pid(&server, &first);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let seen = server.output(&first);
+            let host = server.start().await;
+            let found = wait(&host, &first, "started").await;
+            assert_eq!(pid(&server, &first), before);
+            assert_eq!(found.events.len(), 2, "{:?}", found.events);
+            let next = format!("tick {}\n", seen.lines().count() + 5);
+            server.wait_for_output(&first, &next).await;
+            assert_eq!(exec(&host, &first, "echo here").await.unwrap(), "here\n");
 
-        wait(&host, &second, "started").await;
-        server.wait_for_output(&second, "second").await;
+            wait(&host, &second, "started").await;
+            server.wait_for_output(&second, "second").await;
 
-        // Its end is seen by the new agent.
-        tell(&host, &first, Command::Stop { signal: None, timeout: None }).await;
-        wait(&host, &first, "stopped").await;
-        host.remove_everything().await.unwrap();
-    });
+            // Its end is seen by the new agent.
+            tell(&host, &first, Command::Stop { signal: None, timeout: None }).await;
+            wait(&host, &first, "stopped").await;
+            host.remove_everything().await.unwrap();
+        },
+    );
 }
 
 #[test]

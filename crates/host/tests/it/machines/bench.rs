@@ -37,7 +37,10 @@ fn measured() {
             started.push(began.elapsed().as_secs_f64() * 1e3);
             server.wait_for_output(&id, "hello").await;
             first.push(began.elapsed().as_secs_f64() * 1e3);
-            let kill = Command::Stop { signal: Some(perch_types::machine_config::Signal::SigKill), timeout: None };
+            let kill = Command::Stop {
+                signal: Some(perch_types::machine_config::Signal::SigKill),
+                timeout: None,
+            };
             tell(&host, &id, kill).await;
             wait(&host, &id, "stopped").await;
             let began = Instant::now();

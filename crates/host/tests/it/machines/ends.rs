@@ -85,18 +85,21 @@ fn running_out_of_memory_is_reported() {
 
 #[test]
 fn a_machine_that_destroys_itself_can_be_asked_about_afterwards() {
-    Server::run("a_machine_that_destroys_itself_can_be_asked_about_afterwards", |server| async move {
-        let host = server.start().await;
-        let mut request = machine(1, "echo migrated; exit 0");
-        request.config.auto_destroy = true;
-        let id = request.id.clone();
-        host.create(request).await.unwrap();
-        let gone = wait(&host, &id, "destroyed").await;
-        let kinds: Vec<&str> = gone.events.iter().map(|event| event.kind.as_str()).collect();
-        assert_eq!(kinds, ["destroy", "exit", "start", "launch"]);
-        server.wait_for_output(&id, "migrated").await;
-        host.remove_everything().await.unwrap();
-    });
+    Server::run(
+        "a_machine_that_destroys_itself_can_be_asked_about_afterwards",
+        |server| async move {
+            let host = server.start().await;
+            let mut request = machine(1, "echo migrated; exit 0");
+            request.config.auto_destroy = true;
+            let id = request.id.clone();
+            host.create(request).await.unwrap();
+            let gone = wait(&host, &id, "destroyed").await;
+            let kinds: Vec<&str> = gone.events.iter().map(|event| event.kind.as_str()).collect();
+            assert_eq!(kinds, ["destroy", "exit", "start", "launch"]);
+            server.wait_for_output(&id, "migrated").await;
+            host.remove_everything().await.unwrap();
+        },
+    );
 }
 
 #[test]
@@ -164,7 +167,8 @@ fn a_machine_that_listens_elsewhere_says_where() {
         let host = server.start().await;
         let mut request = machine(1, "httpd -p 127.0.0.1:8000; exec sleep 1000");
         request.config.services =
-            serde_json::from_value(serde_json::json!([{"internal_port": 8080, "ports": []}])).unwrap();
+            serde_json::from_value(serde_json::json!([{"internal_port": 8080, "ports": []}]))
+                .unwrap();
         let id = request.id.clone();
         host.create(request.clone()).await.unwrap();
         let deadline = std::time::Instant::now() + PATIENCE;
@@ -208,20 +212,23 @@ fn machines_of_one_network_reach_each_other_and_no_others() {
 
 #[test]
 fn a_machine_that_is_only_prepared_is_stopped_and_can_be_started() {
-    Server::run("a_machine_that_is_only_prepared_is_stopped_and_can_be_started", |server| async move {
-        let host = server.start().await;
-        let mut request = machine(1, SLEEP);
-        request.skip_launch = true;
-        let id = request.id.clone();
-        host.create(request).await.unwrap();
-        wait(&host, &id, "stopped").await;
-        tell(&host, &id, Command::Start).await;
-        let started = wait(&host, &id, "started").await;
-        assert_eq!(started.state, MachineState::Started);
-        tell(&host, &id, Command::Restart { force: true, signal: None, timeout: None }).await;
-        let restarted = wait(&host, &id, "started").await;
-        assert_eq!(restarted.events[0].kind, "start");
-        assert_eq!(restarted.events[2].kind, "restart");
-        host.remove_everything().await.unwrap();
-    });
+    Server::run(
+        "a_machine_that_is_only_prepared_is_stopped_and_can_be_started",
+        |server| async move {
+            let host = server.start().await;
+            let mut request = machine(1, SLEEP);
+            request.skip_launch = true;
+            let id = request.id.clone();
+            host.create(request).await.unwrap();
+            wait(&host, &id, "stopped").await;
+            tell(&host, &id, Command::Start).await;
+            let started = wait(&host, &id, "started").await;
+            assert_eq!(started.state, MachineState::Started);
+            tell(&host, &id, Command::Restart { force: true, signal: None, timeout: None }).await;
+            let restarted = wait(&host, &id, "started").await;
+            assert_eq!(restarted.events[0].kind, "start");
+            assert_eq!(restarted.events[2].kind, "restart");
+            host.remove_everything().await.unwrap();
+        },
+    );
 }

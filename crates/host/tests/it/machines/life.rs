@@ -1,7 +1,7 @@
 //! The life of one machine.
 
-use perch_types::{Code, MachineState};
 use perch_types::host::Command;
+use perch_types::{Code, MachineState};
 
 use super::server::{Server, exec, machine, tell, wait};
 
@@ -11,7 +11,8 @@ const STOP: Command = Command::Stop { signal: None, timeout: None };
 fn a_machine_is_made_runs_stops_starts_and_goes() {
     Server::run("a_machine_is_made_runs_stops_starts_and_goes", |server| async move {
         let host = server.start().await;
-        let request = machine(1, "echo hello; trap 'echo bye; exit 0' INT; while :; do sleep 0.01; done");
+        let request =
+            machine(1, "echo hello; trap 'echo bye; exit 0' INT; while :; do sleep 0.01; done");
         let id = request.id.clone();
         let created = host.create(request.clone()).await.unwrap();
         assert_eq!(created.state, MachineState::Created);
@@ -20,7 +21,10 @@ fn a_machine_is_made_runs_stops_starts_and_goes() {
         let kinds: Vec<&str> = started.events.iter().map(|event| event.kind.as_str()).collect();
         assert_eq!(kinds, ["start", "launch"]);
         assert!(started.ready);
-        assert_eq!(exec(&host, &id, "echo $FLY_APP_NAME $PERCH_REGION; hostname").await.unwrap(), format!("web ams\n{id}\n"));
+        assert_eq!(
+            exec(&host, &id, "echo $FLY_APP_NAME $PERCH_REGION; hostname").await.unwrap(),
+            format!("web ams\n{id}\n")
+        );
         assert_eq!(host.create(request).await.unwrap().instance, started.instance);
 
         exec(&host, &id, "echo mine > /file").await.unwrap();

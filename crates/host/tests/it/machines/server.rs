@@ -8,8 +8,8 @@ use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command as Program;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -92,7 +92,10 @@ fn skip(test: &str, missing: &str) {
 
 impl Server {
     /// Makes a server and runs the test on it; says what is missing where that cannot be.
-    pub(crate) fn run<F: Future<Output = ()>>(test: &str, body: impl FnOnce(Arc<Self>) -> F + Send) {
+    pub(crate) fn run<F: Future<Output = ()>>(
+        test: &str,
+        body: impl FnOnce(Arc<Self>) -> F + Send,
+    ) {
         let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest");
         if !rustix::process::geteuid().is_root() {
             return skip(test, "root");
@@ -145,10 +148,7 @@ impl Server {
         &self.tag
     }
 
-    fn inside<F: Future<Output = ()>>(
-        self: &Arc<Self>,
-        body: impl FnOnce(Arc<Self>) -> F + Send,
-    ) {
+    fn inside<F: Future<Output = ()>>(self: &Arc<Self>, body: impl FnOnce(Arc<Self>) -> F + Send) {
         // A thread of its own, so that nothing else finds itself in the namespace.
         let inside = self.tag.clone();
         let runtime = std::thread::scope(|scope| {
@@ -241,8 +241,10 @@ impl Server {
     fn assert_clean(&self) {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(self.folder.to_str().unwrap()), "{mounts}");
-        let cgroups =
-            Program::new("find").args(["/sys/fs/cgroup", "-path", &format!("*perch-{}/*", self.tag), "-type", "d"]).output().unwrap();
+        let cgroups = Program::new("find")
+            .args(["/sys/fs/cgroup", "-path", &format!("*perch-{}/*", self.tag), "-type", "d"])
+            .output()
+            .unwrap();
         assert_eq!(String::from_utf8_lossy(&cgroups.stdout), "");
     }
 }

@@ -53,20 +53,14 @@ fn n6_networks_of_the_host_are_closed_unless_opened() {
     };
     let config = NetworkConfig {
         opened: vec!["192.168.77.0/24".parse().unwrap()],
-        closed: vec![
-            "203.0.113.0/24".parse().unwrap(),
-            "2001:db8::/32".parse().unwrap(),
-        ],
+        closed: vec!["203.0.113.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
         ..NetworkConfig::default()
     };
     lab.run_with(config, async |net| {
         let a = net.machine(1, 0).await;
         let port = serve(&net.outside, "::");
         for neighbour in PRIVATE_NEIGHBOURS.iter().chain([&OUTSIDE_V4, &OUTSIDE_V6]) {
-            assert!(
-                connect_here(at(neighbour, port), PATIENCE).0.is_connected(),
-                "{neighbour}"
-            );
+            assert!(connect_here(at(neighbour, port), PATIENCE).0.is_connected(), "{neighbour}");
             let outcome = connect(&a.namespace, at(neighbour, port));
             if *neighbour == "192.168.77.2" {
                 assert!(outcome.is_connected(), "{neighbour}");
@@ -82,10 +76,7 @@ fn n7_one_machines_connections_are_limited_and_anothers_are_not_affected() {
     let Some(mut lab) = Lab::new("n7") else {
         return;
     };
-    let config = NetworkConfig {
-        connections_max: 10,
-        ..NetworkConfig::default()
-    };
+    let config = NetworkConfig { connections_max: 10, ..NetworkConfig::default() };
     lab.run_with(config, async |net| {
         let (greedy, modest) = (net.machine(1, 0).await, net.machine(2, 1).await);
         let port = serve(&net.outside, "::");
@@ -93,11 +84,7 @@ fn n7_one_machines_connections_are_limited_and_anothers_are_not_affected() {
             let mut kept = Vec::new();
             let mut connected = 0;
             for number in 0..16 {
-                let outside = if number % 2 == 0 {
-                    OUTSIDE_V4
-                } else {
-                    OUTSIDE_V6
-                };
+                let outside = if number % 2 == 0 { OUTSIDE_V4 } else { OUTSIDE_V6 };
                 let patience = if connected < 10 { PATIENCE } else { DOUBT / 2 };
                 let (outcome, stream) = connect_here(at(outside, port), patience);
                 connected += u32::from(outcome.is_connected());

@@ -17,10 +17,8 @@ fn forge(from: &Machine, sources: &[IpAddr], to: (IpAddr, u16), at: &std::net::U
     } else {
         from.attached.private_ip.into()
     };
-    let mut frames: Vec<_> = sources
-        .iter()
-        .map(|source| datagram(&mac, (*source, 999), to, b"forged"))
-        .collect();
+    let mut frames: Vec<_> =
+        sources.iter().map(|source| datagram(&mac, (*source, 999), to, b"forged")).collect();
     frames.push(datagram(&mac, (own, 999), to, b"honest"));
     exchange(&from.namespace, b"", &frames);
     until_marker(at, b"honest").len()
@@ -28,12 +26,7 @@ fn forge(from: &Machine, sources: &[IpAddr], to: (IpAddr, u16), at: &std::net::U
 
 /// Takes the protection away, to see that the forged packets are good ones.
 fn unprotect(net: &Net, machine: &Machine) {
-    run(
-        "ip",
-        &[
-            "netns", "exec", &net.host, "nft", "flush", "chain", "inet", "perch", "pin",
-        ],
-    );
+    run("ip", &["netns", "exec", &net.host, "nft", "flush", "chain", "inet", "perch", "pin"]);
     for interface in ["all", machine.attached.interface.as_str()] {
         let name = format!("net.ipv4.conf.{interface}.rp_filter=0");
         run("ip", &["netns", "exec", &net.host, "sysctl", "-qw", &name]);
@@ -46,29 +39,16 @@ fn n2_a_machine_cannot_speak_for_another_source_ipv6() {
         return;
     };
     lab.run(async |net| {
-        let (a, b, c) = (
-            net.machine(1, 0).await,
-            net.machine(1, 1).await,
-            net.machine(1, 2).await,
-        );
+        let (a, b, c) = (net.machine(1, 0).await, net.machine(1, 1).await, net.machine(1, 2).await);
         let receiver = udp(&b.namespace, b.v6(5000));
         let to = (b.v6(0).ip(), 5000);
         let unowned = "fdaa:0:1:0:1:2:3:2".parse().unwrap();
         let link_local = "fe80::2".parse().unwrap();
         let resolver = "fdaa::3".parse().unwrap();
-        let sources = [
-            c.v6(0).ip(),
-            unowned,
-            link_local,
-            resolver,
-            OUTSIDE_V6.parse().unwrap(),
-        ];
+        let sources = [c.v6(0).ip(), unowned, link_local, resolver, OUTSIDE_V6.parse().unwrap()];
         assert_eq!(forge(&a, &sources, to, &receiver), 0);
         unprotect(&net, &a);
-        assert!(
-            forge(&a, &sources, to, &receiver) > 0,
-            "the forged packets are no good"
-        );
+        assert!(forge(&a, &sources, to, &receiver) > 0, "the forged packets are no good");
     });
 }
 
@@ -122,19 +102,10 @@ fn n1_arp_and_neighbour_discovery_get_no_answer_and_change_nothing() {
         let mac = hardware_address(&a.namespace);
         let own = a.attached.private_ipv4;
         let mut frames = Vec::new();
-        for asked in [
-            Ipv4Addr::new(10, 209, 0, 1),
-            Ipv4Addr::new(203, 0, 113, 1),
-            own,
-        ] {
+        for asked in [Ipv4Addr::new(10, 209, 0, 1), Ipv4Addr::new(203, 0, 113, 1), own] {
             frames.push(arp(&mac, 1, own, asked));
         }
-        frames.push(arp(
-            &mac,
-            2,
-            b.attached.private_ipv4,
-            b.attached.private_ipv4,
-        ));
+        frames.push(arp(&mac, 2, b.attached.private_ipv4, b.attached.private_ipv4));
         let fe80: Ipv6Addr = "fe80::1".parse().unwrap();
         let everybody: Ipv6Addr = "ff02::1".parse().unwrap();
         let of_all = [&[0x33, 0x33, 0, 0, 0, 1][..], &mac];
@@ -149,12 +120,7 @@ fn n1_arp_and_neighbour_discovery_get_no_answer_and_change_nothing() {
         let mut advertisement = vec![136, 0, 0, 0, 0xa0, 0, 0, 0];
         advertisement.extend(b.attached.private_ip.octets());
         advertisement.extend([2, 1, 2, 9, 9, 9, 9, 9]);
-        frames.push(icmpv6(
-            of_all,
-            a.attached.private_ip,
-            everybody,
-            &advertisement,
-        ));
+        frames.push(icmpv6(of_all, a.attached.private_ip, everybody, &advertisement));
         // The answer to an honest question marks the end of what could be answered.
         let server = udp(&net.host, ("10.209.0.1".parse::<IpAddr>().unwrap(), 53));
         let answering = std::thread::spawn(move || {
@@ -172,17 +138,7 @@ fn n1_arp_and_neighbour_discovery_get_no_answer_and_change_nothing() {
         let port = serve(&b.namespace, "::");
         assert!(connect_here(b.v4(port), PATIENCE).0.is_connected());
         assert!(connect_here(b.v6(port), PATIENCE).0.is_connected());
-        assert_eq!(
-            ip(&[
-                "-n",
-                &net.host,
-                "neigh",
-                "show",
-                "dev",
-                &a.attached.interface
-            ]),
-            ""
-        );
+        assert_eq!(ip(&["-n", &net.host, "neigh", "show", "dev", &a.attached.interface]), "");
     });
 }
 
@@ -202,16 +158,9 @@ fn n1_router_advertisements_and_multicast_reach_nobody() {
         let listener = udp(&net.host, (IpAddr::from(any), 5353));
         let index = ip(&["-n", &net.host, "-j", "addr", "show", "dev", "wan"]);
         assert!(index.contains("203.0.113.1"));
-        listener
-            .join_multicast_v4(&group, &Ipv4Addr::new(203, 0, 113, 1))
-            .unwrap();
+        listener.join_multicast_v4(&group, &Ipv4Addr::new(203, 0, 113, 1)).unwrap();
         let all_v4 = [1, 0, 0x5e, 0, 0, 0xfb];
-        let multicast = datagram(
-            &mac,
-            (a.v4(0).ip(), 5353),
-            (group.into(), 5353),
-            b"multicast",
-        );
+        let multicast = datagram(&mac, (a.v4(0).ip(), 5353), (group.into(), 5353), b"multicast");
         let multicast = ethernet(&all_v4, &mac, 0x0800, &multicast[14..]);
         let router = [134, 0, 0, 0, 64, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0];
         let all_v6 = [&[0x33, 0x33, 0, 0, 0, 1][..], &mac];
@@ -219,14 +168,9 @@ fn n1_router_advertisements_and_multicast_reach_nobody() {
         let advertisement = icmpv6(all_v6, "fe80::2".parse().unwrap(), everybody, &router);
         exchange(&a.namespace, b"", &[multicast, advertisement]);
         let marker = udp(&net.host, (IpAddr::from(Ipv4Addr::LOCALHOST), 0));
-        marker
-            .send_to(b"marker", (Ipv4Addr::LOCALHOST, 5353))
-            .unwrap();
+        marker.send_to(b"marker", (Ipv4Addr::LOCALHOST, 5353)).unwrap();
         assert!(until_marker(&listener, b"marker").is_empty());
-        assert_eq!(
-            ip(&["-n", &net.host, "-6", "route", "show", "default"]),
-            before
-        );
+        assert_eq!(ip(&["-n", &net.host, "-6", "route", "show", "default"]), before);
     });
 }
 

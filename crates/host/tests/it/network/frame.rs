@@ -30,13 +30,8 @@ while marker:
 /// Sends frames out of a machine's interface, then returns what comes in by it up to and with
 /// the frame that holds `marker`; an empty marker waits for nothing.
 pub(crate) fn exchange(namespace: &str, marker: &[u8], frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    let mut arguments = vec![
-        "netns".into(),
-        "exec".into(),
-        namespace.to_owned(),
-        "python3".into(),
-        "-c".into(),
-    ];
+    let mut arguments =
+        vec!["netns".into(), "exec".into(), namespace.to_owned(), "python3".into(), "-c".into()];
     arguments.push(EXCHANGE.to_owned());
     arguments.push(hex(marker));
     arguments.extend(frames.iter().map(|frame| hex(frame)));
@@ -117,14 +112,7 @@ pub(crate) fn arp(mac: &[u8], operation: u8, sender: Ipv4Addr, target: Ipv4Addr)
 
 fn pseudo_v6(from: Ipv6Addr, to: Ipv6Addr, next: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len()).unwrap().to_be_bytes();
-    [
-        &from.octets()[..],
-        &to.octets(),
-        &length,
-        &[0, 0, 0, next],
-        body,
-    ]
-    .concat()
+    [&from.octets()[..], &to.octets(), &length, &[0, 0, 0, next], body].concat()
 }
 
 fn checksum(bytes: &[u8]) -> u16 {

@@ -22,10 +22,7 @@ fn n1_machines_reach_their_own_network_and_no_other() {
         let stranger = net.machine(2, 2).await;
         let port = serve(&b.namespace, "::");
         assert_eq!(connect(&a.namespace, b.v6(port)), v6(&a));
-        assert_eq!(
-            connect(&stranger.namespace, b.v6(port)),
-            Outcome::Unreachable
-        );
+        assert_eq!(connect(&stranger.namespace, b.v6(port)), Outcome::Unreachable);
         // IPv4 addresses are for the host, not for each other.
         for from in [&a, &stranger] {
             assert_eq!(connect(&from.namespace, b.v4(port)), Outcome::Unreachable);
@@ -49,9 +46,7 @@ fn n1_a_datagram_does_not_cross_networks() {
         let receiver = udp(&b.namespace, ("::".parse::<IpAddr>().unwrap(), 5000));
         for (from, text) in [(&stranger, &b"stranger"[..]), (&a, b"friend")] {
             let to = b.v6(5000);
-            udp(&from.namespace, from.v6(6000))
-                .send_to(text, to)
-                .unwrap();
+            udp(&from.namespace, from.v6(6000)).send_to(text, to).unwrap();
         }
         assert!(until_marker(&receiver, b"friend").is_empty());
     });
@@ -67,10 +62,7 @@ fn the_host_reaches_machines_from_the_resolvers_addresses() {
         let port = serve(&a.namespace, "::");
         let seen = connect_here(a.v4(port), PATIENCE).0;
         assert_eq!(seen, Outcome::Seen("10.209.0.1".parse().unwrap()));
-        assert_eq!(
-            connect_here(a.v6(port), PATIENCE).0,
-            Outcome::Seen(RESOLVER_V6.into())
-        );
+        assert_eq!(connect_here(a.v6(port), PATIENCE).0, Outcome::Seen(RESOLVER_V6.into()));
         // An address that no machine has fails at once instead of leaking to the outside.
         let (gone, _) = connect_here("10.209.9.9:80".parse().unwrap(), PATIENCE);
         assert_eq!(gone, Outcome::Unreachable);
@@ -147,21 +139,14 @@ fn machines_reach_the_resolver_and_the_public_ports() {
     let Some(mut lab) = Lab::new("resolver") else {
         return;
     };
-    let config = NetworkConfig {
-        public_ports: vec![8443],
-        ..NetworkConfig::default()
-    };
+    let config = NetworkConfig { public_ports: vec![8443], ..NetworkConfig::default() };
     lab.run_with(config, async |net| {
         let a = net.machine(1, 0).await;
         for resolver in ["10.209.0.1", "fdaa::3"] {
             let address: IpAddr = resolver.parse().unwrap();
             serve_at(&net.host, resolver, 53);
             let server = udp(&net.host, (address, 53));
-            let from: IpAddr = if address.is_ipv4() {
-                a.v4(0).ip()
-            } else {
-                a.v6(0).ip()
-            };
+            let from: IpAddr = if address.is_ipv4() { a.v4(0).ip() } else { a.v6(0).ip() };
             assert_eq!(connect(&a.namespace, (address, 53)), Outcome::Seen(from));
             let client = udp(&a.namespace, (from, 0));
             client.send_to(b"question", (address, 53)).unwrap();
@@ -170,24 +155,15 @@ fn machines_reach_the_resolver_and_the_public_ports() {
             assert_eq!((&buffer[..length], asking.ip()), (&b"question"[..], from));
             server.send_to(b"answer", asking).unwrap();
             let (length, answering) = client.recv_from(&mut buffer).unwrap();
-            assert_eq!(
-                (&buffer[..length], answering.ip()),
-                (&b"answer"[..], address)
-            );
+            assert_eq!((&buffer[..length], answering.ip()), (&b"answer"[..], address));
         }
         serve_at(&net.host, "::", 8443);
         let public: [IpAddr; 2] = [HOST_V4.parse().unwrap(), HOST_V6.parse().unwrap()];
         for address in public {
-            assert!(
-                connect(&a.namespace, (address, 8443)).is_connected(),
-                "{address}"
-            );
+            assert!(connect(&a.namespace, (address, 8443)).is_connected(), "{address}");
         }
         let private: IpAddr = "10.50.0.1".parse().unwrap();
-        assert_eq!(
-            connect_briefly(&a.namespace, (private, 8443)),
-            Outcome::Silence
-        );
+        assert_eq!(connect_briefly(&a.namespace, (private, 8443)), Outcome::Silence);
     });
 }
 
@@ -202,12 +178,7 @@ fn n3_the_outside_reaches_neither_machines_nor_the_resolver() {
         serve_at(&net.host, "10.209.0.1", 53);
         serve_at(&net.host, "fdaa::3", 53);
         let resolver: [IpAddr; 2] = ["10.209.0.1".parse().unwrap(), RESOLVER_V6.into()];
-        for to in [
-            a.v4(port),
-            a.v6(port),
-            (resolver[0], 53).into(),
-            (resolver[1], 53).into(),
-        ] {
+        for to in [a.v4(port), a.v6(port), (resolver[0], 53).into(), (resolver[1], 53).into()] {
             assert_eq!(connect_briefly(&net.outside, to), Outcome::Silence, "{to}");
         }
         assert!(connect_here(a.v4(port), PATIENCE).0.is_connected());

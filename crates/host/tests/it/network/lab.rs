@@ -25,14 +25,8 @@ pub(crate) const OUTSIDE_V6: &str = "2001:db8::2";
 pub(crate) const HOST_V4: &str = "203.0.113.1";
 pub(crate) const HOST_V6: &str = "2001:db8::1";
 /// Neighbours of the host in networks of its own, the metadata service of its provider.
-pub(crate) const PRIVATE_NEIGHBOURS: [&str; 6] = [
-    "10.50.0.2",
-    "192.168.77.2",
-    "172.20.0.2",
-    "100.64.0.2",
-    "169.254.169.254",
-    "fd00:77::2",
-];
+pub(crate) const PRIVATE_NEIGHBOURS: [&str; 6] =
+    ["10.50.0.2", "192.168.77.2", "172.20.0.2", "100.64.0.2", "169.254.169.254", "fd00:77::2"];
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -55,15 +49,8 @@ impl Lab {
                 return None;
             }
         }
-        let tag = format!(
-            "pt{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
-        let lab = Self {
-            tag,
-            machines: Vec::new(),
-        };
+        let tag = format!("pt{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let lab = Self { tag, machines: Vec::new() };
         ip(&["netns", "add", &lab.host()]);
         ip(&["netns", "add", &lab.outside()]);
         lab.connect_outside();
@@ -82,78 +69,25 @@ impl Lab {
         let (host, outside) = (self.host(), self.outside());
         ip(&["-n", &host, "link", "set", "lo", "up"]);
         ip(&["-n", &outside, "link", "set", "lo", "up"]);
-        let pair = [
-            "link", "add", "wan", "type", "veth", "peer", "wan", "netns", &outside,
-        ];
+        let pair = ["link", "add", "wan", "type", "veth", "peer", "wan", "netns", &outside];
         ip(&[&["-n", host.as_str()][..], &pair].concat());
         for (namespace, last) in [(&host, "1"), (&outside, "2")] {
             ip(&["-n", namespace, "link", "set", "wan", "up"]);
-            for net in [
-                "203.0.113.",
-                "10.50.0.",
-                "192.168.77.",
-                "172.20.0.",
-                "100.64.0.",
-            ] {
-                ip(&[
-                    "-n",
-                    namespace,
-                    "addr",
-                    "add",
-                    &format!("{net}{last}/24"),
-                    "dev",
-                    "wan",
-                ]);
+            for net in ["203.0.113.", "10.50.0.", "192.168.77.", "172.20.0.", "100.64.0."] {
+                ip(&["-n", namespace, "addr", "add", &format!("{net}{last}/24"), "dev", "wan"]);
             }
             for net in ["2001:db8::", "fd00:77::"] {
                 let address = format!("{net}{last}/64");
-                ip(&[
-                    "-n", namespace, "addr", "add", &address, "dev", "wan", "nodad",
-                ]);
+                ip(&["-n", namespace, "addr", "add", &address, "dev", "wan", "nodad"]);
             }
         }
-        ip(&[
-            "-n",
-            &outside,
-            "addr",
-            "add",
-            "169.254.169.254/32",
-            "dev",
-            "wan",
-        ]);
-        ip(&[
-            "-n",
-            &host,
-            "route",
-            "add",
-            "169.254.169.254/32",
-            "dev",
-            "wan",
-        ]);
+        ip(&["-n", &outside, "addr", "add", "169.254.169.254/32", "dev", "wan"]);
+        ip(&["-n", &host, "route", "add", "169.254.169.254/32", "dev", "wan"]);
         ip(&["-n", &host, "route", "add", "default", "via", OUTSIDE_V4]);
-        ip(&[
-            "-n", &host, "-6", "route", "add", "default", "via", OUTSIDE_V6,
-        ]);
+        ip(&["-n", &host, "-6", "route", "add", "default", "via", OUTSIDE_V6]);
         // So that what leaks is answered: the outside knows the way to the pools.
-        ip(&[
-            "-n",
-            &outside,
-            "route",
-            "add",
-            "10.209.0.0/16",
-            "via",
-            HOST_V4,
-        ]);
-        ip(&[
-            "-n",
-            &outside,
-            "-6",
-            "route",
-            "add",
-            "fdaa::/16",
-            "via",
-            HOST_V6,
-        ]);
+        ip(&["-n", &outside, "route", "add", "10.209.0.0/16", "via", HOST_V4]);
+        ip(&["-n", &outside, "-6", "route", "add", "fdaa::/16", "via", HOST_V6]);
     }
 
     /// Runs a test on a thread inside the server's namespace.
@@ -174,20 +108,11 @@ impl Lab {
             scope
                 .spawn(move || {
                     enter(&host);
-                    let runtime = tokio::runtime::Builder::new_current_thread()
-                        .enable_all()
-                        .build()
-                        .unwrap();
+                    let runtime =
+                        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                     runtime.block_on(async {
                         let network = Network::open(config).await.unwrap();
-                        test(Net {
-                            network,
-                            tag,
-                            host,
-                            outside,
-                            made,
-                        })
-                        .await;
+                        test(Net { network, tag, host, outside, made }).await;
                     });
                 })
                 .join()
@@ -247,25 +172,15 @@ impl Net {
     pub(crate) async fn machine(&self, network_id: u32, slot: u32) -> Machine {
         let namespace = self.namespace(slot);
         let id = MachineId::from_bits(0x00c0_ffee_0000_0000 | u64::from(slot));
-        let wanted = MachineNetwork {
-            machine: id.clone(),
-            network_id,
-            slot,
-        };
+        let wanted = MachineNetwork { machine: id.clone(), network_id, slot };
         let attached = self.network.attach(open(&namespace), wanted).await.unwrap();
-        Machine {
-            id,
-            namespace,
-            attached,
-        }
+        Machine { id, namespace, attached }
     }
 }
 
 /// Opens a named namespace.
 pub(crate) fn open(namespace: &str) -> OwnedFd {
-    File::open(format!("/run/netns/{namespace}"))
-        .unwrap()
-        .into()
+    File::open(format!("/run/netns/{namespace}")).unwrap().into()
 }
 
 /// Moves the calling thread.
@@ -296,10 +211,7 @@ pub(crate) fn ip(arguments: &[&str]) -> String {
 pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {complaint}"
-    );
+    assert!(output.status.success(), "{program} {arguments:?}: {complaint}");
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -310,9 +222,7 @@ pub(crate) fn serve(namespace: &str, address: &str) -> u16 {
 
 pub(crate) fn serve_at(namespace: &str, address: &str, port: u16) -> u16 {
     let address: IpAddr = address.parse().unwrap();
-    let listener = inside(namespace, move || {
-        TcpListener::bind((address, port)).unwrap()
-    });
+    let listener = inside(namespace, move || TcpListener::bind((address, port)).unwrap());
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
         // The clients are kept: a connection that ends would free its place.

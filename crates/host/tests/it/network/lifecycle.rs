@@ -22,16 +22,8 @@ fn attaching_and_detaching_may_happen_twice() {
     };
     lab.run(async |net| {
         let a = net.machine(1, 0).await;
-        let wanted = MachineNetwork {
-            machine: a.id.clone(),
-            network_id: 1,
-            slot: 0,
-        };
-        let again = net
-            .network
-            .attach(open(&a.namespace), wanted.clone())
-            .await
-            .unwrap();
+        let wanted = MachineNetwork { machine: a.id.clone(), network_id: 1, slot: 0 };
+        let again = net.network.attach(open(&a.namespace), wanted.clone()).await.unwrap();
         assert_eq!(again, a.attached);
         assert_eq!(a.attached.private_ip, private_ip(1, &a.id));
         let port = serve(&a.namespace, "::");
@@ -60,16 +52,10 @@ fn a_restart_of_the_server_keeps_machines_connected() {
         let (a, b) = (net.machine(5, 0).await, net.machine(5, 1).await);
         let port = serve(&b.namespace, "::");
         let again = Network::open(NetworkConfig::default()).await.unwrap();
-        assert_eq!(
-            connect(&a.namespace, b.v6(port)),
-            Outcome::Seen(a.v6(0).ip())
-        );
+        assert_eq!(connect(&a.namespace, b.v6(port)), Outcome::Seen(a.v6(0).ip()));
         assert_eq!(again.list().await.unwrap().len(), 2);
         // And the new one knows the networks of the old one.
-        let rules = run(
-            "ip",
-            &["netns", "exec", &net.host, "nft", "list", "ruleset"],
-        );
+        let rules = run("ip", &["netns", "exec", &net.host, "nft", "list", "ruleset"]);
         assert!(rules.contains("fdaa:0:5:: . fdaa:0:5::"), "{rules}");
     });
 }
@@ -91,10 +77,7 @@ fn teardown_leaves_nothing_behind() {
             ip(&["-n", host, "route"]),
             ip(&["-n", host, "-6", "route"]),
         ] {
-            assert!(
-                !shown.contains("10.209.") && !shown.contains("fdaa:"),
-                "{shown}"
-            );
+            assert!(!shown.contains("10.209.") && !shown.contains("fdaa:"), "{shown}");
         }
         net.network.teardown().await.unwrap();
     });
@@ -110,31 +93,13 @@ fn a_failed_attach_leaves_nothing_behind() {
         // The name that the machine's end would get is taken.
         ip(&["-n", &namespace, "link", "add", "eth0", "type", "bridge"]);
         let machine = MachineId::from_bits(3);
-        let wanted = MachineNetwork {
-            machine,
-            network_id: 1,
-            slot: 3,
-        };
-        let error = net
-            .network
-            .attach(open(&namespace), wanted.clone())
-            .await
-            .unwrap_err();
+        let wanted = MachineNetwork { machine, network_id: 1, slot: 3 };
+        let error = net.network.attach(open(&namespace), wanted.clone()).await.unwrap_err();
         assert!(matches!(error, Error::Interface { .. }), "{error}");
         assert!(net.network.list().await.unwrap().is_empty());
-        let beyond = MachineNetwork {
-            slot: 1 << 20,
-            ..wanted
-        };
-        let error = net
-            .network
-            .attach(open(&namespace), beyond)
-            .await
-            .unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "use address slot 1048576: the pool has 65519"
-        );
+        let beyond = MachineNetwork { slot: 1 << 20, ..wanted };
+        let error = net.network.attach(open(&namespace), beyond).await.unwrap_err();
+        assert_eq!(error.to_string(), "use address slot 1048576: the pool has 65519");
     });
 }
 
@@ -146,10 +111,7 @@ fn a_pool_that_the_host_uses_is_refused() {
     lab.run(async |net| {
         for pool in ["10.50.0.0/16", "203.0.112.0/20", "100.64.0.0/26"] {
             let pool = perch_host::network::Pool::new(pool.parse().unwrap()).unwrap();
-            let config = NetworkConfig {
-                pool,
-                ..NetworkConfig::default()
-            };
+            let config = NetworkConfig { pool, ..NetworkConfig::default() };
             let error = Network::open(config).await.unwrap_err();
             assert!(matches!(error, Error::PoolInUse { .. }), "{error}");
         }
@@ -172,15 +134,10 @@ fn who_listens_is_seen_without_connecting() {
         serve_at(&a.namespace, "::", 8080);
         serve_at(&net.host, "0.0.0.0", 4000);
         let seen = diag.listeners().unwrap();
-        let expected = [("127.0.0.1", 3000), ("::", 8080)].map(|(address, port)| Listener {
-            address: address.parse::<IpAddr>().unwrap(),
-            port,
-        });
+        let expected = [("127.0.0.1", 3000), ("::", 8080)]
+            .map(|(address, port)| Listener { address: address.parse::<IpAddr>().unwrap(), port });
         assert_eq!(seen, expected);
-        assert_eq!(
-            seen.iter().map(Listener::is_reachable).collect::<Vec<_>>(),
-            [false, true]
-        );
+        assert_eq!(seen.iter().map(Listener::is_reachable).collect::<Vec<_>>(), [false, true]);
         let started = Instant::now();
         for _ in 0..100 {
             diag.listeners().unwrap();
@@ -200,11 +157,7 @@ fn many_machines_are_attached_quickly() {
         let mut taken = Vec::new();
         for (slot, namespace) in (0..MACHINES).zip(&namespaces) {
             let machine = MachineId::from_bits(u64::from(slot));
-            let wanted = MachineNetwork {
-                machine,
-                network_id: slot % 7,
-                slot,
-            };
+            let wanted = MachineNetwork { machine, network_id: slot % 7, slot };
             let namespace = open(namespace);
             let started = Instant::now();
             net.network.attach(namespace, wanted).await.unwrap();
@@ -212,18 +165,9 @@ fn many_machines_are_attached_quickly() {
         }
         taken.sort_unstable();
         let (median, worst) = (taken[taken.len() / 2], taken[taken.len() - 1]);
-        eprintln!(
-            "measured: attach takes {median:?} (median), min {:?}, max {worst:?}",
-            taken[0]
-        );
-        let listed: BTreeSet<_> = net
-            .network
-            .list()
-            .await
-            .unwrap()
-            .into_iter()
-            .map(|(id, _)| id.bits())
-            .collect();
+        eprintln!("measured: attach takes {median:?} (median), min {:?}, max {worst:?}", taken[0]);
+        let listed: BTreeSet<_> =
+            net.network.list().await.unwrap().into_iter().map(|(id, _)| id.bits()).collect();
         assert_eq!(listed.len(), 40);
         assert!(median.as_millis() < 100, "{median:?}");
     });
@@ -239,14 +183,8 @@ fn unprivileged_programs_may_use_low_ports_and_ping() {
         let read = |name: &'static str| {
             inside(&a.namespace, move || std::fs::read_to_string(name).unwrap())
         };
-        assert_eq!(
-            read("/proc/sys/net/ipv4/ip_unprivileged_port_start").trim(),
-            "0"
-        );
-        assert_eq!(
-            read("/proc/sys/net/ipv4/ping_group_range").trim(),
-            "0\t2147483647"
-        );
+        assert_eq!(read("/proc/sys/net/ipv4/ip_unprivileged_port_start").trim(), "0");
+        assert_eq!(read("/proc/sys/net/ipv4/ping_group_range").trim(), "0\t2147483647");
     });
 }
 
@@ -268,11 +206,7 @@ fn a_namespace_of_another_user_namespace_is_attached() {
             tokio::task::yield_now().await;
         }
         let namespace = std::fs::File::open(&path).unwrap();
-        let wanted = MachineNetwork {
-            machine: MachineId::from_bits(77),
-            network_id: 1,
-            slot: 77,
-        };
+        let wanted = MachineNetwork { machine: MachineId::from_bits(77), network_id: 1, slot: 77 };
         let attached = net.network.attach(namespace.into(), wanted).await.unwrap();
         let mut diag = SocketDiag::open(std::fs::File::open(&path).unwrap().as_fd()).unwrap();
         assert_eq!(diag.listeners().unwrap(), []);

@@ -11,9 +11,7 @@ fn milliseconds(clock: ClockId) -> u64 {
     let time = clock_gettime(clock);
     let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
     let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or_default();
-    seconds
-        .saturating_mul(1000)
-        .saturating_add(nanoseconds / 1_000_000)
+    seconds.saturating_mul(1000).saturating_add(nanoseconds / 1_000_000)
 }
 
 /// Returns milliseconds since 1970.

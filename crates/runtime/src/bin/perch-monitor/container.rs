@@ -111,41 +111,23 @@ pub(crate) fn create(name: &str, run: &Path, config: &Value, parts: Parts) -> Re
 }
 
 fn build(name: &str, bundle: &Path, state: &Path, parts: Parts) -> Result<i32, Error> {
-    let Parts {
-        init,
-        socket,
-        outputs: [stdout, stderr],
-        filters,
-    } = parts;
-    let executor = Init {
-        binary: init.as_raw_fd(),
-        socket: socket.as_raw_fd(),
-        filters: Arc::new(filters),
-    };
+    let Parts { init, socket, outputs: [stdout, stderr], filters } = parts;
+    let executor =
+        Init { binary: init.as_raw_fd(), socket: socket.as_raw_fd(), filters: Arc::new(filters) };
     let mut builder = ContainerBuilder::new(name.to_owned(), SyscallType::Linux)
         .with_executor(executor)
         .with_root_path(state)
         .map_err(refused)?;
     builder.stdout = Some(stdout);
     builder.stderr = Some(stderr);
-    let mut container = builder
-        .as_init(bundle)
-        .with_systemd(false)
-        .with_detach(true)
-        .build()
-        .map_err(refused)?;
+    let mut container =
+        builder.as_init(bundle).with_systemd(false).with_detach(true).build().map_err(refused)?;
     container.start().map_err(refused)?;
     let pid = container.pid().map(|pid| pid.as_raw());
     pid.ok_or_else(|| Error::Spec("the sandbox has no process".to_owned()))
 }
 
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the shape that `map_err` wants"
-)]
+#[expect(clippy::needless_pass_by_value, reason = "the shape that `map_err` wants")]
 fn refused(error: libcontainer::error::LibcontainerError) -> Error {
-    Error::Refused {
-        operation: "make the sandbox",
-        reason: chain(&error),
-    }
+    Error::Refused { operation: "make the sandbox", reason: chain(&error) }
 }

@@ -12,11 +12,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 /// writes. The machine's root owns it, so that programs can open it by name (`/dev/stdout`).
 pub(crate) fn pipe_out(owner: u32) -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-    fchown(
-        &write,
-        Some(Uid::from_raw(owner)),
-        Some(Gid::from_raw(owner)),
-    )?;
+    fchown(&write, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))?;
     set_nonblocking(&read)?;
     Ok((read, write))
 }
@@ -25,11 +21,7 @@ pub(crate) fn pipe_out(owner: u32) -> io::Result<(OwnedFd, OwnedFd)> {
 /// blocking.
 pub(crate) fn pipe_in(owner: u32) -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-    fchown(
-        &read,
-        Some(Uid::from_raw(owner)),
-        Some(Gid::from_raw(owner)),
-    )?;
+    fchown(&read, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))?;
     set_nonblocking(&write)?;
     Ok((read, write))
 }

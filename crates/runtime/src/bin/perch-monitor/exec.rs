@@ -101,16 +101,8 @@ fn begin(
     mailbox: &Mailbox,
 ) -> io::Result<Result<Streams, Answer>> {
     let owner = shared.spec.ids.first;
-    let message = |exec| ToGuest::Exec {
-        id,
-        exec: Box::new(exec),
-    };
-    let mut streams = Streams {
-        input: None,
-        stdout: None,
-        stderr: None,
-        tty: mailbox.tty,
-    };
+    let message = |exec| ToGuest::Exec { id, exec: Box::new(exec) };
+    let mut streams = Streams { input: None, stdout: None, stderr: None, tty: mailbox.tty };
     if mailbox.tty {
         shared.speaker.send(&message(exec), &[])?;
     } else {
@@ -125,10 +117,7 @@ fn begin(
         PollFd::new(&mailbox.wake.descriptor, PollFlags::IN),
         PollFd::new(&shared.init, PollFlags::IN),
     ];
-    let limit = Timespec {
-        tv_sec: START_TIMEOUT_S,
-        tv_nsec: 0,
-    };
+    let limit = Timespec { tv_sec: START_TIMEOUT_S, tv_nsec: 0 };
     poll(&mut polled, Some(&limit))?;
     Ok(match mailbox.take() {
         Some((FromGuest::ExecStarted { .. }, master)) => {
@@ -141,9 +130,7 @@ fn begin(
         Some((FromGuest::ExecFailed { code, reason, .. }, _)) => {
             Err(Answer::NotExecutable { code, reason })
         }
-        _ => Err(Answer::Refused {
-            reason: "init did not answer".to_owned(),
-        }),
+        _ => Err(Answer::Refused { reason: "init did not answer".to_owned() }),
     })
 }
 
@@ -170,30 +157,20 @@ impl Exec<'_> {
                 return self.end(ended);
             }
             if ready.init {
-                return self.end(Ended {
-                    code: 137,
-                    signal: Some(libc::SIGKILL),
-                });
+                return self.end(Ended { code: 137, signal: Some(libc::SIGKILL) });
             }
         }
     }
 
     fn wait(&self) -> io::Result<Ready> {
         let full = self.waiting.len() >= INPUT_BYTES_MAX;
-        let client_flags = if full {
-            PollFlags::empty()
-        } else {
-            PollFlags::IN
-        };
+        let client_flags = if full { PollFlags::empty() } else { PollFlags::IN };
         let mut polled = vec![
             PollFd::new(self.client, client_flags),
             PollFd::new(&self.mailbox.wake.descriptor, PollFlags::IN),
             PollFd::new(&self.shared.init, PollFlags::IN),
         ];
-        for one in [&self.streams.stdout, &self.streams.stderr]
-            .into_iter()
-            .flatten()
-        {
+        for one in [&self.streams.stdout, &self.streams.stderr].into_iter().flatten() {
             polled.push(PollFd::new(one, PollFlags::IN));
         }
         if let Some(input) = &self.streams.input
@@ -207,11 +184,7 @@ impl Exec<'_> {
         }
         let mut ready = polled.iter().map(|one| !one.revents().is_empty());
         let mut next = || ready.next().unwrap_or_default();
-        Ok(Ready {
-            client: next(),
-            mailbox: next(),
-            init: next(),
-        })
+        Ok(Ready { client: next(), mailbox: next(), init: next() })
     }
 
     fn send(&self, frame_out: ExecFrame) -> io::Result<()> {
@@ -220,13 +193,7 @@ impl Exec<'_> {
     }
 
     fn signal(&self, signal: i32) -> io::Result<()> {
-        self.shared.speaker.send(
-            &ToGuest::SignalExec {
-                id: self.id,
-                signal,
-            },
-            &[],
-        )
+        self.shared.speaker.send(&ToGuest::SignalExec { id: self.id, signal }, &[])
     }
 
     /// Passes output on, at most so many pieces of each stream.
@@ -243,11 +210,7 @@ impl Exec<'_> {
 
     /// Passes one piece of one stream on; returns whether there may be more.
     fn piece(&mut self, is_stderr: bool) -> io::Result<bool> {
-        let stream = if is_stderr {
-            &mut self.streams.stderr
-        } else {
-            &mut self.streams.stdout
-        };
+        let stream = if is_stderr { &mut self.streams.stderr } else { &mut self.streams.stdout };
         let Some(from) = stream.as_ref() else {
             return Ok(false);
         };
@@ -255,11 +218,7 @@ impl Exec<'_> {
         match read(from, &mut piece) {
             Read::Bytes(count) => {
                 let text = BASE64.encode(piece.get(..count).unwrap_or_default());
-                let kind = if is_stderr {
-                    ExecFrame::Stderr
-                } else {
-                    ExecFrame::Stdout
-                };
+                let kind = if is_stderr { ExecFrame::Stderr } else { ExecFrame::Stdout };
                 self.send(kind(text))?;
                 Ok(true)
             }
@@ -305,10 +264,8 @@ impl Exec<'_> {
             Err(_) => return Ok(false),
         };
         self.frames.push(piece.get(..count).unwrap_or_default());
-        while let Some(request) = self
-            .frames
-            .next::<Request>(FRAME_BYTES_MAX)
-            .map_err(io::Error::other)?
+        while let Some(request) =
+            self.frames.next::<Request>(FRAME_BYTES_MAX).map_err(io::Error::other)?
         {
             let Request::ExecFrame(received) = request else {
                 return Ok(false);
@@ -338,12 +295,7 @@ impl Exec<'_> {
         if let Some(terminal) = &self.streams.stdout
             && self.streams.tty
         {
-            let size = Winsize {
-                ws_row: size.rows,
-                ws_col: size.cols,
-                ws_xpixel: 0,
-                ws_ypixel: 0,
-            };
+            let size = Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
             // A terminal that is gone has no size.
             tcsetwinsize(terminal, size).ok();
         }

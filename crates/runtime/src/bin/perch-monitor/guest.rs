@@ -35,9 +35,7 @@ pub(crate) struct Speaker {
 
 impl Speaker {
     pub(crate) const fn new(socket: OwnedFd) -> Self {
-        Self {
-            socket: Mutex::new(socket),
-        }
+        Self { socket: Mutex::new(socket) }
     }
 
     /// Sends a message, with descriptors.
@@ -94,38 +92,29 @@ impl Listener {
             [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_PER_MESSAGE_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut slices = [IoSliceMut::new(&mut piece)];
-        let received = match recvmsg(
-            &self.socket,
-            &mut slices,
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC,
-        ) {
-            Ok(received) => received,
-            Err(rustix::io::Errno::CONNRESET) => return Ok(false),
-            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => return Ok(true),
-            Err(error) => return Err(error.into()),
-        };
+        let received =
+            match recvmsg(&self.socket, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+                Ok(received) => received,
+                Err(rustix::io::Errno::CONNRESET) => return Ok(false),
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => return Ok(true),
+                Err(error) => return Err(error.into()),
+            };
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
                 self.descriptors.extend(descriptors);
             }
         }
         if self.descriptors.len() > DESCRIPTORS_MAX {
-            return Err(io::Error::other(
-                "init sent more descriptors than it announced",
-            ));
+            return Err(io::Error::other("init sent more descriptors than it announced"));
         }
-        self.frames
-            .push(piece.get(..received.bytes).unwrap_or_default());
+        self.frames.push(piece.get(..received.bytes).unwrap_or_default());
         Ok(received.bytes > 0)
     }
 
     /// Returns the next message that has arrived whole.
     pub(crate) fn next(&mut self) -> io::Result<Option<FromGuest>> {
-        let Some(message) = self
-            .frames
-            .next::<FromGuest>(FROM_GUEST_BYTES_MAX)
-            .map_err(io::Error::other)?
+        let Some(message) =
+            self.frames.next::<FromGuest>(FROM_GUEST_BYTES_MAX).map_err(io::Error::other)?
         else {
             return Ok(None);
         };

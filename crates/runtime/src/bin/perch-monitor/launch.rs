@@ -68,22 +68,13 @@ fn make(boot: Boot, hierarchies: Hierarchies, paths: &Paths) -> Result<Running, 
     let binary = fs::File::open(&init).map_err(Error::file("open", &init))?;
     let filters = seccomp::compile()?;
     let root = Root::mount(&spec)?;
-    let pair = socketpair(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    );
+    let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
     let (ours, theirs) = pair.map_err(Error::system("make a socket to init"))?;
     let (stdout, to_stdout) = pipe_out(spec.ids.first).map_err(Error::system("make a pipe"))?;
     let (stderr, to_stderr) = pipe_out(spec.ids.first).map_err(Error::system("make a pipe"))?;
     let config = oci::config(&spec, &root.path, &paths.machine, &hierarchies);
-    let parts = Parts {
-        init: binary.into(),
-        socket: theirs,
-        outputs: [to_stdout, to_stderr],
-        filters,
-    };
+    let parts =
+        Parts { init: binary.into(), socket: theirs, outputs: [to_stdout, to_stderr], filters };
     let pid = container::create(spec.dir.machine.as_str(), &spec.dir.run, &config, parts)?;
     let (info, pidfd) = identify(&spec, pid, paths)?;
     let (speaker, mut listener) = speak(ours)?;
@@ -99,14 +90,7 @@ fn make(boot: Boot, hierarchies: Hierarchies, paths: &Paths) -> Result<Running, 
         wake: Wake::new().map_err(Error::system("make an event"))?,
     };
     let shared = Arc::new(Shared::new(parts));
-    Ok(Running {
-        shared,
-        root,
-        init: listener,
-        stdout,
-        stderr,
-        socket,
-    })
+    Ok(Running { shared, root, init: listener, stdout, stderr, socket })
 }
 
 fn identify(spec: &BootSpec, pid: i32, paths: &Paths) -> Result<(InstanceInfo, OwnedFd), Error> {
@@ -131,18 +115,13 @@ fn speak(ours: OwnedFd) -> Result<(Speaker, Listener), Error> {
     let limit = Some(Duration::from_secs(SEND_TIMEOUT_S));
     rustix::net::sockopt::set_socket_timeout(&ours, rustix::net::sockopt::Timeout::Send, limit)
         .map_err(Error::system("limit the socket to init"))?;
-    let other = ours
-        .try_clone()
-        .map_err(Error::system("copy the socket to init"))?;
+    let other = ours.try_clone().map_err(Error::system("copy the socket to init"))?;
     Ok((Speaker::new(ours), Listener::new(other)))
 }
 
 fn await_hello(listener: &mut Listener) -> Result<(), Error> {
     let mut polled = [PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)];
-    let limit = Timespec {
-        tv_sec: HELLO_TIMEOUT_S,
-        tv_nsec: 0,
-    };
+    let limit = Timespec { tv_sec: HELLO_TIMEOUT_S, tv_nsec: 0 };
     match poll(&mut polled, Some(&limit)) {
         Ok(0) => {
             return Err(Error::Timeout {

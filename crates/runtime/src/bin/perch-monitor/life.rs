@@ -36,10 +36,7 @@ pub(crate) struct Output {
 
 impl Output {
     fn new(from: OwnedFd, stream: Stream) -> Self {
-        Self {
-            from: Some(from),
-            lines: Lines::new(stream),
-        }
+        Self { from: Some(from), lines: Lines::new(stream) }
     }
 
     /// Takes up what is there, at most one piece; returns whether there may be more.
@@ -49,8 +46,7 @@ impl Output {
         match read(from, &mut piece) {
             Read::Bytes(count) => {
                 let bytes = piece.get(..count).unwrap_or_default();
-                self.lines
-                    .push(bytes, clock::unix_ms(), |record| shared.queue.add(record));
+                self.lines.push(bytes, clock::unix_ms(), |record| shared.queue.add(record));
                 true
             }
             Read::Later => false,
@@ -62,8 +58,7 @@ impl Output {
     }
 
     fn finish(&mut self, shared: &Shared) {
-        self.lines
-            .finish(clock::unix_ms(), |record| shared.queue.add(record));
+        self.lines.finish(clock::unix_ms(), |record| shared.queue.add(record));
     }
 }
 
@@ -79,14 +74,7 @@ struct Life {
 
 /// Keeps a machine to its end.
 pub(crate) fn live(running: Running, wanted: bool) -> Result<(), Error> {
-    let Running {
-        shared,
-        root,
-        init,
-        stdout,
-        stderr,
-        socket,
-    } = running;
+    let Running { shared, root, init, stdout, stderr, socket } = running;
     let log = spawn_log(&shared)?;
     let signals = termination_signals().map_err(Error::system("read signals"))?;
     let server = Arc::clone(&shared);
@@ -95,10 +83,7 @@ pub(crate) fn live(running: Running, wanted: bool) -> Result<(), Error> {
         .spawn(move || serve::accept(&server, &socket))
         .map_err(Error::system("start a thread"))?;
     let mut life = Life {
-        outputs: vec![
-            Output::new(stdout, Stream::Stdout),
-            Output::new(stderr, Stream::Stderr),
-        ],
+        outputs: vec![Output::new(stdout, Stream::Stdout), Output::new(stderr, Stream::Stderr)],
         init: Some(init),
         ended: None,
         fault: None,
@@ -196,9 +181,7 @@ impl Life {
         shared.wake.clear();
         if kill_at.is_some_and(|at| at <= clock::boot_ms()) {
             shared.state().kill_at_boot_ms = None;
-            shared
-                .queue
-                .system("killed: it did not end within its grace");
+            shared.queue.system("killed: it did not end within its grace");
             shared.kill()?;
         }
         for output in &mut self.outputs {
@@ -258,24 +241,17 @@ impl Life {
             FromGuest::Started => {
                 let tty = shared.change(|state| state.program_started())?;
                 if tty {
-                    self.outputs
-                        .push(Output::new(init.terminal()?, Stream::Stdout));
+                    self.outputs.push(Output::new(init.terminal()?, Stream::Stdout));
                 }
             }
             FromGuest::StartFailed { code, reason } => {
-                shared
-                    .queue
-                    .system(&format!("not started: {}", shown(&reason)));
+                shared.queue.system(&format!("not started: {}", shown(&reason)));
                 shared.change(|state| state.phase = Phase::NotExecutable { code, reason });
             }
             FromGuest::Ended(ended) => self.ended = Some(ended),
             FromGuest::ExecStarted { id } => {
                 if let Some(mailbox) = mailbox(&shared, id) {
-                    let with = if mailbox.tty {
-                        Some(init.terminal()?)
-                    } else {
-                        None
-                    };
+                    let with = if mailbox.tty { Some(init.terminal()?) } else { None };
                     mailbox.put(FromGuest::ExecStarted { id }, with);
                 }
             }
@@ -298,18 +274,14 @@ fn mailbox(shared: &Shared, id: u32) -> Option<Arc<crate::shared::Mailbox>> {
 
 /// Returns a text from inside as one printable line.
 fn shown(text: &str) -> String {
-    text.chars()
-        .map(|one| if one.is_control() { ' ' } else { one })
-        .collect()
+    text.chars().map(|one| if one.is_control() { ' ' } else { one }).collect()
 }
 
 impl State {
     /// Notes that the program was executed; returns whether it has a terminal.
     fn program_started(&mut self) -> std::io::Result<bool> {
         if self.phase != Phase::Starting {
-            return Err(std::io::Error::other(
-                "init started a program that nobody asked for",
-            ));
+            return Err(std::io::Error::other("init started a program that nobody asked for"));
         }
         self.phase = Phase::Running;
         self.started_unix_ms = clock::unix_ms();

@@ -13,10 +13,7 @@ pub(crate) struct Lines {
 
 impl Lines {
     pub(crate) const fn new(stream: Stream) -> Self {
-        Self {
-            stream,
-            begun: Vec::new(),
-        }
+        Self { stream, begun: Vec::new() }
     }
 
     fn record(&mut self, unix_ms: u64, continues: bool) -> Record {
@@ -76,11 +73,7 @@ pub(crate) struct Rate {
 
 impl Rate {
     pub(crate) const fn new(bytes_per_second_max: u64) -> Self {
-        Self {
-            bytes_per_second_max,
-            second: 0,
-            bytes: 0,
-        }
+        Self { bytes_per_second_max, second: 0, bytes: 0 }
     }
 
     /// Returns whether a line of `bytes` may pass at `boot_ms`.
@@ -90,9 +83,7 @@ impl Rate {
             self.second = second;
             self.bytes = 0;
         }
-        let after = self
-            .bytes
-            .saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
+        let after = self.bytes.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
         if after > self.bytes_per_second_max {
             return false;
         }
@@ -119,11 +110,8 @@ mod tests {
 
     #[test]
     fn a_line_is_a_record_however_its_bytes_arrive() {
-        let expected = vec![
-            (b"one".to_vec(), false),
-            (b"".to_vec(), false),
-            (b"t\x1b[2Jo".to_vec(), false),
-        ];
+        let expected =
+            vec![(b"one".to_vec(), false), (b"".to_vec(), false), (b"t\x1b[2Jo".to_vec(), false)];
         assert_eq!(cut(&[b"one\n\nt\x1b[2Jo\n"]), expected);
         assert_eq!(cut(&[b"on", b"e\n", b"\nt\x1b", b"[2Jo"]), expected);
     }
@@ -135,11 +123,7 @@ mod tests {
         let longer = [b"x".repeat(LINE_BYTES_MAX + 1), b"\ny\n".to_vec()].concat();
         assert_eq!(
             cut(&[&longer]),
-            [
-                (b"x".repeat(LINE_BYTES_MAX), true),
-                (b"x".to_vec(), false),
-                (b"y".to_vec(), false)
-            ]
+            [(b"x".repeat(LINE_BYTES_MAX), true), (b"x".to_vec(), false), (b"y".to_vec(), false)]
         );
     }
 

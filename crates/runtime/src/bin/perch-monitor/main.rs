@@ -61,18 +61,13 @@ fn detach() -> io::Result<bool> {
 /// Takes the socket to the agent off standard input and reads what to boot.
 fn take_boot() -> io::Result<(UnixStream, Box<Boot>)> {
     let socket: OwnedFd = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
-    let null = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/null")?;
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     let mut socket = UnixStream::from(socket);
     match frame::read(&mut socket, FRAME_BYTES_MAX)? {
         Request::Boot(boot) => Ok((socket, boot)),
-        other => Err(io::Error::other(format!(
-            "unexpected first request: {other:?}"
-        ))),
+        other => Err(io::Error::other(format!("unexpected first request: {other:?}"))),
     }
 }
 

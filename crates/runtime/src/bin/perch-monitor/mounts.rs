@@ -45,13 +45,9 @@ impl Root {
         let idmap = IdMap::new(spec.ids)?;
         leave_host_mounts()?;
         let lower = clone_tree(&spec.lower)?;
-        idmap
-            .apply(&lower)
-            .map_err(Error::file("map the ids of", &spec.lower))?;
+        idmap.apply(&lower).map_err(Error::file("map the ids of", &spec.lower))?;
         let (loop_device, upper) = mount_upper(&spec.upper)?;
-        idmap
-            .apply(&upper)
-            .map_err(Error::file("map the ids of", &spec.upper))?;
+        idmap.apply(&upper).map_err(Error::file("map the ids of", &spec.upper))?;
         let stage = place::choose(&[&spec.dir.state, &spec.dir.run])?;
         mount(
             "tmpfs",
@@ -79,11 +75,7 @@ impl Root {
         });
         std::env::set_current_dir("/").map_err(Error::file("enter", "/"))?;
         mounted?;
-        Ok(Self {
-            path,
-            stage,
-            loop_device,
-        })
+        Ok(Self { path, stage, loop_device })
     }
 
     /// Unmounts it, and waits until the image file is free for the next boot.
@@ -104,10 +96,7 @@ fn unmount_all(path: &Path) -> Result<(), Error> {
 
 /// Takes a copy of the host's mounts that changes of the host reach, and none of ours leave.
 fn leave_host_mounts() -> Result<(), Error> {
-    #[expect(
-        unsafe_code,
-        reason = "the binding is unsafe for flags that share descriptors"
-    )]
+    #[expect(unsafe_code, reason = "the binding is unsafe for flags that share descriptors")]
     // SAFETY: only the mount namespace changes, and this process has one thread.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
         .map_err(Error::system("leave the mount namespace"))?;
@@ -153,14 +142,8 @@ fn mount_upper(image: &Path) -> Result<(Loop, OwnedFd), Error> {
 
 fn mount_overlay(path: &Path) -> Result<(), Error> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
-    mount(
-        "overlay",
-        path,
-        "overlay",
-        flags,
-        c"lowerdir=l,upperdir=d/u,workdir=d/w",
-    )
-    .map_err(at("mount the overlay on", path))
+    mount("overlay", path, "overlay", flags, c"lowerdir=l,upperdir=d/u,workdir=d/w")
+        .map_err(at("mount the overlay on", path))
 }
 
 /// Mounts a volume inside the root tree, whose links the image chose: every step is resolved as
@@ -169,9 +152,7 @@ fn mount_volume(idmap: &IdMap, root: &Path, volume: &Mount) -> Result<(), Error>
     let tree = clone_tree(&volume.source)?;
     let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, volume.read_only);
-    idmap
-        .apply_with(&tree, attributes)
-        .map_err(Error::file("map the ids of", &volume.source))?;
+    idmap.apply_with(&tree, attributes).map_err(Error::file("map the ids of", &volume.source))?;
     let target = make_folder(root, Path::new(&volume.target))
         .map_err(Error::file("create the mount point", &volume.target))?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;

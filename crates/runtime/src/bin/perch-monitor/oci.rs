@@ -38,13 +38,8 @@ const MASKED: [&str; 12] = [
     "/sys/firmware",
 ];
 
-const READ_ONLY: [&str; 5] = [
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-];
+const READ_ONLY: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Returns the papers of a boot whose root tree is at `root`.
 pub(crate) fn config(
@@ -106,28 +101,13 @@ fn mounts(spec: &BootSpec, hierarchies: &Hierarchies) -> Vec<Value> {
     let mount = |at: &str, kind: &str, options: &[&str]| json!({ "destination": at, "type": kind, "source": kind, "options": options });
     let mut all = vec![
         mount("/proc", "proc", &strict),
-        mount(
-            "/dev",
-            "tmpfs",
-            &["nosuid", "strictatime", "mode=755", "size=65536k"],
-        ),
+        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount(
             "/dev/pts",
             "devpts",
-            &[
-                "nosuid",
-                "noexec",
-                "newinstance",
-                "ptmxmode=0666",
-                "mode=0620",
-                "gid=5",
-            ],
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        mount(
-            "/dev/shm",
-            "tmpfs",
-            &["nosuid", "noexec", "nodev", "mode=1777", &shared_memory],
-        ),
+        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &shared_memory]),
         mount("/dev/mqueue", "mqueue", &strict),
         mount("/sys", "sysfs", &read_only),
     ];
@@ -142,10 +122,7 @@ fn mounts(spec: &BootSpec, hierarchies: &Hierarchies) -> Vec<Value> {
 /// allow, because inside a user namespace nobody can raise it.
 fn files_max(wanted: u64) -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let both = Rlimit {
-        current: Some(wanted),
-        maximum: Some(wanted),
-    };
+    let both = Rlimit { current: Some(wanted), maximum: Some(wanted) };
     let now = getrlimit(Resource::Nofile);
     match now.maximum {
         Some(maximum) if maximum < wanted => {

@@ -42,11 +42,7 @@ impl Queue {
             dropped_since: 0,
             closed: false,
         };
-        Self {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-            dropped: AtomicU64::new(0),
-        }
+        Self { state: Mutex::new(state), changed: Condvar::new(), dropped: AtomicU64::new(0) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -89,10 +85,7 @@ impl Queue {
             dropped_before: std::mem::take(&mut state.dropped_since),
             line: text.as_bytes().to_vec(),
         };
-        state.bytes = state
-            .bytes
-            .saturating_add(record.line.len())
-            .saturating_add(RECORD_BYTES);
+        state.bytes = state.bytes.saturating_add(record.line.len()).saturating_add(RECORD_BYTES);
         state.records.push_back(record);
         self.changed.notify_one();
     }
@@ -109,10 +102,7 @@ impl Queue {
             if state.closed {
                 return None;
             }
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.bytes = 0;
         Some(std::mem::take(&mut state.records))

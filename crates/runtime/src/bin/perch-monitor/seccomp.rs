@@ -30,10 +30,7 @@ pub(crate) fn compile() -> Result<Vec<BpfProgram>, Error> {
     let unknown = u32::try_from(libc::ENOSYS).unwrap_or(38);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         ALLOWED.iter().map(|number| (*number, Vec::new())).collect();
-    rules.insert(
-        libc::SYS_clone,
-        vec![all(&[(0, SeccompCmpOp::MaskedEq(CLONE_NAMESPACES), 0)])?],
-    );
+    rules.insert(libc::SYS_clone, vec![all(&[(0, SeccompCmpOp::MaskedEq(CLONE_NAMESPACES), 0)])?]);
     rules.insert(
         libc::SYS_personality,
         PERSONALITIES
@@ -41,21 +38,15 @@ pub(crate) fn compile() -> Result<Vec<BpfProgram>, Error> {
             .map(|value| all(&[(0, SeccompCmpOp::Eq, *value)]))
             .collect::<Result<_, _>>()?,
     );
-    let families: Vec<_> = FAMILIES_REFUSED
-        .iter()
-        .map(|family| (0, SeccompCmpOp::Ne, *family))
-        .collect();
+    let families: Vec<_> =
+        FAMILIES_REFUSED.iter().map(|family| (0, SeccompCmpOp::Ne, *family)).collect();
     rules.insert(libc::SYS_socket, vec![all(&families)?]);
     let allow = program(rules, SeccompAction::Errno(refused), SeccompAction::Allow)?;
     // A filter cannot look into the memory that clone3's flags are in. Without the call, programs
     // fall back to clone, which the first filter can judge.
     // Calls that are younger than this list get the same answer: programs try them and fall back.
     let mut absent = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    absent.extend(
-        YOUNGER
-            .filter(|number| !ALLOWED.contains(number))
-            .map(|one| (one, Vec::new())),
-    );
+    absent.extend(YOUNGER.filter(|number| !ALLOWED.contains(number)).map(|one| (one, Vec::new())));
     let fall_back = program(absent, SeccompAction::Allow, SeccompAction::Errno(unknown))?;
     // Both refuse, with different errors: the kernel takes that of the filter applied last.
     Ok(vec![allow, fall_back])
@@ -136,9 +127,7 @@ mod tests {
                     // SAFETY: all are refused before they look at an argument, or take none.
                     let result = unsafe { libc::syscall(*number, *first, 0, 0, 0, 0, 0) };
                     if result < 0 {
-                        std::io::Error::last_os_error()
-                            .raw_os_error()
-                            .unwrap_or_default()
+                        std::io::Error::last_os_error().raw_os_error().unwrap_or_default()
                     } else {
                         0
                     }
@@ -178,9 +167,7 @@ mod tests {
             (libc::SYS_getppid, 0),
         ];
         let (refused, unknown) = (libc::EPERM, libc::ENOSYS);
-        let expected = [
-            refused, refused, unknown, unknown, refused, refused, refused, 0, 0,
-        ];
+        let expected = [refused, refused, unknown, unknown, refused, refused, refused, 0, 0];
         assert_eq!(errors_under_filter(calls), expected);
     }
 

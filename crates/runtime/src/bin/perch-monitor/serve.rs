@@ -42,13 +42,11 @@ pub(crate) fn accept(shared: &Arc<Shared>, socket: &UnixListener) {
             continue;
         }
         let served = Arc::clone(shared);
-        let spawned = thread::Builder::new()
-            .stack_size(STACK_BYTES)
-            .spawn(move || {
-                // An agent that goes away is no fault.
-                serve(&served, &client).ok();
-                served.change(|state| state.clients = state.clients.saturating_sub(1));
-            });
+        let spawned = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+            // An agent that goes away is no fault.
+            serve(&served, &client).ok();
+            served.change(|state| state.clients = state.clients.saturating_sub(1));
+        });
         if spawned.is_err() {
             shared.change(|state| state.clients = state.clients.saturating_sub(1));
         }
@@ -97,17 +95,12 @@ fn answer(shared: &Shared, request: Request) -> Answer {
     };
     match result {
         Ok(()) => Answer::Done,
-        Err(error) => Answer::Refused {
-            reason: chain(&error),
-        },
+        Err(error) => Answer::Refused { reason: chain(&error) },
     }
 }
 
 fn stats(shared: &Shared) -> Stats {
-    Stats {
-        log_dropped: shared.queue.dropped(),
-        ..shared.hierarchies.stats(&shared.paths.machine)
-    }
+    Stats { log_dropped: shared.queue.dropped(), ..shared.hierarchies.stats(&shared.paths.machine) }
 }
 
 fn wait(shared: &Shared) -> ExitStatus {
@@ -127,31 +120,23 @@ fn start_program(shared: &Shared, start: GuestStart) -> Answer {
         accepted
     });
     if !accepted {
-        return Answer::Refused {
-            reason: "the program was started before".to_owned(),
-        };
+        return Answer::Refused { reason: "the program was started before".to_owned() };
     }
     if let Err(error) = shared.speaker.send(&ToGuest::Start(Box::new(start)), &[]) {
         // Half a message has no other half to come.
         shared.kill().ok();
-        return Answer::Refused {
-            reason: format!("write to init: {error}"),
-        };
+        return Answer::Refused { reason: format!("write to init: {error}") };
     }
     shared.wait_for(|state| match &state.phase {
         Phase::Created | Phase::Starting => None,
         Phase::Running => Some(Answer::Done),
-        Phase::NotExecutable { code, reason } => Some(Answer::NotExecutable {
-            code: *code,
-            reason: reason.clone(),
-        }),
+        Phase::NotExecutable { code, reason } => {
+            Some(Answer::NotExecutable { code: *code, reason: reason.clone() })
+        }
         // It started and ended between two looks: the status tells how.
         Phase::Ended(status) if status.started_unix_ms > 0 => Some(Answer::Done),
         Phase::Ended(status) if status.reason == perch_runtime::ExitReason::NotExecutable => {
-            Some(Answer::NotExecutable {
-                code: status.code,
-                reason: status.message.clone(),
-            })
+            Some(Answer::NotExecutable { code: status.code, reason: status.message.clone() })
         }
         Phase::Ended(status) => Some(Answer::Ended(status.clone())),
     })
@@ -169,22 +154,12 @@ fn signal_program(shared: &Shared, signal: i32) -> Result<(), Error> {
     if !running {
         return Err(Error::Spec("the program does not run".to_owned()));
     }
-    shared
-        .speaker
-        .send(&ToGuest::Signal { signal }, &[])
-        .map_err(Error::system("write to init"))
+    shared.speaker.send(&ToGuest::Signal { signal }, &[]).map_err(Error::system("write to init"))
 }
 
 /// Returns whether a signal is one that people end programs with.
 fn ends_programs(signal: i32) -> bool {
-    [
-        libc::SIGINT,
-        libc::SIGTERM,
-        libc::SIGQUIT,
-        libc::SIGKILL,
-        libc::SIGHUP,
-    ]
-    .contains(&signal)
+    [libc::SIGINT, libc::SIGTERM, libc::SIGQUIT, libc::SIGKILL, libc::SIGHUP].contains(&signal)
 }
 
 /// Sends a signal and sets the time of the kill.

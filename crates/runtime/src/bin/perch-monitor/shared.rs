@@ -63,15 +63,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts {
-            spec,
-            info,
-            init,
-            hierarchies,
-            paths,
-            speaker,
-            wake,
-        } = parts;
+        let Parts { spec, info, init, hierarchies, paths, speaker, wake } = parts;
         let queue = Queue::new(spec.log.bytes_per_second_max);
         Self {
             spec,
@@ -105,10 +97,7 @@ impl Shared {
             if let Some(found) = ready(&mut state) {
                 return found;
             }
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -120,10 +109,7 @@ impl Shared {
     ) {
         let state = self.state();
         // Both outcomes are fine: whoever calls this goes on in any case.
-        drop(
-            self.changed
-                .wait_timeout_while(state, limit, |state| !ready(state)),
-        );
+        drop(self.changed.wait_timeout_while(state, limit, |state| !ready(state)));
     }
 
     /// Kills everything in the machine.
@@ -178,11 +164,7 @@ pub(crate) struct Mailbox {
 
 impl Mailbox {
     pub(crate) fn new(tty: bool) -> io::Result<Self> {
-        Ok(Self {
-            messages: Mutex::default(),
-            wake: Wake::new()?,
-            tty,
-        })
+        Ok(Self { messages: Mutex::default(), wake: Wake::new()?, tty })
     }
 
     pub(crate) fn put(&self, message: FromGuest, with: Option<OwnedFd>) {

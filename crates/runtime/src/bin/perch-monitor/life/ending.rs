@@ -30,11 +30,7 @@ pub(super) fn end(mut life: Life, root: &Root, log: JoinHandle<()>) -> Result<()
         life.hear();
     }
     let init = collect(&life.shared)?;
-    let oom_kills = life
-        .shared
-        .hierarchies
-        .stats(&life.shared.paths.machine)
-        .oom_kills;
+    let oom_kills = life.shared.hierarchies.stats(&life.shared.paths.machine).oom_kills;
     for output in &mut life.outputs {
         for _ in 0..LAST_PIECES_MAX {
             if !output.take(&life.shared) {
@@ -49,16 +45,10 @@ pub(super) fn end(mut life: Life, root: &Root, log: JoinHandle<()>) -> Result<()
     // A log thread that died has lost lines, nothing else.
     log.join().ok();
     // All of these are tried, and the first fault is reported: whatever happens, the status counts.
-    let cleaned = [
-        root.unmount(),
-        remove_cgroup(&life.shared),
-        remove_papers(&life.shared),
-    ];
+    let cleaned = [root.unmount(), remove_cgroup(&life.shared), remove_papers(&life.shared)];
     write_status(&life.shared, &status)?;
-    life.shared
-        .change(|state| state.phase = Phase::Ended(Box::new(status)));
-    life.shared
-        .wait_at_most(FAREWELL, |state| state.clients == 0);
+    life.shared.change(|state| state.phase = Phase::Ended(Box::new(status)));
+    life.shared.wait_at_most(FAREWELL, |state| state.clients == 0);
     cleaned.into_iter().collect()
 }
 
@@ -70,15 +60,10 @@ fn collect(shared: &Shared) -> Result<Option<Ended>, Error> {
             other => break other.map_err(Error::system("collect init"))?,
         }
     };
-    Ok(found.map(
-        |status| match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => Ended { code, signal: None },
-            (None, signal) => Ended {
-                code: 128 + signal.unwrap_or(9),
-                signal: signal.or(Some(9)),
-            },
-        },
-    ))
+    Ok(found.map(|status| match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => Ended { code, signal: None },
+        (None, signal) => Ended { code: 128 + signal.unwrap_or(9), signal: signal.or(Some(9)) },
+    }))
 }
 
 fn sentence(status: &ExitStatus) -> String {
@@ -90,11 +75,7 @@ fn sentence(status: &ExitStatus) -> String {
         (ExitReason::InitFault, _) => format!("ended: {}", status.message),
         (ExitReason::Killed | ExitReason::MonitorLost, _) => "killed".to_owned(),
     };
-    if status.oom_killed {
-        format!("{end}; out of memory")
-    } else {
-        end
-    }
+    if status.oom_killed { format!("{end}; out of memory") } else { end }
 }
 
 fn remove_cgroup(shared: &Shared) -> Result<(), Error> {
@@ -133,7 +114,5 @@ fn write_status(shared: &Shared, status: &ExitStatus) -> Result<(), Error> {
     file.sync_all().map_err(Error::file("sync", &new))?;
     fs::rename(&new, &path).map_err(Error::file("rename to", &path))?;
     let dir = &shared.spec.dir.state;
-    fs::File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(Error::file("sync", dir))
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::file("sync", dir))
 }

@@ -40,10 +40,7 @@ impl IdMap {
         waitpid(Some(child), WaitOptions::empty())
             .map_err(Error::system("collect a helper process"))?;
         let namespace = namespace.map_err(Error::system("map the machine's ids"))?;
-        Ok(Self {
-            namespace: namespace.into(),
-            first: ids.first,
-        })
+        Ok(Self { namespace: namespace.into(), first: ids.first })
     }
 
     /// Maps the ids of a mount that is attached nowhere yet.
@@ -72,11 +69,7 @@ impl IdMap {
                 size_of::<MountAttributes>(),
             )
         };
-        if result == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Does something with root of the machine as the owner of what it makes.
@@ -122,11 +115,7 @@ fn fork_into_user_namespace() -> io::Result<Pid> {
         }
     }
     let failed = io::Error::last_os_error();
-    i32::try_from(result)
-        .ok()
-        .filter(|pid| *pid > 0)
-        .and_then(Pid::from_raw)
-        .ok_or(failed)
+    i32::try_from(result).ok().filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or(failed)
 }
 
 fn map(child: Pid, ids: IdRange) -> io::Result<File> {

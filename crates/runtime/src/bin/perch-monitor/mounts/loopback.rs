@@ -77,26 +77,18 @@ impl Loop {
                 let error = io::Error::last_os_error();
                 return Err(Error::system("find a free loop device")(error));
             }
-            let this = Self {
-                number,
-                image: image.to_owned(),
-            };
+            let this = Self { number, image: image.to_owned() };
             match this.configure(&file) {
                 Ok(device) => return Ok((this, device)),
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(error) => return Err(Error::file("attach", this.path())(error)),
             }
         }
-        Err(Error::system("find a free loop device")(io::Error::from(
-            io::ErrorKind::ResourceBusy,
-        )))
+        Err(Error::system("find a free loop device")(io::Error::from(io::ErrorKind::ResourceBusy)))
     }
 
     fn configure(&self, file: &File) -> io::Result<File> {
-        let device = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(self.path())?;
+        let device = OpenOptions::new().read(true).write(true).open(self.path())?;
         let configuration = Configuration {
             descriptor: u32::try_from(file.as_raw_fd()).unwrap_or_default(),
             block_bytes: 0,
@@ -121,11 +113,7 @@ impl Loop {
         // SAFETY: the descriptor is open and the kernel only reads the structure it expects.
         let result =
             unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const configuration) };
-        if result == 0 {
-            Ok(device)
-        } else {
-            Err(io::Error::last_os_error())
-        }
+        if result == 0 { Ok(device) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Returns the device's path.
