@@ -121,7 +121,8 @@ async fn remove_cgroups(name: &str) {
     let mut slices = vec![root.join(name)];
     slices.extend(hierarchies.unwrap_or_default().iter().map(|entry| entry.path().join(name)));
     let removed = async {
-        while slices.iter().map(|slice| remove_cgroup(slice, 0)).filter(Result::is_err).count() > 0 {
+        while slices.iter().map(|slice| remove_cgroup(slice, 0)).filter(Result::is_err).count() > 0
+        {
             tokio::time::sleep(CGROUP_PAUSE).await;
         }
     };
