@@ -40,6 +40,7 @@ install: ## Install perchd, perch and their helpers under /usr/local (PREFIX=)
 	cargo xtask guest
 	install -D -t $(PREFIX)/bin target/release/perchd target/release/perch
 	install -D -t $(PREFIX)/lib/perch target/guest/perch-init target/guest/perch-monitor
+	[ ! -d /etc/systemd/system ] || install -m 644 dist/perchd.service /etc/systemd/system/perchd.service
 
 PREFIX ?= /usr/local
 

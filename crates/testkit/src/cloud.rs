@@ -33,6 +33,8 @@ pub struct Options {
     pub arguments: Vec<String>,
     /// Stay in the network namespace of the caller; only for measurements and real builds.
     pub shared_network: bool,
+    /// Keep the server's folder on a disk of that many MiB.
+    pub disk_mb: Option<u32>,
 }
 
 /// A server and what is needed to talk to it.
@@ -98,6 +100,9 @@ impl Cloud {
             edge: nowhere,
             token: String::new(),
         };
+        if let Some(mb) = cloud.options.disk_mb {
+            cloud.mount_disk(mb)?;
+        }
         cloud.boot()?;
         Ok(Some(cloud))
     }
@@ -212,7 +217,25 @@ impl Cloud {
     /// Returns the server's folder.
     #[must_use]
     pub fn data(&self) -> PathBuf {
-        self.folder.path().join("d")
+        self.disk().join("d")
+    }
+
+    fn disk(&self) -> PathBuf {
+        match self.options.disk_mb {
+            Some(_) => self.folder.path().join("disk"),
+            None => self.folder.path().to_owned(),
+        }
+    }
+
+    fn mount_disk(&self, mb: u32) -> Result<()> {
+        fs::create_dir(self.disk()).context("make a folder")?;
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={mb}m,mode=755"), "tmpfs"])
+            .arg(self.disk())
+            .status()
+            .context("run mount")?;
+        ensure!(status.success(), "mount a small disk");
+        Ok(())
     }
 
     /// Returns the folder of the programs that run inside machines.
@@ -231,6 +254,12 @@ impl Cloud {
     #[must_use]
     pub fn server_log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Returns the server's program.
+    #[must_use]
+    pub fn perchd_program(&self) -> PathBuf {
+        self.programs.join("perchd")
     }
 
     /// Returns a command of the CLI that talks to this server.
@@ -385,6 +414,10 @@ impl Cloud {
             "perchd remove: {}",
             String::from_utf8_lossy(&output.stderr)
         );
+        if self.options.disk_mb.is_some() {
+            let status = Command::new("umount").arg(self.disk()).status().context("run umount")?;
+            ensure!(status.success(), "unmount the small disk");
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use perch_testkit::{Cloud, wait_for};
+use perch_testkit::{Cloud, Options, wait_for};
 use serde_json::{Value, json};
 
 #[test]
@@ -103,4 +103,84 @@ fn bodies_that_make_no_sense_name_their_field() {
     let list = cloud.must("GET", "/v1/apps/web/machines", &Value::Null).unwrap();
     assert_eq!(list, json!([]));
     cloud.finish().unwrap();
+}
+
+#[test]
+fn a_full_disk_refuses_new_machines_and_still_stops_old_ones() {
+    let test = "a_full_disk_refuses_new_machines_and_still_stops_old_ones";
+    let options = Options { disk_mb: Some(1536), ..Options::default() };
+    let Some(cloud) = Cloud::start_with(test, options).unwrap() else { return };
+    let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
+    let id = cloud.machine("web", &json!({"image": image}), "started").unwrap();
+    // Under the reserve of 1 GiB, and with room for the server's own records.
+    let filler = cloud.data().join("filler");
+    std::fs::write(&filler, vec![0; 700 << 20]).unwrap();
+    let body = json!({"config": {"image": image}});
+    let answer = cloud.call("POST", "/v1/apps/web/machines", &body).unwrap();
+    assert_eq!((answer.status, answer.json()["code"].as_str()), (507, Some("no_space")));
+    let list = cloud.must("GET", "/v1/apps/web/machines", &Value::Null).unwrap();
+    assert_eq!(list.as_array().map(Vec::len), Some(1), "nothing half-made: {list}");
+    let path = format!("/v1/apps/web/machines/{id}");
+    cloud.must("POST", &format!("{path}/stop"), &json!({})).unwrap();
+    cloud.reaches("web", &id, "stopped").unwrap();
+    cloud.must("DELETE", &path, &Value::Null).unwrap();
+    cloud.reaches("web", &id, "destroyed").unwrap();
+    std::fs::remove_file(filler).unwrap();
+    cloud.machine("web", &json!({"image": image}), "started").unwrap();
+    cloud.finish().unwrap();
+}
+
+#[test]
+fn a_server_that_cannot_start_says_why_and_what_to_do() {
+    let Some(cloud) = Cloud::start("a_server_that_cannot_start_says_why_and_what_to_do").unwrap()
+    else {
+        return;
+    };
+    // A folder that another user can reach, unlike the one that the tests were built in.
+    let folder = tempfile::Builder::new().prefix("pt").tempdir().unwrap();
+    let program = folder.path().join("perchd");
+    std::fs::copy(cloud.perchd_program(), &program).unwrap();
+    set_searchable(folder.path());
+    let said = |command: &mut std::process::Command| {
+        let output = command.output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let not_root = said(
+        std::process::Command::new("setpriv")
+            .args(["--reuid", "64007", "--regid", "64007", "--clear-groups"])
+            .arg(&program)
+            .arg("serve"),
+    );
+    assert!(not_root.contains("runs as root") && not_root.contains("sudo"), "{not_root}");
+    let data = folder.path().join("d");
+    let port_in_use = said(
+        std::process::Command::new(&program)
+            .args(["serve", "--user", "64007", "--instance", "other"])
+            .arg("--data-dir")
+            .arg(&data)
+            .arg("--run-dir")
+            .arg(folder.path().join("r"))
+            .arg("--guest-dir")
+            .arg(cloud.guest())
+            .args(["--api", &cloud.api.to_string(), "--http", "127.0.0.1:0"]),
+    );
+    assert!(port_in_use.contains("is in use") && port_in_use.contains("--api"), "{port_in_use}");
+    let folder_in_use = said(
+        std::process::Command::new(&program)
+            .args(["serve", "--user", "64007", "--api", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .arg("--data-dir")
+            .arg(cloud.data())
+            .arg("--run-dir")
+            .arg(folder.path().join("r"))
+            .arg("--guest-dir")
+            .arg(cloud.guest()),
+    );
+    assert!(folder_in_use.contains("another perchd uses"), "{folder_in_use}");
+    cloud.finish().unwrap();
+}
+
+fn set_searchable(folder: &std::path::Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
 }

@@ -65,6 +65,29 @@ fn x2_the_process_that_faces_the_network_is_not_root() {
 }
 
 #[test]
+fn images_are_pulled_by_standard_clients_as_they_were_pushed() {
+    let test = "images_are_pulled_by_standard_clients_as_they_were_pushed";
+    let Some(cloud) = Cloud::start(test).unwrap() else { return };
+    cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let pull = |credentials: &str| {
+        std::process::Command::new("skopeo")
+            .args(["copy", "--quiet", "--src-tls-verify=false", "--src-creds", credentials])
+            .arg(format!("docker://{}/web:latest", cloud.api))
+            .arg(format!("dir:{}", folder.path().join("image").display()))
+            .output()
+            .unwrap()
+    };
+    assert!(!pull("x:wrong").status.success());
+    let output = pull(&format!("x:{}", cloud.token));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let manifest = std::fs::read(folder.path().join("image/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    assert_eq!(manifest["layers"].as_array().map(Vec::len), Some(1), "{manifest}");
+    cloud.finish().unwrap();
+}
+
+#[test]
 fn r1_an_image_of_another_name_is_not_pushed_or_read_without_a_token() {
     let test = "r1_an_image_of_another_name_is_not_pushed_or_read_without_a_token";
     let Some(cloud) = Cloud::start(test).unwrap() else {
