@@ -192,6 +192,9 @@ impl Drop for Bench {
         quiet("umount", &[disk.to_str().unwrap_or_default()]);
         quiet("nft", &["delete", "table", "inet", &self.config.instance]);
         let _absent = std::fs::remove_dir_all(&self.run_dir);
+        for controller in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let _absent = std::fs::remove_dir(controller.path().join(&self.config.instance));
+        }
     }
 }
 
