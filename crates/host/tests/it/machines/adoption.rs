@@ -99,6 +99,7 @@ fn a_machine_that_ended_meanwhile_is_found_ended() {
         let id = request.id.clone();
         host.create(request).await.unwrap();
         server.wait_for_output(&id, "up").await;
+        wait(&host, &id, "started").await;
         host.shutdown().await;
         exec(&host, &id, "touch /go").await.unwrap();
         drop(host);
