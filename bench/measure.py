@@ -54,6 +54,8 @@ class Cloud:
 
     def __init__(self):
         self.folder = tempfile.mkdtemp(prefix="pb")
+        # The unprivileged process must get to its own folder below.
+        os.chmod(self.folder, 0o755)
         self.arguments = [
             "--data-dir", f"{self.folder}/d", "--run-dir", f"{self.folder}/r", "--instance", "bench",
             "--user", "64008", "--guest-dir", GUEST,
@@ -71,6 +73,9 @@ class Cloud:
                 self.edge = int(words[1].rsplit(":", 1)[1])
             if words[:1] == ["data"]:
                 break
+        else:
+            with open(f"{self.folder}/log", encoding="utf-8") as log:
+                sys.exit(f"perchd was not ready:\n{log.read()}")
         with open(f"{self.folder}/d/admin.json", encoding="utf-8") as admin:
             admin = json.load(admin)
         self.token = admin["token"]
@@ -207,7 +212,7 @@ def podman_image(folder):
         ["skopeo", "copy", "--quiet", f"oci:{folder}/podman-layout:latest",
          "containers-storage:localhost/perch-bench:latest"], check=True,
     )
-    return ["podman", "run", "--rm", "--network=none", "--ulimit", "nofile=1024:1024",
+    return ["podman", "run", "--rm", "--network=none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024",
             "--memory=256m", "--cgroups=enabled", "localhost/perch-bench:latest"]
 
 
