@@ -48,6 +48,25 @@ pub(crate) fn folders(data: &Path, run: &Path, front_uid: u32) -> Result<()> {
     folder(&data.join(FRONT_DIR), 0o700, front_uid)
 }
 
+/// Checks that the unprivileged process can get to a folder: it must be able to search every
+/// folder above, and root's home, where a first try often happens, is closed to it.
+pub(crate) fn reachable(path: &Path, front_uid: u32) -> Result<()> {
+    for above in path.ancestors().skip(1).filter(|above| above.is_dir()) {
+        let data = fs::metadata(above).with_context(|| format!("look at `{}`", above.display()))?;
+        let owns = std::os::unix::fs::MetadataExt::uid(&data) == front_uid;
+        if data.permissions().mode() & if owns { 0o100 } else { 0o001 } == 0 {
+            bail!(
+                "`{}` is closed to the user of the unprivileged process, who has to get to `{}`: \
+                 choose a folder elsewhere, or open it with `chmod o+x {}`",
+                above.display(),
+                path.display(),
+                above.display()
+            );
+        }
+    }
+    Ok(())
+}
+
 fn folder(path: &Path, mode: u32, owner: u32) -> Result<()> {
     let what = || format!("make folder `{}`", path.display());
     DirBuilder::new().recursive(true).mode(mode).create(path).with_context(what)?;
@@ -170,6 +189,21 @@ mod tests {
         assert!(format!("{:#}", lock(folder.path()).unwrap_err()).contains("another perchd"));
         drop(held);
         lock(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_the_unprivileged_process_cannot_get_to_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("closed/data");
+        fs::create_dir_all(&data).unwrap();
+        for (mode, fine) in [(0o700, false), (0o711, true)] {
+            for open in [folder.path(), &folder.path().join("closed")] {
+                fs::set_permissions(open, fs::Permissions::from_mode(0o711)).unwrap();
+            }
+            let closed = folder.path().join("closed");
+            fs::set_permissions(closed, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(reachable(&data, 64_000).is_ok(), fine, "{mode:o}");
+        }
     }
 
     #[test]

@@ -101,6 +101,8 @@ impl Server {
     fn prepare(mut config: Config) -> Result<(Self, std::fs::File)> {
         let front_uid = identity::user_id(&config.user)?;
         let guest_dir = guest_dir(config.guest_dir.as_deref())?;
+        identity::reachable(&config.data_dir, front_uid)?;
+        identity::reachable(&config.run_dir, front_uid)?;
         identity::folders(&config.data_dir, &config.run_dir, front_uid)?;
         let lock = identity::lock(&config.data_dir)?;
         let dns: Vec<SocketAddr> = crate::roles::host::resolver_addresses(&config)?;
