@@ -32,6 +32,7 @@ const SECURITY_MIRROR: &str = "http://deb.debian.org/debian-security";
 const SUITE: &str = "bookworm";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
+/// Runs inside the cage: its paths are the cage's own, never the host's.
 const SYSTEM: &str = "rm -rf /work/*
 export TMPDIR=/work
 mmdebstrap --mode=root --variant=minbase --format=tar \
