@@ -123,16 +123,17 @@ impl Hierarchies {
         Ok(())
     }
 
-    /// Moves this process into a cgroup.
+    /// Moves a process into a cgroup.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn join(&self, group: &Path) -> Result<(), Error> {
+    pub fn add(&self, group: &Path, pid: Pid) -> Result<(), Error> {
+        let pid = pid.as_raw_nonzero().to_string();
         let mut roots: Vec<&Path> =
             CONTROLLERS.iter().filter_map(|controller| self.of(controller)).collect();
         roots.dedup();
         for root in roots {
-            write(&root.join(group).join("cgroup.procs"), "0")?;
+            write(&root.join(group).join("cgroup.procs"), &pid)?;
         }
         Ok(())
     }

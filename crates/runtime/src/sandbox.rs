@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::net::UnixStream;
+use tokio::process::Child;
 
 use crate::protocol::{Answer, Boot, FRAME_BYTES_MAX, InstanceInfo, Request};
 use crate::spec::{BootSpec, ExitStatus, MachineDir};
@@ -62,36 +63,37 @@ impl SandboxRuntime {
         })))
     }
 
-    /// Starts a monitor and returns its end of the socket pair.
-    async fn spawn(&self, dir: &MachineDir) -> Result<UnixStream, Error> {
-        let spawn_error = |source| Error::Spawn { path: self.config.monitor.clone(), source };
+    fn spawn_error(&self, source: std::io::Error) -> Error {
+        Error::Spawn { path: self.config.monitor.clone(), source }
+    }
+
+    /// Starts a monitor; returns the agent's end of the socket pair and the process that makes
+    /// the monitor.
+    fn spawn(&self, dir: &MachineDir) -> Result<(UnixStream, Child), Error> {
+        let spawn_error = |source| self.spawn_error(source);
         let (ours, theirs) = UnixStream::pair().map_err(spawn_error)?;
         let theirs = theirs.into_std().map_err(spawn_error)?;
         theirs.set_nonblocking(false).map_err(spawn_error)?;
         let own_log = dir.state.join("monitor.log");
         let own_log = std::fs::File::create(&own_log).map_err(Error::file("create", own_log))?;
-        // The monitor forks and its first process ends at once, so that the one that stays is
+        // Its first process forks the monitor and ends before long, so that the one that stays is
         // nobody's child here: no zombie, whoever of the two ends first.
-        let status = tokio::process::Command::new(&self.config.monitor)
-            .arg(dir.machine.as_str())
+        let first = tokio::process::Command::new(&self.config.monitor)
+            .args([dir.machine.as_str(), &self.config.cgroup])
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::from(own_log))
-            .status()
-            .await
+            .spawn()
             .map_err(spawn_error)?;
-        if status.success() {
-            Ok(ours)
-        } else {
-            Err(spawn_error(std::io::Error::other(status.to_string())))
-        }
+        Ok((ours, first))
     }
 
     async fn create_sandbox(&self, spec: &BootSpec) -> Result<InstanceInfo, Error> {
         let machine = || spec.dir.machine.to_string();
-        let mut stream = self.spawn(&spec.dir).await?;
+        // The runtime below collects the first process also when nobody waits for it.
+        let (mut stream, mut first) = self.spawn(&spec.dir)?;
         frame::send(&mut stream, &self.boot(spec)?, FRAME_BYTES_MAX).await.map_err(|source| {
             Error::Monitor { operation: "write to", machine: machine(), source }
         })?;
@@ -101,9 +103,12 @@ impl SandboxRuntime {
                 Err(Error::Refused { operation: "create the sandbox", reason })
             }
             Ok(other) => Err(Error::Shape(format!("unexpected answer to boot: {other:?}"))),
-            Err(source) => {
-                Err(Error::Monitor { operation: "read from", machine: machine(), source })
-            }
+            Err(source) => match first.wait().await {
+                Ok(status) if !status.success() => {
+                    Err(self.spawn_error(std::io::Error::other(status.to_string())))
+                }
+                _ => Err(Error::Monitor { operation: "read from", machine: machine(), source }),
+            },
         }
     }
 }

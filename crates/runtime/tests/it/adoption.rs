@@ -36,6 +36,29 @@ async fn c4_a_running_machine_is_adopted_by_the_next_agent() {
     assert_eq!(wait(&*instance).await, status);
 }
 
+/// systemd kills what is left in the agent's cgroup when it stops or restarts the agent.
+#[tokio::test]
+async fn c4_a_monitor_leaves_the_agents_cgroup() {
+    let Some(machine) = Machine::new("the monitor's cgroup") else {
+        return;
+    };
+    let instance = machine.boot("sleep 1000").await;
+    let monitor = instance.info().monitor.pid;
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let text = std::fs::read_to_string(format!("/proc/{monitor}/cgroup")).unwrap();
+        let inside = text.lines().filter(|line| line.ends_with(":/perch-test/monitors")).count();
+        // One line in all with version 2, one a hierarchy with version 1.
+        if inside >= if text.lines().count() == 1 { 1 } else { 4 } {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{text}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    instance.stop(15, 0).await.unwrap();
+    wait(&*instance).await;
+}
+
 #[tokio::test]
 async fn c4_a_wait_that_was_dropped_may_come_again_and_several_may_wait() {
     let Some(machine) = Machine::new("wait") else {

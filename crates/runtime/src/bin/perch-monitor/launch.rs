@@ -58,7 +58,6 @@ pub(crate) fn launch(boot: Boot) -> Result<Running, Error> {
 fn make(boot: Boot, hierarchies: Hierarchies, paths: &Paths) -> Result<Running, Error> {
     let Boot { spec, init, .. } = boot;
     spec.check()?;
-    hierarchies.create(&paths.monitors)?;
     if !hierarchies.remove(&paths.machine)? {
         let reason = "processes of another boot are still in the machine's cgroup";
         return Err(Error::Spec(reason.to_owned()));

@@ -9,7 +9,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use perch_runtime::error::chain;
 use perch_runtime::log::{Stream, Writer};
 use perch_runtime::{Error, ExitStatus};
 use perch_types::guest::{Ended, FromGuest};
@@ -102,15 +101,7 @@ fn spawn_log(shared: &Arc<Shared>) -> Result<JoinHandle<()>, Error> {
     let shared = Arc::clone(shared);
     thread::Builder::new()
         .stack_size(STACK_BYTES)
-        .spawn(move || {
-            // Leaving the agent's cgroup waits for all processors, some milliseconds; here it
-            // holds up nobody. A monitor that could not leave works as well, until the agent's
-            // cgroup is killed.
-            if let Err(error) = shared.hierarchies.join(&shared.paths.monitors) {
-                shared.queue.system(&format!("monitor: {}", chain(&error)));
-            }
-            shared.queue.drain(&mut writer);
-        })
+        .spawn(move || shared.queue.drain(&mut writer))
         .map_err(Error::system("start a thread"))
 }
 

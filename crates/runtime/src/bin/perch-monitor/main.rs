@@ -24,14 +24,21 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
+use perch_runtime::cgroup::{Hierarchies, Paths};
 use perch_runtime::error::chain;
-use perch_runtime::frame;
 use perch_runtime::protocol::{Answer, Boot, FRAME_BYTES_MAX, Request};
+use perch_runtime::{Error, frame};
+use rustix::process::Pid;
 
 fn main() -> ExitCode {
     match detach() {
-        Ok(true) => {}
-        Ok(false) => return ExitCode::SUCCESS,
+        Ok(None) => {}
+        Ok(Some(monitor)) => {
+            if let Err(error) = leave_agent(monitor) {
+                complain(&chain(&error));
+            }
+            return ExitCode::SUCCESS;
+        }
         Err(_) => return ExitCode::FAILURE,
     }
     match take_boot() {
@@ -43,9 +50,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Leaves the agent: its process tree, session and terminal. Returns `false` in the process that
-/// shall end at once.
-fn detach() -> io::Result<bool> {
+/// Leaves the agent's process tree, session and terminal. Returns the monitor's id in the process
+/// that is not it and shall end soon.
+fn detach() -> io::Result<Option<Pid>> {
     #[expect(unsafe_code, reason = "no safe binding")]
     // SAFETY: nothing has made a thread yet.
     let pid = unsafe { libc::fork() };
@@ -55,7 +62,22 @@ fn detach() -> io::Result<bool> {
     if pid == 0 {
         rustix::process::setsid()?;
     }
-    Ok(pid == 0)
+    Ok(Pid::from_raw(pid))
+}
+
+/// Moves the monitor out of the agent's cgroup, into the one that the second argument names the
+/// slice of. The first move after a while waits for every processor, some ten milliseconds; made
+/// from here, while the monitor mounts, it holds up neither that nor the moves that follow. A
+/// monitor that could not leave works as well, until the agent's cgroup is killed.
+fn leave_agent(monitor: Pid) -> Result<(), Error> {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(machine), Some(slice)) = (arguments.next(), arguments.next()) else {
+        return Err(Error::Spec("machine and slice are missing in the command line".to_owned()));
+    };
+    let hierarchies = Hierarchies::detect()?;
+    let paths = Paths::new(&slice, &machine);
+    hierarchies.create(&paths.monitors)?;
+    hierarchies.add(&paths.monitors, monitor)
 }
 
 /// Takes the socket to the agent off standard input and reads what to boot.
