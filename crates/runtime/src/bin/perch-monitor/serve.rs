@@ -165,6 +165,8 @@ fn ends_programs(signal: i32) -> bool {
 /// Sends a signal and sets the time of the kill.
 pub(crate) fn stop(shared: &Shared, signal: i32, grace_ms: u64) -> Result<(), Error> {
     let kill_at = clock::boot_ms().saturating_add(grace_ms.min(GRACE_MS_MAX));
+    // A frozen program hears nothing.
+    shared.hierarchies.freeze(&shared.paths.machine, false)?;
     shared.change(|state| {
         state.requested_stop = true;
         // A second stop may come sooner, never later.
@@ -172,11 +174,11 @@ pub(crate) fn stop(shared: &Shared, signal: i32, grace_ms: u64) -> Result<(), Er
         state.kill_at_boot_ms = Some(earlier);
     });
     shared.wake.wake();
-    // A frozen program hears nothing.
-    shared.hierarchies.freeze(&shared.paths.machine, false)?;
     match signal_program(shared, signal) {
         // Nothing runs that could end by itself.
         Err(Error::Spec(_)) => shared.kill(),
+        // Without grace the kill may come first, and an end of its own at any time: it stopped.
+        Err(Error::System { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }
 }
