@@ -152,6 +152,7 @@ pub(crate) async fn build(
                 work.keep_output();
                 return Err(CommandError::operation(what, error));
             }
+            Err(perch_client::Error::Interrupted { .. }) => break,
             Err(error) => {
                 work.keep_output();
                 return Err(CommandError::operation(what, error));
@@ -161,8 +162,8 @@ pub(crate) async fn build(
     let Some(built) = built else {
         work.keep_output();
         return Err(CommandError::refused(
-            "the build ended without an image",
-            "run the command again; the server's log may say more",
+            "the build broke off: the server stopped in the middle of it",
+            "nothing was changed; run `perch deploy` (or `perch build`) again",
         ));
     };
     drop(work);

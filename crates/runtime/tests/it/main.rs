@@ -5,7 +5,6 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on ends")]
 
 mod adoption;
-mod bench;
 mod cage;
 mod exec;
 mod limits;
