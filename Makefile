@@ -30,6 +30,7 @@ check: ## Format, lints, structure
 	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	cargo xtask arch
 	cargo xtask tidy
+	cargo xtask security
 
 bench: ## Measure beside runc, podman, nginx; needs them installed
 	@bench/run

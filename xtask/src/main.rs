@@ -6,15 +6,17 @@
 
 mod arch;
 mod guest;
+mod security;
 mod tidy;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo xtask <command>
-  arch    compare the crate table of ARCHITECTURE.md with the crates
-  tidy    check what rustfmt and clippy do not: first lines, file lengths, names
-  guest   build the static programs perch-init and perch-monitor into target/guest";
+  arch                compare the crate table of ARCHITECTURE.md with the crates
+  tidy                check what rustfmt and clippy do not: first lines, file lengths, names
+  security [--write]  compare the tests that docs/security.md names with those there are
+  guest               build the static programs perch-init and perch-monitor into target/guest";
 
 fn main() -> ExitCode {
     let command = std::env::args().nth(1).unwrap_or_default();
@@ -22,6 +24,7 @@ fn main() -> ExitCode {
     let result = match command.as_str() {
         "arch" => arch::run(&root),
         "tidy" => tidy::run(&root),
+        "security" => security::run(&root, std::env::args().nth(2).as_deref() == Some("--write")),
         "guest" => guest::run(&root),
         _ => {
             eprintln!("{USAGE}");

@@ -33,7 +33,7 @@ pub(crate) fn run(root: &Path) -> Result<String> {
     Ok(format!("{} files", files.len()))
 }
 
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+pub(crate) fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let entries =
         std::fs::read_dir(folder).with_context(|| format!("list `{}`", folder.display()))?;
     for entry in entries {

@@ -45,7 +45,7 @@ async fn x1_f6_the_disk_has_a_hard_edge() {
 }
 
 #[tokio::test]
-async fn x1_open_files_and_core_files_have_a_limit() {
+async fn x1_k10_open_files_and_core_files_have_a_limit() {
     let Some(machine) = Machine::new("files") else {
         return;
     };
