@@ -4,7 +4,7 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use perch_testkit::{Cloud, wait_for};
+use perch_testkit::{Cloud, Options, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -115,5 +115,23 @@ fn a_build_nobody_waits_for_any_more_ends() {
     kill_process(pid, Signal::INT).unwrap();
     build.wait().unwrap();
     reaches(false);
+    builds_again(cloud, &folder);
+}
+
+#[test]
+fn a_full_disk_refuses_a_build_and_says_what_to_do() {
+    let test = "a_full_disk_refuses_a_build_and_says_what_to_do";
+    let options = Options { disk_mb: Some(1536), ..Options::default() };
+    let Some(cloud) = Cloud::start_with(test, options).unwrap() else { return };
+    let folder = source(&cloud);
+    fs::write(folder.path().join("Dockerfile"), dockerfile("")).unwrap();
+    // Under the reserve of 1 GiB, and with room for the server's own records.
+    let filler = cloud.data().join("filler");
+    fs::write(&filler, vec![0; 700 << 20]).unwrap();
+    let output = deploy(&cloud, &folder).wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("no_space") && text.contains("hint: "), "{text}");
+    fs::remove_file(&filler).unwrap();
     builds_again(cloud, &folder);
 }
