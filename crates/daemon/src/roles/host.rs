@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use perch_host::network::{INTERFACE_GROUP, NetworkConfig, Pool, Prefix, RESOLVER_V6};
 use perch_host::{Deps, Host, PlatformRegistry};
 use perch_oci::Privilege;
-use perch_store::RemoteStore;
+use perch_store::{RemoteStore, SqliteStore};
 use perch_types::Secret;
 use perch_types::clock::Clock;
 use tokio::task::JoinSet;
@@ -145,9 +145,12 @@ pub(crate) fn remove(config: &Config, yes: bool) -> Result<()> {
             api_certificate: None,
             guest_dir: supervisor::guest_dir(config.guest_dir.as_deref())?,
         };
-        // Nobody serves the directory now: what is removed here is not published.
-        let store = Arc::new(RemoteStore::new(config.run_dir.join(DIRECTORY_SOCKET)));
-        let deps = Deps { clock: Arc::new(SystemClock), store };
+        // Nobody serves the directory now, and it goes with the rest: one of its own takes the
+        // records.
+        let clock = Arc::new(SystemClock);
+        let store = SqliteStore::open(config.run_dir.join("removal.db"), clock.clone())
+            .context("open a directory for the removal")?;
+        let deps = Deps { clock, store: Arc::new(store) };
         let host = Host::start(host_config(&setup)?, deps).await.context("start the host")?;
         host.remove_everything().await.context("take machines away")?;
         crate::roles::builder::remove(config).await

@@ -18,6 +18,8 @@ use crate::words;
 
 /// The longest that a wait takes.
 pub const WAIT_MS_MAX: u64 = 300_000;
+/// How long a program waits for its machine's adoption.
+const ADOPTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a program may take when nothing else was said.
 const EXEC_TIMEOUT_S_DEFAULT: u64 = 60;
 
@@ -114,7 +116,7 @@ impl Host {
                 .clamp(1, perch_runtime::EXEC_TIMEOUT_MS_MAX),
             output_bytes_max: 0,
         };
-        let instance = self.running(id)?;
+        let instance = self.running(id).await?;
         let output = instance.exec(request).await.map_err(|error| Fault::from(error).error)?;
         if output.timed_out {
             return Err(ApiError::new(
@@ -141,7 +143,7 @@ impl Host {
         let tty =
             spec.tty.then_some(perch_runtime::TerminalSize { rows: spec.rows, cols: spec.cols });
         let exec = GuestExec { argv: spec.command, tty, ..GuestExec::default() };
-        let instance = self.running(id)?;
+        let instance = self.running(id).await?;
         instance.exec_stream(exec).await.map_err(|error| Fault::from(error).error)
     }
 
@@ -160,7 +162,15 @@ impl Host {
         &self.shared.config.region
     }
 
-    fn running(&self, id: &MachineId) -> Result<Arc<dyn Instance>, ApiError> {
+    /// Returns the boot of a machine that runs. After a restart of the agent it may be under
+    /// adoption still: that is waited for.
+    async fn running(&self, id: &MachineId) -> Result<Arc<dyn Instance>, ApiError> {
+        let mut follow = self.shared.machine(id)?.follow();
+        let adopted = follow.wait_for(|published| {
+            published.instance.is_some() || published.machine.state != State::Started
+        });
+        // Too late, or its task has ended: what it is then says the rest.
+        drop(tokio::time::timeout(ADOPTION_TIMEOUT, adopted).await);
         let published = self.shared.machine(id)?.published();
         published.instance.clone().ok_or_else(|| {
             let state = published.machine.state;
