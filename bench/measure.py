@@ -3,7 +3,6 @@
 Never reaches beyond the machine: `bench/run` starts it in a network namespace of its own.
 """
 
-import calendar
 import hashlib
 import http.client
 import io
@@ -107,21 +106,17 @@ class Cloud:
     def wait(self, app, machine, state):
         self.call("GET", f"/v1/apps/{app}/machines/{machine}/wait?state={state}&timeout=60")
 
-    def first_line_ms(self, app, machine):
-        """Milliseconds since 1970 at which the machine's first line of output was read."""
-        while True:
-            self.connection.request(
-                "GET", f"/v1/apps/{app}/machines/{machine}/logs", None,
-                {"Authorization": f"Bearer {self.token}"},
-            )
-            for line in self.connection.getresponse().read().splitlines():
-                record = json.loads(line)
-                if record["stream"] == "stdout":
-                    stamp = record["timestamp"].rstrip("Z")
-                    seconds, fraction = stamp.split(".") if "." in stamp else (stamp, "0")
-                    base = time.strptime(seconds, "%Y-%m-%dT%H:%M:%S")
-                    return calendar.timegm(base) * 1000 + int(fraction.ljust(3, "0")[:3])
-            time.sleep(0.002)
+    def first_line(self, app, machine):
+        """Follows the machine's log until its first line of output is read."""
+        follow = http.client.HTTPConnection("127.0.0.1", self.api, timeout=120)
+        follow.request(
+            "GET", f"/v1/apps/{app}/machines/{machine}/logs?follow=true", None,
+            {"Authorization": f"Bearer {self.token}"},
+        )
+        for line in follow.getresponse():
+            if json.loads(line)["stream"] == "stdout":
+                break
+        follow.close()
 
     def close(self):
         self.server.send_signal(signal.SIGTERM)
@@ -238,9 +233,10 @@ def machines(cloud, count):
             print(f"podman left out: {error}", file=sys.stderr)
     taken = {name: [] for name in ["perch create", *peers]}
     for turn in range(count + 1):
-        began = time.time() * 1000
+        began = time.perf_counter()
         machine = cloud.call("POST", "/v1/apps/first/machines", {"config": config})["id"]
-        took = cloud.first_line_ms("first", machine) - began
+        cloud.first_line("first", machine)
+        took = (time.perf_counter() - began) * 1000
         cloud.wait("first", machine, "stopped")
         cloud.call("DELETE", f"/v1/apps/first/machines/{machine}?force=true")
         results = {"perch create": took}
