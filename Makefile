@@ -21,9 +21,10 @@ test: ## Install what the tests need, check the code, run all tests
 	PERCH_SKIPPED_FILE=$$skipped cargo nextest run --locked --workspace --no-fail-fast $(TESTS); \
 	status=$$?; sort -u $$skipped; rm -f $$skipped; exit $$status
 
-test-long: test ## Also what takes long: base images from Debian packages, both example apps
+test-long: test ## Also what takes long: base images, both example apps, an emulated Debian
 	PERCH_TEST_LONG=1 cargo nextest run --locked --workspace --no-fail-fast --profile long
 	@scripts/demo start && scripts/demo stop
+	@scripts/test-vm
 
 check: ## Format, lints, structure
 	cargo fmt --all --check
