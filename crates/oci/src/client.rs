@@ -5,27 +5,24 @@
 //! on plain HTTP rather than on a registry library because those read manifests and token answers
 //! of any size and follow the URLs that a layer brings along.
 
+mod blob;
 mod challenge;
 mod guard;
+mod token;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use perch_types::Secret;
 use perch_types::image::{DEFAULT_REGISTRY, Digest, Reference};
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
-use reqwest::{Response, StatusCode, Url};
-use serde::Deserialize;
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, WWW_AUTHENTICATE};
+use reqwest::{Method, Response, StatusCode, Url};
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncWriteExt as _;
 
 use crate::error::Error;
-use crate::limits::{
-    ANSWER_BYTES_MAX, ANSWER_TIMEOUT, BLOB_TRIES_MAX, CONFIG_BYTES_MAX, MANIFEST_BYTES_MAX,
-};
+use crate::limits::{ANSWER_BYTES_MAX, ANSWER_TIMEOUT, CONFIG_BYTES_MAX, MANIFEST_BYTES_MAX};
 use crate::manifest::{self, Descriptor, Manifest, Refusal};
 use challenge::Challenge;
 
@@ -89,11 +86,15 @@ pub struct Resolved {
 #[derive(Debug)]
 struct Session {
     http: reqwest::Client,
+    /// Whether the operator named the registry.
+    named: bool,
     base: Url,
     reference: Reference,
     credentials: Option<Credentials>,
     /// The last `Authorization` that a challenge led to.
     authorization: Mutex<Option<Secret>>,
+    /// Held while a challenge is answered.
+    authenticating: tokio::sync::Mutex<()>,
 }
 
 impl Client {
@@ -162,10 +163,12 @@ impl Client {
         let known = if endpoint.is_some() { credentials.as_ref().map(basic) } else { None };
         Ok(Session {
             http: http.clone(),
+            named: endpoint.is_some(),
             base,
             reference: reference.clone(),
             credentials,
             authorization: Mutex::new(known),
+            authenticating: tokio::sync::Mutex::new(()),
         })
     }
 }
@@ -184,19 +187,25 @@ impl Resolved {
         Ok(bytes)
     }
 
-    /// Writes a layer to a new file, verified; nothing else may be at `path`. Tries again when the
-    /// connection breaks.
-    ///
-    /// # Errors
-    /// As [`Error`] tells apart; the file is then incomplete and the caller's to remove.
-    pub async fn layer_to_file(&self, layer: &Descriptor, path: &Path) -> Result<(), Error> {
-        let mut tries = 1;
-        loop {
-            match self.session.blob_to_file(layer, path).await {
-                Err(error) if error.is_transient() && tries < BLOB_TRIES_MAX => tries += 1,
-                other => return other,
-            }
-        }
+    /// Tells whether the operator named the registry that the image lies in.
+    pub(crate) fn is_named(&self) -> bool {
+        self.session.named
+    }
+
+    /// Returns the address of the registry that the image lies in.
+    pub(crate) fn registry(&self) -> &str {
+        self.session.base.as_str()
+    }
+
+    /// Returns what tells apart from where, and for whom, an image is read: callers with the same
+    /// text get the same answers.
+    pub(crate) fn source(&self) -> String {
+        let Session { base, reference, credentials, .. } = &*self.session;
+        let shown = credentials.as_ref().map(|pair| {
+            let pair = Sha256::digest(basic(pair).expose());
+            Digest::from_sha256(&pair.into()).to_string()
+        });
+        format!("{base}{} {}", reference.repository(), shown.unwrap_or_default())
     }
 }
 
@@ -252,19 +261,33 @@ impl Session {
         })
     }
 
-    /// Sends one request, and once more when the registry says how to authenticate.
+    /// Gets a path of the repository.
     async fn get(&self, path: &str, accept: &'static str) -> Result<Response, Error> {
+        self.send(Method::GET, path, &[(ACCEPT, accept.to_owned())]).await
+    }
+
+    /// Sends one request, and once more when the registry says how to authenticate.
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(HeaderName, String)],
+    ) -> Result<Response, Error> {
         let url = format!("{}v2/{}/{path}", self.base, self.reference.repository());
         for attempt in 0..2 {
-            let mut request = self.http.get(&url).header(ACCEPT, accept);
-            if let Some(value) = self.authorization() {
+            let mut request = self.http.request(method.clone(), &url);
+            for (name, value) in headers {
+                request = request.header(name, value);
+            }
+            let shown = self.authorization();
+            if let Some(value) = &shown {
                 request = request.header(AUTHORIZATION, value.expose());
             }
             let response = request.send().await.map_err(|e| self.unreachable(e))?;
             if response.status() == StatusCode::UNAUTHORIZED && attempt == 0 {
                 let header = response.headers().get(WWW_AUTHENTICATE);
                 let header = header.and_then(|value| value.to_str().ok()).unwrap_or_default();
-                if self.authenticate(challenge::parse(header)).await? {
+                if self.authenticate(challenge::parse(header), shown.as_ref()).await? {
                     continue;
                 }
             }
@@ -294,8 +317,17 @@ impl Session {
         self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Gets what a challenge asks for; returns whether there is something new to show.
-    async fn authenticate(&self, challenge: Option<Challenge>) -> Result<bool, Error> {
+    /// Gets what a challenge to a request that has shown this asks for; returns whether there is
+    /// something new to show. Requests of the same time share what the first of them gets.
+    async fn authenticate(
+        &self,
+        challenge: Option<Challenge>,
+        shown: Option<&Secret>,
+    ) -> Result<bool, Error> {
+        let _turn = self.authenticating.lock().await;
+        if self.authorization().as_ref() != shown {
+            return Ok(true);
+        }
         let value = match (challenge, &self.credentials) {
             (Some(Challenge::Basic), Some(credentials)) => basic(credentials),
             (Some(Challenge::Bearer { realm, service }), credentials) => {
@@ -310,43 +342,6 @@ impl Session {
         Ok(new)
     }
 
-    /// Asks the registry's token server (Docker's token authentication).
-    async fn token(
-        &self,
-        realm: &str,
-        service: Option<&str>,
-        credentials: Option<&Credentials>,
-    ) -> Result<String, Error> {
-        #[derive(Deserialize)]
-        struct Answer {
-            token: Option<String>,
-            access_token: Option<String>,
-        }
-        let refused = |text| Error::invalid(&self.reference, text);
-        let mut url =
-            Url::parse(realm).map_err(|_| refused("its registry's token server is no URL"))?;
-        if url.scheme() != "https" && self.base.scheme() == "https" {
-            return Err(refused("its registry's token server is not behind TLS"));
-        }
-        url.query_pairs_mut()
-            .extend_pairs(service.map(|service| ("service", service)))
-            .append_pair("scope", &format!("repository:{}:pull", self.reference.repository()));
-        let mut request = self.http.get(url);
-        if let Some(credentials) = credentials {
-            request = request.header(AUTHORIZATION, basic(credentials).expose());
-        }
-        let work = async {
-            let response = request.send().await.map_err(|e| self.unreachable(e))?;
-            let response = self.checked(response).await?;
-            self.body(response, ANSWER_BYTES_MAX).await
-        };
-        let bytes = self.timed(work).await?;
-        let answer: Answer = serde_json::from_slice(&bytes)
-            .map_err(|_| refused("its registry's token server gave no token"))?;
-        let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
-        token.ok_or_else(|| refused("its registry's token server gave no token"))
-    }
-
     async fn body(&self, mut response: Response, limit: u64) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|e| self.unreachable(e))? {
@@ -356,33 +351,6 @@ impl Session {
             }
         }
         Ok(bytes)
-    }
-
-    async fn blob_to_file(&self, blob: &Descriptor, path: &Path) -> Result<(), Error> {
-        let io = |operation| move |source| Error::io(operation, path, source);
-        let mut response = self.get(&format!("blobs/{}", blob.digest), "*/*").await?;
-        let mut file = tokio::fs::File::create(path).await.map_err(io("create"))?;
-        let mut hash = Sha256::new();
-        let mut count: u64 = 0;
-        while let Some(chunk) = response.chunk().await.map_err(|e| self.unreachable(e))? {
-            count += chunk.len() as u64;
-            if count > blob.size {
-                break;
-            }
-            hash.update(&chunk);
-            file.write_all(&chunk).await.map_err(io("write"))?;
-        }
-        if count != blob.size {
-            let (digest, expected) = (blob.digest.clone(), blob.size);
-            let reference = self.boxed();
-            return Err(Error::SizeMismatch { reference, digest, expected, actual: count });
-        }
-        let actual = Digest::from_sha256(&hash.finalize().into());
-        if actual != blob.digest {
-            let (reference, expected) = (self.boxed(), blob.digest.clone());
-            return Err(Error::DigestMismatch { reference, expected, actual });
-        }
-        file.flush().await.map_err(io("write"))
     }
 }
 

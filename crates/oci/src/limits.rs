@@ -18,10 +18,13 @@ pub const REDIRECTS_MAX: usize = 5;
 pub const INDEX_ENTRIES_MAX: usize = 1000;
 /// How many layers of one image are fetched at the same time.
 pub const CONCURRENT_LAYERS_MAX: usize = 3;
-/// How many images are pulled at the same time.
+/// How many images are pulled at the same time from registries that the operator named, and as
+/// many again from all others: a slow registry of a user's choosing does not hold up the rest.
 pub const CONCURRENT_PULLS_MAX: usize = 4;
 /// How many times one blob is asked for before the pull gives up.
-pub const BLOB_TRIES_MAX: u32 = 3;
+pub const BLOB_TRIES_MAX: u32 = 5;
+/// How long a pull waits before it asks for a blob again; doubles with every try.
+pub const BLOB_RETRY_WAIT: Duration = Duration::from_millis(200);
 /// How long a connection may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a registry may be silent in the middle of an answer.

@@ -1,0 +1,9 @@
+//! Pulls from a registry that lies, breaks off, asks for tokens or stands still.
+//!
+//! Never reaches beyond loopback.
+
+mod auth;
+mod content;
+mod lies;
+mod registry;
+mod shop;
