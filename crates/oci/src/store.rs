@@ -5,27 +5,33 @@
 //! the caller's to decide: an image that is already here is given out by its digest without asking
 //! its registry again.
 //!
-//! Layout: `images/<hex>/{rootfs.erofs,config.json}`, `aliases/<hex of an index>`, `tmp/`.
+//! Layout: `images/<hex>/{rootfs.erofs,config.json}`, `aliases/<hex of an index>`, `tmp/`, and
+//! `tmp/layers/` with the layers that pulls under way share.
 
 mod files;
+mod layers;
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use perch_types::image::{Digest, ImageConfig, Reference};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 
 use crate::client::{Client, ClientConfig, Credentials, Resolved};
 use crate::error::Error;
-use crate::limits::{CONCURRENT_LAYERS_MAX, CONCURRENT_PULLS_MAX, Limits};
+use crate::limits::{CONCURRENT_PULLS_MAX, Limits};
 use crate::manifest::{self, Refusal};
 use crate::unpack::{self, EROFS, Fault, Job, Layer, Privilege};
 
 const CONFIG: &str = "config.json";
+/// How often a folder that gets new files while it is removed is tried again.
+const PREPARE_TRIES_MAX: u32 = 20;
+const PREPARE_WAIT: Duration = Duration::from_millis(50);
 
 /// How a store is set up.
 #[derive(Debug, Clone)]
@@ -71,6 +77,8 @@ pub struct ImageStore {
 }
 
 type Outcome = Result<StoredImage, Arc<Error>>;
+/// What callers wait for: nothing until the pull has ended.
+type Pull = watch::Receiver<Option<Outcome>>;
 
 #[derive(Debug)]
 struct Inner {
@@ -78,9 +86,14 @@ struct Inner {
     client: Client,
     limits: Limits,
     privilege: Privilege,
-    /// Pulls under way, by the image's digest.
-    pulls: Mutex<HashMap<Digest, watch::Receiver<Option<Outcome>>>>,
-    permits: Semaphore,
+    /// Pulls under way, by the image's digest and by where, and for whom, it is read: nobody's
+    /// pull depends on a registry or on credentials that are not its own.
+    pulls: Mutex<HashMap<(Digest, String), Pull>>,
+    layers: layers::Layers,
+    /// For images of registries that the operator named.
+    named_permits: Semaphore,
+    /// For all others.
+    other_permits: Semaphore,
     next_temporary: AtomicU64,
 }
 
@@ -101,8 +114,7 @@ impl ImageStore {
     pub async fn open(config: StoreConfig) -> Result<Self, Error> {
         let client = Client::new(config.client)?;
         let root = config.root;
-        let made = root.clone();
-        blocking(move || files::prepare(&made)).await?;
+        prepare(&root).await?;
         Ok(Self {
             inner: Arc::new(Inner {
                 root,
@@ -110,7 +122,9 @@ impl ImageStore {
                 limits: config.limits,
                 privilege: config.privilege,
                 pulls: Mutex::new(HashMap::new()),
-                permits: Semaphore::new(CONCURRENT_PULLS_MAX),
+                layers: layers::Layers::default(),
+                named_permits: Semaphore::new(CONCURRENT_PULLS_MAX),
+                other_permits: Semaphore::new(CONCURRENT_PULLS_MAX),
                 next_temporary: AtomicU64::new(0),
             }),
         })
@@ -118,7 +132,9 @@ impl ImageStore {
 
     /// Returns the image that a reference names, pulled if it is not here. A reference with a
     /// digest that is here asks nobody; one with a tag asks the registry what the tag means.
-    /// Callers of the same image share one pull, which goes on when they stop waiting.
+    /// Callers of the same image, from the same repository with the same credentials, share one
+    /// pull, which goes on when they stop waiting. Pulls of other images share the layers that are
+    /// under way at the same time, if their own credentials reach them.
     ///
     /// # Errors
     /// As [`Error`] tells apart.
@@ -209,19 +225,20 @@ impl ImageStore {
     }
 
     /// Joins the pull of an image or begins it.
-    fn join(&self, reference: &Reference, resolved: Resolved) -> watch::Receiver<Option<Outcome>> {
+    fn join(&self, reference: &Reference, resolved: Resolved) -> Pull {
+        let key = (resolved.digest.clone(), resolved.source());
         let mut pulls = self.inner.pulls.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pull) = pulls.get(&resolved.digest)
+        if let Some(pull) = pulls.get(&key)
             && pull.has_changed().is_ok()
         {
             return pull.clone();
         }
         let (sender, receiver) = watch::channel(None);
-        pulls.insert(resolved.digest.clone(), receiver.clone());
+        pulls.insert(key.clone(), receiver.clone());
         let (inner, reference) = (Arc::clone(&self.inner), reference.clone());
         tokio::spawn(async move {
             let outcome = inner.pull(&reference, &resolved).await.map_err(Arc::new);
-            inner.pulls.lock().unwrap_or_else(PoisonError::into_inner).remove(&resolved.digest);
+            inner.pulls.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
             sender.send_replace(Some(outcome));
         });
         receiver
@@ -263,7 +280,8 @@ impl Inner {
     }
 
     async fn pull(&self, reference: &Reference, resolved: &Resolved) -> Result<StoredImage, Error> {
-        let _permit = self.permits.acquire().await;
+        let permits = if resolved.is_named() { &self.named_permits } else { &self.other_permits };
+        let _permit = permits.acquire().await;
         // A pull of the same image may have ended while this one waited.
         if let Some(image) = self.read(&resolved.digest)? {
             return Ok(image);
@@ -306,10 +324,11 @@ impl Inner {
         let fetch = async {
             let bytes = resolved.config_bytes().await?;
             let parsed = manifest::parse_config(&bytes, resolved.layers.len()).map_err(refuse)?;
-            self.fetch_layers(work, resolved).await?;
-            Ok::<_, Error>(parsed)
+            let fetched = self.layers.fetch_all(&self.root, work, resolved).await?;
+            Ok::<_, Error>((parsed, fetched))
         };
-        let (config, diff_ids) =
+        // Held until the image is whole, for pulls that begin meanwhile.
+        let ((config, diff_ids), _fetched) =
             tokio::time::timeout(limit, fetch).await.map_err(|_| timeout("pull", limit))??;
         let layers = resolved.layers.iter().zip(packings).zip(diff_ids);
         let layers = layers.map(|((layer, packing), diff_id)| Layer {
@@ -339,20 +358,21 @@ impl Inner {
             (work.to_owned(), self.temporary(), self.image_path(&resolved.digest));
         blocking(move || files::publish(&work, &staged, &target, &record)).await
     }
+}
 
-    async fn fetch_layers(&self, work: &Path, resolved: &Resolved) -> Result<(), Error> {
-        let mut unique = resolved.layers.clone();
-        unique.sort_by(|a, b| a.digest.cmp(&b.digest));
-        unique.dedup_by(|a, b| a.digest == b.digest);
-        stream::iter(unique)
-            .map(|layer| {
-                let path = work.join(layer.digest.hex());
-                async move { resolved.layer_to_file(&layer, &path).await }
-            })
-            .buffer_unordered(CONCURRENT_LAYERS_MAX)
-            .try_collect::<()>()
-            .await
+/// Makes a store's folders and removes what a former process left. Its unpacking child may still be
+/// dying, and until then put files where they were just removed.
+async fn prepare(root: &Path) -> Result<(), Error> {
+    for _ in 1..PREPARE_TRIES_MAX {
+        let made = root.to_owned();
+        match blocking(move || files::prepare(&made)).await {
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::DirectoryNotEmpty => {}
+            other => return other,
+        }
+        tokio::time::sleep(PREPARE_WAIT).await;
     }
+    let made = root.to_owned();
+    blocking(move || files::prepare(&made)).await
 }
 
 fn from_fault(reference: &Reference, fault: Fault) -> Error {

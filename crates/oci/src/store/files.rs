@@ -28,7 +28,7 @@ pub(super) fn prepare(root: &Path) -> Result<(), Error> {
     for entry in fs::read_dir(&temporary).map_err(|e| Error::io("list", &temporary, e))? {
         discard(&entry.map_err(|e| Error::io("list", &temporary, e))?.path())?;
     }
-    Ok(())
+    make_private(&temporary.join(super::layers::FOLDER))
 }
 
 /// Makes a folder that only its owner may enter.
@@ -67,7 +67,14 @@ pub(super) fn publish(
     sync_folder(staged)?;
     match fs::rename(staged, target) {
         // Another process was first with the same bytes.
-        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => discard(staged)?,
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+            ) =>
+        {
+            discard(staged)?;
+        }
         other => other.map_err(|e| Error::io("publish", target, e))?,
     }
     target.parent().map_or(Ok(()), sync_folder)

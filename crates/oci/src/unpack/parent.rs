@@ -1,11 +1,13 @@
 //! The parent's side: starts the child, maps its ids, gives it the job, waits.
 //!
-//! Never reads a layer, and trusts nothing the child leaves but the size of a plain file.
+//! Never reads a layer, and trusts nothing the child leaves but the size of a plain file. Layers
+//! stay this process's: the child reads them by their mode, other pulls may read the same files.
 
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::mpsc;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{
@@ -39,7 +41,7 @@ pub(crate) async fn build(work: &Path, job: &Job, privilege: &Privilege) -> Resu
     let report = match privilege {
         Privilege::InProcess => in_process(work, job).await?,
         Privilege::Child { program, args, host_id_base } => {
-            hand_over(work, job, *host_id_base).map_err(|e| Fault::io("hand over", &e))?;
+            hand_over(work, *host_id_base).map_err(|e| Fault::io("hand over", &e))?;
             let mut command = Command::new(program);
             command.args(args);
             in_child(command, work, job, *host_id_base).await?
@@ -72,10 +74,9 @@ async fn in_process(work: &Path, job: &Job) -> Result<Report, Fault> {
     Err(Fault::System(format!("{MKFS}: {}", String::from_utf8_lossy(&output.stderr).trim())))
 }
 
-/// Gives the work folder, the tree and the layers to the child's root.
-fn hand_over(work: &Path, job: &Job, base: u32) -> io::Result<()> {
-    let layers = job.layers.iter().map(|layer| work.join(&layer.file));
-    for path in layers.chain([work.join(TREE), work.to_owned()]) {
+/// Gives the work folder and the tree to the child's root.
+fn hand_over(work: &Path, base: u32) -> io::Result<()> {
+    for path in [work.join(TREE), work.to_owned()] {
         std::os::unix::fs::lchown(path, Some(base), Some(base))?;
     }
     Ok(())
@@ -87,16 +88,17 @@ async fn in_child(
     job: &Job,
     base: u32,
 ) -> Result<Report, Fault> {
-    let mut child = command
+    command
         .env_clear()
         .env("PATH", PATH)
         .current_dir(work)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|e| Fault::io("start the unpacking child", &e))?;
+        .kill_on_drop(true);
+    // Held until the child has ended.
+    let (mut child, _keeper) =
+        spawn(command).await.map_err(|e| Fault::io("start the unpacking child", &e))?;
     let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         return Err(Fault::System("start the unpacking child: no pipes".to_owned()));
     };
@@ -117,6 +119,24 @@ async fn in_child(
         Ok(Answer::Refused(fault)) => Err(fault),
         Ok(Answer::Unpacked(_)) | Err(_) => Err(Fault::System(said())),
     }
+}
+
+/// Starts the child from a thread that lives until the keeper is dropped. The child wants to be
+/// killed when its parent dies, and to the kernel that is the thread which started it; threads of
+/// the runtime come and go.
+async fn spawn(mut command: Command) -> io::Result<(Child, mpsc::SyncSender<()>)> {
+    let (give, take) = tokio::sync::oneshot::channel();
+    let (keeper, kept) = mpsc::sync_channel::<()>(0);
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new().name("unpack".to_owned()).spawn(move || {
+        let _inside = runtime.enter();
+        if give.send(command.spawn()).is_ok() {
+            // Never sent to: ends when the keeper is dropped.
+            let _dropped = kept.recv();
+        }
+    })?;
+    let child = take.await.map_err(io::Error::other)??;
+    Ok((child, keeper))
 }
 
 async fn talk<R: AsyncRead + Unpin>(

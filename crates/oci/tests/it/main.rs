@@ -7,3 +7,4 @@ mod content;
 mod lies;
 mod registry;
 mod shop;
+mod together;
