@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use rustix::process::{
-    Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit, umask,
+    Resource, Rlimit, Signal, getppid, set_parent_process_death_signal, setrlimit, umask,
 };
 use rustix::thread::{
     UnshareFlags, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
@@ -52,6 +52,7 @@ fn run() -> Fault {
 }
 
 fn prepare() -> Result<Job, Fault> {
+    let parent = getppid();
     leave()?;
     let mut output = io::stdout();
     writeln!(output, "{READY}")
@@ -67,6 +68,10 @@ fn prepare() -> Result<Job, Fault> {
         serde_json::from_str(&line).map_err(|e| Fault::System(format!("read the job: {e}")))?;
     // The parent sent the job after it mapped the ids.
     become_root_of_namespace()?;
+    // From here on it dies with its parent, which may be gone already.
+    if getppid() != parent {
+        return Err(Fault::System("the parent is gone".to_owned()));
+    }
     limit(&job)?;
     umask(rustix::fs::Mode::empty());
     Ok(job)

@@ -4,6 +4,7 @@
 
 mod auth;
 mod content;
+mod crash;
 mod lies;
 mod registry;
 mod shop;
