@@ -37,10 +37,10 @@ impl StoredImages {
 }
 
 fn fault(error: &perch_oci::Error) -> Fault {
-    Fault {
-        error: perch_types::ApiError::new(error.code(), crate::effects::chain(error)),
-        transient: error.code() == Code::Unavailable,
-    }
+    let code = error.code();
+    // A full disk does not get emptier by asking again.
+    let transient = error.is_transient() && code != Code::NoSpace;
+    Fault { error: perch_types::ApiError::new(code, crate::effects::chain(error)), transient }
 }
 
 #[async_trait]
