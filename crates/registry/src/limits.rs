@@ -24,6 +24,8 @@ pub struct Limits {
     pub blob_bytes_max: u64,
     /// Uploads that are open at the same time, over all repositories.
     pub uploads_max: usize,
+    /// Uploads that are open at the same time in one repository, so that no app takes them all.
+    pub repository_uploads_max: usize,
     /// How long an upload may rest before it is thrown away.
     pub upload_idle: Duration,
     /// How long a blob without a manifest is kept: a push in progress (security list R9).
@@ -37,6 +39,7 @@ impl Default for Limits {
         Self {
             blob_bytes_max: 16 * 1024 * 1024 * 1024,
             uploads_max: 256,
+            repository_uploads_max: 32,
             upload_idle: Duration::from_hours(1),
             unreferenced_grace: Duration::from_hours(24),
             body_idle: Duration::from_mins(2),

@@ -65,6 +65,7 @@ pub(crate) async fn get(
     headers: &HeaderMap,
 ) -> Result<Response, Fault> {
     let unknown = || Fault::manifest_unknown("the repository has no such manifest");
+    let guard = inner.collection.read().await;
     let digest = match reference {
         Name::Digest(digest) => digest.clone(),
         Name::Tag(tag) => inner.storage.tag(name, tag)?.ok_or_else(unknown)?,
@@ -76,6 +77,7 @@ pub(crate) async fn get(
     }
     let path = inner.storage.blob(&digest);
     let bytes = tokio::fs::read(&path).await.map_err(|e| Error::io("read", path, e))?;
+    drop(guard);
     let headers = [
         ("content-type", media_type),
         ("content-length", bytes.len().to_string()),

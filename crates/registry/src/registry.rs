@@ -25,7 +25,7 @@ use crate::limits::{AUTHORIZATION_BYTES_MAX, Limits};
 use crate::reply::{Fault, answer};
 use crate::route::{self, Route};
 use crate::storage::Storage;
-use crate::uploads::Upload;
+use crate::uploads::Open;
 use crate::{blobs, catalog, gc, lists, manifests, uploads};
 
 /// How a registry is set up.
@@ -79,7 +79,7 @@ pub(crate) struct Inner {
     pub(crate) limits: Limits,
     pub(crate) authorize: Arc<dyn Authorize>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) uploads: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Upload>>>>,
+    pub(crate) uploads: Mutex<HashMap<String, Open>>,
     /// Held for reading by whoever relies on a blob's staying, for writing by a collection.
     pub(crate) collection: RwLock<()>,
 }
@@ -143,8 +143,8 @@ impl Registry {
         blocking(move || catalog::images(&inner)).await
     }
 
-    /// Removes a repository's tags and manifests, as when its app is deleted; its contents go
-    /// with the next collection.
+    /// Removes the tags and manifests of a repository and of those below it, as when its app is
+    /// deleted; their contents go with the next collection.
     ///
     /// # Errors
     /// When a file cannot be removed.

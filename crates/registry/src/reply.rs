@@ -47,6 +47,7 @@ faults! {
     manifest_unknown = NOT_FOUND "MANIFEST_UNKNOWN";
     name_invalid = BAD_REQUEST "NAME_INVALID";
     name_unknown = NOT_FOUND "NAME_UNKNOWN";
+    size_invalid = BAD_REQUEST "SIZE_INVALID";
     too_large = PAYLOAD_TOO_LARGE "SIZE_INVALID";
     unauthorized = UNAUTHORIZED "UNAUTHORIZED";
     denied = FORBIDDEN "DENIED";

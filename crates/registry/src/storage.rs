@@ -123,12 +123,24 @@ impl Storage {
 
     /// Writes a small file whole: beside, synced, renamed.
     pub(crate) fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), Error> {
-        let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
-        let temporary = self.uploads().join(format!("write-{number}"));
+        let temporary = self.temporary("write");
         let fault = |operation| move |source| Error::io(operation, path, source);
         let mut file = File::create_new(&temporary).map_err(fault("create"))?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fault("write"))?;
-        self.publish(&temporary, path)
+        let written = file
+            .write_all(bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(fault("write"))
+            .and_then(|()| self.publish(&temporary, path));
+        if written.is_err() {
+            // What is told is why the write went wrong; the next start removes the rest.
+            drop(fs::remove_file(&temporary));
+        }
+        written
+    }
+
+    fn temporary(&self, kind: &str) -> PathBuf {
+        let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
+        self.uploads().join(format!("{kind}-{number}"))
     }
 
     /// Moves a synced file to its place.
@@ -155,20 +167,21 @@ impl Storage {
         }
     }
 
-    /// Removes all of a repository but its contents, which a collection removes.
+    /// Removes all of a repository, and of those below it, but their contents, which a collection
+    /// removes. Nothing of it is there any more after one rename; what a crash leaves of the rest
+    /// the next start removes.
     pub(crate) fn delete_repository(&self, name: &str) -> Result<(), Error> {
-        for part in ["_tags", "_manifests", "_referrers", "_blobs"] {
-            let path = self.repository(name).join(part);
-            match fs::remove_dir_all(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::io("remove", path, error));
-                }
-                _ => {}
-            }
+        let (path, gone) = (self.repository(name), self.temporary("gone"));
+        match fs::rename(&path, &gone) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Error::io("remove", path, error)),
         }
-        // Stays when there are repositories below it.
-        let _kept_if_not_empty = fs::remove_dir(self.repository(name));
-        Ok(())
+        let parent = path.parent().unwrap_or(&self.root);
+        File::open(parent)
+            .and_then(|folder| folder.sync_all())
+            .and_then(|()| fs::remove_dir_all(&gone))
+            .map_err(|e| Error::io("remove", path, e))
     }
 }
 

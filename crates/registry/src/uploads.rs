@@ -3,6 +3,7 @@
 //! Never shows a byte before its digest was checked (security list R2), and never keeps an upload
 //! for ever: their number is capped, and one that rests too long is thrown away.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,10 +29,16 @@ use crate::{route, storage};
 /// How many bytes go to the disk, and into the hash, at once.
 const WRITE_BYTES: usize = 1024 * 1024;
 
-/// An upload under way. One request at a time holds it.
+/// An upload under way and the repository that it is for.
+#[derive(Debug)]
+pub(crate) struct Open {
+    repository: String,
+    upload: Arc<AsyncMutex<Upload>>,
+}
+
+/// What an upload has come to. One request at a time holds it.
 #[derive(Debug)]
 pub(crate) struct Upload {
-    repository: String,
     sink: Arc<Mutex<Sink>>,
     touched_ms: u64,
 }
@@ -129,8 +136,9 @@ pub(crate) fn expire(inner: &Inner) -> u64 {
     let idle_ms = u64::try_from(inner.limits.upload_idle.as_millis()).unwrap_or(u64::MAX);
     let mut uploads = inner.uploads.lock().unwrap_or_else(PoisonError::into_inner);
     let before = uploads.len();
-    uploads.retain(|id, upload| {
-        let rests = upload
+    uploads.retain(|id, open| {
+        let rests = open
+            .upload
             .try_lock()
             .is_ok_and(|upload| now_ms.saturating_sub(upload.touched_ms) > idle_ms);
         if rests && let Err(error) = storage::remove(&inner.storage.upload(id)) {
@@ -171,36 +179,43 @@ async fn open(inner: &Arc<Inner>, name: &str) -> Result<String, Fault> {
     let id = format!("{:032x}", u128::from_be_bytes(bits));
     let path = inner.storage.upload(&id);
     expire(inner);
-    if inner.uploads.lock().unwrap_or_else(PoisonError::into_inner).len()
-        >= inner.limits.uploads_max
-    {
-        return Err(Fault::too_many("too many uploads are open"));
-    }
+    // Again below, under the lock that it is added with; here so that no file is made in vain.
+    check_room(inner, &inner.uploads.lock().unwrap_or_else(PoisonError::into_inner), name)?;
     let file = blocking(move || {
         let mut options = File::options();
         options.write(true).create_new(true).open(&path).map_err(|e| Error::io("create", path, e))
     })
     .await?;
     let sink = Sink { file, hash: Sha256::new(), size_bytes: 0, broken: false };
-    let upload = Upload {
-        repository: name.to_owned(),
-        sink: Arc::new(Mutex::new(sink)),
-        touched_ms: inner.clock.boot_ms(),
-    };
+    let upload = Upload { sink: Arc::new(Mutex::new(sink)), touched_ms: inner.clock.boot_ms() };
+    let open = Open { repository: name.to_owned(), upload: Arc::new(AsyncMutex::new(upload)) };
     let mut uploads = inner.uploads.lock().unwrap_or_else(PoisonError::into_inner);
-    uploads.insert(id.clone(), Arc::new(AsyncMutex::new(upload)));
+    if let Err(fault) = check_room(inner, &uploads, name) {
+        drop(uploads);
+        storage::remove(&inner.storage.upload(&id))?;
+        return Err(fault);
+    }
+    uploads.insert(id.clone(), open);
     Ok(id)
+}
+
+/// Refuses an upload when there are too many, in all or of the repository.
+fn check_room(inner: &Inner, uploads: &HashMap<String, Open>, name: &str) -> Result<(), Fault> {
+    let own = uploads.values().filter(|open| open.repository == name).count();
+    if uploads.len() >= inner.limits.uploads_max || own >= inner.limits.repository_uploads_max {
+        return Err(Fault::too_many("too many uploads are open"));
+    }
+    Ok(())
 }
 
 /// Takes hold of an upload of this repository; another request may hold it, then it is refused.
 fn take(inner: &Inner, name: &str, id: &str) -> Result<OwnedMutexGuard<Upload>, Fault> {
     let unknown = || Fault::upload_unknown("there is no such upload");
-    let found = inner.uploads.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
-    let upload = found
-        .ok_or_else(unknown)?
+    let uploads = inner.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = uploads.get(id).filter(|open| open.repository == name);
+    Arc::clone(&found.ok_or_else(unknown)?.upload)
         .try_lock_owned()
-        .map_err(|_| Fault::upload_invalid("another request is sending to this upload"))?;
-    if upload.repository == name { Ok(upload) } else { Err(unknown()) }
+        .map_err(|_| Fault::upload_invalid("another request is sending to this upload"))
 }
 
 fn forget(inner: &Inner, id: &str) -> Result<(), Fault> {
@@ -313,7 +328,15 @@ fn check_range(upload: &Upload, headers: &HeaderMap) -> Result<(), Fault> {
     };
     let text = text.strip_prefix("bytes ").unwrap_or(text);
     let text = text.split('/').next().unwrap_or_default();
-    let start = text.split_once('-').and_then(|(start, _)| start.trim().parse::<u64>().ok());
+    let (start, end) = text.split_once('-').unwrap_or_default();
+    let (start, end) = (start.trim().parse::<u64>().ok(), end.trim().parse::<u64>().ok());
+    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    let length = length.and_then(|text| text.parse::<u64>().ok());
+    if let (Some(start), Some(end), Some(length)) = (start, end, length)
+        && end.checked_sub(start).and_then(|less| less.checked_add(1)) != Some(length)
+    {
+        return Err(Fault::size_invalid("the range and the length of the chunk differ"));
+    }
     let here = lock(&upload.sink).size_bytes;
     if start == Some(here) {
         Ok(())

@@ -88,9 +88,20 @@ impl Cloud {
 
     pub(crate) async fn with_limits(limits: Limits) -> Self {
         let folder = tempfile::tempdir().expect("folder");
+        let root = folder.path().join("registry");
+        Self::open(folder, root, limits).await
+    }
+
+    /// One on a folder that is there already.
+    pub(crate) async fn on(root: &Path) -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        Self::open(folder, root.to_owned(), Limits::default()).await
+    }
+
+    async fn open(folder: TempDir, root: PathBuf, limits: Limits) -> Self {
         let clock = Arc::new(TestClock(AtomicI64::new(0)));
         let registry = Registry::open(Config {
-            root: folder.path().join("registry"),
+            root,
             limits,
             authorize: Arc::new(Users),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,

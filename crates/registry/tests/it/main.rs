@@ -3,6 +3,8 @@
 //! Never reaches beyond loopback.
 
 mod cloud;
+mod conformance;
 mod distribution;
 mod images;
+mod restart;
 mod storage;

@@ -80,6 +80,39 @@ async fn uploads_are_capped_and_expire() {
 }
 
 #[tokio::test]
+async fn one_repository_does_not_take_all_uploads() {
+    let limits = Limits { uploads_max: 3, repository_uploads_max: 2, ..Limits::default() };
+    let cloud = Cloud::with_limits(limits).await;
+    let mut codes = Vec::new();
+    for (user, name) in [("alice", "app"), ("alice", "app"), ("alice", "app"), ("bob", "other")] {
+        let path = format!("/v2/{name}/blobs/uploads/");
+        let sent = cloud.request_as(user, "POST", &path).send().await;
+        codes.push(sent.expect("post").status().as_u16());
+    }
+    assert_eq!(codes, [202, 202, 429, 202]);
+    assert_eq!(cloud.registry.usage().await.expect("usage").uploads, 3);
+}
+
+#[tokio::test]
+async fn a_deleted_repository_takes_those_below_along() {
+    let cloud = Cloud::start().await;
+    for name in ["app", "app/sub"] {
+        let path = format!("/v2/{name}/blobs/uploads/?digest={}", digest_of(b"x"));
+        let sent = cloud.request("POST", &path).body("x").send().await;
+        assert_eq!(sent.expect("post").status(), 201);
+    }
+    cloud.registry.delete_repository("app").await.expect("delete");
+    cloud.registry.delete_repository("app").await.expect("delete again");
+    for name in ["app", "app/sub"] {
+        let path = format!("/v2/{name}/blobs/{}", digest_of(b"x"));
+        let got = cloud.request("GET", &path).send().await.expect("get");
+        assert_eq!(got.status(), 404, "{name}");
+    }
+    assert_eq!(cloud.registry.usage().await.expect("usage").uploads, 0);
+    assert!(push(&cloud, b"x").await == 201 && has(&cloud, b"x").await);
+}
+
+#[tokio::test]
 async fn a_sender_that_goes_away_leaves_no_blob() {
     let cloud = Cloud::start().await;
     let digest = digest_of(&[7; 100]);
