@@ -13,7 +13,7 @@ use perch_client::{BoxError, HostClient};
 use perch_store::{Store, ViewHandle};
 use perch_types::api::{ImageInfo, Platform, RegionInfo};
 use perch_types::clock::Clock;
-use perch_types::{HostId, Region};
+use perch_types::{AppName, HostId, Region};
 use tokio::sync::{Mutex, Semaphore};
 
 use crate::auth::Identity;
@@ -60,6 +60,10 @@ pub struct Host {
 pub trait ImageCatalog: Send + Sync + fmt::Debug {
     /// Returns all images, by repository.
     async fn images(&self) -> Result<Vec<ImageInfo>, BoxError>;
+
+    /// Removes the images of an app that is gone, before its name is another's to take: whoever
+    /// takes it may read what lies under it.
+    async fn forget(&self, app: &AppName) -> Result<(), BoxError>;
 }
 
 /// Limits of the API; each has its default here.

@@ -2,7 +2,8 @@
 //!
 //! Never an answer: those are [`crate::reply::Failure`].
 
-use perch_types::Code;
+use perch_client::BoxError;
+use perch_types::{AppName, Code};
 
 /// A fault of the API.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +16,14 @@ pub enum Error {
         /// Why.
         #[source]
         source: perch_store::Error,
+    },
+    /// The registry did not remove the images of an app that is gone.
+    #[error("remove the images of app `{app}`")]
+    Images {
+        /// The app.
+        app: AppName,
+        /// Why.
+        source: BoxError,
     },
     /// The kernel gave no random bytes.
     #[error("draw random bytes")]
@@ -40,7 +49,7 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::Store { source, .. } => source.code(),
-            Self::Random { .. } => Code::Internal,
+            Self::Images { .. } | Self::Random { .. } => Code::Internal,
             Self::TokenHash(_) => Code::InvalidValue,
             Self::PushTokens { .. } => Code::RateLimited,
         }

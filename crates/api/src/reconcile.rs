@@ -180,6 +180,9 @@ async fn pass(shared: &Shared) -> Result<bool, Error> {
         if left {
             is_done = false;
         } else {
+            // First: this frees the name.
+            let forgotten = shared.images.forget(&stone.app).await;
+            forgotten.map_err(|source| Error::Images { app: stone.app.clone(), source })?;
             documents::forget_app(store, &org, &app_id, &stone.app).await?;
         }
     }

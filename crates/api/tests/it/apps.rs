@@ -1,6 +1,7 @@
 //! Apps: names, networks, deletion.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 use perch_client::ListFilter;
 use perch_types::Code;
@@ -98,6 +99,7 @@ async fn a_deleted_app_takes_its_machines_along_and_frees_its_name() {
     for _ in 0..3 {
         cloud.machine(json!({"image": "web:1"})).await;
     }
+    cloud.images.refuse_once.store(true, Ordering::Relaxed);
     let (status, _, body) = cloud.raw(("DELETE", "/v1/apps/web"), Some(ADMIN), "").await;
     assert_eq!((status, body.len()), (202, 0));
     assert!(cloud.admin.app(&web()).await.unwrap_err().is_not_found());
@@ -106,6 +108,8 @@ async fn a_deleted_app_takes_its_machines_along_and_frees_its_name() {
     let states: Vec<_> =
         cloud.host.machines.lock().unwrap().values().map(|it| it.state.as_str()).collect();
     assert_eq!(states, ["destroyed"; 3]);
+    // Asked again until it went well, and the name was nobody else's before.
+    assert_eq!(*cloud.images.forgotten.lock().unwrap(), [(web(), true), (web(), true)]);
     cloud.app().await;
     let all = ListFilter { include_deleted: true, ..ListFilter::default() };
     let all = cloud.admin.machines(&web(), &all).await.unwrap();

@@ -1,8 +1,8 @@
 //! A small cloud for one test: directory, view, host and API, each on its own socket.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -10,10 +10,10 @@ use http_body_util::BodyExt as _;
 use perch_api::serve::{Listener, ServeLimits, serve};
 use perch_api::{Config, Host, ImageCatalog, Limits};
 use perch_client::{Address, BoxError, Connection, HostClient, RequestParts, body_of};
-use perch_store::{Expected, SqliteStore, Store, ViewFollower, put_doc};
+use perch_store::{Expected, SqliteStore, Store, ViewFollower, get_doc, put_doc};
 use perch_types::api::{CreateApp, CreateMachineRequest, ImageInfo, Machine, Platform, RegionInfo};
 use perch_types::clock::Clock;
-use perch_types::directory::TokenDoc;
+use perch_types::directory::{AppNameClaim, TokenDoc};
 use perch_types::{ApiError, AppName, OrgSlug, Secret, Timestamp};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -41,8 +41,14 @@ impl Clock for TestClock {
     }
 }
 
+/// The registry's images; remembers which apps' were removed, and whether their name was still
+/// taken then.
 #[derive(Debug)]
-struct Catalog;
+pub(crate) struct Catalog {
+    store: Arc<dyn Store>,
+    pub(crate) forgotten: Mutex<Vec<(AppName, bool)>>,
+    pub(crate) refuse_once: AtomicBool,
+}
 
 #[async_trait]
 impl ImageCatalog for Catalog {
@@ -54,6 +60,16 @@ impl ImageCatalog for Catalog {
         };
         Ok(vec![image("base/library/debian"), image("web"), image("strange")])
     }
+
+    async fn forget(&self, app: &AppName) -> Result<(), BoxError> {
+        let claim = get_doc::<AppNameClaim>(self.store.as_ref(), &(app.clone(),)).await?;
+        let mut forgotten = self.forgotten.lock().unwrap();
+        forgotten.push((app.clone(), claim.is_some()));
+        if self.refuse_once.swap(false, Ordering::Relaxed) {
+            return Err("the registry is at fault".into());
+        }
+        Ok(())
+    }
 }
 
 pub(crate) struct Cloud {
@@ -62,6 +78,7 @@ pub(crate) struct Cloud {
     pub(crate) clock: Arc<TestClock>,
     pub(crate) host: Arc<FakeHost>,
     pub(crate) host_task: tokio::task::JoinHandle<()>,
+    pub(crate) images: Arc<Catalog>,
     pub(crate) api: perch_api::Api,
     pub(crate) admin: perch_client::Api,
     pub(crate) socket: PathBuf,
@@ -91,6 +108,11 @@ impl Cloud {
         let host_socket = folder.path().join("host.sock");
         let host_task = host.serve(&host_socket);
         let region = FakeHost::region();
+        let images = Arc::new(Catalog {
+            store: Arc::clone(&store),
+            forgotten: Mutex::default(),
+            refuse_once: AtomicBool::new(false),
+        });
         let client = HostClient::new(host_socket);
         let api = perch_api::Api::start(Config {
             store: Arc::clone(&store),
@@ -115,7 +137,7 @@ impl Cloud {
                 geo_region: "europe".to_owned(),
             }],
             builder_socket: builder.then(|| folder.path().join("builder.sock")),
-            images: Arc::new(Catalog),
+            images: Arc::clone(&images) as Arc<dyn ImageCatalog>,
             clock: clock.clone(),
             limits: Limits { delete_timeout: Duration::from_secs(10), ..Limits::default() },
         });
@@ -131,7 +153,7 @@ impl Cloud {
         tokio::spawn(serving);
         let admin = perch_client::Api::new(&Address::Unix(socket.clone()), &Secret::new(ADMIN));
         let admin = admin.unwrap();
-        let cloud = Self { folder, store, clock, host, host_task, api, admin, socket };
+        let cloud = Self { folder, store, clock, host, host_task, images, api, admin, socket };
         cloud.token(STRANGER, "strangers", None).await;
         cloud
     }

@@ -27,7 +27,7 @@ use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::peer;
 use crate::roles::Beats;
-use crate::roles::images::{Catalog, Gatekeeper};
+use crate::roles::images::{Catalog, Gatekeeper, collect};
 use crate::setup::{Purpose, Setup, Sockets};
 use crate::sockets::{BUILDER_SOCKET, HOST_SOCKET};
 use crate::{identity, roles};
@@ -86,6 +86,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     fill_gatekeeper(api.identity().clone(), push_tokens);
     api.ensure_admin_token(&setup.admin_token_hash).await.context("know the administrator")?;
     let router = by_path(registry.router(), api.router());
+    tasks.spawn(collect(registry, view.clone()));
     serve_api(&setup, &mut sockets, &router, &mut tasks)?;
     let addresses = roles::host::resolver_addresses(&setup.config)?;
     serve_names(&addresses, &mut sockets, &view, &mut tasks)?;

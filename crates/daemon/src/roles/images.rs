@@ -2,8 +2,10 @@
 //!
 //! Never the registry itself: it asks here with a name and a scope.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use perch_api::{Identity, ImageCatalog, PushScope, PushTokens};
@@ -11,6 +13,7 @@ use perch_client::BoxError;
 use perch_registry::{Access, Authorize, Basic, Decision, Registry};
 use perch_store::ViewHandle;
 use perch_types::api::ImageInfo;
+use perch_types::image::{Digest, Reference};
 use perch_types::{AppName, Secret};
 use subtle::ConstantTimeEq as _;
 
@@ -103,6 +106,36 @@ const fn decide(allowed: bool) -> Decision {
     if allowed { Decision::Allow } else { Decision::Forbidden }
 }
 
+/// How long after its start, and after each end, the registry is looked through for garbage.
+const COLLECT_EVERY: Duration = Duration::from_hours(1);
+
+/// Removes from time to time what nothing in the registry refers to. Manifests that a machine runs
+/// by digest stay, tag or no tag.
+pub(crate) async fn collect(registry: Registry, view: ViewHandle) -> anyhow::Result<()> {
+    loop {
+        tokio::time::sleep(COLLECT_EVERY).await;
+        // Without a live view nobody knows what machines run.
+        if !view.is_live() {
+            continue;
+        }
+        let used: BTreeSet<Digest> = view
+            .load()
+            .machines()
+            .filter_map(|machine| machine.image.parse::<Reference>().ok()?.digest().cloned())
+            .collect();
+        match registry.gc(&used).await {
+            Ok(report) => tracing::info!(
+                blobs = report.blobs,
+                manifests = report.manifests,
+                uploads = report.uploads,
+                bytes = report.bytes,
+                "registry collected"
+            ),
+            Err(error) => tracing::warn!(%error, "registry not collected"),
+        }
+    }
+}
+
 /// What lies in the registry, for the API.
 #[derive(Debug)]
 pub(crate) struct Catalog(Registry);
@@ -117,5 +150,9 @@ impl Catalog {
 impl ImageCatalog for Catalog {
     async fn images(&self) -> Result<Vec<ImageInfo>, BoxError> {
         Ok(self.0.images().await?)
+    }
+
+    async fn forget(&self, app: &AppName) -> Result<(), BoxError> {
+        Ok(self.0.delete_repository(app.as_str()).await?)
     }
 }
