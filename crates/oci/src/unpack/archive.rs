@@ -81,6 +81,11 @@ impl<R: Read> Archive<R> {
                     entry.path = long_path.unwrap_or(entry.path);
                     entry.link = long_link.unwrap_or(entry.link);
                     apply_records(&mut entry, local)?;
+                    // Before there were types, a name that ends in a slash was a folder. Only the
+                    // whole name tells: a header may hold but the beginning of a long one.
+                    if entry.kind == Kind::File && entry.path.ends_with(b"/") {
+                        (entry.kind, entry.size_bytes) = (Kind::Folder, 0);
+                    }
                     self.content_left = entry.size_bytes;
                     self.padding = padding(entry.size_bytes);
                     return Ok(Some(entry));
@@ -205,8 +210,6 @@ fn from_header(header: &Header, size: u64) -> Result<Entry, Fault> {
         }
     };
     let path = header.path_bytes().into_owned();
-    // Before there were types, a name that ends in a slash was a folder.
-    let kind = if kind == Kind::File && path.ends_with(b"/") { Kind::Folder } else { kind };
     let old = header.as_old();
     Ok(Entry {
         kind,
@@ -306,6 +309,41 @@ mod tests {
         apply_records(&mut entry, records).expect("apply");
         assert_eq!(entry.path, b"second");
         assert_eq!(entry.xattrs, vec![(b"user.a".to_vec(), b"x\ny\nz".to_vec())]);
+    }
+
+    #[test]
+    fn only_the_whole_name_tells_a_folder() {
+        let folder = format!("{}/", "f".repeat(99));
+        let block = |kind, name: &str, content: &[u8]| {
+            let mut header = Header::new_gnu();
+            header.as_mut_bytes()[..name.len().min(100)]
+                .copy_from_slice(&name.as_bytes()[..name.len().min(100)]);
+            header.set_entry_type(kind);
+            header.set_mode(0o644);
+            header.set_size(content.len() as u64);
+            header.set_cksum();
+            let mut all = header.as_bytes().to_vec();
+            all.extend_from_slice(content);
+            all.resize(all.len().next_multiple_of(512), 0);
+            all
+        };
+        let long = format!("{folder}file");
+        let record = format!("114 path={long}\n");
+        let archives = [
+            [block(EntryType::GNULongName, "././@LongLink", long.as_bytes())],
+            [block(EntryType::XHeader, "pax", record.as_bytes())],
+        ];
+        for before in archives {
+            let after = block(EntryType::Regular, &folder, b"");
+            let bytes =
+                [before.concat(), block(EntryType::Regular, &long, b"content"), after].concat();
+            let mut archive = Archive::new(bytes.as_slice());
+            let entry = archive.next_entry().expect("entry").expect("a file");
+            assert_eq!((entry.kind, entry.size_bytes), (Kind::File, 7));
+            assert_eq!(entry.path, long.as_bytes());
+            let entry = archive.next_entry().expect("entry").expect("a folder");
+            assert_eq!((entry.kind, entry.size_bytes), (Kind::Folder, 0));
+        }
     }
 
     #[test]
