@@ -44,6 +44,8 @@ pub(crate) struct Config {
     pub(crate) guest_dir: Option<PathBuf>,
     /// Limits of builds.
     pub(crate) build: Build,
+    /// Images that no machine names.
+    pub(crate) image_cache: ImageCache,
 }
 
 /// A block of private IPv4 addresses.
@@ -64,6 +66,25 @@ pub(crate) struct Build {
     pub(crate) memory_mb: u64,
     /// Wall time of one build in seconds.
     pub(crate) time_s: u64,
+}
+
+/// What images that no machine names may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ImageCache {
+    /// Their size in MiB.
+    pub(crate) size_mb: u64,
+    /// How long one stays after its last use even if that is exceeded, in seconds.
+    pub(crate) kept_s: u64,
+}
+
+impl Default for ImageCache {
+    fn default() -> Self {
+        Self {
+            size_mb: perch_host::IMAGE_CACHE_BYTES >> 20,
+            kept_s: perch_host::IMAGE_KEPT_MS / 1000,
+        }
+    }
 }
 
 impl Default for Build {
@@ -89,6 +110,7 @@ impl Default for Config {
             machines_uid_base: 1 << 20,
             guest_dir: None,
             build: Build::default(),
+            image_cache: ImageCache::default(),
         }
     }
 }

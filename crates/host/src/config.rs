@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use perch_runtime::LogLimits;
 use perch_types::{HostId, Region, Secret};
 
+use crate::cache::CachePolicy;
 use crate::network::NetworkConfig;
 
 /// The first user id of the first machine when nothing else was said.
@@ -65,6 +66,8 @@ pub struct Limits {
     pub machines_max: usize,
     /// A machine's log.
     pub log: LogLimits,
+    /// Images that no machine names.
+    pub cache: CachePolicy,
 }
 
 impl Default for Limits {
@@ -73,6 +76,7 @@ impl Default for Limits {
             disk_reserve_bytes: DISK_RESERVE_BYTES,
             machines_max: MACHINES_MAX,
             log: LogLimits::default(),
+            cache: CachePolicy::default(),
         }
     }
 }

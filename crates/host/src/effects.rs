@@ -2,7 +2,6 @@
 //!
 //! Never decides anything. The whole crate can be driven with other implementations, without root.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
@@ -15,6 +14,7 @@ use perch_types::clock::Clock;
 use perch_types::image::{Digest, ImageConfig, ImageRef};
 use perch_types::{ApiError, Code, MachineId};
 
+use crate::holds::{Hold, IsNamed};
 use crate::network::{Listener, MachineNetwork};
 
 /// Why an effect was not reached.
@@ -56,17 +56,42 @@ pub struct MountedImage {
     pub config: ImageConfig,
 }
 
+/// What a reference means now, and a hold of it for as long as no machine names it yet.
+#[derive(Debug)]
+pub struct Resolved {
+    /// The image.
+    pub image: ImageRef,
+    /// Keeps it on the host, if it is there, until this is dropped.
+    pub hold: Hold,
+}
+
+/// An image on the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CachedImage {
+    /// Which.
+    pub digest: Digest,
+    /// What it takes.
+    pub size_bytes: u64,
+}
+
 /// Images on this host.
 #[async_trait]
 pub trait Images: Send + Sync + fmt::Debug {
     /// Finds out which image a reference means now; changes nothing on the host that matters.
-    async fn resolve(&self, reference: &str) -> Result<ImageRef, Fault>;
+    async fn resolve(&self, reference: &str) -> Result<Resolved, Fault>;
 
     /// Makes an image's root tree readable, pulling it if it is not here.
     async fn mount(&self, image: &ImageRef) -> Result<MountedImage, Fault>;
 
-    /// Unmounts the trees of images that are not among `used`.
-    async fn unmount_unused(&self, used: &BTreeSet<Digest>) -> Result<(), Fault>;
+    /// Unmounts the trees of images that nobody holds and no machine names.
+    async fn unmount_unused(&self, is_named: IsNamed<'_>) -> Result<(), Fault>;
+
+    /// Lists the images on the disk.
+    async fn list(&self) -> Result<Vec<CachedImage>, Fault>;
+
+    /// Deletes an image from the disk unless somebody holds it or a machine names it; returns
+    /// whether it did.
+    async fn remove(&self, digest: &Digest, is_named: IsNamed<'_>) -> Result<bool, Fault>;
 }
 
 /// Machines' writable layers.

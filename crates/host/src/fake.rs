@@ -15,7 +15,10 @@ use perch_types::clock::Clock;
 use perch_types::image::{Digest, ImageConfig, ImageRef, Reference};
 use perch_types::{Code, MachineId};
 
-use crate::effects::{Effects, Fault, Images, Listeners, MountedImage, Networks, Rootfs};
+use crate::effects::{
+    CachedImage, Effects, Fault, Images, Listeners, MountedImage, Networks, Resolved, Rootfs,
+};
+use crate::holds::{Hold, IsNamed};
 use crate::network::{Listener, MachineNetwork, Pool, RESOLVER_V6, private_ip};
 
 /// What there is on a server.
@@ -77,7 +80,7 @@ impl FakeServer {
 
 #[async_trait]
 impl Images for FakeServer {
-    async fn resolve(&self, reference: &str) -> Result<ImageRef, Fault> {
+    async fn resolve(&self, reference: &str) -> Result<Resolved, Fault> {
         if self.state().unknown_images.contains(reference) {
             return Err(Fault::permanent(Code::ImageUnknown, format!("find image `{reference}`")));
         }
@@ -88,7 +91,9 @@ impl Images for FakeServer {
         for (byte, from) in bytes.iter_mut().zip(reference.bytes()) {
             *byte = from;
         }
-        Ok(ImageRef { digest: Some(Digest::from_sha256(&bytes)), ..ImageRef::from(&parsed) })
+        let digest = Some(Digest::from_sha256(&bytes));
+        let image = ImageRef { digest, ..ImageRef::from(&parsed) };
+        Ok(Resolved { image, hold: Hold::default() })
     }
 
     async fn mount(&self, image: &ImageRef) -> Result<MountedImage, Fault> {
@@ -97,8 +102,16 @@ impl Images for FakeServer {
         Ok(MountedImage { root: Path::new("/images").join(name), config })
     }
 
-    async fn unmount_unused(&self, _used: &BTreeSet<Digest>) -> Result<(), Fault> {
+    async fn unmount_unused(&self, _is_named: IsNamed<'_>) -> Result<(), Fault> {
         Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<CachedImage>, Fault> {
+        Ok(Vec::new())
+    }
+
+    async fn remove(&self, _digest: &Digest, _is_named: IsNamed<'_>) -> Result<bool, Fault> {
+        Ok(false)
     }
 }
 

@@ -5,6 +5,7 @@
 mod ask;
 mod open;
 mod remove;
+mod tidy;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
@@ -15,14 +16,16 @@ use perch_store::Store;
 use perch_types::api::MachineEvent;
 use perch_types::clock::Clock;
 use perch_types::host::{Accepted, Command, CreateMachine, HostInfo, HostMachine, WatchEvent};
-use perch_types::image::ImageRef;
+use perch_types::image::{Digest, ImageRef};
 use perch_types::{ApiError, Code, HostId, MachineId};
 use tokio::sync::{Mutex, broadcast};
 use tokio::task::JoinSet;
 
 pub use ask::WAIT_MS_MAX;
 pub use open::Deps;
+pub use tidy::Tidied;
 
+use crate::effects::Resolved;
 use crate::heartbeat::Beat;
 use crate::machine::actor::{Actor, Handle, Origin};
 use crate::machine::plan::Intent;
@@ -94,7 +97,8 @@ impl Host {
             return Ok(found);
         }
         self.check_room()?;
-        let image = self.resolve(&request.config.image).await?;
+        // The image stays from now on: first it is held, then the machine names it.
+        let Resolved { image, hold: _hold } = self.resolve(&request.config.image).await?;
         let _creating = self.creating.lock().await;
         if let Some(found) = self.existing(&request)? {
             return Ok(found);
@@ -147,10 +151,10 @@ impl Host {
         Ok(())
     }
 
-    async fn resolve(&self, reference: &str) -> Result<ImageRef, ApiError> {
+    async fn resolve(&self, reference: &str) -> Result<Resolved, ApiError> {
         let resolving = self.shared.effects.images.resolve(reference);
         match tokio::time::timeout(RESOLVE_TIMEOUT, resolving).await {
-            Ok(Ok(image)) => Ok(image),
+            Ok(Ok(resolved)) => Ok(resolved),
             Ok(Err(fault)) => Err(fault.error),
             Err(_) => Err(ApiError::new(
                 Code::ImageUnavailable,
@@ -246,7 +250,7 @@ impl Host {
     /// When it is refused or could not be journaled.
     pub async fn command(&self, id: &MachineId, command: Command) -> Result<Accepted, ApiError> {
         let handle = self.shared.machine(id)?;
-        let image = match &command {
+        let resolved = match &command {
             Command::Update { config, .. } => {
                 self.check_room()?;
                 Some(self.resolve(&config.image).await?)
@@ -258,6 +262,7 @@ impl Host {
             | Command::Signal { .. }
             | Command::SetCordoned { .. } => None,
         };
+        let (image, _hold) = resolved.map(|Resolved { image, hold }| (image, hold)).unzip();
         handle.command(Queued { command, image }).await
     }
 
@@ -310,22 +315,22 @@ impl Shared {
         machines.remove(id);
     }
 
-    /// Returns the digests of images that a machine may need.
+    /// Returns the digests of images that a machine names: those it runs, and those of updates
+    /// that are under way or wait.
     #[must_use]
-    pub fn images_in_use(&self) -> BTreeSet<perch_types::image::Digest> {
-        self.all()
-            .iter()
-            .filter_map(|handle| {
-                let published = handle.published();
-                let machine = &published.machine;
-                let runs = machine.state != State::Destroyed;
-                machine.image_ref.digest.clone().filter(|_| runs)
-            })
-            .collect()
+    pub fn images_named(&self) -> BTreeSet<Digest> {
+        self.all().iter().flat_map(Handle::images).collect()
+    }
+
+    /// Returns whether a machine names an image.
+    #[must_use]
+    pub fn names_image(&self, digest: &Digest) -> bool {
+        self.all().iter().any(|handle| handle.images().contains(digest))
     }
 }
 
-fn free_bytes(path: &std::path::Path) -> Result<u64, ApiError> {
+/// Returns the free bytes of a folder's disk.
+pub(crate) fn free_bytes(path: &std::path::Path) -> Result<u64, ApiError> {
     let found = rustix::fs::statvfs(path).map_err(|error| {
         ApiError::new(Code::Internal, format!("ask for free space of {}: {error}", path.display()))
     })?;

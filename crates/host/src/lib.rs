@@ -9,11 +9,13 @@
 
 #![forbid(unsafe_code)]
 
+mod cache;
 pub mod config;
 pub mod effects;
 mod error;
 pub mod fake;
 pub mod heartbeat;
+pub mod holds;
 mod host;
 mod images;
 mod layers;
@@ -29,10 +31,11 @@ mod shared;
 mod tend;
 mod words;
 
+pub use cache::{CachePolicy, IMAGE_CACHE_BYTES, IMAGE_KEPT_MS};
 pub use config::{Config, Limits, PlatformRegistry};
 pub use error::Error;
 pub use heartbeat::{Beat, Heartbeats};
-pub use host::{Deps, Host, RESOLVE_TIMEOUT, WAIT_MS_MAX};
+pub use host::{Deps, Host, RESOLVE_TIMEOUT, Tidied, WAIT_MS_MAX};
 pub use images::StoredImages;
 pub use layers::{Cloning, Layers};
 pub use mounts::Mounts;

@@ -92,27 +92,22 @@ impl Mounts {
         Ok(path)
     }
 
-    /// Unmounts the trees of images that are not among `used`.
+    /// Returns the images whose trees are mounted.
+    #[must_use]
+    pub fn mounted(&self) -> Vec<Digest> {
+        let mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
+        mounted.iter().filter_map(|hex| format!("sha256:{hex}").parse().ok()).collect()
+    }
+
+    /// Unmounts the tree of an image, whether it is mounted or not.
     ///
     /// # Errors
-    /// When the kernel refuses one; the others are unmounted.
-    pub fn unmount_unused(&self, used: &BTreeSet<Digest>) -> Result<(), Error> {
-        let used: BTreeSet<&str> = used.iter().map(Digest::hex).collect();
+    /// When the kernel refuses.
+    pub fn unmount(&self, digest: &Digest) -> Result<(), Error> {
         let mut mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut result = Ok(());
-        mounted.retain(|hex| {
-            if used.contains(hex.as_str()) {
-                return true;
-            }
-            match unmount(&self.folder.join(hex)) {
-                Ok(()) => false,
-                Err(error) => {
-                    result = Err(error);
-                    true
-                }
-            }
-        });
-        result
+        unmount(&self.folder.join(digest.hex()))?;
+        mounted.remove(digest.hex());
+        Ok(())
     }
 }
 

@@ -19,7 +19,9 @@ pub(crate) const QUEUES: Table<MachineId, Vec<Queued>> = Table::new("queues");
 pub(crate) const HOST: Table<String, HostRow> = Table::new("host");
 /// Address slots.
 pub(crate) const SLOTS: Table<String, Slots> = Table::new("slots");
-/// The only key of the two tables above.
+/// When machines last named an image, in milliseconds since 1970, by its digest.
+pub(crate) const IMAGE_USES: Table<String, i64> = Table::new("image_uses");
+/// The only key of the tables of what the host is and of slots.
 pub(crate) const ONLY: &str = "this";
 
 /// An accepted command.

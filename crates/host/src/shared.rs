@@ -56,6 +56,10 @@ pub struct Shared {
     pub heartbeats: Heartbeats,
     /// Ends all tasks.
     pub stopping: CancellationToken,
+    /// Whether something was left that housekeeping should look at soon.
+    pub untidy: AtomicBool,
+    /// Whether there are machines that could not be read: nobody knows which images they name.
+    pub has_unreadable: AtomicBool,
     /// Whether the file takes no more writes.
     pub broken: AtomicBool,
     /// How long the newest steps took.
@@ -91,6 +95,8 @@ impl Shared {
             dirty: Notify::new(),
             heartbeats: Heartbeats::default(),
             stopping: CancellationToken::new(),
+            untidy: AtomicBool::new(false),
+            has_unreadable: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             step_times: Mutex::default(),
             findings: begin.findings,

@@ -1,14 +1,16 @@
-//! Housekeeping at intervals: trees of images that nobody uses any more are unmounted.
+//! Housekeeping at intervals: images that no machine names any more are unmounted and, when they
+//! take too much, deleted.
 //!
 //! Never takes input: it looks at what there is and runs again.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::heartbeat::BEAT_MS;
 use crate::shared::Shared;
 
-/// How many beats lie between two looks.
+/// How many beats lie between two looks when nothing was left by a machine.
 const BEATS_PER_ROUND: u64 = 60;
 
 /// Runs until the agent ends.
@@ -21,11 +23,11 @@ pub(crate) async fn tend(shared: Arc<Shared>) {
             () = tokio::time::sleep(Duration::from_millis(BEAT_MS)) => {}
         }
         beats = beats.wrapping_add(1);
-        if beats.is_multiple_of(BEATS_PER_ROUND) {
-            let used = shared.images_in_use();
-            if let Err(error) = shared.effects.images.unmount_unused(&used).await {
-                tracing::warn!(%error, "an unused image stays mounted");
-            }
+        let untidy = shared.untidy.swap(false, Ordering::AcqRel);
+        if (untidy || beats.is_multiple_of(BEATS_PER_ROUND))
+            && let Err(error) = shared.tidy(shared.cache_policy()).await
+        {
+            tracing::warn!(%error, "unused images stay for now");
         }
     }
 }

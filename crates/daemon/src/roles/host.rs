@@ -116,7 +116,13 @@ fn host_config(setup: &Setup) -> Result<perch_host::Config> {
             args: vec!["unpack-layers".to_owned()],
             host_id_base: perch_oci::unpack::HOST_ID_BASE,
         },
-        limits: perch_host::Limits::default(),
+        limits: perch_host::Limits {
+            cache: perch_host::CachePolicy {
+                bytes_max: config.image_cache.size_mb.saturating_mul(1 << 20),
+                kept_ms: config.image_cache.kept_s.saturating_mul(1000),
+            },
+            ..perch_host::Limits::default()
+        },
     })
 }
 

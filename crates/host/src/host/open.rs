@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use perch_durable::{Db, OpenRun};
 use perch_oci::{Client, ClientConfig, Credentials, Endpoint, ImageStore, StoreConfig};
@@ -136,6 +137,7 @@ impl Host {
                 "record cannot be read"
             );
             known.extend(unreadable.key.parse());
+            shared.has_unreadable.store(true, Ordering::Release);
         }
         for run in recovered.unreadable {
             tracing::error!(machine = run.owner, error = %chain(&run.error), "run cannot be read");
@@ -146,6 +148,7 @@ impl Host {
             known.insert(id.clone());
             if let Err(error) = self.spawn(record, queued, Origin::Recovered(run)) {
                 tracing::error!(machine = %id, %error, "machine cannot be taken up");
+                shared.has_unreadable.store(true, Ordering::Release);
             }
         }
         Ok(known)

@@ -10,12 +10,14 @@ mod recover;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use perch_durable::{Ended, OpenRun, RunId, drive};
 use perch_runtime::Instance;
 use perch_types::host::{self, Accepted, HostMachine, WatchEvent};
+use perch_types::image::Digest;
 use perch_types::{ApiError, Code, MachineId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -48,6 +50,8 @@ pub struct Published {
     pub config_digest: String,
     /// Its boot, if it runs.
     pub instance: Option<Arc<dyn Instance>>,
+    /// The images that it, an update under way or one that waits needs.
+    pub images: Vec<Digest>,
 }
 
 /// A way to reach a machine's task.
@@ -76,6 +80,14 @@ impl Handle {
     #[must_use]
     pub fn follow(&self) -> watch::Receiver<Arc<Published>> {
         self.published.clone()
+    }
+
+    /// Returns the images that it needs; none once it is destroyed.
+    #[must_use]
+    pub fn images(&self) -> Vec<Digest> {
+        let published = self.published.borrow();
+        let is_there = published.machine.state != State::Destroyed;
+        if is_there { published.images.clone() } else { Vec::new() }
     }
 
     /// Gives the machine a command; returns once it is journaled.
@@ -158,8 +170,9 @@ impl Actor {
         let readiness = Readiness::default();
         let machine = host_machine(&record, &readiness, shared.next_generation(), &place);
         let config_digest = record.version.config_digest.clone();
+        let images = images(&record, &queued);
         let (published, follow) =
-            watch::channel(Arc::new(Published { machine, config_digest, instance: None }));
+            watch::channel(Arc::new(Published { machine, config_digest, instance: None, images }));
         let (inbox_sender, inbox) = mpsc::channel(INBOX_MAX);
         let (fact_sender, facts) = mpsc::channel(FACTS_MAX);
         let handle = Handle { id: record.id.clone(), inbox: inbox_sender, published: follow };
@@ -322,6 +335,8 @@ impl Actor {
             .await
             .map_err(|error| self.shared.db_error(&error))?;
         self.queued = rows.into();
+        let images = images(&self.record, self.queued.make_contiguous());
+        self.published.send_modify(|published| Arc::make_mut(published).images = images);
         Ok(())
     }
 
@@ -437,15 +452,26 @@ impl Actor {
         let generation = self.shared.next_generation();
         let machine = host_machine(&self.record, &self.readiness, generation, &place);
         let event = if machine.state == State::Destroyed {
+            self.shared.untidy.store(true, Ordering::Release);
             WatchEvent::Removed { id: machine.id.clone() }
         } else {
             WatchEvent::Changed { machine: Box::new(machine_record(&machine, &place)) }
         };
         let instance = self.instance.clone();
         let config_digest = self.record.version.config_digest.clone();
-        self.published.send_replace(Arc::new(Published { machine, config_digest, instance }));
+        let images = images(&self.record, self.queued.make_contiguous());
+        let published = Published { machine, config_digest, instance, images };
+        self.published.send_replace(Arc::new(published));
         self.shared.announce(event);
     }
+}
+
+/// Returns the images that a machine needs now or will by what waits.
+fn images(record: &Record, queued: &[Queued]) -> Vec<Digest> {
+    let own = [Some(&record.version), record.next.as_ref()];
+    let own = own.into_iter().flatten().map(|version| &version.image);
+    let coming = queued.iter().filter_map(|one| one.image.as_ref());
+    own.chain(coming).filter_map(|image| image.digest.clone()).collect()
 }
 
 async fn sleep_or_never(timer: Option<Duration>) {

@@ -4,5 +4,6 @@
 mod adoption;
 mod bench;
 mod ends;
+mod images;
 mod life;
 mod server;

@@ -2,7 +2,6 @@
 //!
 //! Never shares a folder, a cgroup or an address with another test.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -13,9 +12,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use perch_host::effects::{Effects, Fault, Images, MountedImage};
+use perch_host::effects::{CachedImage, Effects, Fault, Images, MountedImage, Resolved};
+use perch_host::holds::{Hold, IsNamed};
 use perch_host::network::NetworkConfig;
-use perch_host::{Config, Host, KernelNetworks, Layers, Limits, Mounts};
+use perch_host::{CachePolicy, Config, Host, KernelNetworks, Layers, Limits, Mounts};
 use perch_runtime::log::{self, Stream};
 use perch_runtime::{LogLimits, SandboxRuntime, sandbox};
 use perch_store::{SqliteStore, Store};
@@ -53,14 +53,15 @@ struct OneImage {
 
 #[async_trait]
 impl Images for OneImage {
-    async fn resolve(&self, reference: &str) -> Result<ImageRef, Fault> {
+    async fn resolve(&self, reference: &str) -> Result<Resolved, Fault> {
         let reference: Reference = reference.parse().unwrap();
         if !reference.repository().ends_with("busybox") {
             return Err(Fault::permanent(Code::ImageUnknown, format!("find image `{reference}`")));
         }
         let number = reference.tag().map_or(0, |tag| u8::try_from(tag.len()).unwrap());
         let digest = Some(Digest::from_sha256(&[number; 32]));
-        Ok(ImageRef { digest, ..ImageRef::from(&reference) })
+        let image = ImageRef { digest, ..ImageRef::from(&reference) };
+        Ok(Resolved { image, hold: Hold::default() })
     }
 
     async fn mount(&self, image: &ImageRef) -> Result<MountedImage, Fault> {
@@ -70,8 +71,19 @@ impl Images for OneImage {
         Ok(MountedImage { root, config })
     }
 
-    async fn unmount_unused(&self, used: &BTreeSet<Digest>) -> Result<(), Fault> {
-        Ok(self.mounts.unmount_unused(used)?)
+    async fn unmount_unused(&self, is_named: IsNamed<'_>) -> Result<(), Fault> {
+        for digest in self.mounts.mounted().iter().filter(|digest| !is_named(digest)) {
+            self.mounts.unmount(digest)?;
+        }
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<CachedImage>, Fault> {
+        Ok(Vec::new())
+    }
+
+    async fn remove(&self, _digest: &Digest, _is_named: IsNamed<'_>) -> Result<bool, Fault> {
+        Ok(false)
     }
 }
 
@@ -193,7 +205,12 @@ impl Server {
             init: self.guest.join("perch-init"),
             registry: None,
             unpack: perch_oci::Privilege::InProcess,
-            limits: Limits { disk_reserve_bytes: 0, machines_max: 100, log: LogLimits::default() },
+            limits: Limits {
+                disk_reserve_bytes: 0,
+                machines_max: 100,
+                log: LogLimits::default(),
+                cache: CachePolicy::default(),
+            },
         }
     }
 
