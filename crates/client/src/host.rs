@@ -8,10 +8,11 @@ use std::time::Duration;
 use http::Method;
 use perch_types::MachineId;
 use perch_types::api::{ExecRequest, ExecResponse, LogRecord};
+use perch_types::directory::Generation;
 use perch_types::exec::ExecSpec;
 use perch_types::host::{
-    Accepted, Command, CreateMachine, HostInfo, HostMachine, LogsQuery, PREFIX, WATCH_HEARTBEAT_MS,
-    WaitQuery, WatchEvent,
+    Accepted, Command, CreateMachine, Drained, HostInfo, HostMachine, LogsQuery, PREFIX,
+    WATCH_HEARTBEAT_MS, WaitQuery, WatchEvent,
 };
 
 use crate::connection::{Connection, RequestParts};
@@ -135,6 +136,26 @@ impl HostClient {
     pub async fn watch(&self) -> Result<Lines<WatchEvent>, HostError> {
         let parts = request(Method::GET, "/watch");
         self.connection.lines(parts, SNAPSHOT_LINE_BYTES_MAX, Some(WATCH_IDLE_TIMEOUT)).await
+    }
+
+    /// As [`HostClient::watch`], and promises to say by [`HostClient::drained`] when no request is
+    /// under way any more to a machine that is being stopped: the host waits for that.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub async fn watch_to_drain(&self) -> Result<Lines<WatchEvent>, HostError> {
+        let parts = request(Method::GET, "/watch").with_query("drains", "true");
+        self.connection.lines(parts, SNAPSHOT_LINE_BYTES_MAX, Some(WATCH_IDLE_TIMEOUT)).await
+    }
+
+    /// Says that no request is under way to a machine which was seen not to be ready.
+    ///
+    /// # Errors
+    /// When there is no such machine or the host does not answer.
+    pub async fn drained(&self, id: &MachineId, generation: Generation) -> Result<(), HostError> {
+        let drained = Drained { generation };
+        let parts = request(Method::POST, &of(id, "/drained")).with_json(&drained)?;
+        self.connection.json::<Drained>(parts).await.map(drop)
     }
 
     /// Returns what the host is.

@@ -179,7 +179,7 @@ impl Hop<'_> {
             }
             let machine = hyper::upgrade::on(&mut response);
             headers::restore_upgrade(response.headers_mut(), protocol);
-            tokio::task::spawn_local(tunnel(client, machine, self.in_flight));
+            tokio::task::spawn_local(tunnel(client, machine, self.in_flight.into_tunnel()));
             return Ok(response.map(|_| ReplyBody::Page(None)));
         }
         let back = Some((self.pool.clone(), key, sender));

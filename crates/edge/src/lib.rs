@@ -47,6 +47,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 const HOLD_MAX: Duration = Duration::from_secs(30);
+const STALE_MAX: Duration = Duration::from_secs(5);
 const HELD_MAX: usize = 10_000;
 /// How often each loop shows that it turns.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
@@ -83,6 +84,9 @@ pub struct Limits {
     pub answer: Duration,
     /// How long a request is held while its app starts.
     pub hold: Duration,
+    /// How long what is known of a machine may lag behind it: for so long a machine that refuses
+    /// connections although it should be ready is tried again, or its news waited for.
+    pub stale: Duration,
     /// How many requests are held at once, all apps together.
     pub held_max: usize,
 }
@@ -94,6 +98,7 @@ impl Default for Limits {
             connect: CONNECT_TIMEOUT,
             answer: ANSWER_TIMEOUT,
             hold: HOLD_MAX,
+            stale: STALE_MAX,
             held_max: HELD_MAX,
         }
     }

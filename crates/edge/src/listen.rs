@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use perch_types::{AppName, MachineId};
+use perch_types::AppName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -28,13 +28,11 @@ use crate::headers::{self, Seen};
 use crate::pool::Pool;
 use crate::reply::{self, Access};
 use crate::strict::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, Link, Strict};
-use crate::wake::{self, Wanted};
+use crate::wake::{self, Tried, Wanted};
 use crate::{BEAT_EVERY, Shared, route};
 
 /// The most connections of one loop.
 const CONNECTIONS_MAX: usize = 16 * 1024;
-/// How many machines one request is offered to.
-const TRIES_MAX: usize = 3;
 /// The public port that this listener stands for, whatever port it is bound to.
 const PUBLIC_HTTP_PORT: u16 = 80;
 /// The pause after an accept that failed, such as for want of descriptors.
@@ -225,21 +223,11 @@ impl Worker {
         app: &AppName,
         mut outbound: Box<Outbound>,
     ) -> Result<Response<ReplyBody>, Cause> {
-        let mut tried: Vec<MachineId> = Vec::new();
-        let mut last = Cause::NoMachine;
+        let mut tried = Tried::default();
         loop {
             let wanted =
                 Wanted { app, port: PUBLIC_HTTP_PORT, tried: &tried, random: self.random() };
-            let (target, in_flight) = match wake::ready_machine(&self.shared, &wanted).await {
-                Ok(found) => found,
-                // Nobody is left to ask: what the last one said is the better answer.
-                Err(Cause::Upstream | Cause::NotStartable | Cause::NoMachine)
-                    if !tried.is_empty() =>
-                {
-                    return Err(last);
-                }
-                Err(cause) => return Err(cause),
-            };
+            let (target, in_flight) = wake::ready_machine(&self.shared, &wanted).await?;
             let hop = Hop {
                 pool: &self.pool,
                 limits: &self.shared.limits,
@@ -250,9 +238,7 @@ impl Worker {
             match hop.send(outbound).await {
                 Ok(response) => return Ok(response),
                 Err(Refused { unsent: Some(unsent), cause }) => {
-                    tried.push(target.record.id.clone());
-                    last = cause;
-                    if tried.len() == TRIES_MAX {
+                    if !tried.note(&target.record, self.shared.limits.stale) {
                         return Err(cause);
                     }
                     outbound = unsent;

@@ -5,15 +5,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use perch_client::HostClient;
 use perch_types::directory::MachineRecord;
 use perch_types::host::WatchEvent;
-use perch_types::{AppName, HostId, MachineId};
-use tokio::sync::watch;
+use perch_types::{AppName, HostId, MachineId, MachineState};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// The first and the longest pause before a watch that broke is taken up again.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -24,37 +26,100 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 pub(crate) struct Target {
     pub(crate) record: MachineRecord,
     pub(crate) load: Arc<Load>,
+    /// Since when it has been as ready or not, and in the same state, as it is now.
+    pub(crate) since: Instant,
 }
 
-/// What is in flight to one machine; outlives a change of its record.
+/// The bits of [`Load`]: requests under way, tunnels among them, and whether the gate is closed.
+const ONE_REQUEST: u64 = 1;
+const ONE_TUNNEL: u64 = 1 << 32;
+const CLOSED: u64 = 1 << 63;
+const REQUESTS: u64 = ONE_TUNNEL - 1;
+const TUNNELS: u64 = CLOSED - ONE_TUNNEL;
+
+/// What is in flight to one machine, and whether more may come; outlives a change of its record.
+///
+/// All of it is one number: a request that begins after the gate was closed is refused, and one
+/// that began before is seen by whoever closed it.
 #[derive(Debug, Default)]
 pub(crate) struct Load {
-    in_flight: AtomicU32,
+    state: AtomicU64,
+    changed: Notify,
 }
 
 impl Load {
     pub(crate) fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
+        u32::try_from(self.state.load(Ordering::Acquire) & REQUESTS).unwrap_or(u32::MAX)
     }
 
-    /// Counts one request until the guard is dropped; `None` when that would be more than `hard`.
-    pub(crate) fn begin(self: &Arc<Self>, hard: Option<u32>) -> Option<InFlight> {
-        let hard = hard.unwrap_or(u32::MAX);
-        let under = |load: u32| (load < hard).then_some(load + 1);
-        self.in_flight
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, under)
-            .ok()
-            .map(|_| InFlight(Arc::clone(self)))
+    pub(crate) fn is_open(&self) -> bool {
+        self.state.load(Ordering::Acquire) & CLOSED == 0
     }
+
+    /// Counts one request until the guard is dropped; `None` when that would be more than `hard`
+    /// or the gate is closed.
+    pub(crate) fn begin(self: &Arc<Self>, hard: Option<u32>) -> Option<InFlight> {
+        let hard = u64::from(hard.unwrap_or(u32::MAX));
+        let under = |state: u64| {
+            (state & CLOSED == 0 && state & REQUESTS < hard).then_some(state + ONE_REQUEST)
+        };
+        let begun = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, under);
+        begun.ok().map(|_| InFlight { load: Arc::clone(self), counts: ONE_REQUEST })
+    }
+
+    pub(crate) fn set_open(&self, open: bool) {
+        if open {
+            self.state.fetch_and(!CLOSED, Ordering::AcqRel);
+        } else {
+            self.state.fetch_or(CLOSED, Ordering::AcqRel);
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until the gate is closed and every request but tunnels has ended: a tunnel has no end
+    /// of its own, so its app is told by the signal.
+    pub(crate) async fn drained(&self) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Listening begins before the look, so that no change falls in between.
+            changed.as_mut().enable();
+            if is_drained(self.state.load(Ordering::Acquire)) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+const fn is_drained(state: u64) -> bool {
+    state & CLOSED != 0 && state & REQUESTS == (state & TUNNELS) >> 32
 }
 
 /// One request under way.
 #[derive(Debug)]
-pub(crate) struct InFlight(Arc<Load>);
+pub(crate) struct InFlight {
+    load: Arc<Load>,
+    /// What it adds to the load.
+    counts: u64,
+}
+
+impl InFlight {
+    /// Notes that the request has become a tunnel.
+    pub(crate) fn into_tunnel(mut self) -> Self {
+        self.load.state.fetch_add(ONE_TUNNEL, Ordering::AcqRel);
+        self.counts += ONE_TUNNEL;
+        self.load.changed.notify_waiters();
+        self
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        let before = self.load.state.fetch_sub(self.counts, Ordering::AcqRel);
+        if before & CLOSED != 0 {
+            self.load.changed.notify_waiters();
+        }
     }
 }
 
@@ -92,10 +157,10 @@ impl Live {
 
 /// Keeps `live` as the host's watch says, for ever. While the host is away, what was known stays.
 pub(crate) async fn follow(live: Arc<Live>, host: HostClient, host_id: HostId) {
-    let mut book = Book { host_id, machines: HashMap::new() };
+    let mut book = Book::new(host_id, Some(host.clone()));
     let mut pause = BACKOFF_MIN;
     loop {
-        let watched = host.watch().await;
+        let watched = host.watch_to_drain().await;
         if let Err(error) = &watched
             && pause == BACKOFF_MIN
         {
@@ -124,6 +189,19 @@ pub(crate) async fn follow(live: Arc<Live>, host: HostClient, host_id: HostId) {
 struct Book {
     host_id: HostId,
     machines: HashMap<MachineId, Arc<Target>>,
+    /// Who is told of machines that no request is under way to any more.
+    host: Option<HostClient>,
+    /// Waits for that, one a machine that ends.
+    draining: HashMap<MachineId, Draining>,
+}
+
+/// A wait that ends with its owner.
+struct Draining(JoinHandle<()>);
+
+impl Drop for Draining {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 fn take(live: &Live, book: &mut Book, event: WatchEvent) {
@@ -131,9 +209,10 @@ fn take(live: &Live, book: &mut Book, event: WatchEvent) {
         WatchEvent::Heartbeat => {}
         WatchEvent::Snapshot { machines } => {
             let known = std::mem::take(&mut book.machines);
+            book.draining.clear();
             for record in machines {
-                let load = known.get(&record.id).map(|target| Arc::clone(&target.load));
-                book.put(record, load.unwrap_or_default());
+                let known = known.get(&record.id).map(AsRef::as_ref);
+                book.put(record, known);
             }
             let mut by_app: HashMap<AppName, Vec<Arc<Target>>> = HashMap::new();
             for target in book.machines.values() {
@@ -150,15 +229,15 @@ fn take(live: &Live, book: &mut Book, event: WatchEvent) {
         }
         WatchEvent::Changed { machine } => {
             let app = machine.app.clone();
-            let known = book.machines.get(&machine.id);
-            if known.is_some_and(|known| known.record.generation > machine.generation) {
+            let known = book.machines.get(&machine.id).cloned();
+            if known.as_ref().is_some_and(|known| known.record.generation > machine.generation) {
                 return;
             }
-            let load = known.map(|target| Arc::clone(&target.load)).unwrap_or_default();
-            book.put(*machine, load);
+            book.put(*machine, known.as_deref());
             book.publish_app(live, &app);
         }
         WatchEvent::Removed { id } => {
+            book.draining.remove(&id);
             if let Some(target) = book.machines.remove(&id) {
                 book.publish_app(live, &target.record.app);
             }
@@ -167,10 +246,43 @@ fn take(live: &Live, book: &mut Book, event: WatchEvent) {
 }
 
 impl Book {
-    fn put(&mut self, record: MachineRecord, load: Arc<Load>) {
-        if record.host == self.host_id {
-            self.machines.insert(record.id.clone(), Arc::new(Target { record, load }));
+    fn new(host_id: HostId, host: Option<HostClient>) -> Self {
+        Self { host_id, machines: HashMap::new(), host, draining: HashMap::new() }
+    }
+
+    /// Puts a machine down as its host says. The gate is closed or opened before anybody can read
+    /// the new record.
+    fn put(&mut self, record: MachineRecord, known: Option<&Target>) {
+        if record.host != self.host_id {
+            return;
         }
+        let load = known.map(|known| Arc::clone(&known.load)).unwrap_or_default();
+        let as_before = known.filter(|known| {
+            let known = &known.record;
+            (known.state, known.ready, &known.instance)
+                == (record.state, record.ready, &record.instance)
+        });
+        let since = as_before.map_or_else(Instant::now, |known| known.since);
+        load.set_open(record.ready);
+        self.drain(&record, &load);
+        self.machines.insert(record.id.clone(), Arc::new(Target { record, load, since }));
+    }
+
+    /// Tells the host once no request is under way to a machine that ends: it waits for that
+    /// before it sends the signal.
+    fn drain(&mut self, record: &MachineRecord, load: &Arc<Load>) {
+        self.draining.remove(&record.id);
+        let (true, Some(host)) = (is_ending(record), self.host.clone()) else {
+            return;
+        };
+        let (id, load, generation) = (record.id.clone(), Arc::clone(load), record.generation);
+        let waiting = tokio::spawn(async move {
+            load.drained().await;
+            if let Err(error) = host.drained(&id, generation).await {
+                tracing::debug!(machine = %id, %error, "host not told that a machine is drained");
+            }
+        });
+        self.draining.insert(record.id.clone(), Draining(waiting));
     }
 
     fn publish_app(&self, live: &Live, app: &AppName) {
@@ -185,6 +297,13 @@ impl Book {
         }
         live.publish(table);
     }
+}
+
+/// Returns whether a machine's program is about to be ended, or was.
+fn is_ending(record: &MachineRecord) -> bool {
+    use MachineState::{Destroying, Replacing, Restarting, Stopping, Suspending};
+    !record.ready
+        && matches!(record.state, Stopping | Restarting | Replacing | Suspending | Destroying)
 }
 
 #[cfg(test)]
@@ -224,7 +343,7 @@ pub(crate) mod tests {
     }
 
     fn book() -> Book {
-        Book { host_id: HostId::from_bits(1), machines: HashMap::new() }
+        Book::new(HostId::from_bits(1), None)
     }
 
     #[test]
@@ -260,5 +379,45 @@ pub(crate) mod tests {
         assert_eq!(machines[0].record.state, MachineState::Started);
         take(&live, &mut book, WatchEvent::Removed { id: MachineId::from_bits(1) });
         assert!(live.machines_of(&app).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_closed_gate_lets_nothing_in_and_is_drained_once_only_tunnels_are_left() {
+        let load = Arc::new(Load::default());
+        let (request, tunnel) = (load.begin(None).unwrap(), load.begin(None).unwrap());
+        load.set_open(false);
+        assert!(load.begin(None).is_none() && !load.is_open());
+        assert_eq!(load.in_flight(), 2);
+        let waiting = Arc::clone(&load);
+        let drained = tokio::spawn(async move { waiting.drained().await });
+        let tunnel = tunnel.into_tunnel();
+        tokio::task::yield_now().await;
+        assert!(!drained.is_finished());
+        drop(request);
+        tokio::time::timeout(Duration::from_secs(5), drained).await.unwrap().unwrap();
+        assert_eq!(load.in_flight(), 1);
+        load.set_open(true);
+        let more = load.begin(Some(2)).unwrap();
+        assert!(load.begin(Some(2)).is_none(), "the tunnel counts as one");
+        drop((tunnel, more));
+        assert_eq!(load.in_flight(), 0);
+    }
+
+    #[test]
+    fn how_long_a_machine_is_as_it_is_survives_news_that_change_nothing() {
+        let (live, mut book, app) = (Live::default(), book(), "web".parse().unwrap());
+        let mut record = record(1, "web", MachineState::Started);
+        record.ready = false;
+        let mut since = |record: &MachineRecord| {
+            let machine = Box::new(record.clone());
+            take(&live, &mut book, WatchEvent::Changed { machine });
+            live.machines_of(&app).unwrap()[0].since
+        };
+        let first = since(&record);
+        record.generation.counter += 1;
+        assert_eq!(since(&record), first);
+        record.ready = true;
+        record.generation.counter += 1;
+        assert!(since(&record) > first);
     }
 }

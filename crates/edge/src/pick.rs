@@ -3,11 +3,17 @@
 //! Never over a hard limit, never to a machine that is not ready.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use perch_types::MachineState;
 use perch_types::service::{SOFT_LIMIT_DEFAULT, Service};
 
+use tokio::time::Instant;
+
 use crate::live::Target;
+
+/// How long a machine that runs may take to get ready before a sleeping one is woken beside it.
+const READY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What to do with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,8 +22,8 @@ pub(crate) enum Pick {
     Ready(usize),
     /// Start this one and hold the request.
     Wake(usize),
-    /// One is on its way: hold the request.
-    Soon,
+    /// One is on its way: hold the request. If it has not come by then, look again.
+    Soon(Option<Instant>),
     /// All that are ready are at their hard limit.
     Full,
     /// Machines are there, and none may be started by a request.
@@ -43,16 +49,22 @@ pub(crate) fn hard_limit(service: &Service) -> Option<u32> {
     service.concurrency.as_ref().and_then(|limits| limits.hard_limit)
 }
 
-/// Picks among the machines of an app; `tried` are those that already failed this request, and
-/// `random` breaks ties.
-pub(crate) fn pick(machines: &[Arc<Target>], port: u16, tried: &[usize], random: u64) -> Pick {
+/// Picks among the machines of an app; `tried` are those that refused this request a moment ago,
+/// and `random` breaks ties.
+pub(crate) fn pick(
+    machines: &[Arc<Target>],
+    port: u16,
+    tried: &[usize],
+    random: u64,
+    now: Instant,
+) -> Pick {
     let serving = || {
         machines.iter().enumerate().filter_map(|(index, target)| {
             let service = service(&target.record.services, port)?;
             (!tried.contains(&index) && !target.record.cordoned).then_some((index, target, service))
         })
     };
-    let ready = || serving().filter(|(_, target, _)| target.record.ready);
+    let ready = || serving().filter(|(_, target, _)| is_ready(target));
     let room = ready().filter(|(_, target, service)| {
         hard_limit(service).is_none_or(|hard| target.load.in_flight() < hard)
     });
@@ -66,12 +78,18 @@ pub(crate) fn pick(machines: &[Arc<Target>], port: u16, tried: &[usize], random:
     if let Some((index, _, _)) = best {
         return Pick::Ready(index);
     }
-    let coming = |target: &Target| !target.record.ready && is_on_its_way(target.record.state);
-    if serving().any(|(_, target, _)| coming(target)) {
-        return Pick::Soon;
+    let coming = |likely| {
+        let mut all = serving().filter_map(move |(_, target, _)| arrival(target, now));
+        all.find(|arrival| arrival.is_likely == likely)
+    };
+    if let Some(arrival) = coming(true) {
+        return Pick::Soon(arrival.until);
     }
     let sleeping = serving()
         .find(|(_, target, service)| service.starts_on_request() && is_asleep(target.record.state));
+    if sleeping.is_none() && coming(false).is_some() {
+        return Pick::Soon(None);
+    }
     match sleeping {
         Some((index, _, _)) => Pick::Wake(index),
         None if ready().next().is_some() => Pick::Full,
@@ -80,16 +98,43 @@ pub(crate) fn pick(machines: &[Arc<Target>], port: u16, tried: &[usize], random:
     }
 }
 
-const fn is_on_its_way(state: MachineState) -> bool {
-    matches!(
-        state,
-        MachineState::Starting
-            | MachineState::Started
-            | MachineState::Restarting
-            | MachineState::Replacing
-            | MachineState::Stopping
-            | MachineState::Suspending
-    )
+fn is_ready(target: &Target) -> bool {
+    target.record.ready && target.load.is_open()
+}
+
+/// A machine that will be ready without anybody's doing.
+#[derive(Debug, Clone, Copy)]
+struct Arrival {
+    /// Whether it will be soon enough that no other has to be started.
+    is_likely: bool,
+    /// Until when that is so.
+    until: Option<Instant>,
+}
+
+/// Returns whether a machine that is not ready is on its way.
+fn arrival(target: &Target, now: Instant) -> Option<Arrival> {
+    if is_ready(target) {
+        return None;
+    }
+    match target.record.state {
+        MachineState::Starting | MachineState::Restarting | MachineState::Replacing => {
+            Some(Arrival { is_likely: true, until: None })
+        }
+        MachineState::Started => {
+            let until = target.since + READY_PATIENCE;
+            Some(Arrival { is_likely: now < until, until: Some(until) })
+        }
+        // It has to end before it can be started.
+        MachineState::Stopping | MachineState::Suspending => {
+            Some(Arrival { is_likely: false, until: None })
+        }
+        MachineState::Created
+        | MachineState::Stopped
+        | MachineState::Suspended
+        | MachineState::Failed
+        | MachineState::Destroying
+        | MachineState::Destroyed => None,
+    }
 }
 
 pub(crate) const fn is_asleep(state: MachineState) -> bool {
@@ -110,12 +155,12 @@ mod tests {
             #[expect(clippy::mem_forget, reason = "stays in flight for the test")]
             std::mem::forget(load.begin(None));
         }
-        Arc::new(Target { record, load })
+        Arc::new(Target { record, load, since: Instant::now() })
     }
 
     #[test]
     fn the_table_of_picks() {
-        use MachineState::{Created, Failed, Started, Starting, Stopped, Suspended};
+        use MachineState::{Created, Failed, Started, Starting, Stopped, Stopping, Suspended};
         let limits = r#"{"soft_limit":2,"hard_limit":3}"#;
         for (name, machines, want) in [
             ("least loaded", vec![(Started, 1), (Started, 0)], Pick::Ready(1)),
@@ -127,7 +172,9 @@ mod tests {
             ("stopped is woken", vec![(Stopped, 0)], Pick::Wake(0)),
             ("created is woken", vec![(Created, 0)], Pick::Wake(0)),
             ("suspended is woken", vec![(Suspended, 0)], Pick::Wake(0)),
-            ("one start for all", vec![(Starting, 0), (Stopped, 0)], Pick::Soon),
+            ("one start for all", vec![(Starting, 0), (Stopped, 0)], Pick::Soon(None)),
+            ("one that ends is waited for", vec![(Stopping, 0)], Pick::Soon(None)),
+            ("unless one sleeps", vec![(Stopping, 0), (Stopped, 0)], Pick::Wake(1)),
             ("failed is not woken", vec![(Failed, 0)], Pick::NotStartable),
             ("none", vec![], Pick::Nothing),
         ] {
@@ -136,7 +183,7 @@ mod tests {
                 .enumerate()
                 .map(|(id, (state, load))| target(id as u64, state, load, limits))
                 .collect();
-            assert_eq!(pick(&machines, 80, &[], 7), want, "{name}");
+            assert_eq!(pick(&machines, 80, &[], 7, Instant::now()), want, "{name}");
         }
     }
 
@@ -146,8 +193,8 @@ mod tests {
             target(1, MachineState::Started, 0, "{}"),
             target(2, MachineState::Started, 5, "{}"),
         ];
-        assert_eq!(pick(&machines, 80, &[0], 1), Pick::Ready(1));
-        assert_eq!(pick(&machines, 80, &[0, 1], 1), Pick::Nothing);
+        assert_eq!(pick(&machines, 80, &[0], 1, Instant::now()), Pick::Ready(1));
+        assert_eq!(pick(&machines, 80, &[0, 1], 1, Instant::now()), Pick::Nothing);
     }
 
     #[test]
@@ -158,8 +205,31 @@ mod tests {
         manual.services[0].autostart = Some(false);
         let machines: Vec<_> = [cordoned, manual]
             .into_iter()
-            .map(|record| Arc::new(Target { record, load: Arc::default() }))
+            .map(|record| Arc::new(Target { record, load: Arc::default(), since: Instant::now() }))
             .collect();
-        assert_eq!(pick(&machines, 80, &[], 1), Pick::NotStartable);
+        assert_eq!(pick(&machines, 80, &[], 1, Instant::now()), Pick::NotStartable);
+    }
+
+    #[test]
+    fn a_machine_that_runs_and_does_not_get_ready_holds_no_sleeping_one_back() {
+        let now = Instant::now();
+        let mut started = record(1, "web", MachineState::Started);
+        started.ready = false;
+        let started = Arc::new(Target { record: started, load: Arc::default(), since: now });
+        let asleep = target(2, MachineState::Stopped, 0, "{}");
+        let (both, until) = ([Arc::clone(&started), asleep], now + READY_PATIENCE);
+        assert_eq!(pick(&both, 80, &[], 1, now), Pick::Soon(Some(until)));
+        assert_eq!(pick(&both, 80, &[], 1, until), Pick::Wake(1));
+        assert_eq!(pick(&[started], 80, &[], 1, until), Pick::Soon(None), "it is all there is");
+    }
+
+    #[test]
+    fn a_machine_whose_gate_was_closed_a_moment_ago_is_not_ready_whatever_the_record_says() {
+        let closed = target(1, MachineState::Started, 0, "{}");
+        closed.load.set_open(false);
+        let open = target(2, MachineState::Started, 9, "{}");
+        let now = Instant::now();
+        assert_eq!(pick(&[Arc::clone(&closed), open], 80, &[], 1, now), Pick::Ready(1));
+        assert!(matches!(pick(&[closed], 80, &[], 1, now), Pick::Soon(_)));
     }
 }

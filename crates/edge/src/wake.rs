@@ -22,6 +22,10 @@ use crate::pick::{self, Pick};
 
 /// How often a machine is started for one request: it may end right after its start.
 const WAKES_MAX: u32 = 2;
+/// How many machines one request is offered to.
+const TRIES_MAX: usize = 16;
+/// How long a machine that refused a request is left alone by it while nothing is heard of it.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// How many starts are remembered until the watch has shown what came of them.
 const STARTS_MAX: usize = 4096;
 
@@ -128,9 +132,37 @@ impl Drop for Held<'_> {
 pub(crate) struct Wanted<'a> {
     pub(crate) app: &'a AppName,
     pub(crate) port: u16,
-    /// Machines that refused this request.
-    pub(crate) tried: &'a [MachineId],
+    pub(crate) tried: &'a Tried,
     pub(crate) random: u64,
+}
+
+/// Machines that did not take a request although they were ready by what is known. That may be
+/// old: the machine has just stopped. So each is left alone until its record changes, or for a
+/// short while, and the request goes to another, or waits.
+#[derive(Debug, Default)]
+pub(crate) struct Tried {
+    refusals: Vec<(MachineId, Generation, Instant)>,
+    first: Option<Instant>,
+}
+
+impl Tried {
+    /// Notes that a machine refused; returns whether it makes sense to go on.
+    pub(crate) fn note(&mut self, record: &MachineRecord, stale_max: Duration) -> bool {
+        let now = Instant::now();
+        let first = *self.first.get_or_insert(now);
+        self.refusals.retain(|(id, ..)| *id != record.id);
+        self.refusals.push((record.id.clone(), record.generation, now));
+        now < first + stale_max && self.refusals.len() < TRIES_MAX
+    }
+
+    /// Returns until when a machine is left alone.
+    fn rests(&self, record: &MachineRecord, now: Instant) -> Option<Instant> {
+        let (.., at) = self
+            .refusals
+            .iter()
+            .find(|(id, generation, _)| *id == record.id && *generation >= record.generation)?;
+        Some(*at + RETRY_PAUSE).filter(|until| now < *until)
+    }
 }
 
 /// Returns a machine that is ready for a request and in which the request is counted; starts one
@@ -150,7 +182,9 @@ pub(crate) async fn ready_machine(
         match look(shared, wanted)? {
             Look::Ready(target, in_flight) => return Ok((target, in_flight)),
             Look::Asleep(target) => wait.wake(shared, &target.record)?,
-            Look::Coming { is_started } => wait.is_started = is_started,
+            Look::Coming { is_started, again_at } => {
+                (wait.is_started, wait.again_at) = (is_started, again_at);
+            }
         }
         wait.turn().await?;
     }
@@ -160,40 +194,48 @@ pub(crate) async fn ready_machine(
 enum Look {
     Ready(Arc<Target>, InFlight),
     Asleep(Arc<Target>),
-    Coming { is_started: bool },
+    Coming { is_started: bool, again_at: Option<Instant> },
 }
 
 fn look(shared: &Shared, wanted: &Wanted<'_>) -> Result<Look, Cause> {
     let machines = shared.live.machines_of(wanted.app).ok_or(Cause::NoMachine)?;
-    let tried: Vec<usize> = machines
+    let now = Instant::now();
+    let resting: Vec<(usize, Instant)> = machines
         .iter()
         .enumerate()
-        .filter(|(_, target)| wanted.tried.contains(&target.record.id))
-        .map(|(index, _)| index)
+        .filter_map(|(index, target)| Some((index, wanted.tried.rests(&target.record, now)?)))
         .collect();
+    let left_alone: Vec<usize> = resting.iter().map(|(index, _)| *index).collect();
+    let rested_at = resting.iter().map(|(_, until)| *until).min();
     loop {
-        let picked = pick::pick(&machines, wanted.port, &tried, wanted.random);
+        let picked = pick::pick(&machines, wanted.port, &left_alone, wanted.random, now);
         let target = |index: usize| machines.get(index).cloned().ok_or(Cause::NoMachine);
         return match picked {
             Pick::Ready(index) => {
                 let target = target(index)?;
                 let service = pick::service(&target.record.services, wanted.port);
-                // Another loop may have filled it since: then it is picked anew.
+                // Another loop may have filled it since, or its gate was closed: then it is
+                // picked anew.
                 let Some(in_flight) = target.load.begin(service.and_then(pick::hard_limit)) else {
                     continue;
                 };
                 Ok(Look::Ready(target, in_flight))
             }
             Pick::Wake(index) => Ok(Look::Asleep(target(index)?)),
-            Pick::Soon => {
+            Pick::Soon(until) => {
                 let is_started =
                     machines.iter().any(|target| target.record.state == MachineState::Started);
-                Ok(Look::Coming { is_started })
+                let again_at = [until, rested_at].into_iter().flatten().min();
+                Ok(Look::Coming { is_started, again_at })
             }
             Pick::Full => Err(Cause::Full),
+            // What refused is all there is that could run: it is tried again, or its host says
+            // what became of it.
+            Pick::NotStartable | Pick::Nothing if rested_at.is_some() => {
+                Ok(Look::Coming { is_started: true, again_at: rested_at })
+            }
             Pick::NotStartable => Err(Cause::NotStartable),
-            Pick::Nothing if wanted.tried.is_empty() => Err(Cause::NoMachine),
-            Pick::Nothing => Err(Cause::Upstream),
+            Pick::Nothing => Err(Cause::NoMachine),
         };
     }
 }
@@ -208,6 +250,8 @@ struct Wait<'a> {
     after: Option<(MachineId, Generation)>,
     wakes: u32,
     is_started: bool,
+    /// When another look is due although nothing has changed.
+    again_at: Option<Instant>,
     _held: Held<'a>,
 }
 
@@ -222,6 +266,7 @@ impl<'a> Wait<'a> {
             after: None,
             wakes: 0,
             is_started: false,
+            again_at: None,
             _held: held,
         })
     }
@@ -229,7 +274,7 @@ impl<'a> Wait<'a> {
     /// Starts a machine that sleeps, unless its sleep is only what the watch said before a start
     /// that was accepted.
     fn wake(&mut self, shared: &Shared, record: &MachineRecord) -> Result<(), Cause> {
-        self.is_started = false;
+        (self.is_started, self.again_at) = (false, None);
         let is_old_news = self
             .after
             .as_ref()
@@ -262,12 +307,21 @@ impl<'a> Wait<'a> {
                     Outcome::Pending | Outcome::Refused => Err(Cause::WakeFailed),
                 }
             }
+            () = sleep_until(self.again_at) => Ok(()),
             () = tokio::time::sleep_until(self.deadline) => Err(if self.is_started {
                 Cause::NotListening
             } else {
                 Cause::WakeFailed
             }),
         }
+    }
+}
+
+/// Waits until a moment; for ever when there is none.
+async fn sleep_until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

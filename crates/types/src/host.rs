@@ -14,7 +14,8 @@
 //! | `POST /machines/{id}/exec` | [`crate::api::ExecRequest`] | [`crate::api::ExecResponse`] |
 //! | `GET /machines/{id}/attach` | header [`EXEC_HEADER`], `Upgrade` | frames of [`crate::exec`] |
 //! | `GET /machines/{id}/logs` | query [`LogsQuery`] | lines of [`crate::api::LogRecord`] |
-//! | `GET /watch` | | lines of [`WatchEvent`], the snapshot first |
+//! | `POST /machines/{id}/drained` | [`Drained`] | the same |
+//! | `GET /watch` | query [`WatchQuery`] | lines of [`WatchEvent`], the snapshot first |
 //! | `GET /info` | | [`HostInfo`] |
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -205,6 +206,22 @@ pub struct LogsQuery {
     /// Keep the answer open.
     #[serde(default)]
     pub follow: bool,
+}
+
+/// Query of a watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WatchQuery {
+    /// Whether the watcher sends requests to machines and says when one is [`Drained`].
+    #[serde(default)]
+    pub drains: bool,
+}
+
+/// No request is under way any more to a machine that was seen not to be ready, and none will be
+/// sent until it is seen to be ready again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// The generation of the machine's record that said so.
+    pub generation: Generation,
 }
 
 /// One line of a watch.

@@ -103,10 +103,12 @@ fn a_machine_that_refuses_the_connection_is_passed_over() {
     let port = closed.local_addr().unwrap().port();
     drop(closed);
     let origin = Origin::fine();
-    let world = World::new(vec![
+    let machines = vec![
         machine(1, "web", MachineState::Started, port),
         machine(2, "web", MachineState::Started, origin.port),
-    ]);
+    ];
+    let stale = std::time::Duration::from_millis(300);
+    let world = World::with(machines, perch_edge::Limits { stale, ..Default::default() });
     for _ in 0..20 {
         assert_eq!(status(&world.get("web", "/")), "200");
     }

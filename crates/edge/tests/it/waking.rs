@@ -85,3 +85,90 @@ fn more_requests_than_may_be_held_are_turned_away() {
     let answer = world.get("web", "/");
     assert!(status(&answer) == "503" && answer.contains("PR04"), "{answer}");
 }
+
+/// A port at which nobody listens until [`Later::listen`].
+struct Later {
+    runtime: tokio::runtime::Runtime,
+    socket: tokio::net::TcpSocket,
+    port: u16,
+}
+
+impl Later {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let guard = runtime.enter();
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        drop(guard);
+        Self { runtime, socket, port }
+    }
+
+    fn listen(self) -> Origin {
+        let guard = self.runtime.enter();
+        let listener = self.socket.listen(64).unwrap().into_std().unwrap();
+        listener.set_nonblocking(false).unwrap();
+        drop(guard);
+        Origin::on(listener, |_| "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned())
+    }
+}
+
+fn post(world: &World) -> String {
+    world.raw(
+        b"POST / HTTP/1.1\r\nHost: web.perch.localhost\r\nConnection: close\r\n\
+          Content-Length: 3\r\n\r\nabc",
+    )
+}
+
+#[test]
+fn a_machine_that_has_just_stopped_is_woken_although_it_still_counted_as_ready() {
+    let later = Later::new();
+    let world = World::new(vec![machine(1, "web", MachineState::Started, later.port)]);
+    std::thread::scope(|scope| {
+        let requests: Vec<_> = (0..4)
+            .map(|number| {
+                let world = &world;
+                scope.spawn(
+                    move || if number % 2 == 0 { world.get("web", "/") } else { post(world) },
+                )
+            })
+            .collect();
+        // Each was refused by then; the news comes after.
+        std::thread::sleep(Duration::from_millis(100));
+        let origin = later.listen();
+        world.host.set(&perch_types::MachineId::from_bits(1), MachineState::Stopped, false);
+        for request in requests {
+            let answer = request.join().unwrap();
+            assert_eq!(status(&answer), "200", "{answer}");
+        }
+        assert_eq!(origin.count(), 4, "each came once");
+    });
+    assert!(world.host.starts.load(Ordering::SeqCst) <= 1);
+}
+
+#[test]
+fn a_program_that_listens_again_at_once_gets_the_request_without_any_news() {
+    let later = Later::new();
+    let world = World::new(vec![machine(1, "web", MachineState::Started, later.port)]);
+    std::thread::scope(|scope| {
+        let request = scope.spawn(|| post(&world));
+        std::thread::sleep(Duration::from_millis(100));
+        let origin = later.listen();
+        assert_eq!(status(&request.join().unwrap()), "200");
+        assert_eq!(origin.count(), 1);
+    });
+    assert_eq!(world.host.starts.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_machine_that_runs_and_never_listens_holds_no_sleeping_sibling_back() {
+    let origin = Origin::fine();
+    let mut deaf = machine(1, "web", MachineState::Started, 1);
+    deaf.ready = false;
+    let world = World::new(vec![deaf, machine(2, "web", MachineState::Stopped, origin.port)]);
+    let began = Instant::now();
+    let answer = world.get("web", "/");
+    assert_eq!(status(&answer), "200", "{answer}");
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert_eq!(world.host.starts.load(Ordering::SeqCst), 1);
+}

@@ -17,7 +17,7 @@ use perch_edge::{Config, Edge, Limits};
 use perch_store::{Expected, SqliteStore, Store, ViewFollower, put_doc};
 use perch_types::clock::Clock;
 use perch_types::directory::{AppDoc, Generation, MachineRecord};
-use perch_types::host::{Accepted, HostMachine, WatchEvent};
+use perch_types::host::{Accepted, Drained, HostMachine, WatchEvent};
 use perch_types::{
     ApiError, AppName, Code, HostId, InstanceId, MachineId, MachineState, OrgSlug, Timestamp,
 };
@@ -55,6 +55,8 @@ pub(crate) struct Host {
     watchers: Mutex<Vec<mpsc::Sender<String>>>,
     pub(crate) on_start: Mutex<OnStart>,
     pub(crate) starts: AtomicUsize,
+    /// Machines that the edge said to be drained.
+    pub(crate) drained: Mutex<Vec<(MachineId, Generation)>>,
 }
 
 impl Host {
@@ -126,6 +128,15 @@ async fn command(State(host): State<Arc<Host>>, Path(id): Path<MachineId>) -> Re
         });
     }
     Json(Accepted { previous_state: before.state, machine: accepted }).into_response()
+}
+
+async fn drained(
+    State(host): State<Arc<Host>>,
+    Path(id): Path<MachineId>,
+    Json(drained): Json<Drained>,
+) -> Json<Drained> {
+    host.drained.lock().unwrap().push((id, drained.generation));
+    Json(drained)
 }
 
 fn host_machine(record: &MachineRecord) -> HostMachine {
@@ -206,6 +217,7 @@ impl World {
             watchers: Mutex::default(),
             on_start: Mutex::new(OnStart::Ready),
             starts: AtomicUsize::new(0),
+            drained: Mutex::default(),
         });
         // The sign that the edge has heard of everything.
         host.put(machine(0xff, "probe", MachineState::Failed, 1));
@@ -220,6 +232,7 @@ impl World {
         let router = Router::new()
             .route("/host/v1/watch", get(watch))
             .route("/host/v1/machines/{id}/command", post(command))
+            .route("/host/v1/machines/{id}/drained", post(drained))
             .with_state(Arc::clone(&host));
         tokio::spawn(async move { axum::serve(unix, router).await });
         let clock: Arc<dyn Clock> = Arc::new(TestClock(Instant::now()));
@@ -311,7 +324,13 @@ impl Origin {
     /// Answers each request with what `answer` makes of its head; an empty answer, or one that
     /// ends with `!`, ends the connection.
     pub(crate) fn new(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::on(TcpListener::bind("127.0.0.1:0").unwrap(), answer)
+    }
+
+    pub(crate) fn on(
+        listener: TcpListener,
+        answer: impl Fn(&str) -> String + Send + Sync + 'static,
+    ) -> Self {
         let origin = Self {
             port: listener.local_addr().unwrap().port(),
             connections: Arc::default(),

@@ -240,6 +240,8 @@ fn a_deletion_that_was_cut_off_is_finished_and_touches_nothing_else() {
 
         let host = start(&server, CachePolicy::default()).await;
         assert!(is_empty(&server.folder.join("data/images/tmp")));
+        // Ready as soon as the agent has found it.
+        wait(&host, &id, "ready").await;
         assert_eq!(exec(&host, &id, "echo here").await.unwrap(), "here\n");
         assert_eq!(host.tidy(CachePolicy::EMPTY).await.unwrap().images, 1, "the third");
         assert!(image_folder(&server, 1).exists());
