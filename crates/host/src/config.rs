@@ -3,6 +3,7 @@
 //! Never read from a file here: the daemon parses, this says what is needed.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use perch_runtime::LogLimits;
 use perch_types::{HostId, Region, Secret};
@@ -14,6 +15,8 @@ use crate::network::NetworkConfig;
 pub const UID_BASE_DEFAULT: u32 = 0x1000_0000;
 /// Free bytes below which nothing new is made, when nothing else was said.
 pub const DISK_RESERVE_BYTES: u64 = 1024 * 1024 * 1024;
+/// How long requests under way may go on before the signal, when nothing else was said.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Machines of one host when nothing else was said.
 pub const MACHINES_MAX: usize = 4096;
 
@@ -66,6 +69,9 @@ pub struct Limits {
     pub machines_max: usize,
     /// A machine's log.
     pub log: LogLimits,
+    /// How long requests under way may go on before a machine that is stopped or updated gets
+    /// its signal.
+    pub drain: Duration,
     /// Images that no machine names.
     pub cache: CachePolicy,
 }
@@ -76,6 +82,7 @@ impl Default for Limits {
             disk_reserve_bytes: DISK_RESERVE_BYTES,
             machines_max: MACHINES_MAX,
             log: LogLimits::default(),
+            drain: DRAIN_TIMEOUT,
             cache: CachePolicy::default(),
         }
     }

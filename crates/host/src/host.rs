@@ -15,6 +15,7 @@ use perch_durable::Journal;
 use perch_store::Store;
 use perch_types::api::MachineEvent;
 use perch_types::clock::Clock;
+use perch_types::directory::Generation;
 use perch_types::host::{Accepted, Command, CreateMachine, HostInfo, HostMachine, WatchEvent};
 use perch_types::image::{Digest, ImageRef};
 use perch_types::{ApiError, Code, HostId, MachineId};
@@ -25,6 +26,7 @@ pub use ask::WAIT_MS_MAX;
 pub use open::Deps;
 pub use tidy::Tidied;
 
+use crate::drains::Sender;
 use crate::effects::Resolved;
 use crate::heartbeat::Beat;
 use crate::machine::actor::{Actor, Handle, Origin};
@@ -294,6 +296,22 @@ impl Host {
         (WatchEvent::Snapshot { machines }, receiver)
     }
 
+    /// Notes one that sends requests to machines; until the guard is dropped, a machine that is
+    /// stopped waits for its word that no request is under way.
+    pub fn join_senders(&self) -> Sender {
+        self.shared.drains.join()
+    }
+
+    /// Notes that no request is under way to a machine that was seen not to be ready.
+    ///
+    /// # Errors
+    /// When there is no such machine.
+    pub fn drained(&self, id: &MachineId, generation: Generation) -> Result<(), ApiError> {
+        self.shared.machine(id)?;
+        self.shared.drains.note(id, generation);
+        Ok(())
+    }
+
     /// Returns what the server is.
     #[must_use]
     pub fn info(&self) -> HostInfo {
@@ -313,6 +331,7 @@ impl Shared {
     pub fn forget(&self, id: &MachineId) {
         let mut machines = self.machines.write().unwrap_or_else(PoisonError::into_inner);
         machines.remove(id);
+        self.drains.forget(id);
     }
 
     /// Returns the digests of images that a machine names: those it runs, and those of updates

@@ -11,6 +11,7 @@
 
 mod cache;
 pub mod config;
+mod drains;
 pub mod effects;
 mod error;
 pub mod fake;

@@ -12,7 +12,8 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use perch_types::api::{ExecRequest, ExecResponse};
 use perch_types::host::{
-    Accepted, Command, CreateMachine, HostInfo, HostMachine, LogsQuery, PREFIX, WaitQuery,
+    Accepted, Command, CreateMachine, Drained, HostInfo, HostMachine, LogsQuery, PREFIX, WaitQuery,
+    WatchQuery,
 };
 use perch_types::{ApiError, Code, MachineId};
 
@@ -32,6 +33,7 @@ pub fn router(host: Host) -> Router {
         .route("/machines/{id}/exec", post(exec))
         .route("/machines/{id}/attach", get(attach::attach))
         .route("/machines/{id}/logs", get(logs))
+        .route("/machines/{id}/drained", post(drained))
         .route("/watch", get(watch))
         .route("/info", get(info))
         .fallback(|| async { Refusal(ApiError::new(Code::NotFound, "no such path")) })
@@ -142,8 +144,21 @@ async fn logs(
     stream::logs(log, asked).await
 }
 
-async fn watch(State(host): State<Host>) -> Response {
-    stream::watch(&host)
+async fn watch(
+    State(host): State<Host>,
+    asked: Result<Query<WatchQuery>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    Ok(stream::watch(&host, query(asked)?))
+}
+
+async fn drained(
+    State(host): State<Host>,
+    Path(id): Path<String>,
+    request: Result<Json<Drained>, JsonRejection>,
+) -> Answer<Drained> {
+    let drained = body(request)?;
+    host.drained(&machine_id(&id)?, drained.generation)?;
+    Ok(Json(drained))
 }
 
 async fn info(State(host): State<Host>) -> Json<HostInfo> {

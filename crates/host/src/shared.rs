@@ -15,6 +15,7 @@ use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::drains::Drains;
 use crate::effects::{Effects, Fault};
 use crate::heartbeat::Heartbeats;
 use crate::machine::actor::Handle;
@@ -50,6 +51,8 @@ pub struct Shared {
     pub machines: RwLock<BTreeMap<MachineId, Handle>>,
     /// What changes.
     pub changes: broadcast::Sender<Arc<WatchEvent>>,
+    /// Requests under way.
+    pub drains: Drains,
     /// Something is to be published.
     pub dirty: Notify,
     /// Loops that should go on.
@@ -92,6 +95,7 @@ impl Shared {
             rebooted: begin.rebooted,
             machines: RwLock::default(),
             changes,
+            drains: Drains::default(),
             dirty: Notify::new(),
             heartbeats: Heartbeats::default(),
             stopping: CancellationToken::new(),

@@ -27,7 +27,7 @@ pub use recover::Origin;
 use super::plan::Intent;
 use super::ready;
 use super::record::{Readiness, Record, host_machine, machine_record};
-use super::run::{Input, Work};
+use super::run::{CloseGate, Input, Work};
 use super::state::{Admission, Command, Fact, State, admit};
 use crate::schema::{self, Queued};
 use crate::shared::Shared;
@@ -133,6 +133,10 @@ pub struct Actor {
     readiness: Readiness,
     run: Option<Running>,
     parked: Option<RunId>,
+    /// Whether no request may be sent to the boot that runs.
+    gate_closed: bool,
+    gate: mpsc::Receiver<CloseGate>,
+    gate_sender: mpsc::Sender<CloseGate>,
     facts: mpsc::Receiver<Fact>,
     fact_sender: mpsc::Sender<Fact>,
     inbox: mpsc::Receiver<Message>,
@@ -150,6 +154,7 @@ impl std::fmt::Debug for Actor {
 enum Wake {
     Fact(Fact),
     RunEnded(Box<Finished>),
+    CloseGate(CloseGate),
     Message(Message),
     Timer,
     Stopping,
@@ -175,6 +180,7 @@ impl Actor {
             watch::channel(Arc::new(Published { machine, config_digest, instance: None, images }));
         let (inbox_sender, inbox) = mpsc::channel(INBOX_MAX);
         let (fact_sender, facts) = mpsc::channel(FACTS_MAX);
+        let (gate_sender, gate) = mpsc::channel(1);
         let handle = Handle { id: record.id.clone(), inbox: inbox_sender, published: follow };
         let actor = Self {
             shared: Arc::clone(shared),
@@ -184,6 +190,9 @@ impl Actor {
             readiness,
             run: None,
             parked: None,
+            gate_closed: false,
+            gate,
+            gate_sender,
             facts,
             fact_sender,
             inbox,
@@ -204,6 +213,7 @@ impl Actor {
             match self.wake().await {
                 Wake::Fact(fact) => self.fact(fact).await,
                 Wake::RunEnded(finished) => self.run_ended(*finished).await,
+                Wake::CloseGate(reply) => self.close_gate(reply),
                 Wake::Message(message) => self.message(message).await,
                 Wake::Timer => {
                     if self.timer().await {
@@ -232,6 +242,7 @@ impl Actor {
             biased;
             () = stopping.cancelled() => Wake::Stopping,
             finished = running => Wake::RunEnded(Box::new(finished)),
+            Some(reply) = self.gate.recv() => Wake::CloseGate(reply),
             // While a run is under way it waits for exits itself.
             Some(fact) = self.facts.recv(), if idle => Wake::Fact(fact),
             Some(message) = self.inbox.recv() => Wake::Message(message),
@@ -405,6 +416,7 @@ impl Actor {
     /// Keeps the boot that runs and follows its end and its readiness.
     fn take_instance(&mut self, instance: Option<Arc<dyn Instance>>) {
         self.watchers.clear();
+        self.gate_closed = false;
         self.readiness = Readiness::default();
         self.instance = instance.filter(|_| self.record.boot.is_some());
         let Some(instance) = &self.instance else {
@@ -419,6 +431,17 @@ impl Actor {
         self.watchers.push(Task(tokio::spawn(probe.follow(self.fact_sender.clone()))));
     }
 
+    /// Publishes that the boot gets no more requests, before the run that asks for it ends it.
+    fn close_gate(&mut self, reply: CloseGate) {
+        if reply.is_closed() {
+            // The run was given up.
+            return;
+        }
+        self.gate_closed = true;
+        self.publish();
+        let _heard = reply.send(self.published.borrow().machine.generation.counter);
+    }
+
     fn start_run(&mut self, open: OpenRun, input: Input) {
         let id = open.state().id;
         let mut work = Work {
@@ -428,6 +451,7 @@ impl Actor {
             instance: self.instance.clone(),
             image: None,
             fault: None,
+            gate: Some(self.gate_sender.clone()),
         };
         let journal = self.shared.journal.clone();
         let future: Pin<Box<dyn Future<Output = Finished> + Send>> = Box::pin(async move {
@@ -450,7 +474,8 @@ impl Actor {
             }
         };
         let generation = self.shared.next_generation();
-        let machine = host_machine(&self.record, &self.readiness, generation, &place);
+        let mut machine = host_machine(&self.record, &self.readiness, generation, &place);
+        machine.ready &= !self.gate_closed;
         let event = if machine.state == State::Destroyed {
             self.shared.untidy.store(true, Ordering::Release);
             WatchEvent::Removed { id: machine.id.clone() }

@@ -72,6 +72,8 @@ pub enum Step {
     Image,
     /// The writable layer is there.
     Rootfs,
+    /// No request is under way to the boot that runs.
+    Drain,
     /// The boot that runs is ended.
     Stop,
     /// The cage of a boot is made, without its program.
@@ -92,9 +94,10 @@ pub enum Step {
 
 impl Step {
     /// All steps.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Image,
         Self::Rootfs,
+        Self::Drain,
         Self::Stop,
         Self::Boot,
         Self::Network,
@@ -111,6 +114,7 @@ impl Step {
         match self {
             Self::Image => "image",
             Self::Rootfs => "rootfs",
+            Self::Drain => "drain",
             Self::Stop => "stop",
             Self::Boot => "boot",
             Self::Network => "network",
@@ -136,12 +140,13 @@ pub fn plan(record: &Record, intent: Intent) -> Vec<Step> {
     match intent {
         Intent::Launch | Intent::Start => launch.to_vec(),
         Intent::Prepare => vec![Step::Image],
-        Intent::Stop => vec![Step::Stop, Step::Detach, Step::Clean],
+        Intent::Stop => vec![Step::Drain, Step::Stop, Step::Detach, Step::Clean],
         Intent::Settle => vec![Step::Detach, Step::Clean],
         Intent::Destroy => vec![Step::Stop, Step::Detach, Step::Clean, Step::Erase],
         Intent::Update { .. } if record.boot.is_some() => vec![
             Step::Image,
             Step::Rootfs,
+            Step::Drain,
             Step::Stop,
             Step::Boot,
             Step::Network,
@@ -184,6 +189,7 @@ pub fn journaled(intent: Intent, step: Step) -> durable::Step {
             | Intent::Destroy,
             Step::Image
             | Step::Rootfs
+            | Step::Drain
             | Step::Stop
             | Step::Boot
             | Step::Network

@@ -12,6 +12,7 @@ use perch_runtime::{Adopted, ExitReason, ExitStatus, Instance, MachineDir};
 use perch_types::{ApiError, Code, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
 
 use super::plan::{Intent, Step, journaled, plan, point_of_no_return};
 use super::record::{Boot, Desired, Exiting, Instant, Record, Source};
@@ -110,7 +111,12 @@ pub struct Work {
     pub image: Option<MountedImage>,
     /// Why it is given up, with its code.
     pub fault: Option<ApiError>,
+    /// Asks the machine's task to say that no request may be sent any more.
+    pub gate: Option<mpsc::Sender<CloseGate>>,
 }
+
+/// The gate is to be closed; the answer is the counter of the record that says so.
+pub type CloseGate = oneshot::Sender<u64>;
 
 /// What is known of the boot that should run.
 #[derive(Debug)]
@@ -146,6 +152,14 @@ impl Work {
             Adopted::Ended(exit) => Found::Ended(Some(exit)),
             Adopted::Gone => Found::Ended(None),
         })
+    }
+
+    /// Has it published that no request may be sent to the machine any more; returns the counter
+    /// of the record that says so, nothing when nobody is there to publish.
+    pub async fn close_gate(&self) -> Option<u64> {
+        let (reply, answer) = oneshot::channel();
+        self.gate.as_ref()?.send(reply).await.ok()?;
+        answer.await.ok()
     }
 
     fn instant(&self) -> Instant {

@@ -10,13 +10,14 @@ use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::stream::{self, Stream, StreamExt as _};
 use perch_types::api::LogRecord;
-use perch_types::host::{LogsQuery, WATCH_HEARTBEAT_MS, WatchEvent};
+use perch_types::host::{LogsQuery, WATCH_HEARTBEAT_MS, WatchEvent, WatchQuery};
 use serde::Serialize;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Refusal;
 use crate::Host;
+use crate::drains::Sender;
 use crate::logs::{Following, Log};
 
 type Line = Result<Bytes, std::convert::Infallible>;
@@ -55,20 +56,27 @@ async fn follow_on(mut following: Following) -> Option<(Vec<Line>, Following)> {
     Some((records.iter().map(line).collect(), following))
 }
 
-/// Answers with a snapshot of all machines and every change after it.
-pub(super) fn watch(host: &Host) -> Response {
-    let (snapshot, changes) = host.watch();
-    let first = stream::once(std::future::ready(line(&snapshot)));
-    answer(first.chain(stream::unfold(changes, next_change)))
+/// What a watcher is sent next, and that it is one of those who send requests.
+struct Watching {
+    changes: Receiver<Arc<WatchEvent>>,
+    _sender: Option<Sender>,
 }
 
-async fn next_change(
-    mut changes: Receiver<Arc<WatchEvent>>,
-) -> Option<(Line, Receiver<Arc<WatchEvent>>)> {
+/// Answers with a snapshot of all machines and every change after it.
+pub(super) fn watch(host: &Host, query: WatchQuery) -> Response {
+    // First the promise, then the snapshot: what is in it may be drained already.
+    let sender = query.drains.then(|| host.join_senders());
+    let (snapshot, changes) = host.watch();
+    let first = stream::once(std::future::ready(line(&snapshot)));
+    let watching = Watching { changes, _sender: sender };
+    answer(first.chain(stream::unfold(watching, next_change)))
+}
+
+async fn next_change(mut watching: Watching) -> Option<(Line, Watching)> {
     let beat = Duration::from_millis(WATCH_HEARTBEAT_MS);
-    match tokio::time::timeout(beat, changes.recv()).await {
-        Ok(Ok(event)) => Some((line(event.as_ref()), changes)),
-        Err(_) => Some((line(&WatchEvent::Heartbeat), changes)),
+    match tokio::time::timeout(beat, watching.changes.recv()).await {
+        Ok(Ok(event)) => Some((line(event.as_ref()), watching)),
+        Err(_) => Some((line(&WatchEvent::Heartbeat), watching)),
         Ok(Err(RecvError::Lagged(_) | RecvError::Closed)) => None,
     }
 }

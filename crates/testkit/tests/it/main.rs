@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod building;
+mod draining;
 mod edge;
 mod launch;
 mod machines;

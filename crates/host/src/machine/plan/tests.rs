@@ -87,9 +87,9 @@ fn every_plan() {
     | launch | image → rootfs → boot → network → execute |
     | prepare (skip_launch) | image |
     | start | image → rootfs → boot → network → execute |
-    | stop | ‖ stop → detach → clean |
+    | stop | ‖ drain → stop → detach → clean |
     | settle (it ended by itself) | ‖ detach → clean |
-    | update, it runs | image → rootfs → stop* → boot → network → execute → ‖ discard |
+    | update, it runs | image → rootfs → drain → stop* → boot → network → execute → ‖ discard |
     | update, it does not run | image → rootfs → boot → network → execute → ‖ discard |
     | update, it does not run, skip_launch | image → ‖ discard |
     | destroy | ‖ stop → detach → clean → erase |

@@ -37,6 +37,8 @@ pub fn host_machine(
     place: &Place,
 ) -> HostMachine {
     let runs = record.state == State::Started;
+    // The old version serves while the new one is prepared, until the gate is closed.
+    let serves = runs || (record.state == State::Replacing && record.boot.is_some());
     HostMachine {
         id: record.id.clone(),
         org: record.org.clone(),
@@ -47,7 +49,7 @@ pub fn host_machine(
         epoch: record.version.epoch,
         generation,
         state: record.state,
-        ready: runs && readiness.ready,
+        ready: serves && readiness.ready,
         not_ready_because: readiness.because.clone().filter(|_| runs && !readiness.ready),
         cordoned: record.cordoned,
         config: record.version.config.clone(),

@@ -107,6 +107,7 @@ impl Machine {
             instance: None,
             image: None,
             fault: None,
+            gate: None,
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub(super) mod boot;
 mod clean;
+mod drain;
 mod execute;
 mod image;
 mod network;
@@ -25,6 +26,7 @@ pub(crate) async fn run(work: &mut Work, step: Step) -> Result<Value, Fault> {
     match step {
         Step::Image => image::run(work).await,
         Step::Rootfs => rootfs::run(work).await,
+        Step::Drain => drain::run(work).await,
         Step::Stop => stop::run(work).await,
         Step::Boot => boot::run(work).await,
         Step::Network => network::run(work).await,
@@ -46,10 +48,14 @@ pub(crate) async fn undo(work: &mut Work, step: Step) -> Result<(), Fault> {
         Step::Stop => stop::undo(work).await,
         Step::Boot => boot::undo(work).await,
         Step::Network => network::undo(work).await,
-        // An image that is on the host may be another machine's too; the end of a boot ends its
-        // program; what removes things only goes forward.
-        Step::Image | Step::Execute | Step::Detach | Step::Clean | Step::Discard | Step::Erase => {
-            Ok(())
-        }
+        // An image that is on the host may be another machine's too; the end of a run opens the
+        // gate and the end of a boot ends its program; what removes things only goes forward.
+        Step::Image
+        | Step::Drain
+        | Step::Execute
+        | Step::Detach
+        | Step::Clean
+        | Step::Discard
+        | Step::Erase => Ok(()),
     }
 }

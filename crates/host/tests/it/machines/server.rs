@@ -209,6 +209,7 @@ impl Server {
                 disk_reserve_bytes: 0,
                 machines_max: 100,
                 log: LogLimits::default(),
+                drain: Duration::from_secs(10),
                 cache: CachePolicy::default(),
             },
         }
