@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -15,6 +16,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::live::InFlight;
+use crate::patience::Timer;
 use crate::pool::{Key, Pool, Sender};
 
 /// What the client is sent.
@@ -31,16 +33,31 @@ pub(crate) enum ReplyBody {
 pub(crate) struct MachineBody {
     incoming: Incoming,
     back: Option<(Pool, Key, Sender)>,
+    idle: Duration,
+    silence: Timer,
     _in_flight: InFlight,
+}
+
+/// Why an answer breaks off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// The machine's connection.
+    #[error("read the machine's answer")]
+    Machine(#[source] hyper::Error),
+    /// The machine sends nothing.
+    #[error("wait for the rest of the machine's answer")]
+    Silent,
 }
 
 impl MachineBody {
     pub(crate) fn new(
         incoming: Incoming,
         back: Option<(Pool, Key, Sender)>,
+        idle: Duration,
         in_flight: InFlight,
     ) -> Self {
-        let mut body = Self { incoming, back, _in_flight: in_flight };
+        let silence = Timer::default();
+        let mut body = Self { incoming, back, idle, silence, _in_flight: in_flight };
         if body.incoming.is_end_stream() {
             body.give_back();
         }
@@ -98,26 +115,41 @@ impl ReplyBody {
     }
 }
 
+impl MachineBody {
+    fn poll_machine(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = Pin::new(&mut self.incoming).poll_frame(context);
+        if polled.is_ready() {
+            self.silence.reset();
+        }
+        match &polled {
+            Poll::Ready(None) => self.give_back(),
+            Poll::Ready(Some(Ok(_))) if self.incoming.is_end_stream() => self.give_back(),
+            Poll::Ready(Some(Err(_))) => self.back = None,
+            Poll::Pending if self.silence.is_over(self.idle, context) => {
+                // The connection is closed: what comes over it later is nobody's.
+                self.back = None;
+                return Poll::Ready(Some(Err(BodyError::Silent)));
+            }
+            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
+        }
+        polled.map_err(BodyError::Machine)
+    }
+}
+
 impl Body for ReplyBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Page(page) => Poll::Ready(page.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Machine(body) => {
-                let polled = Pin::new(&mut body.incoming).poll_frame(context);
-                match &polled {
-                    Poll::Ready(None) => body.give_back(),
-                    Poll::Ready(Some(Ok(_))) if body.incoming.is_end_stream() => body.give_back(),
-                    Poll::Ready(Some(Err(_))) => body.back = None,
-                    Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
-                }
-                polled
-            }
+            Self::Machine(body) => body.poll_machine(context),
         }
     }
 

@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -22,6 +23,7 @@ use crate::body::{MachineBody, ReplyBody, RequestBody};
 use crate::cause::Cause;
 use crate::headers;
 use crate::live::{InFlight, Target};
+use crate::patience::{Motion, Moving};
 use crate::pick;
 use crate::pool::{Key, Pool, Sender};
 
@@ -89,6 +91,13 @@ impl Hop<'_> {
         };
         let answer = self.exchange(sender, unsent).await?;
         self.finish(answer, key)
+    }
+
+    /// Returns how long nothing may move: what the port says, else the edge's own.
+    fn idle(&self) -> Duration {
+        pick::service(&self.target.record.services, self.public_port)
+            .and_then(|service| pick::idle_timeout(service, self.public_port))
+            .unwrap_or(self.limits.idle)
     }
 
     async fn connect(
@@ -162,6 +171,7 @@ impl Hop<'_> {
     }
 
     fn finish(self, answer: Answer, key: Key) -> Result<Response<ReplyBody>, Refused> {
+        let idle = self.idle();
         let Answer { mut response, sender, switch } = answer;
         if !has_clear_length(response.headers()) {
             return Err(Refused::sent(Cause::BadAnswer));
@@ -179,12 +189,13 @@ impl Hop<'_> {
             }
             let machine = hyper::upgrade::on(&mut response);
             headers::restore_upgrade(response.headers_mut(), protocol);
-            tokio::task::spawn_local(tunnel(client, machine, self.in_flight.into_tunnel()));
+            let in_flight = self.in_flight.into_tunnel();
+            tokio::task::spawn_local(tunnel(client, machine, idle, in_flight));
             return Ok(response.map(|_| ReplyBody::Page(None)));
         }
         let back = Some((self.pool.clone(), key, sender));
         Ok(response.map(|incoming| {
-            ReplyBody::Machine(Box::new(MachineBody::new(incoming, back, self.in_flight)))
+            ReplyBody::Machine(Box::new(MachineBody::new(incoming, back, idle, self.in_flight)))
         }))
     }
 }
@@ -222,14 +233,23 @@ fn cause_of(error: &hyper::Error) -> Cause {
     }
 }
 
-/// Copies bytes both ways until one side ends.
-async fn tunnel(client: OnUpgrade, machine: OnUpgrade, in_flight: InFlight) {
+/// Copies bytes both ways until one side ends or nothing moves for `idle`.
+async fn tunnel(client: OnUpgrade, machine: OnUpgrade, idle: Duration, in_flight: InFlight) {
     let (Ok(client), Ok(machine)) = (client.await, machine.await) else {
         return;
     };
-    let (mut client, mut machine) = (TokioIo::new(client), TokioIo::new(machine));
-    if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut machine).await {
-        tracing::debug!(%error, "tunnel ended");
+    let motion = Motion::new();
+    let mut client = Moving::new(TokioIo::new(client), &motion);
+    let mut machine = Moving::new(TokioIo::new(machine), &motion);
+    tokio::select! {
+        copied = tokio::io::copy_bidirectional(&mut client, &mut machine) => {
+            if let Err(error) = copied {
+                tracing::debug!(%error, "tunnel ended");
+            }
+        }
+        () = motion.is_still(idle) => {
+            tracing::debug!(limit_s = idle.as_secs(), "tunnel over which nothing moved ended");
+        }
     }
     drop(in_flight);
 }

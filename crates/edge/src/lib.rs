@@ -16,6 +16,7 @@ mod forward;
 mod headers;
 mod listen;
 mod live;
+mod patience;
 mod pick;
 mod pool;
 mod reply;
@@ -48,6 +49,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 const HOLD_MAX: Duration = Duration::from_secs(30);
 const STALE_MAX: Duration = Duration::from_secs(5);
+/// The contract's default of `http_options.idle_timeout` (section 4.2).
+const IDLE_MAX: Duration = Duration::from_secs(60);
+const STALL_MAX: Duration = Duration::from_secs(60);
 const HELD_MAX: usize = 10_000;
 /// How often each loop shows that it turns.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
@@ -87,6 +91,11 @@ pub struct Limits {
     /// How long what is known of a machine may lag behind it: for so long a machine that refuses
     /// connections although it should be ready is tried again, or its news waited for.
     pub stale: Duration,
+    /// How long an app may send nothing in the middle of an answer, and how long nothing may move
+    /// over a tunnel; a port's `http_options.idle_timeout` replaces it.
+    pub idle: Duration,
+    /// How long a client may take nothing of what it is sent.
+    pub stall: Duration,
     /// How many requests are held at once, all apps together.
     pub held_max: usize,
 }
@@ -99,6 +108,8 @@ impl Default for Limits {
             answer: ANSWER_TIMEOUT,
             hold: HOLD_MAX,
             stale: STALE_MAX,
+            idle: IDLE_MAX,
+            stall: STALL_MAX,
             held_max: HELD_MAX,
         }
     }

@@ -25,6 +25,7 @@ use crate::body::{ReplyBody, RequestBody};
 use crate::cause::Cause;
 use crate::forward::{Hop, Outbound, Refused};
 use crate::headers::{self, Seen};
+use crate::patience::Patient;
 use crate::pool::Pool;
 use crate::reply::{self, Access};
 use crate::strict::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, Link, Strict};
@@ -78,7 +79,7 @@ async fn accept(
         tokio::select! {
             _ = beats.tick() => worker.shared.beat(index),
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => worker.admit(stream, peer.ip()),
+                Ok((stream, peer)) => worker.admit(stream, peer.ip(), stopping.clone()),
                 Err(error) => {
                     tracing::warn!(%error, "connection not accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -111,7 +112,12 @@ struct Worker {
 }
 
 impl Worker {
-    fn admit(self: &Rc<Self>, stream: TcpStream, client: IpAddr) {
+    fn admit(
+        self: &Rc<Self>,
+        stream: TcpStream,
+        client: IpAddr,
+        mut stopping: watch::Receiver<bool>,
+    ) {
         if self.connections.get() >= CONNECTIONS_MAX {
             tracing::warn!(limit = CONNECTIONS_MAX, "connections at their limit");
             return;
@@ -123,6 +129,7 @@ impl Worker {
         let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {
             let link = Arc::new(Link::default());
+            let stream = Patient::new(stream, worker.shared.limits.stall);
             let (served, told) = (Rc::clone(&worker), Arc::clone(&link));
             let client = headers::client_value(client);
             let service = service_fn(move |request| {
@@ -139,7 +146,17 @@ impl Worker {
                 .writev(false)
                 .serve_connection(TokioIo::new(Strict::new(stream, link)), service)
                 .with_upgrades();
-            if let Err(error) = connection.await {
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                // An end of the sender means the same.
+                _stopped = stopping.wait_for(|stopping| *stopping) => {
+                    // An idle one is closed at once, another after its answer.
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%error, "connection ended");
             }
             worker.connections.set(worker.connections.get() - 1);

@@ -15,6 +15,9 @@ use crate::live::Target;
 /// How long a machine that runs may take to get ready before a sleeping one is woken beside it.
 const READY_PATIENCE: Duration = Duration::from_secs(5);
 
+/// The longest idle time that a port can ask for, in seconds.
+const IDLE_TIMEOUT_S_MAX: u64 = 3_600;
+
 /// What to do with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pick {
@@ -47,6 +50,13 @@ pub(crate) fn service(services: &[Service], public_port: u16) -> Option<&Service
 /// Returns how much a machine may have in flight.
 pub(crate) fn hard_limit(service: &Service) -> Option<u32> {
     service.concurrency.as_ref().and_then(|limits| limits.hard_limit)
+}
+
+/// Returns how long nothing may move, by the port's `http_options` (contract 4.2).
+pub(crate) fn idle_timeout(service: &Service, public_port: u16) -> Option<Duration> {
+    let port = service.ports.iter().find(|port| port.port == Some(public_port))?;
+    let seconds = port.other.get("http_options")?.get("idle_timeout")?.as_u64()?;
+    Some(Duration::from_secs(seconds.clamp(1, IDLE_TIMEOUT_S_MAX)))
 }
 
 /// Picks among the machines of an app; `tried` are those that refused this request a moment ago,

@@ -8,5 +8,6 @@
 mod draining;
 mod framing;
 mod passing;
+mod patience;
 mod waking;
 mod world;

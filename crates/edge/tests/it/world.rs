@@ -198,7 +198,7 @@ pub(crate) fn machine(id: u64, app: &str, state: MachineState, port: u16) -> Mac
 pub(crate) struct World {
     pub(crate) address: SocketAddr,
     pub(crate) host: Arc<Host>,
-    _edge: Edge,
+    edge: Edge,
     _runtime: tokio::runtime::Runtime,
     _dir: tempfile::TempDir,
 }
@@ -254,9 +254,14 @@ impl World {
         };
         let edge = Edge::start(config).unwrap();
         drop(guard);
-        let world = Self { address, host, _edge: edge, _runtime: runtime, _dir: dir };
+        let world = Self { address, host, edge, _runtime: runtime, _dir: dir };
         until("the edge has heard of its machines", || world.get("probe", "/").contains("PM08"));
         world
+    }
+
+    /// Stops the edge as the end of its process does.
+    pub(crate) fn stop(&self) {
+        self.edge.stop();
     }
 
     /// Sends bytes and returns all that comes back until the end.
