@@ -256,6 +256,10 @@ impl Instance for FakeInstance {
         Ok(())
     }
 
+    async fn note(&self, _text: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
     async fn signal(&self, signal: i32) -> Result<(), Error> {
         self.act(Call::Signal(signal))?;
         self.signalled(signal);

@@ -92,6 +92,10 @@ pub trait Instance: Send + Sync + std::fmt::Debug {
     /// Runs a further program with its streams open.
     async fn exec_stream(&self, exec: GuestExec) -> Result<ExecStream, Error>;
 
+    /// Writes a line of the platform's into its log. One whose monitor is of an earlier release
+    /// refuses, which loses the line and nothing else.
+    async fn note(&self, text: &str) -> Result<(), Error>;
+
     /// Returns what it uses now.
     async fn stats(&self) -> Result<Stats, Error>;
 }

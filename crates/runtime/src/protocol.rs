@@ -107,6 +107,11 @@ pub enum Request {
     Freeze,
     /// Go on.
     Thaw,
+    /// A line for the machine's log. Monitors of an earlier release hang up on it.
+    Note {
+        /// The line.
+        text: String,
+    },
     /// Answer when it has ended.
     Wait,
     /// What it uses.

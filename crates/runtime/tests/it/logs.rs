@@ -54,7 +54,8 @@ async fn a_log_is_followed_while_the_machine_writes() {
         .unwrap();
     let mut found = Vec::new();
     while found.len() < 3 {
-        for record in follower.next(1).await.unwrap() {
+        let records = follower.next(1).await.unwrap();
+        for record in records.into_iter().filter(|one| one.stream == Stream::Stdout) {
             found.push(String::from_utf8(record.line).unwrap());
         }
     }

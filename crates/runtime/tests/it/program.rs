@@ -16,7 +16,10 @@ async fn a_boot_runs_the_program_and_leaves_its_output_and_status() {
     assert_eq!((status.code, status.signal, status.reason), (3, None, ExitReason::Exited));
     assert!(!status.oom_killed && !status.requested_stop);
     assert!(status.started_unix_ms > 0 && status.ended_unix_ms >= status.started_unix_ms);
-    assert!(machine.output(Stream::System).contains("exited with code 3"));
+    assert_eq!(
+        machine.output(Stream::System),
+        "Starting machine\nMain child exited normally with code: 3\nStarting clean up.\n"
+    );
     machine.assert_clean();
 }
 

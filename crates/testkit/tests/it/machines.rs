@@ -129,3 +129,31 @@ fn a_program_that_eats_its_memory_is_reported_as_such() {
 fn exec(cloud: &Cloud, path: &str, body: &Value) -> Value {
     cloud.must("POST", &format!("{path}/exec"), body).unwrap()
 }
+
+#[test]
+fn the_log_shows_what_the_platform_did_beside_what_the_program_wrote() {
+    let test = "the_log_shows_what_the_platform_did_beside_what_the_program_wrote";
+    let Some(cloud) = Cloud::start(test).unwrap() else {
+        return;
+    };
+    let image = cloud.app("web", &["--print", "bye", "--exit", "3"]).unwrap();
+    let config = json!({"image": image, "restart": {"policy": "no"}});
+    let id = cloud.machine("web", &config, "stopped").unwrap();
+    let (done, text) = cloud.cli(&["logs", "-a", "web", "--machine", &id, "--no-tail"]).unwrap();
+    assert!(done, "{text}");
+    let lines: Vec<&str> =
+        text.lines().filter_map(|line| line.split_once(' ').map(|(_, rest)| rest)).collect();
+    assert_eq!(
+        lines,
+        [
+            "[system] Starting machine",
+            "[stdout] bye",
+            "[system] Main child exited normally with code: 3",
+            "[system] Starting clean up.",
+        ],
+        "{text}"
+    );
+    let (done, text) = cloud.cli(&["logs", "-a", "web", "--no-tail"]).unwrap();
+    assert!(done && text.contains("Main child exited normally with code: 3"), "{text}");
+    cloud.finish().unwrap();
+}

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use perch_runtime::{ExitStatus, Instance};
 use perch_types::ApiError;
+use perch_types::api::{CheckState, CheckStatus};
 use tokio::sync::mpsc;
 
 use super::Actor;
 use crate::machine::plan::Intent;
-use crate::machine::record::{Desired, Exiting};
+use crate::machine::record::{Desired, Exiting, Readiness};
 use crate::machine::restart::{Decision, Exit, decide};
 use crate::machine::run::{Input, lost_exit};
 use crate::machine::state::{Fact, State};
@@ -27,6 +28,7 @@ impl Actor {
             Fact::Readiness { boot, readiness } => {
                 let current = self.record.boot.as_ref().is_some_and(|one| one.number == boot);
                 if current && readiness != self.readiness {
+                    self.tell_health(&readiness);
                     self.readiness = readiness;
                     self.publish();
                 }
@@ -38,13 +40,30 @@ impl Actor {
         }
     }
 
+    /// Writes into the machine's log which of its checks began to pass or to fail.
+    fn tell_health(&self, now: &Readiness) {
+        let lines = health_lines(&self.readiness.checks, &now.checks);
+        let Some(instance) = self.instance.clone().filter(|_| !lines.is_empty()) else {
+            return;
+        };
+        let machine = self.record.id.clone();
+        // It waits for nobody: the machine's task goes on, and a line that is lost is only that.
+        tokio::spawn(async move {
+            for line in lines {
+                if let Err(error) = instance.note(&line).await {
+                    tracing::debug!(%machine, %error, "line about a check is lost");
+                }
+            }
+        });
+    }
+
     /// The boot ended although nobody asked for it.
     pub(super) async fn exited(&mut self, exit: ExitStatus) -> Result<(), ApiError> {
         if self.record.boot.as_ref().is_none_or(|boot| boot.number != exit.boot) {
             return Ok(());
         }
         self.watchers.clear();
-        self.readiness = crate::machine::record::Readiness::default();
+        self.readiness = Readiness::default();
         let at = self.shared.instant();
         let now_ms = at.now.unix_ms();
         let mut record = self.record.clone();
@@ -83,6 +102,21 @@ impl Actor {
         self.instance = None;
         self.commit(record, Some(input)).await
     }
+}
+
+/// Returns what is to be said of checks that stand differently now.
+fn health_lines(before: &[CheckStatus], now: &[CheckStatus]) -> Vec<String> {
+    let stood = |name: &str| before.iter().find(|check| check.name == name).map(|one| one.status);
+    let changed = now.iter().filter(|check| stood(&check.name) != Some(check.status));
+    changed
+        .filter_map(|check| match check.status {
+            CheckState::Passing => Some(format!("Health check `{}` is now passing", check.name)),
+            CheckState::Critical => {
+                Some(format!("Health check `{}` is failing: {}", check.name, check.output))
+            }
+            CheckState::Warning => None,
+        })
+        .collect()
 }
 
 fn is_end(queued: &Queued) -> bool {

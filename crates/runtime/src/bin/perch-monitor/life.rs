@@ -19,7 +19,7 @@ use crate::guest::Listener;
 use crate::launch::Running;
 use crate::lines::Lines;
 use crate::shared::{Phase, Shared, State};
-use crate::{clock, serve};
+use crate::{clock, serve, words};
 
 /// The stack of a thread: they parse small messages.
 pub(crate) const STACK_BYTES: usize = 256 * 1024;
@@ -172,7 +172,7 @@ impl Life {
         shared.wake.clear();
         if kill_at.is_some_and(|at| at <= clock::boot_ms()) {
             shared.state().kill_at_boot_ms = None;
-            shared.queue.system("killed: it did not end within its grace");
+            shared.queue.system(words::KILLING);
             shared.kill()?;
         }
         for output in &mut self.outputs {
@@ -236,7 +236,7 @@ impl Life {
                 }
             }
             FromGuest::StartFailed { code, reason } => {
-                shared.queue.system(&format!("not started: {}", shown(&reason)));
+                shared.queue.system(&words::not_started(&reason));
                 shared.change(|state| state.phase = Phase::NotExecutable { code, reason });
             }
             FromGuest::Ended(ended) => self.ended = Some(ended),
@@ -261,11 +261,6 @@ impl Life {
 
 fn mailbox(shared: &Shared, id: u32) -> Option<Arc<crate::shared::Mailbox>> {
     shared.state().execs.get(&id).cloned()
-}
-
-/// Returns a text from inside as one printable line.
-fn shown(text: &str) -> String {
-    text.chars().map(|one| if one.is_control() { ' ' } else { one }).collect()
 }
 
 impl State {
@@ -300,14 +295,14 @@ fn status_of(life: &Life, init: Option<Ended>, oom_kills: u64) -> ExitStatus {
         status.code = *code;
         status.signal = None;
         status.reason = ExitReason::NotExecutable;
-        status.message = shown(reason);
+        status.message = words::shown(reason);
     } else if let Some(ended) = life.ended {
         status.code = ended.code;
         status.signal = ended.signal;
         status.reason = ExitReason::Exited;
     } else if let Some(fault) = &life.fault {
         status.reason = ExitReason::InitFault;
-        status.message = shown(fault);
+        status.message = words::shown(fault);
     } else if state.phase == Phase::Created && !state.killed {
         status.reason = ExitReason::NotStarted;
     } else if init.is_some_and(|ended| ended.signal.is_none()) {

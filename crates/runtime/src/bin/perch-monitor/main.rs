@@ -18,6 +18,7 @@ mod seccomp;
 mod serve;
 mod shared;
 mod syscalls;
+mod words;
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -15,7 +15,7 @@ use perch_types::guest::ToGuest;
 
 use crate::life::STACK_BYTES;
 use crate::shared::{Phase, Shared};
-use crate::{clock, exec};
+use crate::{clock, exec, words};
 
 /// How long an agent may take to take up an answer.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -78,6 +78,10 @@ fn answer(shared: &Shared, request: Request) -> Answer {
     let result = match request {
         Request::Start(start) => return start_program(shared, *start),
         Request::Stats => return Answer::Stats(stats(shared)),
+        Request::Note { text } => {
+            shared.queue.system(&words::note(&text));
+            Ok(())
+        }
         Request::Signal { signal } => signal_program(shared, signal),
         Request::Stop { signal, grace_ms } => stop(shared, signal, grace_ms),
         Request::Kill => {
@@ -122,6 +126,7 @@ fn start_program(shared: &Shared, start: GuestStart) -> Answer {
     if !accepted {
         return Answer::Refused { reason: "the program was started before".to_owned() };
     }
+    shared.queue.system(words::STARTING);
     if let Err(error) = shared.speaker.send(&ToGuest::Start(Box::new(start)), &[]) {
         // Half a message has no other half to come.
         shared.kill().ok();
@@ -174,6 +179,9 @@ pub(crate) fn stop(shared: &Shared, signal: i32, grace_ms: u64) -> Result<(), Er
         state.kill_at_boot_ms = Some(earlier);
     });
     shared.wake.wake();
+    if shared.state().phase == Phase::Running {
+        shared.queue.system(&words::stopping(signal));
+    }
     match signal_program(shared, signal) {
         // Nothing runs that could end by itself.
         Err(Error::Spec(_)) => shared.kill(),

@@ -8,15 +8,15 @@ use std::io::{self, Write as _};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use perch_runtime::{Error, ExitReason, ExitStatus};
+use perch_runtime::{Error, ExitStatus};
 use perch_types::guest::Ended;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use std::os::fd::AsFd as _;
 
 use super::{Life, status_of};
-use crate::clock;
 use crate::mounts::Root;
 use crate::shared::{Phase, Shared};
+use crate::{clock, words};
 
 /// How long the cgroup may take to become empty, in milliseconds.
 const CGROUP_TIMEOUT_MS: u64 = 5_000;
@@ -30,7 +30,7 @@ pub(super) fn end(mut life: Life, root: &Root, log: JoinHandle<()>) -> Result<()
         life.hear();
     }
     let init = collect(&life.shared)?;
-    let oom_kills = life.shared.hierarchies.stats(&life.shared.paths.machine).oom_kills;
+    let stats = life.shared.hierarchies.stats(&life.shared.paths.machine);
     for output in &mut life.outputs {
         for _ in 0..LAST_PIECES_MAX {
             if !output.take(&life.shared) {
@@ -39,8 +39,10 @@ pub(super) fn end(mut life: Life, root: &Root, log: JoinHandle<()>) -> Result<()
         }
         output.finish(&life.shared);
     }
-    let status = status_of(&life, init, oom_kills);
-    life.shared.queue.system(&sentence(&status));
+    let status = status_of(&life, init, stats.oom_kills);
+    for line in words::ended(&status, stats.memory_max_bytes) {
+        life.shared.queue.system(&line);
+    }
     life.shared.queue.close();
     // A log thread that died has lost lines, nothing else.
     log.join().ok();
@@ -64,18 +66,6 @@ fn collect(shared: &Shared) -> Result<Option<Ended>, Error> {
         (Some(code), _) => Ended { code, signal: None },
         (None, signal) => Ended { code: 128 + signal.unwrap_or(9), signal: signal.or(Some(9)) },
     }))
-}
-
-fn sentence(status: &ExitStatus) -> String {
-    let end = match (status.reason, status.signal) {
-        (ExitReason::Exited, None) => format!("exited with code {}", status.code),
-        (ExitReason::Exited, Some(signal)) => format!("ended by signal {signal}"),
-        (ExitReason::NotExecutable, _) => "ended: the program could not be executed".to_owned(),
-        (ExitReason::NotStarted, _) => "ended before its program was started".to_owned(),
-        (ExitReason::InitFault, _) => format!("ended: {}", status.message),
-        (ExitReason::Killed | ExitReason::MonitorLost, _) => "killed".to_owned(),
-    };
-    if status.oom_killed { format!("{end}; out of memory") } else { end }
 }
 
 fn remove_cgroup(shared: &Shared) -> Result<(), Error> {
