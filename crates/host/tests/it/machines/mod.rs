@@ -6,4 +6,5 @@ mod bench;
 mod ends;
 mod images;
 mod life;
+mod policies;
 mod server;
