@@ -92,6 +92,15 @@ pub(crate) fn tcp(listener: std::net::TcpListener) -> Result<tokio::net::TcpList
     tokio::net::TcpListener::from_std(listener).context("prepare a socket")
 }
 
+/// Why a role ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The supervisor asked for it and waits a little.
+    Asked,
+    /// The supervisor is gone: another one may want the ports at once.
+    Orphaned,
+}
+
 /// This process's end of the supervision channel.
 #[derive(Debug)]
 pub(crate) struct Beats(OwnedFd);
@@ -101,7 +110,7 @@ impl Beats {
     ///
     /// The first sign says that the process is ready. `alive` is asked before every one: a wedged
     /// loop must not be covered by a runtime that still turns.
-    pub(crate) async fn until_end(self, alive: impl Fn() -> bool) -> Result<()> {
+    pub(crate) async fn until_end(self, alive: impl Fn() -> bool) -> Result<End> {
         use tokio::signal::unix::{SignalKind, signal};
         let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
         // A terminal sends it to the whole group; the supervisor decides.
@@ -117,8 +126,8 @@ impl Beats {
                     }
                 }
                 // The supervisor sends nothing more: readable means that it is gone.
-                _ = channel.readable() => return Ok(()),
-                _ = terminate.recv() => return Ok(()),
+                _ = channel.readable() => return Ok(End::Orphaned),
+                _ = terminate.recv() => return Ok(End::Asked),
                 _ = interrupt.recv() => {}
             }
         }

@@ -24,6 +24,7 @@ mod route;
 mod strict;
 mod wake;
 
+use std::convert::Infallible;
 use std::fmt;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -49,7 +50,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 const HOLD_MAX: Duration = Duration::from_secs(30);
 const STALE_MAX: Duration = Duration::from_secs(5);
-/// The contract's default of `http_options.idle_timeout` (section 4.2).
+/// The contract's default of `http_options.idle_timeout` (section 4.1).
 const IDLE_MAX: Duration = Duration::from_secs(60);
 const STALL_MAX: Duration = Duration::from_secs(60);
 const HELD_MAX: usize = 10_000;
@@ -140,6 +141,8 @@ pub struct Edge {
     shared: Arc<Shared>,
     follower: JoinHandle<()>,
     stop: tokio::sync::watch::Sender<bool>,
+    /// Nothing is ever sent: it ends when the last loop does.
+    loops: tokio::sync::mpsc::Receiver<Infallible>,
 }
 
 /// A loop that could not be started.
@@ -168,18 +171,23 @@ impl Edge {
         });
         let follower = tokio::spawn(live::follow(live, config.host, config.host_id));
         let (stop, stopping) = tokio::sync::watch::channel(false);
+        let (turning, loops) = tokio::sync::mpsc::channel(1);
         for (index, listener) in config.listeners.into_iter().enumerate() {
             let (shared, stopping) = (Arc::clone(&shared), stopping.clone());
+            let turning = turning.clone();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .map_err(StartError)?;
             std::thread::Builder::new()
                 .name(format!("edge-{index}"))
-                .spawn(move || listen::run(&runtime, &shared, index, listener, stopping))
+                .spawn(move || {
+                    listen::run(&runtime, &shared, index, listener, stopping);
+                    drop(turning);
+                })
                 .map_err(StartError)?;
         }
-        Ok(Self { shared, follower, stop })
+        Ok(Self { shared, follower, stop, loops })
     }
 
     /// Returns whether every loop has turned lately; a wedged one is a reason to restart.
@@ -190,6 +198,12 @@ impl Edge {
             .beats
             .iter()
             .all(|beat| now.saturating_sub(beat.load(Ordering::Relaxed)) < WEDGED_MS)
+    }
+
+    /// Waits until no connection is left after [`Edge::stop`].
+    pub async fn ended(&mut self) {
+        // Nothing can come: this is the end.
+        let _end = self.loops.recv().await;
     }
 
     /// Stops accepting and lets requests under way end, for as long as the process lives.

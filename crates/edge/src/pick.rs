@@ -52,7 +52,7 @@ pub(crate) fn hard_limit(service: &Service) -> Option<u32> {
     service.concurrency.as_ref().and_then(|limits| limits.hard_limit)
 }
 
-/// Returns how long nothing may move, by the port's `http_options` (contract 4.2).
+/// Returns how long nothing may move, by the port's `http_options` (contract 4.1).
 pub(crate) fn idle_timeout(service: &Service, public_port: u16) -> Option<Duration> {
     let port = service.ports.iter().find(|port| port.port == Some(public_port))?;
     let seconds = port.other.get("http_options")?.get("idle_timeout")?.as_u64()?;

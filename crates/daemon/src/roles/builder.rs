@@ -20,7 +20,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         vec![0, setup.front_uid],
     );
     let outcome = tokio::select! {
-        ended = beats.until_end(|| true) => ended,
+        ended = beats.until_end(|| true) => ended.map(drop),
         ended = serving => ended,
     };
     builder.close().await.context("stop the builder")?;

@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use axum::Router;
@@ -26,12 +27,15 @@ use tower::ServiceExt as _;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::peer;
-use crate::roles::Beats;
 use crate::roles::images::{Catalog, Gatekeeper, collect};
+use crate::roles::{Beats, End};
 use crate::setup::{Purpose, Setup, Sockets};
 use crate::sockets::{BUILDER_SOCKET, HOST_SOCKET};
 use crate::{identity, roles};
 
+/// How long requests under way may go on when the process ends; the supervisor's patience is a
+/// little longer.
+const EDGE_END_MAX: Duration = Duration::from_secs(8);
 const DIRECTORY_FILE: &str = "directory.db";
 const VIEW_FILE: &str = "view.json";
 const REGISTRY_DIR: &str = "registry";
@@ -90,7 +94,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     serve_api(&setup, &mut sockets, &router, &mut tasks)?;
     let addresses = roles::host::resolver_addresses(&setup.config)?;
     serve_names(&addresses, &mut sockets, &view, &mut tasks)?;
-    let edge = Edge::start(perch_edge::Config {
+    let mut edge = Edge::start(perch_edge::Config {
         listeners: sockets.take(Purpose::Http),
         domain: setup.config.domain.clone(),
         region: setup.config.region.clone(),
@@ -102,7 +106,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     })
     .context("start the edge")?;
     let outcome = tokio::select! {
-        ended = beats.until_end(|| edge.is_alive()) => ended,
+        ended = beats.until_end(|| edge.is_alive()) => ended.map(Some),
         Some(ended) = tasks.join_next() => match ended {
             Ok(Ok(())) => Err(anyhow::anyhow!("a task of the front process ended by itself")),
             Ok(Err(error)) => Err(error),
@@ -110,7 +114,11 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         },
     };
     edge.stop();
-    outcome
+    if matches!(outcome, Ok(Some(End::Asked))) {
+        // Requests under way end; what takes longer is cut off.
+        tokio::time::timeout(EDGE_END_MAX, edge.ended()).await.ok();
+    }
+    outcome.map(drop)
 }
 
 /// Sends what is under `/v2` to the registry and everything else to the API. Both have a fallback

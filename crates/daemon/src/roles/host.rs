@@ -60,7 +60,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         !host.is_broken() && host.heartbeats().iter().all(turning)
     };
     let outcome = tokio::select! {
-        ended = beats.until_end(alive) => ended,
+        ended = beats.until_end(alive) => ended.map(drop),
         Some(ended) = tasks.join_next() => match ended {
             Ok(Ok(())) => Err(anyhow::anyhow!("the host's interface ended by itself")),
             Ok(Err(error)) => Err(error),

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use perch_testkit::{Cloud, wait_for};
+use perch_testkit::{Cloud, http, wait_for};
 use serde_json::{Value, json};
 
 /// Clients that send one request after another.
@@ -64,6 +64,32 @@ fn a_request_that_takes_too_long_does_not_hold_the_stop_up_for_ever() {
         assert_eq!(slow.join().unwrap().status, 502);
         assert!(began.elapsed() < Duration::from_secs(25));
     });
+    cloud.finish().unwrap();
+}
+
+#[test]
+fn a_request_under_way_survives_the_polite_end_of_the_server() {
+    let test = "a_request_under_way_survives_the_polite_end_of_the_server";
+    let Some(mut cloud) = Cloud::start(test).unwrap() else {
+        return;
+    };
+    let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
+    cloud.machine("web", &config(&image, &json!({})), "ready").unwrap();
+    let edge = cloud.edge;
+    let slow = std::thread::spawn(move || {
+        let host = [("Host", "web.perch.localhost")];
+        http::request(edge, "GET", "/sleep?ms=3000", &host, b"").unwrap()
+    });
+    // Nothing tells from outside that it is under way.
+    std::thread::sleep(Duration::from_millis(500));
+    // A connection over which nothing is asked does not hold the end up.
+    let _idle = std::net::TcpStream::connect(edge).unwrap();
+    let began = Instant::now();
+    cloud.stop().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(7), "{:?}", began.elapsed());
+    assert_eq!(slow.join().unwrap().status, 200);
+    cloud.boot().unwrap();
+    assert_eq!(cloud.get("web", "/").unwrap().status, 200);
     cloud.finish().unwrap();
 }
 
