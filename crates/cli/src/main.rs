@@ -15,6 +15,7 @@ mod explain;
 mod invocation;
 mod probe;
 mod raw_mode;
+mod stop_signals;
 mod table;
 mod ui;
 

@@ -3,7 +3,7 @@
 //! Never prints a control character that it did not make itself, never says something by colour
 //! alone, and never draws on what is no terminal.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt::Display;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::escape::{escape, escape_json};
 use crate::raw_mode;
+use crate::stop_signals::StopSignals;
 
 /// How many of a build's last lines are shown on a terminal while it runs.
 const LIVE_LINES: usize = 6;
@@ -38,13 +39,14 @@ pub(crate) struct Ui {
     yes: bool,
     live: bool,
     bar: RefCell<Option<ProgressBar>>,
+    reader_is_gone: Cell<bool>,
 }
 
 impl Ui {
     /// Makes the printer; `json` silences everything on standard output but data.
     pub(crate) fn new(json: bool) -> Self {
         let live = io::stderr().is_terminal() && !json;
-        Self { json, yes: false, live, bar: RefCell::new(None) }
+        Self { json, yes: false, live, bar: RefCell::new(None), reader_is_gone: Cell::new(false) }
     }
 
     /// Answers every question with yes.
@@ -67,7 +69,7 @@ impl Ui {
         let line = line.to_string();
         self.hidden(|| {
             for line in line.split('\n') {
-                ignore(writeln!(anstream::stdout().lock(), "{}", escape(line)));
+                self.printed(&writeln!(anstream::stdout().lock(), "{}", escape(line)));
             }
         });
     }
@@ -75,7 +77,18 @@ impl Ui {
     /// Prints a value as JSON.
     pub(crate) fn json(&self, value: &impl Serialize) {
         let text = serde_json::to_string_pretty(value).unwrap_or_default();
-        self.hidden(|| ignore(writeln!(io::stdout().lock(), "{}", escape_json(&text))));
+        self.hidden(|| self.printed(&writeln!(io::stdout().lock(), "{}", escape_json(&text))));
+    }
+
+    /// Returns whether nobody reads standard output any more, as after `| head`.
+    pub(crate) fn reader_is_gone(&self) -> bool {
+        self.reader_is_gone.get()
+    }
+
+    fn printed(&self, result: &io::Result<()>) {
+        if result.is_err() {
+            self.reader_is_gone.set(true);
+        }
     }
 
     /// Prints a line about the work.
@@ -165,29 +178,43 @@ impl Ui {
 
     /// Asks for a line.
     pub(crate) fn ask(&self, question: &str) -> io::Result<String> {
+        self.prompt(question);
+        read_answer()
+    }
+
+    fn prompt(&self, question: &str) {
         self.hidden(|| {
             let mut err = anstream::stderr().lock();
             ignore(write!(err, "{BOLD}{}{BOLD:#}", escape(question)));
             ignore(err.flush());
         });
-        let mut answer = String::new();
-        io::Read::take(io::stdin().lock(), ANSWER_BYTES_MAX).read_line(&mut answer)?;
-        Ok(answer.trim().to_owned())
     }
 
-    /// Asks for a secret; it is not shown while it is typed.
-    pub(crate) fn ask_secret(&self, question: &str) -> io::Result<String> {
+    /// Asks for a secret; it is not shown while it is typed. A signal that ends the program, such
+    /// as that of Ctrl-C, is an error here, so that the terminal shows again what is typed.
+    pub(crate) async fn ask_secret(&self, question: &str) -> io::Result<String> {
         if !io::stdin().is_terminal() {
-            let mut answer = String::new();
-            io::Read::take(io::stdin().lock(), ANSWER_BYTES_MAX).read_line(&mut answer)?;
-            return Ok(answer.trim().to_owned());
+            return read_answer();
         }
+        let mut stopped = StopSignals::take()?;
         let echo = raw_mode::without_echo()?;
-        let answer = self.ask(question);
+        self.prompt(question);
+        let answer = tokio::select! {
+            answer = tokio::task::spawn_blocking(read_answer) => {
+                answer.unwrap_or_else(|error| Err(io::Error::other(error)))
+            }
+            _ = stopped.next() => Err(io::ErrorKind::Interrupted.into()),
+        };
         drop(echo);
         self.say("");
         answer
     }
+}
+
+fn read_answer() -> io::Result<String> {
+    let mut answer = String::new();
+    io::Read::take(io::stdin().lock(), ANSWER_BYTES_MAX).read_line(&mut answer)?;
+    Ok(answer.trim().to_owned())
 }
 
 /// A moving line with the last lines of a program below it.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
+use rustix::net::sockopt;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -23,6 +24,14 @@ use crate::tls::pinned_config;
 
 /// How long opening a connection may take, the TLS handshake included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection that is silent for that long is asked whether the other end is still there, so that
+/// a session or a log that is followed ends when its server has gone without a word.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// Between two such questions.
+const KEEPALIVE_PAUSE: Duration = Duration::from_secs(10);
+/// How many of them go without an answer before the connection is given up.
+const KEEPALIVE_PROBES_MAX: u32 = 3;
 
 /// Opens connections to one address.
 #[derive(Clone)]
@@ -82,6 +91,7 @@ impl Connector {
         let stream =
             TcpStream::connect((host.as_str(), port)).await.map_err(ConnectError::Socket)?;
         stream.set_nodelay(true).map_err(ConnectError::Socket)?;
+        keep_alive(&stream).map_err(ConnectError::Socket)?;
         match self.tls {
             Some((tls, name)) => {
                 Ok(Box::new(tls.connect(name, stream).await.map_err(ConnectError::Tls)?))
@@ -89,6 +99,14 @@ impl Connector {
             None => Ok(Box::new(stream)),
         }
     }
+}
+
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_PAUSE)?;
+    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES_MAX)?;
+    Ok(())
 }
 
 impl Service<http::Uri> for Connector {
@@ -142,5 +160,20 @@ impl Write for Io {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_silent_connection_is_asked_whether_the_other_end_is_there() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        assert!(!sockopt::socket_keepalive(&stream).unwrap());
+        keep_alive(&stream).unwrap();
+        assert!(sockopt::socket_keepalive(&stream).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&stream).unwrap(), KEEPALIVE_IDLE);
     }
 }

@@ -52,6 +52,8 @@ pub struct Cloud {
     pub edge: SocketAddr,
     /// The administrator's token.
     pub token: String,
+    /// What `perch auth login` takes from outside; empty without `--api-tls`.
+    pub outside: String,
 }
 
 impl Cloud {
@@ -99,6 +101,7 @@ impl Cloud {
             api: nowhere,
             edge: nowhere,
             token: String::new(),
+            outside: String::new(),
         };
         if let Some(mb) = cloud.options.disk_mb {
             cloud.mount_disk(mb)?;
@@ -131,6 +134,7 @@ impl Cloud {
                 }
             }
         });
+        let has_outside = self.options.arguments.iter().any(|argument| argument == "--api-tls");
         loop {
             let Ok(line) = receiver.recv_timeout(READY) else {
                 bail!("perchd is not ready; its log:\n{}", self.server_log());
@@ -141,7 +145,11 @@ impl Cloud {
                     let port = url.rsplit(':').next().and_then(|port| port.parse().ok());
                     self.edge.set_port(port.context("read the edge's port")?);
                 }
-                (Some("data"), Some(_)) => break,
+                (Some("data"), Some(_)) if !has_outside => break,
+                (Some("from"), Some("outside")) => {
+                    self.outside = words.next_back().unwrap_or_default().to_owned();
+                    break;
+                }
                 _ => {}
             }
         }
@@ -337,10 +345,30 @@ impl Cloud {
     pub fn push(&self, app: &str, tag: &str, cmd: &[&str]) -> Result<String> {
         let folder = tempfile::tempdir().context("make a folder")?;
         image::layout(folder.path(), &self.guest.join("perch-testserver"), cmd)?;
+        self.push_layout(app, tag, folder.path())
+    }
+
+    /// Makes an app and a machine of it that has a shell and runs `script`; returns the machine's
+    /// id, or says that `test` is skipped.
+    ///
+    /// # Errors
+    /// When one of them cannot be made.
+    pub fn shell(&self, test: &str, app: &str, script: &str) -> Result<Option<String>> {
+        let folder = tempfile::tempdir().context("make a folder")?;
+        if !image::shell_layout(folder.path(), script)? {
+            skipped(test, "busybox (Debian package busybox-static)");
+            return Ok(None);
+        }
+        self.must("POST", "/v1/apps", &json!({"name": app, "org_slug": "personal"}))?;
+        let image = self.push_layout(app, "latest", folder.path())?;
+        self.machine(app, &json!({"image": image}), "started").map(Some)
+    }
+
+    fn push_layout(&self, app: &str, tag: &str, layout: &Path) -> Result<String> {
         let output = Command::new("skopeo")
             .args(["copy", "--quiet", "--dest-tls-verify=false", "--dest-creds"])
             .arg(format!("x:{}", self.token))
-            .arg(format!("oci:{}:latest", folder.path().display()))
+            .arg(format!("oci:{}:latest", layout.display()))
             .arg(format!("docker://{}/{app}:{tag}", self.api))
             .output()
             .context("run skopeo")?;

@@ -1,9 +1,10 @@
-//! Images made of nothing but the test server.
+//! Images made of nothing but the test server, or of a shell.
 //!
 //! Never pulls anything: one static file is one layer.
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -18,20 +19,39 @@ pub const PROGRAM: &str = "/perch-testserver";
 /// # Errors
 /// When a file cannot be read or written.
 pub fn layout(folder: &Path, program: &Path, cmd: &[&str]) -> Result<()> {
+    let config = json!({
+        "Entrypoint": [PROGRAM],
+        "Cmd": cmd,
+        "Env": ["PATH=/", "FROM_IMAGE=yes"],
+        "WorkingDir": "/work",
+    });
+    layout_of(folder, &layer(program)?, &config)
+}
+
+/// Writes an OCI layout whose image has a shell and the usual small programs, and runs a script;
+/// returns whether there is a static busybox to make it of.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn shell_layout(folder: &Path, script: &str) -> Result<bool> {
+    let found = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new);
+    let Some(busybox) = found.into_iter().find(|path| path.is_file()) else {
+        return Ok(false);
+    };
+    let config = json!({"Cmd": ["/bin/sh", "-c", script], "Env": ["PATH=/bin"]});
+    layout_of(folder, &shell_layer(busybox)?, &config)?;
+    Ok(true)
+}
+
+fn layout_of(folder: &Path, layer: &[u8], config: &Value) -> Result<()> {
     let blobs = folder.join("blobs/sha256");
     fs::create_dir_all(&blobs).context("make the layout")?;
-    let layer = layer(program)?;
-    let diff_id = format!("sha256:{}", digest(&layer));
-    let (layer_digest, layer_size) = put(&blobs, &layer)?;
+    let diff_id = format!("sha256:{}", digest(layer));
+    let (layer_digest, layer_size) = put(&blobs, layer)?;
     let config = serde_json::to_vec(&json!({
         "architecture": "amd64",
         "os": "linux",
-        "config": {
-            "Entrypoint": [PROGRAM],
-            "Cmd": cmd,
-            "Env": ["PATH=/", "FROM_IMAGE=yes"],
-            "WorkingDir": "/work",
-        },
+        "config": config,
         "rootfs": {"type": "layers", "diff_ids": [diff_id]},
     }))?;
     let (config_digest, config_size) = put(&blobs, &config)?;
@@ -72,6 +92,34 @@ fn layer(program: &Path) -> Result<Vec<u8>> {
         header.set_mode(mode);
         header.set_size(content.len() as u64);
         archive.append_data(&mut header, name, content).context("write the layer")?;
+    }
+    archive.into_inner().context("write the layer")
+}
+
+fn shell_layer(busybox: &Path) -> Result<Vec<u8>> {
+    let list = Command::new(busybox).arg("--list").output().context("ask busybox what it has")?;
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut folder = |name: &str, mode| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_mode(mode);
+        header.set_size(0);
+        archive.append_data(&mut header, name, &[][..]).context("write the layer")
+    };
+    folder("bin/", 0o755)?;
+    folder("tmp/", 0o1777)?;
+    let bytes = fs::read(busybox).context("read busybox")?;
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o755);
+    header.set_size(bytes.len() as u64);
+    archive.append_data(&mut header, "bin/busybox", bytes.as_slice()).context("write the layer")?;
+    for name in String::from_utf8_lossy(&list.stdout).lines().filter(|name| *name != "busybox") {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        archive
+            .append_link(&mut header, format!("bin/{name}"), "busybox")
+            .context("write the layer")?;
     }
     archive.into_inner().context("write the layer")
 }

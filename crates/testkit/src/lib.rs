@@ -12,11 +12,13 @@
 pub mod cloud;
 pub mod http;
 pub mod image;
+pub mod terminal;
 
 use std::time::{Duration, Instant};
 
 pub use cloud::{Cloud, Options};
 pub use http::Answer;
+pub use terminal::Terminal;
 
 /// Says that a test does not run here, and why.
 pub fn skipped(test: &str, missing: &str) {

@@ -47,7 +47,7 @@ async fn login(invocation: &Invocation, url: &str) -> Result {
     let address = credentials::address(url, "the command line").during("log in")?;
     let token = match &invocation.global.token {
         Some(token) => token.clone(),
-        None => invocation.ui.ask_secret("Token: ").during("read the token")?,
+        None => invocation.ui.ask_secret("Token: ").await.during("read the token")?,
     };
     if token.is_empty() {
         return Err(CommandError::usage(

@@ -8,4 +8,5 @@ mod edge;
 mod launch;
 mod machines;
 mod security;
+mod sessions;
 mod survival;

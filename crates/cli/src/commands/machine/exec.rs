@@ -2,27 +2,43 @@
 //!
 //! Never prints anything of its own between the program's bytes; its exit code is the command's.
 
+mod hang_up;
+mod session;
+
 use std::io;
+use std::time::Duration;
 
 use clap::Args;
-use perch_client::{Api, FrameReader, FrameWriter};
+use perch_client::Api;
 use perch_types::api::ExecRequest;
-use perch_types::exec::{ExecSpec, Frame, PAYLOAD_BYTES_MAX};
-use perch_types::{AppName, MachineId};
-use tokio::io::{AsyncReadExt as _, Stdin};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use perch_types::exec::{ExecExit, ExecSpec};
+use perch_types::{AppName, MachineId, MachineState};
+use tokio::time::sleep;
 
+use self::session::{End, SessionError, carry};
 use crate::error::{CommandError, During as _, Result};
 use crate::invocation::Invocation;
-use crate::raw_mode::{self, terminal_size};
+use crate::raw_mode::terminal_size;
 use crate::ui::Ui;
 
+/// What runs at a terminal when no program is named: the better shell of those that images have.
+const SHELL: [&str; 3] = ["/bin/sh", "-c", "command -v bash >/dev/null && exec bash; exec sh"];
+/// The signal that nothing survives: programs get it when their machine ends.
+const KILLED: i32 = 9;
+/// How often, and with which pauses, a machine is looked at whose programs were killed.
+const LOOKS_MAX: u32 = 5;
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
+
+/// How to leave a session that no longer answers.
+const AFTER_HELP: &str = "At a terminal, Enter, `~` and `.` hang up; `~~` is a `~`.";
+
 #[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
 pub(crate) struct ExecArgs {
     /// Machine's id
     id: MachineId,
-    /// Program and arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    /// Program and arguments [default: a shell, at a terminal]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
     /// Pass standard input on, also where it is no terminal
     #[arg(short, long)]
@@ -39,25 +55,22 @@ pub(crate) async fn run(
     invocation: &Invocation,
     api: &Api,
     app: &AppName,
-    args: ExecArgs,
+    mut args: ExecArgs,
 ) -> Result {
     let tty = Ui::is_interactive() && !args.no_tty && !invocation.ui.is_json();
-    let what = format!("run `{}` in machine `{}`", args.command.join(" "), args.id);
-    if tty || args.interactive {
-        let size = terminal_size().filter(|_| tty);
-        let spec = ExecSpec {
-            command: args.command,
-            tty,
-            rows: size.map_or(0, |it| it.rows),
-            cols: size.map_or(0, |it| it.cols),
-        };
-        let session = api.attach(app, &args.id, &spec).await.during(&what)?;
-        let (reader, writer) = session.split();
-        let mode = if tty { Some(raw_mode::raw().during(&what)?) } else { None };
-        let result = Box::pin(relay(reader, writer, tty)).await;
-        drop(mode);
-        return ended(result.during(what)?);
+    if args.command.is_empty() {
+        if !tty {
+            return Err(CommandError::usage(
+                "no program is named, and a shell needs a terminal",
+                format!("`perch machine exec {} PROGRAM ARGUMENT…`", args.id),
+            ));
+        }
+        args.command = SHELL.map(str::to_owned).to_vec();
     }
+    if tty || args.interactive {
+        return Box::pin(interactive(invocation, api, app, args, tty)).await;
+    }
+    let what = what(&args);
     let request =
         ExecRequest { command: args.command, timeout: args.timeout, ..ExecRequest::default() };
     let answer = api.exec(app, &args.id, &request).await.during(&what)?;
@@ -68,6 +81,69 @@ pub(crate) async fn run(
     raw_output(io::stdout(), answer.stdout.as_bytes()).during(&what)?;
     raw_output(io::stderr(), answer.stderr.as_bytes()).during(&what)?;
     ended(answer.exit_code)
+}
+
+fn what(args: &ExecArgs) -> String {
+    format!("run `{}` in machine `{}`", args.command.join(" "), args.id)
+}
+
+async fn interactive(
+    invocation: &Invocation,
+    api: &Api,
+    app: &AppName,
+    args: ExecArgs,
+    tty: bool,
+) -> Result {
+    let what = what(&args);
+    let size = terminal_size().filter(|_| tty);
+    let spec = ExecSpec {
+        command: args.command,
+        tty,
+        rows: size.map_or(0, |it| it.rows),
+        cols: size.map_or(0, |it| it.cols),
+    };
+    let session = api.attach(app, &args.id, &spec).await.during(&what)?;
+    let end = Box::pin(carry(session, tty)).await;
+    if tty && !matches!(end, Ok(End::Program(ExecExit { exit_signal: None, .. }))) {
+        // The program was cut off, most likely within a line.
+        invocation.ui.say("");
+    }
+    match end {
+        Ok(End::Program(exit)) => {
+            if exit.exit_signal == Some(KILLED)
+                && let Some(state) = left_running(api, app, &args.id).await
+            {
+                invocation.ui.warn(format!("machine {} is {state}: its programs ended", args.id));
+            }
+            ended(exit.exit_code)
+        }
+        Ok(End::HungUp) => Err(CommandError::refused(
+            format!("hung up: the program in machine `{}` was told to end", args.id),
+            "type `~~` for a `~` at the start of a line",
+        )),
+        Ok(End::Signal(code)) => ended(code),
+        Err(SessionError::Ended | SessionError::Connection(_)) => Err(CommandError::refused(
+            format!("the connection to machine `{}` ended before the program did", args.id),
+            format!(
+                "the program was told to end; when the server is back, run the command again \
+                 (`perch machine status {} --app {app}` shows the machine)",
+                args.id
+            ),
+        )),
+        Err(error) => Err(CommandError::operation(what, error)),
+    }
+}
+
+/// Returns the state of a machine that does not run any more. Its end may be seen here before the
+/// server has written it down.
+async fn left_running(api: &Api, app: &AppName, id: &MachineId) -> Option<MachineState> {
+    for _ in 0..LOOKS_MAX {
+        match api.machine(app, id).await.ok()?.state {
+            MachineState::Started => sleep(LOOK_PAUSE).await,
+            state => return Some(state),
+        }
+    }
+    None
 }
 
 fn ended(code: i32) -> Result {
@@ -86,74 +162,4 @@ fn raw_output(mut to: impl io::Write + io::IsTerminal, bytes: &[u8]) -> io::Resu
         write!(to, "{}{end}", crate::escape::escape(line))?;
     }
     Ok(())
-}
-
-/// Carries bytes both ways until the program ends; returns its exit code.
-async fn relay(
-    mut reader: FrameReader,
-    mut writer: FrameWriter,
-    tty: bool,
-) -> std::result::Result<i32, SessionError> {
-    let mut stdin = tokio::io::stdin();
-    let mut buffer = vec![0; PAYLOAD_BYTES_MAX];
-    let mut resized = signal(SignalKind::window_change()).map_err(SessionError::Signal)?;
-    let mut open = true;
-    loop {
-        tokio::select! {
-            frame = reader.receive() => match frame.map_err(SessionError::Connection)? {
-                Some(Frame::Stdout(bytes)) => show(&mut io::stdout(), &bytes)?,
-                Some(Frame::Stderr(bytes)) => show(&mut io::stderr(), &bytes)?,
-                Some(Frame::Exit(exit)) => return Ok(exit.exit_code),
-                Some(Frame::Error(text)) => return Err(SessionError::Refused(text)),
-                Some(Frame::Stdin(_) | Frame::StdinEnd | Frame::Resize(_)) => {}
-                None => return Err(SessionError::Ended),
-            },
-            frame = next_input(&mut stdin, &mut buffer), if open => {
-                let frame = frame.map_err(SessionError::Input)?;
-                open = frame != Frame::StdinEnd;
-                // When the program is gone its exit code is on its way: that is what counts.
-                open &= writer.send(&frame).await.is_ok();
-            }
-            () = window_changed(&mut resized), if tty => {
-                if let Some(size) = terminal_size() {
-                    open &= writer.send(&Frame::Resize(size)).await.is_ok();
-                }
-            }
-        }
-    }
-}
-
-async fn next_input(stdin: &mut Stdin, buffer: &mut [u8]) -> io::Result<Frame> {
-    let read = stdin.read(buffer).await?;
-    Ok(match buffer.get(..read) {
-        Some(bytes) if !bytes.is_empty() => Frame::Stdin(bytes.to_vec()),
-        Some(_) | None => Frame::StdinEnd,
-    })
-}
-
-async fn window_changed(signal: &mut Signal) {
-    if signal.recv().await.is_none() {
-        std::future::pending::<()>().await;
-    }
-}
-
-fn show(to: &mut impl io::Write, bytes: &[u8]) -> std::result::Result<(), SessionError> {
-    to.write_all(bytes).and_then(|()| to.flush()).map_err(SessionError::Output)
-}
-
-/// Why a session did not come to its end.
-#[derive(Debug, thiserror::Error)]
-enum SessionError {
-    #[error("talk to the machine")]
-    Connection(#[source] perch_client::Error),
-    #[error("session was refused: {0}")]
-    Refused(String),
-    #[error("connection ended before the program did")]
-    Ended,
-    #[error("read standard input")]
-    Input(#[source] io::Error),
-    #[error("write what the program said")]
-    Output(#[source] io::Error),
-    #[error("watch the terminal's size")]
-    Signal(#[source] io::Error),
 }
