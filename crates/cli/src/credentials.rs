@@ -115,17 +115,45 @@ pub(crate) fn address(text: &str, origin: &str) -> std::result::Result<Address, 
     text.parse().map_err(|source| CredentialsError::Address { origin: origin.to_owned(), source })
 }
 
+/// Returns the address to log in to. One without a fingerprint is only good when the CLI's own file
+/// pins that very server: what a server says of itself is never taken for it.
+pub(crate) fn login_address(text: &str) -> std::result::Result<Address, CredentialsError> {
+    let source = match text.parse() {
+        Ok(address) => return Ok(address),
+        Err(source) => source,
+    };
+    if let InvalidAddress::NoFingerprint(_) = source
+        && let Some(stored) = read_own()?
+        && let known @ Address::Https { fingerprint, .. } = stored.1.address(&stored.0)?
+        && format!("{text}#{fingerprint}").parse() == Ok(known.clone())
+    {
+        return Ok(known);
+    }
+    Err(CredentialsError::Address { origin: "the command line".to_owned(), source })
+}
+
+/// Takes the CLI's own file away; returns what it named, and `None` when it was not there.
+pub(crate) fn forget() -> std::result::Result<Option<(PathBuf, String)>, CredentialsError> {
+    let path = config_path()?;
+    // A file that cannot be understood is no reason to keep the token in it.
+    let url = match read_own() {
+        Ok(None) => return Ok(None),
+        Ok(Some((_, stored))) => stored.url.split('#').next().unwrap_or_default().to_owned(),
+        Err(CredentialsError::Shape { .. }) => "an address that cannot be read".to_owned(),
+        Err(error) => return Err(error),
+    };
+    fs::remove_file(&path).map_err(|source| CredentialsError::File {
+        verb: "remove",
+        path: path.clone(),
+        source,
+    })?;
+    Ok(Some((path, url)))
+}
+
 /// Returns the first of the files that is there and may be read.
 fn read_stored() -> std::result::Result<Option<(PathBuf, Stored)>, CredentialsError> {
-    if let Ok(path) = config_path()
-        && let Some(text) = read(&path)?
-    {
-        // The error's own text would quote the line, and with it the token.
-        let stored = toml::from_str(&text).map_err(|error| {
-            let source = anyhow::anyhow!("{}", error.message());
-            CredentialsError::Shape { path: path.clone(), source }
-        })?;
-        return Ok(Some((path, stored)));
+    if let Some(own) = read_own()? {
+        return Ok(Some(own));
     }
     let path = PathBuf::from(ADMIN_FILE);
     // Other users of the server are not meant to read it: for them it is not there.
@@ -134,6 +162,22 @@ fn read_stored() -> std::result::Result<Option<(PathBuf, Stored)>, CredentialsEr
     };
     let stored = serde_json::from_str(&text)
         .map_err(|source| CredentialsError::Shape { path: path.clone(), source: source.into() })?;
+    Ok(Some((path, stored)))
+}
+
+/// Returns the CLI's own file, if it is there.
+fn read_own() -> std::result::Result<Option<(PathBuf, Stored)>, CredentialsError> {
+    let Ok(path) = config_path() else {
+        return Ok(None);
+    };
+    let Some(text) = read(&path)? else {
+        return Ok(None);
+    };
+    // The error's own text would quote the line, and with it the token.
+    let stored = toml::from_str(&text).map_err(|error| {
+        let source = anyhow::anyhow!("{}", error.message());
+        CredentialsError::Shape { path: path.clone(), source }
+    })?;
     Ok(Some((path, stored)))
 }
 

@@ -1,4 +1,4 @@
-//! `perch auth login|whoami|token`.
+//! `perch auth login|logout|whoami|token`.
 //!
 //! Never stores a token that the platform did not accept.
 
@@ -16,9 +16,12 @@ use crate::table::{row, table};
 pub(crate) enum AuthCommand {
     /// Log in; the token is asked for, or read from standard input
     Login {
-        /// Address with the fingerprint, as perchd prints it: `https://HOST:PORT#FINGERPRINT`
+        /// Address with the fingerprint, as perchd prints it: `https://HOST:PORT#FINGERPRINT`; the
+        /// fingerprint may be left out when the login before was to the same server
         url: String,
     },
+    /// Forget the address and the token
+    Logout,
     /// Show who you are and where
     Whoami,
     /// Print the token
@@ -35,6 +38,7 @@ struct Identity {
 pub(crate) async fn run(invocation: &Invocation, command: AuthCommand) -> Result {
     match command {
         AuthCommand::Login { url } => login(invocation, &url).await,
+        AuthCommand::Logout => logout(invocation),
         AuthCommand::Whoami => whoami(invocation).await,
         AuthCommand::Token => {
             invocation.ui.data(invocation.credentials()?.token.expose());
@@ -44,7 +48,7 @@ pub(crate) async fn run(invocation: &Invocation, command: AuthCommand) -> Result
 }
 
 async fn login(invocation: &Invocation, url: &str) -> Result {
-    let address = credentials::address(url, "the command line").during("log in")?;
+    let address = credentials::login_address(url).during("log in")?;
     let token = match &invocation.global.token {
         Some(token) => token.clone(),
         None => invocation.ui.ask_secret("Token: ").await.during("read the token")?,
@@ -67,6 +71,17 @@ async fn login(invocation: &Invocation, url: &str) -> Result {
         orgs.join(", "),
         path.display()
     ));
+    Ok(())
+}
+
+fn logout(invocation: &Invocation) -> Result {
+    match credentials::forget().during("forget the address and the token")? {
+        Some((path, url)) => invocation.ui.good(format!(
+            "logged out of {url}: {} is removed; the token itself stays good",
+            path.display()
+        )),
+        None => invocation.ui.say("there was no login to forget"),
+    }
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Whole clouds: a real `perchd`, real machines, requests through the real edge.
 #![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
 
+mod auth;
 mod bad_input;
 mod building;
 mod draining;
