@@ -6,10 +6,11 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use clap::Args;
-use perch_types::MachineId;
+use perch_client::Api;
 use perch_types::api::{AppLogEntry, LogRecord, LogStream};
 use perch_types::host::LogsQuery;
-use tokio::time::sleep;
+use perch_types::{AppName, MachineId, MachineState};
+use tokio::time::{sleep, timeout};
 
 use crate::error::{During as _, Result};
 use crate::invocation::Invocation;
@@ -17,8 +18,13 @@ use crate::ui::Ui;
 
 /// How many of a machine's newest records are shown before new ones.
 const LAST: u64 = 100;
-/// Between two questions for new entries of an app.
+/// How many entries of an app the platform returns at once (contract 3.5); so many mean that there
+/// are more.
+const PAGE_ENTRIES: usize = 100;
+/// Between two questions for new entries, and before a log that broke off is asked for again.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How long a log that is followed may be silent before its machine is looked at.
+const SILENCE: Duration = Duration::from_secs(5);
 /// How many entries are remembered, so as not to show one twice.
 const SEEN_MAX: usize = 4096;
 
@@ -50,8 +56,10 @@ async fn of_app(invocation: &Invocation, follow: bool) -> Result {
     let mut token: Option<String> = None;
     let mut seen: VecDeque<String> = VecDeque::new();
     loop {
+        let mut full = false;
         match api.app_logs(&app, token.as_deref()).await {
             Ok(logs) => {
+                full = logs.data.len() >= PAGE_ENTRIES;
                 for entry in &logs.data {
                     if !seen.contains(&entry.id) {
                         seen.push_back(entry.id.clone());
@@ -67,10 +75,12 @@ async fn of_app(invocation: &Invocation, follow: bool) -> Result {
             Err(error) if follow && token.is_some() && error.is_transient() => {}
             Err(error) => return Err(error).during(what),
         }
-        if !follow {
+        if !follow || invocation.ui.reader_is_gone() {
             return Ok(());
         }
-        sleep(PAUSE).await;
+        if !full {
+            sleep(PAUSE).await;
+        }
     }
 }
 
@@ -92,25 +102,76 @@ fn print(invocation: &Invocation, entry: &AppLogEntry) {
 
 async fn of_machine(invocation: &Invocation, machine: &MachineId, follow: bool) -> Result {
     let app = invocation.app()?;
+    let api = invocation.api()?;
     let what = format!("read the log of machine `{machine}`");
-    let query = LogsQuery { last: Some(LAST), follow, ..LogsQuery::default() };
-    let mut lines = invocation.api()?.logs(&app, machine, &query).await.during(&what)?;
-    while let Some(record) = lines.next().await {
-        let record: LogRecord = record.during(&what)?;
-        if invocation.ui.is_json() {
-            invocation.ui.json(&record);
-            continue;
+    let mut query = LogsQuery { last: Some(LAST), follow, ..LogsQuery::default() };
+    let mut known = false;
+    loop {
+        match print_records(invocation, (&api, &app, machine), &mut query, &mut known).await {
+            // A server that restarts is no reason to stop following.
+            Err(error) if follow && known && error.is_transient() => {}
+            Err(error) => return Err(error).during(what),
+            Ok(()) if !follow => return Ok(()),
+            Ok(()) => {}
         }
-        if record.dropped > 0 {
-            invocation.ui.warn(format!("{} records before this one were dropped", record.dropped));
+        if invocation.ui.reader_is_gone() || is_gone(&api, &app, machine).await {
+            return Ok(());
         }
-        let stream = match record.stream {
-            LogStream::Stdout => "stdout",
-            LogStream::Stderr => "stderr",
-            LogStream::System => "system",
-        };
-        let message = record.message.replace('\n', "\\n");
-        invocation.ui.data(format!("{} [{stream}] {message}", record.timestamp));
+        sleep(PAUSE).await;
     }
-    Ok(())
+}
+
+/// Returns whether nothing more can come of a machine.
+async fn is_gone(api: &Api, app: &AppName, machine: &MachineId) -> bool {
+    match api.machine(app, machine).await {
+        Ok(machine) => machine.state == MachineState::Destroyed,
+        Err(error) => error.is_not_found(),
+    }
+}
+
+/// Prints records until the answer ends; moves the query behind the last one. `known` becomes true
+/// once the platform has answered.
+async fn print_records(
+    invocation: &Invocation,
+    (api, app, machine): (&Api, &AppName, &MachineId),
+    query: &mut LogsQuery,
+    known: &mut bool,
+) -> std::result::Result<(), perch_client::Error> {
+    let mut lines = api.logs(app, machine, query).await?;
+    *known = true;
+    loop {
+        let record: LogRecord = match timeout(SILENCE, lines.next()).await {
+            Ok(Some(record)) => record?,
+            Ok(None) => return Ok(()),
+            // The log of a machine that was destroyed stays as silent as that of an idle one.
+            Err(_) if is_gone(api, app, machine).await => return Ok(()),
+            Err(_) => continue,
+        };
+        *query = LogsQuery {
+            from_seq: Some(record.seq.saturating_add(1)),
+            last: None,
+            follow: query.follow,
+        };
+        print_record(invocation, &record);
+        if invocation.ui.reader_is_gone() {
+            return Ok(());
+        }
+    }
+}
+
+fn print_record(invocation: &Invocation, record: &LogRecord) {
+    if invocation.ui.is_json() {
+        invocation.ui.json(record);
+        return;
+    }
+    if record.dropped > 0 {
+        invocation.ui.warn(format!("{} records before this one were dropped", record.dropped));
+    }
+    let stream = match record.stream {
+        LogStream::Stdout => "stdout",
+        LogStream::Stderr => "stderr",
+        LogStream::System => "system",
+    };
+    let message = record.message.replace('\n', "\\n");
+    invocation.ui.data(format!("{} [{stream}] {message}", record.timestamp));
 }

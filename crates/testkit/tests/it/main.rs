@@ -6,6 +6,7 @@ mod bad_input;
 mod building;
 mod draining;
 mod edge;
+mod follow;
 mod launch;
 mod machines;
 mod security;
