@@ -37,6 +37,13 @@ pub(crate) enum CommandError {
         /// How it would be right.
         hint: Option<String>,
     },
+    /// Something failed half-way, and there is a way to go on.
+    Halfway {
+        /// What failed.
+        error: Box<Self>,
+        /// What to run once it is mended.
+        next: String,
+    },
     /// The program that was run ended with this code; there is nothing to print.
     Program(i32),
 }
@@ -53,6 +60,14 @@ impl CommandError {
     /// Makes a refusal with a way out.
     pub(crate) fn refused(fact: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::Refused { fact: fact.into(), hint: Some(hint.into()) }
+    }
+
+    /// Adds how to go on once the fault is mended.
+    pub(crate) fn halfway(self, next: impl Into<String>) -> Self {
+        match self {
+            Self::Program(_) => self,
+            error => Self::Halfway { error: Box::new(error), next: next.into() },
+        }
     }
 
     /// Makes the error of a wrong command line, with the right one.
@@ -85,6 +100,8 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<Code>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     request: Option<String>,
 }
 
@@ -95,7 +112,9 @@ pub(crate) fn report(ui: &Ui, error: &CommandError) -> ExitCode {
             return ExitCode::from(u8::try_from(*code).unwrap_or(FAILED));
         }
         CommandError::Usage { .. } => USAGE,
-        CommandError::Operation { .. } | CommandError::Refused { .. } => FAILED,
+        CommandError::Operation { .. }
+        | CommandError::Refused { .. }
+        | CommandError::Halfway { .. } => FAILED,
     };
     let report = Report::of(error);
     if ui.is_json() {
@@ -119,6 +138,9 @@ pub(crate) fn report(ui: &Ui, error: &CommandError) -> ExitCode {
         (None, Some(explain)) => ui.say(explain),
         (None, None) => {}
     }
+    if let Some(next) = &report.next {
+        ui.say(format!("next: {next}"));
+    }
     if let Some(request) = &report.request
         && report.code == Some(Code::Internal)
     {
@@ -140,6 +162,9 @@ impl Report {
             }
             CommandError::Refused { fact, hint } | CommandError::Usage { fact, hint } => {
                 Self { error: fact.clone(), hint: hint.clone(), ..Self::default() }
+            }
+            CommandError::Halfway { error, next } => {
+                Self { next: Some(next.clone()), ..Self::of(error) }
             }
             CommandError::Program(code) => {
                 Self { error: format!("exit code {code}"), ..Self::default() }

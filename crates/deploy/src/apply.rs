@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use perch_client::{Api, Error as CallError, ListFilter};
-use perch_types::api::{CreateMachineRequest, LogRecord, Machine};
+use perch_types::api::{LogRecord, Machine};
 use perch_types::app_config::Strategy;
 use perch_types::host::LogsQuery;
 use perch_types::{AppName, MachineId};
@@ -30,7 +30,15 @@ pub struct Limits {
     pub wrong_listener: Duration,
     /// A look at the log.
     pub log: Duration,
+    /// Calls that undo an operation, while the server does not answer.
+    pub undo: Duration,
 }
+
+/// How long a program that listens in the wrong place is given to mend it: some open another port
+/// before the one that counts.
+const WRONG_LISTENER_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a server may be away that is to put a machine back: a restart of it takes seconds.
+const UNDO_PATIENCE: Duration = Duration::from_secs(60);
 
 impl Default for Limits {
     fn default() -> Self {
@@ -38,8 +46,9 @@ impl Default for Limits {
             ready: Duration::from_secs(300),
             poll: Duration::from_millis(200),
             settle: Duration::from_secs(2),
-            wrong_listener: Duration::from_secs(10),
+            wrong_listener: WRONG_LISTENER_PATIENCE,
             log: Duration::from_secs(2),
+            undo: UNDO_PATIENCE,
         }
     }
 }
@@ -59,16 +68,16 @@ const WATCH_FAILURES_MAX: u32 = 25;
 /// Carries out plans for one app.
 #[derive(Debug, Clone)]
 pub struct Deployer {
-    api: Api,
-    app: AppName,
-    limits: Limits,
+    pub(crate) api: Api,
+    pub(crate) app: AppName,
+    pub(crate) limits: Limits,
 }
 
 /// Where an operation stands in its plan.
 #[derive(Clone, Copy)]
-struct Place {
-    index: usize,
-    total: usize,
+pub(crate) struct Place {
+    pub(crate) index: usize,
+    pub(crate) total: usize,
 }
 
 impl Deployer {
@@ -92,8 +101,9 @@ impl Deployer {
     /// Carries out a plan.
     ///
     /// # Errors
-    /// At the first operation that does not succeed. Its machine is put back or removed first;
-    /// machines that were done before keep the new version.
+    /// At the first operation that does not succeed. Its machine is put back or removed first, and
+    /// [`Error::NotUndone`] says when that did not succeed either; machines that were done before
+    /// keep the new version.
     pub async fn apply<O: Observer + ?Sized>(
         &self,
         plan: &Plan,
@@ -105,7 +115,13 @@ impl Deployer {
             let place = Place { index: index + 1, total };
             let begun = Instant::now();
             observer.event(Event::Started { index: place.index, total, text: op.to_string() });
-            let (machine, result) = self.carry_out(plan, op, place, observer).await?;
+            let (machine, result) = match self.carry_out(plan, op, place, observer).await {
+                Ok(done) => done,
+                Err(error) => {
+                    observer.event(Event::Halted { done: index, untouched: total - place.index });
+                    return Err(error);
+                }
+            };
             observer.event(Event::Done {
                 index: place.index,
                 total,
@@ -135,8 +151,14 @@ impl Deployer {
             }
             Op::Update { machine, request, .. } => {
                 let before = self.api.machine(&self.app, machine).await.map_err(call)?;
-                let updated = self.api.update_machine(&self.app, machine, request).await;
-                (updated.map_err(call)?, Mark::of(&before))
+                match self.api.update_machine(&self.app, machine, request).await {
+                    Ok(updated) => (updated, Mark::of(&before)),
+                    // It may have been carried out all the same.
+                    Err(source @ CallError::Interrupted { .. }) => {
+                        return Err(self.undo(op, machine, call(source), (place, observer)).await);
+                    }
+                    Err(source) => return Err(call(source)),
+                }
             }
             Op::Destroy { machine, .. } => {
                 return match self.api.delete_machine(&self.app, machine, true).await {
@@ -154,15 +176,12 @@ impl Deployer {
         }
         match self.watch(&machine.id, &mark, place, observer).await {
             Ok(result) => Ok((machine.id, result)),
-            Err(error) => {
-                self.undo(op, &machine.id, observer).await;
-                Err(error)
-            }
+            Err(error) => Err(self.undo(op, &machine.id, error, (place, observer)).await),
         }
     }
 
     /// Waits until a machine is ready, its program has ended, or the time is over.
-    async fn watch<O: Observer + ?Sized>(
+    pub(crate) async fn watch<O: Observer + ?Sized>(
         &self,
         id: &MachineId,
         mark: &Mark,
@@ -233,24 +252,6 @@ impl Deployer {
             Verdict::Gone | Verdict::Ready | Verdict::Runs | Verdict::Waiting { .. } => {
                 Error::Gone { machine }
             }
-        }
-    }
-
-    /// Puts an updated machine back, removes a new one. The error that led here is the one to
-    /// report, so what fails here is not.
-    async fn undo<O: Observer + ?Sized>(&self, op: &Op, id: &MachineId, observer: &mut O) {
-        let machine = id.clone();
-        match op {
-            Op::Create { .. } => {
-                observer.event(Event::Undoing { machine, text: "remove the new machine" });
-                drop(self.api.delete_machine(&self.app, id, true).await);
-            }
-            Op::Update { before, .. } => {
-                observer.event(Event::Undoing { machine, text: "put back the version before" });
-                let before: &CreateMachineRequest = before;
-                drop(self.api.update_machine(&self.app, id, before).await);
-            }
-            Op::Destroy { .. } => {}
         }
     }
 

@@ -68,6 +68,18 @@ pub enum Error {
         /// Its last lines.
         log: Vec<String>,
     },
+    /// The operation did not succeed, and taking it back did not either.
+    #[error("{failed}; and machine `{machine}` is not as it was before: {because}")]
+    NotUndone {
+        /// The machine.
+        machine: MachineId,
+        /// Why the operation did not succeed; it is part of this error's text, not its source.
+        failed: Box<Self>,
+        /// Why it could not be taken back.
+        because: String,
+        /// What to run to mend it by hand.
+        next: String,
+    },
     /// The machine was destroyed while it was being deployed.
     #[error("machine `{machine}` was destroyed meanwhile")]
     Gone {
@@ -106,6 +118,7 @@ impl Error {
             Self::Exited { .. } | Self::Failed { .. } => Some(Code::ExitedAtOnce),
             Self::NotReady { .. } => Some(Code::DeadlineExceeded),
             Self::Gone { .. } => Some(Code::MachineNotFound),
+            Self::NotUndone { failed, .. } => failed.code(),
         }
     }
 
@@ -114,6 +127,7 @@ impl Error {
     pub fn log(&self) -> &[String] {
         match self {
             Self::Exited { log, .. } | Self::Failed { log, .. } | Self::NotReady { log, .. } => log,
+            Self::NotUndone { failed, .. } => failed.log(),
             Self::List { .. } | Self::Call { .. } | Self::Watch { .. } | Self::Gone { .. } => &[],
         }
     }
@@ -147,6 +161,7 @@ impl Error {
                  names, or change that number"
                     .to_owned(),
             ),
+            Self::NotUndone { next, .. } => Some(next.clone()),
             Self::Gone { .. } => None,
         }
     }

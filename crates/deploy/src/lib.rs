@@ -15,6 +15,7 @@ mod fly_toml;
 mod judge;
 mod observe;
 mod plan;
+mod undo;
 
 pub use apply::{Deployer, Limits, Outcome};
 pub use config::{CONFIG_BYTES_MAX, ConfigError, load, parse};

@@ -47,6 +47,20 @@ pub enum Event {
         /// What is done: `put back the version before`, `remove the new machine`.
         text: &'static str,
     },
+    /// It is undone; when it could not be, the error says so.
+    Undone {
+        /// The machine.
+        machine: MachineId,
+        /// How it is now: `runs the version before again`, `is removed`.
+        text: &'static str,
+    },
+    /// The deploy ends here, with an error.
+    Halted {
+        /// Operations that succeeded before: their machines keep the new version.
+        done: usize,
+        /// Operations that were not begun: their machines are as they were.
+        untouched: usize,
+    },
 }
 
 /// Whoever wants to know.

@@ -191,6 +191,12 @@ impl Observer for Progress<'_> {
             Event::Undoing { machine, text } => {
                 self.ui.warn(format!("machine {machine} did not come up: {text}"));
             }
+            Event::Undone { machine, text } => self.ui.good(format!("machine {machine} {text}")),
+            Event::Halted { done: 0, untouched: 0 } => {}
+            Event::Halted { done, untouched } => self.ui.warn(format!(
+                "the deploy ends here: {done} machines have the new version, {untouched} were not \
+                 touched"
+            )),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use perch_client::{Api, ListFilter};
 use perch_deploy::{NewApp, new_fly_toml, with_app_name};
 use perch_scan::{Decision, Folder, LaunchPlan, Source, scan};
 use perch_types::api::{CreateApp, Platform};
@@ -57,6 +58,8 @@ struct Proposal {
     /// Files to write, none of which is there.
     files: Vec<(PathBuf, String)>,
     config: AppConfig,
+    /// Whether a file that was there names the app: an earlier launch may have written it.
+    is_from_file: bool,
 }
 
 pub(crate) async fn run(invocation: &Invocation, args: LaunchArgs) -> Result {
@@ -85,22 +88,7 @@ pub(crate) async fn run(invocation: &Invocation, args: LaunchArgs) -> Result {
             ));
         }
     }
-    let request = CreateApp { name: Some(name.to_string()), ..CreateApp::default() };
-    match api.create_app(&request).await {
-        Ok(_) => ui.good(format!("app `{name}` is made")),
-        Err(error) if error.code() == Some(Code::NameTaken) => {
-            return Err(CommandError::refused(
-                format!("the name `{name}` is taken"),
-                format!(
-                    "choose another with `perch launch --name NAME`; if the app is yours, roll out \
-                     to it with `perch deploy --app {name}`"
-                ),
-            ));
-        }
-        Err(error) => {
-            return Err(CommandError::operation(format!("create the app `{name}`"), error));
-        }
-    }
+    make_app(invocation, &api, &proposal).await?;
     for (path, text) in &proposal.files {
         write_new(path, text).during(format!("write `{}`", path.display()))?;
         ui.good(format!("{} is written", path.display()));
@@ -109,21 +97,89 @@ pub(crate) async fn run(invocation: &Invocation, args: LaunchArgs) -> Result {
         ui.say(format!("nothing runs yet; `perch deploy --app {name}` rolls it out"));
         return Ok(());
     }
-    let image = args.image.or_else(|| proposal.config.build.as_ref()?.image.clone());
     let place = Place { api, address, app: name };
+    match Box::pin(build_and_roll_out(invocation, args, &place, &proposal.config)).await {
+        Ok(()) => Ok(()),
+        Err(error) => Err(error.halfway(next(&place).await)),
+    }
+}
+
+/// Returns how to go on after a launch that failed once the app was made.
+async fn next(Place { api, app, .. }: &Place) -> String {
+    let machines = api.machines(app, &ListFilter::default()).await;
+    if machines.is_ok_and(|machines| !machines.is_empty()) {
+        return format!("the app has machines; mend it and run `perch deploy --app {app}`");
+    }
+    format!(
+        "mend it and run the same command again: it goes on with the app `{app}`; \
+         `perch apps destroy {app}` takes it away"
+    )
+}
+
+async fn build_and_roll_out(
+    invocation: &Invocation,
+    args: LaunchArgs,
+    place: &Place,
+    config: &AppConfig,
+) -> Result {
+    let image = args.image.or_else(|| config.build.as_ref()?.image.clone());
     let image = match image {
         Some(image) => image,
         None => {
-            let job = Job::new(&args.folder, &proposal.config, &BuildOptions::default())?;
+            let job = Job::new(&args.folder, config, &BuildOptions::default())?;
             Box::pin(build(invocation, &place.api, &place.app, &job)).await?.image
         }
     };
-    Box::pin(roll_out(invocation, &place, &proposal.config, &image)).await
+    Box::pin(roll_out(invocation, place, config, &image)).await
+}
+
+/// Makes the app; goes on with one that an earlier launch of this folder has made and that nothing
+/// runs of yet.
+async fn make_app(invocation: &Invocation, api: &Api, proposal: &Proposal) -> Result {
+    let name = &proposal.name;
+    let request = CreateApp { name: Some(name.to_string()), ..CreateApp::default() };
+    match api.create_app(&request).await {
+        Ok(_) => {
+            invocation.ui.good(format!("app `{name}` is made"));
+            return Ok(());
+        }
+        Err(error) if error.code() == Some(Code::NameTaken) => {}
+        Err(error) => {
+            return Err(CommandError::operation(format!("create the app `{name}`"), error));
+        }
+    }
+    // An app of somebody else is as good as none to this token.
+    let is_ours = match api.app(name).await {
+        Ok(_) => true,
+        Err(error) if error.is_not_found() => false,
+        Err(error) => return Err(error).during(format!("look at the app `{name}`")),
+    };
+    if !is_ours || !proposal.is_from_file {
+        let hint = if is_ours {
+            format!(
+                "the app is yours: go on in the folder that has its fly.toml, choose another name \
+                 with `perch launch --name NAME`, or take it away with `perch apps destroy {name}`"
+            )
+        } else {
+            "choose another with `perch launch --name NAME`".to_owned()
+        };
+        return Err(CommandError::refused(format!("the name `{name}` is taken"), hint));
+    }
+    let machines = api.machines(name, &ListFilter::default()).await;
+    let machines = machines.during(format!("look at the machines of `{name}`"))?;
+    if !machines.is_empty() {
+        return Err(CommandError::refused(
+            format!("`{name}` is launched already, with {} machines", machines.len()),
+            format!("roll out what has changed with `perch deploy --app {name}`"),
+        ));
+    }
+    invocation.ui.good(format!("app `{name}` is there from an earlier launch; going on with it"));
+    Ok(())
 }
 
 /// Proposes what a file that is there says; only the app's name may change.
 fn from_file(args: &LaunchArgs, file: ConfigFile) -> Result<Proposal> {
-    let ConfigFile { path, text, mut config } = file;
+    let ConfigFile { path, text, mut config } = copy_for(args, file)?;
     let shown = path.display().to_string();
     let name = match (&args.name, &config.app) {
         (Some(name), _) => app_name(name, "--name")?,
@@ -136,7 +192,7 @@ fn from_file(args: &LaunchArgs, file: ConfigFile) -> Result<Proposal> {
     if config.app.as_deref() != Some(name.as_str()) {
         decisions = vec![decision("app", name.as_str(), "the command line, else the folder")];
         let text = with_app_name(&text, name.as_str()).during(format!("edit `{shown}`"))?;
-        let copy = path.with_file_name(format!("fly.{name}.toml"));
+        let copy = copy_path(&path, name.as_str());
         warnings.push(format!(
             "{shown} names another app and stays as it is; the new name goes to {}: deploy with \
              `--config`",
@@ -155,7 +211,27 @@ fn from_file(args: &LaunchArgs, file: ConfigFile) -> Result<Proposal> {
     if let Some(region) = &config.primary_region {
         decisions.push(decision("region", region, format!("`primary_region` in {shown}")));
     }
-    Ok(Proposal { name, decisions, warnings, files, config })
+    let is_from_file = files.is_empty();
+    Ok(Proposal { name, decisions, warnings, files, config, is_from_file })
+}
+
+/// Returns where a file goes that is the same but for the app's name.
+fn copy_path(path: &Path, name: &str) -> PathBuf {
+    path.with_file_name(format!("fly.{name}.toml"))
+}
+
+/// Returns the copy that an earlier launch under another name has made of a file, or the file.
+fn copy_for(args: &LaunchArgs, file: ConfigFile) -> Result<ConfigFile> {
+    let Some(name) = args.name.as_deref().filter(|name| file.config.app.as_deref() != Some(name))
+    else {
+        return Ok(file);
+    };
+    let path = copy_path(&file.path, name);
+    if !path.is_file() {
+        return Ok(file);
+    }
+    let (config, text) = perch_deploy::load(&path).during("read the app's configuration")?;
+    Ok(ConfigFile { path, text, config })
 }
 
 /// Proposes what the source shows, or what is known of a ready image.
@@ -221,7 +297,7 @@ fn from_scan(invocation: &Invocation, args: &LaunchArgs, platform: &Platform) ->
         files.extend(plan.dockerignore.map(|text| (beside(".dockerignore"), text)));
         warnings = plan.warnings;
     }
-    Ok(Proposal { name, decisions, warnings, files, config })
+    Ok(Proposal { name, decisions, warnings, files, config, is_from_file: false })
 }
 
 fn new_app(

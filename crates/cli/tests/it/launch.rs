@@ -147,3 +147,35 @@ fn a_failed_build_runs_nothing() {
     assert!(ran.stderr.contains("line 2 of Dockerfile"), "{ran:?}");
     assert_eq!(fake.world().machines, []);
 }
+
+#[test]
+fn a_launch_that_failed_goes_on_in_the_same_folder_and_nowhere_else() {
+    let fake = platform();
+    let good = fake.world().build.clone();
+    let error = ApiError::new(Code::BuildFailed, "line 2 of Dockerfile: exit code 1");
+    fake.world().build = vec![BuildEvent::Failed { error }];
+    let perch = Perch::of(&fake);
+    flask(&perch);
+    let failed = perch.run("launch --name shop --yes");
+    insta::assert_snapshot!(failed.stderr.lines().next_back().unwrap_or_default());
+    fake.world().build = good;
+
+    // Another folder that happens to take the name, and another name for this folder.
+    let elsewhere = Perch::of(&fake);
+    flask(&elsewhere);
+    let refused = elsewhere.run("launch --name shop --yes");
+    assert!(refused.code == 1 && refused.stderr.contains("is taken"), "{refused:?}");
+    perch.run("launch --name other --yes --no-deploy").good();
+    let other = perch.run("launch --name other --yes");
+    assert!(other.stderr.contains("going on with it"), "{other:?}");
+    fake.world().machines.clear();
+
+    let ran = perch.run("launch --yes");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.stderr.contains("app `shop` is there from an earlier launch"), "{ran:?}");
+    assert_eq!(fake.world().machines.len(), 1);
+
+    let again = perch.run("launch --yes");
+    assert_eq!(again.code, 1, "{again:?}");
+    assert!(again.stderr.contains("hint: roll out what has changed"), "{again:?}");
+}

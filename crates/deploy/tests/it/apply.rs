@@ -19,6 +19,7 @@ fn limits() -> Limits {
         settle: Duration::from_millis(100),
         wrong_listener: Duration::from_millis(200),
         log: Duration::from_secs(2),
+        undo: Duration::from_millis(200),
     }
 }
 
@@ -84,7 +85,8 @@ async fn a_program_that_ends_at_once_is_reported_with_its_last_lines() {
     assert_eq!(error.log().len(), perch_deploy::LOG_LINES_MAX);
     // Nothing half-made is left.
     assert_eq!(fake.world().machines, []);
-    assert!(matches!(events.last(), Some(Event::Undoing { .. })));
+    let undone = events.iter().any(|it| matches!(it, Event::Undone { text: "is removed", .. }));
+    assert!(undone, "{events:?}");
 }
 
 #[tokio::test]
@@ -121,13 +123,41 @@ async fn what_served_before_is_put_back() {
     let fake = Fake::start().with_app("web");
     let id = fake.world().add_machine(MachineState::Started, old("app"));
     fake.world().fates.insert("web:2".to_owned(), Fate::Exits(1));
-    let (result, _) = deploy(&fake, WEB).await;
-    result.unwrap_err();
+    let (result, events) = deploy(&fake, WEB).await;
+    assert!(matches!(result.unwrap_err(), Error::Exited { .. }));
+    let told = Event::Undone { machine: id.clone(), text: "runs the version before again" };
+    assert!(events.contains(&told), "{events:?}");
     let world = fake.world();
     let machine = world.machine(&id).unwrap();
     assert_eq!(machine.config, old("app"));
     assert_eq!(machine.state, MachineState::Started);
     assert_eq!(world.requests.len(), 2);
+}
+
+#[tokio::test]
+async fn what_cannot_be_put_back_is_said_with_what_to_run() {
+    // The version before does not come up any more either.
+    let fake = Fake::start().with_app("web");
+    fake.world().add_machine(MachineState::Started, old("app"));
+    fake.world().fates.insert("web:2".to_owned(), Fate::Exits(1));
+    fake.world().fates.insert("web:1".to_owned(), Fate::Exits(5));
+    let (result, events) = deploy(&fake, WEB).await;
+    let error = result.unwrap_err();
+    let mut words = vec![format!("{error}\n  hint: {}", error.hint().unwrap_or_default())];
+    assert!(!events.iter().any(|it| matches!(it, Event::Undone { .. })), "{events:?}");
+    assert_eq!(error.code(), Some(Code::ExitedAtOnce));
+
+    // A new machine that the server does not remove, however patiently it is asked.
+    let fake = Fake::start().with_app("web");
+    fake.world().fates.insert("web:2".to_owned(), Fate::Exits(1));
+    let away = ApiError::new(Code::Unavailable, "the host is away");
+    fake.world().refuse.push(("DELETE /v1/apps/web/machines".to_owned(), away));
+    let (result, _) = deploy(&fake, WEB).await;
+    let error = result.unwrap_err();
+    words.push(format!("{error}\n  hint: {}", error.hint().unwrap_or_default()));
+    let asked = fake.changes().iter().filter(|call| call.starts_with("DELETE")).count();
+    assert!(asked > 1, "{asked}");
+    insta::assert_snapshot!(words.join("\n"));
 }
 
 #[tokio::test]

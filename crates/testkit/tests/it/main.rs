@@ -9,6 +9,7 @@ mod edge;
 mod follow;
 mod launch;
 mod machines;
+mod resume;
 mod security;
 mod sessions;
 mod survival;
