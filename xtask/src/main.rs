@@ -6,6 +6,7 @@
 
 mod arch;
 mod guest;
+mod portable;
 mod security;
 mod tidy;
 
@@ -13,7 +14,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo xtask <command>
-  arch                compare the crate table of ARCHITECTURE.md with the crates
+  arch                compare the crate table of ARCHITECTURE.md with the crates, and look what the
+                      CLI links
   tidy                check what rustfmt and clippy do not: first lines, file lengths, names
   security [--write]  compare the tests that docs/security.md names with those there are
   guest               build the static programs perch-init and perch-monitor into target/guest";
