@@ -101,3 +101,26 @@ fn r1_an_image_of_another_name_is_not_pushed_or_read_without_a_token() {
     assert!([401, 403].contains(&upload.status), "{}", upload.text());
     cloud.finish().unwrap();
 }
+
+#[test]
+fn r1_a_new_app_of_an_old_name_has_none_of_its_images() {
+    let test = "r1_a_new_app_of_an_old_name_has_none_of_its_images";
+    let Some(cloud) = Cloud::start(test).unwrap() else { return };
+    let create = json!({"name": "web", "org_slug": "personal"});
+    let inspect = || {
+        std::process::Command::new("skopeo")
+            .args(["inspect", "--raw", "--tls-verify=false", "--creds"])
+            .arg(format!("x:{}", cloud.token))
+            .arg(format!("docker://{}/web:latest", cloud.api))
+            .output()
+            .unwrap()
+    };
+    cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
+    assert!(inspect().status.success());
+    cloud.must("DELETE", "/v1/apps/web", &Value::Null).unwrap();
+    cloud.must("POST", "/v1/apps", &create).unwrap();
+    let output = inspect();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("manifest unknown"), "{said}");
+    cloud.finish().unwrap();
+}
