@@ -17,6 +17,8 @@ import tarfile
 import tempfile
 import time
 
+import images
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 GUEST = f"{ROOT}/target/guest"
 SERVER = "/perch-testserver"
@@ -342,6 +344,8 @@ def main():
             starts(cloud, count or 200)
         if "memory" in wanted:
             memory(cloud, 20)
+        if "images" in wanted:
+            images.images(cloud, count or 5, sys.modules[__name__])
     finally:
         cloud.close()
 
