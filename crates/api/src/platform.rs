@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::{Extension, Json as JsonReply};
 use perch_types::Code;
-use perch_types::api::{Images, Platform, Regions, TokenInfo, TokensCurrent};
+use perch_types::api::{Images, Platform, Pruned, Regions, SystemUsage, TokenInfo, TokensCurrent};
 
 use crate::config::Shared;
 use crate::documents;
@@ -25,6 +25,47 @@ pub(crate) async fn regions(State(shared): State<Arc<Shared>>) -> JsonReply<Regi
 
 pub(crate) async fn platform(State(shared): State<Arc<Shared>>) -> JsonReply<Platform> {
     JsonReply(shared.platform.clone())
+}
+
+/// Tells what takes the disk of each server that answers.
+pub(crate) async fn usage(
+    State(shared): State<Arc<Shared>>,
+) -> Result<JsonReply<SystemUsage>, Failure> {
+    let mut hosts = Vec::new();
+    for host in shared.hosts.values() {
+        match host.client.usage().await {
+            Ok(usage) => hosts.push(usage),
+            Err(error) => tracing::warn!(host = %host.id, %error, "disk of a host is not known"),
+        }
+    }
+    answered(&hosts)?;
+    Ok(JsonReply(SystemUsage { hosts }))
+}
+
+/// Deletes images that no machine names from each server that answers.
+pub(crate) async fn prune(State(shared): State<Arc<Shared>>) -> Result<JsonReply<Pruned>, Failure> {
+    let mut of_hosts = Vec::new();
+    for host in shared.hosts.values() {
+        match host.client.prune().await {
+            Ok(pruned) => of_hosts.push(pruned),
+            Err(error) => tracing::warn!(host = %host.id, %error, "host was not pruned"),
+        }
+    }
+    answered(&of_hosts)?;
+    let sum = |sum: Pruned, one: &Pruned| Pruned {
+        images: sum.images.saturating_add(one.images),
+        bytes: sum.bytes.saturating_add(one.bytes),
+    };
+    Ok(JsonReply(of_hosts.iter().fold(Pruned::default(), sum)))
+}
+
+fn answered<T>(answers: &[T]) -> Result<(), Failure> {
+    if answers.is_empty() {
+        return Err(
+            Failure::new(Code::Unavailable, "no server answers").with_hint("try again in a moment")
+        );
+    }
+    Ok(())
 }
 
 pub(crate) async fn images(

@@ -80,6 +80,8 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
         .serve(endpoint::APP_BUILD, builds::build)
         .serve(endpoint::REGIONS, platform::regions)
         .serve(endpoint::PLATFORM, platform::platform)
+        .serve(endpoint::SYSTEM_USAGE, platform::usage)
+        .serve(endpoint::SYSTEM_PRUNE, platform::prune)
         .serve(endpoint::IMAGES_LIST, platform::images)
         .serve(endpoint::IMAGES_BOOTSTRAP, builds::bootstrap)
         .serve(endpoint::TOKEN_CURRENT, platform::current_tokens);

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use perch_types::env::{API_TOKEN, API_URL};
 
 use crate::commands::{
-    apps, auth, build, deploy, explain, images, launch, logs, machine, open, status,
+    apps, auth, build, deploy, explain, images, launch, logs, machine, open, status, system,
 };
 
 /// Run apps on your own servers.
@@ -68,6 +68,9 @@ pub(crate) enum Command {
     Images(images::ImagesCommand),
     /// Show the app's address and open it in a browser
     Open(open::OpenArgs),
+    /// Show what takes the servers' disks, and free it
+    #[command(subcommand)]
+    System(system::SystemCommand),
     /// Log in to a platform
     #[command(subcommand)]
     Auth(auth::AuthCommand),

@@ -13,6 +13,7 @@ pub(crate) mod logs;
 pub(crate) mod machine;
 pub(crate) mod open;
 pub(crate) mod status;
+pub(crate) mod system;
 mod version;
 
 use crate::args::Command;
@@ -32,6 +33,7 @@ pub(crate) async fn run(invocation: &Invocation, command: Command) -> Result {
         Command::Images(command) => Box::pin(images::run(invocation, command)).await,
         Command::Open(args) => Box::pin(open::run(invocation, args)).await,
         Command::Auth(command) => Box::pin(auth::run(invocation, command)).await,
+        Command::System(command) => Box::pin(system::run(invocation, command)).await,
         Command::Explain(args) => explain::run(invocation, &args),
         Command::Version => Box::pin(version::run(invocation)).await,
     }

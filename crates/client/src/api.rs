@@ -9,8 +9,8 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue, Method};
 use perch_types::api::{
     App, AppLogs, Apps, CreateApp, CreateMachineRequest, ExecRequest, ExecResponse, Images,
-    LogRecord, Machine, MachineEvent, Platform, Regions, SignalRequest, StartResponse, StopRequest,
-    TokensCurrent, WaitResponse,
+    LogRecord, Machine, MachineEvent, Platform, Pruned, Regions, SignalRequest, StartResponse,
+    StopRequest, SystemUsage, TokensCurrent, WaitResponse,
 };
 use perch_types::build::{BUILD_HEADER, BuildEvent, BuildRequest, FORCE_HEADER};
 use perch_types::endpoint::{self, Endpoint};
@@ -407,6 +407,22 @@ impl Api {
     /// As every call: see [`Error`].
     pub async fn platform(&self) -> Result<Platform, Error> {
         self.connection.json(self.request(endpoint::PLATFORM, &[])).await
+    }
+
+    /// Returns what takes the servers' disks.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn system_usage(&self) -> Result<SystemUsage, Error> {
+        self.connection.json(self.request(endpoint::SYSTEM_USAGE, &[])).await
+    }
+
+    /// Deletes images that no machine names from the servers' disks.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn system_prune(&self) -> Result<Pruned, Error> {
+        self.connection.json(self.request(endpoint::SYSTEM_PRUNE, &[])).await
     }
 
     /// Returns the images in the platform's registry.

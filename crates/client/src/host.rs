@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::Method;
 use perch_types::MachineId;
-use perch_types::api::{ExecRequest, ExecResponse, LogRecord};
+use perch_types::api::{DiskUsage, ExecRequest, ExecResponse, LogRecord, Pruned};
 use perch_types::directory::Generation;
 use perch_types::exec::ExecSpec;
 use perch_types::host::{
@@ -156,6 +156,26 @@ impl HostClient {
         let drained = Drained { generation };
         let parts = request(Method::POST, &of(id, "/drained")).with_json(&drained)?;
         self.connection.json::<Drained>(parts).await.map(drop)
+    }
+
+    /// Returns what takes the host's disk.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub async fn usage(&self) -> Result<DiskUsage, HostError> {
+        let mut parts = request(Method::GET, "/usage");
+        parts.headers_timeout = ACCEPT_TIMEOUT;
+        self.connection.json(parts).await
+    }
+
+    /// Deletes images that no machine names.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub async fn prune(&self) -> Result<Pruned, HostError> {
+        let mut parts = request(Method::POST, "/prune");
+        parts.headers_timeout = ACCEPT_TIMEOUT;
+        self.connection.json(parts).await
     }
 
     /// Returns what the host is.

@@ -45,6 +45,8 @@ pub struct Config {
     pub registry: Option<PlatformRegistry>,
     /// In whose name layers of images are unpacked.
     pub unpack: perch_oci::Privilege,
+    /// What others keep on the same disk, by what it is called: for the account of it only.
+    pub others: Vec<(String, PathBuf)>,
     /// What it may use.
     pub limits: Limits,
 }

@@ -6,6 +6,7 @@ mod ask;
 mod open;
 mod remove;
 mod tidy;
+mod usage;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
@@ -24,7 +25,6 @@ use tokio::task::JoinSet;
 
 pub use ask::WAIT_MS_MAX;
 pub use open::Deps;
-pub use tidy::Tidied;
 
 use crate::drains::Sender;
 use crate::effects::Resolved;

@@ -10,7 +10,7 @@ use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use perch_types::api::{ExecRequest, ExecResponse};
+use perch_types::api::{DiskUsage, ExecRequest, ExecResponse, Pruned};
 use perch_types::host::{
     Accepted, Command, CreateMachine, Drained, HostInfo, HostMachine, LogsQuery, PREFIX, WaitQuery,
     WatchQuery,
@@ -36,6 +36,8 @@ pub fn router(host: Host) -> Router {
         .route("/machines/{id}/drained", post(drained))
         .route("/watch", get(watch))
         .route("/info", get(info))
+        .route("/usage", get(usage))
+        .route("/prune", post(prune))
         .fallback(|| async { Refusal(ApiError::new(Code::NotFound, "no such path")) })
         .method_not_allowed_fallback(|| async {
             Refusal(ApiError::new(Code::MethodNotAllowed, "the path has no such method"))
@@ -159,6 +161,16 @@ async fn drained(
     let drained = body(request)?;
     host.drained(&machine_id(&id)?, drained.generation)?;
     Ok(Json(drained))
+}
+
+async fn usage(State(host): State<Host>) -> Answer<DiskUsage> {
+    Ok(Json(host.usage().await?))
+}
+
+async fn prune(State(host): State<Host>) -> Answer<Pruned> {
+    // The caller may hang up; what was begun is carried out.
+    let pruned = tokio::spawn(async move { host.tidy(crate::CachePolicy::EMPTY).await }).await;
+    Ok(Json(pruned.map_err(|_| internal())??))
 }
 
 async fn info(State(host): State<Host>) -> Json<HostInfo> {

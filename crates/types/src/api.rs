@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::id::{AppName, InstanceId, MachineId, OrgSlug, Region};
+use crate::id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region};
 use crate::image::ImageRef;
 use crate::machine_config::{MachineConfig, Signal, null_is_default};
 use crate::state::MachineState;
@@ -359,6 +359,49 @@ pub struct Platform {
     pub registry: String,
     /// The region of this server.
     pub region: Region,
+}
+
+/// What takes a server's disk, one kind of thing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUse {
+    /// `images`, `machine disks`, `machine logs`, `registry`, `builds`.
+    pub kind: String,
+    /// How many there are, where that can be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// What they take, holes in files not counted.
+    pub bytes: u64,
+    /// What a prune would free of it.
+    pub reclaimable_bytes: u64,
+}
+
+/// What takes a server's disk (Perch's own).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUsage {
+    /// The server.
+    pub host: HostId,
+    /// Bytes of the disk on which machines are.
+    pub total_bytes: u64,
+    /// Bytes of it that are free.
+    pub free_bytes: u64,
+    /// Kind by kind.
+    pub uses: Vec<DiskUse>,
+}
+
+/// Answer of the list of servers' disks.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SystemUsage {
+    /// Of each server that answered.
+    pub hosts: Vec<DiskUsage>,
+}
+
+/// What a prune deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Pruned {
+    /// Images that no machine named.
+    pub images: u64,
+    /// What they took.
+    pub bytes: u64,
 }
 
 /// An image in the platform's registry.

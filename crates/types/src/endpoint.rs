@@ -106,6 +106,10 @@ endpoints! {
     REGIONS = "GET" "/v1/platform/regions" Read;
     /// What this platform is: domain, ports, version.
     PLATFORM = "GET" "/v1/platform" Read;
+    /// What takes the servers' disks.
+    SYSTEM_USAGE = "GET" "/v1/platform/usage" Operate;
+    /// Deletes images that no machine names.
+    SYSTEM_PRUNE = "POST" "/v1/platform/prune" Operate;
     /// Images in the platform's registry.
     IMAGES_LIST = "GET" "/v1/images" Read;
     /// Makes the base images; the answer is lines of JSON (`types::build`).

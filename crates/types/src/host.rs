@@ -17,6 +17,8 @@
 //! | `POST /machines/{id}/drained` | [`Drained`] | the same |
 //! | `GET /watch` | query [`WatchQuery`] | lines of [`WatchEvent`], the snapshot first |
 //! | `GET /info` | | [`HostInfo`] |
+//! | `GET /usage` | | [`crate::api::DiskUsage`] |
+//! | `POST /prune` | | [`crate::api::Pruned`] |
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

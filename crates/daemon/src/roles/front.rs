@@ -38,7 +38,7 @@ use crate::{identity, roles};
 const EDGE_END_MAX: Duration = Duration::from_secs(8);
 const DIRECTORY_FILE: &str = "directory.db";
 const VIEW_FILE: &str = "view.json";
-const REGISTRY_DIR: &str = "registry";
+pub(crate) const REGISTRY_DIR: &str = "registry";
 
 /// Runs until the supervisor ends it.
 pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Result<()> {

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::roles::Beats;
+use crate::roles::front::REGISTRY_DIR;
 use crate::setup::{Purpose, Setup, Sockets};
 use crate::sockets::DIRECTORY_SOCKET;
 use crate::{identity, peer, supervisor};
@@ -116,6 +117,10 @@ fn host_config(setup: &Setup) -> Result<perch_host::Config> {
             args: vec!["unpack-layers".to_owned()],
             host_id_base: perch_oci::unpack::HOST_ID_BASE,
         },
+        others: vec![
+            ("registry".to_owned(), config.data_dir.join(identity::FRONT_DIR).join(REGISTRY_DIR)),
+            ("builds".to_owned(), config.data_dir.join(identity::BUILD_DIR)),
+        ],
         limits: perch_host::Limits {
             cache: perch_host::CachePolicy {
                 bytes_max: config.image_cache.size_mb.saturating_mul(1 << 20),

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
 use perch_types::ApiError;
+use perch_types::api::Pruned;
 use perch_types::image::Digest;
 
 use super::Host;
@@ -18,22 +19,13 @@ use crate::shared::Shared;
 /// How old a note of an image's last use may be while it is used: a note costs a commit.
 const USE_NOTED_EVERY_MS: i64 = 10 * 60 * 1000;
 
-/// What housekeeping deleted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Tidied {
-    /// Images.
-    pub images: u64,
-    /// Their bytes.
-    pub bytes: u64,
-}
-
 impl Host {
     /// Unmounts the trees of images that no machine names and deletes as many of these images as
     /// the policy wants.
     ///
     /// # Errors
     /// When the store or the state file cannot be read; what was deleted stays deleted.
-    pub async fn tidy(&self, policy: CachePolicy) -> Result<Tidied, ApiError> {
+    pub async fn tidy(&self, policy: CachePolicy) -> Result<Pruned, ApiError> {
         self.shared.tidy(policy).await
     }
 }
@@ -43,11 +35,11 @@ impl Shared {
     ///
     /// # Errors
     /// As [`Host::tidy`].
-    pub(crate) async fn tidy(&self, policy: CachePolicy) -> Result<Tidied, ApiError> {
+    pub(crate) async fn tidy(&self, policy: CachePolicy) -> Result<Pruned, ApiError> {
         let refused = |fault: Fault| fault.error;
         let images = &self.effects.images;
         if self.has_unreadable.load(Ordering::Acquire) {
-            return Ok(Tidied::default());
+            return Ok(Pruned::default());
         }
         let is_named = |digest: &Digest| self.names_image(digest);
         images.unmount_unused(&is_named).await.map_err(refused)?;
@@ -63,7 +55,7 @@ impl Shared {
                 Unused { digest, size_bytes, used_unix_ms }
             })
             .collect();
-        let mut tidied = Tidied::default();
+        let mut tidied = Pruned::default();
         for image in to_delete(unused, policy, now_unix_ms) {
             if images.remove(&image.digest, &is_named).await.map_err(refused)? {
                 tracing::info!(digest = %image.digest, bytes = image.size_bytes,

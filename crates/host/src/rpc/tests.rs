@@ -50,6 +50,7 @@ impl Rig {
             init: std::path::PathBuf::new(),
             registry: None,
             unpack: perch_oci::Privilege::InProcess,
+            others: Vec::new(),
             limits: Limits { disk_reserve_bytes: 0, ..Limits::default() },
         };
         let server = FakeServer::new();

@@ -4,6 +4,7 @@
 mod auth;
 mod bad_input;
 mod building;
+mod disk;
 mod draining;
 mod edge;
 mod follow;

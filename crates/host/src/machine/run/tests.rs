@@ -45,6 +45,7 @@ fn config() -> Config {
         init: PathBuf::new(),
         registry: None,
         unpack: perch_oci::Privilege::InProcess,
+        others: Vec::new(),
         limits: Limits::default(),
     }
 }

@@ -205,6 +205,7 @@ impl Server {
             init: self.guest.join("perch-init"),
             registry: None,
             unpack: perch_oci::Privilege::InProcess,
+            others: Vec::new(),
             limits: Limits {
                 disk_reserve_bytes: 0,
                 machines_max: 100,
