@@ -99,7 +99,8 @@ impl Shared {
             dirty: Notify::new(),
             heartbeats: Heartbeats::default(),
             stopping: CancellationToken::new(),
-            untidy: AtomicBool::new(false),
+            // An agent before may have ended in the middle of it.
+            untidy: AtomicBool::new(true),
             has_unreadable: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             step_times: Mutex::default(),
