@@ -114,22 +114,7 @@ fn no_request_is_lost_while_one_machine_of_two_is_restarted_or_updated() {
                 let (cloud, is_over, answered) = (&cloud, &is_over, &answered);
                 // Some are short and some are under way when the machine is stopped.
                 let target = if client == 0 { "/sleep?ms=150" } else { "/" };
-                scope.spawn(move || {
-                    let mut wrong = Vec::new();
-                    while !is_over.load(Ordering::SeqCst) {
-                        match cloud.get("web", target) {
-                            Ok(answer) if answer.status == 200 => {
-                                answered.fetch_add(1, Ordering::SeqCst);
-                            }
-                            Ok(answer) => {
-                                wrong.push(format!("{} {}", answer.status, answer.text()))
-                            }
-                            Err(error) => wrong.push(format!("{error:#}")),
-                        }
-                        std::thread::sleep(PAUSE);
-                    }
-                    wrong
-                })
+                scope.spawn(move || ask_until(cloud, target, is_over, answered))
             })
             .collect();
         // A fault here must not leave the clients running for ever.
@@ -146,6 +131,26 @@ fn no_request_is_lost_while_one_machine_of_two_is_restarted_or_updated() {
     assert!(wrong.is_empty(), "{} of {answered}: {wrong:#?}", wrong.len());
     assert!(answered > 200, "{answered}");
     cloud.finish().unwrap();
+}
+
+/// Asks again and again; returns every answer that was none of the app's.
+fn ask_until(
+    cloud: &Cloud,
+    target: &str,
+    is_over: &AtomicBool,
+    answered: &AtomicUsize,
+) -> Vec<String> {
+    let mut wrong = Vec::new();
+    while !is_over.load(Ordering::SeqCst) {
+        let answer = cloud.get("web", target);
+        if answer.as_ref().is_ok_and(|answer| answer.status == 200) {
+            answered.fetch_add(1, Ordering::SeqCst);
+        } else {
+            wrong.push(format!("{:?}", answer.map(|answer| (answer.status, answer.text()))));
+        }
+        std::thread::sleep(PAUSE);
+    }
+    wrong
 }
 
 /// Restarts each machine twice, stops and starts one, and gives both another version.

@@ -1,5 +1,6 @@
 //! Whole clouds: a real `perchd`, real machines, requests through the real edge.
 #![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
+#![expect(clippy::disallowed_methods, reason = "clients of a test send at a bounded rate")]
 
 mod auth;
 mod bad_input;
