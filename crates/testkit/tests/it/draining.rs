@@ -75,6 +75,10 @@ fn a_request_under_way_survives_the_polite_end_of_the_server() {
     };
     let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
     cloud.machine("web", &config(&image, &json!({})), "ready").unwrap();
+    wait_for("the edge to know it", Duration::from_secs(20), || {
+        (cloud.get("web", "/").ok()?.status == 200).then_some(())
+    })
+    .unwrap();
     let edge = cloud.edge;
     let slow = std::thread::spawn(move || {
         let host = [("Host", "web.perch.localhost")];
@@ -87,7 +91,8 @@ fn a_request_under_way_survives_the_polite_end_of_the_server() {
     let began = Instant::now();
     cloud.stop().unwrap();
     assert!(began.elapsed() < Duration::from_secs(7), "{:?}", began.elapsed());
-    assert_eq!(slow.join().unwrap().status, 200);
+    let answer = slow.join().unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
     cloud.boot().unwrap();
     assert_eq!(cloud.get("web", "/").unwrap().status, 200);
     cloud.finish().unwrap();
