@@ -3,14 +3,14 @@
 //! Never silent: that a machine is back is told, and that it is not is the error.
 
 use perch_client::Error as CallError;
-use perch_types::MachineId;
 use perch_types::api::CreateMachineRequest;
+use perch_types::{MachineId, MachineState};
 use tokio::time::{Instant, sleep};
 
 use crate::apply::{Deployer, Place};
 use crate::error::Error;
 use crate::judge::Mark;
-use crate::observe::{Event, Observer};
+use crate::observe::{Event, Observer, Shared};
 use crate::plan::Op;
 
 impl Deployer {
@@ -21,7 +21,7 @@ impl Deployer {
         op: &Op,
         id: &MachineId,
         failed: Error,
-        (place, observer): (Place, &mut O),
+        (place, observer): (Place, &Shared<'_, O>),
     ) -> Error {
         let machine = id.clone();
         let (text, result) = match op {
@@ -62,9 +62,27 @@ impl Deployer {
         let op = "remove the new machine";
         let call = || self.api.delete_machine(&self.app, id, true);
         match self.patiently(call).await {
-            Ok(()) => Ok(()),
-            Err(error) if error.is_not_found() => Ok(()),
-            Err(source) => Err(Error::Call { op: op.to_owned(), source }),
+            Ok(()) => self.leaves(id).await,
+            Err(error) if error.is_not_found() => {}
+            Err(source) => return Err(Error::Call { op: op.to_owned(), source }),
+        }
+        Ok(())
+    }
+
+    /// Waits until a machine whose end was promised is no longer among the app's, so that whoever
+    /// looks next does not find it.
+    async fn leaves(&self, id: &MachineId) {
+        let begun = Instant::now();
+        while begun.elapsed() < self.limits.undo {
+            match self.api.machine(&self.app, id).await {
+                Ok(machine) => match machine.state {
+                    MachineState::Destroying | MachineState::Destroyed => return,
+                    _ => {}
+                },
+                Err(error) if error.is_transient() => {}
+                Err(_) => return,
+            }
+            sleep(self.limits.poll).await;
         }
     }
 
@@ -73,7 +91,7 @@ impl Deployer {
         &self,
         id: &MachineId,
         before: &CreateMachineRequest,
-        (place, observer): (Place, &mut O),
+        (place, observer): (Place, &Shared<'_, O>),
     ) -> Result<(), Error> {
         let error = |source| Error::Call { op: format!("update machine {id}"), source };
         let call = || self.api.update_machine(&self.app, id, before);
@@ -105,7 +123,7 @@ impl Deployer {
 }
 
 /// Returns an error with its sources, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -13,7 +13,7 @@ use perch_deploy::{NewApp, new_fly_toml, with_app_name};
 use perch_scan::{Decision, Folder, LaunchPlan, Source, scan};
 use perch_types::api::{CreateApp, Platform};
 use perch_types::app_config::AppConfig;
-use perch_types::{AppName, Code};
+use perch_types::{AppName, Code, MachineState};
 
 use super::build::{BuildOptions, Job, build};
 use super::deploy::{Place, roll_out};
@@ -106,8 +106,7 @@ pub(crate) async fn run(invocation: &Invocation, args: LaunchArgs) -> Result {
 
 /// Returns how to go on after a launch that failed once the app was made.
 async fn next(Place { api, app, .. }: &Place) -> String {
-    let machines = api.machines(app, &ListFilter::default()).await;
-    if machines.is_ok_and(|machines| !machines.is_empty()) {
+    if machines(api, app).await.is_ok_and(|machines| machines > 0) {
         return format!("the app has machines; mend it and run `perch deploy --app {app}`");
     }
     format!(
@@ -165,16 +164,23 @@ async fn make_app(invocation: &Invocation, api: &Api, proposal: &Proposal) -> Re
         };
         return Err(CommandError::refused(format!("the name `{name}` is taken"), hint));
     }
-    let machines = api.machines(name, &ListFilter::default()).await;
+    let machines = machines(api, name).await;
     let machines = machines.during(format!("look at the machines of `{name}`"))?;
-    if !machines.is_empty() {
+    if machines > 0 {
         return Err(CommandError::refused(
-            format!("`{name}` is launched already, with {} machines", machines.len()),
+            format!("`{name}` is launched already, with {machines} machines"),
             format!("roll out what has changed with `perch deploy --app {name}`"),
         ));
     }
     invocation.ui.good(format!("app `{name}` is there from an earlier launch; going on with it"));
     Ok(())
+}
+
+/// Returns how many machines an app has, without those that are on their way out.
+async fn machines(api: &Api, app: &AppName) -> std::result::Result<usize, perch_client::Error> {
+    let found = api.machines(app, &ListFilter::default()).await?;
+    let going = |state| matches!(state, MachineState::Destroying | MachineState::Destroyed);
+    Ok(found.iter().filter(|machine| !going(machine.state)).count())
 }
 
 /// Proposes what a file that is there says; only the app's name may change.

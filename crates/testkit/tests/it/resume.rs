@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use perch_testkit::Cloud;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const GOOD: &str = "FROM scratch\nCOPY server /server\nEXPOSE 8080\n\
     ENTRYPOINT [\"/server\", \"--listen\", \"0.0.0.0:8080\"]\n";
@@ -42,7 +42,8 @@ fn a_launch_that_failed_goes_on_when_its_source_is_mended() {
     assert!(text.contains("going on with it") && text.contains("exit code 3"), "{text}");
     assert!(text.contains("is removed") && text.contains("next: "), "{text}");
     let machines = cloud.must("GET", "/v1/apps/shop/machines", &Value::Null).unwrap();
-    assert_eq!(machines, json!([]));
+    let left = machines.as_array().unwrap().iter().filter(|it| it["state"] != "destroying");
+    assert_eq!(left.count(), 0, "{machines}");
 
     fs::write(folder.join("Dockerfile"), GOOD).unwrap();
     let (code, text) = perch(&cloud, folder, "launch --yes");
