@@ -1,10 +1,11 @@
-//! Carries out a plan, one machine after another.
+//! Carries out a plan: machine after machine, or as many at once as the plan says.
 //!
 //! Never leaves a machine worse than it was: the first one that does not come up is put back to
 //! its version before (or removed, when it is new), and nothing after it is touched.
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use perch_client::{Api, Error as CallError, ListFilter};
 use perch_types::api::{LogRecord, Machine};
 use perch_types::app_config::Strategy;
@@ -14,8 +15,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{Error, LOG_LINES_MAX};
 use crate::judge::{Mark, Verdict, judge};
-use crate::observe::{Event, Observer};
+use crate::observe::{Event, Observer, Shared};
 use crate::plan::{Op, Plan};
+use crate::undo::chain;
 
 /// How long things may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,40 +103,71 @@ impl Deployer {
     /// Carries out a plan.
     ///
     /// # Errors
-    /// At the first operation that does not succeed. Its machine is put back or removed first, and
-    /// [`Error::NotUndone`] says when that did not succeed either; machines that were done before
-    /// keep the new version.
+    /// At the first operation that does not succeed, once those that were begun with it have come
+    /// to their end. Its machine is put back or removed first, and [`Error::NotUndone`] says when
+    /// that did not succeed either; machines that were done before keep the new version.
     pub async fn apply<O: Observer + ?Sized>(
         &self,
         plan: &Plan,
         observer: &mut O,
     ) -> Result<Outcome, Error> {
+        let observer = Shared::new(observer);
         let mut outcome = Outcome::default();
-        let total = plan.ops.len();
-        for (index, op) in plan.ops.iter().enumerate() {
-            let place = Place { index: index + 1, total };
-            let begun = Instant::now();
-            observer.event(Event::Started { index: place.index, total, text: op.to_string() });
-            let (machine, result) = match self.carry_out(plan, op, place, observer).await {
-                Ok(done) => done,
-                Err(error) => {
-                    observer.event(Event::Halted { done: index, untouched: total - place.index });
-                    return Err(error);
+        let (mut begun, mut done) = (0, 0);
+        for size in &plan.batches {
+            let batch = plan.ops.iter().enumerate().skip(begun).take(*size);
+            let ops = batch.map(|(index, op)| self.one(plan, op, index + 1, &observer));
+            let results = join_all(ops).await;
+            let mut failed = None;
+            for (op, result) in plan.ops.iter().skip(begun).zip(results) {
+                begun += 1;
+                match (result, op) {
+                    (Ok(machine), Op::Create { .. } | Op::Update { .. }) => {
+                        outcome.machines.push(machine);
+                    }
+                    (Ok(machine), Op::Destroy { .. }) => outcome.destroyed.push(machine),
+                    (Err(error), _) if failed.is_none() => {
+                        failed = Some(error);
+                        continue;
+                    }
+                    (Err(error), _) => {
+                        let (index, total) = (begun, plan.ops.len());
+                        let because = chain(&error);
+                        observer.event(Event::Failed { index, total, because });
+                        continue;
+                    }
                 }
-            };
-            observer.event(Event::Done {
-                index: place.index,
-                total,
-                machine: machine.clone(),
-                result,
-                took_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
-            });
-            match op {
-                Op::Create { .. } | Op::Update { .. } => outcome.machines.push(machine),
-                Op::Destroy { .. } => outcome.destroyed.push(machine),
+                done += 1;
+            }
+            if let Some(error) = failed {
+                let untouched = plan.ops.len().saturating_sub(begun);
+                observer.event(Event::Halted { done, untouched });
+                return Err(error);
             }
         }
         Ok(outcome)
+    }
+
+    /// Carries out one operation and tells of it.
+    async fn one<O: Observer + ?Sized>(
+        &self,
+        plan: &Plan,
+        op: &Op,
+        index: usize,
+        observer: &Shared<'_, O>,
+    ) -> Result<MachineId, Error> {
+        let total = plan.ops.len();
+        let begun = Instant::now();
+        observer.event(Event::Started { index, total, text: op.to_string() });
+        let (machine, result) = self.carry_out(plan, op, Place { index, total }, observer).await?;
+        observer.event(Event::Done {
+            index,
+            total,
+            machine: machine.clone(),
+            result,
+            took_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        });
+        Ok(machine)
     }
 
     async fn carry_out<O: Observer + ?Sized>(
@@ -142,7 +175,7 @@ impl Deployer {
         plan: &Plan,
         op: &Op,
         place: Place,
-        observer: &mut O,
+        observer: &Shared<'_, O>,
     ) -> Result<(MachineId, &'static str), Error> {
         let call = |source| Error::Call { op: op.to_string(), source };
         let (machine, mark) = match op {
@@ -186,7 +219,7 @@ impl Deployer {
         id: &MachineId,
         mark: &Mark,
         place: Place,
-        observer: &mut O,
+        observer: &Shared<'_, O>,
     ) -> Result<&'static str, Error> {
         let begun = Instant::now();
         let (mut running_since, mut wrong_since) = (None, None);

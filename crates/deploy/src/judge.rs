@@ -6,8 +6,10 @@ use perch_types::MachineState;
 use perch_types::api::{CheckState, ExitEvent, ExitRequest, HostStatus, Machine};
 use perch_types::machine_config::RestartPolicy;
 
-/// How the host begins the reason of a program that listens, but not where it should.
-const WRONG_LISTENER: &str = "listens on ";
+/// How the host names what a program listens on that listens, but not where it should.
+const LISTENS: &str = "listens on ";
+/// How it says that the program listens on nothing at all, which a slow start mends.
+const LISTENS_NOT: &str = "nothing listens on ";
 
 /// What a machine had seen before an operation: its newest event then.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -65,7 +67,11 @@ fn started(machine: &Machine) -> Verdict {
     if machine.checks.is_empty() {
         return Verdict::Runs;
     }
-    match machine.checks.iter().find(|check| check.status != CheckState::Passing) {
+    let failing = || machine.checks.iter().filter(|check| check.status != CheckState::Passing);
+    // Of several reasons the one that the others follow from: a check of a port that nothing
+    // listens on does not pass either.
+    let wrong = failing().find(|check| is_wrong_listener(&check.output));
+    match wrong.or_else(|| failing().next()) {
         None => Verdict::Ready,
         Some(check) => Verdict::Waiting {
             because: if check.output.is_empty() {
@@ -73,9 +79,13 @@ fn started(machine: &Machine) -> Verdict {
             } else {
                 check.output.clone()
             },
-            wrong_listener: check.output.contains(WRONG_LISTENER),
+            wrong_listener: wrong.is_some(),
         },
     }
+}
+
+fn is_wrong_listener(output: &str) -> bool {
+    output.replace(LISTENS_NOT, "").contains(LISTENS)
 }
 
 fn waiting(because: String) -> Verdict {

@@ -4,7 +4,7 @@
 //! with this library, another program can do too.
 //!
 //! [`load`] reads `fly.toml`; [`plan`] is pure and says what will be done; [`Deployer::apply`]
-//! does it, one machine after another, and puts back what it changed when one does not come up.
+//! does it, machine after machine or some at once, and puts back what it changed when one does not come up.
 
 #![forbid(unsafe_code)]
 

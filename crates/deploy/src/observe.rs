@@ -2,6 +2,8 @@
 //!
 //! Never waits for whoever listens.
 
+use std::sync::{Mutex, PoisonError};
+
 use perch_types::MachineId;
 
 /// Something that happened.
@@ -54,6 +56,15 @@ pub enum Event {
         /// How it is now: `runs the version before again`, `is removed`.
         text: &'static str,
     },
+    /// An operation failed beside another one, whose error is the deploy's.
+    Failed {
+        /// Which, from 1.
+        index: usize,
+        /// Of how many.
+        total: usize,
+        /// Why.
+        because: String,
+    },
     /// The deploy ends here, with an error.
     Halted {
         /// Operations that succeeded before: their machines keep the new version.
@@ -67,6 +78,20 @@ pub enum Event {
 pub trait Observer {
     /// Takes an event.
     fn event(&mut self, event: Event);
+}
+
+/// One observer for operations that are carried out at once.
+pub(crate) struct Shared<'a, O: ?Sized>(Mutex<&'a mut O>);
+
+impl<'a, O: Observer + ?Sized> Shared<'a, O> {
+    pub(crate) fn new(observer: &'a mut O) -> Self {
+        Self(Mutex::new(observer))
+    }
+
+    pub(crate) fn event(&self, event: Event) {
+        // An observer that panicked has ended the deploy with it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).event(event);
+    }
 }
 
 /// Events kept in their order.

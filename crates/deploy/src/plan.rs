@@ -14,6 +14,8 @@ const PLATFORM_KEY: &str = "fly_platform_version";
 const GROUP_KEY: &str = "fly_process_group";
 /// The key of a machine's metadata that counts deploys.
 const RELEASE_KEY: &str = "fly_release_version";
+/// The most machines that are updated at once, whatever the file says.
+const AT_ONCE_MAX: usize = 8;
 /// How much of an image's reference is shown.
 const IMAGE_SHOWN_CHARACTERS: usize = 80;
 
@@ -95,6 +97,8 @@ impl fmt::Display for Op {
 pub struct Plan {
     /// The operations.
     pub ops: Vec<Op>,
+    /// How many operations in a row are carried out at once; together they are all.
+    pub batches: Vec<usize>,
     /// The image that all machines get.
     pub image: String,
     /// Whether to look at each machine before the next.
@@ -108,8 +112,15 @@ impl fmt::Display for Plan {
         let image: String = self.image.chars().take(IMAGE_SHOWN_CHARACTERS).collect();
         writeln!(f, "release {} with the image {image}", self.release)?;
         let total = self.ops.len();
-        for (index, op) in self.ops.iter().enumerate() {
-            writeln!(f, "[{}/{total}] {op}", index + 1)?;
+        let mut ops = self.ops.iter().enumerate();
+        for size in &self.batches {
+            for (index, op) in ops.by_ref().take(*size) {
+                write!(f, "[{}/{total}] {op}", index + 1)?;
+                if *size > 1 {
+                    write!(f, " ({size} at once)")?;
+                }
+                writeln!(f)?;
+            }
         }
         Ok(())
     }
@@ -118,7 +129,9 @@ impl fmt::Display for Plan {
 /// Returns what makes the machines what the file says.
 ///
 /// Machines that run come first, then those that do not, then those to destroy: as long as
-/// nothing new serves, everything old does. Machines that no deploy made are left alone.
+/// nothing new serves, everything old does. Of the machines of a group that run the first is
+/// updated alone, then as many at once as the file allows to be unavailable (contract 7.4).
+/// Machines that no deploy made are left alone.
 ///
 /// # Errors
 /// When the file contradicts itself.
@@ -135,6 +148,7 @@ pub fn plan(
     let groups = config.groups();
     let mut running = Vec::new();
     let mut waiting = Vec::new();
+    let mut batches = Vec::new();
     for group in &groups {
         let mut wanted = config.to_machine_config(group, image)?;
         wanted.metadata.insert(RELEASE_KEY.to_owned(), release.to_string());
@@ -144,22 +158,40 @@ pub fn plan(
             let op = create(group, &wanted, config, options);
             running.extend(std::iter::repeat_n(op, count));
         }
-        for machine in members {
-            let op = update(machine, group, &wanted);
-            if op.starts() {
-                running.push(op);
-            } else {
-                waiting.push(op);
-            }
-        }
+        let created = running.len();
+        let updates = members.into_iter().map(|machine| update(machine, group, &wanted));
+        let (starting, resting): (Vec<Op>, Vec<Op>) = updates.partition(Op::starts);
+        batches.extend(std::iter::repeat_n(1, created.saturating_sub(batches.iter().sum())));
+        batches.extend(batches_of(starting.len(), config));
+        running.extend(starting);
+        waiting.extend(resting);
     }
     let gone = managed.iter().filter(|machine| !groups.contains(&group_of(machine)));
     let destroy = gone.map(|machine| Op::Destroy {
         machine: machine.id.clone(),
         group: group_of(machine).to_owned(),
     });
-    let ops = running.into_iter().chain(waiting).chain(destroy).collect();
-    Ok(Plan { ops, image: image.to_owned(), strategy: config.strategy(), release })
+    let ops: Vec<Op> = running.into_iter().chain(waiting).chain(destroy).collect();
+    batches.extend(std::iter::repeat_n(1, ops.len().saturating_sub(batches.iter().sum())));
+    Ok(Plan { ops, batches, image: image.to_owned(), strategy: config.strategy(), release })
+}
+
+/// Cuts a group's running machines into those that are updated at once.
+fn batches_of(machines: usize, config: &AppConfig) -> Vec<usize> {
+    let Some(mut left) = machines.checked_sub(1) else {
+        return Vec::new();
+    };
+    let total = u32::try_from(machines).unwrap_or(u32::MAX);
+    let size = usize::try_from(config.max_unavailable(total)).unwrap_or(usize::MAX);
+    let size = size.clamp(1, AT_ONCE_MAX);
+    // The first shows whether the new version works at all.
+    let mut batches = vec![1];
+    while left > 0 {
+        let batch = left.min(size);
+        batches.push(batch);
+        left -= batch;
+    }
+    batches
 }
 
 fn is_managed(machine: &Machine) -> bool {

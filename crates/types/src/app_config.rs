@@ -140,6 +140,10 @@ pub struct BuildSection {
     pub other: Other,
 }
 
+/// The fraction of machines that may be out of service at once when the file does not say
+/// (contract 2.3).
+const MAX_UNAVAILABLE_DEFAULT: f64 = 0.33;
+
 /// `[deploy]`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct DeploySection {
@@ -415,6 +419,15 @@ impl AppConfig {
     #[must_use]
     pub fn wait_timeout(&self) -> GoDuration {
         self.deploy.as_ref().and_then(|deploy| deploy.wait_timeout).unwrap_or(WAIT_TIMEOUT_DEFAULT)
+    }
+
+    /// Returns how many of so many machines may be out of service at once; at least one.
+    #[must_use]
+    pub fn max_unavailable(&self, machines: u32) -> u32 {
+        let wanted = self.deploy.as_ref().and_then(|deploy| deploy.max_unavailable);
+        let wanted = wanted.unwrap_or(MAX_UNAVAILABLE_DEFAULT);
+        let bound = if wanted < 1.0 { wanted * f64::from(machines) } else { wanted.floor() };
+        (1..=machines).find(|count| f64::from(*count) >= bound).unwrap_or_else(|| machines.max(1))
     }
 
     /// Returns how machines are replaced, as the file says.

@@ -192,6 +192,9 @@ impl Observer for Progress<'_> {
                 self.ui.warn(format!("machine {machine} did not come up: {text}"));
             }
             Event::Undone { machine, text } => self.ui.good(format!("machine {machine} {text}")),
+            Event::Failed { index, total, because } => {
+                self.ui.warn(format!("[{index}/{total}] failed too: {because}"));
+            }
             Event::Halted { done: 0, untouched: 0 } => {}
             Event::Halted { done, untouched } => self.ui.warn(format!(
                 "the deploy ends here: {done} machines have the new version, {untouched} were not \

@@ -213,3 +213,69 @@ async fn immediate_looks_at_nothing() {
     let (result, _) = deploy(&fake, &format!("{WEB}[deploy]\nstrategy = 'immediate'\n")).await;
     result.unwrap();
 }
+
+const TWO_AT_ONCE: &str =
+    "app = 'web'\n[http_service]\ninternal_port = 8080\n[deploy]\nmax_unavailable = 2\n";
+
+#[tokio::test]
+async fn a_batch_is_carried_out_at_once_after_the_first_machine() {
+    let fake = Fake::start().with_app("web");
+    for _ in 0..3 {
+        fake.world().add_machine(MachineState::Started, old("app"));
+    }
+    fake.world().fates.insert("web:2".to_owned(), Fate::Ready);
+    let (result, events) = deploy(&fake, TWO_AT_ONCE).await;
+    assert_eq!(result.unwrap().machines.len(), 3);
+    let order: Vec<String> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Started { index, .. } => Some(format!("begin {index}")),
+            Event::Done { .. } => Some("end".to_owned()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(order, ["begin 1", "end", "begin 2", "begin 3", "end", "end"]);
+}
+
+#[tokio::test]
+async fn a_failure_within_a_batch_tells_of_the_others_and_ends_the_deploy() {
+    let fake = Fake::start().with_app("web");
+    for _ in 0..5 {
+        fake.world().add_machine(MachineState::Started, old("app"));
+    }
+    fake.world().fates.insert("web:2".to_owned(), Fate::Ready);
+    for machine in ["02", "03"] {
+        let call = format!("POST /v1/apps/web/machines/000000000000{machine}");
+        let error = ApiError::new(Code::Internal, format!("{machine} broke"));
+        fake.world().refuse.push((call, error));
+    }
+    let (result, events) = deploy(&fake, TWO_AT_ONCE).await;
+    let error = std::error::Error::source(&result.unwrap_err()).unwrap().to_string();
+    assert_eq!(error, "02 broke");
+    let [.., Event::Failed { index: 3, because, .. }, Event::Halted { done: 1, untouched: 2 }] =
+        events.as_slice()
+    else {
+        panic!("{events:?}");
+    };
+    assert!(because.contains("03 broke"), "{because}");
+    for machine in fake.world().machines.iter().skip(3) {
+        assert_eq!(machine.config.image, "web:1");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_listener_is_reported_soon_and_a_slow_start_is_waited_for() {
+    for (said, soon) in [
+        ("listens on 127.0.0.1:8080, expected 0.0.0.0:8080", true),
+        ("nothing listens on 0.0.0.0:8080", false),
+    ] {
+        let fake = Fake::start().with_app("web");
+        fake.world().fates.insert("web:2".to_owned(), Fate::NotReady(said.to_owned()));
+        let begun = std::time::Instant::now();
+        let (result, _) = deploy(&fake, WEB).await;
+        let took = begun.elapsed();
+        assert!(matches!(result, Err(Error::NotReady { .. })), "{result:?}");
+        assert!(took >= limits().wrong_listener);
+        assert_eq!(took < limits().ready, soon, "{said}: {took:?}");
+    }
+}

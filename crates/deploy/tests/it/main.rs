@@ -8,3 +8,5 @@ mod apply;
 mod fake;
 #[cfg(test)]
 mod plans;
+#[cfg(test)]
+mod verdicts;

@@ -90,3 +90,34 @@ fn an_update_keeps_what_the_file_does_not_say() {
     assert_eq!(before.config, old);
     assert!(request.current_version.is_some());
 }
+
+#[test]
+fn as_many_are_updated_at_once_as_the_file_allows() {
+    let running = |count: usize| vec![(MachineState::Started, deployed("app", "1")); count];
+    for (count, said, batches) in [
+        (1, "", vec![1]),
+        (3, "", vec![1, 1, 1]),
+        // A third of seven, rounded up.
+        (7, "", vec![1, 3, 3]),
+        (4, "max_unavailable = 0.5", vec![1, 2, 1]),
+        (5, "max_unavailable = 2", vec![1, 2, 2]),
+        (5, "max_unavailable = 2.9", vec![1, 2, 2]),
+        (3, "max_unavailable = 100", vec![1, 2]),
+        (3, "max_unavailable = 1", vec![1, 1, 1]),
+        (3, "max_unavailable = 0", vec![1, 1, 1]),
+        (3, "max_unavailable = -1", vec![1, 1, 1]),
+        (20, "max_unavailable = 1.0e9", vec![1, 8, 8, 3]),
+    ] {
+        let file = format!("{WEB}[deploy]\n{said}\n");
+        assert_eq!(planned(&running(count), &file).batches, batches, "{count} {said}");
+    }
+    // Each group for itself; what does not run, and what is new or goes, one after another.
+    let mut list = running(3);
+    list.extend(vec![(MachineState::Started, deployed("work", "1")); 2]);
+    list.push((MachineState::Stopped, deployed("app", "1")));
+    list.push((MachineState::Started, deployed("gone", "1")));
+    let file = "[deploy]\nmax_unavailable = 2\n[processes]\napp = 'a'\nnew = 'b'\nwork = 'c'\n";
+    let plan = planned(&list, file);
+    assert_eq!(plan.batches, [1, 2, 1, 1, 1, 1, 1]);
+    insta::assert_snapshot!(plan);
+}

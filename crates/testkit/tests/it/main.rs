@@ -7,6 +7,7 @@ mod bad_input;
 mod building;
 mod disk;
 mod draining;
+mod deploys;
 mod edge;
 mod follow;
 mod launch;
