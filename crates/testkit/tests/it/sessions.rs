@@ -10,6 +10,8 @@ use serde_json::json;
 
 /// What the shell of the image prints before it reads a line.
 const PROMPT: &str = "/ # ";
+/// How often a race is run between the end of a program and what is typed.
+const QUICK_SESSIONS: usize = 10;
 const SLEEPS: &str = "while :; do sleep 1; done";
 
 fn session(cloud: &Cloud, id: &str, size: (u16, u16)) -> Terminal {
@@ -46,12 +48,16 @@ fn a_shell_at_a_terminal_is_that_of_the_machine() {
     assert_eq!(terminal.ends().unwrap(), Some(42));
     assert!(terminal.is_as_before().unwrap());
 
-    // A program that is named, and one that is not there.
-    let mut command = cloud.perch();
-    command.args(["machine", "exec", "--app", "box", &id, "--", "sh", "-c", "tty; exit 7"]);
-    let mut terminal = Terminal::start(&command, (24, 80)).unwrap();
-    assert_eq!(terminal.ends().unwrap(), Some(7));
-    assert!(terminal.shown().contains("/dev/pts/"), "{}", terminal.shown());
+    // A program that is named, and ends while something is typed that it does not read.
+    for _ in 0..QUICK_SESSIONS {
+        let mut command = cloud.perch();
+        command.args(["machine", "exec", "--app", "box", &id, "--", "sh", "-c", "tty; exit 7"]);
+        let mut terminal = Terminal::start(&command, (24, 80)).unwrap();
+        terminal.keys("typed ahead\r").unwrap();
+        assert_eq!(terminal.ends().unwrap(), Some(7), "{}", terminal.shown());
+        assert!(terminal.shown().contains("/dev/pts/"), "{}", terminal.shown());
+    }
+    // One that is not there.
     let mut command = cloud.perch();
     command.args(["machine", "exec", "--app", "box", &id, "nowhere"]);
     let mut terminal = Terminal::start(&command, (24, 80)).unwrap();
