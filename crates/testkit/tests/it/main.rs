@@ -5,9 +5,9 @@
 mod auth;
 mod bad_input;
 mod building;
+mod deploys;
 mod disk;
 mod draining;
-mod deploys;
 mod edge;
 mod follow;
 mod launch;
