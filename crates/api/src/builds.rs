@@ -19,7 +19,9 @@ use http::{HeaderMap, Method};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body as HttpBody, Frame, Incoming};
 use perch_client::{BoxError, Connection, Error, RequestBody, RequestParts, body_of};
-use perch_types::build::{BUILD_HEADER, BuildRequest, CONTEXT_BYTES_MAX, FORCE_HEADER};
+use perch_types::build::{
+    BUILD_HEADER, BuildRequest, CONTEXT_BYTES_MAX, FORCE_HEADER, STORE_HEADER,
+};
 use perch_types::image::check_tag;
 use perch_types::{ApiError, Code, Secret};
 use tokio::time::{Instant, Sleep};
@@ -57,6 +59,7 @@ pub(crate) async fn build(
     let mut headers = HeaderMap::new();
     headers.insert(HeaderName::from_static(BUILD_HEADER), asked);
     headers.insert(HeaderName::from_static(APP_HEADER), header(app.name.as_str())?);
+    headers.insert(HeaderName::from_static(STORE_HEADER), header(&app.id)?);
     let revoked_at_end = may_push(&shared, PushScope::App(app.name.clone()), &mut headers)?;
     let limit = usize::try_from(CONTEXT_BYTES_MAX).unwrap_or(usize::MAX);
     let context = Limited::new(Paced::new(request.into_body()), limit).boxed_unsync();

@@ -54,21 +54,15 @@ const PUSH: &str =
     "buildah --storage-driver overlay --root /store/graph --runroot /run/containers push \
     --tls-verify=false --digestfile /tmp/digest localhost/build \"docker://127.0.0.1:$1\"
 echo \"perch-digest $(cat /tmp/digest)\"";
-/// Names that the cage itself needs; a build argument of this name goes by the command line.
-const OWN_VARIABLES: [&str; 7] = [
-    "PATH",
-    "HOME",
-    "LC_ALL",
-    "TMPDIR",
-    "BUILDAH_ISOLATION",
-    "XDG_RUNTIME_DIR",
-    "_CONTAINERS_USERNS_CONFIGURED",
-];
+/// How long a client may take up nothing of its build's events.
+const READER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What is to be built, checked.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) app: String,
+    /// The app's id: whose store of layers it is.
+    pub(crate) store: String,
     pub(crate) request: BuildRequest,
     pub(crate) token: Secret,
     /// The folder with `packed/context` and an empty `tree`.
@@ -123,7 +117,7 @@ pub(crate) async fn finish(outcome: Result<BuildEvent, Error>, events: &Events) 
         BuildEvent::Failed { error: error.to_api() }
     });
     // Whoever asked may be gone: then nobody needs to know.
-    let _gone = events.send(event).await;
+    drop(tell(events, event).await);
 }
 
 async fn build(builder: &Builder, job: &Job, events: &Events) -> Result<BuildEvent, Error> {
@@ -140,8 +134,8 @@ async fn build(builder: &Builder, job: &Job, events: &Events) -> Result<BuildEve
     if dockerfile.is_empty() {
         return Err(refused(format!("the file `{name}` has no instruction")));
     }
-    let _one = only_one(builder, &job.app, events).await?;
-    let store = builder.disk.store(&job.app)?;
+    let _one = only_one(builder, &job.store, events).await?;
+    let store = builder.disk.store(&job.store)?;
     let recipe = Recipe {
         name,
         dockerfile: &dockerfile,
@@ -163,10 +157,10 @@ async fn build(builder: &Builder, job: &Job, events: &Events) -> Result<BuildEve
 /// Waits until no other build of the app runs.
 async fn only_one(
     builder: &Builder,
-    app: &str,
+    store: &str,
     events: &Events,
 ) -> Result<OwnedMutexGuard<()>, Error> {
-    let lock = builder.disk.lock(app);
+    let lock = builder.disk.lock(store);
     if let Ok(guard) = Arc::clone(&lock).try_lock_owned() {
         return Ok(guard);
     }
@@ -179,8 +173,17 @@ async fn only_one(
 
 /// Tells the client what is done now.
 pub(crate) async fn progress(events: &Events, text: &str) -> Result<(), Error> {
-    let event = BuildEvent::Progress { text: text.to_owned() };
-    events.send(event).await.map_err(|_gone| Error::Abandoned)
+    tell(events, BuildEvent::Progress { text: text.to_owned() }).await
+}
+
+/// Sends an event to a client that takes up events; one that does not is as good as gone, and
+/// must not keep its build's place from others.
+async fn tell(events: &Events, event: BuildEvent) -> Result<(), Error> {
+    tell_within(events, event, READER_TIMEOUT).await
+}
+
+async fn tell_within(events: &Events, event: BuildEvent, limit: Duration) -> Result<(), Error> {
+    events.send_timeout(event, limit).await.map_err(|_gone| Error::Abandoned)
 }
 
 async fn unpack(builder: &Builder, slot: usize, job: &Job, events: &Events) -> Result<(), Error> {
@@ -240,7 +243,7 @@ pub(crate) async fn run_phase(
                 None => return Ok(()),
                 Some(line) => {
                     if let Some(event) = take(line)? {
-                        events.send(event).await.map_err(|_gone| Error::Abandoned)?;
+                        tell(events, event).await?;
                     }
                 }
             }
@@ -281,13 +284,13 @@ pub(crate) async fn make_image(bay: Bay<'_>, recipe: &Recipe<'_>) -> Result<(), 
     let path = recipe.input.join("Dockerfile");
     let text = recipe.dockerfile.with_after_from(&variables());
     fs::write(&path, text).map_err(Error::file("write", path))?;
-    let (arguments, environment) = tool_arguments(recipe.request);
+    let arguments = tool_arguments(recipe.request);
     let phase = Phase {
         name: "build",
         slot,
         script: BUILD,
         arguments,
-        environment,
+        environment: tool_environment(),
         binds: store_binds(
             recipe.store,
             [Bind::read_only(recipe.context, "/context"), Bind::read_only(recipe.input, "/input")],
@@ -376,11 +379,10 @@ fn tool_environment() -> Vec<(String, String)> {
     .to_vec()
 }
 
-/// Returns the arguments and the environment of the build tool. Values of build arguments go by
-/// the environment, which only the cage's own user can read, and not by the command line.
-fn tool_arguments(request: &BuildRequest) -> (Vec<String>, Vec<(String, String)>) {
+/// Returns the arguments of the build tool. Build arguments are among them and not in its
+/// environment: there, a name such as `LD_PRELOAD` would be for the cage's own programs.
+fn tool_arguments(request: &BuildRequest) -> Vec<String> {
     let mut arguments: Vec<String> = ["--file", "/input/Dockerfile"].map(str::to_owned).to_vec();
-    let mut environment = tool_environment();
     if request.no_cache {
         arguments.push("--no-cache".to_owned());
     }
@@ -388,13 +390,33 @@ fn tool_arguments(request: &BuildRequest) -> (Vec<String>, Vec<(String, String)>
         arguments.extend(["--target".to_owned(), target.clone()]);
     }
     for (name, value) in &request.args {
-        arguments.push("--build-arg".to_owned());
-        if OWN_VARIABLES.contains(&name.as_str()) {
-            arguments.push(format!("{name}={value}"));
-        } else {
-            arguments.push(name.clone());
-            environment.push((name.clone(), value.clone()));
-        }
+        arguments.extend(["--build-arg".to_owned(), format!("{name}={value}")]);
     }
-    (arguments, environment)
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_takes_up_nothing_is_as_good_as_gone() {
+        let (events, mut client) = mpsc::channel(1);
+        let limit = Duration::from_millis(5);
+        tell_within(&events, BuildEvent::Done, limit).await.unwrap();
+        let second = tell_within(&events, BuildEvent::Done, limit).await;
+        assert!(matches!(second, Err(Error::Abandoned)));
+        client.recv().await.unwrap();
+        tell_within(&events, BuildEvent::Done, limit).await.unwrap();
+    }
+
+    #[test]
+    fn r11_a_build_argument_is_none_of_the_cages_own_variables() {
+        let args = [("LD_PRELOAD", "/context/x.so"), ("PATH", "/context")];
+        let args = args.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let request = BuildRequest { args, ..BuildRequest::default() };
+        let arguments = tool_arguments(&request);
+        assert!(arguments.contains(&"LD_PRELOAD=/context/x.so".to_owned()), "{arguments:?}");
+        assert!(arguments.contains(&"PATH=/context".to_owned()), "{arguments:?}");
+    }
 }

@@ -1,13 +1,14 @@
 //! The disk of builds: one file of a fixed size with a file system in it, mounted once.
 //!
 //! Never lets a build fill the host: the file's size is the hard edge (invariant 8). Each app has
-//! a store of layers of its own on it, which no other app's build sees (security R11); the store
-//! that was used longest ago goes first when room is needed.
+//! a store of layers of its own on it, which no other app's build sees (security R11) and no later
+//! app of the same name either: it is named after the app's id. The store that was used longest
+//! ago goes first when room is needed.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,7 +24,7 @@ const DEPTH_MAX: usize = 256;
 /// What one store holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreUsage {
-    /// The app; `base images` for those.
+    /// The app's id; `base images` for those.
     pub name: String,
     /// Bytes on the disk.
     pub bytes: u64,
@@ -87,28 +88,28 @@ impl Disk {
         fs::rename(&partial, &self.image).map_err(Error::file("rename", &partial))
     }
 
-    /// Returns the folder of an app's store, made if need be. Whoever uses it holds its
-    /// [`lock`](Self::lock).
-    pub(crate) fn store(&self, app: &str) -> Result<PathBuf, Error> {
-        let folder = self.store_folder(app);
+    /// Returns the folder of a store, made if need be; that of the base images has no name.
+    /// Whoever uses it holds its [`lock`](Self::lock).
+    pub(crate) fn store(&self, name: &str) -> Result<PathBuf, Error> {
+        let folder = self.store_folder(name);
         make_store(&folder)?;
         Ok(folder)
     }
 
-    fn store_folder(&self, app: &str) -> PathBuf {
-        if app.is_empty() {
+    fn store_folder(&self, name: &str) -> PathBuf {
+        if name.is_empty() {
             self.root.join("base/store")
         } else {
-            self.root.join("stores").join(app)
+            self.root.join("stores").join(name)
         }
     }
 
-    /// Returns the lock that one build of an app at a time holds: the build tool's own locks do
+    /// Returns the lock that one build in a store at a time holds: the build tool's own locks do
     /// not cover its cleaning up.
-    pub(crate) fn lock(&self, app: &str) -> Arc<tokio::sync::Mutex<()>> {
+    pub(crate) fn lock(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
         locks.retain(|_name, lock| Arc::strong_count(lock) > 1);
-        Arc::clone(locks.entry(app.to_owned()).or_default())
+        Arc::clone(locks.entry(name.to_owned()).or_default())
     }
 
     /// Makes the folder that one build's context goes to.
@@ -186,21 +187,41 @@ impl Disk {
     }
 }
 
+/// Makes a store. The folder itself stays the host's own, so that nothing a build does can put a
+/// link where the host will look next; what builds write is in the folders in it.
 fn make_store(folder: &Path) -> Result<(), Error> {
     make_folder(folder)?;
+    let own = rustix::process::geteuid().as_raw();
+    lchown(folder, Some(own), None).map_err(Error::file("take", folder))?;
     for name in ["graph", "home", "tmp"] {
         let inner = folder.join(name);
-        make_folder(&inner)?;
-        hand_over(&inner)?;
+        match fs::symlink_metadata(&inner) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => return Err(Error::file("use", inner)(io::ErrorKind::NotADirectory.into())),
+            Err(_) => {
+                make_folder(&inner)?;
+                hand_over(&inner)?;
+            }
+        }
     }
-    hand_over(folder)?;
+    // Made anew, so that its time is that of the last use.
     let used = folder.join("used");
-    fs::write(&used, b"").map_err(Error::file("write", used))
+    remove_file(&used)?;
+    fs::File::create_new(&used).map(drop).map_err(Error::file("create", used))
+}
+
+fn remove_file(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::file("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Gives a folder to the root user of cages.
 pub(crate) fn hand_over(path: &Path) -> Result<(), Error> {
-    chown(path, Some(BUILD_IDS_FIRST), Some(BUILD_IDS_FIRST))
+    lchown(path, Some(BUILD_IDS_FIRST), Some(BUILD_IDS_FIRST))
         .map_err(Error::file("give away", path))
 }
 
@@ -241,4 +262,46 @@ fn bytes_in(path: &Path, depth: usize) -> u64 {
 
 pub(crate) fn text(path: &Path) -> Result<&str, Error> {
     path.to_str().ok_or(Error::Configuration { key: "data_dir", rule: "UTF-8" })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn owner(path: &Path) -> (u32, u32) {
+        let found = fs::symlink_metadata(path).unwrap();
+        (found.uid(), found.mode() & 0o7777)
+    }
+
+    #[test]
+    fn r11_a_store_stays_the_hosts_and_no_link_in_it_is_followed() {
+        let own = rustix::process::geteuid();
+        if !own.is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (store, outside) = (folder.path().join("store"), folder.path().join("outside"));
+        fs::create_dir(&outside).unwrap();
+        fs::set_permissions(&outside, fs::Permissions::from_mode(0o700)).unwrap();
+        for _ in 0..2 {
+            make_store(&store).unwrap();
+            assert_eq!(owner(&store), (own.as_raw(), 0o755));
+            for inner in ["graph", "home", "tmp"] {
+                assert_eq!(owner(&store.join(inner)), (BUILD_IDS_FIRST, 0o755));
+            }
+        }
+        fs::remove_dir(store.join("tmp")).unwrap();
+        symlink(&outside, store.join("tmp")).unwrap();
+        make_store(&store).unwrap_err();
+        assert_eq!(owner(&outside), (own.as_raw(), 0o700));
+        fs::remove_file(store.join("tmp")).unwrap();
+        let file = outside.join("file");
+        fs::write(&file, "kept").unwrap();
+        fs::remove_file(store.join("used")).unwrap();
+        symlink(&file, store.join("used")).unwrap();
+        make_store(&store).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "kept");
+    }
 }

@@ -14,7 +14,9 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, StatusCode};
-use perch_types::build::{BUILD_HEADER, BuildEvent, BuildRequest, CONTEXT_BYTES_MAX, FORCE_HEADER};
+use perch_types::build::{
+    BUILD_HEADER, BuildEvent, BuildRequest, CONTEXT_BYTES_MAX, FORCE_HEADER, STORE_HEADER,
+};
 use perch_types::{ApiError, AppName, Code, Secret};
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
@@ -100,13 +102,20 @@ async fn accept(builder: &Builder, request: Request) -> Result<Job, Error> {
     let app: AppName = text(headers, APP_HEADER)?
         .parse()
         .map_err(|error| Error::Request(format!("the header `{APP_HEADER}`: {error}")))?;
+    let store = text(headers, STORE_HEADER)?.to_owned();
     let token = Secret::new(text(headers, TOKEN_HEADER)?);
     let wanted: BuildRequest = serde_json::from_str(text(headers, BUILD_HEADER)?)
         .map_err(|error| Error::Request(format!("the header `{BUILD_HEADER}`: {error}")))?;
     check(&wanted)?;
+    if !is_word(&store) {
+        return Err(Error::Request(format!("the header `{STORE_HEADER}`: `{store}` is no id")));
+    }
     let folder = builder.disk.context(&random_name()?)?;
     match receive(&folder, request.into_body()).await {
-        Ok(gzip) => Ok(Job { app: app.as_str().to_owned(), request: wanted, token, folder, gzip }),
+        Ok(gzip) => {
+            let app = app.as_str().to_owned();
+            Ok(Job { app, store, request: wanted, token, folder, gzip })
+        }
         Err(error) => {
             disk::remove(&folder)?;
             Err(error)
@@ -114,16 +123,18 @@ async fn accept(builder: &Builder, request: Request) -> Result<Job, Error> {
     }
 }
 
+/// Returns whether a text is plain enough for a tag, the name of a stage or of a folder.
+fn is_word(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
+        && text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
 fn check(request: &BuildRequest) -> Result<(), Error> {
-    let word = |text: &str| {
-        text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
-            && text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-    };
     let refuse = |text: String| Err(Error::Request(text));
-    if !word(&request.tag) || request.tag.len() > TAG_BYTES_MAX {
+    if !is_word(&request.tag) || request.tag.len() > TAG_BYTES_MAX {
         return refuse(format!("`{}` is no tag of an image", request.tag));
     }
-    if let Some(target) = request.target.as_deref().filter(|target| !word(target)) {
+    if let Some(target) = request.target.as_deref().filter(|target| !is_word(target)) {
         return refuse(format!("`{target}` is no name of a stage"));
     }
     if request.args.len() > ARGUMENTS_MAX {

@@ -37,6 +37,9 @@ pub const BUILD_HEADER: &str = "perch-build";
 /// The header that makes base images anew though they exist, with the value `1`: they then have
 /// the newest Debian packages.
 pub const FORCE_HEADER: &str = "perch-build-force";
+/// The header by which the API tells the builder whose store of layers a build uses: the app's id,
+/// not its name, which may be another's by tomorrow.
+pub const STORE_HEADER: &str = "perch-build-store";
 
 /// One line of a build's answer. The last one is `image`, `done` or `failed`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -11,8 +11,7 @@ use std::sync::Arc;
 use http_body_util::BodyExt as _;
 use perch_builder::{APP_HEADER, Builder, Config, Limits, TOKEN_HEADER, router};
 use perch_registry::{Access, Authorize, Basic, Decision, Registry};
-use perch_types::build::FORCE_HEADER;
-use perch_types::build::{BUILD_HEADER, BuildEvent, BuildRequest};
+use perch_types::build::{BUILD_HEADER, BuildEvent, BuildRequest, FORCE_HEADER, STORE_HEADER};
 use perch_types::clock::Clock;
 use perch_types::{ApiError, Timestamp};
 use tower::ServiceExt as _;
@@ -113,6 +112,7 @@ impl Bench {
         let request = http::Request::post("/builder/v1/build")
             .header(BUILD_HEADER, serde_json::to_string(request).unwrap())
             .header(APP_HEADER, app)
+            .header(STORE_HEADER, app)
             .header(TOKEN_HEADER, TOKEN)
             .body(axum::body::Body::from(context))
             .unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use perch_builder::{APP_HEADER, TOKEN_HEADER, router};
 use perch_types::Code;
-use perch_types::build::BUILD_HEADER;
+use perch_types::build::{BUILD_HEADER, STORE_HEADER};
 use tower::ServiceExt as _;
 
 use crate::bench::{Bench, SHELL, TOKEN, context, limits, missing, request};
@@ -159,6 +159,7 @@ async fn a_client_that_goes_away_takes_its_build_with_it() {
     let asked = http::Request::post("/builder/v1/build")
         .header(BUILD_HEADER, serde_json::to_string(&request("x")).unwrap())
         .header(APP_HEADER, "web")
+        .header(STORE_HEADER, "web")
         .header(TOKEN_HEADER, TOKEN)
         .body(axum::body::Body::from(context(&dockerfile, &[])))
         .unwrap();
@@ -197,6 +198,7 @@ async fn a_builder_that_starts_again_lays_down_what_was_left() {
     let asked = http::Request::post("/builder/v1/build")
         .header(BUILD_HEADER, serde_json::to_string(&request("x")).unwrap())
         .header(APP_HEADER, "web")
+        .header(STORE_HEADER, "web")
         .header(TOKEN_HEADER, TOKEN)
         .body(axum::body::Body::from(context(&dockerfile, &[])))
         .unwrap();
@@ -222,4 +224,19 @@ async fn wait_for(condition: impl Fn() -> bool, what: &str) {
         assert!(Instant::now() < deadline, "waited for {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r11_a_build_argument_loads_nothing_into_the_cages_programs() {
+    if missing("r11_a_build_argument_loads_nothing_into_the_cages_programs") {
+        return;
+    }
+    let bench = Bench::open(limits()).await;
+    let mut wanted = request("x");
+    wanted.args.insert("LD_PRELOAD".to_owned(), "/context/none.so".to_owned());
+    let answer = bench.build(&wanted, context(&format!("{SHELL}RUN true\n"), &[])).await;
+    answer.image();
+    // What the loader says of a library that it was told to load and that is not there.
+    assert!(!answer.log().contains("none.so"), "{}", answer.log());
+    bench.close().await;
 }

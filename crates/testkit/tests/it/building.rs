@@ -135,3 +135,30 @@ fn a_full_disk_refuses_a_build_and_says_what_to_do() {
     fs::remove_file(&filler).unwrap();
     builds_again(cloud, &folder);
 }
+
+#[test]
+fn r11_a_new_app_of_an_old_name_builds_on_none_of_its_layers() {
+    let test = "r11_a_new_app_of_an_old_name_builds_on_none_of_its_layers";
+    let Some(cloud) = Cloud::start(test).unwrap() else { return };
+    let folder = source(&cloud);
+    fs::write(folder.path().join("Dockerfile"), dockerfile("")).unwrap();
+    assert!(deploy(&cloud, &folder).wait().unwrap().success());
+    let deploy_again = |expected: bool| {
+        let text =
+            "FROM localhost/build\nENTRYPOINT [\"/server\", \"--listen\", \"0.0.0.0:8080\"]\n";
+        fs::write(folder.path().join("Dockerfile"), text).unwrap();
+        let output = deploy(&cloud, &folder).wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), expected, "{text}");
+    };
+    // The app itself may build on what it built last: the store is found at all.
+    deploy_again(true);
+    cloud.must("DELETE", "/v1/apps/shop?force=true", &json!(null)).unwrap();
+    let body = json!({"name": "shop", "org_slug": "personal"});
+    wait_for("the name to be free", Duration::from_secs(30), || {
+        cloud.must("POST", "/v1/apps", &body).ok()
+    })
+    .unwrap();
+    deploy_again(false);
+    cloud.finish().unwrap();
+}
