@@ -122,9 +122,7 @@ mod tests {
             };
             let mut writer = Writer::open(&dir, 1 << 20).unwrap();
             let written = std::thread::spawn(move || {
-                for _ in 0..round * 40 {
-                    std::hint::spin_loop();
-                }
+                (0..round * 40).for_each(|_| std::hint::spin_loop());
                 writer.system(1, "first").unwrap();
                 writer.flush().unwrap();
             });

@@ -2,7 +2,6 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "in a test a fault is a failure")]
 
 mod adoption;
-mod bench;
 mod ends;
 mod images;
 mod life;
