@@ -60,7 +60,8 @@ pub(crate) async fn build(
     headers.insert(HeaderName::from_static(BUILD_HEADER), asked);
     headers.insert(HeaderName::from_static(APP_HEADER), header(app.name.as_str())?);
     headers.insert(HeaderName::from_static(STORE_HEADER), header(&app.id)?);
-    let revoked_at_end = may_push(&shared, PushScope::App(app.name.clone()), &mut headers)?;
+    let scope = PushScope::App { name: app.name.clone(), id: app.id.clone() };
+    let revoked_at_end = may_push(&shared, scope, &mut headers)?;
     let limit = usize::try_from(CONTEXT_BYTES_MAX).unwrap_or(usize::MAX);
     let context = Limited::new(Paced::new(request.into_body()), limit).boxed_unsync();
     let answer = ask(socket, BUILD_PATH, headers, context).await?;

@@ -163,7 +163,10 @@ pub(crate) async fn bury_app(shared: &Shared, app: &AppDoc) -> Result<(), Error>
     let key = (app.org.clone(), app.name.clone());
     let there = Compare::Exists { key: AppDoc::key(&key) };
     let ops = vec![grave, delete_op::<AppDoc>(&key)];
-    commit(shared.store.as_ref(), vec![there], ops, "bury an app").await.map(drop)
+    commit(shared.store.as_ref(), vec![there], ops, "bury an app").await?;
+    // Builds under way must not push any more: the name may be another organization's soon.
+    shared.push_tokens.revoke_app(&app.id);
+    Ok(())
 }
 
 /// Returns the tombstones: organization, app id, tombstone.

@@ -19,8 +19,13 @@ const PREFIX: &str = "perch_push_";
 /// What a push token may write; it may read base images besides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PushScope {
-    /// The repository of an app.
-    App(AppName),
+    /// The repository of an app. The id is part of it because a name can be another app's later.
+    App {
+        /// The app's name, which is its repository's.
+        name: AppName,
+        /// The app's id.
+        id: String,
+    },
     /// Base images.
     Base,
 }
@@ -81,6 +86,12 @@ impl PushTokens {
             .map(|known| known.scope.clone())
     }
 
+    /// Ends all tokens of an app that is gone.
+    pub fn revoke_app(&self, app_id: &str) {
+        let is_its = |scope: &PushScope| matches!(scope, PushScope::App { id, .. } if id == app_id);
+        self.lock().retain(|known| !is_its(&known.scope));
+    }
+
     /// Ends a token.
     pub fn revoke(&self, token: &Secret) {
         let hash: [u8; 32] = Sha256::digest(token.expose()).into();
@@ -113,11 +124,27 @@ mod tests {
         }
     }
 
+    fn of_app(id: &str) -> PushScope {
+        PushScope::App { name: "web".parse().unwrap(), id: id.to_owned() }
+    }
+
+    #[test]
+    fn the_tokens_of_an_app_end_with_it_and_no_others() {
+        let tokens = PushTokens::new(Arc::new(Turned::default()), 4);
+        let hour = Duration::from_secs(3600);
+        let mint = |scope: &PushScope| tokens.mint(scope.clone(), hour).unwrap();
+        let scopes = [of_app("app_one"), of_app("app_one"), of_app("app_two"), PushScope::Base];
+        let minted = scopes.each_ref().map(mint);
+        tokens.revoke_app("app_one");
+        let left = minted.each_ref().map(|token| tokens.check(token.expose()));
+        assert_eq!(left, [None, None, Some(of_app("app_two")), Some(PushScope::Base)]);
+    }
+
     #[test]
     fn a_push_token_is_for_one_app_and_ends() {
         let clock = Arc::new(Turned::default());
         let tokens = PushTokens::new(clock.clone(), 2);
-        let app = PushScope::App("web".parse().unwrap());
+        let app = of_app("app_one");
         let first = tokens.mint(app.clone(), Duration::from_secs(1)).unwrap();
         let second = tokens.mint(PushScope::Base, Duration::from_secs(60)).unwrap();
         assert_ne!(first, second);

@@ -180,7 +180,10 @@ async fn pass(shared: &Shared) -> Result<bool, Error> {
         if left {
             is_done = false;
         } else {
-            // First: this frees the name.
+            // Again: a build that began just before the burial may have made its token after it,
+            // and another process than this one may have buried the app.
+            shared.push_tokens.revoke_app(&app_id);
+            // First: what follows frees the name.
             let forgotten = shared.images.forget(&stone.app).await;
             forgotten.map_err(|source| Error::Images { app: stone.app.clone(), source })?;
             documents::forget_app(store, &org, &app_id, &stone.app).await?;

@@ -93,7 +93,8 @@ async fn lines_come_live_and_the_push_token_ends_with_them() {
         cloud.admin.build(&web(), &tagged("v1"), body_of(context.clone())).await.unwrap();
     assert_eq!(*builder.context.lock().unwrap(), context);
     let token = builder.token.lock().unwrap().clone().unwrap();
-    assert_eq!(cloud.api.push_tokens().check(&token), Some(PushScope::App(web())));
+    let scope = cloud.api.push_tokens().check(&token);
+    assert!(matches!(scope, Some(PushScope::App { name, .. }) if name == web()));
     for text in ["one", "two"] {
         sender.send(line(text)).await.unwrap();
         let event = lines.next().await.unwrap().unwrap();
@@ -109,6 +110,17 @@ async fn lines_come_live_and_the_push_token_ends_with_them() {
     tokio::time::timeout(Duration::from_secs(5), ended).await.expect("the token has ended");
     // A push token is for the registry, not for the API.
     assert_eq!(cloud.raw(("GET", "/v1/apps"), Some(&token), "").await.0, 401);
+}
+
+#[tokio::test]
+async fn the_push_token_of_a_running_build_ends_with_its_app() {
+    let (cloud, builder, sender, _gone) = cloud().await;
+    let _lines = cloud.admin.build(&web(), &tagged("v1"), body_of("tar")).await.unwrap();
+    sender.send(line("one")).await.unwrap();
+    let token = builder.token.lock().unwrap().clone().unwrap();
+    assert!(cloud.api.push_tokens().check(&token).is_some());
+    assert_eq!(cloud.raw(("DELETE", "/v1/apps/web"), Some(ADMIN), "").await.0, 202);
+    assert_eq!(cloud.api.push_tokens().check(&token), None);
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use perch_registry::{Access, Authorize, Basic, Decision, Registry};
 use perch_store::ViewHandle;
 use perch_types::api::ImageInfo;
 use perch_types::image::{Digest, Reference};
+use perch_types::view::View;
 use perch_types::{AppName, Secret};
 use subtle::ConstantTimeEq as _;
 
@@ -72,13 +73,8 @@ impl Authorize for Gatekeeper {
         };
         let owner = repository.split('/').next().unwrap_or_default();
         if let Some(scope) = push_tokens.check(password) {
-            let own = match &scope {
-                PushScope::App(app) => app.as_str() == owner,
-                PushScope::Base => owner == BASE,
-            };
-            let reads_base = owner == BASE && access == Access::Pull;
-            let writes_own = own && access != Access::Delete;
-            return decide(repository.is_empty() || reads_base || writes_own);
+            let allowed = build_may(&scope, &self.view.load(), owner, access);
+            return decide(repository.is_empty() || allowed);
         }
         match identity.authenticate(password).await {
             Ok(Some(_)) if repository.is_empty() => Decision::Allow,
@@ -100,6 +96,19 @@ impl Authorize for Gatekeeper {
             }
         }
     }
+}
+
+/// Says whether a build with this scope may do that to the repositories of an owner.
+fn build_may(scope: &PushScope, view: &View, owner: &str, access: Access) -> bool {
+    let own = match scope {
+        // The name alone would let a build outlive its app into the one that got the name next.
+        PushScope::App { name, id } => {
+            name.as_str() == owner && view.app(name).is_some_and(|app| app.id == *id)
+        }
+        PushScope::Base => owner == BASE,
+    };
+    let reads_base = owner == BASE && access == Access::Pull;
+    reads_base || (own && access != Access::Delete)
 }
 
 const fn decide(allowed: bool) -> Decision {
@@ -154,5 +163,52 @@ impl ImageCatalog for Catalog {
 
     async fn forget(&self, app: &AppName) -> Result<(), BoxError> {
         Ok(self.0.delete_repository(app.as_str()).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use perch_types::Timestamp;
+    use perch_types::directory::{AppDoc, Document as _};
+
+    use super::*;
+
+    fn view_with(name: &str, id: &str) -> View {
+        let app = AppDoc {
+            id: id.to_owned(),
+            number: 1,
+            name: name.parse().unwrap(),
+            org: "one".parse().unwrap(),
+            network: "default".to_owned(),
+            network_id: 1,
+            created_at: Timestamp::UNIX_EPOCH,
+        };
+        let mut view = View::default();
+        let key = AppDoc::key(&(app.org.clone(), app.name.clone()));
+        view.apply(&key, Some(&serde_json::to_vec(&app).unwrap())).unwrap();
+        view
+    }
+
+    #[test]
+    fn a_build_reaches_its_own_app_and_none_that_has_its_name_later() {
+        let scope = PushScope::App { name: "web".parse().unwrap(), id: "app_first".to_owned() };
+        let own = view_with("web", "app_first");
+        let table = [
+            (&own, "web", Access::Push, true),
+            (&own, "web", Access::Pull, true),
+            (&own, "web", Access::Delete, false),
+            (&own, "api", Access::Pull, false),
+            (&own, BASE, Access::Pull, true),
+            (&own, BASE, Access::Push, false),
+            (&view_with("web", "app_second"), "web", Access::Push, false),
+            (&view_with("web", "app_second"), "web", Access::Pull, false),
+            (&View::default(), "web", Access::Push, false),
+        ];
+        for (view, owner, access, allowed) in table {
+            assert_eq!(build_may(&scope, view, owner, access), allowed, "{owner} {access:?}");
+        }
+        let view = View::default();
+        assert!(build_may(&PushScope::Base, &view, BASE, Access::Push));
+        assert!(!build_may(&PushScope::Base, &own, "web", Access::Pull));
     }
 }
