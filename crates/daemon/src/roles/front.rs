@@ -36,7 +36,7 @@ use crate::{identity, roles};
 /// How long requests under way may go on when the process ends; the supervisor's patience is a
 /// little longer.
 const EDGE_END_MAX: Duration = Duration::from_secs(8);
-const DIRECTORY_FILE: &str = "directory.db";
+pub(crate) const DIRECTORY_FILE: &str = "directory.db";
 const VIEW_FILE: &str = "view.json";
 pub(crate) const REGISTRY_DIR: &str = "registry";
 

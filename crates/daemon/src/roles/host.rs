@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::roles::Beats;
+use crate::roles::front::DIRECTORY_FILE;
 use crate::roles::front::REGISTRY_DIR;
 use crate::setup::{Purpose, Setup, Sockets};
 use crate::sockets::DIRECTORY_SOCKET;
@@ -156,11 +157,13 @@ pub(crate) fn remove(config: &Config, yes: bool) -> Result<()> {
             api_certificate: None,
             guest_dir: supervisor::guest_dir(config.guest_dir.as_deref())?,
         };
-        // Nobody serves the directory now, and it goes with the rest: one of its own takes the
-        // records.
+        // Nobody serves the directory now: its file is written directly.
         let clock = Arc::new(SystemClock);
-        let store = SqliteStore::open(config.run_dir.join("removal.db"), clock.clone())
-            .context("open a directory for the removal")?;
+        let folder = data.join(identity::FRONT_DIR);
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("create folder `{}`", folder.display()))?;
+        let store = SqliteStore::open(folder.join(DIRECTORY_FILE), clock.clone())
+            .context("open the directory")?;
         let deps = Deps { clock, store: Arc::new(store) };
         let host = Host::start(host_config(&setup)?, deps).await.context("start the host")?;
         host.remove_everything().await.context("take machines away")?;
