@@ -23,7 +23,7 @@ use perch_types::build::{
     BUILD_HEADER, BuildRequest, CONTEXT_BYTES_MAX, FORCE_HEADER, STORE_HEADER,
 };
 use perch_types::image::check_tag;
-use perch_types::{ApiError, Code, Secret};
+use perch_types::{ApiError, Code, OrgSlug, Secret};
 use tokio::time::{Instant, Sleep};
 
 use crate::body::parse;
@@ -44,6 +44,11 @@ const TOKEN_HEADER: &str = "perch-build-token";
 const TOKEN_TTL: Duration = Duration::from_secs(2 * 60 * 60);
 /// How long a context may pause while it comes up.
 const CONTEXT_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// In so much time spent waiting for the caller, a context has to bring at least
+/// [`CONTEXT_WINDOW_BYTES_MIN`]: a trickle would hold a place that others need.
+const CONTEXT_WINDOW: Duration = Duration::from_secs(60);
+/// See [`CONTEXT_WINDOW`].
+const CONTEXT_WINDOW_BYTES_MIN: u64 = 512 * 1024;
 /// How long the builder may take for the head of its answer; the context goes up before.
 const BUILDER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// The largest error of a builder in bytes.
@@ -61,7 +66,7 @@ pub(crate) async fn build(
     headers.insert(HeaderName::from_static(APP_HEADER), header(app.name.as_str())?);
     headers.insert(HeaderName::from_static(STORE_HEADER), header(&app.id)?);
     let scope = PushScope::App { name: app.name.clone(), id: app.id.clone() };
-    let revoked_at_end = may_push(&shared, scope, &mut headers)?;
+    let revoked_at_end = may_push(&shared, scope, Some(app.org.clone()), &mut headers)?;
     let limit = usize::try_from(CONTEXT_BYTES_MAX).unwrap_or(usize::MAX);
     let context = Limited::new(Paced::new(request.into_body()), limit).boxed_unsync();
     let answer = ask(socket, BUILD_PATH, headers, context).await?;
@@ -77,15 +82,20 @@ pub(crate) async fn bootstrap(
     if let Some(force) = asked.get(FORCE_HEADER) {
         headers.insert(HeaderName::from_static(FORCE_HEADER), force.clone());
     }
-    let revoked_at_end = may_push(&shared, PushScope::Base, &mut headers)?;
+    let revoked_at_end = may_push(&shared, PushScope::Base, None, &mut headers)?;
     let answer = ask(socket, BOOTSTRAP_PATH, headers, body_of(Bytes::new())).await?;
     Ok(lines(answer, revoked_at_end))
 }
 
 /// Makes a push token and puts it into the headers of a builder's request; it ends with the value
 /// that is returned.
-fn may_push(shared: &Shared, scope: PushScope, headers: &mut HeaderMap) -> Result<Revoke, Failure> {
-    let token = shared.push_tokens.mint(scope, TOKEN_TTL)?;
+fn may_push(
+    shared: &Shared,
+    scope: PushScope,
+    org: Option<OrgSlug>,
+    headers: &mut HeaderMap,
+) -> Result<Revoke, Failure> {
+    let token = shared.push_tokens.mint(scope, org, TOKEN_TTL)?;
     let revoke = Revoke { tokens: shared.push_tokens.clone(), token: token.clone() };
     let mut value = header(token.expose())?;
     value.set_sensitive(true);
@@ -171,9 +181,33 @@ impl Drop for Revoke {
     }
 }
 
-/// A body that may not pause for too long.
+/// How much came in how much waiting.
+#[derive(Debug, Default)]
+struct Rate {
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Rate {
+    /// Counts what came after a wait; returns whether it was enough so far.
+    fn count(&mut self, waited: Duration, bytes: usize) -> bool {
+        self.waited = self.waited.saturating_add(waited);
+        self.bytes = self.bytes.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
+        if self.waited < CONTEXT_WINDOW {
+            return true;
+        }
+        let enough = self.bytes >= CONTEXT_WINDOW_BYTES_MIN;
+        *self = Self::default();
+        enough
+    }
+}
+
+/// A body that may not pause for too long, nor come too slowly.
 struct Paced {
     body: Body,
+    rate: Rate,
+    // Only the caller's slowness counts, not the time in which nobody asked for more.
+    waiting_since: Option<Instant>,
     deadline: Pin<Box<Sleep>>,
 }
 
@@ -181,9 +215,21 @@ struct Paced {
 #[error("nothing of the context came for {} s", CONTEXT_IDLE_TIMEOUT.as_secs())]
 struct Paused;
 
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "less than {CONTEXT_WINDOW_BYTES_MIN} bytes of the context came in {} s",
+    CONTEXT_WINDOW.as_secs()
+)]
+struct Slow;
+
 impl Paced {
     fn new(body: Body) -> Self {
-        Self { body, deadline: Box::pin(tokio::time::sleep(CONTEXT_IDLE_TIMEOUT)) }
+        Self {
+            body,
+            rate: Rate::default(),
+            waiting_since: None,
+            deadline: Box::pin(tokio::time::sleep(CONTEXT_IDLE_TIMEOUT)),
+        }
     }
 }
 
@@ -197,11 +243,37 @@ impl HttpBody for Paced {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
             self.deadline.as_mut().reset(Instant::now() + CONTEXT_IDLE_TIMEOUT);
+            let waited = self.waiting_since.take().map_or(Duration::ZERO, |since| since.elapsed());
+            if let Some(Ok(frame)) = &frame {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                if !self.rate.count(waited, bytes) {
+                    return Poll::Ready(Some(Err(Box::new(Slow))));
+                }
+            }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
+        self.waiting_since.get_or_insert_with(Instant::now);
         match self.deadline.as_mut().poll(context) {
             Poll::Ready(()) => Poll::Ready(Some(Err(Box::new(Paused)))),
             Poll::Pending => Poll::Pending,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trickle_is_too_slow_and_time_that_nobody_waited_is_not_counted() {
+        let mut rate = Rate::default();
+        assert!(rate.count(Duration::from_secs(59), 1));
+        assert!(!rate.count(Duration::from_secs(59), 1));
+        let half = usize::try_from(CONTEXT_WINDOW_BYTES_MIN / 2).unwrap();
+        let mut rate = Rate::default();
+        for _ in 0..10 {
+            assert!(rate.count(Duration::from_secs(30), half));
+        }
+        assert!((0..1000).all(|_| rate.count(Duration::ZERO, 1)));
     }
 }

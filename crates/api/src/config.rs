@@ -66,11 +66,18 @@ pub trait ImageCatalog: Send + Sync + fmt::Debug {
     async fn forget(&self, app: &AppName) -> Result<(), BoxError>;
 }
 
+/// Builds at once: the builder's slots and its waiting line, and a few that still come up.
+const BUILDS_MAX: usize = 20;
+/// Builds of one organization at once.
+const BUILDS_OF_ORG_MAX: usize = 4;
+
 /// Limits of the API; each has its default here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Builds at once.
+    /// Builds at once, those that wait for their turn at the builder included.
     pub builds_max: usize,
+    /// Of those, builds of one organization.
+    pub builds_of_org_max: usize,
     /// Exec sessions at once.
     pub sessions_max: usize,
     /// How long a change waits for the view to hold it.
@@ -82,7 +89,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            builds_max: 4,
+            builds_max: BUILDS_MAX,
+            builds_of_org_max: BUILDS_OF_ORG_MAX,
             sessions_max: 256,
             view_timeout: Duration::from_secs(5),
             delete_timeout: Duration::from_secs(15),
@@ -122,7 +130,11 @@ impl Api {
     #[must_use]
     pub fn start(config: Config) -> Self {
         let identity = Identity::new(Arc::clone(&config.store), Arc::clone(&config.clock));
-        let push_tokens = PushTokens::new(Arc::clone(&config.clock), config.limits.builds_max);
+        let push_tokens = PushTokens::new(
+            Arc::clone(&config.clock),
+            config.limits.builds_max,
+            config.limits.builds_of_org_max,
+        );
         let shared = Arc::new(Shared {
             store: config.store,
             hosts: config.hosts.into_iter().map(|host| (host.id.clone(), host)).collect(),

@@ -35,6 +35,12 @@ pub enum Error {
     /// The hash of a token is not 64 hexadecimal digits.
     #[error("`{0}` is not the SHA-256 of a token")]
     TokenHash(String),
+    /// More push tokens of one organization at once than the limit.
+    #[error("more than {max} builds of one organization at once")]
+    PushTokensOfOrg {
+        /// The limit.
+        max: usize,
+    },
     /// More push tokens at once than the limit.
     #[error("more than {max} builds at once")]
     PushTokens {
@@ -51,7 +57,7 @@ impl Error {
             Self::Store { source, .. } => source.code(),
             Self::Images { .. } | Self::Random { .. } => Code::Internal,
             Self::TokenHash(_) => Code::InvalidValue,
-            Self::PushTokens { .. } => Code::RateLimited,
+            Self::PushTokens { .. } | Self::PushTokensOfOrg { .. } => Code::RateLimited,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use perch_types::clock::Clock;
-use perch_types::{AppName, Secret};
+use perch_types::{AppName, OrgSlug, Secret};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -35,6 +35,7 @@ pub enum PushScope {
 pub struct PushTokens {
     clock: Arc<dyn Clock>,
     max: usize,
+    of_org_max: usize,
     tokens: Arc<Mutex<Vec<PushToken>>>,
 }
 
@@ -42,19 +43,26 @@ pub struct PushTokens {
 struct PushToken {
     hash: [u8; 32],
     scope: PushScope,
+    org: Option<OrgSlug>,
     expires_boot_ms: u64,
 }
 
 impl PushTokens {
-    pub(crate) fn new(clock: Arc<dyn Clock>, max: usize) -> Self {
-        Self { clock, max, tokens: Arc::default() }
+    pub(crate) fn new(clock: Arc<dyn Clock>, max: usize, of_org_max: usize) -> Self {
+        Self { clock, max, of_org_max, tokens: Arc::default() }
     }
 
-    /// Makes a token that may push images of a scope for at most `ttl`.
+    /// Makes a token that may push images of a scope for at most `ttl`. It counts for the
+    /// organization, or for none when the operator asks.
     ///
     /// # Errors
     /// When there are as many as the limit, or no random bytes.
-    pub fn mint(&self, scope: PushScope, ttl: Duration) -> Result<Secret, Error> {
+    pub fn mint(
+        &self,
+        scope: PushScope,
+        org: Option<OrgSlug>,
+        ttl: Duration,
+    ) -> Result<Secret, Error> {
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes).map_err(|source| Error::Random { source })?;
         let mut text = String::from(PREFIX);
@@ -66,9 +74,14 @@ impl PushTokens {
         if tokens.len() >= self.max {
             return Err(Error::PushTokens { max: self.max });
         }
+        let of_org = tokens.iter().filter(|token| org.is_some() && token.org == org).count();
+        if of_org >= self.of_org_max {
+            return Err(Error::PushTokensOfOrg { max: self.of_org_max });
+        }
         tokens.push(PushToken {
             hash: Sha256::digest(&text).into(),
             scope,
+            org,
             expires_boot_ms: now.saturating_add(ttl_ms),
         });
         Ok(Secret::new(text))
@@ -130,9 +143,9 @@ mod tests {
 
     #[test]
     fn the_tokens_of_an_app_end_with_it_and_no_others() {
-        let tokens = PushTokens::new(Arc::new(Turned::default()), 4);
+        let tokens = PushTokens::new(Arc::new(Turned::default()), 4, 4);
         let hour = Duration::from_secs(3600);
-        let mint = |scope: &PushScope| tokens.mint(scope.clone(), hour).unwrap();
+        let mint = |scope: &PushScope| tokens.mint(scope.clone(), None, hour).unwrap();
         let scopes = [of_app("app_one"), of_app("app_one"), of_app("app_two"), PushScope::Base];
         let minted = scopes.each_ref().map(mint);
         tokens.revoke_app("app_one");
@@ -141,18 +154,34 @@ mod tests {
     }
 
     #[test]
+    fn one_organization_leaves_room_for_others() {
+        let tokens = PushTokens::new(Arc::new(Turned::default()), 3, 2);
+        let mint = |org: &str| {
+            let hour = Duration::from_secs(3600);
+            tokens.mint(of_app("app_one"), Some(org.parse().unwrap()), hour)
+        };
+        let first = mint("one").unwrap();
+        mint("one").unwrap();
+        assert!(matches!(mint("one"), Err(Error::PushTokensOfOrg { max: 2 })));
+        mint("two").unwrap();
+        assert!(matches!(mint("two"), Err(Error::PushTokens { max: 3 })));
+        tokens.revoke(&first);
+        mint("one").unwrap();
+    }
+
+    #[test]
     fn a_push_token_is_for_one_app_and_ends() {
         let clock = Arc::new(Turned::default());
-        let tokens = PushTokens::new(clock.clone(), 2);
+        let tokens = PushTokens::new(clock.clone(), 2, 2);
         let app = of_app("app_one");
-        let first = tokens.mint(app.clone(), Duration::from_secs(1)).unwrap();
-        let second = tokens.mint(PushScope::Base, Duration::from_secs(60)).unwrap();
+        let first = tokens.mint(app.clone(), None, Duration::from_secs(1)).unwrap();
+        let second = tokens.mint(PushScope::Base, None, Duration::from_secs(60)).unwrap();
         assert_ne!(first, second);
         assert_eq!(tokens.check(first.expose()), Some(app));
         assert_eq!(tokens.check(second.expose()), Some(PushScope::Base));
         assert_eq!(tokens.check("perch_push_00"), None);
         assert!(matches!(
-            tokens.mint(PushScope::Base, Duration::ZERO),
+            tokens.mint(PushScope::Base, None, Duration::ZERO),
             Err(Error::PushTokens { max: 2 })
         ));
         clock.0.store(1000, Ordering::Relaxed);
@@ -160,7 +189,9 @@ mod tests {
         tokens.revoke(&second);
         assert_eq!(tokens.check(second.expose()), None);
         assert!(
-            tokens.mint(PushScope::Base, Duration::from_secs(1)).is_ok_and(|token| token != second)
+            tokens
+                .mint(PushScope::Base, None, Duration::from_secs(1))
+                .is_ok_and(|token| token != second)
         );
     }
 }
