@@ -3,6 +3,7 @@
 //! Never trusts the path's permissions alone: each connection's peer is asked of the kernel.
 
 use std::os::unix::net::UnixListener as StdUnixListener;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use axum::Router;
@@ -13,6 +14,8 @@ use tokio::task::JoinSet;
 
 /// How many connections one interface serves at once.
 const CONNECTIONS_MAX: usize = 1024;
+/// The pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves `router` on `listener` to peers whose user id is in `allowed`, for ever.
 pub(crate) async fn serve(
@@ -24,7 +27,15 @@ pub(crate) async fn serve(
     let listener = UnixListener::from_std(listener).context("prepare an internal socket")?;
     let mut connections = JoinSet::new();
     loop {
-        let (stream, _) = listener.accept().await.context("accept on an internal socket")?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // Most often no descriptors are left; that passes, and the role must not end of it.
+            Err(error) => {
+                tracing::warn!(%error, "internal connection not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
         while connections.try_join_next().is_some() {}
         match stream.peer_cred() {
             Ok(peer) if allowed.contains(&peer.uid()) => {}
