@@ -18,7 +18,6 @@ use perch_types::host::{
 use perch_types::{ApiError, Code, MachineId};
 
 use crate::Host;
-use crate::logs::Log;
 
 /// The largest body: a configuration, or the input of a program.
 pub const BODY_BYTES_MAX: usize = 2 * 1024 * 1024;
@@ -142,8 +141,7 @@ async fn logs(
     asked: Result<Query<LogsQuery>, QueryRejection>,
 ) -> Result<Response, Refusal> {
     let (id, asked) = (machine_id(&id)?, query(asked)?);
-    let log = Log { dir: host.log_dir(&id)?, machine: id, region: host.region().clone() };
-    stream::logs(log, asked).await
+    stream::logs(host.log(id)?, asked).await
 }
 
 async fn watch(

@@ -11,13 +11,14 @@ use perch_runtime::MachineDir;
 use perch_types::directory::Generation;
 use perch_types::host::WatchEvent;
 use perch_types::{ApiError, Code, HostId, MachineId};
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::drains::Drains;
 use crate::effects::{Effects, Fault};
 use crate::heartbeat::Heartbeats;
+use crate::logs::FOLLOWERS_MAX;
 use crate::machine::actor::Handle;
 use crate::machine::guest::Surroundings;
 use crate::machine::record::{Instant, Place, Record};
@@ -53,6 +54,8 @@ pub struct Shared {
     pub changes: broadcast::Sender<Arc<WatchEvent>>,
     /// Requests under way.
     pub drains: Drains,
+    /// Places for logs that are followed.
+    pub followers: Arc<Semaphore>,
     /// Something is to be published.
     pub dirty: Notify,
     /// Loops that should go on.
@@ -96,6 +99,7 @@ impl Shared {
             machines: RwLock::default(),
             changes,
             drains: Drains::default(),
+            followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             dirty: Notify::new(),
             heartbeats: Heartbeats::default(),
             stopping: CancellationToken::new(),

@@ -13,6 +13,7 @@ use perch_types::{ApiError, Code, MachineId};
 
 use super::Host;
 use crate::effects::Fault;
+use crate::logs::Log;
 use crate::machine::state::State;
 use crate::words;
 
@@ -147,13 +148,18 @@ impl Host {
         instance.exec_stream(exec).await.map_err(|error| Fault::from(error).error)
     }
 
-    /// Returns where a machine's log is.
+    /// Returns a machine's log.
     ///
     /// # Errors
     /// When there is no such machine.
-    pub fn log_dir(&self, id: &MachineId) -> Result<std::path::PathBuf, ApiError> {
-        self.shared.machine(id)?;
-        Ok(self.shared.machine_dir(id).log_dir())
+    pub(crate) fn log(&self, id: MachineId) -> Result<Log, ApiError> {
+        self.shared.machine(&id)?;
+        Ok(Log {
+            dir: self.shared.machine_dir(&id).log_dir(),
+            machine: id,
+            region: self.shared.config.region.clone(),
+            followers: Arc::clone(&self.shared.followers),
+        })
     }
 
     /// Returns the region.

@@ -53,6 +53,9 @@ pub(super) async fn logs(log: Log, query: LogsQuery) -> Result<Response, Refusal
 
 async fn follow_on(mut following: Following) -> Option<(Vec<Line>, Following)> {
     let records: Vec<LogRecord> = following.next().await.ok()?;
+    if records.is_empty() {
+        return None;
+    }
     Some((records.iter().map(line).collect(), following))
 }
 
