@@ -16,10 +16,11 @@ import subprocess
 import tarfile
 import time
 
-KIND = "application/vnd.oci.image"
+import layout
+from processes import TICK_S, cpu_s, find
+
 LAYER_BYTES = [120 << 20, 60 << 20, 20 << 20]
 PLACES = ["/usr/bin", "/usr/sbin", "/usr/share", "/usr/lib"]
-TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def plain_files():
@@ -57,16 +58,6 @@ def make_layers(server):
 
 def write_layout(folder, layers, number):
     """The image with one more small layer, so that each number is an image of its own."""
-    blobs = f"{folder}/blobs/sha256"
-    os.makedirs(blobs, exist_ok=True)
-
-    def put(data):
-        digest = hashlib.sha256(data).hexdigest()
-        if not os.path.exists(f"{blobs}/{digest}"):
-            with open(f"{blobs}/{digest}", "wb") as blob:
-                blob.write(data)
-        return {"digest": f"sha256:{digest}", "size": len(data)}
-
     last = io.BytesIO()
     with tarfile.open(fileobj=last, mode="w") as archive:
         entry = tarfile.TarInfo("number")
@@ -74,47 +65,9 @@ def write_layout(folder, layers, number):
         archive.addfile(entry, io.BytesIO(str(number).encode()))
     last = last.getvalue()
     layers = [*layers, (gzip.compress(last, mtime=0), hashlib.sha256(last).hexdigest())]
-    config = put(json.dumps({
-        "architecture": "amd64", "os": "linux",
-        "config": {"Entrypoint": ["/perch-testserver"], "Cmd": ["--print", "first"]},
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff_id}" for _, diff_id in layers]},
-    }).encode())
-    manifest = put(json.dumps({
-        "schemaVersion": 2, "mediaType": f"{KIND}.manifest.v1+json",
-        "config": {"mediaType": f"{KIND}.config.v1+json", **config},
-        "layers": [{"mediaType": f"{KIND}.layer.v1.tar+gzip", **put(packed)} for packed, _ in layers],
-    }).encode())
-    with open(f"{folder}/index.json", "w", encoding="utf-8") as index:
-        json.dump({"schemaVersion": 2, "manifests": [{
-            "mediaType": f"{KIND}.manifest.v1+json", **manifest,
-            "annotations": {"org.opencontainers.image.ref.name": "latest"},
-        }]}, index)
-    with open(f"{folder}/oci-layout", "w", encoding="utf-8") as version:
-        version.write('{"imageLayoutVersion":"1.0.0"}')
+    settings = {"Entrypoint": ["/perch-testserver"], "Cmd": ["--print", "first"]}
+    layout.write(folder, settings, [(packed, "tar+gzip", diff_id) for packed, diff_id in layers])
     return [hashlib.sha256(packed).hexdigest() for packed, _ in layers]
-
-
-def role_pids(server):
-    """The processes of a perchd by their role."""
-    found = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as line:
-                words = line.read().decode(errors="replace").split("\0")
-            with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
-                parent = int(stat.read().rsplit(")", 1)[1].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if parent == server and "role" in words:
-            found[words[words.index("role") + 1]] = pid
-    return found
-
-
-def cpu_s(pid):
-    """CPU seconds of a process and of its children that have ended."""
-    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
-        fields = stat.read().rsplit(")", 1)[1].split()
-    return sum(map(int, fields[11:15])) * TICK_S
 
 
 def children_s():
@@ -167,21 +120,21 @@ def images(cloud, count, tools):
     layers = make_layers(f"{tools.GUEST}/perch-testserver")
     packed_mb = sum(len(packed) for packed, _ in layers) / 1e6
     cloud.call("POST", "/v1/apps", {"name": "big", "org_slug": "personal"})
-    layout = f"{cloud.folder}/layout-big"
+    folder = f"{cloud.folder}/layout-big"
     config = {"image": "registry.internal/big:latest", "restart": {"policy": "no"},
               "guest": {"cpus": 1, "memory_mb": 256}}
-    pids = role_pids(cloud.server.pid)
+    pids, _ = find(cloud.server.pid)
     taken = {name: [] for name in [
         "push with skopeo", "cold create to its end", "warm create to its end", "by hand",
         "cold create, CPU of host and its children", "cold create, CPU of the registry's process", "by hand, CPU",
         "registry, CPU for one read of all"]}
     rates, size = [], 0
     for turn in range(count + 1):
-        digests = write_layout(layout, layers, turn)
+        digests = write_layout(folder, layers, turn)
         began = time.perf_counter()
         subprocess.run(
             ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", "--dest-creds", f"x:{cloud.token}",
-             f"oci:{layout}:latest", f"docker://127.0.0.1:{cloud.api}/big:latest"], check=True,
+             f"oci:{folder}:latest", f"docker://127.0.0.1:{cloud.api}/big:latest"], check=True,
         )
         results = {"push with skopeo": time.perf_counter() - began}
         host, front = cpu_s(pids["host"]), cpu_s(pids["front"])
@@ -189,12 +142,12 @@ def images(cloud, count, tools):
         results["cold create, CPU of host and its children"] = cpu_s(pids["host"]) - host
         results["cold create, CPU of the registry's process"] = cpu_s(pids["front"]) - front
         results["warm create to its end"] = create(cloud, config)
-        folder, cpu, began = f"{cloud.folder}/by-hand", children_s(), time.perf_counter()
-        os.makedirs(folder)
-        size = by_hand(cloud, folder)
+        tree, cpu, began = f"{cloud.folder}/by-hand", children_s(), time.perf_counter()
+        os.makedirs(tree)
+        size = by_hand(cloud, tree)
         results["by hand"] = time.perf_counter() - began
         results["by hand, CPU"] = children_s() - cpu
-        shutil.rmtree(folder)
+        shutil.rmtree(tree)
         front = cpu_s(pids["front"])
         total, seconds = read_all(cloud, digests * 3)
         spent = cpu_s(pids["front"]) - front

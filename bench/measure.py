@@ -19,11 +19,12 @@ import tempfile
 import time
 
 import images
+import layout
+from processes import TICK_S, find, pss_mb
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 GUEST = f"{ROOT}/target/guest"
 SERVER = "/perch-testserver"
-TICK_MS = 1000 / os.sysconf("SC_CLK_TCK")
 
 
 def percentile(values, share):
@@ -48,7 +49,7 @@ def busy_ms():
     """CPU milliseconds that the whole machine has spent so far, idle and waiting left out."""
     with open("/proc/stat", encoding="ascii") as stat:
         fields = [int(field) for field in stat.readline().split()[1:]]
-    return (sum(fields) - fields[3] - fields[4]) * TICK_MS
+    return (sum(fields) - fields[3] - fields[4]) * TICK_S * 1000
 
 
 class Cloud:
@@ -97,11 +98,11 @@ class Cloud:
 
     def app(self, app, cmd):
         self.call("POST", "/v1/apps", {"name": app, "org_slug": "personal"})
-        layout = f"{self.folder}/layout-{app}"
-        write_layout(layout, cmd)
+        folder = f"{self.folder}/layout-{app}"
+        write_layout(folder, cmd)
         subprocess.run(
             ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", "--dest-creds", f"x:{self.token}",
-             f"oci:{layout}:latest", f"docker://127.0.0.1:{self.api}/{app}:latest"],
+             f"oci:{folder}:latest", f"docker://127.0.0.1:{self.api}/{app}:latest"],
             check=True,
         )
         return f"registry.internal/{app}:latest"
@@ -144,36 +145,12 @@ class Cloud:
 
 def write_layout(folder, cmd):
     """An image of one file, the static test server."""
-    os.makedirs(f"{folder}/blobs/sha256")
-
-    def put(data):
-        digest = hashlib.sha256(data).hexdigest()
-        with open(f"{folder}/blobs/sha256/{digest}", "wb") as blob:
-            blob.write(data)
-        return {"digest": f"sha256:{digest}", "size": len(data)}
-
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         archive.add(f"{GUEST}/perch-testserver", SERVER.lstrip("/"))
-    layer = put(packed.getvalue())
-    config = put(json.dumps({
-        "architecture": "amd64", "os": "linux",
-        "config": {"Entrypoint": [SERVER], "Cmd": cmd, "WorkingDir": "/"},
-        "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
-    }).encode())
-    kind = "application/vnd.oci.image"
-    manifest = put(json.dumps({
-        "schemaVersion": 2, "mediaType": f"{kind}.manifest.v1+json",
-        "config": {"mediaType": f"{kind}.config.v1+json", **config},
-        "layers": [{"mediaType": f"{kind}.layer.v1.tar", **layer}],
-    }).encode())
-    with open(f"{folder}/index.json", "w", encoding="utf-8") as index:
-        json.dump({"schemaVersion": 2, "manifests": [{
-            "mediaType": f"{kind}.manifest.v1+json", **manifest,
-            "annotations": {"org.opencontainers.image.ref.name": "latest"},
-        }]}, index)
-    with open(f"{folder}/oci-layout", "w", encoding="utf-8") as version:
-        version.write('{"imageLayoutVersion":"1.0.0"}')
+    data = packed.getvalue()
+    settings = {"Entrypoint": [SERVER], "Cmd": cmd, "WorkingDir": "/"}
+    layout.write(folder, settings, [(data, "tar", hashlib.sha256(data).hexdigest())])
 
 
 class Runc:
@@ -312,11 +289,6 @@ def starts(cloud, count):
     cloud.call("DELETE", f"{path}?force=true")
 
 
-def pss_kb(pid):
-    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as rollup:
-        return next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
-
-
 def memory(cloud, count):
     """Memory of an idle server with idle machines."""
     image = cloud.app("idle", ["--listen", "0.0.0.0:8080"])
@@ -325,26 +297,13 @@ def memory(cloud, count):
     for machine in ids:
         cloud.wait("idle", machine, "started")
     time.sleep(5)
-    server, monitors = {}, []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as line:
-                words = line.read().decode(errors="replace").split("\0")
-            with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
-                parent = int(stat.read().rsplit(")", 1)[1].split()[1])
-            if int(pid) == cloud.server.pid:
-                server["supervisor"] = pss_kb(pid)
-            elif parent == cloud.server.pid and "role" in words:
-                server[words[words.index("role") + 1]] = pss_kb(pid)
-            elif words[0].endswith("perch-monitor"):
-                monitors.append(pss_kb(pid) / 1024)
-        except (FileNotFoundError, ProcessLookupError, StopIteration, PermissionError):
-            continue
+    roles, monitors = find(cloud.server.pid)
+    used = {role: pss_mb(pid) for role, pid in roles.items()}
     header(f"Memory (PSS), idle, {count} idle machines")
-    for name, value in server.items():
-        row(f"perchd, {name}", [value / 1024], "MB")
-    row("perchd, all", [sum(server.values()) / 1024], "MB")
-    row("a monitor", monitors, "MB")
+    for role, value in used.items():
+        row(f"perchd, {role}", [value], "MB")
+    row("perchd, all", [sum(used.values())], "MB")
+    row("a monitor", [pss_mb(pid) for pid in monitors], "MB")
     for machine in ids:
         cloud.call("DELETE", f"/v1/apps/idle/machines/{machine}?force=true")
 

@@ -33,14 +33,14 @@ const SUITE: &str = "bookworm";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Runs inside the cage: its paths are the cage's own, never the host's.
-const SYSTEM: &str = "rm -rf /work/*
-export TMPDIR=/work
+const SYSTEM: &str = "rm -rf /stage/*
+export TMPDIR=/stage
 mmdebstrap --mode=root --variant=minbase --format=tar \
   --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
   --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/info/*' \
   --dpkgopt='path-exclude=/usr/share/locale/*' --aptopt='Acquire::Languages \"none\"' \
-  bookworm /work/partial.tar /input/debian.list
-mv /work/partial.tar /work/debian.tar";
+  bookworm /stage/partial.tar /input/debian.list
+mv /stage/partial.tar /stage/debian.tar";
 
 /// One base image.
 struct Image {
@@ -161,7 +161,7 @@ async fn make_system(
         script: SYSTEM,
         arguments: Vec::new(),
         environment: vec![("HOME".to_owned(), "/tmp".to_owned())],
-        binds: vec![Bind::writable(work, "/work"), Bind::read_only(input, "/input")],
+        binds: vec![Bind::writable(work, "/stage"), Bind::read_only(input, "/input")],
         internet: true,
         window: None,
         time_max: SYSTEM_TIME_MAX,

@@ -91,7 +91,7 @@ pub(crate) struct Spec<'a> {
 pub(crate) const ROOT_FOLDERS: [&str; 8] =
     ["dev", "etc", "proc", "run", "sys", "tmp", "usr", "var"];
 /// Folders of the root that binds may be put on.
-pub(crate) const BIND_FOLDERS: [&str; 4] = ["context", "store", "work", "input"];
+pub(crate) const BIND_FOLDERS: [&str; 4] = ["context", "store", "stage", "input"];
 /// Links of the root, to their targets.
 pub(crate) const ROOT_LINKS: [(&str, &str); 4] =
     [("bin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64"), ("sbin", "usr/sbin")];

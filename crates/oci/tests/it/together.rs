@@ -8,6 +8,7 @@ use std::time::Duration;
 use perch_oci::limits::BLOB_TRIES_MAX;
 use perch_oci::{Credentials, Error, ImageStore};
 use perch_types::Secret;
+use perch_types::image::Digest;
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
 
@@ -28,6 +29,16 @@ async fn setting(handler: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Se
     let registry = Registry::start(handler).await;
     let store = Shelf::new(folder.path(), registry.url()).open().await;
     Setting { folder, registry, store }
+}
+
+/// A registry that begins every blob of an image and goes on when the gate is open.
+async fn setting_of(image: &Image, gate: &Arc<Semaphore>) -> Setting {
+    let (honest, held) = (image.clone(), Arc::clone(gate));
+    setting(move |seen| {
+        let reply = honest.answer(seen);
+        if seen.path.contains("/blobs/") { reply.held(1, &held) } else { reply }
+    })
+    .await
 }
 
 type Task = tokio::task::JoinHandle<Result<perch_oci::StoredImage, Error>>;
@@ -56,12 +67,7 @@ async fn callers_share_a_pull_and_one_may_leave() {
         return;
     }
     let (image, gate) = (Image::small(), Arc::new(Semaphore::new(0)));
-    let (honest, held) = (image.clone(), Arc::clone(&gate));
-    let setting = setting(move |seen| {
-        let reply = honest.answer(seen);
-        if seen.path.contains("/blobs/") { reply.held(1, &held) } else { reply }
-    })
-    .await;
+    let setting = setting_of(&image, &gate).await;
     let first = pull(&setting.store, APP, None);
     setting.registry.wait_for("GET", "/blobs/").await;
     let others: Vec<Task> = (0..5).map(|_| pull(&setting.store, APP, None)).collect();
@@ -85,12 +91,7 @@ async fn a_pull_goes_on_when_nobody_waits() {
         return;
     }
     let (image, gate) = (Image::small(), Arc::new(Semaphore::new(0)));
-    let (honest, held) = (image.clone(), Arc::clone(&gate));
-    let setting = setting(move |seen| {
-        let reply = honest.answer(seen);
-        if seen.path.contains("/blobs/") { reply.held(1, &held) } else { reply }
-    })
-    .await;
+    let setting = setting_of(&image, &gate).await;
     let only = pull(&setting.store, APP, None);
     setting.registry.wait_for("GET", "/blobs/").await;
     only.abort();
@@ -140,14 +141,29 @@ fn relatives() -> (Image, Image) {
     (Image::new(&[base.clone(), tar("one", b"1")]), Image::new(&[base, tar("two", b"2")]))
 }
 
+/// Begins a pull, and another once the common layer is on its way; then opens the gate.
+async fn pull_both(
+    setting: &Setting,
+    gate: &Semaphore,
+    base: &Digest,
+    two: &Image,
+) -> (Task, Task) {
+    let first = pull(&setting.store, APP, None);
+    setting.registry.wait_for("GET", base.as_str()).await;
+    let second = pull(&setting.store, OTHER, None);
+    // Its other layer is here: it waits for the common one.
+    setting.registry.wait_for("GET", two.layers[1].as_str()).await;
+    gate.add_permits(OPEN);
+    (first, second)
+}
+
 #[tokio::test]
 async fn a_common_layer_is_fetched_once() {
     if lacks("a_common_layer_is_fetched_once") {
         return;
     }
     let (one, two) = relatives();
-    let base = one.layers[0].clone();
-    let gate = Arc::new(Semaphore::new(0));
+    let (base, gate) = (one.layers[0].clone(), Arc::new(Semaphore::new(0)));
     let (a, b, held, common) = (one.clone(), two.clone(), Arc::clone(&gate), base.clone());
     let setting = setting(move |seen| {
         let image = if seen.path.starts_with("/v2/app/") { &a } else { &b };
@@ -155,12 +171,7 @@ async fn a_common_layer_is_fetched_once() {
         if seen.path.contains(common.as_str()) { reply.held(50_000, &held) } else { reply }
     })
     .await;
-    let first = pull(&setting.store, APP, None);
-    setting.registry.wait_for("GET", base.as_str()).await;
-    let second = pull(&setting.store, OTHER, None);
-    // Its other layer is here: it waits for the common one.
-    setting.registry.wait_for("GET", two.layers[1].as_str()).await;
-    gate.add_permits(OPEN);
+    let (first, second) = pull_both(&setting, &gate, &base, &two).await;
     assert_eq!(first.await.expect("task").expect("image").digest, one.digest());
     assert_eq!(second.await.expect("task").expect("image").digest, two.digest());
     assert_eq!(setting.registry.count("GET", base.as_str()), 1);
@@ -175,8 +186,7 @@ async fn a_common_layer_is_not_given_to_whom_the_registry_refuses_it() {
         return;
     }
     let (one, two) = relatives();
-    let base = one.layers[0].clone();
-    let gate = Arc::new(Semaphore::new(0));
+    let (base, gate) = (one.layers[0].clone(), Arc::new(Semaphore::new(0)));
     let (a, b, held, common) = (one.clone(), two.clone(), Arc::clone(&gate), base.clone());
     let setting = setting(move |seen| {
         let own = seen.path.starts_with("/v2/app/");
@@ -189,11 +199,7 @@ async fn a_common_layer_is_not_given_to_whom_the_registry_refuses_it() {
         }
     })
     .await;
-    let first = pull(&setting.store, APP, None);
-    setting.registry.wait_for("GET", base.as_str()).await;
-    let second = pull(&setting.store, OTHER, None);
-    setting.registry.wait_for("GET", two.layers[1].as_str()).await;
-    gate.add_permits(OPEN);
+    let (first, second) = pull_both(&setting, &gate, &base, &two).await;
     first.await.expect("task").expect("image");
     let error = second.await.expect("task").expect_err("not its own");
     assert!(error.to_string().contains("no such image"), "{error}");
@@ -205,8 +211,7 @@ async fn whoever_waits_for_a_layer_fetches_it_when_the_other_gives_up() {
         return;
     }
     let (one, two) = relatives();
-    let base = one.layers[0].clone();
-    let gate = Arc::new(Semaphore::new(0));
+    let (base, gate) = (one.layers[0].clone(), Arc::new(Semaphore::new(0)));
     let (a, b, held, common) = (one.clone(), two.clone(), Arc::clone(&gate), base.clone());
     let setting = setting(move |seen| {
         let own = seen.path.starts_with("/v2/app/");
@@ -216,11 +221,7 @@ async fn whoever_waits_for_a_layer_fetches_it_when_the_other_gives_up() {
         if own { a.answer(seen) } else { b.answer(seen) }
     })
     .await;
-    let first = pull(&setting.store, APP, None);
-    setting.registry.wait_for("GET", base.as_str()).await;
-    let second = pull(&setting.store, OTHER, None);
-    setting.registry.wait_for("GET", two.layers[1].as_str()).await;
-    gate.add_permits(OPEN);
+    let (first, second) = pull_both(&setting, &gate, &base, &two).await;
     let error = first.await.expect("task").expect_err("always broken off");
     assert!(error.is_transient(), "{error}");
     assert_eq!(second.await.expect("task").expect("image").digest, two.digest());

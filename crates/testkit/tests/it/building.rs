@@ -66,16 +66,13 @@ fn builds_again(cloud: Cloud, folder: &tempfile::TempDir) {
     cloud.finish().unwrap();
 }
 
-#[test]
-fn c4_killing_the_builder_ends_the_build_and_says_so() {
-    let Some(cloud) = Cloud::start("c4_killing_the_builder_ends_the_build_and_says_so").unwrap()
-    else {
-        return;
-    };
+/// Kills a process of the server in the middle of a build.
+fn broken_off_by(role: &str, test: &str) {
+    let Some(cloud) = Cloud::start(test).unwrap() else { return };
     let folder = source(&cloud);
     let build = deploy(&cloud, &folder);
     reaches(true);
-    cloud.kill_role("builder").unwrap();
+    cloud.kill_role(role).unwrap();
     let output = build.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
@@ -86,21 +83,13 @@ fn c4_killing_the_builder_ends_the_build_and_says_so() {
 }
 
 #[test]
+fn c4_killing_the_builder_ends_the_build_and_says_so() {
+    broken_off_by("builder", "c4_killing_the_builder_ends_the_build_and_says_so");
+}
+
+#[test]
 fn c4_killing_the_front_ends_the_build_and_says_so() {
-    let Some(cloud) = Cloud::start("c4_killing_the_front_ends_the_build_and_says_so").unwrap()
-    else {
-        return;
-    };
-    let folder = source(&cloud);
-    let build = deploy(&cloud, &folder);
-    reaches(true);
-    cloud.kill_role("front").unwrap();
-    let output = build.wait_with_output().unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("the build broke off"), "{text}");
-    reaches(false);
-    builds_again(cloud, &folder);
+    broken_off_by("front", "c4_killing_the_front_ends_the_build_and_says_so");
 }
 
 #[test]
