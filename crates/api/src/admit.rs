@@ -4,11 +4,15 @@
 //! this server cannot honour is refused by name instead of being ignored; keys that nobody knows
 //! are kept and given back.
 
+mod checks;
 mod guest;
+mod processes;
 mod services;
 #[cfg(test)]
 mod tests;
 mod unsupported;
+
+use std::collections::BTreeMap;
 
 use perch_types::directory::MACHINE_RECORD_BYTES_MAX;
 use perch_types::image::Reference;
@@ -40,11 +44,13 @@ pub(crate) fn admit(mut config: MachineConfig) -> Result<MachineConfig, Failure>
     image(&config)?;
     environment(&config)?;
     commands(&config)?;
+    processes::check(&config)?;
     guest::check(&config)?;
     restart(&config)?;
     stop(&config)?;
     rootfs(&mut config)?;
     services::check(&config)?;
+    checks::check(&config)?;
     metadata(&config)?;
     config.resolve_defaults();
     sizes(&config)?;
@@ -100,42 +106,44 @@ fn image(config: &MachineConfig) -> Result<(), Failure> {
 }
 
 fn environment(config: &MachineConfig) -> Result<(), Failure> {
-    if config.env.len() > ENV_MAX {
-        return refuse(format!(
-            "config.env: {} variables are more than {ENV_MAX}",
-            config.env.len()
-        ));
+    variables("config.env", &config.env)
+}
+
+/// Refuses an environment that a program cannot be given.
+fn variables(path: &str, env: &BTreeMap<String, String>) -> Result<(), Failure> {
+    if env.len() > ENV_MAX {
+        return refuse(format!("{path}: {} variables are more than {ENV_MAX}", env.len()));
     }
     let mut bytes = 0;
-    for (name, value) in &config.env {
+    for (name, value) in env {
         let shown: String = name.chars().take(80).collect();
         if name.is_empty() || name.contains(['=', '\0']) {
-            return refuse(format!("config.env: `{shown}` is not a name of a variable"));
+            return refuse(format!("{path}: `{shown}` is not a name of a variable"));
         }
         if value.contains('\0') {
-            return refuse(format!("config.env.{shown}: has a zero byte"));
+            return refuse(format!("{path}.{shown}: has a zero byte"));
         }
         bytes += name.len() + value.len();
     }
     if bytes > ENV_BYTES_MAX {
-        return refuse(format!("config.env: {bytes} bytes are more than {ENV_BYTES_MAX}"));
+        return refuse(format!("{path}: {bytes} bytes are more than {ENV_BYTES_MAX}"));
     }
     Ok(())
 }
 
 fn commands(config: &MachineConfig) -> Result<(), Failure> {
-    let init = &config.init;
-    for (path, words) in [
-        ("config.init.exec", &init.exec),
-        ("config.init.entrypoint", &init.entrypoint),
-        ("config.init.cmd", &init.cmd),
-    ] {
-        if words.len() > WORDS_MAX {
-            return refuse(format!("{path}: {} words are more than {WORDS_MAX}", words.len()));
-        }
-        if words.iter().any(|word| word.contains('\0')) {
-            return refuse(format!("{path}: has a zero byte"));
-        }
+    words("config.init.exec", &config.init.exec)?;
+    words("config.init.entrypoint", &config.init.entrypoint)?;
+    words("config.init.cmd", &config.init.cmd)
+}
+
+/// Refuses a command that cannot be executed.
+fn words(path: &str, words: &[String]) -> Result<(), Failure> {
+    if words.len() > WORDS_MAX {
+        return refuse(format!("{path}: {} words are more than {WORDS_MAX}", words.len()));
+    }
+    if words.iter().any(|word| word.contains('\0')) {
+        return refuse(format!("{path}: has a zero byte"));
     }
     Ok(())
 }

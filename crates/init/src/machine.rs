@@ -6,13 +6,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use perch_types::Secret;
 use perch_types::guest::{
-    CODE_NOT_EXECUTABLE, EXECS_MAX, Ended, FromGuest, GuestExec, GuestStart, PROTOCOL,
-    TerminalSize, ToGuest,
+    CODE_NOT_EXECUTABLE, EXECS_MAX, Ended, FromGuest, GuestExec, GuestProcess, GuestStart,
+    PROTOCOL, TerminalSize, ToGuest,
 };
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     DumpableBehavior, Pid, Signal, WaitOptions, WaitStatus, kill_process, kill_process_group,
     set_dumpable_behavior, set_parent_process_death_signal, wait,
@@ -21,6 +22,7 @@ use rustix::process::{
 use crate::accounts::{self, Account};
 use crate::channel::Channel;
 use crate::files;
+use crate::mains::{Mains, Then};
 use crate::program::{Program, Refusal, Streams};
 use crate::signals::Signals;
 use crate::terminal::Terminal;
@@ -39,7 +41,8 @@ struct Machine {
     channel: Channel,
     signals: Signals,
     base: Base,
-    main: i32,
+    mains: Mains,
+    stop_signal: i32,
     execs: BTreeMap<i32, u32>,
 }
 
@@ -58,15 +61,16 @@ pub(crate) fn run() -> io::Result<()> {
         return Ok(());
     };
     files::prepare(Path::new("/"), &start);
-    let main = match start_main(&channel, &start) {
-        Ok(main) => main,
+    let pids = match start_mains(&channel, &start) {
+        Ok(pids) => pids,
         Err(Refusal { code, reason }) => {
             return channel.send(&FromGuest::StartFailed { code, reason }, None);
         }
     };
-    let GuestStart { env, user, cwd, .. } = start;
+    let GuestStart { env, user, cwd, stop_signal, stop_grace_ms, .. } = start;
     let base = Base { env, user, cwd };
-    Machine { channel, signals, base, main, execs: BTreeMap::new() }.serve()
+    let mains = Mains::new(&pids, Duration::from_millis(stop_grace_ms));
+    Machine { channel, signals, base, mains, stop_signal, execs: BTreeMap::new() }.serve()
 }
 
 /// Waits for the first message; `None` when the monitor went away instead.
@@ -91,22 +95,44 @@ fn terminal(size: TerminalSize, account: &Account) -> Result<Terminal, Refusal> 
         .map_err(|error| Refusal::new(CODE_NOT_EXECUTABLE, format!("open a terminal: {error}")))
 }
 
-fn start_main(channel: &Channel, start: &GuestStart) -> Result<i32, Refusal> {
-    let account = account(&start.user)?;
-    let (streams, master) = if start.tty {
-        let Terminal { master, slave } = terminal(TERMINAL, &account)?;
-        (Streams::Terminal(slave), Some(master))
-    } else {
-        own_outputs(&account);
-        (Streams::Log, None)
-    };
-    let program =
-        Program { argv: &start.argv, env: &start.env, cwd: &start.cwd, account: &account };
-    let pid = program.spawn(streams)?;
+/// Starts the main processes, or none: one that cannot be executed ends init and with it the
+/// others.
+fn start_mains(channel: &Channel, start: &GuestStart) -> Result<Vec<i32>, Refusal> {
+    let mut pids = Vec::new();
+    let mut master = None;
+    if start.processes.is_empty() {
+        let account = account(&start.user)?;
+        let streams = if start.tty {
+            let terminal = terminal(TERMINAL, &account)?;
+            master = Some(terminal.master);
+            Streams::Terminal(terminal.slave)
+        } else {
+            own_outputs(&account);
+            Streams::Log
+        };
+        let program =
+            Program { argv: &start.argv, env: &start.env, cwd: &start.cwd, account: &account };
+        pids.push(program.spawn(streams)?);
+    }
+    for (number, process) in start.processes.iter().enumerate() {
+        pids.push(start_process(start, process).map_err(|Refusal { code, reason }| {
+            Refusal::new(code, format!("process {number}: {reason}"))
+        })?);
+    }
     channel
         .send(&FromGuest::Started, master.as_ref())
         .map_err(|error| Refusal::new(CODE_NOT_EXECUTABLE, format!("report the start: {error}")))?;
-    Ok(pid)
+    Ok(pids)
+}
+
+fn start_process(start: &GuestStart, process: &GuestProcess) -> Result<i32, Refusal> {
+    let account = account(process.user.as_ref().unwrap_or(&start.user))?;
+    own_outputs(&account);
+    let mut env = start.env.clone();
+    env.retain(|name, _| !process.without.contains(name));
+    env.extend(process.env.clone());
+    let program = Program { argv: &process.argv, env: &env, cwd: &start.cwd, account: &account };
+    program.spawn(Streams::Log)
 }
 
 /// Lets a program that is not root open `/dev/stdout` and `/dev/stderr` by name.
@@ -122,12 +148,17 @@ fn own_outputs(account: &Account) {
 impl Machine {
     fn serve(mut self) -> io::Result<()> {
         loop {
+            let (left, report) = self.mains.patience(Instant::now());
+            if let Some(report) = report {
+                return self.channel.send(&report, None);
+            }
+            let limit = left.and_then(|left| Timespec::try_from(left).ok());
             let (said, signalled) = {
                 let mut polled = [
                     PollFd::from_borrowed_fd(self.channel.as_fd(), PollFlags::IN),
                     PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
                 ];
-                match poll(&mut polled, None) {
+                match poll(&mut polled, limit.as_ref()) {
                     Ok(_) | Err(rustix::io::Errno::INTR) => {}
                     Err(error) => return Err(error.into()),
                 }
@@ -148,15 +179,21 @@ impl Machine {
         }
     }
 
-    /// Handles the signals that arrived; `true` when the main program has ended.
+    /// Handles the signals that arrived; `true` when the machine has ended.
     fn take_signals(&mut self) -> io::Result<bool> {
         while let Some(signal) = self.signals.next()? {
             // What somebody inside sends to PID 1 is meant for the program.
             if signal != libc::SIGCHLD {
-                send(self.main, signal, false);
+                self.signal_mains(signal);
             }
         }
         self.reap()
+    }
+
+    fn signal_mains(&self, signal: i32) {
+        for pid in self.mains.pids() {
+            send(pid, signal, false);
+        }
     }
 
     fn reap(&mut self) -> io::Result<bool> {
@@ -169,9 +206,18 @@ impl Machine {
             };
             let pid = pid.as_raw_nonzero().get();
             let Some(ended) = ended(status) else { continue };
-            if pid == self.main {
-                self.channel.send(&FromGuest::Ended(ended), None)?;
-                return Ok(true);
+            match self.mains.ended(pid, ended, Instant::now()) {
+                Then::Nothing => {}
+                Then::StopOthers(report) => {
+                    self.channel.send(&report, None)?;
+                    self.signal_mains(self.stop_signal);
+                    continue;
+                }
+                Then::Wait => continue,
+                Then::End(report) => {
+                    self.channel.send(&report, None)?;
+                    return Ok(true);
+                }
             }
             if let Some(id) = self.execs.remove(&pid) {
                 self.channel.send(&FromGuest::ExecEnded { id, ended }, None)?;
@@ -183,7 +229,7 @@ impl Machine {
         match message {
             ToGuest::Start(_) => Err(io::Error::other("a second start came")),
             ToGuest::Signal { signal } => {
-                send(self.main, signal, false);
+                self.signal_mains(signal);
                 Ok(())
             }
             ToGuest::SignalExec { id, signal } => {

@@ -8,6 +8,7 @@ mod accounts;
 mod channel;
 mod files;
 mod machine;
+mod mains;
 mod program;
 mod signals;
 mod terminal;

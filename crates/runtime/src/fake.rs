@@ -144,6 +144,7 @@ impl Boot {
             requested_stop: false,
             reason: ExitReason::Exited,
             message: String::new(),
+            process: None,
             started_unix_ms: 0,
             ended_unix_ms: 0,
         };

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 
 pub use error::Error;
 pub use fake::FakeRuntime;
-pub use perch_types::guest::{Ended, GuestExec, GuestStart, TerminalSize};
+pub use perch_types::guest::{Ended, GuestExec, GuestProcess, GuestStart, TerminalSize};
 pub use protocol::{InstanceInfo, Stats};
 pub use sandbox::{Config, SandboxRuntime};
 pub use spec::{BootSpec, ExitReason, ExitStatus, IdRange, Limits, LogLimits, MachineDir, Mount};

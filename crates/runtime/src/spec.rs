@@ -216,6 +216,9 @@ pub struct ExitStatus {
     /// In words, when it was not the program's own end.
     #[serde(default)]
     pub message: String,
+    /// Which of several main processes ended first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<u32>,
     /// When the program was executed, in milliseconds since 1970; 0 if it never was.
     #[serde(default)]
     pub started_unix_ms: u64,

@@ -178,6 +178,9 @@ pub struct ExitEvent {
     /// Why the program could not be run at all, such as "no such program".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Which of several main processes ended first, in the order of `config.processes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<u32>,
 }
 
 /// What a check says.

@@ -22,7 +22,9 @@ pub use support::{Severity, Unsupported};
 pub use words::{UnclosedQuote, split_words};
 
 use crate::machine_config::{CpuKind, Other, Signal};
-use crate::service::{Autostop, CheckKind, Concurrency, Port, Protocol};
+use crate::service::{
+    Autostop, CheckKind, CheckProtocol, Concurrency, HttpHeader, Port, Protocol, empty_is_none,
+};
 use crate::time::GoDuration;
 
 /// The process group that exists when nothing else was said.
@@ -309,6 +311,18 @@ pub struct CheckSection {
     /// The groups that it is about; only in `[checks]`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<String>,
+    /// `http` or `https`.
+    #[serde(default, deserialize_with = "empty_is_none", skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<CheckProtocol>,
+    /// Whether any certificate will do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_skip_verify: Option<bool>,
+    /// The name that the certificate must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_server_name: Option<String>,
+    /// Further headers of the request.
+    #[serde(default, deserialize_with = "read::headers", skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<HttpHeader>,
     /// Every other key, kept.
     #[serde(flatten)]
     pub other: Other,

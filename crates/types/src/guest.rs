@@ -18,6 +18,8 @@ pub const TO_GUEST_BYTES_MAX: usize = 1024 * 1024;
 pub const FROM_GUEST_BYTES_MAX: usize = 16 * 1024;
 /// The longest reason that init gives, in bytes.
 pub const REASON_BYTES_MAX: usize = 1024;
+/// How many main processes there may be.
+pub const PROCESSES_MAX: usize = 8;
 /// How many programs may run by [`ToGuest::Exec`] at once.
 pub const EXECS_MAX: usize = 16;
 /// The descriptor at which init finds its socket.
@@ -53,6 +55,32 @@ pub struct GuestStart {
     /// The text of `/etc/resolv.conf`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolv_conf: Option<String>,
+    /// The main processes when there are several; then `argv` is of no use, and environment, user
+    /// and folder are what they start from. None has a terminal.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<GuestProcess>,
+    /// The signal that asks the others to end when the first of several has ended.
+    #[serde(default)]
+    pub stop_signal: i32,
+    /// How long they may take then, in milliseconds.
+    #[serde(default)]
+    pub stop_grace_ms: u64,
+}
+
+/// One of several main processes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct GuestProcess {
+    /// The program and its arguments.
+    pub argv: Vec<String>,
+    /// As in [`GuestStart::user`]; `None` is the machine's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Environment over [`GuestStart::env`].
+    #[serde(default)]
+    pub env: BTreeMap<String, Secret>,
+    /// Variables of [`GuestStart::env`] that it does not get.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<String>,
 }
 
 /// A further program to run inside a running machine.
@@ -139,7 +167,15 @@ pub enum FromGuest {
         /// Why, naming the program.
         reason: String,
     },
-    /// The main program ended; init ends and everything with it.
+    /// The first of several main processes ended; the others are asked to.
+    ProcessEnded {
+        /// Which one, in the order of [`GuestStart::processes`].
+        process: u32,
+        /// How.
+        ended: Ended,
+    },
+    /// The main program ended; init ends and everything with it. Of several processes it is the
+    /// end of the first that ended.
     Ended(Ended),
     /// A further program was executed. With a terminal its master comes along.
     ExecStarted {

@@ -1,13 +1,18 @@
-//! Services, ports and checks of a machine (contract 1.13).
+//! Services and ports of a machine (contract 1.13).
 //!
 //! Never decides where a request goes: that is the edge's.
-
-use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::machine_config::{Other, null_is_default};
-use crate::time::GoDuration;
+
+mod check;
+
+pub(crate) use check::empty_is_none;
+pub use check::{
+    CHECK_TIMEOUT_MAX, Check, CheckKind, CheckProtocol, CheckPurpose, HttpHeader,
+    MACHINE_CHECK_INTERVAL_MIN, SERVICE_CHECK_INTERVAL_MIN, check_names,
+};
 
 /// One port inside a machine and how the edge offers it outside.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -171,67 +176,8 @@ pub enum ConcurrencyKind {
     Requests,
 }
 
-/// A check of a service or of a machine.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Check {
-    /// `http` or `tcp`.
-    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
-    pub kind: Option<CheckKind>,
-    /// The port; a service's own when unset.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port: Option<u16>,
-    /// Time between two checks.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub interval: Option<GoDuration>,
-    /// How long one may take.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout: Option<GoDuration>,
-    /// How long after a start a failure does not count.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub grace_period: Option<GoDuration>,
-    /// HTTP method.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub method: Option<String>,
-    /// HTTP path.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
-    /// Every other key, kept.
-    #[serde(flatten)]
-    pub other: Other,
-}
-
-/// Kinds of checks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CheckKind {
-    /// A request that must be answered with 2xx.
-    Http,
-    /// A connection that must be accepted.
-    Tcp,
-}
-
 /// The load from which another machine is preferred when nothing else was said.
 pub const SOFT_LIMIT_DEFAULT: u32 = 20;
-
-/// Names each check of a machine as clients expect it (contract 1.3, CheckStatus).
-#[must_use]
-pub fn check_names(services: &[Service], checks: &BTreeMap<String, Check>) -> Vec<String> {
-    let of_services = services
-        .iter()
-        .flat_map(|service| service.checks.iter().map(|check| (service.internal_port, check)));
-    let mut names: Vec<String> = of_services
-        .enumerate()
-        .map(|(index, (internal_port, check))| {
-            let kind = match check.kind {
-                Some(CheckKind::Http) => "http",
-                Some(CheckKind::Tcp) | None => "tcp",
-            };
-            format!("servicecheck-{index:02}-{kind}-{}", check.port.unwrap_or(internal_port))
-        })
-        .collect();
-    names.extend(checks.keys().cloned());
-    names
-}
 
 #[cfg(test)]
 mod tests {
@@ -250,19 +196,5 @@ mod tests {
         }
         serde_json::from_str::<Autostop>("\"sleep\"").unwrap_err();
         serde_json::from_str::<Autostop>("1").unwrap_err();
-    }
-
-    #[test]
-    fn service_checks_are_numbered_across_services() {
-        let services: Vec<Service> = serde_json::from_str(
-            r#"[{"internal_port":80,"checks":[{"type":"http"},{"type":"tcp","port":81}]},
-                {"internal_port":90,"checks":[{"type":"tcp"}]}]"#,
-        )
-        .unwrap();
-        let checks = BTreeMap::from([("disk".to_owned(), Check::default())]);
-        assert_eq!(
-            check_names(&services, &checks),
-            ["servicecheck-00-http-80", "servicecheck-01-tcp-81", "servicecheck-02-tcp-90", "disk"]
-        );
     }
 }

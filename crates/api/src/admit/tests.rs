@@ -52,6 +52,114 @@ fn values_are_refused_by_path_and_with_what_is_allowed() {
 }
 
 #[test]
+fn checks_are_refused_by_path_and_with_what_is_allowed() {
+    let top = |more: Value| {
+        let mut check = json!({"type": "http", "port": 80});
+        check.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"checks": {"c": check}})
+    };
+    let service = |check: Value| json!({"services": [{"internal_port": 1, "checks": [check]}]});
+    let header =
+        |name: &str, value: &str| top(json!({"headers": [{"name": name, "values": [value]}]}));
+    let on_service = "config.services[0].checks[0]";
+    for (more, want) in [
+        (top(json!({"type": null})), "config.checks.c.type: is missing; allowed are http, tcp"),
+        (top(json!({"port": 0})), "config.checks.c.port: is not 1 to 65535"),
+        (top(json!({"interval": "1s"})), "config.checks.c.interval: 1s is shorter than 2s"),
+        (top(json!({"timeout": "61s"})), "config.checks.c.timeout: 1m1s is longer than 1m0s"),
+        (
+            top(json!({"method": "TRACE"})),
+            "config.checks.c.method: allowed are GET, HEAD, POST, PUT, OPTIONS",
+        ),
+        (
+            top(json!({"path": "up"})),
+            "config.checks.c.path: is not a path that begins with `/`, of at most 1024 printable bytes",
+        ),
+        (
+            top(json!({"path": "/a b"})),
+            "config.checks.c.path: is not a path that begins with `/`, of at most 1024 printable bytes",
+        ),
+        (
+            top(json!({"tls_server_name": "a b"})),
+            "config.checks.c.tls_server_name: is not a host name",
+        ),
+        (header("X A", "1"), "config.checks.c.headers[0].name: is not a name of a header"),
+        (
+            header("Content-Length", "1"),
+            "config.checks.c.headers[0].name: `Content-Length` cannot be set",
+        ),
+        (
+            header("X-A", "1\r\nX-B: 2"),
+            "config.checks.c.headers[0].values[0]: is not a value of at most 256 printable bytes",
+        ),
+        (
+            top(json!({"headers": vec![json!({"name": "a"}); 17]})),
+            "config.checks.c.headers: 17 are more than 16",
+        ),
+        (
+            json!({"checks": {"": {"type": "tcp", "port": 1}}}),
+            "config.checks.: is not a name of 1 to 80 bytes",
+        ),
+        (
+            service(json!({"type": "tcp", "port": 0})),
+            &format!("{on_service}.port: 0 is not 1 to 65535"),
+        ),
+        (
+            service(json!({"type": "tcp", "kind": "informational"})),
+            &format!("{on_service}.kind: allowed is readiness, as for every check of a service"),
+        ),
+        (
+            json!({"services": [{"internal_port": 1, "checks": vec![json!({"type": "tcp"}); 33]}]}),
+            "config.checks: all checks together are more than 32",
+        ),
+    ] {
+        assert_eq!(refusal(&more), (Code::InvalidValue, want.to_owned()), "{more}");
+    }
+    let whole = json!({"type": "http", "port": 443, "kind": "readiness", "protocol": "https",
+        "interval": "2s", "timeout": "60s", "grace_period": "1m0s", "method": "HEAD", "path": "/up",
+        "tls_skip_verify": true, "tls_server_name": "web.example",
+        "headers": [{"name": "X-A", "values": ["1", "2"]}]});
+    let admitted = admit(config(json!({"checks": {"c": whole}}))).unwrap();
+    assert_eq!(serde_json::to_value(&admitted.checks["c"]).unwrap(), whole);
+    // A service's own interval is raised, not refused.
+    admit(config(service(json!({"type": "http", "interval": "10ms"})))).unwrap();
+}
+
+#[test]
+fn processes_are_refused_by_path_and_with_what_is_allowed() {
+    let one = |more: Value| json!({"processes": [{}, more]});
+    for (more, want) in [
+        (json!({"processes": vec![json!({}); 9]}), "config.processes: 9 are more than 8"),
+        (
+            json!({"processes": [{}], "init": {"tty": true}}),
+            "config.init.tty: several processes have no terminal; allowed is false",
+        ),
+        (
+            one(json!({"cmd": vec!["x"; 257]})),
+            "config.processes[1].cmd: 257 words are more than 256",
+        ),
+        (one(json!({"exec": ["a\u{0}"]})), "config.processes[1].exec: has a zero byte"),
+        (
+            one(json!({"env": {"A=B": "c"}})),
+            "config.processes[1].env: `A=B` is not a name of a variable",
+        ),
+        (one(json!({"user": "a\nb"})), "config.processes[1].user: is not a name or `uid:gid`"),
+        (
+            one(json!({"secrets": [{"name": "A"}]})),
+            "config.processes[1].secrets[0].env_var: is not a name of letters, digits and underscores",
+        ),
+        (
+            one(json!({"env_from": [{"env_var": "1A", "field_ref": "id"}]})),
+            "config.processes[1].env_from[0].env_var: is not a name of letters, digits and underscores",
+        ),
+    ] {
+        assert_eq!(refusal(&more), (Code::InvalidValue, want.to_owned()), "{more}");
+    }
+    admit(config(one(json!({"cmd": ["worker"], "secrets": [{"env_var": "A", "name": "B"}]}))))
+        .unwrap();
+}
+
+#[test]
 fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing() {
     let text = |more| {
         let (code, text) = refusal(&more);
@@ -76,10 +184,6 @@ fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing(
         (
             json!({"services": [{"internal_port": 1, "autostop": "suspend"}]}),
             "config.services[0].autostop suspend",
-        ),
-        (
-            json!({"checks": {"c": {"type": "http", "port": 1, "tls_skip_verify": true}}}),
-            "config.checks.c.tls_skip_verify",
         ),
     ] {
         assert!(text(more).starts_with(path), "{path}");

@@ -9,13 +9,12 @@ use serde_json::Value;
 
 use crate::reply::Failure;
 
-pub(super) const TOP: [&str; 14] = [
+pub(super) const TOP: [&str; 13] = [
     "mounts",
     "metrics",
     "statics",
     "files",
     "schedule",
-    "processes",
     "standbys",
     "containers",
     "volumes",
@@ -32,7 +31,6 @@ const DNS: [&str; 6] =
     ["nameservers", "searches", "options", "dns_forward_rules", "hostname", "hostname_fqdn"];
 const SERVICE: [&str; 2] = ["force_instance_key", "force_instance_description"];
 const PORT: [&str; 3] = ["tls_options", "http_options", "proxy_proto_options"];
-const CHECK: [&str; 3] = ["headers", "tls_skip_verify", "tls_server_name"];
 
 pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
     let mut found = Vec::new();
@@ -48,10 +46,6 @@ pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
     }
     for (index, service) in config.services.iter().enumerate() {
         services(&mut found, &format!("config.services[{index}]"), service);
-    }
-    for (name, check) in &config.checks {
-        let shown: String = name.chars().take(80).collect();
-        one_check(&mut found, &format!("config.checks.{shown}"), check);
     }
     if found.is_empty() {
         return Ok(());
@@ -81,19 +75,6 @@ fn services(found: &mut Vec<String>, path: &str, service: &perch_types::service:
         if raw || port.handlers.iter().any(other) {
             found.push(format!("{path}.handlers other than http and tls with http"));
         }
-    }
-    for (index, check) in service.checks.iter().enumerate() {
-        one_check(found, &format!("{path}.checks[{index}]"), check);
-    }
-}
-
-fn one_check(found: &mut Vec<String>, path: &str, check: &perch_types::service::Check) {
-    collect(found, path, &check.other, &CHECK);
-    if check.other.get("protocol").and_then(Value::as_str) == Some("https") {
-        found.push(format!("{path}.protocol https"));
-    }
-    if check.other.get("kind").and_then(Value::as_str) == Some("readiness") {
-        found.push(format!("{path}.kind readiness"));
     }
 }
 

@@ -238,6 +238,7 @@ impl World {
                 signal: 0,
                 exited_at: Timestamp::from_unix_ms(THEN),
                 error: None,
+                process: None,
             },
             restart_count: 1,
         };

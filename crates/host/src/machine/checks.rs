@@ -1,35 +1,31 @@
-//! Checks of a machine's services: a connection or a request at intervals.
+//! Checks of a machine: a connection or a request at intervals.
 //!
 //! Never decides what follows: a verdict is all.
+
+mod attempt;
+mod tls;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper_util::rt::TokioIo;
 use perch_types::api::{CheckState, CheckStatus};
 use perch_types::clock::Clock;
-use perch_types::service::{self, CheckKind, check_names};
-use perch_types::{MachineConfig, Timestamp};
-use tokio::net::TcpStream;
+use perch_types::service::{
+    self, CHECK_TIMEOUT_MAX, CheckKind, CheckProtocol, CheckPurpose, SERVICE_CHECK_INTERVAL_MIN,
+    check_names,
+};
+use perch_types::{GoDuration, MachineConfig, Timestamp};
 use tokio::sync::mpsc;
+
+pub use attempt::{Attempt, Request};
 
 /// The time between two checks when nothing else was said.
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(15);
-/// The shortest time between two checks.
-const INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// How long a check may take when nothing else was said.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
-/// The longest that a check may take.
-const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 /// The time between two checks of a machine that has not passed one yet.
 const EARLY_PAUSES_MS: [u64; 6] = [50, 100, 200, 400, 800, 1_000];
-/// Bytes of an answer that are kept.
-const OUTPUT_BYTES_MAX: usize = 1024;
-/// Bytes of an answer that are read.
-const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// A check, its defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,14 +34,10 @@ pub struct Check {
     pub name: String,
     /// Whether the machine is not ready while it does not pass.
     pub gates: bool,
-    kind: CheckKind,
-    address: SocketAddr,
+    attempt: Attempt,
     interval: Duration,
     timeout: Duration,
     grace: Duration,
-    method: String,
-    path: String,
-    headers: Vec<(String, String)>,
 }
 
 /// What a check said last.
@@ -70,25 +62,13 @@ impl Verdict {
 /// Returns the checks of a configuration in the order of their names.
 #[must_use]
 pub fn of(config: &MachineConfig, address: IpAddr) -> Vec<Check> {
-    let names = check_names(&config.services, &config.checks);
-    let of_services = config
-        .services
-        .iter()
-        .flat_map(|one| one.checks.iter().map(|check| (check, one.internal_port, true)));
-    let of_machine = config.checks.values().filter_map(|check| {
-        let gates = check.other.get("kind").and_then(|kind| kind.as_str()) == Some("readiness");
-        Some((check, check.port?, gates))
+    let of_services = config.services.iter().flat_map(|service| {
+        service.checks.iter().map(|check| (check, service.internal_port, true))
     });
-    // A check of the machine without a port has nowhere to go; its name is left out with it.
-    let named = config.checks.iter().filter(|(_, check)| check.port.is_some());
-    let of_services_count = names.len().saturating_sub(config.checks.len());
-    let names = names
-        .iter()
-        .take(of_services_count)
-        .cloned()
-        .chain(named.map(|(name, _)| name.clone()))
-        .collect::<Vec<_>>();
-    names
+    let of_machine = config.checks.values().map(|check| {
+        (check, check.port.unwrap_or_default(), check.purpose == Some(CheckPurpose::Readiness))
+    });
+    check_names(&config.services, &config.checks)
         .into_iter()
         .zip(of_services.chain(of_machine))
         .map(|(name, (check, port, gates))| filled(name, check, (address, port), gates))
@@ -97,37 +77,37 @@ pub fn of(config: &MachineConfig, address: IpAddr) -> Vec<Check> {
 
 fn filled(name: String, check: &service::Check, at: (IpAddr, u16), gates: bool) -> Check {
     let (address, internal_port) = at;
-    let get =
-        |duration: Option<perch_types::GoDuration>| duration.map(perch_types::GoDuration::get);
+    let get = |duration: Option<GoDuration>| duration.map(GoDuration::get);
+    let address = SocketAddr::new(address, check.port.unwrap_or(internal_port));
     Check {
         name,
         gates,
-        kind: check.kind.unwrap_or(CheckKind::Tcp),
-        address: SocketAddr::new(address, check.port.unwrap_or(internal_port)),
-        interval: get(check.interval).unwrap_or(INTERVAL_DEFAULT).max(INTERVAL_MIN),
-        timeout: get(check.timeout).unwrap_or(TIMEOUT_DEFAULT).min(TIMEOUT_MAX),
+        attempt: match check.kind {
+            Some(CheckKind::Http) => Attempt::Http { address, request: request(check) },
+            Some(CheckKind::Tcp) | None => Attempt::Tcp { address },
+        },
+        interval: get(check.interval)
+            .unwrap_or(INTERVAL_DEFAULT)
+            .max(SERVICE_CHECK_INTERVAL_MIN.get()),
+        timeout: get(check.timeout).unwrap_or(TIMEOUT_DEFAULT).min(CHECK_TIMEOUT_MAX.get()),
         grace: get(check.grace_period).unwrap_or_default(),
-        method: check.method.clone().unwrap_or_else(|| "GET".to_owned()).to_ascii_uppercase(),
-        path: check.path.clone().unwrap_or_else(|| "/".to_owned()),
-        headers: headers(check),
     }
 }
 
-fn headers(check: &service::Check) -> Vec<(String, String)> {
-    let Some(list) = check.other.get("headers").and_then(|headers| headers.as_array()) else {
-        return Vec::new();
-    };
-    let mut headers = Vec::new();
-    for header in list {
-        let Some(name) = header.get("name").and_then(|name| name.as_str()) else {
-            continue;
-        };
-        let values = header.get("values").and_then(|values| values.as_array());
-        for value in values.into_iter().flatten().filter_map(|value| value.as_str()) {
-            headers.push((name.to_owned(), value.to_owned()));
-        }
+fn request(check: &service::Check) -> Request {
+    let text = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    Request {
+        tls: check.protocol == Some(CheckProtocol::Https),
+        skip_verify: check.tls_skip_verify == Some(true),
+        server_name: text(&check.tls_server_name),
+        method: text(&check.method).unwrap_or_else(|| "GET".to_owned()).to_ascii_uppercase(),
+        path: text(&check.path).unwrap_or_else(|| "/".to_owned()),
+        headers: check
+            .headers
+            .iter()
+            .flat_map(|one| one.values.iter().map(|value| (one.name.clone(), value.clone())))
+            .collect(),
     }
-    headers
 }
 
 /// Returns what the API says of the checks.
@@ -159,10 +139,11 @@ pub fn first_failing(checks: &[Check], verdicts: &[Verdict]) -> Option<String> {
     })
 }
 
-/// Carries out a check at its intervals and tells of every change.
+/// Carries out a check at its intervals and tells of every change. `ran` is how long the program
+/// had been running when this began.
 pub async fn follow(
     check: Check,
-    clock: Arc<dyn Clock>,
+    (clock, ran): (Arc<dyn Clock>, Duration),
     index: usize,
     news: mpsc::Sender<(usize, Verdict)>,
 ) {
@@ -170,23 +151,26 @@ pub async fn follow(
     let mut told: Option<(CheckState, String)> = None;
     let mut failures = 0_usize;
     loop {
-        let (passed, output) = attempt(&check).await;
-        let in_grace =
-            Duration::from_millis(clock.boot_ms().saturating_sub(began_ms)) < check.grace;
-        let state = match (passed, in_grace) {
-            (true, _) => CheckState::Passing,
-            (false, true) => CheckState::Warning,
-            (false, false) => CheckState::Critical,
-        };
-        let now = (state, output);
+        let (passed, output) = check.attempt.carry_out(check.timeout).await;
+        let age = Duration::from_millis(clock.boot_ms().saturating_sub(began_ms));
+        let now = (judge(passed, ran.saturating_add(age), check.grace), output);
         if told.as_ref() != Some(&now) {
-            let verdict = Verdict { state, output: now.1.clone(), since: clock.now() };
+            let verdict = Verdict { state: now.0, output: now.1.clone(), since: clock.now() };
             if news.send((index, verdict)).await.is_err() {
                 return;
             }
             told = Some(now);
         }
         tokio::time::sleep(pause(&check, passed, &mut failures)).await;
+    }
+}
+
+/// Decides how a check stands. A failure in the time of grace does not count, nor does it pass.
+fn judge(passed: bool, age: Duration, grace: Duration) -> CheckState {
+    match (passed, age < grace) {
+        (true, _) => CheckState::Passing,
+        (false, true) => CheckState::Warning,
+        (false, false) => CheckState::Critical,
     }
 }
 
@@ -201,136 +185,120 @@ fn pause(check: &Check, passed: bool, failures: &mut usize) -> Duration {
     early.map_or(check.interval, Duration::from_millis).min(check.interval)
 }
 
-async fn attempt(check: &Check) -> (bool, String) {
-    let attempt = async {
-        match check.kind {
-            CheckKind::Tcp => connect(check).await.map(|_| (true, "connected".to_owned())),
-            CheckKind::Http => request(check).await,
-        }
-    };
-    match tokio::time::timeout(check.timeout, attempt).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(reason)) => (false, reason),
-        Err(_) => (false, format!("no answer within {:?}", check.timeout)),
-    }
-}
-
-async fn connect(check: &Check) -> Result<TcpStream, String> {
-    TcpStream::connect(check.address)
-        .await
-        .map_err(|error| format!("connect to port {}: {error}", check.address.port()))
-}
-
-async fn request(check: &Check) -> Result<(bool, String), String> {
-    let stream = connect(check).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
-            .await
-            .map_err(|error| error.to_string())?;
-    let mut request = http::Request::builder()
-        .method(check.method.as_str())
-        .uri(check.path.as_str())
-        .header(http::header::USER_AGENT, "perch-check");
-    if !check.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
-        request = request.header(http::header::HOST, check.address.to_string());
-    }
-    for (name, value) in &check.headers {
-        request = request.header(name, value);
-    }
-    let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
-    let exchange = async {
-        let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), BODY_BYTES_MAX).collect().await;
-        let body = body.map(|body| body.to_bytes()).unwrap_or_default();
-        Ok::<_, String>((status, body))
-    };
-    tokio::pin!(exchange);
-    let (status, body) = tokio::select! {
-        biased;
-        result = &mut exchange => result?,
-        // The answer may have come with the end of the connection.
-        _ended = connection => exchange.await?,
-    };
-    let body: String = String::from_utf8_lossy(&body).chars().take(OUTPUT_BYTES_MAX).collect();
-    Ok((status.is_success(), format!("{} {}", status.as_u16(), body.trim()).trim().to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn checks(config: serde_json::Value) -> Vec<Check> {
+        of(&serde_json::from_value(config).unwrap(), "10.0.0.1".parse().unwrap())
+    }
+
     #[test]
     fn checks_have_their_names_and_defaults() {
-        let config: MachineConfig = serde_json::from_value(serde_json::json!({
+        let checks = checks(serde_json::json!({
             "services": [{"internal_port": 80, "checks": [
-                {"type": "http", "path": "/up", "interval": "10ms"}, {"type": "tcp", "port": 81}]}],
+                {"type": "http", "path": "/up", "interval": "10ms", "timeout": "5m"},
+                {"type": "tcp", "port": 81, "grace_period": "3s"}]}],
             "checks": {
-                "alive": {"port": 90, "type": "tcp"},
-                "nowhere": {"type": "tcp"},
-                "serves": {"port": 91, "kind": "readiness"},
+                "alive": {"port": 90, "type": "tcp", "kind": "informational"},
+                "serves": {"port": 91, "type": "tcp", "kind": "readiness"},
             },
-        }))
-        .unwrap();
-        let checks = of(&config, "10.0.0.1".parse().unwrap());
+        }));
         let found: Vec<String> = checks
             .iter()
-            .map(|check| {
-                format!("{} {} {} {:?}", check.name, check.address, check.gates, check.interval)
+            .map(|one| {
+                let address = one.attempt.address();
+                let Check { name, gates, interval, timeout, grace, .. } = one;
+                format!("{name} {address:?} {gates} {interval:?} {timeout:?} {grace:?}")
             })
             .collect();
         assert_eq!(
             found,
             [
-                "servicecheck-00-http-80 10.0.0.1:80 true 1s",
-                "servicecheck-01-tcp-81 10.0.0.1:81 true 15s",
-                "alive 10.0.0.1:90 false 15s",
-                "serves 10.0.0.1:91 true 15s",
+                "servicecheck-00-http-80 10.0.0.1:80 true 1s 60s 0ns",
+                "servicecheck-01-tcp-81 10.0.0.1:81 true 15s 5s 3s",
+                "alive 10.0.0.1:90 false 15s 5s 0ns",
+                "serves 10.0.0.1:91 true 15s 5s 0ns",
             ]
         );
     }
 
-    async fn answer_once(answer: &'static str) -> SocketAddr {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut request = [0; 1024];
-            let _read = stream.read(&mut request).await.unwrap();
-            stream.write_all(answer.as_bytes()).await.unwrap();
-        });
-        address
+    #[test]
+    fn a_request_is_what_was_configured_or_its_default() {
+        let of_check = |check: serde_json::Value| {
+            let config =
+                serde_json::json!({"services": [{"internal_port": 80, "checks": [check]}]});
+            let Attempt::Http { request, .. } = checks(config).remove(0).attempt else {
+                panic!("an HTTP check is needed");
+            };
+            request
+        };
+        let plain = of_check(serde_json::json!({"type": "http", "method": "", "path": ""}));
+        let (method, path) = ("GET".to_owned(), "/".to_owned());
+        assert_eq!(plain, Request { method, path, ..Request::default() });
+        let whole = of_check(serde_json::json!({
+            "type": "http", "method": "head", "path": "/up?a=1", "protocol": "https",
+            "tls_skip_verify": true, "tls_server_name": "web.example",
+            "headers": [{"name": "X-A", "values": ["1", "2"]}, {"name": "Host", "values": ["web"]}],
+        }));
+        assert!(whole.tls && whole.skip_verify);
+        assert_eq!((whole.method.as_str(), whole.path.as_str()), ("HEAD", "/up?a=1"));
+        assert_eq!(whole.server_name.as_deref(), Some("web.example"));
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(whole.headers, [pair("X-A", "1"), pair("X-A", "2"), pair("Host", "web")]);
     }
 
-    #[tokio::test]
-    async fn a_request_passes_on_success_only() {
-        for (answer, want) in [
-            ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", (true, "200 hi")),
-            ("HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n", (false, "302")),
-            ("HTTP/1.1 500 No\r\nContent-Length: 4\r\n\r\nboom", (false, "500 boom")),
+    #[test]
+    fn only_service_checks_and_those_of_readiness_keep_requests_away() {
+        let checks = checks(serde_json::json!({
+            "services": [{"internal_port": 80, "checks": [{"type": "tcp"}]}],
+            "checks": {"note": {"port": 1, "type": "tcp"},
+                       "ready": {"port": 2, "type": "tcp", "kind": "readiness"}},
+        }));
+        let verdict = |state, output: &str| Verdict {
+            state,
+            output: output.to_owned(),
+            since: Timestamp::UNIX_EPOCH,
+        };
+        use CheckState::{Critical, Passing, Warning};
+        for (states, want) in [
+            ([Passing, Passing, Passing], None),
+            ([Passing, Critical, Passing], None),
+            ([Critical, Passing, Passing], Some("check servicecheck-00-tcp-80: no")),
+            ([Warning, Passing, Passing], Some("check servicecheck-00-tcp-80: no")),
+            ([Passing, Passing, Critical], Some("check ready: no")),
         ] {
-            let address = answer_once(answer).await;
-            let config: MachineConfig = serde_json::from_value(serde_json::json!({
-                "services": [{"internal_port": address.port(), "checks": [{"type": "http"}]}],
-            }))
-            .unwrap();
-            let checks = of(&config, address.ip());
-            assert_eq!(attempt(&checks[0]).await, (want.0, want.1.to_owned()));
+            let verdicts = states.map(|state| verdict(state, "no"));
+            assert_eq!(first_failing(&checks, &verdicts).as_deref(), want, "{states:?}");
+        }
+        let unknown = [Verdict::unknown(Timestamp::UNIX_EPOCH)];
+        assert_eq!(
+            first_failing(&checks, &unknown).as_deref(),
+            Some("check servicecheck-00-tcp-80 has not passed yet")
+        );
+    }
+
+    #[test]
+    fn a_failure_counts_when_the_grace_is_over() {
+        let second = Duration::from_secs(1);
+        for (passed, age, grace, want) in [
+            (true, second, 2 * second, CheckState::Passing),
+            (false, second, 2 * second, CheckState::Warning),
+            (false, 2 * second, 2 * second, CheckState::Critical),
+            (false, Duration::ZERO, Duration::ZERO, CheckState::Critical),
+        ] {
+            assert_eq!(judge(passed, age, grace), want, "{passed} {age:?} {grace:?}");
         }
     }
 
-    #[tokio::test]
-    async fn a_port_without_a_listener_is_named() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        drop(listener);
-        let config: MachineConfig = serde_json::from_value(serde_json::json!({
-            "checks": {"up": {"port": address.port(), "type": "tcp"}},
-        }))
-        .unwrap();
-        let (passed, output) = attempt(&of(&config, address.ip())[0]).await;
-        assert!(!passed);
-        assert!(output.starts_with(&format!("connect to port {}", address.port())), "{output}");
+    #[test]
+    fn a_check_is_repeated_soon_until_it_passes_and_at_its_interval_from_then_on() {
+        let config = serde_json::json!({"services": [{"internal_port": 80, "checks": [
+            {"type": "tcp", "interval": "3s"}]}]});
+        let check = checks(config).remove(0);
+        let mut failures = 0;
+        let mut ms = |passed| pause(&check, passed, &mut failures).as_millis();
+        assert_eq!([ms(false), ms(false), ms(false)], [50, 100, 200]);
+        assert_eq!([ms(true), ms(false), ms(false)], [3000, 3000, 3000]);
     }
 }

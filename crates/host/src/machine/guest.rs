@@ -12,6 +12,7 @@ use perch_types::image::{ImageConfig, ImageRef};
 use perch_types::machine_config::{CpuKind, MachineConfig};
 use perch_types::{ApiError, Code, Region, Secret};
 
+use super::processes::{Sources, processes};
 use super::record::{Record, Version};
 
 /// The label that names a machine's process group.
@@ -47,7 +48,9 @@ pub fn guest_start(
     around: &Surroundings,
 ) -> Result<GuestStart, ApiError> {
     let argv = argv(&version.config, image);
-    if argv.is_empty() {
+    let sources = Sources { record, version, around, secrets: &BTreeMap::new() };
+    let processes = processes(sources, image)?;
+    if argv.is_empty() && processes.is_empty() {
         return Err(ApiError::new(
             Code::InvalidValue,
             "the image names no program to run and the configuration's `init` neither",
@@ -64,12 +67,16 @@ pub fn guest_start(
         hostname: Some(record.id.to_string()),
         hosts: Some(hosts(record, around)),
         resolv_conf: Some(resolv_conf(&around.resolvers)),
+        processes,
+        stop_signal: version.config.stop_signal().number(),
+        stop_grace_ms: u64::try_from(version.config.stop_timeout().get().as_millis())
+            .unwrap_or(u64::MAX),
     })
 }
 
 /// Returns the program and its arguments: `init.exec` alone, or entrypoint and command, each the
 /// image's unless overridden (contract 1.13).
-fn argv(config: &MachineConfig, image: &ImageConfig) -> Vec<String> {
+pub(super) fn argv(config: &MachineConfig, image: &ImageConfig) -> Vec<String> {
     let init = &config.init;
     if !init.exec.is_empty() {
         return init.exec.clone();
@@ -111,7 +118,7 @@ fn environment(
     env
 }
 
-fn image_text(image: &ImageRef, configured: &str) -> String {
+pub(super) fn image_text(image: &ImageRef, configured: &str) -> String {
     if image.repository.is_empty() {
         return configured.to_owned();
     }
@@ -167,11 +174,11 @@ pub fn limits(config: &MachineConfig) -> Limits {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::machine::record::tests::record;
 
-    fn around() -> Surroundings {
+    pub(in crate::machine) fn around() -> Surroundings {
         Surroundings {
             region: "ams".parse().unwrap(),
             private_ip: "fdaa::1:2".parse().unwrap(),

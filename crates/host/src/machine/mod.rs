@@ -6,6 +6,7 @@ pub mod actor;
 pub mod checks;
 pub mod guest;
 pub mod plan;
+pub mod processes;
 pub mod ready;
 pub mod record;
 pub mod restart;

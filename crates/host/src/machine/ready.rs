@@ -35,6 +35,7 @@ pub struct Probe {
     boot: u64,
     ports: BTreeSet<u16>,
     checks: Vec<Check>,
+    ran: Duration,
     namespace: Option<OwnedFd>,
 }
 
@@ -56,6 +57,7 @@ impl Probe {
             boot: instance.info().boot,
             ports,
             checks,
+            ran: ran(record, shared.effects.clock.now()),
             namespace: instance.network_namespace().ok(),
         }
     }
@@ -100,7 +102,7 @@ impl Probe {
         let mut tasks = JoinSet::new();
         for (index, check) in self.checks.iter().enumerate() {
             let clock = Arc::clone(&self.shared.effects.clock);
-            tasks.spawn(checks::follow(check.clone(), clock, index, sender.clone()));
+            tasks.spawn(checks::follow(check.clone(), (clock, self.ran), index, sender.clone()));
         }
         let mut told = self.first();
         let mut because = judge(&self.ports, &[]);
@@ -132,6 +134,14 @@ impl Probe {
             }
         }
     }
+}
+
+/// Returns how long the boot that runs has been running: an agent that is started anew finds
+/// machines whose time of grace is over.
+fn ran(record: &Record, now: perch_types::Timestamp) -> Duration {
+    let started = record.events.iter().find(|event| event.kind == "start");
+    let since_ms = started.map_or(0, |event| now.unix_ms().saturating_sub(event.timestamp));
+    Duration::from_millis(u64::try_from(since_ms).unwrap_or_default())
 }
 
 fn pause(listens: bool, looks: usize) -> Duration {

@@ -235,6 +235,7 @@ fn exit_event(exit: &ExitStatus, how: Exiting, signal: i32, now: Timestamp) -> E
             _ => now,
         },
         error: error_of(exit),
+        process: exit.process,
     }
 }
 

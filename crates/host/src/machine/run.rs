@@ -298,6 +298,7 @@ pub fn lost_exit(record: &Record) -> ExitStatus {
         requested_stop: false,
         reason: ExitReason::MonitorLost,
         message: String::new(),
+        process: None,
         started_unix_ms: 0,
         ended_unix_ms: 0,
     }

@@ -174,6 +174,7 @@ impl Instance for SandboxInstance {
             requested_stop: false,
             reason: ExitReason::MonitorLost,
             message: "the machine's monitor was killed".to_owned(),
+            process: None,
             started_unix_ms: 0,
             ended_unix_ms: 0,
         }))

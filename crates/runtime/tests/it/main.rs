@@ -10,4 +10,5 @@ mod exec;
 mod limits;
 mod logs;
 mod machine;
+mod processes;
 mod program;

@@ -2,8 +2,6 @@
 //!
 //! Never resolves an image: the caller gives the reference.
 
-use serde_json::Value;
-
 use super::{
     AppConfig, CheckSection, HttpService, RestartWord, ServiceSection, VmSection, split_words,
 };
@@ -320,32 +318,19 @@ fn service(section: &ServiceSection) -> Service {
 }
 
 fn check_of(section: &CheckSection, kind: Option<CheckKind>) -> Check {
-    let mut other = section.other.clone();
-    if let Some(headers) = other.remove("headers") {
-        other.insert("headers".to_owned(), headers_of(headers));
-    }
     Check {
         kind,
+        purpose: None,
         port: section.port,
         interval: section.interval,
         timeout: section.timeout,
         grace_period: section.grace_period,
         method: section.method.clone(),
         path: section.path.clone(),
-        other,
+        protocol: section.protocol,
+        tls_skip_verify: section.tls_skip_verify,
+        tls_server_name: section.tls_server_name.clone(),
+        headers: section.headers.clone(),
+        other: section.other.clone(),
     }
-}
-
-/// Turns `{name = value}` into the API's `[{name, values}]`; other forms stay as they are.
-fn headers_of(headers: Value) -> Value {
-    let Value::Object(table) = headers else {
-        return headers;
-    };
-    table
-        .into_iter()
-        .map(|(name, value)| {
-            let values = if value.is_array() { value } else { Value::Array(vec![value]) };
-            serde_json::json!({"name": name, "values": values})
-        })
-        .collect()
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::{CheckSection, split_words};
-use crate::service::{Concurrency, ConcurrencyKind, Port};
+use crate::service::{Concurrency, ConcurrencyKind, HttpHeader, Port};
 use crate::time::GoDuration;
 
 /// Reads one table or an array of them.
@@ -89,6 +89,42 @@ where
             .ok_or_else(|| D::Error::custom("expected a duration such as \"15s\"")),
         _ => Err(D::Error::custom("expected a duration such as \"15s\"")),
     }
+}
+
+/// Reads headers: a table of names and values, or an array of tables of that form or the API's, or
+/// of lines (contract 2.5).
+pub(super) fn headers<'de, D>(deserializer: D) -> Result<Vec<HttpHeader>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let bad = || D::Error::custom("expected a table such as {X-Forwarded-Proto = \"https\"}");
+    let all = match Value::deserialize(deserializer)? {
+        Value::Null => Vec::new(),
+        Value::Array(all) => all,
+        one => vec![one],
+    };
+    let mut headers = Vec::new();
+    for one in all {
+        match one {
+            Value::String(line) => {
+                let (name, value) = line.split_once(':').ok_or_else(bad)?;
+                let values = vec![value.trim().to_owned()];
+                headers.push(HttpHeader { name: name.trim().to_owned(), values });
+            }
+            Value::Object(table) if table.contains_key("name") && table.contains_key("values") => {
+                headers.push(serde_json::from_value(table.into()).map_err(D::Error::custom)?);
+            }
+            Value::Object(table) => {
+                for (name, value) in table {
+                    let values = if let Value::Array(many) = value { many } else { vec![value] };
+                    let values: Option<_> = values.iter().map(text_of).collect();
+                    headers.push(HttpHeader { name, values: values.ok_or_else(bad)? });
+                }
+            }
+            _ => return Err(bad()),
+        }
+    }
+    Ok(headers)
 }
 
 /// Reads a map whose values are text, numbers or booleans, or an array of such maps.

@@ -49,6 +49,7 @@ fn exit(code: i32, signal: Option<i32>) -> ExitStatus {
         requested_stop: false,
         reason: ExitReason::Exited,
         message: String::new(),
+        process: None,
         started_unix_ms: 0,
         ended_unix_ms: 1_700_000_000_500,
     }

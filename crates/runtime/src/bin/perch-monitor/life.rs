@@ -67,6 +67,7 @@ struct Life {
     init: Option<Listener>,
     outputs: Vec<Output>,
     ended: Option<Ended>,
+    process: Option<u32>,
     fault: Option<String>,
     signals: Option<OwnedFd>,
 }
@@ -85,6 +86,7 @@ pub(crate) fn live(running: Running, wanted: bool) -> Result<(), Error> {
         outputs: vec![Output::new(stdout, Stream::Stdout), Output::new(stderr, Stream::Stderr)],
         init: Some(init),
         ended: None,
+        process: None,
         fault: None,
         signals: Some(signals),
         shared,
@@ -239,6 +241,13 @@ impl Life {
                 shared.queue.system(&words::not_started(&reason));
                 shared.change(|state| state.phase = Phase::NotExecutable { code, reason });
             }
+            FromGuest::ProcessEnded { process, ended } => {
+                // There is one first.
+                if self.process.is_none() {
+                    self.process = Some(process);
+                    shared.queue.system(&words::process_ended(process, ended));
+                }
+            }
             FromGuest::Ended(ended) => self.ended = Some(ended),
             FromGuest::ExecStarted { id } => {
                 if let Some(mailbox) = mailbox(&shared, id) {
@@ -288,6 +297,7 @@ fn status_of(life: &Life, init: Option<Ended>, oom_kills: u64) -> ExitStatus {
         requested_stop: state.requested_stop,
         reason: ExitReason::Killed,
         message: String::new(),
+        process: life.process,
         started_unix_ms: state.started_unix_ms,
         ended_unix_ms: clock::unix_ms(),
     };

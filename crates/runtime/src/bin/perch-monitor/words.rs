@@ -3,7 +3,7 @@
 //! Never more than one line a fact. What programs look for is as the contract has it (section 5.4:
 //! `Main child exited normally with code: 0`, `Starting clean up.`); the rest is in our words.
 
-use perch_runtime::{ExitReason, ExitStatus};
+use perch_runtime::{Ended, ExitReason, ExitStatus};
 
 /// The program is about to be executed.
 pub(crate) const STARTING: &str = "Starting machine";
@@ -22,6 +22,15 @@ pub(crate) fn stopping(signal: i32) -> String {
 /// The program could not be executed.
 pub(crate) fn not_started(reason: &str) -> String {
     format!("Main child was not started: {}", shown(reason))
+}
+
+/// The first of several main processes ended.
+pub(crate) fn process_ended(process: u32, ended: Ended) -> String {
+    let how = match ended.signal {
+        Some(signal) => format!("was ended by signal {}", signal_name(signal)),
+        None => format!("exited with code: {}", ended.code),
+    };
+    format!("Process {process} {how}, the others are asked to end")
 }
 
 /// Returns what is said of an end: that memory ran out, if it did, and how the program ended.
