@@ -4,6 +4,8 @@
 //! this server cannot honour is refused by name instead of being ignored; keys that nobody knows
 //! are kept and given back.
 
+mod dns;
+mod files;
 mod guest;
 mod services;
 #[cfg(test)]
@@ -14,6 +16,8 @@ use perch_types::directory::MACHINE_RECORD_BYTES_MAX;
 use perch_types::image::Reference;
 use perch_types::machine_config::{STOP_TIMEOUT_MAX, Signal};
 use perch_types::{Code, MachineConfig};
+
+pub(crate) use guest::dedication;
 
 use crate::reply::Failure;
 
@@ -37,6 +41,8 @@ const NAME_BYTES_MAX: usize = 63;
 /// Returns the configuration with its defaults filled in.
 pub(crate) fn admit(mut config: MachineConfig) -> Result<MachineConfig, Failure> {
     unsupported::check(&config)?;
+    guest::size(&mut config)?;
+    services::autostart(&mut config)?;
     image(&config)?;
     environment(&config)?;
     commands(&config)?;
@@ -46,6 +52,10 @@ pub(crate) fn admit(mut config: MachineConfig) -> Result<MachineConfig, Failure>
     rootfs(&mut config)?;
     services::check(&config)?;
     metadata(&config)?;
+    files::check("config.files", &config.files)?;
+    if let Some(dns) = &config.dns {
+        dns::check(dns)?;
+    }
     config.resolve_defaults();
     sizes(&config)?;
     Ok(config)

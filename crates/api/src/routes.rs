@@ -14,13 +14,14 @@ use axum::{RequestExt as _, Router};
 use http::Method;
 use perch_types::directory::AppDoc;
 use perch_types::endpoint::{self, Endpoint};
+use perch_types::host::MachineIdentity;
 use perch_types::{ApiError, AppName, Code, MachineId};
 
 use crate::auth::Principal;
 use crate::config::Shared;
 use crate::documents::{self, Placed};
 use crate::reply::{Failure, finish, no_such_method, no_such_path};
-use crate::{apps, builds, logs, machines, platform, sessions};
+use crate::{apps, builds, inside, logs, machines, platform, sessions};
 
 /// How long an ordinary request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(140);
@@ -132,16 +133,26 @@ fn timeout_of(endpoint: Endpoint) -> Duration {
 
 async fn identify(guard: &Guard, request: &mut Request) -> Result<(), Failure> {
     let shared = &guard.shared;
-    let mut principals = shared.identity.of_request(request.headers()).await?;
+    let parameters = request.extract_parts::<RawPathParams>().await;
+    let named = |name: &str| {
+        let parameters = parameters.as_ref().ok()?;
+        parameters.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_owned())
+    };
+    let mut principals = match request.extensions().get::<MachineIdentity>() {
+        Some(machine) => {
+            let (app, id) = (named("app"), named("machine"));
+            let named = (app.as_deref(), id.as_deref());
+            vec![inside::principal(machine, guard.endpoint, named)?]
+        }
+        None => shared.identity.of_request(request.headers()).await?,
+    };
     principals.retain(|principal| principal.permits(guard.endpoint.action));
     if principals.is_empty() {
         return Err(Failure::new(Code::Forbidden, "the token does not allow this"));
     }
-    let parameters = request.extract_parts::<RawPathParams>().await;
-    let parameters = parameters.map_err(|_| Failure::from(ApiError::app_not_found("")))?;
-    let named = |name: &str| {
-        parameters.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_owned())
-    };
+    if parameters.is_err() {
+        return Err(ApiError::app_not_found("").into());
+    }
     if let Some(name) = named("app") {
         let app = reach_app(guard, &principals, &name).await?;
         principals.retain(|principal| principal.org == app.org);

@@ -8,6 +8,7 @@ mod certificate;
 mod clock;
 mod config;
 mod identity;
+mod inside;
 mod peer;
 mod roles;
 mod setup;

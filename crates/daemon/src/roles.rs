@@ -43,7 +43,7 @@ impl Role {
     /// The sockets that the process is given.
     pub(crate) const fn sockets(self) -> &'static [Purpose] {
         match self {
-            Self::Host => &[Purpose::Host],
+            Self::Host => &[Purpose::Host, Purpose::Monitors],
             Self::Front => &[
                 Purpose::Api,
                 Purpose::ApiTls,
@@ -52,6 +52,7 @@ impl Role {
                 Purpose::DnsUdp,
                 Purpose::DnsTcp,
                 Purpose::Directory,
+                Purpose::Inside,
             ],
             Self::Builder => &[Purpose::Builder],
         }

@@ -49,6 +49,10 @@ pub(crate) enum Purpose {
     Host,
     /// The builder's own interface.
     Builder,
+    /// Connections out of machines, for the host process from monitors.
+    Monitors,
+    /// Connections out of machines, for the API from the host process.
+    Inside,
 }
 
 /// All that a process is told by the supervisor.

@@ -28,6 +28,8 @@ pub(crate) const API_SOCKET: &str = "api.sock";
 pub(crate) const HOST_SOCKET: &str = "host.sock";
 pub(crate) const DIRECTORY_SOCKET: &str = "directory.sock";
 pub(crate) const BUILDER_SOCKET: &str = "builder.sock";
+pub(crate) const MONITORS_SOCKET: &str = "monitors.sock";
+pub(crate) const INSIDE_SOCKET: &str = "inside.sock";
 
 /// Every socket with its purpose.
 #[derive(Debug)]
@@ -64,6 +66,8 @@ impl Bound {
             (Purpose::Host, HOST_SOCKET, 0o600, front_uid),
             (Purpose::Directory, DIRECTORY_SOCKET, 0o600, 0),
             (Purpose::Builder, BUILDER_SOCKET, 0o600, front_uid),
+            (Purpose::Monitors, MONITORS_SOCKET, 0o600, 0),
+            (Purpose::Inside, INSIDE_SOCKET, 0o600, 0),
         ] {
             bound.push((purpose, unix(&run.join(name), mode, owner)?.into()));
         }

@@ -43,12 +43,23 @@ pub struct Config {
     pub init: PathBuf,
     /// The platform's registry.
     pub registry: Option<PlatformRegistry>,
+    /// The API for machines themselves.
+    pub machine_api: Option<MachineApi>,
     /// In whose name layers of images are unpacked.
     pub unpack: perch_oci::Privilege,
     /// What others keep on the same disk, by what it is called: for the account of it only.
     pub others: Vec<(String, PathBuf)>,
     /// What it may use.
     pub limits: Limits,
+}
+
+/// How connections get from inside a machine to the API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineApi {
+    /// The socket of this agent to which monitors bring them.
+    pub monitors: PathBuf,
+    /// The socket of the API's process to which this agent passes them on.
+    pub api: PathBuf,
 }
 
 /// The platform's registry as this host reaches it.

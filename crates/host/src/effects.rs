@@ -83,6 +83,9 @@ pub trait Images: Send + Sync + fmt::Debug {
     /// Makes an image's root tree readable, pulling it if it is not here.
     async fn mount(&self, image: &ImageRef) -> Result<MountedImage, Fault>;
 
+    /// Returns an image's configuration as its registry has it.
+    async fn config_json(&self, image: &ImageRef) -> Result<String, Fault>;
+
     /// Unmounts the trees of images that nobody holds and no machine names.
     async fn unmount_unused(&self, is_named: IsNamed<'_>) -> Result<(), Fault>;
 
@@ -130,6 +133,9 @@ pub trait Networks: Send + Sync + fmt::Debug {
 
     /// Returns the resolvers' addresses as machines see them.
     fn resolvers(&self) -> Vec<IpAddr>;
+
+    /// Returns the address that machines' requests to the internet come from, if it is public.
+    fn public_address(&self) -> Option<IpAddr>;
 
     /// Connects a machine that does not run yet.
     async fn attach(&self, namespace: OwnedFd, machine: MachineNetwork) -> Result<(), Fault>;

@@ -102,6 +102,10 @@ impl Images for FakeServer {
         Ok(MountedImage { root: Path::new("/images").join(name), config })
     }
 
+    async fn config_json(&self, image: &ImageRef) -> Result<String, Fault> {
+        Ok(serde_json::json!({ "repository": image.repository }).to_string())
+    }
+
     async fn unmount_unused(&self, _is_named: IsNamed<'_>) -> Result<(), Fault> {
         Ok(())
     }
@@ -148,6 +152,10 @@ impl Networks for FakeServer {
 
     fn resolvers(&self) -> Vec<IpAddr> {
         vec![RESOLVER_V6.into()]
+    }
+
+    fn public_address(&self) -> Option<IpAddr> {
+        None
     }
 
     async fn attach(&self, _namespace: OwnedFd, machine: MachineNetwork) -> Result<(), Fault> {

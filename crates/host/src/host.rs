@@ -3,6 +3,7 @@
 //! Never decides what should run: it carries out commands and keeps what was begun going.
 
 mod ask;
+mod honour;
 mod open;
 mod remove;
 mod tidy;
@@ -98,6 +99,7 @@ impl Host {
         if let Some(found) = self.existing(&request)? {
             return Ok(found);
         }
+        honour::check(&request.config, honour::Swap::of_server())?;
         self.check_room()?;
         // The image stays from now on: first it is held, then the machine names it.
         let Resolved { image, hold: _hold } = self.resolve(&request.config.image).await?;
@@ -254,8 +256,11 @@ impl Host {
         let handle = self.shared.machine(id)?;
         let resolved = match &command {
             Command::Update { config, .. } => {
+                honour::check(config, honour::Swap::of_server())?;
                 self.check_room()?;
-                Some(self.resolve(&config.image).await?)
+                let resolved = self.resolve(&config.image).await?;
+                honour::check_layer(&handle.published().machine, config, &resolved.image)?;
+                Some(resolved)
             }
             Command::Start
             | Command::Stop { .. }

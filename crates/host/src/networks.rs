@@ -11,6 +11,7 @@ use perch_types::MachineId;
 use crate::effects::{Fault, Listeners, Networks};
 use crate::network::{
     Error, Listener, MachineNetwork, Network, NetworkConfig, Pool, RESOLVER_V6, SocketDiag,
+    public_address,
 };
 
 /// Machines' networking through the kernel.
@@ -44,6 +45,10 @@ impl Networks for KernelNetworks {
 
     fn resolvers(&self) -> Vec<IpAddr> {
         vec![RESOLVER_V6.into(), self.pool.resolver().into()]
+    }
+
+    fn public_address(&self) -> Option<IpAddr> {
+        public_address()
     }
 
     async fn attach(&self, namespace: OwnedFd, machine: MachineNetwork) -> Result<(), Fault> {

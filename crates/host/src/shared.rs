@@ -129,6 +129,7 @@ impl Shared {
             region: self.config.region.clone(),
             private_ip,
             private_ipv4,
+            public_ip: self.effects.networks.public_address(),
             resolvers: self.effects.networks.resolvers(),
         })
     }

@@ -21,6 +21,7 @@ use rustix::process::{
 use crate::accounts::{self, Account};
 use crate::channel::Channel;
 use crate::files;
+use crate::placed;
 use crate::program::{Program, Refusal, Streams};
 use crate::signals::Signals;
 use crate::terminal::Terminal;
@@ -58,7 +59,8 @@ pub(crate) fn run() -> io::Result<()> {
         return Ok(());
     };
     files::prepare(Path::new("/"), &start);
-    let main = match start_main(&channel, &start) {
+    let placed = placed::write(Path::new("/"), &start.files);
+    let main = match placed.and_then(|()| start_main(&channel, &start)) {
         Ok(main) => main,
         Err(Refusal { code, reason }) => {
             return channel.send(&FromGuest::StartFailed { code, reason }, None);

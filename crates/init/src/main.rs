@@ -8,6 +8,7 @@ mod accounts;
 mod channel;
 mod files;
 mod machine;
+mod placed;
 mod program;
 mod signals;
 mod terminal;

@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod error;
 pub mod fake;
 pub mod frame;
+pub mod handover;
 pub mod log;
 pub mod process;
 pub mod protocol;

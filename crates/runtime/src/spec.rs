@@ -154,6 +154,10 @@ pub struct BootSpec {
     /// Volumes.
     #[serde(default)]
     pub mounts: Vec<Mount>,
+    /// The agent's socket for connections that come out of the machine by its API socket; without
+    /// it the machine has none.
+    #[serde(default)]
+    pub agent: Option<PathBuf>,
     /// What the log may take.
     #[serde(default)]
     pub log: LogLimits,

@@ -181,6 +181,17 @@ pub struct HostMachine {
     pub failure: Option<crate::ApiError>,
 }
 
+/// Who a connection out of a machine speaks for: the machine itself, as its host says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineIdentity {
+    /// Who owns it.
+    pub org: OrgSlug,
+    /// Its app.
+    pub app: AppName,
+    /// The machine.
+    pub machine: MachineId,
+}
+
 /// How many events of a machine are kept.
 pub const EVENTS_MAX: usize = 50;
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use perch_types::service::{Check, Service};
 use perch_types::{Code, GoDuration, MachineConfig};
+use serde_json::Value;
 
 use super::refuse;
 use crate::reply::Failure;
@@ -20,6 +21,20 @@ const CHECKS_MAX: usize = 32;
 const CHECK_TIMEOUT_MAX: GoDuration = GoDuration::from_secs(60);
 /// The longest path of a check.
 const CHECK_PATH_BYTES_MAX: usize = 1024;
+
+/// Carries out the older way to say that no request wakes a machine.
+pub(super) fn autostart(config: &mut MachineConfig) -> Result<(), Failure> {
+    match config.other.get("disable_machine_autostart") {
+        None | Some(Value::Null | Value::Bool(false)) => Ok(()),
+        Some(Value::Bool(true)) => {
+            for service in &mut config.services {
+                service.autostart = Some(false);
+            }
+            Ok(())
+        }
+        Some(_) => refuse("config.disable_machine_autostart: allowed are true, false"),
+    }
+}
 
 pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
     let services = &config.services;

@@ -11,7 +11,7 @@ use perch_store::{Expected, get_doc};
 use perch_types::api::{CreateMachineRequest, Machine};
 use perch_types::directory::{AppDoc, ConfigDoc, HostDoc, PlacementDoc};
 use perch_types::host::CreateMachine;
-use perch_types::{Code, HostId, MachineState};
+use perch_types::{Code, HostId, MachineConfig, MachineState};
 
 use super::{answer, config_digest, of_host, own_image};
 use crate::body::Json;
@@ -36,7 +36,7 @@ pub(crate) async fn create(
     };
     let config = admit::admit(request.config)?;
     own_image(&shared, &app, &config).await?;
-    let candidates = candidates(&shared).await?;
+    let candidates = dedicated(candidates(&shared).await?, &config)?;
     let want = Want { region: request.region.as_deref(), memory_mb: u64::from(config.memory_mb()) };
     let chosen = place(&candidates, &shared.regions, want)?;
 
@@ -149,6 +149,28 @@ async fn take_back(shared: &Shared, app: &AppDoc, machine: &CreateMachine) {
         tracing::warn!(error = chain(&error), "half-made machine not taken back yet");
     }
     shared.reconciler.wake();
+}
+
+/// Returns the hosts that a machine may be on, by the one that its configuration names.
+fn dedicated(all: Vec<Candidate>, config: &MachineConfig) -> Result<Vec<Candidate>, Failure> {
+    let Some(wanted) = admit::dedication(config) else {
+        return Ok(all);
+    };
+    let (named, others): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|host| host.id.as_str() == wanted);
+    if named.is_empty() {
+        let ids: Vec<_> = others.iter().map(|host| host.id.as_str()).collect();
+        return Err(no_such_host(wanted, &ids.join(", ")));
+    }
+    Ok(named)
+}
+
+/// Refuses the host that a configuration names.
+pub(super) fn no_such_host(wanted: &str, allowed: &str) -> Failure {
+    let text = format!(
+        "config.guest.host_dedication_id: `{wanted}` is not allowed; allowed are {allowed}"
+    );
+    Failure::new(Code::InvalidValue, text)
 }
 
 /// Returns what is known of the hosts.

@@ -12,7 +12,7 @@ use perch_types::directory::{AppDoc, ConfigDoc, PlacementDoc};
 use perch_types::host::{Accepted, Command};
 use perch_types::{Code, MachineConfig};
 
-use super::create::no_leases_or_secrets;
+use super::create::{no_leases_or_secrets, no_such_host};
 use super::{answer, config_digest, of_host, own_image};
 use crate::body::Json;
 use crate::config::Shared;
@@ -31,6 +31,11 @@ pub(crate) async fn update(
     let before = &target.placement.document;
     stays(&request, before)?;
     let config = admit::admit(request.config)?;
+    if let Some(wanted) = admit::dedication(&config)
+        && wanted != before.host.as_str()
+    {
+        return Err(no_such_host(wanted, before.host.as_str()));
+    }
     own_image(&shared, &app, &config).await?;
     let change = Change { config, skip_launch: request.skip_launch };
     let made = tokio::spawn(write_and_ask(Arc::clone(&shared), app, target, change));

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use axum::Router;
 use axum::extract::Request;
 use perch_api::serve::{Listener, ServeLimits};
-use perch_api::{Api, PushTokens};
+use perch_api::{Api, Inside, PushTokens};
 use perch_client::HostClient;
 use perch_edge::Edge;
 use perch_registry::Registry;
@@ -31,7 +31,7 @@ use crate::roles::images::{Catalog, Gatekeeper, collect};
 use crate::roles::{Beats, End};
 use crate::setup::{Purpose, Setup, Sockets};
 use crate::sockets::{BUILDER_SOCKET, HOST_SOCKET};
-use crate::{identity, roles};
+use crate::{identity, inside, roles};
 
 /// How long requests under way may go on when the process ends; the supervisor's patience is a
 /// little longer.
@@ -86,6 +86,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         clock: Arc::clone(&clock),
         limits: perch_api::Limits::default(),
     });
+    tasks.spawn(inside::serve(sockets.take_one(Purpose::Inside)?, Inside::new(&api)));
     let push_tokens: PushTokens = api.push_tokens().clone();
     fill_gatekeeper(api.identity().clone(), push_tokens);
     api.ensure_admin_token(&setup.admin_token_hash).await.context("know the administrator")?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use perch_host::network::{INTERFACE_GROUP, NetworkConfig, Pool, Prefix, RESOLVER_V6};
-use perch_host::{Deps, Host, PlatformRegistry};
+use perch_host::{Deps, Host, MachineApi, PlatformRegistry};
 use perch_oci::Privilege;
 use perch_store::{RemoteStore, SqliteStore};
 use perch_types::Secret;
@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::roles::Beats;
 use crate::roles::front::{DIRECTORY_FILE, REGISTRY_DIR};
 use crate::setup::{Purpose, Setup, Sockets};
-use crate::sockets::DIRECTORY_SOCKET;
+use crate::sockets::{DIRECTORY_SOCKET, INSIDE_SOCKET, MONITORS_SOCKET};
 use crate::{identity, peer, supervisor};
 
 /// A loop of the host that has not turned for this long is wedged.
@@ -55,6 +55,10 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         perch_host::rpc::router(host.clone()),
         vec![0, setup.front_uid],
     ));
+    let monitors = sockets.take_one(Purpose::Monitors)?;
+    let api = setup.config.run_dir.join(INSIDE_SOCKET);
+    let passing = perch_host::inside::serve(host.clone(), monitors, api);
+    tasks.spawn(async move { passing.await.context("pass connections of machines on") });
     let alive = || {
         let now = clock.boot_ms();
         let turning = |beat: &perch_host::Beat| now.saturating_sub(beat.boot_ms) < WEDGED_MS;
@@ -111,6 +115,10 @@ fn host_config(setup: &Setup) -> Result<perch_host::Config> {
             endpoint: format!("http://{}", config.api),
             user: REGISTRY_USER.to_owned(),
             password: setup.host_token.clone(),
+        }),
+        machine_api: Some(MachineApi {
+            monitors: config.run_dir.join(MONITORS_SOCKET),
+            api: config.run_dir.join(INSIDE_SOCKET),
         }),
         unpack: Privilege::Child {
             program: supervisor::THIS_PROGRAM.into(),

@@ -170,7 +170,7 @@ impl Host {
 
     /// Returns the boot of a machine that runs. After a restart of the agent it may be under
     /// adoption still: that is waited for.
-    async fn running(&self, id: &MachineId) -> Result<Arc<dyn Instance>, ApiError> {
+    pub(crate) async fn running(&self, id: &MachineId) -> Result<Arc<dyn Instance>, ApiError> {
         let mut follow = self.shared.machine(id)?.follow();
         let adopted = follow.wait_for(|published| {
             published.instance.is_some() || published.machine.state != State::Started

@@ -4,7 +4,9 @@
 
 pub mod actor;
 pub mod checks;
+pub mod files;
 pub mod guest;
+pub mod names;
 pub mod plan;
 pub mod ready;
 pub mod record;

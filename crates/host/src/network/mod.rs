@@ -15,6 +15,7 @@ mod listeners;
 mod namespace;
 mod netlink;
 mod nft;
+mod public;
 mod rules;
 mod slots;
 mod sysctl;
@@ -34,6 +35,7 @@ pub use address::{
 };
 pub use config::{CONNECTIONS_MAX, INTERFACE_GROUP, MTU_BYTES, NetworkConfig};
 pub use listeners::{Listener, SocketDiag};
+pub(crate) use public::public_address;
 pub use slots::{Exhausted, QUARANTINE_MS, Slots};
 
 use links::Links;

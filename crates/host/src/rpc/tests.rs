@@ -49,6 +49,7 @@ impl Rig {
             monitor: std::path::PathBuf::new(),
             init: std::path::PathBuf::new(),
             registry: None,
+            machine_api: None,
             unpack: perch_oci::Privilege::InProcess,
             others: Vec::new(),
             limits: Limits { disk_reserve_bytes: 0, ..Limits::default() },

@@ -10,6 +10,7 @@ mod disk;
 mod draining;
 mod edge;
 mod follow;
+mod inside;
 mod launch;
 mod machines;
 mod resume;

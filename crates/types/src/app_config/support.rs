@@ -41,7 +41,6 @@ const TOP: &[(&str, Severity, &str)] = &[
     ("host_dedication_id", Refuse, "hosts cannot be dedicated"),
     ("metrics", Warn, "metrics are not collected yet"),
     ("metric", Warn, "metrics are not collected yet"),
-    ("swap_size_mb", Warn, "machines have no swap"),
     ("console_command", Warn, "use `perch machine exec`"),
 ];
 
@@ -70,7 +69,6 @@ const VM: &[(&str, Severity, &str)] = &[
     ("gpu_kind", Refuse, "no host has a GPU"),
     ("host_dedication_id", Refuse, "hosts cannot be dedicated"),
     ("kernel_args", Warn, "machines share the host's kernel"),
-    ("persist_rootfs", Warn, "each start begins from the image"),
 ];
 
 const EXPERIMENTAL: &[(&str, Severity, &str)] = &[

@@ -44,6 +44,7 @@ fn config() -> Config {
         monitor: PathBuf::new(),
         init: PathBuf::new(),
         registry: None,
+        machine_api: None,
         unpack: perch_oci::Privilege::InProcess,
         others: Vec::new(),
         limits: Limits::default(),

@@ -7,6 +7,7 @@ use perch_types::Code;
 use serde_json::Value;
 
 use crate::effects::Fault;
+use crate::machine::files::{self, Given};
 use crate::machine::guest;
 use crate::machine::plan::Intent;
 use crate::machine::record::Version;
@@ -34,7 +35,9 @@ pub(super) async fn execute(work: &mut Work, version: &Version) -> Result<Execut
         _ => work.shared.effects.images.mount(&version.image).await?,
     };
     let around = work.shared.surroundings(&work.record)?;
-    let start = guest::guest_start(&work.record, version, &image.config, &around)
+    let given =
+        Given { image_configs: files::image_configs(work, version).await?, ..Given::default() };
+    let start = guest::guest_start(&work.record, version, &image.config, &around, &given)
         .map_err(|error| Fault { error, transient: false })?;
     match instance.start(start).await {
         Ok(()) => Ok(Executed::Started),

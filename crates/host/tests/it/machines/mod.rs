@@ -4,6 +4,8 @@
 mod adoption;
 mod ends;
 mod images;
+mod inside;
+mod layers;
 mod life;
 mod policies;
 mod server;

@@ -20,7 +20,7 @@ fn policy(policy: RestartPolicy, max_retries: Option<u32>) -> Option<RestartConf
     Some(RestartConfig { policy: Some(policy), max_retries, ..RestartConfig::default() })
 }
 
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "{what}");

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use perch_host::effects::{CachedImage, Effects, Fault, Images, MountedImage, Resolved};
 use perch_host::holds::{Hold, IsNamed};
 use perch_host::network::NetworkConfig;
-use perch_host::{CachePolicy, Config, Host, KernelNetworks, Layers, Limits, Mounts};
+use perch_host::{CachePolicy, Config, Host, KernelNetworks, Layers, Limits, MachineApi, Mounts};
 use perch_runtime::log::{self, Stream};
 use perch_runtime::{LogLimits, SandboxRuntime, sandbox};
 use perch_store::{SqliteStore, Store};
@@ -69,6 +69,10 @@ impl Images for OneImage {
         let words = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect();
         let config = ImageConfig { cmd: words(&["sh"]), ..ImageConfig::default() };
         Ok(MountedImage { root, config })
+    }
+
+    async fn config_json(&self, image: &ImageRef) -> Result<String, Fault> {
+        Ok(format!("{{\"repository\":\"{}\"}}", image.repository))
     }
 
     async fn unmount_unused(&self, is_named: IsNamed<'_>) -> Result<(), Fault> {
@@ -204,6 +208,10 @@ impl Server {
             monitor: self.guest.join("perch-monitor"),
             init: self.guest.join("perch-init"),
             registry: None,
+            machine_api: Some(MachineApi {
+                monitors: self.folder.join("monitors.sock"),
+                api: self.folder.join("api.sock"),
+            }),
             unpack: perch_oci::Privilege::InProcess,
             others: Vec::new(),
             limits: Limits {

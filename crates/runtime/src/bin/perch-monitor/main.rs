@@ -3,6 +3,7 @@
 //!
 //! Never restarts anything, and never depends on the agent that started it.
 
+mod api;
 mod clock;
 mod container;
 mod descriptors;

@@ -3,12 +3,14 @@
 //! Never mounts where the host sees it: when the last process of the boot is gone, the kernel
 //! takes the mounts and the loop device along.
 
+mod api;
 mod idmap;
 mod loopback;
 mod place;
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use perch_runtime::{BootSpec, Error, Mount};
@@ -20,6 +22,7 @@ use rustix::mount::{
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use api::Api;
 pub(crate) use idmap::IdMap;
 use loopback::Loop;
 
@@ -28,6 +31,8 @@ use loopback::Loop;
 pub(crate) struct Root {
     /// Where the root tree is, in this process's mount namespace.
     pub(crate) path: PathBuf,
+    /// The machine's API socket.
+    pub(crate) api: Option<UnixListener>,
     stage: PathBuf,
     loop_device: Loop,
 }
@@ -66,16 +71,21 @@ impl Root {
         // Relative names, because they can be read inside the machine (F2).
         std::env::set_current_dir(&stage).map_err(Error::file("enter", &stage))?;
         let path = stage.join("root");
+        let api = spec.agent.as_ref().map(|_| Api::make()).transpose()?;
         let mounted = idmap.as_root_of_machine(|| {
             mount_overlay(&path)?;
             for one in &spec.mounts {
                 mount_volume(&idmap, &path, one)?;
             }
+            if let Some(api) = &api {
+                api.attach(&path)?;
+            }
             Ok(())
         });
         std::env::set_current_dir("/").map_err(Error::file("enter", "/"))?;
         mounted?;
-        Ok(Self { path, stage, loop_device })
+        let api = api.map(|api| api.listener);
+        Ok(Self { path, api, stage, loop_device })
     }
 
     /// Unmounts it, and waits until the image file is free for the next boot.
