@@ -286,7 +286,49 @@ def starts(cloud, count):
         edge.close()
     header("Wake by a request")
     row("request until the first byte of its answer", taken)
+    suspends(cloud, path, machine, count)
     cloud.call("DELETE", f"{path}?force=true")
+
+
+def suspends(cloud, path, machine, count):
+    """Suspend and resume of a machine that serves, and the end of a process that ends at once."""
+    taken = {"suspend until `suspended`": [], "start until `started`": [], "suspend and resume": []}
+    for _ in range(count):
+        began = time.perf_counter()
+        cloud.call("POST", f"{path}/suspend")
+        cloud.wait("web", machine, "suspended")
+        frozen = time.perf_counter()
+        cloud.call("POST", f"{path}/start")
+        cloud.wait("web", machine, "started")
+        ended = time.perf_counter()
+        for name, took in zip(taken, (frozen - began, ended - frozen, ended - began)):
+            taken[name].append(took * 1000)
+    header("Suspend and resume, by the API")
+    for name, values in taken.items():
+        row(name, values)
+    taken = []
+    for _ in range(count):
+        cloud.call("POST", f"{path}/suspend")
+        cloud.wait("web", machine, "suspended")
+        began = time.perf_counter()
+        edge = http.client.HTTPConnection("127.0.0.1", cloud.edge, timeout=60)
+        edge.request("GET", "/", None, {"Host": "web.perch.localhost"})
+        answer = edge.getresponse()
+        if answer.status != 200:
+            raise RuntimeError(f"wake of a suspended machine: {answer.status}")
+        taken.append((time.perf_counter() - began) * 1000)
+        edge.close()
+    row("request that wakes it, until the first byte of its answer", taken)
+    taken = []
+    for _ in range(min(count, 50)):
+        began = time.perf_counter()
+        cloud.call("POST", f"{path}/stop", {})
+        cloud.wait("web", machine, "stopped")
+        taken.append((time.perf_counter() - began) * 1000)
+        cloud.call("POST", f"{path}/start")
+        cloud.wait("web", machine, "started")
+    header("Stop of a well-behaved process, by the API")
+    row("stop until `stopped`", taken)
 
 
 def memory(cloud, count):

@@ -13,7 +13,7 @@ mod unsupported;
 use perch_types::directory::MACHINE_RECORD_BYTES_MAX;
 use perch_types::image::Reference;
 use perch_types::machine_config::{STOP_TIMEOUT_MAX, Signal};
-use perch_types::{Code, MachineConfig};
+use perch_types::{Code, MachineConfig, MachineId};
 
 use crate::reply::Failure;
 
@@ -31,6 +31,8 @@ const METADATA_MAX: usize = 64;
 const ROOTFS_SIZE_GB_MAX: u32 = 100;
 /// The most restarts within the window that can be asked for.
 const RETRIES_MAX: u32 = 1000;
+/// Machines of which one can take the place.
+const STANDBYS_MAX: usize = 8;
 /// The longest name of a machine.
 const NAME_BYTES_MAX: usize = 63;
 
@@ -42,6 +44,7 @@ pub(crate) fn admit(mut config: MachineConfig) -> Result<MachineConfig, Failure>
     commands(&config)?;
     guest::check(&config)?;
     restart(&config)?;
+    standbys(&config)?;
     stop(&config)?;
     rootfs(&mut config)?;
     services::check(&config)?;
@@ -147,6 +150,23 @@ fn restart(config: &MachineConfig) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+fn standbys(config: &MachineConfig) -> Result<(), Failure> {
+    let named = &config.standbys;
+    if named.len() > STANDBYS_MAX {
+        return refuse(format!("config.standbys: {} are more than {STANDBYS_MAX}", named.len()));
+    }
+    for (index, id) in named.iter().enumerate() {
+        if id.parse::<MachineId>().is_err() {
+            let shown: String = id.chars().take(40).collect();
+            return refuse(format!("config.standbys[{index}]: `{shown}` is not a machine's id"));
+        }
+    }
+    if !named.is_empty() && config.schedule.is_some() {
+        return refuse("config.standbys: a machine with a schedule cannot be a standby");
+    }
+    Ok(())
 }
 
 fn stop(config: &MachineConfig) -> Result<(), Failure> {

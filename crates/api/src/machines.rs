@@ -7,6 +7,7 @@ pub(crate) mod command;
 pub(crate) mod create;
 pub(crate) mod exec;
 pub(crate) mod read;
+pub(crate) mod resources;
 pub(crate) mod update;
 pub(crate) mod wait;
 
@@ -49,6 +50,25 @@ async fn own_image(shared: &Shared, app: &AppDoc, config: &MachineConfig) -> Res
     }
     let text = format!("config.image: `{}` is unknown to the platform's registry", config.image);
     Err(Failure::new(Code::ImageUnknown, text))
+}
+
+/// Refuses a standby for a machine that the app does not have.
+async fn own_standbys(
+    shared: &Shared,
+    app: &AppDoc,
+    config: &MachineConfig,
+) -> Result<(), Failure> {
+    for (index, id) in config.standbys.iter().enumerate() {
+        let placement = match id.parse::<MachineId>() {
+            Ok(id) => documents::placement(shared.store.as_ref(), &app.org, &id).await?,
+            Err(_) => None,
+        };
+        if placement.is_none_or(|placement| placement.document.app != app.name) {
+            let text = format!("config.standbys[{index}]: the app has no machine `{id}`");
+            return Err(Failure::new(Code::InvalidValue, text));
+        }
+    }
+    Ok(())
 }
 
 /// Turns a host's error into the answer; an unknown machine in the contract's words.

@@ -2,6 +2,8 @@
 //!
 //! Never keeps anything between two calls but connections.
 
+mod resources;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -18,6 +20,8 @@ use perch_types::exec::ExecSpec;
 use perch_types::host::LogsQuery;
 use perch_types::machine_config::Signal;
 use perch_types::{AppName, GoDuration, InstanceId, MachineId, Secret};
+
+pub use resources::ProcessOrder;
 
 use crate::address::Address;
 use crate::connection::{
@@ -227,6 +231,16 @@ impl Api {
         stop: &StopRequest,
     ) -> Result<(), Error> {
         let mut parts = self.of(endpoint::MACHINE_STOP, app, id).with_json(stop)?;
+        parts.headers_timeout = CHANGE_TIMEOUT;
+        self.connection.done(parts).await
+    }
+
+    /// Tells a machine to suspend: a start lets it go on.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn suspend(&self, app: &AppName, id: &MachineId) -> Result<(), Error> {
+        let mut parts = self.of(endpoint::MACHINE_SUSPEND, app, id);
         parts.headers_timeout = CHANGE_TIMEOUT;
         self.connection.done(parts).await
     }

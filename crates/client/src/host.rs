@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use http::Method;
 use perch_types::MachineId;
-use perch_types::api::{DiskUsage, ExecRequest, ExecResponse, LogRecord, Pruned};
+use perch_types::api::{
+    DiskUsage, ExecRequest, ExecResponse, LogRecord, MachineMemory, ProcessStat, Pruned,
+    ReclaimMemory, ReclaimedMemory, SetMemory,
+};
 use perch_types::directory::Generation;
 use perch_types::exec::ExecSpec;
 use perch_types::host::{
@@ -113,6 +116,48 @@ impl HostClient {
     /// When the session cannot be opened.
     pub async fn attach(&self, id: &MachineId, spec: &ExecSpec) -> Result<Session, HostError> {
         self.connection.session(request(Method::GET, &of(id, "/attach")), spec).await
+    }
+
+    /// Lists the processes of a machine.
+    ///
+    /// # Errors
+    /// When it does not run or the host does not answer.
+    pub async fn processes(&self, id: &MachineId) -> Result<Vec<ProcessStat>, HostError> {
+        self.connection.json(request(Method::GET, &of(id, "/ps"))).await
+    }
+
+    /// Returns a machine's memory.
+    ///
+    /// # Errors
+    /// When it does not run or the host does not answer.
+    pub async fn memory(&self, id: &MachineId) -> Result<MachineMemory, HostError> {
+        self.connection.json(request(Method::GET, &of(id, "/memory"))).await
+    }
+
+    /// Changes how much memory a running machine may use.
+    ///
+    /// # Errors
+    /// When it may not have so much, uses more, does not run, or the host does not answer.
+    pub async fn set_memory(
+        &self,
+        id: &MachineId,
+        memory: SetMemory,
+    ) -> Result<MachineMemory, HostError> {
+        let parts = request(Method::PUT, &of(id, "/memory")).with_json(&memory)?;
+        self.connection.json(parts).await
+    }
+
+    /// Takes back memory that a machine could do without.
+    ///
+    /// # Errors
+    /// When it does not run or the host does not answer.
+    pub async fn reclaim_memory(
+        &self,
+        id: &MachineId,
+        reclaim: ReclaimMemory,
+    ) -> Result<ReclaimedMemory, HostError> {
+        let parts = request(Method::POST, &of(id, "/memory/reclaim")).with_json(&reclaim)?;
+        self.connection.json(parts).await
     }
 
     /// Returns records of a machine's log.

@@ -15,7 +15,7 @@ use perch_types::image::{Digest, ImageConfig, ImageRef};
 use perch_types::{ApiError, Code, MachineId};
 
 use crate::holds::{Hold, IsNamed};
-use crate::network::{Listener, MachineNetwork};
+use crate::network::{ListenSocket, Listener, MachineNetwork};
 
 /// Why an effect was not reached.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -114,6 +114,12 @@ pub trait Listeners: Send + fmt::Debug {
     /// # Errors
     /// When the kernel refuses.
     fn listeners(&mut self) -> Result<Vec<Listener>, Fault>;
+
+    /// Returns the same sockets with their inodes.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn sockets(&mut self) -> Result<Vec<ListenSocket>, Fault>;
 }
 
 /// Machines' networking.

@@ -19,7 +19,7 @@ use crate::effects::{
     CachedImage, Effects, Fault, Images, Listeners, MountedImage, Networks, Resolved, Rootfs,
 };
 use crate::holds::{Hold, IsNamed};
-use crate::network::{Listener, MachineNetwork, Pool, RESOLVER_V6, private_ip};
+use crate::network::{ListenSocket, Listener, MachineNetwork, Pool, RESOLVER_V6, private_ip};
 
 /// What there is on a server.
 #[derive(Debug, Default)]
@@ -175,6 +175,12 @@ impl Networks for FakeServer {
 }
 
 impl Listeners for FakeServer {
+    fn sockets(&mut self) -> Result<Vec<ListenSocket>, Fault> {
+        let listeners = self.state().listeners.clone();
+        let numbered = listeners.into_iter().zip(1..);
+        Ok(numbered.map(|(listener, inode)| ListenSocket { listener, inode }).collect())
+    }
+
     fn listeners(&mut self) -> Result<Vec<Listener>, Fault> {
         Ok(self.state().listeners.clone())
     }

@@ -5,6 +5,7 @@
 mod ask;
 mod open;
 mod remove;
+mod resources;
 mod tidy;
 mod usage;
 
@@ -224,12 +225,18 @@ impl Host {
             boots: 0,
             boot: None,
             history: History::default(),
-            restart_unix_ms: None,
+            restart_boot_ms: None,
+            schedule_ms: None,
+            stood_in: Vec::new(),
             failure: None,
             events: Vec::<MachineEvent>::new(),
             created_at: at.now,
             updated_at: at.now,
         };
+        let config = &record.version.config;
+        let slot = config.schedule.map(|schedule| schedule.slot(&record.id, at.now).current_ms);
+        record.schedule_ms = slot;
+        record.stood_in = self.shared.failures_of(&config.standbys);
         record.note("launch", Source::User, at);
         record
     }
@@ -259,6 +266,7 @@ impl Host {
             }
             Command::Start
             | Command::Stop { .. }
+            | Command::Suspend
             | Command::Restart { .. }
             | Command::Destroy { .. }
             | Command::Signal { .. }
@@ -363,3 +371,6 @@ pub(crate) fn capacity() -> (u32, u64) {
     let memory_bytes = info.totalram.saturating_mul(u64::from(info.mem_unit));
     (u32::try_from(cpus).unwrap_or(u32::MAX), memory_bytes >> 20)
 }
+
+#[cfg(test)]
+mod tests;

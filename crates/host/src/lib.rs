@@ -25,10 +25,12 @@ pub mod machine;
 mod mounts;
 pub mod network;
 mod networks;
+mod pressure;
 mod publish;
 pub mod rpc;
 mod schema;
 mod shared;
+mod standby;
 mod tend;
 mod words;
 

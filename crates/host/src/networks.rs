@@ -10,7 +10,8 @@ use perch_types::MachineId;
 
 use crate::effects::{Fault, Listeners, Networks};
 use crate::network::{
-    Error, Listener, MachineNetwork, Network, NetworkConfig, Pool, RESOLVER_V6, SocketDiag,
+    Error, ListenSocket, Listener, MachineNetwork, Network, NetworkConfig, Pool, RESOLVER_V6,
+    SocketDiag,
 };
 
 /// Machines' networking through the kernel.
@@ -76,5 +77,9 @@ struct Kernel(SocketDiag);
 impl Listeners for Kernel {
     fn listeners(&mut self) -> Result<Vec<Listener>, Fault> {
         Ok(self.0.listeners()?)
+    }
+
+    fn sockets(&mut self) -> Result<Vec<ListenSocket>, Fault> {
+        Ok(self.0.sockets()?)
     }
 }

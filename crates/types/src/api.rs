@@ -2,6 +2,8 @@
 //!
 //! Never more than shapes; names and optionality follow the contract to the letter.
 
+mod resources;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +14,10 @@ use crate::image::ImageRef;
 use crate::machine_config::{MachineConfig, Signal, null_is_default};
 use crate::state::MachineState;
 use crate::time::{GoDuration, Timestamp};
+
+pub use resources::{
+    ListenSocket, MachineMemory, ProcessStat, ReclaimMemory, ReclaimedMemory, SetMemory,
+};
 
 /// An app as answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -80,6 +80,8 @@ endpoints! {
     MACHINE_START = "POST" "/v1/apps/{app}/machines/{machine}/start" Write;
     /// Stops a machine.
     MACHINE_STOP = "POST" "/v1/apps/{app}/machines/{machine}/stop" Write;
+    /// Suspends a machine: its processes stand still until a start.
+    MACHINE_SUSPEND = "POST" "/v1/apps/{app}/machines/{machine}/suspend" Write;
     /// Restarts a machine.
     MACHINE_RESTART = "POST" "/v1/apps/{app}/machines/{machine}/restart" Write;
     /// Sends a signal to a machine's program.
@@ -90,6 +92,14 @@ endpoints! {
     MACHINE_EXEC = "POST" "/v1/apps/{app}/machines/{machine}/exec" Exec;
     /// Runs a program inside a machine over an upgraded connection (`types::exec`).
     MACHINE_ATTACH = "GET" "/v1/apps/{app}/machines/{machine}/attach" Exec;
+    /// Processes of a machine.
+    MACHINE_PS = "GET" "/v1/apps/{app}/machines/{machine}/ps" Read;
+    /// A machine's memory.
+    MACHINE_MEMORY = "GET" "/v1/apps/{app}/machines/{machine}/memory" Read;
+    /// Changes what a running machine may use of it.
+    MACHINE_MEMORY_SET = "PUT" "/v1/apps/{app}/machines/{machine}/memory" Write;
+    /// Takes back memory that a machine could do without.
+    MACHINE_MEMORY_RECLAIM = "POST" "/v1/apps/{app}/machines/{machine}/memory/reclaim" Write;
     /// Events of a machine, newest first.
     MACHINE_EVENTS = "GET" "/v1/apps/{app}/machines/{machine}/events" Read;
     /// Takes a machine out of routing.

@@ -13,6 +13,10 @@
 //! | `GET /machines/{id}/wait` | query [`WaitQuery`] | [`HostMachine`] or 408 |
 //! | `POST /machines/{id}/exec` | [`crate::api::ExecRequest`] | [`crate::api::ExecResponse`] |
 //! | `GET /machines/{id}/attach` | header [`EXEC_HEADER`], `Upgrade` | frames of [`crate::exec`] |
+//! | `GET /machines/{id}/ps` | | `[`[`crate::api::ProcessStat`]`]` |
+//! | `GET /machines/{id}/memory` | | [`crate::api::MachineMemory`] |
+//! | `PUT /machines/{id}/memory` | [`crate::api::SetMemory`] | [`crate::api::MachineMemory`] |
+//! | `POST /machines/{id}/memory/reclaim` | [`crate::api::ReclaimMemory`] | [`crate::api::ReclaimedMemory`] |
 //! | `GET /machines/{id}/logs` | query [`LogsQuery`] | lines of [`crate::api::LogRecord`] |
 //! | `POST /machines/{id}/drained` | [`Drained`] | the same |
 //! | `GET /watch` | query [`WatchQuery`] | lines of [`WatchEvent`], the snapshot first |
@@ -81,6 +85,8 @@ pub enum Command {
         #[serde(default)]
         timeout: Option<GoDuration>,
     },
+    /// Freeze its processes in memory; a start lets them go on.
+    Suspend,
     /// Stop and start.
     Restart {
         /// Skip the polite part.

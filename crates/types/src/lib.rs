@@ -17,6 +17,7 @@ pub mod host;
 pub mod id;
 pub mod image;
 pub mod machine_config;
+pub mod schedule;
 pub mod secret;
 pub mod service;
 pub mod state;

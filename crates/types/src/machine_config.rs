@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::schedule::Schedule;
 use crate::service::{Check, Service};
 use crate::time::GoDuration;
 
@@ -73,6 +74,12 @@ pub struct MachineConfig {
     /// Remove it when its program has ended for good.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_false")]
     pub auto_destroy: bool,
+    /// How often it is started by itself.
+    #[serde(default, deserialize_with = "empty_is_none", skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
+    /// Machines of which it takes the place when one of them fails.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub standbys: Vec<String>,
     /// The writable layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rootfs: Option<RootfsConfig>,
@@ -134,6 +141,13 @@ impl MachineConfig {
         self.guest.as_ref().and_then(|guest| guest.memory_mb).unwrap_or(GUEST_MEMORY_MB_DEFAULT)
     }
 
+    /// Returns the most memory in MiB that it may be given while it runs.
+    #[must_use]
+    pub fn max_memory_mb(&self) -> u32 {
+        let asked = self.guest.as_ref().and_then(|guest| guest.max_memory_mb).unwrap_or_default();
+        asked.max(self.memory_mb())
+    }
+
     /// Returns the writable layer's size in GiB, with the default.
     #[must_use]
     pub fn rootfs_size_gb(&self) -> u32 {
@@ -164,6 +178,21 @@ where
     T: Deserialize<'de> + Default,
 {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// Reads a word of which clients send `""` or `null` for "nothing".
+fn empty_is_none<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: serde::de::DeserializeOwned,
+{
+    match Option::<String>::deserialize(deserializer)? {
+        Some(word) if !word.is_empty() => {
+            let word = serde::de::value::StringDeserializer::<D::Error>::new(word);
+            T::deserialize(word).map(Some)
+        }
+        Some(_) | None => Ok(None),
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]

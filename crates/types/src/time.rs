@@ -34,6 +34,11 @@ impl Timestamp {
         self.0.as_second()
     }
 
+    /// Returns its day in UTC.
+    pub(crate) fn date(self) -> jiff::civil::Date {
+        self.0.to_zoned(jiff::tz::TimeZone::UTC).date()
+    }
+
     /// Returns the moment `duration` later.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {

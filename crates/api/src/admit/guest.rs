@@ -46,16 +46,22 @@ pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
             "config.guest.cpus: {cpus} is not one of {allowed}, as {kind} CPUs allow"
         ));
     }
-    if guest.memory_mb.is_none() && config.cpu_kind() == CpuKind::Shared && cpus == 1 {
-        return Ok(());
-    }
-    let memory_mb = config.memory_mb();
     let (min, max) = (cpus * bounds.memory_mb_of_cpu_min, cpus * bounds.memory_mb_of_cpu_max);
     let step = bounds.memory_mb_step;
-    if !(min..=max).contains(&memory_mb) || !memory_mb.is_multiple_of(step) {
+    let memory_mb = config.memory_mb();
+    let is_default = guest.memory_mb.is_none() && config.cpu_kind() == CpuKind::Shared && cpus == 1;
+    if !is_default && (!(min..=max).contains(&memory_mb) || !memory_mb.is_multiple_of(step)) {
         return refuse(format!(
             "config.guest.memory_mb: {memory_mb} is not {min} to {max} in steps of {step}, \
              as {cpus} {kind} CPUs allow"
+        ));
+    }
+    // Zero is how clients write "not more than it has".
+    let most = guest.max_memory_mb.filter(|most| *most > 0);
+    if let Some(most) = most.filter(|most| !(memory_mb..=max).contains(most)) {
+        return refuse(format!(
+            "config.guest.max_memory_mb: {most} is not {memory_mb} to {max}, the memory that it \
+             begins with to what {cpus} {kind} CPUs allow"
         ));
     }
     Ok(())

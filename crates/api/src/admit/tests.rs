@@ -33,6 +33,8 @@ fn values_are_refused_by_path_and_with_what_is_allowed() {
     insta::assert_snapshot!(text(json!({"guest": {"cpus": 3}})), @"config.guest.cpus: 3 is not one of 1, 2, 4, 6, 8, as shared CPUs allow");
     insta::assert_snapshot!(text(json!({"guest": {"cpus": 2, "memory_mb": 256}})), @"config.guest.memory_mb: 256 is not 512 to 4096 in steps of 256, as 2 shared CPUs allow");
     insta::assert_snapshot!(text(json!({"guest": {"cpu_kind": "performance", "memory_mb": 1024}})), @"config.guest.memory_mb: 1024 is not 2048 to 8192 in steps of 1024, as 1 performance CPUs allow");
+    insta::assert_snapshot!(text(json!({"guest": {"memory_mb": 512, "max_memory_mb": 256}})), @"config.guest.max_memory_mb: 256 is not 512 to 2048, the memory that it begins with to what 1 shared CPUs allow");
+    insta::assert_snapshot!(text(json!({"guest": {"memory_mb": 512, "max_memory_mb": 4096}})), @"config.guest.max_memory_mb: 4096 is not 512 to 2048, the memory that it begins with to what 1 shared CPUs allow");
     insta::assert_snapshot!(text(json!({"stop_config": {"timeout": "6m"}})), @"config.stop_config.timeout: 6m0s is longer than 5m0s");
     insta::assert_snapshot!(text(json!({"stop_config": {"signal": "SIGSEGV"}})), @"config.stop_config.signal: allowed are SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2, SIGTERM");
     insta::assert_snapshot!(text(json!({"env": {"A=B": "c"}})), @"config.env: `A=B` is not a name of a variable");
@@ -40,6 +42,9 @@ fn values_are_refused_by_path_and_with_what_is_allowed() {
     insta::assert_snapshot!(text(json!({"init": {"cmd": vec!["x"; 257]}})), @"config.init.cmd: 257 words are more than 256");
     insta::assert_snapshot!(text(json!({"rootfs": {"size_gb": 101}})), @"config.rootfs.size_gb: 101 is not 1 to 100");
     insta::assert_snapshot!(text(json!({"restart": {"max_retries": 1001}})), @"config.restart.max_retries: 1001 is not 0 to 1000");
+    insta::assert_snapshot!(text(json!({"standbys": ["web"]})), @"config.standbys[0]: `web` is not a machine's id");
+    insta::assert_snapshot!(text(json!({"standbys": vec!["00000000000001"; 9]})), @"config.standbys: 9 are more than 8");
+    insta::assert_snapshot!(text(json!({"standbys": ["00000000000001"], "schedule": "daily"})), @"config.standbys: a machine with a schedule cannot be a standby");
     insta::assert_snapshot!(text(json!({"services": [{"internal_port": 0}]})), @"config.services[0].internal_port: 0 is not 1 to 65535");
     insta::assert_snapshot!(text(json!({"services": vec![json!({"internal_port": 1}); 17]})), @"config.services: 17 are more than 16");
     insta::assert_snapshot!(text(json!({"services": [{"internal_port": 1, "concurrency": {"soft_limit": 9, "hard_limit": 8}}]})), @"config.services[0].concurrency.soft_limit: 9 is more than hard_limit 8");
@@ -59,14 +64,15 @@ fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing(
         text
     };
     insta::assert_snapshot!(
-        text(json!({"mounts": [{"volume": "vol_1", "path": "/data"}], "schedule": "hourly"})),
-        @"config.mounts, config.schedule: are not supported by this server yet"
+        text(json!({"mounts": [{"volume": "vol_1", "path": "/data"}], "metrics": {"port": 1}})),
+        @"config.mounts, config.metrics: are not supported by this server yet"
     );
     insta::assert_snapshot!(text(json!({"services": [{"internal_port": 53, "protocol": "udp"}]})), @"config.services[0].protocol udp: is not supported by this server yet");
     insta::assert_snapshot!(text(json!({"services": [{"internal_port": 1, "ports": [{"port": 5432}]}]})), @"config.services[0].ports[0].handlers other than http and tls with http: is not supported by this server yet");
     for (more, path) in [
         (json!({"init": {"swap_size_mb": 64}}), "config.init.swap_size_mb"),
         (json!({"guest": {"gpus": 1}}), "config.guest.gpus"),
+        (json!({"restart": {"gpu_bid_price": 0.5}}), "config.restart.gpu_bid_price"),
         (json!({"guest": {"persist_rootfs": "always"}}), "config.guest.persist_rootfs"),
         (json!({"dns": {"nameservers": ["1.1.1.1"]}}), "config.dns.nameservers"),
         (

@@ -9,14 +9,12 @@ use serde_json::Value;
 
 use crate::reply::Failure;
 
-pub(super) const TOP: [&str; 14] = [
+pub(super) const TOP: [&str; 12] = [
     "mounts",
     "metrics",
     "statics",
     "files",
-    "schedule",
     "processes",
-    "standbys",
     "containers",
     "volumes",
     "cache_drive",
@@ -26,8 +24,8 @@ pub(super) const TOP: [&str; 14] = [
     "vm_type",
 ];
 const INIT: [&str; 2] = ["swap_size_mb", "kernel_args"];
-const GUEST: [&str; 6] =
-    ["max_memory_mb", "gpus", "gpu_kind", "host_dedication_id", "persist_rootfs", "kernel_args"];
+const GUEST: [&str; 5] =
+    ["gpus", "gpu_kind", "host_dedication_id", "persist_rootfs", "kernel_args"];
 const DNS: [&str; 6] =
     ["nameservers", "searches", "options", "dns_forward_rules", "hostname", "hostname_fqdn"];
 const SERVICE: [&str; 2] = ["force_instance_key", "force_instance_description"];
@@ -42,6 +40,9 @@ pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
         let asks = |key: &&str| *key != "persist_rootfs" || !is_never(guest.other.get(*key));
         let keys: Vec<&str> = GUEST.into_iter().filter(asks).collect();
         collect(&mut found, "config.guest", &guest.other, &keys);
+    }
+    if let Some(restart) = &config.restart {
+        collect(&mut found, "config.restart", &restart.other, &["gpu_bid_price"]);
     }
     if let Some(dns) = &config.dns {
         collect(&mut found, "config.dns", &dns.other, &DNS);

@@ -13,7 +13,7 @@ use perch_types::directory::{AppDoc, ConfigDoc, HostDoc, PlacementDoc};
 use perch_types::host::CreateMachine;
 use perch_types::{Code, HostId, MachineState};
 
-use super::{answer, config_digest, of_host, own_image};
+use super::{answer, config_digest, of_host, own_image, own_standbys};
 use crate::body::Json;
 use crate::config::Shared;
 use crate::place::{Candidate, Want, place};
@@ -36,6 +36,7 @@ pub(crate) async fn create(
     };
     let config = admit::admit(request.config)?;
     own_image(&shared, &app, &config).await?;
+    own_standbys(&shared, &app, &config).await?;
     let candidates = candidates(&shared).await?;
     let want = Want { region: request.region.as_deref(), memory_mb: u64::from(config.memory_mb()) };
     let chosen = place(&candidates, &shared.regions, want)?;
@@ -50,8 +51,9 @@ pub(crate) async fn create(
         name,
         epoch: 1,
         config_digest: config_digest(&config)?,
+        // A standby waits for its turn.
+        skip_launch: request.skip_launch || !config.standbys.is_empty(),
         config,
-        skip_launch: request.skip_launch,
         cordoned: request.skip_service_registration,
     };
     // Finished whatever becomes of the caller, so that nothing is left half-made.
@@ -175,10 +177,11 @@ fn memory_used_mb(view: &perch_types::view::View, host: &HostId) -> u64 {
         | MachineState::Started
         | MachineState::Stopping
         | MachineState::Suspending
+        // It is frozen where it is.
+        | MachineState::Suspended
         | MachineState::Restarting
         | MachineState::Replacing => true,
         MachineState::Stopped
-        | MachineState::Suspended
         | MachineState::Destroying
         | MachineState::Destroyed
         | MachineState::Failed => false,

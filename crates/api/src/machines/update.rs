@@ -13,7 +13,7 @@ use perch_types::host::{Accepted, Command};
 use perch_types::{Code, MachineConfig};
 
 use super::create::no_leases_or_secrets;
-use super::{answer, config_digest, of_host, own_image};
+use super::{answer, config_digest, of_host, own_image, own_standbys};
 use crate::body::Json;
 use crate::config::Shared;
 use crate::documents::Placed;
@@ -32,7 +32,9 @@ pub(crate) async fn update(
     stays(&request, before)?;
     let config = admit::admit(request.config)?;
     own_image(&shared, &app, &config).await?;
-    let change = Change { config, skip_launch: request.skip_launch };
+    own_standbys(&shared, &app, &config).await?;
+    let skip_launch = request.skip_launch || !config.standbys.is_empty();
+    let change = Change { config, skip_launch };
     let made = tokio::spawn(write_and_ask(Arc::clone(&shared), app, target, change));
     match made.await {
         Ok(made) => made.map(JsonReply),

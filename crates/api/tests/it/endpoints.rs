@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use perch_client::{ListFilter, WaitFor, body_of};
+use perch_client::{ListFilter, ProcessOrder, WaitFor, body_of};
 use perch_types::Code;
 use perch_types::api::{ExecRequest, StopRequest};
 use perch_types::build::BuildRequest;
@@ -85,6 +85,8 @@ async fn every_endpoint_is_served_and_has_a_call_of_the_client() {
     api.uncordon(&app, id).await.unwrap();
     api.signal(&app, id, Signal::SigHup).await.unwrap();
     api.restart(&app, id, true, None).await.unwrap();
+    api.suspend(&app, id).await.unwrap();
+    assert_eq!(api.machine(&app, id).await.unwrap().state.as_str(), "suspended");
     let stop = StopRequest { signal: Some(Signal::SigTerm), timeout: None };
     api.stop(&app, id, &stop).await.unwrap();
     let started = api.start(&app, id).await.unwrap();
@@ -95,6 +97,12 @@ async fn every_endpoint_is_served_and_has_a_call_of_the_client() {
     assert_eq!(api.exec(&app, id, &exec).await.unwrap().stdout, "echo|a b");
     let spec = ExecSpec { command: vec!["sh".to_owned()], ..ExecSpec::default() };
     drop(api.attach(&app, id, &spec).await.unwrap());
+    let order = ProcessOrder { sort_by: Some("rss".to_owned()), descending: true };
+    let found = api.processes(&app, id, &order).await.unwrap();
+    assert_eq!(found.iter().map(|process| process.pid).collect::<Vec<_>>(), [7, 1]);
+    assert_eq!(api.memory(&app, id).await.unwrap().limit_mb, 256);
+    assert_eq!(api.set_memory(&app, id, 128).await.unwrap().limit_mb, 128);
+    assert_eq!(api.reclaim_memory(&app, id, 10).await.unwrap().actual_mb, 9);
     assert!(!api.events(&app, id, Some(1)).await.unwrap().is_empty());
     let mut logs = api.logs(&app, id, &LogsQuery::default()).await.unwrap();
     assert_eq!(logs.next().await.unwrap().unwrap().seq, 0);

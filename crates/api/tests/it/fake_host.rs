@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use perch_store::{Expected, Store, delete_doc, put_doc};
 use perch_types::api::{
     CheckState, CheckStatus, ExecRequest, ExecResponse, LogRecord, LogStream, MachineEvent,
+    MachineMemory, ProcessStat, ReclaimMemory, ReclaimedMemory, SetMemory,
 };
 use perch_types::directory::{Generation, MachineRecord};
 use perch_types::exec::{ExecExit, ExecSpec, Frame, decode, encode};
@@ -96,6 +97,9 @@ impl FakeHost {
             .route("/machines/{id}/wait", get(wait))
             .route("/machines/{id}/exec", post(exec))
             .route("/machines/{id}/attach", get(attach))
+            .route("/machines/{id}/ps", get(processes))
+            .route("/machines/{id}/memory", get(memory).put(set_memory))
+            .route("/machines/{id}/memory/reclaim", post(reclaim_memory))
             .route("/machines/{id}/logs", get(logs))
             .route("/watch", get(watch_all))
             .route("/info", get(info))
@@ -259,6 +263,7 @@ async fn command(
             return refused(Code::WrongState, "machine is started; stop it first, or use force");
         }
         Command::Stop { .. } => MachineState::Stopped,
+        Command::Suspend => MachineState::Suspended,
         Command::Start | Command::Restart { .. } => MachineState::Started,
         Command::Destroy { .. } => MachineState::Destroyed,
         Command::Update { .. } | Command::Signal { .. } | Command::SetCordoned { .. } => {
@@ -313,6 +318,29 @@ async fn exec(Param(_): Param<MachineId>, Json(exec): Json<ExecRequest>) -> Json
         stdout: exec.command.join("|"),
         stderr: exec.stdin.unwrap_or_default(),
     })
+}
+
+async fn processes(Param(_): Param<MachineId>) -> Json<Vec<ProcessStat>> {
+    let one = |pid, rss| ProcessStat { pid, rss, ..ProcessStat::default() };
+    Json(vec![one(1, 1_000), one(7, 2_000)])
+}
+
+async fn memory(Param(_): Param<MachineId>) -> Json<MachineMemory> {
+    Json(MachineMemory { available_mb: 200, limit_mb: 256 })
+}
+
+async fn set_memory(
+    Param(_): Param<MachineId>,
+    Json(asked): Json<SetMemory>,
+) -> Json<MachineMemory> {
+    Json(MachineMemory { available_mb: 1, limit_mb: asked.limit_mb })
+}
+
+async fn reclaim_memory(
+    Param(_): Param<MachineId>,
+    Json(asked): Json<ReclaimMemory>,
+) -> Json<ReclaimedMemory> {
+    Json(ReclaimedMemory { actual_mb: asked.amount_mb - 1 })
 }
 
 /// Says the command, gives back what comes in, ends with code 7.

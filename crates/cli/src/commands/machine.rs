@@ -3,11 +3,12 @@
 //! Never decides placement or restarts anything by itself.
 
 mod exec;
+mod resources;
 mod run;
 
 use clap::Subcommand;
 use perch_client::{Api, ListFilter};
-use perch_types::api::{Machine, StopRequest};
+use perch_types::api::{Machine, MachineEvent, StopRequest};
 use perch_types::{AppName, MachineId};
 
 use super::status::machine_table;
@@ -41,6 +42,12 @@ pub(crate) enum MachineCommand {
         #[arg(required = true)]
         ids: Vec<MachineId>,
     },
+    /// Suspend machines: their processes stand still in memory until a start
+    Suspend {
+        /// Machines' ids
+        #[arg(required = true)]
+        ids: Vec<MachineId>,
+    },
     /// Restart machines
     Restart {
         /// Machines' ids
@@ -60,6 +67,10 @@ pub(crate) enum MachineCommand {
         #[arg(short, long)]
         force: bool,
     },
+    /// List a machine's processes
+    Ps(resources::PsArgs),
+    /// Show or change how much memory a running machine may use
+    Memory(resources::MemoryArgs),
     /// Run a program inside a machine
     Exec(exec::ExecArgs),
 }
@@ -86,6 +97,13 @@ pub(crate) async fn run(invocation: &Invocation, command: MachineCommand) -> Res
             }
             Ok(())
         }
+        MachineCommand::Suspend { ids } => {
+            for id in ids {
+                api.suspend(&app, &id).await.during(format!("suspend machine `{id}`"))?;
+                invocation.ui.good(format!("machine {id} is being suspended"));
+            }
+            Ok(())
+        }
         MachineCommand::Restart { ids, force } => {
             for id in ids {
                 let result = api.restart(&app, &id, force, None).await;
@@ -97,6 +115,8 @@ pub(crate) async fn run(invocation: &Invocation, command: MachineCommand) -> Res
         MachineCommand::Destroy { ids, force } => {
             destroy(invocation, (&api, &app), &ids, force).await
         }
+        MachineCommand::Ps(args) => resources::ps(invocation, (&api, &app), args).await,
+        MachineCommand::Memory(args) => resources::memory(invocation, (&api, &app), args).await,
         MachineCommand::Exec(args) => exec::run(invocation, &api, &app, args).await,
     }
 }
@@ -154,12 +174,26 @@ fn machine_lines(machine: &Machine) -> Vec<String> {
     let mut rows = vec![row(["EVENT", "STATUS", "BY", "AGE", "MORE"])];
     rows.extend(machine.events.iter().map(|event| {
         let then = perch_types::Timestamp::from_unix_ms(event.timestamp);
-        let more = event.request.as_ref().and_then(|it| it.pointer("/exit_event/exit_code"));
-        let more = more.map_or_else(String::new, |code| format!("exit code {code}"));
+        let more = more_of(event);
         row([&event.kind, &event.status, &event.source, &age(then, now), &more])
     }));
     lines.extend(table(&rows));
     lines
+}
+
+/// Returns what an event says beside its kind.
+fn more_of(event: &MachineEvent) -> String {
+    let Some(request) = &event.request else {
+        return String::new();
+    };
+    let text = |path: &str| request.pointer(path).and_then(serde_json::Value::as_str);
+    match request.pointer("/exit_event/exit_code") {
+        Some(code) if request.pointer("/exit_event/oom_killed") == Some(&true.into()) => {
+            format!("exit code {code}, out of memory")
+        }
+        Some(code) => format!("exit code {code}"),
+        None => text("/error").unwrap_or_default().to_owned(),
+    }
 }
 
 async fn destroy(

@@ -9,7 +9,7 @@ use perch_runtime::{ExecStream, GuestExec, Instance};
 use perch_types::api::{ExecRequest, ExecResponse};
 use perch_types::exec::ExecSpec;
 use perch_types::host::{HostMachine, WaitQuery};
-use perch_types::{ApiError, Code, MachineId};
+use perch_types::{ApiError, Code, MachineConfig, MachineId};
 
 use super::Host;
 use crate::effects::Fault;
@@ -168,20 +168,38 @@ impl Host {
         &self.shared.config.region
     }
 
-    /// Returns the boot of a machine that runs. After a restart of the agent it may be under
-    /// adoption still: that is waited for.
+    /// Returns the boot of a machine that runs and is not frozen.
     async fn running(&self, id: &MachineId) -> Result<Arc<dyn Instance>, ApiError> {
+        let (instance, _) = self.alive(id).await?;
+        let state = self.shared.machine(id)?.published().machine.state;
+        // What is frozen would run a program only once the machine goes on.
+        if matches!(state, State::Suspending | State::Suspended) {
+            return Err(no_program(state));
+        }
+        Ok(instance)
+    }
+
+    /// Returns the boot of a machine that runs or is suspended, and its configuration. After a
+    /// restart of the agent it may be under adoption still: that is waited for.
+    pub(super) async fn alive(
+        &self,
+        id: &MachineId,
+    ) -> Result<(Arc<dyn Instance>, MachineConfig), ApiError> {
         let mut follow = self.shared.machine(id)?.follow();
         let adopted = follow.wait_for(|published| {
-            published.instance.is_some() || published.machine.state != State::Started
+            let state = published.machine.state;
+            published.instance.is_some() || !matches!(state, State::Started | State::Suspended)
         });
         // Too late, or its task has ended: what it is then says the rest.
         drop(tokio::time::timeout(ADOPTION_TIMEOUT, adopted).await);
         let published = self.shared.machine(id)?.published();
-        published.instance.clone().ok_or_else(|| {
-            let state = published.machine.state;
-            ApiError::new(Code::WrongState, format!("machine is {state}: no program can run in it"))
-                .with_hint("start it first")
-        })
+        let instance =
+            published.instance.clone().ok_or_else(|| no_program(published.machine.state))?;
+        Ok((instance, published.machine.config.clone()))
     }
+}
+
+fn no_program(state: State) -> ApiError {
+    ApiError::new(Code::WrongState, format!("machine is {state}: no program runs in it"))
+        .with_hint("start it first")
 }

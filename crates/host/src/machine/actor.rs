@@ -6,6 +6,7 @@
 mod begin;
 mod fact;
 mod recover;
+mod timers;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -23,12 +24,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub use recover::Origin;
+use timers::Due;
 
 use super::plan::Intent;
 use super::ready;
 use super::record::{Readiness, Record, host_machine, machine_record};
 use super::run::{CloseGate, Input, Work};
 use super::state::{Admission, Command, Fact, State, admit};
+use super::suspend;
 use crate::schema::{self, Queued};
 use crate::shared::Shared;
 
@@ -38,9 +41,6 @@ const INBOX_MAX: usize = 16;
 const FACTS_MAX: usize = 16;
 /// How long a destroyed machine can still be asked about.
 pub const DESTROYED_KEPT: Duration = Duration::from_secs(600);
-/// How long a run that cannot go on waits before it tries again.
-const PARKED_PAUSE: Duration = Duration::from_secs(30);
-
 /// What others see of a machine.
 #[derive(Debug, Clone)]
 pub struct Published {
@@ -60,6 +60,7 @@ pub struct Handle {
     /// Which machine.
     pub id: MachineId,
     inbox: mpsc::Sender<Message>,
+    facts: mpsc::Sender<Fact>,
     published: watch::Receiver<Arc<Published>>,
 }
 
@@ -88,6 +89,11 @@ impl Handle {
         let published = self.published.borrow();
         let is_there = published.machine.state != State::Destroyed;
         if is_there { published.images.clone() } else { Vec::new() }
+    }
+
+    /// Tells the machine's task a fact that will be told again; one that is busy misses it.
+    pub(crate) fn tell(&self, fact: Fact) {
+        drop(self.facts.try_send(fact));
     }
 
     /// Gives the machine a command; returns once it is journaled.
@@ -142,6 +148,10 @@ pub struct Actor {
     inbox: mpsc::Receiver<Message>,
     published: watch::Sender<Arc<Published>>,
     watchers: Vec<Task>,
+    /// When a destroyed machine is forgotten, by the boot clock.
+    forget_boot_ms: Option<u64>,
+    /// When this task began, by the boot clock.
+    began_boot_ms: u64,
 }
 
 impl std::fmt::Debug for Actor {
@@ -156,7 +166,7 @@ enum Wake {
     RunEnded(Box<Finished>),
     CloseGate(CloseGate),
     Message(Message),
-    Timer,
+    Due(Due),
     Stopping,
 }
 
@@ -181,7 +191,12 @@ impl Actor {
         let (inbox_sender, inbox) = mpsc::channel(INBOX_MAX);
         let (fact_sender, facts) = mpsc::channel(FACTS_MAX);
         let (gate_sender, gate) = mpsc::channel(1);
-        let handle = Handle { id: record.id.clone(), inbox: inbox_sender, published: follow };
+        let handle = Handle {
+            id: record.id.clone(),
+            inbox: inbox_sender,
+            facts: fact_sender.clone(),
+            published: follow,
+        };
         let actor = Self {
             shared: Arc::clone(shared),
             record,
@@ -198,6 +213,8 @@ impl Actor {
             inbox,
             published,
             watchers: Vec::new(),
+            forget_boot_ms: None,
+            began_boot_ms: shared.effects.clock.boot_ms(),
         };
         tokio::spawn(actor.serve(origin));
         Ok(handle)
@@ -215,8 +232,8 @@ impl Actor {
                 Wake::RunEnded(finished) => self.run_ended(*finished).await,
                 Wake::CloseGate(reply) => self.close_gate(reply),
                 Wake::Message(message) => self.message(message).await,
-                Wake::Timer => {
-                    if self.timer().await {
+                Wake::Due(due) => {
+                    if self.due(due).await {
                         break;
                     }
                 }
@@ -227,7 +244,7 @@ impl Actor {
 
     async fn wake(&mut self) -> Wake {
         let stopping = self.shared.stopping.clone();
-        let timer = self.until_timer();
+        let timer = self.until_due();
         let idle = self.run.is_none() && self.parked.is_none();
         let running = async {
             match &mut self.run {
@@ -246,42 +263,8 @@ impl Actor {
             // While a run is under way it waits for exits itself.
             Some(fact) = self.facts.recv(), if idle => Wake::Fact(fact),
             Some(message) = self.inbox.recv() => Wake::Message(message),
-            () = sleep_or_never(timer) => Wake::Timer,
+            due = sleep_or_never(timer) => Wake::Due(due),
         }
-    }
-
-    /// Returns how long until something is due without anybody asking.
-    fn until_timer(&self) -> Option<Duration> {
-        if self.run.is_some() {
-            return None;
-        }
-        if self.parked.is_some() {
-            return Some(PARKED_PAUSE);
-        }
-        let now_ms = self.shared.effects.clock.now().unix_ms();
-        let due_ms = if self.record.state == State::Destroyed {
-            let kept_ms = i64::try_from(DESTROYED_KEPT.as_millis()).unwrap_or(i64::MAX);
-            self.record.updated_at.unix_ms().saturating_add(kept_ms)
-        } else {
-            self.record.restart_unix_ms?
-        };
-        let left = u64::try_from(due_ms.saturating_sub(now_ms)).unwrap_or(0);
-        Some(Duration::from_millis(left).min(DESTROYED_KEPT))
-    }
-
-    /// Does what is due; returns whether the machine is no more.
-    async fn timer(&mut self) -> bool {
-        if let Some(id) = self.parked.take() {
-            self.unpark(id).await;
-            return false;
-        }
-        if self.record.state == State::Destroyed {
-            return self.forget().await;
-        }
-        if self.record.restart_unix_ms.is_some() {
-            self.begin_automatic_start().await;
-        }
-        false
     }
 
     async fn message(&mut self, message: Message) {
@@ -300,6 +283,12 @@ impl Actor {
                 Admission::AlreadySo
             }
             command => admit(self.record.state, &kinds, command.into()),
+        };
+        let admission = match suspend::refusal(&queued.command, &self.record.version.config) {
+            Some(reason) if admission == Admission::Accept => {
+                Admission::Refuse(reason, Code::PreconditionFailed)
+            }
+            Some(_) | None => admission,
         };
         match admission {
             Admission::Refuse(reason, code) => return Err(ApiError::new(code, reason)),
@@ -363,6 +352,11 @@ impl Actor {
                 self.run = None;
                 self.abandon(id, "another command took its place").await;
             }
+            Intent::Suspend if matches!(command, host::Command::Start) || is_end => {
+                let id = run.id;
+                self.run = None;
+                self.abandon(id, "another command took its place").await;
+            }
             Intent::Stop if matches!(command, host::Command::Destroy { .. }) => {
                 if let Some(instance) = &self.instance {
                     // The run's own wait says whether it worked.
@@ -373,6 +367,8 @@ impl Actor {
             | Intent::Prepare
             | Intent::Start
             | Intent::Stop
+            | Intent::Suspend
+            | Intent::Resume
             | Intent::Settle
             | Intent::Update { .. }
             | Intent::Destroy => {}
@@ -428,6 +424,10 @@ impl Actor {
         ))));
         let probe = ready::Probe::new(&self.shared, &self.record, instance);
         self.readiness = probe.first();
+        // Its sockets are there while it is frozen, and nobody answers.
+        if self.record.is_frozen() {
+            return;
+        }
         self.watchers.push(Task(tokio::spawn(probe.follow(self.fact_sender.clone()))));
     }
 
@@ -477,6 +477,9 @@ impl Actor {
         let mut machine = host_machine(&self.record, &self.readiness, generation, &place);
         machine.ready &= !self.gate_closed;
         let event = if machine.state == State::Destroyed {
+            let kept_ms = u64::try_from(DESTROYED_KEPT.as_millis()).unwrap_or(u64::MAX);
+            let until = self.shared.effects.clock.boot_ms().saturating_add(kept_ms);
+            self.forget_boot_ms.get_or_insert(until);
             self.shared.untidy.store(true, Ordering::Release);
             WatchEvent::Removed { id: machine.id.clone() }
         } else {
@@ -499,9 +502,12 @@ fn images(record: &Record, queued: &[Queued]) -> Vec<Digest> {
     own.chain(coming).filter_map(|image| image.digest.clone()).collect()
 }
 
-async fn sleep_or_never(timer: Option<Duration>) {
+async fn sleep_or_never(timer: Option<(Duration, Due)>) -> Due {
     match timer {
-        Some(timer) => tokio::time::sleep(timer).await,
+        Some((left, due)) => {
+            tokio::time::sleep(left).await;
+            due
+        }
         None => std::future::pending().await,
     }
 }

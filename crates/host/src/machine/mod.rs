@@ -12,5 +12,6 @@ pub mod restart;
 pub mod run;
 pub mod state;
 mod steps;
+pub mod suspend;
 
 pub use steps::boot::IDS_PER_MACHINE;

@@ -89,6 +89,16 @@ pub enum Executed {
     NotExecutable,
 }
 
+/// What the step `thaw` left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Thawed {
+    /// The program goes on.
+    GoesOn,
+    /// There is nothing that could.
+    Lost,
+}
+
 /// What the step `stop` left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stopped {
@@ -179,8 +189,11 @@ impl Work {
                 let fault = self.fault.clone();
                 let fault =
                     fault.unwrap_or_else(|| ApiError::new(Code::Internal, failure.message.clone()));
-                record.failure = (!abandoned).then_some(fault);
                 self.undone(&mut record, abandoned, at);
+                if !abandoned {
+                    record.note_failure(&fault, at);
+                }
+                record.failure = (!abandoned).then_some(fault);
             }
         }
         record
@@ -192,6 +205,14 @@ impl Work {
         match self.input.intent {
             Intent::Launch | Intent::Start => self.booted(record, run, at),
             Intent::Prepare => record.state = State::Stopped,
+            Intent::Suspend => {
+                record.state = State::Suspended;
+                if let Some(boot) = &mut record.boot {
+                    boot.frozen = true;
+                }
+                record.note("suspend", Source::Platform, at);
+            }
+            Intent::Resume => self.resumed(record, run, at),
             Intent::Settle => record.boot = None,
             Intent::Stop => {
                 record.state =
@@ -235,7 +256,7 @@ impl Work {
                 record.state = failed;
                 record.boot = None;
                 record.desired = Desired::Stopped;
-                record.restart_unix_ms = None;
+                record.restart_boot_ms = None;
             }
             Intent::Update { .. } => {
                 record.next = None;
@@ -243,29 +264,60 @@ impl Work {
                     // The old version runs again, under a new number if it had been stopped.
                     let went_back = self.instance.as_ref().map(|instance| instance.info().boot);
                     if let Some(number) = went_back.filter(|number| *number != boot.number) {
-                        boot.number = number;
+                        *boot = Boot::new(number);
                         record.state = State::Started;
                         record.note("start", Source::Platform, at);
                     }
-                    record.state = State::Started;
+                    let frozen = record.is_frozen();
+                    record.state = if frozen { State::Suspended } else { State::Started };
                 } else {
                     record.state = State::Stopped;
                     record.desired = Desired::Stopped;
                 }
             }
+            // It runs on; the next look at it finds out if it does not.
+            Intent::Suspend => {
+                if let Some(boot) = &mut record.boot {
+                    boot.frozen = false;
+                }
+                record.state = State::Started;
+                record.desired = Desired::Running;
+            }
             // These only go forward.
-            Intent::Stop | Intent::Settle | Intent::Destroy => record.state = failed,
+            Intent::Stop | Intent::Resume | Intent::Settle | Intent::Destroy => {
+                record.state = failed
+            }
         }
     }
 
     fn booted(&self, record: &mut Record, run: &RunState, at: Instant) {
-        record.boot = Some(Boot { number: self.input.boot, stop_signal: 0 });
+        record.boot = Some(Boot::new(self.input.boot));
         record.failure = None;
-        record.restart_unix_ms = None;
+        record.restart_boot_ms = None;
         record.desired = Desired::Running;
         match run.output(Step::Execute.name()) {
             Some(Executed::NotExecutable) => record.state = State::Starting,
             Some(Executed::Started) | None => {
+                record.state = State::Started;
+                record.note("start", self.source(), at);
+            }
+        }
+    }
+
+    fn resumed(&self, record: &mut Record, run: &RunState, at: Instant) {
+        record.failure = None;
+        match run.output(Step::Thaw.name()) {
+            Some(Thawed::Lost) => {
+                let exit = lost_exit(record);
+                record.note_exit(&exit, Exiting { asked: false, restarting: true }, at);
+                record.boot = None;
+                // A start follows at once.
+                record.state = State::Restarting;
+            }
+            Some(Thawed::GoesOn) | None => {
+                if let Some(boot) = &mut record.boot {
+                    boot.frozen = false;
+                }
                 record.state = State::Started;
                 record.note("start", self.source(), at);
             }

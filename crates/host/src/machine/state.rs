@@ -19,6 +19,8 @@ pub enum Command {
     Start,
     /// End its program.
     Stop,
+    /// Freeze its processes.
+    Suspend,
     /// End it and run it again.
     Restart,
     /// Take another version.
@@ -39,6 +41,7 @@ impl From<&host::Command> for Command {
         match command {
             host::Command::Start => Self::Start,
             host::Command::Stop { .. } => Self::Stop,
+            host::Command::Suspend => Self::Suspend,
             host::Command::Restart { .. } => Self::Restart,
             host::Command::Update { .. } => Self::Update,
             host::Command::Destroy { force } => Self::Destroy { force: *force },
@@ -57,6 +60,18 @@ pub enum Fact {
     Lost {
         /// Which boot.
         boot: u64,
+    },
+    /// It ran into a limit and goes on.
+    Reached {
+        /// Which boot.
+        boot: u64,
+        /// Which limit.
+        what: super::record::Reached,
+    },
+    /// A machine that it stands by for has failed.
+    StandIn {
+        /// The event that says so.
+        event: String,
     },
     /// What its ports and checks say changed.
     Readiness {
@@ -97,6 +112,7 @@ pub const fn under_way(state: State, command: Command) -> State {
     match command {
         Command::Start => State::Starting,
         Command::Stop => State::Stopping,
+        Command::Suspend => State::Suspending,
         Command::Restart => State::Restarting,
         Command::Update => State::Replacing,
         Command::Destroy { .. } => State::Destroying,
@@ -108,6 +124,7 @@ fn admit_next(state: State, command: Command) -> Admission {
     match command {
         Command::Start => start(state),
         Command::Stop => stop(state),
+        Command::Suspend => suspend(state),
         Command::Restart | Command::Update | Command::SetCordoned => unless_gone(state),
         Command::Destroy { force } => destroy(state, force),
         Command::Signal => signal(state),
@@ -139,6 +156,24 @@ fn stop(state: State) -> Admission {
         | State::Restarting
         | State::Replacing
         | State::Failed => Admission::Accept,
+        State::Destroying | State::Destroyed => gone(state),
+    }
+}
+
+fn suspend(state: State) -> Admission {
+    match state {
+        State::Started => Admission::Accept,
+        State::Suspending | State::Suspended => Admission::AlreadySo,
+        State::Created
+        | State::Starting
+        | State::Stopping
+        | State::Stopped
+        | State::Restarting
+        | State::Replacing
+        | State::Failed => Admission::Refuse(
+            format!("machine is {state}: only one that is started can be suspended"),
+            Code::WrongState,
+        ),
         State::Destroying | State::Destroyed => gone(state),
     }
 }
@@ -209,9 +244,10 @@ mod tests {
 
     use super::*;
 
-    const COMMANDS: [Command; 8] = [
+    const COMMANDS: [Command; 9] = [
         Command::Start,
         Command::Stop,
+        Command::Suspend,
         Command::Restart,
         Command::Update,
         Command::Destroy { force: false },
@@ -223,7 +259,9 @@ mod tests {
     #[test]
     fn the_whole_table() {
         let mut table = format!("{:<11}", "");
-        for name in ["start", "stop", "restart", "update", "destroy", "force", "signal", "cordon"] {
+        for name in [
+            "start", "stop", "suspend", "restart", "update", "destroy", "force", "signal", "cordon",
+        ] {
             write!(table, "{name:<8}").unwrap();
         }
         for state in State::ALL {
@@ -242,19 +280,19 @@ mod tests {
         }
         let table: Vec<&str> = table.lines().map(str::trim_end).collect();
         insta::assert_snapshot!(table.join("\n"), @r"
-                   start   stop    restart update  destroy force   signal  cordon
-        created    yes     yes     yes     yes     yes     yes     no      yes
-        starting   already yes     yes     yes     no      yes     no      yes
-        started    already yes     yes     yes     no      yes     yes     yes
-        stopping   yes     already yes     yes     yes     yes     yes     yes
-        stopped    yes     already yes     yes     yes     yes     no      yes
-        suspending yes     yes     yes     yes     yes     yes     no      yes
-        suspended  yes     yes     yes     yes     yes     yes     no      yes
-        restarting already yes     yes     yes     no      yes     no      yes
-        replacing  yes     yes     yes     yes     no      yes     no      yes
-        destroying no      no      no      no      already already no      no
-        destroyed  no      no      no      no      already already no      no
-        failed     yes     yes     yes     yes     yes     yes     no      yes
+                   start   stop    suspend restart update  destroy force   signal  cordon
+        created    yes     yes     no      yes     yes     yes     yes     no      yes
+        starting   already yes     no      yes     yes     no      yes     no      yes
+        started    already yes     yes     yes     yes     no      yes     yes     yes
+        stopping   yes     already no      yes     yes     yes     yes     yes     yes
+        stopped    yes     already no      yes     yes     yes     yes     no      yes
+        suspending yes     yes     already yes     yes     yes     yes     no      yes
+        suspended  yes     yes     already yes     yes     yes     yes     no      yes
+        restarting already yes     no      yes     yes     no      yes     no      yes
+        replacing  yes     yes     no      yes     yes     no      yes     no      yes
+        destroying no      no      no      no      no      already already no      no
+        destroyed  no      no      no      no      no      already already no      no
+        failed     yes     yes     no      yes     yes     yes     yes     no      yes
         ");
     }
 

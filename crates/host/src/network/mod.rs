@@ -33,7 +33,7 @@ pub use address::{
     network_of, network_prefix, private_ip,
 };
 pub use config::{CONNECTIONS_MAX, INTERFACE_GROUP, MTU_BYTES, NetworkConfig};
-pub use listeners::{Listener, SocketDiag};
+pub use listeners::{ListenSocket, Listener, SocketDiag};
 pub use slots::{Exhausted, QUARANTINE_MS, Slots};
 
 use links::Links;

@@ -23,6 +23,9 @@ pub struct GuestConfig {
     /// Memory in MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u32>,
+    /// The most memory that it may be given while it runs, in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_memory_mb: Option<u32>,
     /// Every other key, kept.
     #[serde(flatten)]
     pub other: Other,

@@ -38,7 +38,8 @@ pub fn host_machine(
 ) -> HostMachine {
     let runs = record.state == State::Started;
     // The old version serves while the new one is prepared, until the gate is closed.
-    let serves = runs || (record.state == State::Replacing && record.boot.is_some());
+    let replaced = record.state == State::Replacing && record.boot.is_some();
+    let serves = runs || (replaced && !record.is_frozen());
     HostMachine {
         id: record.id.clone(),
         org: record.org.clone(),

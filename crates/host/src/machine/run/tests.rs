@@ -64,6 +64,7 @@ struct Found {
     layers: BTreeSet<PathBuf>,
     attached: Vec<perch_types::MachineId>,
     runs: Option<InstanceId>,
+    frozen: bool,
 }
 
 impl Machine {
@@ -71,7 +72,7 @@ impl Machine {
         let mut record = record();
         if runs_before {
             record.boots = 1;
-            record.boot = Some(Boot { number: 1, stop_signal: 0 });
+            record.boot = Some(Boot::new(1));
         }
         let mut input = Input { fresh_root: true, signal: 2, grace_ms: 10, ..Input::new(intent) };
         if let Intent::Update { .. } = intent {
@@ -82,6 +83,12 @@ impl Machine {
         input.boot = record.new_boot();
         input.back = record.new_boot();
         Self { server: Mutex::default(), record, input, runs_before }
+    }
+
+    fn suspended(intent: Intent) -> Self {
+        let mut machine = Self::new(intent, true);
+        machine.record.boot = Some(Boot { frozen: true, ..Boot::new(1) });
+        machine
     }
 
     fn server(&self) -> FakeServer {
@@ -135,7 +142,11 @@ impl World for Machine {
         for step in [Step::Boot, Step::Network] {
             steps::run(&mut work, step).await.unwrap();
         }
-        work.instance.unwrap().start(GuestStart::default()).await.unwrap();
+        let instance = work.instance.unwrap();
+        instance.start(GuestStart::default()).await.unwrap();
+        if self.record.is_frozen() {
+            instance.freeze().await.unwrap();
+        }
     }
 
     fn plan(&self) -> NewRun {
@@ -149,17 +160,23 @@ impl World for Machine {
     async fn snapshot(&mut self, db: &Db) -> Found {
         let server = self.server();
         let dir = self.work(db).dir();
-        let runs = match server.runtime.adopt(&dir).await.unwrap() {
-            Adopted::Running(instance) => Some(instance.info().instance.clone()),
-            Adopted::Ended(_) | Adopted::Gone => None,
+        let (runs, frozen) = match server.runtime.adopt(&dir).await.unwrap() {
+            Adopted::Running(instance) => {
+                (Some(instance.info().instance.clone()), instance.is_frozen().await.unwrap())
+            }
+            Adopted::Ended(_) | Adopted::Gone => (None, false),
         };
         let attached = server.attached().await.unwrap();
-        Found { layers: server.layers(), attached, runs }
+        Found { layers: server.layers(), attached, runs, frozen }
     }
 }
 
 async fn survives(intent: Intent, runs_before: bool) {
-    let mut machine = Machine::new(intent, runs_before);
+    all_survived(Machine::new(intent, runs_before)).await;
+}
+
+async fn all_survived(mut machine: Machine) {
+    let intent = machine.input.intent;
     if let Err(broken) = everything(&mut machine).await {
         panic!("{intent:?}: {broken}");
     }
@@ -173,6 +190,21 @@ async fn a_launch_survives_everything() {
 #[tokio::test]
 async fn a_stop_survives_everything() {
     survives(Intent::Stop, true).await;
+}
+
+#[tokio::test]
+async fn a_suspension_survives_everything() {
+    survives(Intent::Suspend, true).await;
+}
+
+#[tokio::test]
+async fn a_resumption_survives_everything() {
+    all_survived(Machine::suspended(Intent::Resume)).await;
+}
+
+#[tokio::test]
+async fn an_update_of_a_suspended_machine_survives_everything() {
+    all_survived(Machine::suspended(Intent::Update { skip_launch: true })).await;
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ pub(super) mod boot;
 mod clean;
 mod drain;
 mod execute;
+mod freeze;
 mod image;
 mod network;
 mod rootfs;
@@ -28,6 +29,8 @@ pub(crate) async fn run(work: &mut Work, step: Step) -> Result<Value, Fault> {
         Step::Rootfs => rootfs::run(work).await,
         Step::Drain => drain::run(work).await,
         Step::Stop => stop::run(work).await,
+        Step::Freeze => freeze::run(work).await,
+        Step::Thaw => freeze::thaw(work).await,
         Step::Boot => boot::run(work).await,
         Step::Network => network::run(work).await,
         Step::Execute => execute::run(work).await,
@@ -46,12 +49,14 @@ pub(crate) async fn undo(work: &mut Work, step: Step) -> Result<(), Fault> {
     match step {
         Step::Rootfs => rootfs::undo(work).await,
         Step::Stop => stop::undo(work).await,
+        Step::Freeze => freeze::undo(work).await,
         Step::Boot => boot::undo(work).await,
         Step::Network => network::undo(work).await,
         // An image that is on the host may be another machine's too; the end of a run opens the
         // gate and the end of a boot ends its program; what removes things only goes forward.
         Step::Image
         | Step::Drain
+        | Step::Thaw
         | Step::Execute
         | Step::Detach
         | Step::Clean
