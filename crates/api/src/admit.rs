@@ -10,10 +10,10 @@ mod services;
 mod tests;
 mod unsupported;
 
-use perch_types::directory::MACHINE_RECORD_BYTES_MAX;
+use perch_types::directory::{MACHINE_RECORD_BYTES_MAX, record_overflow};
 use perch_types::image::Reference;
 use perch_types::machine_config::{STOP_TIMEOUT_MAX, Signal};
-use perch_types::{Code, MachineConfig};
+use perch_types::{Code, MachineConfig, labels};
 
 use crate::reply::Failure;
 
@@ -25,8 +25,6 @@ const ENV_MAX: usize = 512;
 const ENV_BYTES_MAX: usize = 48 * 1024;
 /// Words of a command.
 const WORDS_MAX: usize = 256;
-/// Labels.
-const METADATA_MAX: usize = 64;
 /// The largest writable layer in GiB.
 const ROOTFS_SIZE_GB_MAX: u32 = 100;
 /// The most restarts within the window that can be asked for.
@@ -181,13 +179,7 @@ fn rootfs(config: &mut MachineConfig) -> Result<(), Failure> {
 }
 
 fn metadata(config: &MachineConfig) -> Result<(), Failure> {
-    if config.metadata.len() > METADATA_MAX {
-        return refuse(format!(
-            "config.metadata: {} labels are more than {METADATA_MAX}",
-            config.metadata.len()
-        ));
-    }
-    Ok(())
+    labels::check(&config.metadata).or_else(|error| refuse(format!("config.metadata: {error}")))
 }
 
 /// Checks the whole, and what of it every edge and resolver keeps in memory.
@@ -196,11 +188,8 @@ fn sizes(config: &MachineConfig) -> Result<(), Failure> {
     if bytes > CONFIG_BYTES_MAX {
         return refuse(format!("config: {bytes} bytes of JSON are more than {CONFIG_BYTES_MAX}"));
     }
-    let kept = (&config.services, &config.metadata, &config.image);
-    let record = serde_json::to_vec(&kept).map_or(usize::MAX, |json| json.len());
-    let record = record.saturating_add(RECORD_FRAME_BYTES);
-    if record > MACHINE_RECORD_BYTES_MAX {
-        let over = record - MACHINE_RECORD_BYTES_MAX;
+    let over = record_overflow(config);
+    if over > 0 {
         return refuse(format!(
             "config: services, metadata and image together are {over} bytes over what a record \
              of a machine can hold ({MACHINE_RECORD_BYTES_MAX} bytes)"
@@ -208,6 +197,3 @@ fn sizes(config: &MachineConfig) -> Result<(), Failure> {
     }
     Ok(())
 }
-
-/// Bytes of a record beside services, labels and image: names at their longest, addresses, times.
-const RECORD_FRAME_BYTES: usize = 900;

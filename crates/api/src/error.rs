@@ -50,6 +50,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Returns whether somebody else changed in the directory what was to be changed.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Store { source: perch_store::Error::Conflict { .. }, .. })
+    }
+
     /// Returns the code under which it reaches a client.
     #[must_use]
     pub fn code(&self) -> Code {

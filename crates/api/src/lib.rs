@@ -16,6 +16,7 @@ mod error;
 mod logs;
 mod machines;
 mod names;
+mod orgs;
 mod place;
 mod platform;
 mod push_tokens;

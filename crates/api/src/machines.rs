@@ -1,4 +1,4 @@
-//! Machines (contract 1.3 to 1.5).
+//! Machines (contract 1.3 to 1.6).
 //!
 //! Never decides a transition: hosts do. This side writes down what should exist, then asks.
 
@@ -6,6 +6,9 @@ pub(crate) mod answer;
 pub(crate) mod command;
 pub(crate) mod create;
 pub(crate) mod exec;
+pub(crate) mod filter;
+pub(crate) mod lease;
+pub(crate) mod metadata;
 pub(crate) mod read;
 pub(crate) mod update;
 pub(crate) mod wait;

@@ -1,5 +1,5 @@
 //! Carries out recorded promises, and nothing else: machines that were to go, apps that were
-//! deleted. It takes no input and simply runs again until nothing is left.
+//! deleted, leases that have ended. It takes no input and simply runs again until nothing is left.
 //!
 //! Never decides: a promise was written by a handler, or the machine has ended by itself. A
 //! machine that its host does not know without a promise is left alone: the host may have been
@@ -19,6 +19,7 @@ use tokio::sync::{Notify, watch};
 use crate::config::Shared;
 use crate::documents;
 use crate::error::{Error, store as fault};
+use crate::machines::lease;
 use crate::reply::chain;
 
 /// How long a creation may take before what it wrote is taken back.
@@ -137,6 +138,7 @@ type Found = BTreeMap<HostId, BTreeMap<MachineId, HostMachine>>;
 /// Does what can be done now; returns whether nothing is left that needs another look soon.
 async fn pass(shared: &Shared) -> Result<bool, Error> {
     let store = shared.store.as_ref();
+    lease::collect(shared).await?;
     let tombstones = documents::tombstones(store).await?;
     let promises = list_docs::<DestroyPromise>(store).await.map_err(fault("list promises"))?;
     let placements = documents::all_placements(store).await?;

@@ -14,13 +14,14 @@ use axum::{RequestExt as _, Router};
 use http::Method;
 use perch_types::directory::AppDoc;
 use perch_types::endpoint::{self, Endpoint};
-use perch_types::{ApiError, AppName, Code, MachineId};
+use perch_types::{ApiError, AppName, Code, MachineId, OrgSlug};
 
 use crate::auth::Principal;
 use crate::config::Shared;
 use crate::documents::{self, Placed};
+use crate::machines::lease::{self, Standing};
 use crate::reply::{Failure, finish, no_such_method, no_such_path};
-use crate::{apps, builds, logs, machines, platform, sessions};
+use crate::{apps, builds, logs, machines, orgs, platform, sessions};
 
 /// How long an ordinary request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(140);
@@ -37,9 +38,17 @@ pub(crate) struct Caller(pub(crate) Arc<Vec<Principal>>);
 #[derive(Debug, Clone)]
 pub(crate) struct Target(pub(crate) Arc<Placed>);
 
+/// How the lease of the machine stands that a request changes.
+#[derive(Debug, Clone)]
+pub(crate) struct Leased(pub(crate) Standing);
+
 /// The app that a request is about; the caller may reach it.
 #[derive(Debug, Clone)]
 pub(crate) struct OfApp(pub(crate) Arc<AppDoc>);
+
+/// The organization that a request is about; the caller may reach it.
+#[derive(Debug, Clone)]
+pub(crate) struct OfOrg(pub(crate) OrgSlug);
 
 struct Routes {
     router: Router<Arc<Shared>>,
@@ -75,6 +84,17 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
         .serve(endpoint::MACHINE_EVENTS, machines::read::events)
         .serve(endpoint::MACHINE_CORDON, machines::command::cordon)
         .serve(endpoint::MACHINE_UNCORDON, machines::command::uncordon)
+        .serve(endpoint::MACHINE_LEASE_GET, lease::get)
+        .serve(endpoint::MACHINE_LEASE_ACQUIRE, lease::acquire)
+        .serve(endpoint::MACHINE_LEASE_RELEASE, lease::release)
+        .serve(endpoint::MACHINE_VERSIONS, machines::read::versions)
+        .serve(endpoint::MACHINE_METADATA_GET, machines::metadata::all)
+        .serve(endpoint::MACHINE_METADATA_PUT, machines::metadata::replace)
+        .serve(endpoint::MACHINE_METADATA_PATCH, machines::metadata::merge)
+        .serve(endpoint::MACHINE_METADATA_KEY_GET, machines::metadata::get)
+        .serve(endpoint::MACHINE_METADATA_KEY_SET, machines::metadata::set)
+        .serve(endpoint::MACHINE_METADATA_KEY_DELETE, machines::metadata::delete)
+        .serve(endpoint::ORG_MACHINES, orgs::machines)
         .serve(endpoint::MACHINE_LOGS, logs::machine)
         .serve(endpoint::APP_LOGS, logs::app)
         .serve(endpoint::APP_BUILD, builds::build)
@@ -109,7 +129,7 @@ impl Routes {
 }
 
 /// Lets a request through to its handler when its tokens allow the action on the very app and
-/// machine that it names.
+/// machine that it names, and nobody else holds that machine's lease if it changes it.
 async fn admit(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
     if let Err(failure) = identify(&guard, &mut request).await {
         return failure.into_response();
@@ -142,11 +162,25 @@ async fn identify(guard: &Guard, request: &mut Request) -> Result<(), Failure> {
     let named = |name: &str| {
         parameters.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_owned())
     };
+    if let Some(slug) = named("org") {
+        principals.retain(|principal| principal.org.as_str() == slug);
+        let Some(org) = principals.first().map(|principal| principal.org.clone()) else {
+            let shown: String = slug.chars().take(80).collect();
+            let text = format!("org_slug: `{shown}` is unknown, or the token does not reach it");
+            return Err(Failure::new(Code::NotFound, text));
+        };
+        request.extensions_mut().insert(OfOrg(org));
+    }
     if let Some(name) = named("app") {
         let app = reach_app(guard, &principals, &name).await?;
         principals.retain(|principal| principal.org == app.org);
         if let Some(id) = named("machine") {
             let target = reach_machine(shared, &app, &id).await?;
+            if guard.endpoint.needs_lease() {
+                let nonce = lease::nonce(request.headers())?;
+                let standing = lease::guard(shared, (&app.org, &target.id), nonce).await?;
+                request.extensions_mut().insert(Leased(standing));
+            }
             request.extensions_mut().insert(Target(Arc::new(target)));
         }
         request.extensions_mut().insert(OfApp(Arc::new(app)));

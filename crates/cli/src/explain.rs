@@ -46,6 +46,12 @@ pub(crate) const fn page(code: Code) -> &'static str {
         Code::LeaseHeld => {
             "Somebody else is changing this machine and has reserved it for a moment, most likely another deploy.\n\nDo: wait for the other deploy; a lease ends by itself."
         }
+        Code::LeaseNotFound => {
+            "The machine has no lease: nobody has reserved it, or the reservation has ended by itself.\n\nDo: nothing; a machine without a lease can be changed by anybody who may."
+        }
+        Code::LeaseLost => {
+            "The change came with the nonce of a lease that has ended, so somebody else may have changed the machine meanwhile.\n\nDo: look at the machine, acquire a lease anew, then try again."
+        }
         Code::Conflict => {
             "Somebody else changed it between your look and your change.\n\nDo: run the command again."
         }

@@ -2,6 +2,9 @@
 //!
 //! Never keeps anything between two calls but connections.
 
+mod lease;
+mod machine;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -28,6 +31,8 @@ use crate::host::{exec_timeout, with_logs_query};
 use crate::lines::{LINE_BYTES_MAX, Lines};
 use crate::session::Session;
 
+pub use machine::Page;
+
 /// What is added to the time that a wait was given, for the way there and back.
 const WAIT_MARGIN: Duration = Duration::from_secs(10);
 /// How long a change of a machine may take: the host accepts it and the api's view must have it.
@@ -39,6 +44,7 @@ pub struct Api {
     connection: Connection,
     url: String,
     authorization: HeaderValue,
+    nonce: Option<HeaderValue>,
 }
 
 impl fmt::Debug for Api {
@@ -60,6 +66,25 @@ pub struct ListFilter {
     pub metadata: Vec<(String, String)>,
 }
 
+impl ListFilter {
+    /// Adds it to a request.
+    fn query(&self, mut parts: RequestParts) -> RequestParts {
+        if self.include_deleted {
+            parts = parts.with_query("include_deleted", "true");
+        }
+        if let Some(region) = &self.region {
+            parts = parts.with_query("region", region);
+        }
+        if !self.states.is_empty() {
+            parts = parts.with_query("state", &self.states.join(","));
+        }
+        for (key, value) in &self.metadata {
+            parts = parts.with_query(&format!("metadata.{key}"), value);
+        }
+        parts
+    }
+}
+
 /// What to wait for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct WaitFor {
@@ -67,6 +92,8 @@ pub struct WaitFor {
     pub states: Vec<String>,
     /// Only of this version.
     pub instance: Option<InstanceId>,
+    /// Only what happens after this event.
+    pub from_event: Option<String>,
     /// How long at most; the server answers within 60 s in any case.
     pub timeout: Duration,
 }
@@ -81,7 +108,7 @@ impl Api {
         let mut authorization = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
             .map_err(|source| Error::Request { url: url.clone(), source: Box::new(source) })?;
         authorization.set_sensitive(true);
-        Ok(Self { connection: Connection::new(address)?, url, authorization })
+        Ok(Self { connection: Connection::new(address)?, url, authorization, nonce: None })
     }
 
     /// Returns the address, without the fingerprint.
@@ -134,19 +161,7 @@ impl Api {
     /// # Errors
     /// As every call: see [`Error`].
     pub async fn machines(&self, app: &AppName, of: &ListFilter) -> Result<Vec<Machine>, Error> {
-        let mut parts = self.request(endpoint::MACHINES_LIST, &[app.as_str()]);
-        if of.include_deleted {
-            parts = parts.with_query("include_deleted", "true");
-        }
-        if let Some(region) = &of.region {
-            parts = parts.with_query("region", region);
-        }
-        if !of.states.is_empty() {
-            parts = parts.with_query("state", &of.states.join(","));
-        }
-        for (key, value) in &of.metadata {
-            parts = parts.with_query(&format!("metadata.{key}"), value);
-        }
+        let parts = of.query(self.request(endpoint::MACHINES_LIST, &[app.as_str()]));
         self.connection.json(parts).await
     }
 
@@ -278,6 +293,9 @@ impl Api {
         }
         if let Some(instance) = &wait.instance {
             parts = parts.with_query("instance_id", instance.as_str());
+        }
+        if let Some(event) = &wait.from_event {
+            parts = parts.with_query("from_event_id", event);
         }
         parts = parts.with_query("timeout", &wait.timeout.as_secs().max(1).to_string());
         parts.headers_timeout = wait.timeout.saturating_add(WAIT_MARGIN);
@@ -462,6 +480,9 @@ impl Api {
         let method = Method::from_bytes(endpoint.method.as_bytes()).unwrap_or_default();
         let mut parts = RequestParts::new(method, endpoint.path_of(values));
         parts.headers.insert(AUTHORIZATION, self.authorization.clone());
+        if let Some(nonce) = self.nonce.as_ref().filter(|_| endpoint.needs_lease()) {
+            parts.headers.insert(HeaderName::from_static(endpoint::LEASE_HEADER), nonce.clone());
+        }
         parts
     }
 }

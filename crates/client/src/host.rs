@@ -89,6 +89,9 @@ impl HostClient {
         if let Some(instance) = &query.instance {
             parts = parts.with_query("instance", instance.as_str());
         }
+        if let Some(event) = &query.from_event {
+            parts = parts.with_query("from_event", event);
+        }
         parts.headers_timeout = Duration::from_millis(query.timeout_ms).saturating_add(MARGIN);
         self.connection.json(parts).await
     }

@@ -16,7 +16,7 @@ mod session;
 mod tls;
 
 pub use address::{Address, Fingerprint, InvalidAddress};
-pub use api::{Api, ListFilter, WaitFor};
+pub use api::{Api, ListFilter, Page, WaitFor};
 pub use connection::{
     ANSWER_BYTES_MAX, BODY_TIMEOUT, BUILD_HEADERS_TIMEOUT, Connection, HEADERS_TIMEOUT,
     RequestBody, RequestParts, body_of,

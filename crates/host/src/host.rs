@@ -226,6 +226,7 @@ impl Host {
             history: History::default(),
             restart_unix_ms: None,
             failure: None,
+            given_up: None,
             events: Vec::<MachineEvent>::new(),
             created_at: at.now,
             updated_at: at.now,
@@ -262,7 +263,8 @@ impl Host {
             | Command::Restart { .. }
             | Command::Destroy { .. }
             | Command::Signal { .. }
-            | Command::SetCordoned { .. } => None,
+            | Command::SetCordoned { .. }
+            | Command::SetLabels { .. } => None,
         };
         let (image, _hold) = resolved.map(|Resolved { image, hold }| (image, hold)).unzip();
         handle.command(Queued { command, image }).await
@@ -276,11 +278,16 @@ impl Host {
         Ok(self.shared.machine(id)?.published().machine.clone())
     }
 
+    /// Returns all machines by id, destroyed ones for a while.
+    #[must_use]
+    pub fn all(&self) -> Vec<HostMachine> {
+        self.shared.all().iter().map(|handle| handle.published().machine.clone()).collect()
+    }
+
     /// Returns all machines that are not destroyed, by id.
     #[must_use]
     pub fn list(&self) -> Vec<HostMachine> {
-        let all = self.shared.all();
-        let machines = all.iter().map(|handle| handle.published().machine.clone());
+        let machines = self.all().into_iter();
         machines.filter(|machine| machine.state != State::Destroyed).collect()
     }
 

@@ -98,7 +98,7 @@ async fn create(
 }
 
 async fn list(State(host): State<Host>) -> Json<Vec<HostMachine>> {
-    Json(host.list())
+    Json(host.all())
 }
 
 async fn one(State(host): State<Host>, Path(id): Path<String>) -> Answer<HostMachine> {
@@ -176,4 +176,4 @@ async fn info(State(host): State<Host>) -> Json<HostInfo> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,6 +1,9 @@
-//! Bodies of the public API (contract sections 1.2 to 1.5 and 1.11).
+//! Bodies of the public API (contract sections 1.2 to 1.7 and 1.11).
 //!
 //! Never more than shapes; names and optionality follow the contract to the letter.
+
+mod lease;
+mod machine;
 
 use std::collections::BTreeMap;
 
@@ -12,6 +15,12 @@ use crate::image::ImageRef;
 use crate::machine_config::{MachineConfig, Signal, null_is_default};
 use crate::state::MachineState;
 use crate::time::{GoDuration, Timestamp};
+
+pub use lease::{Lease, LeaseReleased, LeaseReply, LeaseRequest};
+pub use machine::{
+    MachineVersion, MetadataValue, OrgMachine, OrgMachineConfig, OrgMachines, SetMetadata,
+    UpdateMetadata,
+};
 
 /// An app as answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,8 +37,11 @@ pub struct App {
     pub volume_count: u64,
     /// Its private network.
     pub network: String,
-    /// `pending`, `deployed` or `suspended`.
+    /// `pending` without machines, `suspended` while none of them runs, else `deployed`.
     pub status: String,
+    /// What it is for, as whoever made it said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_role: Option<String>,
     /// Who owns it.
     pub organization: Organization,
     /// When it was made.
@@ -73,6 +85,9 @@ pub struct CreateApp {
     /// Its private network; default `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+    /// What it is for; lists can be asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_role_id: Option<String>,
 }
 
 /// A machine as answered.

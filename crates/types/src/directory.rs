@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region};
-use crate::machine_config::MachineConfig;
+use crate::machine_config::{CpuKind, MachineConfig};
 use crate::service::Service;
 use crate::state::MachineState;
 use crate::time::Timestamp;
@@ -70,6 +70,9 @@ pub struct AppDoc {
     pub network: String,
     /// The private network's number in addresses.
     pub network_id: u32,
+    /// What it is for, as whoever made it says.
+    #[serde(default)]
+    pub role: Option<String>,
     /// When it was made.
     pub created_at: Timestamp,
 }
@@ -142,6 +145,22 @@ pub struct PlacementDoc {
 }
 document!(PlacementDoc, "placements/", (org: OrgSlug, machine: MachineId));
 
+/// A lease of a machine: until its end only who knows its nonce may change the machine. Deleted
+/// with the machine, and by the api's reconciler some time after its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseDoc {
+    /// What tells its holder from others.
+    pub nonce: String,
+    /// The name of the token that holds it.
+    pub owner: String,
+    /// What it is for.
+    #[serde(default)]
+    pub description: String,
+    /// When it ends.
+    pub expires_at: Timestamp,
+}
+document!(LeaseDoc, "leases/", (org: OrgSlug, machine: MachineId));
+
 /// An app that was deleted; hosts lay down what belongs to it, whenever they come back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tombstone {
@@ -185,6 +204,19 @@ document!(HostDoc, "hosts/", (host: HostId));
 
 /// The largest [`MachineRecord`] in bytes of JSON.
 pub const MACHINE_RECORD_BYTES_MAX: usize = 4 * 1024;
+
+/// Bytes of a [`MachineRecord`] beside services, labels and image: names at their longest,
+/// addresses, times.
+const RECORD_FRAME_BYTES: usize = 900;
+
+/// Returns how many bytes a configuration is over what a [`MachineRecord`] can hold of it, 0 for
+/// none.
+#[must_use]
+pub fn record_overflow(config: &MachineConfig) -> usize {
+    let kept = (&config.services, &config.metadata, &config.image);
+    let bytes = serde_json::to_vec(&kept).map_or(usize::MAX, |json| json.len());
+    bytes.saturating_add(RECORD_FRAME_BYTES).saturating_sub(MACHINE_RECORD_BYTES_MAX)
+}
 
 /// What a host says of one of its machines: what routing and lists need and no environment,
 /// files or events.
@@ -230,6 +262,9 @@ pub struct MachineRecord {
     pub image: String,
     /// CPUs.
     pub cpus: u32,
+    /// Their class.
+    #[serde(default)]
+    pub cpu_kind: CpuKind,
     /// Memory in MiB.
     pub memory_mb: u32,
     /// When it was made.

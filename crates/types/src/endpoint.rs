@@ -15,6 +15,9 @@ pub enum Action {
     Operate,
 }
 
+/// The parameter of paths that are about one machine.
+const MACHINE_PARAMETER: &str = "{machine}";
+
 /// One endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Endpoint {
@@ -24,16 +27,31 @@ pub struct Endpoint {
     pub path: &'static str,
     /// What it needs.
     pub action: Action,
+    /// Whether it is let through to a leased machine without the lease's nonce although it
+    /// changes something (contract 1.6).
+    unleased: bool,
 }
 
 impl Endpoint {
     const fn new(method: &'static str, path: &'static str, action: Action) -> Self {
-        Self { method, path, action }
+        Self { method, path, action, unleased: false }
+    }
+
+    const fn unleased(self) -> Self {
+        Self { unleased: true, ..self }
+    }
+
+    /// Returns whether a leased machine needs the lease's nonce for it: whatever changes a
+    /// machine does, unless the table says `Unleased`.
+    #[must_use]
+    pub fn needs_lease(&self) -> bool {
+        self.action == Action::Write && self.path.contains(MACHINE_PARAMETER) && !self.unleased
     }
 
     /// Returns the path with its parameters filled in, in order.
     ///
-    /// Values must be plain ids (no `/`, `?`, `#` or `%`), as all ids of this crate are.
+    /// Values must be plain ids (no `/`, `?`, `#` or `%`), as all ids of this crate are, or
+    /// percent-encoded.
     #[must_use]
     pub fn path_of(&self, values: &[&str]) -> String {
         let mut values = values.iter();
@@ -50,8 +68,14 @@ impl Endpoint {
 }
 
 macro_rules! endpoints {
-    ($($(#[$doc:meta])* $name:ident = $method:literal $path:literal $action:ident;)*) => {
-        $($(#[$doc])* pub const $name: Endpoint = Endpoint::new($method, $path, Action::$action);)*
+    (@new $method:literal $path:literal $action:ident) => {
+        Endpoint::new($method, $path, Action::$action)
+    };
+    (@new $method:literal $path:literal $action:ident Unleased) => {
+        Endpoint::new($method, $path, Action::$action).unleased()
+    };
+    ($($(#[$doc:meta])* $name:ident = $method:literal $path:literal $($word:ident)+;)*) => {
+        $($(#[$doc])* pub const $name: Endpoint = endpoints!(@new $method $path $($word)+);)*
         /// All endpoints.
         pub const ALL: &[Endpoint] = &[$($name),*];
     };
@@ -96,6 +120,31 @@ endpoints! {
     MACHINE_CORDON = "POST" "/v1/apps/{app}/machines/{machine}/cordon" Write;
     /// Puts a machine back into routing.
     MACHINE_UNCORDON = "POST" "/v1/apps/{app}/machines/{machine}/uncordon" Write;
+    /// The lease of a machine (contract 1.6).
+    MACHINE_LEASE_GET = "GET" "/v1/apps/{app}/machines/{machine}/lease" Read;
+    /// Acquires the lease of a machine, or refreshes it.
+    MACHINE_LEASE_ACQUIRE = "POST" "/v1/apps/{app}/machines/{machine}/lease" Write Unleased;
+    /// Releases the lease of a machine.
+    MACHINE_LEASE_RELEASE = "DELETE" "/v1/apps/{app}/machines/{machine}/lease" Write Unleased;
+    /// Versions of a machine, newest first.
+    MACHINE_VERSIONS = "GET" "/v1/apps/{app}/machines/{machine}/versions" Read;
+    /// Labels of a machine; changes make no new version and need no lease.
+    MACHINE_METADATA_GET = "GET" "/v1/apps/{app}/machines/{machine}/metadata" Read;
+    /// Replaces the labels of a machine.
+    MACHINE_METADATA_PUT = "PUT" "/v1/apps/{app}/machines/{machine}/metadata" Write Unleased;
+    /// Changes labels of a machine, the others stay.
+    MACHINE_METADATA_PATCH = "PATCH" "/v1/apps/{app}/machines/{machine}/metadata" Write Unleased;
+    /// One label of a machine.
+    MACHINE_METADATA_KEY_GET =
+        "GET" "/v1/apps/{app}/machines/{machine}/metadata/{key}" Read;
+    /// Sets one label of a machine.
+    MACHINE_METADATA_KEY_SET =
+        "POST" "/v1/apps/{app}/machines/{machine}/metadata/{key}" Write Unleased;
+    /// Takes one label of a machine away.
+    MACHINE_METADATA_KEY_DELETE =
+        "DELETE" "/v1/apps/{app}/machines/{machine}/metadata/{key}" Write Unleased;
+    /// Machines of an organization, page by page (contract 1.7).
+    ORG_MACHINES = "GET" "/v1/orgs/{org}/machines" Read;
     /// Log records of a machine as lines of JSON; `follow=true` keeps the answer open.
     MACHINE_LOGS = "GET" "/v1/apps/{app}/machines/{machine}/logs" Read;
     /// Newest log records of an app in the contract's shape (3.5).
@@ -131,6 +180,25 @@ mod tests {
     fn paths_take_their_parameters_in_order() {
         assert_eq!(MACHINE_GET.path_of(&["web", "0123"]), "/v1/apps/web/machines/0123");
         assert_eq!(APPS_LIST.path_of(&[]), "/v1/apps");
+    }
+
+    /// What changes a machine and needs no nonce is the lease itself and labels, nothing else.
+    #[test]
+    fn whatever_changes_a_machine_needs_its_lease() {
+        let open: Vec<&str> = ALL
+            .iter()
+            .filter(|it| it.path.contains(MACHINE_PARAMETER) && it.action == Action::Write)
+            .filter(|it| !it.needs_lease())
+            .map(|it| it.path.rsplit(MACHINE_PARAMETER).next().unwrap())
+            .collect();
+        assert!(open.contains(&"/lease"));
+        assert!(open.iter().all(|it| it.starts_with("/lease") || it.starts_with("/metadata")));
+        for guarded in [MACHINE_UPDATE, MACHINE_DELETE, MACHINE_START, MACHINE_CORDON] {
+            assert!(guarded.needs_lease(), "{guarded:?}");
+        }
+        for free in [MACHINE_GET, MACHINES_CREATE, APP_DELETE, MACHINE_EXEC] {
+            assert!(!free.needs_lease(), "{free:?}");
+        }
     }
 
     #[test]

@@ -60,6 +60,10 @@ codes! {
     NameTaken = "name_taken", 422;
     /// Somebody else holds the lease.
     LeaseHeld = "lease_held", 409;
+    /// The machine has no lease.
+    LeaseNotFound = "lease_not_found", 404;
+    /// The lease whose nonce was sent has ended.
+    LeaseLost = "lease_lost", 409;
     /// Somebody else changed it in between.
     Conflict = "conflict", 409;
     /// A precondition named in the request does not hold.
@@ -105,9 +109,13 @@ pub struct ApiError {
     pub error: String,
     /// The stable code.
     pub code: Code,
-    /// The status word of the contract: `unknown`, `insufficient_capacity` or `name_taken`.
+    /// The status word of the contract: `unknown`, `insufficient_capacity`, `name_taken`, and
+    /// `error` for leases.
     #[serde(default)]
     pub status: String,
+    /// The text again, for leases: their clients look for it here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
     /// What to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
@@ -120,12 +128,16 @@ impl ApiError {
     /// Makes an error of a code and its text.
     #[must_use]
     pub fn new(code: Code, error: impl Into<String>) -> Self {
+        let error = error.into();
         let status = match code {
             Code::InsufficientCapacity => "insufficient_capacity",
             Code::NameTaken => "name_taken",
+            Code::LeaseHeld | Code::LeaseNotFound | Code::LeaseLost => "error",
             _ => "unknown",
         };
-        Self { error: error.into(), code, status: status.to_owned(), hint: None, request: None }
+        let message = (status == "error").then(|| error.clone());
+        let (status, hint, request) = (status.to_owned(), None, None);
+        Self { error, code, status, message, hint, request }
     }
 
     /// Adds what to do about it.

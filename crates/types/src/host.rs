@@ -7,10 +7,10 @@
 //! | method and path | body | answer |
 //! |---|---|---|
 //! | `POST /machines` | [`CreateMachine`] | [`HostMachine`]; the same again for the same id and digest |
-//! | `GET /machines` | | `[HostMachine]` |
+//! | `GET /machines` | | `[HostMachine]`; destroyed ones for a while |
 //! | `GET /machines/{id}` | | [`HostMachine`]; destroyed ones for a while |
 //! | `POST /machines/{id}/command` | [`Command`] | [`Accepted`] once the command is journaled |
-//! | `GET /machines/{id}/wait` | query [`WaitQuery`] | [`HostMachine`] or 408 |
+//! | `GET /machines/{id}/wait` | query [`WaitQuery`] | [`HostMachine`], 408, or 404 once it is destroyed |
 //! | `POST /machines/{id}/exec` | [`crate::api::ExecRequest`] | [`crate::api::ExecResponse`] |
 //! | `GET /machines/{id}/attach` | header [`EXEC_HEADER`], `Upgrade` | frames of [`crate::exec`] |
 //! | `GET /machines/{id}/logs` | query [`LogsQuery`] | lines of [`crate::api::LogRecord`] |
@@ -28,6 +28,7 @@ use crate::api::{CheckStatus, MachineEvent};
 use crate::directory::{Generation, MachineRecord};
 use crate::id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region};
 use crate::image::ImageRef;
+use crate::labels::LabelChange;
 use crate::machine_config::{MachineConfig, Signal};
 use crate::state::MachineState;
 use crate::time::{GoDuration, Timestamp};
@@ -121,6 +122,14 @@ pub enum Command {
         /// Whether it is out.
         cordoned: bool,
     },
+    /// Change its labels; its version stays.
+    SetLabels {
+        /// How.
+        change: LabelChange,
+        /// Only if this is its version, or the one that it is about to be.
+        #[serde(default)]
+        instance: Option<InstanceId>,
+    },
 }
 
 /// A command was accepted: it is journaled and will be carried out, whatever dies.
@@ -179,6 +188,9 @@ pub struct HostMachine {
     /// Why it is `failed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<crate::ApiError>,
+    /// The version that its last update could not bring; it stayed what it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given_up: Option<InstanceId>,
 }
 
 /// How many events of a machine are kept.
@@ -189,6 +201,9 @@ pub const EVENTS_MAX: usize = 50;
 pub struct WaitQuery {
     /// Any of these, comma separated; `settled` and `ready` are understood too.
     pub states: String,
+    /// Only what happened after this event counts; what is true now is not enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_event: Option<String>,
     /// Only of this version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,

@@ -16,6 +16,7 @@ pub mod guest;
 pub mod host;
 pub mod id;
 pub mod image;
+pub mod labels;
 pub mod machine_config;
 pub mod secret;
 pub mod service;

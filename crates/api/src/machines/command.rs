@@ -128,7 +128,12 @@ pub(crate) async fn delete(
     Ok(JsonReply(Done { ok: true }))
 }
 
-async fn command(shared: &Shared, target: &Placed, command: &Command) -> Result<Accepted, Failure> {
+/// Gives a machine's host a command and returns once the view holds what became of it.
+pub(super) async fn command(
+    shared: &Shared,
+    target: &Placed,
+    command: &Command,
+) -> Result<Accepted, Failure> {
     let host = target.host()?;
     let accepted = host.client.command(&target.id, command).await;
     let accepted = accepted.map_err(|error| of_host(error, &target.id))?;

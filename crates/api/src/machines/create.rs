@@ -13,20 +13,24 @@ use perch_types::directory::{AppDoc, ConfigDoc, HostDoc, PlacementDoc};
 use perch_types::host::CreateMachine;
 use perch_types::{Code, HostId, MachineState};
 
+use super::lease::{self, Standing, Wanted};
 use super::{answer, config_digest, of_host, own_image};
 use crate::body::Json;
 use crate::config::Shared;
+use crate::documents::{self, Beside};
 use crate::place::{Candidate, Want, place};
 use crate::reply::{Failure, chain};
-use crate::routes::OfApp;
-use crate::{admit, documents, names, reconcile, view};
+use crate::routes::{Caller, OfApp};
+use crate::{admit, names, reconcile, view};
 
 pub(crate) async fn create(
     State(shared): State<Arc<Shared>>,
     Extension(OfApp(app)): Extension<OfApp>,
+    Extension(caller): Extension<Caller>,
     Json(request): Json<CreateMachineRequest>,
 ) -> Result<JsonReply<Machine>, Failure> {
-    no_leases_or_secrets(&request)?;
+    no_secrets(&request)?;
+    let lease = Wanted::of_ttl(request.lease_ttl, &caller)?;
     let name = match &request.name {
         Some(name) if !name.is_empty() => {
             admit::name(name)?;
@@ -55,7 +59,8 @@ pub(crate) async fn create(
         cordoned: request.skip_service_registration,
     };
     // Finished whatever becomes of the caller, so that nothing is left half-made.
-    let made = tokio::spawn(write_and_ask(Arc::clone(&shared), app, machine, chosen.clone()));
+    let new = New { machine, lease };
+    let made = tokio::spawn(write_and_ask(Arc::clone(&shared), app, new, chosen.clone()));
     match made.await {
         Ok(made) => made.map(JsonReply),
         Err(error) => {
@@ -65,12 +70,8 @@ pub(crate) async fn create(
     }
 }
 
-/// Refuses what needs leases or secrets, which this server does not have yet.
-pub(super) fn no_leases_or_secrets(request: &CreateMachineRequest) -> Result<(), Failure> {
-    if request.lease_ttl.is_some_and(|ttl| ttl > 0) {
-        let text = "lease_ttl: is not supported by this server yet";
-        return Err(Failure::new(Code::UnsupportedKey, text));
-    }
+/// Refuses what needs secrets, which this server does not have yet.
+pub(super) fn no_secrets(request: &CreateMachineRequest) -> Result<(), Failure> {
     match request.min_secrets_version {
         Some(version) if version > 0 => {
             let text = format!("min_secrets_version: the app has version 0, not {version}");
@@ -80,10 +81,15 @@ pub(super) fn no_leases_or_secrets(request: &CreateMachineRequest) -> Result<(),
     }
 }
 
+struct New {
+    machine: CreateMachine,
+    lease: Option<Wanted>,
+}
+
 async fn write_and_ask(
     shared: Arc<Shared>,
     app: Arc<AppDoc>,
-    machine: CreateMachine,
+    New { machine, lease }: New,
     chosen: Candidate,
 ) -> Result<Machine, Failure> {
     let Some(host) = shared.hosts.get(&chosen.id).cloned() else {
@@ -103,7 +109,16 @@ async fn write_and_ask(
     let config = ConfigDoc { config: machine.config.clone(), created_at: now };
     let of = (&app.org, &machine.id);
     reconcile::promise(&shared, of, &app.name, reconcile::CREATION_TIME).await?;
-    documents::place(&shared, of, &placement, &config, Expected::Absent).await?;
+    let mut beside = Beside::default();
+    let mut nonce = None;
+    if let Some(wanted) = lease {
+        let free = Standing::Free(Expected::Absent);
+        let (lease, compares) = lease::take(&shared, of, &free, &wanted)?;
+        beside.compares = compares;
+        beside.ops.push(lease::put(&app.org, &machine.id, &lease)?);
+        nonce = Some(lease.nonce);
+    }
+    documents::place(&shared, of, (&placement, &config), Expected::Absent, beside).await?;
     match host.client.create(&machine).await {
         Ok(made) => {
             // A promise that stays would destroy the machine: without its end nothing was made.
@@ -112,7 +127,7 @@ async fn write_and_ask(
                 return Err(error.into());
             }
             view::follow(&shared, &made).await;
-            Ok(answer::of_host(made))
+            Ok(Machine { nonce, ..answer::of_host(made) })
         }
         Err(error) => {
             let refused = error.code().is_some_and(|code| code.status() < 500);

@@ -29,6 +29,12 @@ pub(crate) struct TestClock {
     pub(crate) offset_ms: AtomicI64,
 }
 
+impl TestClock {
+    pub(crate) fn now_s(&self) -> i64 {
+        self.now().unix_s()
+    }
+}
+
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
         let ms = i64::try_from(self.boot_ms()).unwrap();
@@ -195,8 +201,18 @@ impl Cloud {
     /// Sends what a typed client would not.
     pub(crate) async fn raw(
         &self,
+        call: (&str, &str),
+        token: Option<&str>,
+        body: impl Into<Vec<u8>>,
+    ) -> (u16, http::HeaderMap, Vec<u8>) {
+        self.raw_with(call, token, &[], body).await
+    }
+
+    pub(crate) async fn raw_with(
+        &self,
         (method, path): (&str, &str),
         token: Option<&str>,
+        headers: &[(&'static str, &str)],
         body: impl Into<Vec<u8>>,
     ) -> (u16, http::HeaderMap, Vec<u8>) {
         let method = http::Method::from_bytes(method.as_bytes()).unwrap();
@@ -204,6 +220,9 @@ impl Cloud {
         parts.body = body_of(body.into());
         if let Some(token) = token {
             parts.headers.insert("authorization", format!("Bearer {token}").parse().unwrap());
+        }
+        for (name, value) in headers {
+            parts.headers.insert(*name, value.parse().unwrap());
         }
         let answer = Connection::unix(&self.socket).forward(parts).await.unwrap();
         let (head, body) = answer.into_parts();

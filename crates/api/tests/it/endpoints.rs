@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use perch_client::{ListFilter, WaitFor, body_of};
-use perch_types::Code;
-use perch_types::api::{ExecRequest, StopRequest};
+use perch_client::{ListFilter, Page, WaitFor, body_of};
+use perch_types::api::{ExecRequest, LeaseRequest, StopRequest, UpdateMetadata};
 use perch_types::build::BuildRequest;
 use perch_types::endpoint::{self, Action};
 use perch_types::exec::ExecSpec;
 use perch_types::host::LogsQuery;
 use perch_types::machine_config::Signal;
+use perch_types::{Code, OrgSlug};
 use serde_json::json;
 
 use crate::cloud::{ADMIN, Cloud, STRANGER, request};
@@ -21,7 +21,7 @@ const ID: &str = "00000000000001";
 async fn t1_every_endpoint_is_closed_without_a_token() {
     let cloud = Cloud::start().await;
     for endpoint in endpoint::ALL {
-        let path = endpoint.path_of(&["web", ID]);
+        let path = endpoint.path_of(&["web", ID, "key"]);
         // Each with another text, because failures of one are counted.
         for token in [None, Some(endpoint.path)] {
             let (status, error) = cloud.error((endpoint.method, &path), token, "").await;
@@ -39,7 +39,10 @@ async fn t2_every_endpoint_of_an_object_is_closed_to_another_organization() {
     cloud.app().await;
     let machine = cloud.machine(json!({"image": "web:1"})).await;
     for endpoint in endpoint::ALL {
-        let path = endpoint.path_of(&["web", machine.id.as_str()]);
+        let path = match endpoint.path.contains("{org}") {
+            true => endpoint.path_of(&["personal"]),
+            false => endpoint.path_of(&["web", machine.id.as_str(), "key"]),
+        };
         let (status, _, body) =
             cloud.raw((endpoint.method, &path), Some(STRANGER), r#"{"name":"other"}"#).await;
         let text = String::from_utf8(body).unwrap();
@@ -48,6 +51,9 @@ async fn t2_every_endpoint_of_an_object_is_closed_to_another_organization() {
         } else if endpoint.path.contains("{app}") {
             assert_eq!(status, 404, "{endpoint:?} {text}");
             assert!(text.contains("Could not find App"), "{text}");
+        } else if endpoint.path.contains("{org}") {
+            assert_eq!(status, 404, "{endpoint:?} {text}");
+            assert!(text.contains("org_slug"), "{text}");
         } else if *endpoint == endpoint::APPS_CREATE {
             // The default organization is not theirs.
             assert_eq!(status, 403, "{endpoint:?} {text}");
@@ -80,9 +86,30 @@ async fn every_endpoint_is_served_and_has_a_call_of_the_client() {
     assert_eq!(all.len(), 1);
     assert_eq!(api.machine(&app, id).await.unwrap().name, machine.name);
     api.update_machine(&app, id, &request(json!({"image": "web:2"}))).await.unwrap();
+    let lease = LeaseRequest { ttl: Some(60), description: Some("a test".to_owned()) };
+    let lease = api.acquire_lease(&app, id, &lease, None).await.unwrap();
+    assert_eq!(api.lease(&app, id).await.unwrap(), lease);
+    api.cordon(&app, id).await.unwrap_err();
+    api.holding(&lease.nonce).unwrap().cordon(&app, id).await.unwrap();
+    api.release_lease(&app, id, &lease.nonce).await.unwrap();
     api.cordon(&app, id).await.unwrap();
     assert!(api.machine(&app, id).await.unwrap().cordoned);
     api.uncordon(&app, id).await.unwrap();
+    let labels = |of: &[(&str, &str)]| -> UpdateMetadata {
+        let of = of.iter().map(|(key, value)| ((*key).to_owned(), Some((*value).to_owned())));
+        UpdateMetadata { metadata: of.collect(), ..UpdateMetadata::default() }
+    };
+    api.replace_metadata(&app, id, &labels(&[("a", "1")])).await.unwrap();
+    api.merge_metadata(&app, id, &labels(&[("b", "2")])).await.unwrap();
+    api.set_metadata(&app, id, ("c/d e", "3")).await.unwrap();
+    assert_eq!(api.metadata_value(&app, id, "c/d e").await.unwrap(), "3");
+    api.delete_metadata(&app, id, "b").await.unwrap();
+    let keys: Vec<_> = api.metadata(&app, id).await.unwrap().into_keys().collect();
+    assert_eq!(keys, ["a", "c/d e"]);
+    assert_eq!(api.versions(&app, id).await.unwrap().len(), 2);
+    let (org, all, first) = (OrgSlug::personal(), ListFilter::default(), Page::default());
+    let of_org = api.org_machines(&org, &all, &first).await.unwrap();
+    assert_eq!(of_org.machines[0].id, *id);
     api.signal(&app, id, Signal::SigHup).await.unwrap();
     api.restart(&app, id, true, None).await.unwrap();
     let stop = StopRequest { signal: Some(Signal::SigTerm), timeout: None };
@@ -123,7 +150,7 @@ async fn every_entry_of_the_table_answers_something_else_than_an_unknown_path() 
     let last = [endpoint::MACHINE_DELETE, endpoint::APP_DELETE];
     let first = endpoint::ALL.iter().filter(|it| !last.contains(it));
     for endpoint in first.chain(&last) {
-        let path = endpoint.path_of(&["web", machine.id.as_str()]);
+        let path = endpoint.path_of(&["web", machine.id.as_str(), "key"]);
         let (status, headers, body) = cloud.raw((endpoint.method, &path), Some(ADMIN), "{}").await;
         let text = String::from_utf8_lossy(&body);
         assert!(!text.contains("no such path"), "{endpoint:?} {text}");

@@ -128,6 +128,8 @@ impl FakeHost {
             let machine = machines.get_mut(id).unwrap();
             change(machine);
             machine.generation = self.next();
+            let counter = i64::try_from(machine.generation.counter).unwrap();
+            machine.updated_at = Timestamp::from_unix_ms(1_700_000_000_000 + counter);
             let (kind, number) = (machine.state.to_string(), machine.generation.counter);
             machine.events.insert(0, event(&kind, number));
             machine.clone()
@@ -179,6 +181,7 @@ fn record(machine: &HostMachine, host: &HostId) -> MachineRecord {
         skip_dns: false,
         image: machine.config.image.clone(),
         cpus: machine.config.cpus(),
+        cpu_kind: machine.config.cpu_kind(),
         memory_mb: machine.config.memory_mb(),
         created_at: machine.created_at,
         updated_at: machine.updated_at,
@@ -225,6 +228,7 @@ async fn create(State(host): Shared, Json(asked): Json<CreateMachine>) -> Reply<
             updated_at: now,
         }],
         failure: None,
+        given_up: None,
     };
     host.machines.lock().unwrap().insert(asked.id, machine.clone());
     host.publish(&machine).await;
@@ -261,15 +265,20 @@ async fn command(
         Command::Stop { .. } => MachineState::Stopped,
         Command::Start | Command::Restart { .. } => MachineState::Started,
         Command::Destroy { .. } => MachineState::Destroyed,
-        Command::Update { .. } | Command::Signal { .. } | Command::SetCordoned { .. } => {
-            before.state
+        Command::SetLabels { instance: Some(instance), .. } if *instance != before.instance => {
+            return refused(Code::PreconditionFailed, "machine_version: the machine has another");
         }
+        Command::Update { .. }
+        | Command::Signal { .. }
+        | Command::SetCordoned { .. }
+        | Command::SetLabels { .. } => before.state,
     };
     let machine = host
         .change(&id, |machine| {
             machine.state = state;
             match command {
                 Command::SetCordoned { cordoned } => machine.cordoned = cordoned,
+                Command::SetLabels { change, .. } => change.apply(&mut machine.config.metadata),
                 Command::Update { instance, epoch, config, .. } => {
                     machine.instance = instance;
                     machine.epoch = epoch;
@@ -294,8 +303,13 @@ async fn wait(
             let Json(machine) = one(State(Arc::clone(&host)), Param(id.clone())).await?;
             let version = query.instance.as_ref().is_none_or(|it| *it == machine.instance);
             let mut states = query.states.split(',');
-            if version && states.any(|state| state == machine.state.as_str()) {
+            let newest = machine.events.first().map(|event| &event.id);
+            let is_new = query.from_event.is_none() || query.from_event.as_ref() != newest;
+            if version && is_new && states.any(|state| state == machine.state.as_str()) {
                 return Ok(Json(machine));
+            }
+            if machine.state == MachineState::Destroyed {
+                return refused(Code::MachineNotFound, "no such machine");
             }
             changed.changed().await.unwrap();
         }

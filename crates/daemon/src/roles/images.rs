@@ -181,6 +181,7 @@ mod tests {
             org: "one".parse().unwrap(),
             network: "default".to_owned(),
             network_id: 1,
+            role: None,
             created_at: Timestamp::UNIX_EPOCH,
         };
         let mut view = View::default();

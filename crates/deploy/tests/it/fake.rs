@@ -14,13 +14,15 @@ use axum::routing::any;
 use perch_types::api::{
     App, AppLogAttributes, AppLogEntry, AppLogs, AppLogsMeta, Apps, CheckState, CheckStatus,
     CreateApp, CreateMachineRequest, Done, ExecResponse, ExitEvent, ExitRequest, HostStatus,
-    ImageInfo, Images, LogRecord, LogStream, Machine, MachineEvent, Organization, Platform,
-    StartResponse, TokenInfo, TokensCurrent, WaitResponse,
+    ImageInfo, Images, Lease, LeaseReleased, LeaseReply, LogRecord, LogStream, Machine,
+    MachineEvent, MachineVersion, Organization, Platform, StartResponse, TokenInfo, TokensCurrent,
+    UpdateMetadata, WaitResponse,
 };
 use perch_types::build::{BUILD_HEADER, BuildEvent};
 use perch_types::exec::{ExecExit, Frame, UPGRADE, decode, encode};
 use perch_types::id::{InstanceId, ulid};
 use perch_types::image::ImageRef;
+use perch_types::labels::LabelChange;
 use perch_types::{
     ApiError, Code, MachineConfig, MachineId, MachineState, OrgSlug, Region, Timestamp,
 };
@@ -67,6 +69,8 @@ pub(crate) struct World {
     pub(crate) log: Vec<String>,
     /// What the edge answers; 0 is nothing at all.
     pub(crate) edge_status: u16,
+    /// The lease that every machine has.
+    pub(crate) lease: Option<Lease>,
     /// Every call, in order.
     pub(crate) calls: Vec<String>,
     /// The bodies of builds.
@@ -142,6 +146,7 @@ impl World {
             },
             created_at: Timestamp::from_unix_ms(THEN),
             hostname: format!("{name}.localhost"),
+            app_role: None,
         };
         self.apps.insert(name.to_owned(), app.clone());
         app
@@ -436,7 +441,30 @@ fn one_machine(world: &mut World, call: (&str, &[&str]), id: &MachineId, body: &
             let previous_state = MachineState::Stopped;
             json(200, &StartResponse { previous_state, migrated: false, new_host: String::new() })
         }
-        ("POST", ["stop" | "restart"]) => json(200, &Done { ok: true }),
+        ("POST", ["stop" | "restart" | "cordon" | "uncordon"]) => json(200, &Done { ok: true }),
+        (method, ["lease"]) => match (method, world.lease.take()) {
+            ("DELETE", Some(_)) => json(200, &LeaseReleased::default()),
+            ("GET", Some(lease)) => {
+                world.lease = Some(lease.clone());
+                json(200, &LeaseReply::from(lease))
+            }
+            _ => refusal(&ApiError::new(Code::LeaseNotFound, "lease not found")),
+        },
+        (method, ["metadata"]) => {
+            let machine = world.machines.iter_mut().find(|it| it.id == *id).unwrap();
+            let labels = &mut machine.config.metadata;
+            if method == "GET" {
+                return json(200, labels);
+            }
+            let UpdateMetadata { metadata, .. } = serde_json::from_slice(body).unwrap();
+            LabelChange::Merge { labels: metadata }.apply(labels);
+            StatusCode::NO_CONTENT.into_response()
+        }
+        ("GET", ["versions"]) => {
+            let machine = world.machine(id).unwrap().clone();
+            let (version, user_config) = (machine.version, machine.config);
+            json(200, &[MachineVersion { version, user_config }])
+        }
         ("POST", ["exec"]) => json(
             200,
             &ExecResponse {

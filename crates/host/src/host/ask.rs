@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perch_runtime::{ExecStream, GuestExec, Instance};
-use perch_types::api::{ExecRequest, ExecResponse};
+use perch_types::api::{ExecRequest, ExecResponse, MachineEvent};
 use perch_types::exec::ExecSpec;
 use perch_types::host::{HostMachine, WaitQuery};
-use perch_types::{ApiError, Code, MachineId};
+use perch_types::{ApiError, Code, InstanceId, MachineId};
 
 use super::Host;
 use crate::effects::Fault;
@@ -32,6 +32,44 @@ enum Goal {
     Ready,
 }
 
+/// What a wait waits for, and from when on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Asked {
+    goals: Vec<Goal>,
+    instance: Option<InstanceId>,
+    from_event: Option<String>,
+}
+
+impl Asked {
+    fn parse(query: &WaitQuery) -> Result<Self, ApiError> {
+        let words = query.states.split(',').map(str::trim).filter(|word| !word.is_empty());
+        let goals: Vec<Goal> = words.map(Goal::parse).collect::<Result<_, _>>()?;
+        if goals.is_empty() {
+            return Err(ApiError::new(Code::InvalidRequest, "states: name at least one"));
+        }
+        let (instance, from_event) = (query.instance.clone(), query.from_event.clone());
+        Ok(Self { goals, instance, from_event })
+    }
+
+    /// Returns whether the machine is, or since the event was, what is waited for.
+    fn is_reached(&self, machine: &HostMachine) -> bool {
+        if self.instance.as_ref().is_some_and(|instance| machine.instance != *instance) {
+            return false;
+        }
+        let is_now = self.goals.iter().any(|goal| goal.is_reached(machine));
+        let Some(from) = &self.from_event else {
+            return is_now;
+        };
+        let known = machine.events.iter().position(|event| event.id == *from);
+        // One that is not kept any more lies before all that are.
+        let newer = &machine.events[..known.unwrap_or(machine.events.len())];
+        let before = known.and_then(|index| machine.events.get(index));
+        let moved_on = before.is_none_or(|event| event.status != machine.state.as_str());
+        (is_now && (moved_on || !newer.is_empty()))
+            || newer.iter().any(|event| self.goals.iter().any(|goal| goal.is_told_by(event)))
+    }
+}
+
 impl Goal {
     fn parse(word: &str) -> Result<Self, ApiError> {
         match word {
@@ -51,38 +89,36 @@ impl Goal {
             Self::Ready => machine.ready,
         }
     }
+
+    /// Returns whether an event says that it was reached.
+    fn is_told_by(self, event: &MachineEvent) -> bool {
+        match self {
+            Self::State(state) => event.status == state.as_str(),
+            Self::Settled | Self::Ready => false,
+        }
+    }
 }
 
 impl Host {
     /// Waits until a machine reaches one of some states.
     ///
     /// # Errors
-    /// [`Code::DeadlineExceeded`] when it does not in time, [`Code::MachineNotFound`] when it goes.
+    /// [`Code::DeadlineExceeded`] when it does not in time, [`Code::MachineNotFound`] when it is
+    /// destroyed and that was not waited for.
     pub async fn wait(&self, id: &MachineId, query: &WaitQuery) -> Result<HostMachine, ApiError> {
-        let goals: Vec<Goal> = query
-            .states
-            .split(',')
-            .map(str::trim)
-            .filter(|word| !word.is_empty())
-            .map(Goal::parse)
-            .collect::<Result<_, _>>()?;
-        if goals.is_empty() {
-            return Err(ApiError::new(Code::InvalidRequest, "states: name at least one"));
-        }
+        let asked = Asked::parse(query)?;
         let mut follow = self.shared.machine(id)?.follow();
         let reached = async {
+            // Nothing comes after its destruction.
             let found = follow.wait_for(|published| {
-                let machine = &published.machine;
-                let version =
-                    query.instance.as_ref().is_none_or(|instance| machine.instance == *instance);
-                version && goals.iter().any(|goal| goal.is_reached(machine))
+                asked.is_reached(&published.machine) || published.machine.state == State::Destroyed
             });
             found.await.map(|published| published.machine.clone())
         };
         let limit = Duration::from_millis(query.timeout_ms.min(WAIT_MS_MAX));
         match tokio::time::timeout(limit, reached).await {
-            Ok(Ok(machine)) => Ok(machine),
-            Ok(Err(_)) => Err(ApiError::machine_not_found(id.as_str())),
+            Ok(Ok(machine)) if asked.is_reached(&machine) => Ok(machine),
+            Ok(Ok(_) | Err(_)) => Err(ApiError::machine_not_found(id.as_str())),
             Err(_) => Err(ApiError::new(
                 Code::DeadlineExceeded,
                 format!("deadline_exceeded: machine did not reach {} in time", query.states),
@@ -185,3 +221,6 @@ impl Host {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

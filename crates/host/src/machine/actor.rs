@@ -5,6 +5,7 @@
 
 mod begin;
 mod fact;
+mod queue;
 mod recover;
 
 use std::collections::VecDeque;
@@ -29,7 +30,7 @@ use super::ready;
 use super::record::{Readiness, Record, host_machine, machine_record};
 use super::run::{CloseGate, Input, Work};
 use super::state::{Admission, Command, Fact, State, admit};
-use crate::schema::{self, Queued};
+use crate::schema::Queued;
 use crate::shared::Shared;
 
 /// Commands that may wait for the task of a machine.
@@ -294,7 +295,7 @@ impl Actor {
     async fn command(&mut self, queued: Queued) -> Result<Accepted, ApiError> {
         let previous_state = self.record.state;
         let kinds: Vec<Command> = self.queued.iter().map(|one| (&one.command).into()).collect();
-        self.refuse_old(&queued.command)?;
+        self.check(&queued.command)?;
         let admission = match &queued.command {
             host::Command::Update { instance, .. } if *instance == self.record.version.instance => {
                 Admission::AlreadySo
@@ -307,19 +308,6 @@ impl Actor {
             Admission::Accept => self.accept(queued).await?,
         }
         Ok(Accepted { previous_state, machine: self.published.borrow().machine.clone() })
-    }
-
-    /// A host never runs an epoch older than one it knows.
-    fn refuse_old(&self, command: &host::Command) -> Result<(), ApiError> {
-        match command {
-            host::Command::Update { epoch, .. } if *epoch < self.record.version.epoch => {
-                Err(ApiError::new(
-                    Code::Conflict,
-                    format!("epoch {epoch} is older than {}", self.record.version.epoch),
-                ))
-            }
-            _ => Ok(()),
-        }
     }
 
     async fn accept(&mut self, queued: Queued) -> Result<(), ApiError> {
@@ -336,19 +324,7 @@ impl Actor {
         if self.run.is_none() && self.parked.is_none() && self.queued.is_empty() {
             return self.begin(queued).await;
         }
-        let mut rows: Vec<Queued> = self.queued.iter().cloned().collect();
-        rows.push(queued);
-        let id = self.record.id.clone();
-        let written = rows.clone();
-        self.shared
-            .db
-            .write_reserved(move |tx| schema::put_queue(tx, &id, &written))
-            .await
-            .map_err(|error| self.shared.db_error(&error))?;
-        self.queued = rows.into();
-        let images = images(&self.record, self.queued.make_contiguous());
-        self.published.send_modify(|published| Arc::make_mut(published).images = images);
-        Ok(())
+        self.enqueue(queued).await
     }
 
     /// Cuts short what the command makes pointless.
@@ -476,6 +452,7 @@ impl Actor {
         let generation = self.shared.next_generation();
         let mut machine = host_machine(&self.record, &self.readiness, generation, &place);
         machine.ready &= !self.gate_closed;
+        self.show_labels(&mut machine);
         let event = if machine.state == State::Destroyed {
             self.shared.untidy.store(true, Ordering::Release);
             WatchEvent::Removed { id: machine.id.clone() }

@@ -96,6 +96,9 @@ pub struct Record {
     /// Why its last run could not be carried out.
     #[serde(default)]
     pub failure: Option<ApiError>,
+    /// The version that the last update could not bring.
+    #[serde(default)]
+    pub given_up: Option<InstanceId>,
     /// What happened, newest first.
     pub events: Vec<MachineEvent>,
     /// When it was made.

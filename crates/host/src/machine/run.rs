@@ -208,6 +208,7 @@ impl Work {
                 if let Some(next) = record.next.take() {
                     record.version = next;
                 }
+                record.given_up = None;
                 record.failure = None;
                 record.state = State::Created;
                 record.note("launch", Source::User, at);
@@ -238,7 +239,7 @@ impl Work {
                 record.restart_unix_ms = None;
             }
             Intent::Update { .. } => {
-                record.next = None;
+                record.given_up = record.next.take().map(|next| next.instance);
                 if let Some(boot) = &mut record.boot {
                     // The old version runs again, under a new number if it had been stopped.
                     let went_back = self.instance.as_ref().map(|instance| instance.info().boot);

@@ -32,6 +32,8 @@ pub enum Command {
     Signal,
     /// Take it out of routing, or put it back.
     SetCordoned,
+    /// Change its labels.
+    SetLabels,
 }
 
 impl From<&host::Command> for Command {
@@ -44,6 +46,7 @@ impl From<&host::Command> for Command {
             host::Command::Destroy { force } => Self::Destroy { force: *force },
             host::Command::Signal { .. } => Self::Signal,
             host::Command::SetCordoned { .. } => Self::SetCordoned,
+            host::Command::SetLabels { .. } => Self::SetLabels,
         }
     }
 }
@@ -100,7 +103,7 @@ pub const fn under_way(state: State, command: Command) -> State {
         Command::Restart => State::Restarting,
         Command::Update => State::Replacing,
         Command::Destroy { .. } => State::Destroying,
-        Command::Signal | Command::SetCordoned => state,
+        Command::Signal | Command::SetCordoned | Command::SetLabels => state,
     }
 }
 
@@ -108,7 +111,9 @@ fn admit_next(state: State, command: Command) -> Admission {
     match command {
         Command::Start => start(state),
         Command::Stop => stop(state),
-        Command::Restart | Command::Update | Command::SetCordoned => unless_gone(state),
+        Command::Restart | Command::Update | Command::SetCordoned | Command::SetLabels => {
+            unless_gone(state)
+        }
         Command::Destroy { force } => destroy(state, force),
         Command::Signal => signal(state),
     }
@@ -209,7 +214,7 @@ mod tests {
 
     use super::*;
 
-    const COMMANDS: [Command; 8] = [
+    const COMMANDS: [Command; 9] = [
         Command::Start,
         Command::Stop,
         Command::Restart,
@@ -218,12 +223,15 @@ mod tests {
         Command::Destroy { force: true },
         Command::Signal,
         Command::SetCordoned,
+        Command::SetLabels,
     ];
 
     #[test]
     fn the_whole_table() {
         let mut table = format!("{:<11}", "");
-        for name in ["start", "stop", "restart", "update", "destroy", "force", "signal", "cordon"] {
+        for name in
+            ["start", "stop", "restart", "update", "destroy", "force", "signal", "cordon", "labels"]
+        {
             write!(table, "{name:<8}").unwrap();
         }
         for state in State::ALL {
@@ -242,19 +250,19 @@ mod tests {
         }
         let table: Vec<&str> = table.lines().map(str::trim_end).collect();
         insta::assert_snapshot!(table.join("\n"), @r"
-                   start   stop    restart update  destroy force   signal  cordon
-        created    yes     yes     yes     yes     yes     yes     no      yes
-        starting   already yes     yes     yes     no      yes     no      yes
-        started    already yes     yes     yes     no      yes     yes     yes
-        stopping   yes     already yes     yes     yes     yes     yes     yes
-        stopped    yes     already yes     yes     yes     yes     no      yes
-        suspending yes     yes     yes     yes     yes     yes     no      yes
-        suspended  yes     yes     yes     yes     yes     yes     no      yes
-        restarting already yes     yes     yes     no      yes     no      yes
-        replacing  yes     yes     yes     yes     no      yes     no      yes
-        destroying no      no      no      no      already already no      no
-        destroyed  no      no      no      no      already already no      no
-        failed     yes     yes     yes     yes     yes     yes     no      yes
+                   start   stop    restart update  destroy force   signal  cordon  labels
+        created    yes     yes     yes     yes     yes     yes     no      yes     yes
+        starting   already yes     yes     yes     no      yes     no      yes     yes
+        started    already yes     yes     yes     no      yes     yes     yes     yes
+        stopping   yes     already yes     yes     yes     yes     yes     yes     yes
+        stopped    yes     already yes     yes     yes     yes     no      yes     yes
+        suspending yes     yes     yes     yes     yes     yes     no      yes     yes
+        suspended  yes     yes     yes     yes     yes     yes     no      yes     yes
+        restarting already yes     yes     yes     no      yes     no      yes     yes
+        replacing  yes     yes     yes     yes     no      yes     no      yes     yes
+        destroying no      no      no      no      already already no      no      no
+        destroyed  no      no      no      no      already already no      no      no
+        failed     yes     yes     yes     yes     yes     yes     no      yes     yes
         ");
     }
 

@@ -106,6 +106,12 @@ impl Actor {
                 record.updated_at = self.shared.effects.clock.now();
                 self.commit(record, None).await
             }
+            host::Command::SetLabels { change, .. } => {
+                let mut record = self.record.clone();
+                change.apply(&mut record.version.config.metadata);
+                record.updated_at = self.shared.effects.clock.now();
+                self.commit(record, None).await
+            }
             host::Command::Signal { .. } => Ok(()),
         }
     }

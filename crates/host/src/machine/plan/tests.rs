@@ -56,6 +56,7 @@ fn commands_table() -> String {
         ("destroy, forced", Command::Destroy { force: true }),
         ("signal", Command::Signal),
         ("cordon", Command::SetCordoned),
+        ("labels", Command::SetLabels),
     ];
     let mut text = String::from("| state |");
     for (name, _) in commands {

@@ -61,6 +61,7 @@ pub fn host_machine(
         events: record.events.clone(),
         checks: readiness.checks.clone(),
         failure: record.failure.clone(),
+        given_up: record.given_up.clone(),
     }
 }
 
@@ -88,6 +89,7 @@ pub fn machine_record(machine: &HostMachine, place: &Place) -> MachineRecord {
         skip_dns: config.dns.as_ref().is_some_and(|dns| dns.skip_registration),
         image: config.image.clone(),
         cpus: config.cpus(),
+        cpu_kind: config.cpu_kind(),
         memory_mb: config.memory_mb(),
         created_at: machine.created_at,
         updated_at: machine.updated_at,

@@ -29,13 +29,14 @@ pub(crate) fn record() -> Record {
         history: History::default(),
         restart_unix_ms: None,
         failure: None,
+        given_up: None,
         events: Vec::new(),
         created_at: Timestamp::from_unix_ms(1_700_000_000_000),
         updated_at: Timestamp::from_unix_ms(1_700_000_000_000),
     }
 }
 
-fn at(ms: i64) -> Instant {
+pub(crate) fn at(ms: i64) -> Instant {
     Instant { now: Timestamp::from_unix_ms(1_700_000_000_000 + ms), random: 5 }
 }
 

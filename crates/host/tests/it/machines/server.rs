@@ -345,7 +345,7 @@ pub(crate) fn machine(number: u64, script: &str) -> CreateMachine {
 
 /// Waits for states.
 pub(crate) async fn wait(host: &Host, id: &MachineId, states: &str) -> HostMachine {
-    let query = WaitQuery { states: states.to_owned(), instance: None, timeout_ms: 20_000 };
+    let query = WaitQuery { states: states.to_owned(), timeout_ms: 20_000, ..WaitQuery::default() };
     match host.wait(id, &query).await {
         Ok(machine) => machine,
         Err(error) => panic!("{error}: {:#?}", host.get(id)),
