@@ -5,6 +5,7 @@
 //! are kept and given back.
 
 mod guest;
+mod mounts;
 mod services;
 #[cfg(test)]
 mod tests;
@@ -44,6 +45,7 @@ pub(crate) fn admit(mut config: MachineConfig) -> Result<MachineConfig, Failure>
     restart(&config)?;
     stop(&config)?;
     rootfs(&mut config)?;
+    mounts::check(&mut config)?;
     services::check(&config)?;
     metadata(&config)?;
     config.resolve_defaults();

@@ -17,6 +17,7 @@ use crate::documents::{self, NewApp};
 use crate::reconcile;
 use crate::reply::Failure;
 use crate::routes::{Caller, OfApp};
+use crate::volumes;
 
 /// The network of an app that names none.
 const NETWORK_DEFAULT: &str = "default";
@@ -125,13 +126,16 @@ fn admit(caller: &Caller, request: CreateApp) -> Result<NewApp, Failure> {
 }
 
 fn answer(shared: &Shared, app: &AppDoc) -> App {
-    let machines = shared.view.load().machines_of(&app.name).count();
+    let view = shared.view.load();
+    let machines = view.machines_of(&app.name).count();
+    let volumes = volumes::read::of_app(&view, app);
+    let volumes = volumes.filter(|volume| !volume.state.is_going()).count();
     App {
         id: app.id.clone(),
         internal_numeric_id: app.number,
         name: app.name.clone(),
         machine_count: count(machines),
-        volume_count: 0,
+        volume_count: count(volumes),
         network: app.network.clone(),
         status: if machines == 0 { "pending" } else { "deployed" }.to_owned(),
         organization: Organization {

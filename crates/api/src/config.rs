@@ -20,6 +20,7 @@ use crate::auth::Identity;
 use crate::error::Error;
 use crate::push_tokens::PushTokens;
 use crate::reconcile::{self, Reconciler};
+use crate::volumes::mounts::Picks;
 
 /// What the API needs to run.
 #[derive(Debug)]
@@ -120,6 +121,7 @@ pub(crate) struct Shared {
     pub(crate) push_tokens: PushTokens,
     pub(crate) reconciler: Reconciler,
     pub(crate) sessions: Arc<Semaphore>,
+    pub(crate) picks: Picks,
     // Creations of apps take turns here; against another api the directory's compares decide.
     pub(crate) creating_app: Mutex<()>,
 }
@@ -149,6 +151,7 @@ impl Api {
             push_tokens,
             reconciler: Reconciler::default(),
             sessions: Arc::new(Semaphore::new(config.limits.sessions_max)),
+            picks: Picks::default(),
             creating_app: Mutex::new(()),
         });
         reconcile::spawn(&shared);

@@ -25,6 +25,7 @@ mod routes;
 pub mod serve;
 mod sessions;
 mod view;
+mod volumes;
 
 pub use auth::{Identity, Principal};
 pub use config::{Api, Config, Host, ImageCatalog, Limits};

@@ -20,6 +20,7 @@ use crate::config::Shared;
 use crate::documents;
 use crate::error::{Error, store as fault};
 use crate::reply::chain;
+use crate::volumes;
 
 /// How long a creation may take before what it wrote is taken back.
 pub(crate) const CREATION_TIME: Duration = Duration::from_secs(10 * 60);
@@ -140,8 +141,9 @@ async fn pass(shared: &Shared) -> Result<bool, Error> {
     let tombstones = documents::tombstones(store).await?;
     let promises = list_docs::<DestroyPromise>(store).await.map_err(fault("list promises"))?;
     let placements = documents::all_placements(store).await?;
+    let (volumes_done, with_volumes) = volumes::reconcile::pass(shared, &tombstones).await?;
     if tombstones.is_empty() && promises.documents.is_empty() && placements.is_empty() {
-        return Ok(true);
+        return Ok(volumes_done);
     }
     let found = ask_hosts(shared).await;
     let now = shared.clock.now();
@@ -149,7 +151,7 @@ async fn pass(shared: &Shared) -> Result<bool, Error> {
     for (key, promise) in promises.documents {
         due.insert(key, promise.document.due <= now);
     }
-    let mut is_done = true;
+    let mut is_done = volumes_done;
     for (org, id, placement) in &placements {
         let is_buried =
             tombstones.iter().any(|(owner, _, stone)| owner == org && stone.app == placement.app);
@@ -177,7 +179,7 @@ async fn pass(shared: &Shared) -> Result<bool, Error> {
                 !machines.is_some_and(|machines| is_gone(machines.get(id)))
             }
         });
-        if left {
+        if left || with_volumes.contains(&app_id) {
             is_done = false;
         } else {
             // Again: a build that began just before the burial may have made its token after it,

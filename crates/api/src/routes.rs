@@ -20,7 +20,7 @@ use crate::auth::Principal;
 use crate::config::Shared;
 use crate::documents::{self, Placed};
 use crate::reply::{Failure, finish, no_such_method, no_such_path};
-use crate::{apps, builds, logs, machines, platform, sessions};
+use crate::{apps, builds, logs, machines, platform, sessions, volumes};
 
 /// How long an ordinary request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(140);
@@ -78,6 +78,15 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
         .serve(endpoint::MACHINE_LOGS, logs::machine)
         .serve(endpoint::APP_LOGS, logs::app)
         .serve(endpoint::APP_BUILD, builds::build)
+        .serve(endpoint::VOLUMES_LIST, volumes::read::list)
+        .serve(endpoint::VOLUMES_CREATE, volumes::create::create)
+        .serve(endpoint::VOLUME_GET, volumes::read::get)
+        .serve(endpoint::VOLUME_UPDATE, volumes::change::update)
+        .serve(endpoint::VOLUME_DELETE, volumes::change::delete)
+        .serve(endpoint::VOLUME_EXTEND, volumes::change::extend)
+        .serve(endpoint::SNAPSHOTS_LIST, volumes::read::snapshots)
+        .serve(endpoint::SNAPSHOTS_CREATE, volumes::change::snapshot)
+        .serve(endpoint::ORG_VOLUMES, volumes::org::list)
         .serve(endpoint::REGIONS, platform::regions)
         .serve(endpoint::PLATFORM, platform::platform)
         .serve(endpoint::SYSTEM_USAGE, platform::usage)

@@ -9,6 +9,7 @@ use perch_types::env::{API_TOKEN, API_URL};
 
 use crate::commands::{
     apps, auth, build, deploy, explain, images, launch, logs, machine, open, status, system,
+    volumes,
 };
 
 /// Run apps on your own servers.
@@ -63,6 +64,9 @@ pub(crate) enum Command {
     /// Work with single machines
     #[command(subcommand, visible_alias = "machines")]
     Machine(machine::MachineCommand),
+    /// Work with volumes and their snapshots
+    #[command(subcommand, visible_alias = "volume", visible_alias = "vol")]
+    Volumes(volumes::VolumesCommand),
     /// Work with images in the platform's registry
     #[command(subcommand)]
     Images(images::ImagesCommand),

@@ -15,6 +15,7 @@ pub(crate) mod open;
 pub(crate) mod status;
 pub(crate) mod system;
 mod version;
+pub(crate) mod volumes;
 
 use crate::args::Command;
 use crate::error::Result;
@@ -30,6 +31,7 @@ pub(crate) async fn run(invocation: &Invocation, command: Command) -> Result {
         Command::Logs(args) => Box::pin(logs::run(invocation, args)).await,
         Command::Apps(command) => Box::pin(apps::run(invocation, command)).await,
         Command::Machine(command) => Box::pin(machine::run(invocation, command)).await,
+        Command::Volumes(command) => Box::pin(volumes::run(invocation, command)).await,
         Command::Images(command) => Box::pin(images::run(invocation, command)).await,
         Command::Open(args) => Box::pin(open::run(invocation, args)).await,
         Command::Auth(command) => Box::pin(auth::run(invocation, command)).await,

@@ -31,6 +31,15 @@ pub(crate) const fn page(code: Code) -> &'static str {
         Code::MachineNotFound => {
             "The app has no machine of this id. A destroyed machine is forgotten after a while.\n\nDo: `perch machine list` shows the ids."
         }
+        Code::VolumeNotFound => {
+            "The app has no volume of this id, or no unattached one of this name. A destroyed volume is gone after a day.\n\nDo: `perch volumes list` shows the app's volumes and which machine has each."
+        }
+        Code::SnapshotNotFound => {
+            "The app has no snapshot of this id: snapshots are removed after the days that their volume's `snapshot_retention` says.\n\nDo: `perch volumes snapshots list ID` shows those that are kept."
+        }
+        Code::VolumeAttached => {
+            "A volume belongs to one machine at a time, also while that machine is stopped, so that two never write to one file system.\n\nDo: destroy that machine, or give the new one a volume of its own: `perch volumes create`, or `perch volumes fork ID` for a copy."
+        }
         Code::MethodNotAllowed => {
             "The path exists, but not with this method.\n\nDo: CLI and server may be of very different versions, see `perch version`."
         }

@@ -46,6 +46,8 @@ pub(crate) struct Config {
     pub(crate) build: Build,
     /// Images that no machine names.
     pub(crate) image_cache: ImageCache,
+    /// Where volumes are.
+    pub(crate) volumes: Volumes,
 }
 
 /// A block of private IPv4 addresses.
@@ -66,6 +68,18 @@ pub(crate) struct Build {
     pub(crate) memory_mb: u64,
     /// Wall time of one build in seconds.
     pub(crate) time_s: u64,
+}
+
+/// Where volumes are.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Volumes {
+    /// A folder on a file system of its own, best XFS with reflink; a file in `data_dir` when
+    /// unset.
+    pub(crate) dir: Option<PathBuf>,
+    /// The size of that file in GiB, which takes only what is written; 0 is as large as its disk.
+    /// It can be made larger later, not smaller.
+    pub(crate) size_gb: u64,
 }
 
 /// What images that no machine names may take.
@@ -111,6 +125,7 @@ impl Default for Config {
             guest_dir: None,
             build: Build::default(),
             image_cache: ImageCache::default(),
+            volumes: Volumes::default(),
         }
     }
 }
@@ -225,7 +240,9 @@ impl Config {
              For others set `api_tls`",
             self.api
         );
-        for (key, path) in [("data_dir", &self.data_dir), ("run_dir", &self.run_dir)] {
+        let paths = [("data_dir", &self.data_dir), ("run_dir", &self.run_dir)];
+        let volumes = self.volumes.dir.iter().map(|dir| ("volumes.dir", dir));
+        for (key, path) in paths.into_iter().chain(volumes) {
             ensure!(path.is_absolute(), "`{key}` is an absolute path; `{}` is not", path.display());
         }
         ensure!(
@@ -295,6 +312,8 @@ mod tests {
             ("instance = \"UPPER\"", "instance"),
             ("domain = \"a b\"", "domain"),
             ("colour = 1", "colour"),
+            ("[volumes]\ndir = \"here\"", "volumes.dir"),
+            ("[volumes]\ncolour = 1", "colour"),
             ("machines_ipv4 = \"8.8.0.0/16\"", "private block"),
             ("run_dir = \"/a-very-long-folder-name-that-no-socket-fits-into-any-more\"", "run_dir"),
         ] {

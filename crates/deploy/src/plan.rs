@@ -6,6 +6,8 @@ use std::fmt;
 
 use perch_types::api::{CreateMachineRequest, Machine};
 use perch_types::app_config::{AppConfig, ExpandError, Strategy};
+use perch_types::machine_config::MountConfig;
+use perch_types::volume::CreateVolumeRequest;
 use perch_types::{MachineConfig, MachineId, MachineState};
 
 /// The key of a machine's metadata that marks it as made by a deploy.
@@ -37,6 +39,8 @@ pub enum Op {
         group: String,
         /// What to create.
         request: Box<CreateMachineRequest>,
+        /// Volumes that it needs, to be made where there is no unattached one of the name.
+        volumes: Vec<CreateVolumeRequest>,
     },
     /// A new version of a machine.
     Update {
@@ -48,6 +52,8 @@ pub enum Op {
         request: Box<CreateMachineRequest>,
         /// What puts it back.
         before: Box<CreateMachineRequest>,
+        /// Volumes that it needs and does not have.
+        volumes: Vec<CreateVolumeRequest>,
     },
     /// A machine of a group that the file no longer has.
     Destroy {
@@ -72,7 +78,7 @@ impl Op {
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Create { group, request } => {
+            Self::Create { group, request, .. } => {
                 write!(f, "create a machine for `{group}`")?;
                 match &request.region {
                     Some(region) => write!(f, " in {region}"),
@@ -159,7 +165,7 @@ pub fn plan(
             running.extend(std::iter::repeat_n(op, count));
         }
         let created = running.len();
-        let updates = members.into_iter().map(|machine| update(machine, group, &wanted));
+        let updates = members.into_iter().map(|machine| update(machine, group, &wanted, config));
         let (starting, resting): (Vec<Op>, Vec<Op>) = updates.partition(Op::starts);
         batches.extend(std::iter::repeat_n(1, created.saturating_sub(batches.iter().sum())));
         batches.extend(batches_of(starting.len(), config));
@@ -216,10 +222,11 @@ fn create(group: &str, wanted: &MachineConfig, config: &AppConfig, options: &Opt
     let region = options.region.clone().or_else(|| config.primary_region.clone());
     let request =
         CreateMachineRequest { config: wanted.clone(), region, ..CreateMachineRequest::default() };
-    Op::Create { group: group.to_owned(), request: Box::new(request) }
+    let volumes = config.volumes_of(group, request.region.as_deref());
+    Op::Create { group: group.to_owned(), request: Box::new(request), volumes }
 }
 
-fn update(machine: &Machine, group: &str, wanted: &MachineConfig) -> Op {
+fn update(machine: &Machine, group: &str, wanted: &MachineConfig, file: &AppConfig) -> Op {
     let runs = matches!(
         machine.state,
         MachineState::Started
@@ -239,7 +246,13 @@ fn update(machine: &Machine, group: &str, wanted: &MachineConfig) -> Op {
         skip_launch: !runs,
         ..CreateMachineRequest::default()
     };
+    let mut volumes = file.volumes_of(group, Some(machine.region.as_str()));
+    volumes.retain(|volume| {
+        let lacks = |mount: &MountConfig| mount.name == volume.name && mount.volume.is_empty();
+        request.config.mounts.iter().any(lacks)
+    });
     Op::Update {
+        volumes,
         machine: machine.id.clone(),
         group: group.to_owned(),
         request: Box::new(request),
@@ -258,6 +271,14 @@ fn merged(old: &MachineConfig, wanted: &MachineConfig) -> MachineConfig {
     config.checks.clone_from(&wanted.checks);
     config.restart.clone_from(&wanted.restart);
     config.stop_config.clone_from(&wanted.stop_config);
+    config.mounts.clone_from(&wanted.mounts);
+    for mount in &mut config.mounts {
+        // It keeps the volume that it has.
+        let same = old.mounts.iter().find(|had| had.name == mount.name);
+        if let Some(had) = same {
+            mount.volume.clone_from(&had.volume);
+        }
+    }
     config.metadata.extend(wanted.metadata.clone());
     if wanted.guest.is_some() {
         config.guest.clone_from(&wanted.guest);

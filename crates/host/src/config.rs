@@ -9,6 +9,7 @@ use perch_runtime::LogLimits;
 use perch_types::{HostId, Region, Secret};
 
 use crate::cache::CachePolicy;
+use crate::volumes::pool::PoolConfig;
 use crate::network::NetworkConfig;
 
 /// The first user id of the first machine when nothing else was said.
@@ -19,6 +20,9 @@ pub const DISK_RESERVE_BYTES: u64 = 1024 * 1024 * 1024;
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Machines of one host when nothing else was said.
 pub const MACHINES_MAX: usize = 4096;
+
+/// Volumes of one host when nothing else was said.
+pub const VOLUMES_MAX: usize = 4096;
 
 /// How a host is set up.
 #[derive(Debug, Clone)]
@@ -47,6 +51,8 @@ pub struct Config {
     pub unpack: perch_oci::Privilege,
     /// What others keep on the same disk, by what it is called: for the account of it only.
     pub others: Vec<(String, PathBuf)>,
+    /// Where volumes are.
+    pub pool: PoolConfig,
     /// What it may use.
     pub limits: Limits,
 }
@@ -69,6 +75,8 @@ pub struct Limits {
     pub disk_reserve_bytes: u64,
     /// Machines.
     pub machines_max: usize,
+    /// Volumes.
+    pub volumes_max: usize,
     /// A machine's log.
     pub log: LogLimits,
     /// How long requests under way may go on before a machine that is stopped or updated gets
@@ -83,6 +91,7 @@ impl Default for Limits {
         Self {
             disk_reserve_bytes: DISK_RESERVE_BYTES,
             machines_max: MACHINES_MAX,
+            volumes_max: VOLUMES_MAX,
             log: LogLimits::default(),
             drain: DRAIN_TIMEOUT,
             cache: CachePolicy::default(),

@@ -12,7 +12,8 @@ use async_trait::async_trait;
 use perch_runtime::Runtime;
 use perch_types::clock::Clock;
 use perch_types::image::{Digest, ImageConfig, ImageRef};
-use perch_types::{ApiError, Code, MachineId};
+use perch_types::volume::VolumeUsage;
+use perch_types::{ApiError, Code, MachineId, SnapshotId, VolumeId};
 
 use crate::holds::{Hold, IsNamed};
 use crate::network::{Listener, MachineNetwork};
@@ -150,6 +151,61 @@ pub trait Networks: Send + Sync + fmt::Debug {
     async fn teardown(&self) -> Result<(), Fault>;
 }
 
+/// A disk in the pool.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Disk {
+    /// A volume's.
+    Volume(VolumeId),
+    /// A snapshot's.
+    Snapshot(SnapshotId),
+}
+
+/// How much the pool holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes of the pool.
+    pub total_bytes: u64,
+    /// Bytes of it that can still be written.
+    pub free_bytes: u64,
+    /// Whether a copy shares the blocks of what it was made of.
+    pub shares_blocks: bool,
+}
+
+/// The disks of volumes and snapshots.
+#[async_trait]
+pub trait VolumeDisks: Send + Sync + fmt::Debug {
+    /// Returns the image file that a machine mounts as a volume.
+    fn image(&self, volume: &VolumeId) -> PathBuf;
+
+    /// Returns how much the pool holds, making it the first time.
+    async fn room(&self) -> Result<Room, Fault>;
+
+    /// Makes an empty volume, in place of what is there.
+    async fn make(&self, volume: &VolumeId, bytes: u64) -> Result<VolumeUsage, Fault>;
+
+    /// Makes a disk of another as that is at one moment, in place of what is there; a volume that
+    /// is mounted is written to before and after, not meanwhile. Returns how full it was.
+    async fn copy(&self, from: &Disk, to: &Disk) -> Result<VolumeUsage, Fault>;
+
+    /// Makes a volume that large, mounted or not; it never becomes smaller.
+    async fn grow(&self, volume: &VolumeId, bytes: u64) -> Result<VolumeUsage, Fault>;
+
+    /// Returns how full a volume is; nothing when no machine has it mounted.
+    async fn usage(&self, volume: &VolumeId) -> Result<Option<VolumeUsage>, Fault>;
+
+    /// Lets writing to a volume go on that a copy which did not end may have stopped.
+    async fn thaw(&self, volume: &VolumeId) -> Result<(), Fault>;
+
+    /// Removes a disk, whether it is there or not.
+    async fn remove(&self, disk: &Disk) -> Result<(), Fault>;
+
+    /// Returns what is worth knowing about the pool, one finding a line.
+    fn findings(&self) -> Vec<String>;
+
+    /// Removes the pool with everything in it.
+    async fn teardown(&self) -> Result<(), Fault>;
+}
+
 /// All effects of a host.
 #[derive(Debug, Clone)]
 pub struct Effects {
@@ -159,6 +215,8 @@ pub struct Effects {
     pub rootfs: Arc<dyn Rootfs>,
     /// Networking.
     pub networks: Arc<dyn Networks>,
+    /// Disks of volumes.
+    pub volumes: Arc<dyn VolumeDisks>,
     /// Cages.
     pub runtime: Arc<dyn Runtime>,
     /// Time.

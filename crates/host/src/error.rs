@@ -54,6 +54,12 @@ pub enum Error {
         /// Why.
         source: crate::layers::Error,
     },
+    /// The pool of volumes.
+    #[error("prepare the pool of volumes")]
+    Pool {
+        /// Why.
+        source: crate::volumes::pool::Error,
+    },
     /// Something stays after everything was to be removed.
     #[error("remove everything: {0}")]
     Remains(String),

@@ -19,7 +19,7 @@ use perch_types::clock::Clock;
 use perch_types::directory::Generation;
 use perch_types::host::{Accepted, Command, CreateMachine, HostInfo, HostMachine, WatchEvent};
 use perch_types::image::{Digest, ImageRef};
-use perch_types::{ApiError, Code, HostId, MachineId};
+use perch_types::{ApiError, Code, HostId, MachineConfig, MachineId};
 use tokio::sync::{Mutex, broadcast};
 use tokio::task::JoinSet;
 
@@ -37,6 +37,7 @@ use crate::machine::run::Input;
 use crate::machine::state::State;
 use crate::schema::{self, Queued, RECORDS};
 use crate::shared::Shared;
+use crate::volumes;
 
 /// How long the registry may take to say what a reference means.
 pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -46,7 +47,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The agent of one server. Clones are the same agent.
 #[derive(Debug, Clone)]
 pub struct Host {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     /// Held while a machine's record is made, so that one id is made once.
     creating: Arc<Mutex<()>>,
     loops: Arc<Mutex<JoinSet<()>>>,
@@ -153,6 +154,16 @@ impl Host {
         Ok(())
     }
 
+    /// Refuses at once what the step would refuse later.
+    fn check_volumes(&self, id: &MachineId, config: &MachineConfig) -> Result<(), ApiError> {
+        let wanted: Vec<_> = volumes::mounts_of(config).map(|(id, _)| id).collect();
+        let checked = self
+            .shared
+            .db
+            .read(|snapshot| volumes::check_attachable(snapshot, &wanted, id));
+        checked.map_err(|error: perch_durable::Error| self.shared.db_error(&error))?
+    }
+
     async fn resolve(&self, reference: &str) -> Result<Resolved, ApiError> {
         let resolving = self.shared.effects.images.resolve(reference);
         match tokio::time::timeout(RESOLVE_TIMEOUT, resolving).await {
@@ -175,26 +186,35 @@ impl Host {
         let slots = self.shared.effects.networks.slots();
         let boot_ms = self.shared.effects.clock.boot_ms();
         let began = std::time::Instant::now();
-        let begun: Result<_, perch_durable::Error> = self
+        let shared = Arc::clone(&self.shared);
+        let begun: Result<Result<_, ApiError>, perch_durable::Error> = self
             .shared
             .db
             .write(move |tx| {
+                let wanted: Vec<_> =
+                    volumes::mounts_of(&record.version.config).map(|(id, _)| id).collect();
+                // Nothing is written before all of it is known to be there.
+                if let Err(refusal) = volumes::check_attachable(tx, &wanted, &record.id)? {
+                    return Ok(Err(refusal));
+                }
                 let slot = match schema::take_slot(tx, slots, boot_ms)? {
                     Ok(slot) => slot,
-                    Err(exhausted) => return Ok(Err(exhausted)),
+                    Err(exhausted) => {
+                        let text = exhausted.to_string();
+                        return Ok(Err(ApiError::new(Code::InsufficientCapacity, text)));
+                    }
                 };
                 record.slot = slot;
                 RECORDS.put(tx, &record.id, &record)?;
+                let taken = volumes::attach(tx, &wanted, &record.id, &shared)?;
                 let at_ms = i64::try_from(boot_ms).unwrap_or(i64::MAX);
                 let open = Journal::begin(tx, input.new_run(&record), at_ms)?;
-                Ok(Ok((record, open)))
+                Ok(Ok((record, open, taken)))
             })
             .await;
         self.shared.note_step("commit: begin", began.elapsed().as_secs_f64() * 1e3);
-        let (record, open) =
-            begun.map_err(|error| self.shared.db_error(&error))?.map_err(|exhausted| {
-                ApiError::new(Code::InsufficientCapacity, exhausted.to_string())
-            })?;
+        let (record, open, taken) = begun.map_err(|error| self.shared.db_error(&error))??;
+        self.shared.took(taken);
         let origin = Origin::New(Box::new(open), input);
         self.spawn(record, Vec::new(), origin)
     }
@@ -255,6 +275,7 @@ impl Host {
         let resolved = match &command {
             Command::Update { config, .. } => {
                 self.check_room()?;
+                self.check_volumes(id, config)?;
                 Some(self.resolve(&config.image).await?)
             }
             Command::Start
@@ -321,7 +342,13 @@ impl Host {
             region: self.shared.config.region.clone(),
             cpus,
             memory_mb,
-            findings: self.shared.findings.clone(),
+            findings: self
+                .shared
+                .findings
+                .iter()
+                .cloned()
+                .chain(self.shared.effects.volumes.findings())
+                .collect(),
         }
     }
 }

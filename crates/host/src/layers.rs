@@ -159,12 +159,15 @@ fn format(path: &Path) -> Result<(), Error> {
     Err(Error::Format { path: path.to_owned(), complaint })
 }
 
-fn private(path: &Path) -> io::Result<File> {
+pub(crate) fn private(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
 /// Copies a file with its holes.
-fn copy(from: &Path, to: &Path) -> Result<Cloning, Error> {
+///
+/// # Errors
+/// When a file cannot be opened or the disk is full.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<Cloning, Error> {
     let source = File::open(from).map_err(Error::file("open", from))?;
     let target = private(to).map_err(Error::file("create", to))?;
     match rustix::fs::ioctl_ficlone(&target, &source) {
@@ -228,7 +231,11 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(layers)
 }
 
-fn remove(path: &Path) -> Result<(), Error> {
+/// Removes a file or folder, whether it is there or not.
+///
+/// # Errors
+/// When it stays.
+pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     let removed = match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),

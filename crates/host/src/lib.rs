@@ -30,6 +30,7 @@ pub mod rpc;
 mod schema;
 mod shared;
 mod tend;
+pub mod volumes;
 mod words;
 
 pub use cache::{CachePolicy, IMAGE_CACHE_BYTES, IMAGE_KEPT_MS};
@@ -42,3 +43,4 @@ pub use layers::{Cloning, Layers};
 pub use mounts::Mounts;
 pub use networks::KernelNetworks;
 pub use shared::WATCH_QUEUE_MAX;
+pub use volumes::pool::{Pool, PoolConfig};

@@ -11,9 +11,11 @@ use std::time::Duration;
 use perch_store::{
     Error, Expected, LeaseId, Op, Revision, Store, delete_doc, get_doc, list_docs, put_doc,
 };
-use perch_types::directory::{Document as _, Generation, HostDoc, MachineRecord, PlacementDoc};
+use perch_types::directory::{
+    Document as _, Generation, HostDoc, MachineRecord, PlacementDoc, VolumeRecord,
+};
 use perch_types::host::Command;
-use perch_types::{HostId, MachineId};
+use perch_types::{AppName, HostId, MachineId, OrgSlug, VolumeId};
 
 use crate::effects::chain;
 use crate::heartbeat::BEAT_MS;
@@ -43,6 +45,7 @@ pub(crate) async fn publish(shared: Arc<Shared>, store: Arc<dyn Store>) {
         shared,
         store,
         told: BTreeMap::new(),
+        told_volumes: BTreeMap::new(),
         alive: None,
         full_ms: 0,
         is_registered: false,
@@ -76,11 +79,15 @@ struct Publisher {
     store: Arc<dyn Store>,
     /// What the directory was told last of each machine.
     told: BTreeMap<MachineId, Told>,
+    /// The same of each volume, with its whole key.
+    told_volumes: BTreeMap<VolumeId, (VolumeKey, Told)>,
     alive: Option<(LeaseId, u64)>,
     /// When everything was compared last.
     full_ms: u64,
     is_registered: bool,
 }
+
+type VolumeKey = (OrgSlug, AppName, VolumeId);
 
 #[derive(Debug, Clone, Copy)]
 struct Told {
@@ -102,6 +109,32 @@ impl Publisher {
         }
         for handle in self.shared.all() {
             self.tell(&handle).await?;
+        }
+        self.tell_volumes().await
+    }
+
+    /// Tells what changed of volumes, and which are no more.
+    async fn tell_volumes(&mut self) -> Result<(), Error> {
+        let incarnation = self.shared.incarnation.load(Ordering::Acquire);
+        let mut gone = self.told_volumes.clone();
+        for known in self.shared.volumes.all() {
+            let mut record = known.row.record;
+            record.generation.incarnation = incarnation;
+            gone.remove(&record.id);
+            let told = self.told_volumes.get(&record.id).map(|(_, told)| *told);
+            if told.is_some_and(|told| told.generation >= record.generation) {
+                continue;
+            }
+            let key = (record.org.clone(), record.app.clone(), record.id.clone());
+            let expected = told.map_or(Expected::Absent, |told| Expected::Revision(told.revision));
+            let revision = put_doc(self.store.as_ref(), &key, &record, expected).await?;
+            let told = Told { generation: record.generation, revision };
+            self.told_volumes.insert(record.id, (key, told));
+        }
+        for (id, (key, told)) in gone {
+            let expected = Expected::Revision(told.revision);
+            delete_doc::<VolumeRecord>(self.store.as_ref(), &key, expected).await?;
+            self.told_volumes.remove(&id);
         }
         Ok(())
     }
@@ -193,6 +226,16 @@ impl Publisher {
             } else {
                 let told = Told { generation: record.generation, revision: found.revision };
                 self.told.insert(record.id, told);
+            }
+        }
+        let found = list_docs::<VolumeRecord>(self.store.as_ref()).await?;
+        self.told_volumes.clear();
+        for (_, found) in found.documents {
+            let record = found.document;
+            if record.host == self.shared.id {
+                let told = Told { generation: record.generation, revision: found.revision };
+                let key = (record.org, record.app, record.id.clone());
+                self.told_volumes.insert(record.id, (key, told));
             }
         }
         Ok(())

@@ -4,6 +4,7 @@
 
 mod attach;
 mod stream;
+mod volumes;
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
@@ -33,6 +34,7 @@ pub fn router(host: Host) -> Router {
         .route("/machines/{id}/attach", get(attach::attach))
         .route("/machines/{id}/logs", get(logs))
         .route("/machines/{id}/drained", post(drained))
+        .merge(volumes::routes())
         .route("/watch", get(watch))
         .route("/info", get(info))
         .route("/usage", get(usage))

@@ -23,6 +23,7 @@ use crate::machine::actor::Handle;
 use crate::machine::guest::Surroundings;
 use crate::machine::record::{Instant, Place, Record};
 use crate::network::MachineNetwork;
+use crate::volumes::Book;
 
 /// How many times of a step are kept.
 const STEP_TIMES_MAX: usize = 256;
@@ -50,6 +51,8 @@ pub struct Shared {
     pub rebooted: bool,
     /// Its machines.
     pub machines: RwLock<BTreeMap<MachineId, Handle>>,
+    /// Its volumes.
+    pub volumes: Book,
     /// What changes.
     pub changes: broadcast::Sender<Arc<WatchEvent>>,
     /// Requests under way.
@@ -97,6 +100,7 @@ impl Shared {
             counter: AtomicU64::new(begin.counter),
             rebooted: begin.rebooted,
             machines: RwLock::default(),
+            volumes: Book::default(),
             changes,
             drains: Drains::default(),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),

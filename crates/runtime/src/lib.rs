@@ -3,14 +3,17 @@
 //! Never opens a database, never calls an API and never decides what should run: a host does.
 
 pub mod cgroup;
+pub mod clock;
 pub mod error;
 pub mod fake;
 pub mod frame;
 pub mod log;
+pub mod loopback;
 pub mod process;
 pub mod protocol;
 pub mod sandbox;
 pub mod spec;
+pub mod volume;
 
 use std::os::fd::OwnedFd;
 
@@ -21,7 +24,9 @@ pub use fake::FakeRuntime;
 pub use perch_types::guest::{Ended, GuestExec, GuestStart, TerminalSize};
 pub use protocol::{InstanceInfo, Stats};
 pub use sandbox::{Config, SandboxRuntime};
-pub use spec::{BootSpec, ExitReason, ExitStatus, IdRange, Limits, LogLimits, MachineDir, Mount};
+pub use spec::{
+    BootSpec, ExitReason, ExitStatus, IdRange, Limits, LogLimits, MachineDir, Mount, Volume,
+};
 
 /// A way to run machines.
 #[async_trait]

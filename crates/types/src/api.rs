@@ -364,7 +364,7 @@ pub struct Platform {
 /// What takes a server's disk, one kind of thing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskUse {
-    /// `images`, `machine disks`, `machine logs`, `registry`, `builds`.
+    /// `images`, `machine disks`, `machine logs`, `volumes`, `registry`, `builds`.
     pub kind: String,
     /// How many there are, where that can be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -11,11 +11,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region};
+use crate::id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region, VolumeId};
 use crate::machine_config::MachineConfig;
 use crate::service::Service;
 use crate::state::MachineState;
 use crate::time::Timestamp;
+use crate::volume::{VolumeState, VolumeUsage};
 
 /// A document with a key.
 pub trait Document: Serialize + DeserializeOwned + Send + Sync {
@@ -53,7 +54,7 @@ macro_rules! as_ref_str {
     })+ };
 }
 
-as_ref_str!(AppName, HostId, InstanceId, MachineId, OrgSlug, Region);
+as_ref_str!(AppName, HostId, InstanceId, MachineId, OrgSlug, Region, VolumeId);
 
 /// An app: it should exist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +142,72 @@ pub struct PlacementDoc {
     pub created_at: Timestamp,
 }
 document!(PlacementDoc, "placements/", (org: OrgSlug, machine: MachineId));
+
+/// Which host a volume is on. Written before that host is called; a volume never moves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumePlacementDoc {
+    /// The app.
+    pub app: AppName,
+    /// The app's id: another app of the same name has no part in the volume.
+    pub app_id: String,
+    /// The host.
+    pub host: HostId,
+    /// The region.
+    pub region: Region,
+    /// Whether the host said that it has the volume; until then nobody was told of it.
+    pub made: bool,
+    /// Whether it was told to go: the document goes when the host has it no more.
+    #[serde(default)]
+    pub going: bool,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+}
+document!(VolumePlacementDoc, "volume_placements/", (org: OrgSlug, volume: VolumeId));
+
+/// What a host says of one of its volumes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VolumeRecord {
+    /// The volume.
+    pub id: VolumeId,
+    /// Who owns it.
+    pub org: OrgSlug,
+    /// Its app.
+    pub app: AppName,
+    /// The app's id: another app of the same name has no part in the volume.
+    pub app_id: String,
+    /// Its name.
+    pub name: String,
+    /// The host that it is on.
+    pub host: HostId,
+    /// Where that stands.
+    pub region: Region,
+    /// Orders two records.
+    pub generation: Generation,
+    /// Its state.
+    pub state: VolumeState,
+    /// Its size in GiB.
+    pub size_gb: u32,
+    /// The machine that has it.
+    #[serde(default)]
+    pub attached: Option<MachineId>,
+    /// How full it was when the host last looked.
+    pub usage: VolumeUsage,
+    /// How many days its snapshots are kept.
+    pub snapshot_retention: u32,
+    /// Whether a snapshot is made every day.
+    pub auto_backup: bool,
+    /// Whether snapshots are full copies, because the pool cannot share blocks.
+    #[serde(default)]
+    pub copies: bool,
+    /// Until when its data is kept, once it is to go.
+    #[serde(default)]
+    pub destroy_at: Option<Timestamp>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When this record last changed.
+    pub updated_at: Timestamp,
+}
+document!(VolumeRecord, "volumes/", (org: OrgSlug, app: AppName, volume: VolumeId));
 
 /// An app that was deleted; hosts lay down what belongs to it, whenever they come back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

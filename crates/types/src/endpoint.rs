@@ -102,6 +102,24 @@ endpoints! {
     APP_LOGS = "GET" "/api/v1/apps/{app}/logs" Read;
     /// Builds an image of a context; the answer is lines of JSON (`types::build`).
     APP_BUILD = "POST" "/v1/apps/{app}/builds" Write;
+    /// Volumes of an app (contract 1.8).
+    VOLUMES_LIST = "GET" "/v1/apps/{app}/volumes" Read;
+    /// A new volume, empty or made of a snapshot or of another volume.
+    VOLUMES_CREATE = "POST" "/v1/apps/{app}/volumes" Write;
+    /// One volume.
+    VOLUME_GET = "GET" "/v1/apps/{app}/volumes/{volume}" Read;
+    /// Changes how a volume's snapshots are kept and made.
+    VOLUME_UPDATE = "PUT" "/v1/apps/{app}/volumes/{volume}" Write;
+    /// Destroys a volume; its data is kept for a day.
+    VOLUME_DELETE = "DELETE" "/v1/apps/{app}/volumes/{volume}" Write;
+    /// Makes a volume larger.
+    VOLUME_EXTEND = "PUT" "/v1/apps/{app}/volumes/{volume}/extend" Write;
+    /// Snapshots of a volume, newest first.
+    SNAPSHOTS_LIST = "GET" "/v1/apps/{app}/volumes/{volume}/snapshots" Read;
+    /// A new snapshot of a volume.
+    SNAPSHOTS_CREATE = "POST" "/v1/apps/{app}/volumes/{volume}/snapshots" Write;
+    /// Volumes of an organization (contract 1.7).
+    ORG_VOLUMES = "GET" "/v1/orgs/{org}/volumes" Read;
     /// Regions (contract 1.11).
     REGIONS = "GET" "/v1/platform/regions" Read;
     /// What this platform is: domain, ports, version.

@@ -50,6 +50,12 @@ codes! {
     AppNotFound = "app_not_found", 404;
     /// There is no such machine.
     MachineNotFound = "machine_not_found", 404;
+    /// There is no such volume.
+    VolumeNotFound = "volume_not_found", 404;
+    /// There is no such snapshot.
+    SnapshotNotFound = "snapshot_not_found", 404;
+    /// A machine has the volume, so that another may not.
+    VolumeAttached = "volume_attached", 409;
     /// The path exists, the method does not.
     MethodNotAllowed = "method_not_allowed", 405;
     /// A wait ended before the state was reached.
@@ -145,6 +151,22 @@ impl ApiError {
     #[must_use]
     pub fn machine_not_found(machine: &str) -> Self {
         Self::new(Code::MachineNotFound, format!("machine not found: {machine}"))
+    }
+
+    /// Makes the error of an unknown volume.
+    #[must_use]
+    pub fn volume_not_found(volume: &str) -> Self {
+        Self::new(Code::VolumeNotFound, format!("volume not found: {volume}"))
+    }
+
+    /// Makes the error of a volume that another machine has.
+    #[must_use]
+    pub fn volume_attached(volume: &str, machine: &str) -> Self {
+        Self::new(
+            Code::VolumeAttached,
+            format!("volume {volume} is attached to machine {machine}"),
+        )
+        .with_hint("one volume belongs to one machine: destroy that machine, or fork the volume")
     }
 }
 

@@ -15,6 +15,12 @@
 //! | `GET /machines/{id}/attach` | header [`EXEC_HEADER`], `Upgrade` | frames of [`crate::exec`] |
 //! | `GET /machines/{id}/logs` | query [`LogsQuery`] | lines of [`crate::api::LogRecord`] |
 //! | `POST /machines/{id}/drained` | [`Drained`] | the same |
+//! | `POST /volumes` | [`CreateVolume`] | [`crate::directory::VolumeRecord`]; the same again for the same id |
+//! | `GET /volumes` | | `[VolumeRecord]` |
+//! | `GET /volumes/{id}` | | [`crate::directory::VolumeRecord`] with what is now |
+//! | `POST /volumes/{id}/command` | [`VolumeCommand`] | [`crate::directory::VolumeRecord`] once it is done, or journaled |
+//! | `GET /volumes/{id}/snapshots` | | `[`[`HostSnapshot`]`]`, newest first |
+//! | `GET /snapshots/{id}` | | [`HostSnapshot`] |
 //! | `GET /watch` | query [`WatchQuery`] | lines of [`WatchEvent`], the snapshot first |
 //! | `GET /info` | | [`HostInfo`] |
 //! | `GET /usage` | | [`crate::api::DiskUsage`] |
@@ -26,11 +32,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::{CheckStatus, MachineEvent};
 use crate::directory::{Generation, MachineRecord};
-use crate::id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region};
+use crate::id::{
+    AppName, HostId, InstanceId, MachineId, OrgSlug, Region, SnapshotId, VolumeId,
+};
 use crate::image::ImageRef;
 use crate::machine_config::{MachineConfig, Signal};
 use crate::state::MachineState;
 use crate::time::{GoDuration, Timestamp};
+use crate::volume::VolumeSnapshot;
 
 /// What every path starts with.
 pub const PREFIX: &str = "/host/v1";
@@ -247,6 +256,83 @@ pub enum WatchEvent {
     },
     /// Nothing happened; the line is alive.
     Heartbeat,
+}
+
+/// A volume to make. Idempotent by id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateVolume {
+    /// The id, minted by the api.
+    pub id: VolumeId,
+    /// Who owns it.
+    pub org: OrgSlug,
+    /// Its app.
+    pub app: AppName,
+    /// The app's id.
+    pub app_id: String,
+    /// Its name.
+    pub name: String,
+    /// Its size in GiB.
+    pub size_gb: u32,
+    /// What it is made of.
+    pub source: VolumeSource,
+    /// How many days its snapshots are kept.
+    pub snapshot_retention: u32,
+    /// Whether a snapshot is made every day.
+    pub auto_backup: bool,
+}
+
+/// What a volume is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeSource {
+    /// Nothing: it is empty.
+    Empty,
+    /// A snapshot on the same host.
+    Snapshot(SnapshotId),
+    /// Another volume on the same host, as it is now.
+    Volume(VolumeId),
+}
+
+/// What may be asked of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum VolumeCommand {
+    /// Make it larger.
+    Extend {
+        /// The new size in GiB.
+        size_gb: u32,
+    },
+    /// Change how its snapshots are kept and made.
+    Update {
+        /// How many days they are kept.
+        #[serde(default)]
+        snapshot_retention: Option<u32>,
+        /// Whether one is made every day.
+        #[serde(default)]
+        auto_backup: Option<bool>,
+    },
+    /// Make a snapshot.
+    Snapshot {
+        /// The id, minted by the api.
+        id: SnapshotId,
+    },
+    /// Destroy it; its data is kept for a day.
+    Destroy,
+}
+
+/// A snapshot as its host has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostSnapshot {
+    /// Whose.
+    pub volume: VolumeId,
+    /// Who owns it.
+    pub org: OrgSlug,
+    /// Of which app.
+    pub app: AppName,
+    /// The size in GiB of a volume that is made of it, at least.
+    pub size_gb: u32,
+    /// The snapshot.
+    pub snapshot: VolumeSnapshot,
 }
 
 /// What a host is.

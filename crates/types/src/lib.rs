@@ -22,9 +22,10 @@ pub mod service;
 pub mod state;
 pub mod time;
 pub mod view;
+pub mod volume;
 
 pub use error::{ApiError, Code};
-pub use id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region};
+pub use id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region, SnapshotId, VolumeId};
 pub use machine_config::MachineConfig;
 pub use secret::Secret;
 pub use state::MachineState;

@@ -14,6 +14,7 @@ use crate::time::GoDuration;
 mod dns;
 mod guest;
 mod init;
+mod mount;
 mod restart;
 mod rootfs;
 mod stop;
@@ -21,6 +22,7 @@ mod stop;
 pub use dns::DnsConfig;
 pub use guest::{CpuKind, GUEST_CPUS_DEFAULT, GUEST_MEMORY_MB_DEFAULT, GuestConfig};
 pub use init::InitConfig;
+pub use mount::{AutoExtend, MountConfig};
 pub use restart::{RESTART_RETRIES_DEFAULT, RESTART_WINDOW, RestartConfig, RestartPolicy};
 pub use rootfs::{ROOTFS_SIZE_GB_DEFAULT, RootfsConfig, RootfsPersist};
 pub use stop::{STOP_SIGNAL_DEFAULT, STOP_TIMEOUT_DEFAULT, STOP_TIMEOUT_MAX, Signal, StopConfig};
@@ -79,6 +81,9 @@ pub struct MachineConfig {
     /// Names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<DnsConfig>,
+    /// Volumes.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<MountConfig>,
     /// Every other key, kept.
     #[serde(flatten)]
     pub other: Other,

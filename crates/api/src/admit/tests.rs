@@ -52,6 +52,37 @@ fn values_are_refused_by_path_and_with_what_is_allowed() {
 }
 
 #[test]
+fn mounts_are_refused_by_path_and_with_what_is_allowed() {
+    let text = |mount: Value| {
+        let mut whole = json!({"volume": "vol_0123456789abcdef", "path": "/data"});
+        let (Value::Object(fields), Value::Object(more)) = (&mut whole, mount) else {
+            panic!("an object is needed");
+        };
+        fields.extend(more);
+        let (code, text) = refusal(&json!({"mounts": [whole]}));
+        assert_eq!(code, Code::InvalidValue, "{text}");
+        text
+    };
+    insta::assert_snapshot!(text(json!({"path": "data"})), @"config.mounts[0].path: `data` is not an absolute path of at most 255 bytes");
+    insta::assert_snapshot!(text(json!({"path": "/a/../b"})), @"config.mounts[0].path: `/a/../b` is not a path without `.` and `..`");
+    for own in ["/", "//", "/proc", "/proc/1", "/sys/", "/dev/shm", "/.fly/x"] {
+        let text = text(json!({"path": own}));
+        assert!(text.starts_with("config.mounts[0].path: "), "{own}: {text}");
+    }
+    insta::assert_snapshot!(text(json!({"volume": ""})), @"config.mounts[0].volume: is missing; a volume's id, or its name in `name`");
+    insta::assert_snapshot!(text(json!({"volume": "vol_1"})), @"config.mounts[0].volume: `vol_1` is not a volume id: `vol_` and 16 lowercase letters and digits");
+    insta::assert_snapshot!(text(json!({"volume": "", "name": "My Data"})), @"config.mounts[0].name: `My Data` is not 1 to 30 lowercase letters, digits and underscores");
+    insta::assert_snapshot!(text(json!({"size_gb": 99_999})), @"config.mounts[0].size_gb: 99999 is not 1 to 16384");
+    insta::assert_snapshot!(text(json!({"extend_threshold_percent": 100})), @"config.mounts[0].extend_threshold_percent: 100 is not 1 to 99");
+    insta::assert_snapshot!(text(json!({"extend_threshold_percent": 80})), @"config.mounts[0]: extend_threshold_percent, add_size_gb and size_gb_limit come together");
+    let mounts = |mounts: Value| refusal(&json!({"mounts": mounts})).1;
+    let volume = |last: char, path: &str| json!({"volume": format!("vol_0123456789abcde{last}"), "path": path});
+    insta::assert_snapshot!(mounts(json!([volume('a', "/d"), volume('b', "/d/")])), @"config.mounts[1].path: `/d/` is mounted twice");
+    insta::assert_snapshot!(mounts(json!([volume('a', "/d"), volume('a', "/e")])), @"config.mounts[1].volume: vol_0123456789abcdea is mounted twice");
+    insta::assert_snapshot!(mounts(json!(vec![volume('a', "/d"); 9])), @"config.mounts: 9 are more than 8");
+}
+
+#[test]
 fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing() {
     let text = |more| {
         let (code, text) = refusal(&more);
@@ -59,8 +90,8 @@ fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing(
         text
     };
     insta::assert_snapshot!(
-        text(json!({"mounts": [{"volume": "vol_1", "path": "/data"}], "schedule": "hourly"})),
-        @"config.mounts, config.schedule: are not supported by this server yet"
+        text(json!({"statics": [{"guest_path": "/a"}], "schedule": "hourly"})),
+        @"config.statics, config.schedule: are not supported by this server yet"
     );
     insta::assert_snapshot!(text(json!({"services": [{"internal_port": 53, "protocol": "udp"}]})), @"config.services[0].protocol udp: is not supported by this server yet");
     insta::assert_snapshot!(text(json!({"services": [{"internal_port": 1, "ports": [{"port": 5432}]}]})), @"config.services[0].ports[0].handlers other than http and tls with http: is not supported by this server yet");

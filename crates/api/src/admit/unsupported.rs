@@ -9,8 +9,7 @@ use serde_json::Value;
 
 use crate::reply::Failure;
 
-pub(super) const TOP: [&str; 14] = [
-    "mounts",
+pub(super) const TOP: [&str; 13] = [
     "metrics",
     "statics",
     "files",

@@ -19,6 +19,7 @@ use crate::config::Shared;
 use crate::place::{Candidate, Want, place};
 use crate::reply::{Failure, chain};
 use crate::routes::OfApp;
+use crate::volumes::mounts;
 use crate::{admit, documents, names, reconcile, view};
 
 pub(crate) async fn create(
@@ -34,9 +35,13 @@ pub(crate) async fn create(
         }
         Some(_) | None => names::machine_name()?,
     };
-    let config = admit::admit(request.config)?;
+    let mut config = admit::admit(request.config)?;
     own_image(&shared, &app, &config).await?;
-    let candidates = candidates(&shared).await?;
+    let mut candidates = candidates(&shared).await?;
+    let mounts = mounts::resolve(&shared, &app, &mut config, None, None)?;
+    if let Some(host) = &mounts.host {
+        candidates.retain(|candidate| candidate.id == *host);
+    }
     let want = Want { region: request.region.as_deref(), memory_mb: u64::from(config.memory_mb()) };
     let chosen = place(&candidates, &shared.regions, want)?;
 
@@ -55,7 +60,11 @@ pub(crate) async fn create(
         cordoned: request.skip_service_registration,
     };
     // Finished whatever becomes of the caller, so that nothing is left half-made.
-    let made = tokio::spawn(write_and_ask(Arc::clone(&shared), app, machine, chosen.clone()));
+    let (chosen, shared) = (chosen.clone(), Arc::clone(&shared));
+    let made = tokio::spawn(async move {
+        let _picked = mounts.picked;
+        write_and_ask(shared, app, machine, chosen).await
+    });
     match made.await {
         Ok(made) => made.map(JsonReply),
         Err(error) => {
@@ -112,6 +121,7 @@ async fn write_and_ask(
                 return Err(error.into());
             }
             view::follow(&shared, &made).await;
+            mounts::follow(&shared, &made.config, &made.id).await;
             Ok(answer::of_host(made))
         }
         Err(error) => {
@@ -152,7 +162,7 @@ async fn take_back(shared: &Shared, app: &AppDoc, machine: &CreateMachine) {
 }
 
 /// Returns what is known of the hosts.
-async fn candidates(shared: &Shared) -> Result<Vec<Candidate>, Failure> {
+pub(crate) async fn candidates(shared: &Shared) -> Result<Vec<Candidate>, Failure> {
     let view = shared.view.load();
     let mut candidates = Vec::new();
     for host in shared.hosts.values() {

@@ -19,6 +19,7 @@ use crate::config::Shared;
 use crate::documents::Placed;
 use crate::reply::{Failure, chain};
 use crate::routes::{OfApp, Target};
+use crate::volumes::mounts;
 use crate::{admit, documents, names, view};
 
 pub(crate) async fn update(
@@ -30,10 +31,15 @@ pub(crate) async fn update(
     no_leases_or_secrets(&request)?;
     let before = &target.placement.document;
     stays(&request, before)?;
-    let config = admit::admit(request.config)?;
+    let mut config = admit::admit(request.config)?;
     own_image(&shared, &app, &config).await?;
+    let host = Some(before.host.clone());
+    let mounts = mounts::resolve(&shared, &app, &mut config, Some(&target.id), host)?;
     let change = Change { config, skip_launch: request.skip_launch };
-    let made = tokio::spawn(write_and_ask(Arc::clone(&shared), app, target, change));
+    let made = tokio::spawn(async move {
+        let _picked = mounts.picked;
+        write_and_ask(shared, app, target, change).await
+    });
     match made.await {
         Ok(made) => made.map(JsonReply),
         Err(error) => {

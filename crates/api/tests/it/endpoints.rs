@@ -48,6 +48,8 @@ async fn t2_every_endpoint_of_an_object_is_closed_to_another_organization() {
         } else if endpoint.path.contains("{app}") {
             assert_eq!(status, 404, "{endpoint:?} {text}");
             assert!(text.contains("Could not find App"), "{text}");
+        } else if endpoint.path.contains("{org}") {
+            assert_eq!(status, 404, "{endpoint:?} {text}");
         } else if *endpoint == endpoint::APPS_CREATE {
             // The default organization is not theirs.
             assert_eq!(status, 403, "{endpoint:?} {text}");

@@ -25,6 +25,7 @@ use perch_types::host::{
 };
 use perch_types::image::ImageRef;
 use perch_types::{ApiError, Code, HostId, MachineId, MachineState, Region, Timestamp};
+use crate::fake_volumes::{self, FakeVolumes};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
 
@@ -46,6 +47,7 @@ pub(crate) struct FakeHost {
     pub(crate) creation: Mutex<Creation>,
     pub(crate) refuses_updates: AtomicBool,
     pub(crate) not_ready_because: Mutex<Option<String>>,
+    pub(crate) volumes: FakeVolumes,
     store: Arc<dyn Store>,
     counter: AtomicU64,
     changed: watch::Sender<u64>,
@@ -54,7 +56,7 @@ pub(crate) struct FakeHost {
 type Shared = State<Arc<FakeHost>>;
 type Reply<T> = Result<Json<T>, Refused>;
 
-pub(crate) struct Refused(ApiError);
+pub(crate) struct Refused(pub(crate) ApiError);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
@@ -76,6 +78,7 @@ impl FakeHost {
             creation: Mutex::default(),
             refuses_updates: AtomicBool::default(),
             not_ready_because: Mutex::default(),
+            volumes: FakeVolumes::new(Arc::clone(&store)),
             store,
             counter: AtomicU64::new(1),
             changed: watch::Sender::new(0),
@@ -97,6 +100,7 @@ impl FakeHost {
             .route("/machines/{id}/exec", post(exec))
             .route("/machines/{id}/attach", get(attach))
             .route("/machines/{id}/logs", get(logs))
+            .merge(fake_volumes::routes())
             .route("/watch", get(watch_all))
             .route("/info", get(info))
             .with_state(Arc::clone(self));
@@ -190,6 +194,7 @@ async fn create(State(host): Shared, Json(asked): Json<CreateMachine>) -> Reply<
     if creation == Creation::Refused {
         return refused(Code::ImageUnknown, "pull image `nope`: manifest unknown");
     }
+    host.volumes.attach(&asked.id, &asked.config).await?;
     let now = Timestamp::from_unix_ms(1_700_000_000_000);
     let state = if asked.skip_launch { MachineState::Stopped } else { MachineState::Started };
     let because = host.not_ready_because.lock().unwrap().clone();
@@ -279,6 +284,9 @@ async fn command(
             }
         })
         .await;
+    if machine.state == MachineState::Destroyed {
+        host.volumes.detach(&id).await;
+    }
     Ok(Json(Accepted { previous_state: before.state, machine }))
 }
 

@@ -30,7 +30,7 @@ async fn bad_input_is_refused_by_name() {
             "POST",
             machines.clone(),
             r#"{"config":{"image":"a","mounts":[{"path":"/d"}]}}"#,
-            "422 unsupported_key config.mounts",
+            "422 invalid_value config.mounts[0].volume",
         ),
         (
             "POST",

@@ -121,6 +121,12 @@ fn host_config(setup: &Setup) -> Result<perch_host::Config> {
             ("registry".to_owned(), config.data_dir.join(identity::FRONT_DIR).join(REGISTRY_DIR)),
             ("builds".to_owned(), config.data_dir.join(identity::BUILD_DIR)),
         ],
+        pool: perch_host::PoolConfig {
+            dir: config.volumes.dir.clone(),
+            size_bytes: config.volumes.size_gb.saturating_mul(1 << 30),
+            reserve_bytes: perch_host::config::DISK_RESERVE_BYTES,
+            ..perch_host::PoolConfig::default()
+        },
         limits: perch_host::Limits {
             cache: perch_host::CachePolicy {
                 bytes_max: config.image_cache.size_mb.saturating_mul(1 << 20),

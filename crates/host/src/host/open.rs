@@ -28,6 +28,7 @@ use crate::mounts::Mounts;
 use crate::networks::KernelNetworks;
 use crate::schema::{HOST, HostRow, ONLY, QUEUES, RECORDS};
 use crate::shared::{Begin, Shared};
+use crate::volumes::pool::{Pool, PoolConfig};
 
 /// How far apart the generations of two starts of the agent are, in bits.
 const STARTS_SHIFT: u32 = 32;
@@ -59,6 +60,9 @@ impl Host {
         });
         let mounts = Mounts::open(&config.run_dir.join("images"))
             .map_err(|source| Error::Mounts { source })?;
+        let pool = PoolConfig { guard: config.monitor.clone(), ..config.pool.clone() };
+        let pool = Pool::open(&config.data_dir.join("volumes"), pool)
+            .map_err(|source| Error::Pool { source })?;
         let networks = KernelNetworks::open(config.network.clone())
             .await
             .map_err(|source| Error::Network { source })?;
@@ -72,6 +76,7 @@ impl Host {
             images: Arc::new(images),
             rootfs: Arc::new(layers),
             networks: Arc::new(networks),
+            volumes: Arc::new(pool),
             runtime: Arc::new(runtime),
             clock: deps.clock,
         };
@@ -103,7 +108,7 @@ impl Host {
             creating: Arc::default(),
             loops: Arc::new(Mutex::new(JoinSet::new())),
         };
-        let known = host.recover()?;
+        let known = host.recover().await?;
         host.remove_leaks(&known).await;
         host.start_loops(store).await;
         Ok(host)
@@ -112,13 +117,14 @@ impl Host {
     async fn start_loops(&self, store: Option<Arc<dyn Store>>) {
         let mut loops = self.loops.lock().await;
         loops.spawn(crate::tend::tend(Arc::clone(&self.shared)));
+        loops.spawn(crate::volumes::tend::tend(Arc::clone(&self.shared)));
         if let Some(store) = store {
             loops.spawn(crate::publish::publish(Arc::clone(&self.shared), store));
         }
     }
 
     /// Starts the tasks of all machines, each with what it was doing.
-    fn recover(&self) -> Result<BTreeSet<MachineId>, Error> {
+    async fn recover(&self) -> Result<BTreeSet<MachineId>, Error> {
         let shared = &self.shared;
         let state = |source| Error::State { source };
         let records = shared.db.read(|snapshot| RECORDS.list(snapshot)).map_err(state)?;
@@ -126,6 +132,7 @@ impl Host {
         let recovered = shared.journal.unfinished().map_err(state)?;
         let mut runs: BTreeMap<String, OpenRun> =
             recovered.runs.into_iter().map(|run| (run.state().owner.clone(), run)).collect();
+        shared.recover_volumes(&mut runs).await?;
         let mut queues: BTreeMap<MachineId, _> = queues.records.into_iter().collect();
         // One record that cannot be read takes down nothing but its own machine, and nothing of
         // that machine is removed.

@@ -72,6 +72,8 @@ pub enum Step {
     Image,
     /// The writable layer is there.
     Rootfs,
+    /// The machine has its volumes.
+    Volume,
     /// No request is under way to the boot that runs.
     Drain,
     /// The boot that runs is ended.
@@ -94,9 +96,10 @@ pub enum Step {
 
 impl Step {
     /// All steps.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Image,
         Self::Rootfs,
+        Self::Volume,
         Self::Drain,
         Self::Stop,
         Self::Boot,
@@ -114,6 +117,7 @@ impl Step {
         match self {
             Self::Image => "image",
             Self::Rootfs => "rootfs",
+            Self::Volume => "volume",
             Self::Drain => "drain",
             Self::Stop => "stop",
             Self::Boot => "boot",
@@ -136,16 +140,18 @@ impl Step {
 /// Returns the steps that carry out `intent` for a machine as its record is.
 #[must_use]
 pub fn plan(record: &Record, intent: Intent) -> Vec<Step> {
-    let launch = [Step::Image, Step::Rootfs, Step::Boot, Step::Network, Step::Execute];
+    let launch =
+        [Step::Image, Step::Rootfs, Step::Volume, Step::Boot, Step::Network, Step::Execute];
     match intent {
         Intent::Launch | Intent::Start => launch.to_vec(),
-        Intent::Prepare => vec![Step::Image],
+        Intent::Prepare => vec![Step::Image, Step::Volume],
         Intent::Stop => vec![Step::Drain, Step::Stop, Step::Detach, Step::Clean],
         Intent::Settle => vec![Step::Detach, Step::Clean],
         Intent::Destroy => vec![Step::Stop, Step::Detach, Step::Clean, Step::Erase],
         Intent::Update { .. } if record.boot.is_some() => vec![
             Step::Image,
             Step::Rootfs,
+            Step::Volume,
             Step::Drain,
             Step::Stop,
             Step::Boot,
@@ -153,7 +159,7 @@ pub fn plan(record: &Record, intent: Intent) -> Vec<Step> {
             Step::Execute,
             Step::Discard,
         ],
-        Intent::Update { skip_launch: true } => vec![Step::Image, Step::Discard],
+        Intent::Update { skip_launch: true } => vec![Step::Image, Step::Volume, Step::Discard],
         Intent::Update { skip_launch: false } => {
             let mut steps = launch.to_vec();
             steps.push(Step::Discard);
@@ -189,6 +195,7 @@ pub fn journaled(intent: Intent, step: Step) -> durable::Step {
             | Intent::Destroy,
             Step::Image
             | Step::Rootfs
+            | Step::Volume
             | Step::Drain
             | Step::Stop
             | Step::Boot

@@ -370,4 +370,4 @@ pub fn unix_ms(moment: Timestamp) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

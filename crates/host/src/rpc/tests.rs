@@ -51,6 +51,7 @@ impl Rig {
             registry: None,
             unpack: perch_oci::Privilege::InProcess,
             others: Vec::new(),
+            pool: Default::default(),
             limits: Limits { disk_reserve_bytes: 0, ..Limits::default() },
         };
         let server = FakeServer::new();

@@ -91,6 +91,7 @@ impl AppConfig {
             init: self.init_of(group)?,
             guest: self.guest_of(group)?,
             restart: self.restart_of(group),
+            mounts: self.mounts_of(group)?,
             ..MachineConfig::default()
         };
         config.env.insert("FLY_PROCESS_GROUP".to_owned(), group.to_owned());
@@ -121,7 +122,7 @@ impl AppConfig {
     }
 
     /// Returns whether a section with these groups is about `group` (contract 2.4).
-    fn is_of(&self, groups: &[String], group: &str) -> bool {
+    pub(super) fn is_of(&self, groups: &[String], group: &str) -> bool {
         if groups.is_empty() {
             return group == self.default_group();
         }
@@ -153,6 +154,9 @@ impl AppConfig {
         }
         for section in &self.vm {
             check("vm", &section.processes, false)?;
+        }
+        for section in &self.mounts {
+            check("mounts", &section.processes, false)?;
         }
         for section in &self.restart {
             check("restart", &section.processes, false)?;

@@ -31,8 +31,6 @@ pub struct Unsupported {
 use Severity::{Refuse, Warn};
 
 const TOP: &[(&str, Severity, &str)] = &[
-    ("mounts", Refuse, "volumes are not offered yet; data would be lost with the machine"),
-    ("mount", Refuse, "volumes are not offered yet; data would be lost with the machine"),
     ("files", Refuse, "copy the files into the image"),
     ("statics", Refuse, "let the program serve them"),
     ("machine_config", Refuse, "write its keys into this file"),
@@ -116,6 +114,9 @@ impl AppConfig {
         }
         for vm in &self.vm {
             section(&mut found, "vm.", &vm.other, VM);
+        }
+        for mount in &self.mounts {
+            section(&mut found, "mounts.", &mount.other, &[]);
         }
         if let Some(experimental) = &self.experimental {
             section(&mut found, "experimental.", &experimental.other, EXPERIMENTAL);

@@ -84,14 +84,14 @@ fn every_plan() {
     insta::assert_snapshot!(steps_table(), @r"
     | run | steps |
     |---|---|
-    | launch | image → rootfs → boot → network → execute |
-    | prepare (skip_launch) | image |
-    | start | image → rootfs → boot → network → execute |
+    | launch | image → rootfs → volume → boot → network → execute |
+    | prepare (skip_launch) | image → volume |
+    | start | image → rootfs → volume → boot → network → execute |
     | stop | ‖ drain → stop → detach → clean |
     | settle (it ended by itself) | ‖ detach → clean |
-    | update, it runs | image → rootfs → drain → stop* → boot → network → execute → ‖ discard |
-    | update, it does not run | image → rootfs → boot → network → execute → ‖ discard |
-    | update, it does not run, skip_launch | image → ‖ discard |
+    | update, it runs | image → rootfs → volume → drain → stop* → boot → network → execute → ‖ discard |
+    | update, it does not run | image → rootfs → volume → boot → network → execute → ‖ discard |
+    | update, it does not run, skip_launch | image → volume → ‖ discard |
     | destroy | ‖ stop → detach → clean → erase |
     ");
 }

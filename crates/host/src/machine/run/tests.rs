@@ -7,7 +7,8 @@ use perch_durable::testing::{World, everything};
 use perch_durable::{Db, NewRun};
 use perch_runtime::{Adopted, GuestStart, Runtime as _};
 use perch_types::clock::Clock;
-use perch_types::{HostId, InstanceId};
+use perch_types::machine_config::MountConfig;
+use perch_types::{HostId, InstanceId, VolumeId};
 
 use super::*;
 use crate::config::{Config, Limits};
@@ -16,7 +17,10 @@ use crate::fake::FakeServer;
 use crate::machine::record::tests::record;
 use crate::machine::record::{Version, upper_name};
 use crate::network::NetworkConfig;
+use crate::schema::VOLUMES;
 use crate::shared::{Begin, machine_network};
+use crate::volumes::record::VolumeRow;
+use crate::volumes::record::tests::row;
 
 /// A clock that moves on each time it is looked at.
 #[derive(Debug, Default)]
@@ -46,8 +50,22 @@ fn config() -> Config {
         registry: None,
         unpack: perch_oci::Privilege::InProcess,
         others: Vec::new(),
+        pool: Default::default(),
         limits: Limits::default(),
     }
+}
+
+/// Returns what the tasks of an agent share, on a server that is none.
+pub(crate) fn shared_of(server: &FakeServer, db: &Db) -> Arc<Shared> {
+    let effects = server.effects(Arc::new(Turning::default()));
+    let begin = Begin {
+        id: HostId::from_bits(1),
+        incarnation: 1,
+        counter: 0,
+        rebooted: false,
+        findings: Vec::new(),
+    };
+    Arc::new(Shared::new(config(), effects, db.clone(), begin))
 }
 
 /// One machine on a server, and what is to be done with it.
@@ -56,6 +74,8 @@ struct Machine {
     record: Record,
     input: Input,
     runs_before: bool,
+    /// Volumes as they are before the run.
+    volumes: Vec<VolumeRow>,
 }
 
 /// What there is on the server: layers, interfaces, and the version that runs.
@@ -64,6 +84,7 @@ struct Found {
     layers: BTreeSet<PathBuf>,
     attached: Vec<perch_types::MachineId>,
     runs: Option<InstanceId>,
+    volumes: Vec<VolumeId>,
 }
 
 impl Machine {
@@ -81,7 +102,44 @@ impl Machine {
         }
         input.boot = record.new_boot();
         input.back = record.new_boot();
-        Self { server: Mutex::default(), record, input, runs_before }
+        Self { server: Mutex::default(), record, input, runs_before, volumes: Vec::new() }
+    }
+
+    /// Has the version that runs mount volume 1, and the one that an update brings volume 2.
+    fn with_volumes(mut self) -> Self {
+        let mount = |bits| MountConfig {
+            volume: VolumeId::from_bits(bits).to_string(),
+            path: "/data".to_owned(),
+            ..MountConfig::default()
+        };
+        self.record.version.config.mounts = vec![mount(1)];
+        if let Some(next) = &mut self.record.next {
+            next.config.mounts = vec![mount(2)];
+        }
+        self.volumes = vec![row(1), row(2)];
+        let has = self.input.intent != Intent::Launch;
+        self.volumes[0].record.attached = has.then(|| self.record.id.clone());
+        self
+    }
+
+    /// Writes the volumes into a file that does not have them yet, and reads them.
+    fn seed(&self, shared: &Shared) {
+        let rows = self.volumes.clone();
+        let seeded: Result<Vec<VolumeRow>, perch_durable::Error> = shared
+            .db
+            .write(move |tx| {
+                let mut found = Vec::new();
+                for row in rows {
+                    let known = VOLUMES.get(tx, &row.record.id)?;
+                    VOLUMES.put(tx, &row.record.id, known.as_ref().unwrap_or(&row))?;
+                    found.push(known.unwrap_or(row));
+                }
+                Ok(found)
+            })
+            .wait();
+        for row in seeded.unwrap() {
+            shared.volumes.put(row);
+        }
     }
 
     fn server(&self) -> FakeServer {
@@ -89,15 +147,9 @@ impl Machine {
     }
 
     fn shared(&self, db: &Db) -> Arc<Shared> {
-        let effects = self.server().effects(Arc::new(Turning::default()));
-        let begin = Begin {
-            id: HostId::from_bits(1),
-            incarnation: 1,
-            counter: 0,
-            rebooted: false,
-            findings: Vec::new(),
-        };
-        Arc::new(Shared::new(config(), effects, db.clone(), begin))
+        let shared = shared_of(&self.server(), db);
+        self.seed(&shared);
+        shared
     }
 
     fn work(&self, db: &Db) -> Work {
@@ -154,7 +206,11 @@ impl World for Machine {
             Adopted::Ended(_) | Adopted::Gone => None,
         };
         let attached = server.attached().await.unwrap();
-        Found { layers: server.layers(), attached, runs }
+        let volumes = self.work(db).shared.volumes.all();
+        let volumes = volumes.into_iter().map(|known| known.row.record);
+        let volumes = volumes.filter(|record| record.attached.is_some());
+        let volumes = volumes.map(|record| record.id).collect();
+        Found { layers: server.layers(), attached, runs, volumes }
     }
 }
 
@@ -168,6 +224,20 @@ async fn survives(intent: Intent, runs_before: bool) {
 #[tokio::test]
 async fn a_launch_survives_everything() {
     survives(Intent::Launch, false).await;
+}
+
+#[tokio::test]
+async fn a_machine_with_volumes_has_them_or_has_not_whatever_crashes() {
+    for (intent, runs_before) in [
+        (Intent::Update { skip_launch: false }, true),
+        (Intent::Update { skip_launch: true }, false),
+        (Intent::Destroy, true),
+    ] {
+        let mut machine = Machine::new(intent, runs_before).with_volumes();
+        if let Err(broken) = everything(&mut machine).await {
+            panic!("{intent:?}: {broken}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use perch_runtime::{BootSpec, IdRange, Instance};
 use serde_json::Value;
 
-use super::rootfs;
+use super::{rootfs, volume};
 use crate::effects::Fault;
 use crate::machine::guest;
 use crate::machine::record::Version;
@@ -54,6 +54,7 @@ pub(super) async fn make(work: &mut Work, version: &Version, number: u64) -> Res
         limits: guest::limits(config),
         hostname: work.record.id.to_string(),
         mounts: Vec::new(),
+        volumes: volume::of(work, version),
         log: work.shared.config.limits.log,
         stop_signal: config.stop_signal().number(),
         stop_grace_ms: u64::try_from(config.stop_timeout().get().as_millis()).unwrap_or(u64::MAX),

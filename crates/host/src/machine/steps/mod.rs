@@ -11,6 +11,7 @@ mod image;
 mod network;
 mod rootfs;
 mod stop;
+mod volume;
 
 use serde_json::Value;
 
@@ -28,13 +29,20 @@ pub(crate) async fn run(work: &mut Work, step: Step) -> Result<Value, Fault> {
         Step::Rootfs => rootfs::run(work).await,
         Step::Drain => drain::run(work).await,
         Step::Stop => stop::run(work).await,
+        Step::Volume => volume::run(work).await,
         Step::Boot => boot::run(work).await,
         Step::Network => network::run(work).await,
         Step::Execute => execute::run(work).await,
         Step::Detach => network::detach(work).await,
         Step::Clean => clean::run(work).await,
-        Step::Discard => rootfs::discard(work).await,
-        Step::Erase => clean::erase(work).await,
+        Step::Discard => {
+            volume::discard(work).await?;
+            rootfs::discard(work).await
+        }
+        Step::Erase => {
+            volume::release(work).await?;
+            clean::erase(work).await
+        }
     }
 }
 
@@ -45,6 +53,7 @@ pub(crate) async fn run(work: &mut Work, step: Step) -> Result<Value, Fault> {
 pub(crate) async fn undo(work: &mut Work, step: Step) -> Result<(), Fault> {
     match step {
         Step::Rootfs => rootfs::undo(work).await,
+        Step::Volume => volume::undo(work).await,
         Step::Stop => stop::undo(work).await,
         Step::Boot => boot::undo(work).await,
         Step::Network => network::undo(work).await,

@@ -7,3 +7,4 @@ mod images;
 mod life;
 mod policies;
 mod server;
+mod volumes;

@@ -15,7 +15,9 @@ use async_trait::async_trait;
 use perch_host::effects::{CachedImage, Effects, Fault, Images, MountedImage, Resolved};
 use perch_host::holds::{Hold, IsNamed};
 use perch_host::network::NetworkConfig;
-use perch_host::{CachePolicy, Config, Host, KernelNetworks, Layers, Limits, Mounts};
+use perch_host::{
+    CachePolicy, Config, Host, KernelNetworks, Layers, Limits, Mounts, Pool, PoolConfig,
+};
 use perch_runtime::log::{self, Stream};
 use perch_runtime::{LogLimits, SandboxRuntime, sandbox};
 use perch_store::{SqliteStore, Store};
@@ -117,7 +119,7 @@ impl Server {
                 return skip(test, "target/guest (cargo xtask guest)");
             }
         }
-        for program in ["busybox", "mkfs.erofs", "mkfs.ext4", "ip", "nft"] {
+        for program in ["busybox", "mkfs.erofs", "mkfs.ext4", "mkfs.xfs", "ip", "nft"] {
             if !Program::new("which").arg(program).output().unwrap().status.success() {
                 return skip(test, program);
             }
@@ -206,9 +208,11 @@ impl Server {
             registry: None,
             unpack: perch_oci::Privilege::InProcess,
             others: Vec::new(),
+            pool: Default::default(),
             limits: Limits {
                 disk_reserve_bytes: 0,
                 machines_max: 100,
+                volumes_max: 100,
                 log: LogLimits::default(),
                 drain: Duration::from_secs(10),
                 cache: CachePolicy::default(),
@@ -228,9 +232,20 @@ impl Server {
             images: Arc::new(OneImage { erofs: self.folder.join("busybox.erofs"), mounts }),
             rootfs: Arc::new(Layers::open(&self.folder.join("data/templates")).unwrap()),
             networks: Arc::new(KernelNetworks::open(config.network).await.unwrap()),
+            volumes: Arc::new(self.pool()),
             runtime: Arc::new(runtime),
             clock: Arc::new(RealClock),
         }
+    }
+
+    /// Opens the pool of volumes.
+    pub(crate) fn pool(&self) -> Pool {
+        let config = PoolConfig {
+            size_bytes: 16 << 30,
+            guard: self.guest.join("perch-monitor"),
+            ..PoolConfig::default()
+        };
+        Pool::open(&self.folder.join("data/volumes"), config).unwrap()
     }
 
     /// Starts the agent.
