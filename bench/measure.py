@@ -61,7 +61,7 @@ class Cloud:
         os.chmod(self.folder, 0o755)
         self.arguments = [
             "--data-dir", f"{self.folder}/d", "--run-dir", f"{self.folder}/r", "--instance", "bench",
-            "--user", "64008", "--guest-dir", GUEST,
+            "--user", "64008", "--keys-user", "64009", "--guest-dir", GUEST,
         ]
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         self.log = open(f"{self.folder}/log", "wb")

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use perch_client::{BoxError, HostClient};
+use perch_client::{BoxError, HostClient, KeysClient};
 use perch_store::{Store, ViewHandle};
 use perch_types::api::{ImageInfo, Platform, RegionInfo};
 use perch_types::clock::Clock;
@@ -36,6 +36,8 @@ pub struct Config {
     pub regions: Vec<RegionInfo>,
     /// The builder's socket, when one runs.
     pub builder_socket: Option<PathBuf>,
+    /// The socket of the role `keys`, when one runs: without it no secret can be set.
+    pub keys_socket: Option<PathBuf>,
     /// The platform's registry.
     pub images: Arc<dyn ImageCatalog>,
     /// Time.
@@ -113,6 +115,7 @@ pub(crate) struct Shared {
     pub(crate) platform: Platform,
     pub(crate) regions: Vec<RegionInfo>,
     pub(crate) builder_socket: Option<PathBuf>,
+    pub(crate) keys: Option<KeysClient>,
     pub(crate) images: Arc<dyn ImageCatalog>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
@@ -122,6 +125,23 @@ pub(crate) struct Shared {
     pub(crate) sessions: Arc<Semaphore>,
     // Creations of apps take turns here; against another api the directory's compares decide.
     pub(crate) creating_app: Mutex<()>,
+    // So do changes of one app's secrets.
+    pub(crate) secret_turns: Turns,
+}
+
+/// Turns for what is done to an app: apps share them, so that there are not more with every app.
+#[derive(Debug, Default)]
+pub(crate) struct Turns([Mutex<()>; TURNS]);
+
+/// See [`Turns`].
+const TURNS: usize = 16;
+
+impl Turns {
+    /// Returns the turn of an app.
+    pub(crate) fn of(&self, app: &AppName) -> &Mutex<()> {
+        let sum = app.as_str().bytes().map(usize::from).sum::<usize>();
+        &self.0[sum % TURNS]
+    }
 }
 
 impl Api {
@@ -142,6 +162,7 @@ impl Api {
             platform: config.platform,
             regions: config.regions,
             builder_socket: config.builder_socket,
+            keys: config.keys_socket.map(KeysClient::new),
             images: config.images,
             clock: config.clock,
             limits: config.limits,
@@ -150,6 +171,7 @@ impl Api {
             reconciler: Reconciler::default(),
             sessions: Arc::new(Semaphore::new(config.limits.sessions_max)),
             creating_app: Mutex::new(()),
+            secret_turns: Turns::default(),
         });
         reconcile::spawn(&shared);
         Self { shared }

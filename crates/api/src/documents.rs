@@ -12,6 +12,7 @@ use perch_types::directory::{
     AppDoc, AppNameClaim, ConfigDoc, Document as _, NetworkCounter, NetworkDoc, PlacementDoc,
     Tombstone,
 };
+use perch_types::secrets::{self, SecretsHead};
 use perch_types::{AppName, Code, InstanceId, MachineId, OrgSlug};
 
 use crate::config::{Host, Shared};
@@ -162,7 +163,8 @@ pub(crate) async fn bury_app(shared: &Shared, app: &AppDoc) -> Result<(), Error>
     let grave = grave.map_err(fault("write a tombstone"))?;
     let key = (app.org.clone(), app.name.clone());
     let there = Compare::Exists { key: AppDoc::key(&key) };
-    let ops = vec![grave, delete_op::<AppDoc>(&key)];
+    // With the head goes the app's key: from now on nobody gets it any more.
+    let ops = vec![grave, delete_op::<AppDoc>(&key), delete_op::<SecretsHead>(&key)];
     commit(shared.store.as_ref(), vec![there], ops, "bury an app").await?;
     // Builds under way must not push any more: the name may be another organization's soon.
     shared.push_tokens.revoke_app(&app.id);
@@ -192,10 +194,21 @@ pub(crate) async fn forget_app(
     app_id: &str,
     name: &AppName,
 ) -> Result<(), Error> {
+    forget_secrets(store, org, name).await?;
     let stone = (org.clone(), app_id.to_owned());
     let compares = vec![Compare::Exists { key: Tombstone::key(&stone) }];
     let ops = vec![delete_op::<Tombstone>(&stone), delete_op::<AppNameClaim>(&(name.clone(),))];
     commit(store, compares, ops, "forget an app").await.map(drop)
+}
+
+/// Removes everything that lies under an app's secrets, before another app gets its name.
+async fn forget_secrets(store: &dyn Store, org: &OrgSlug, app: &AppName) -> Result<(), Error> {
+    let found = store.list(&secrets::prefix(org, app)).await.map_err(fault("list secrets"))?;
+    for batch in found.entries.chunks(perch_store::TXN_OPS_MAX) {
+        let ops = batch.iter().map(|entry| Op::delete(entry.key.clone())).collect();
+        commit(store, Vec::new(), ops, "forget secrets").await?;
+    }
+    Ok(())
 }
 
 /// Returns where a machine is placed.

@@ -32,6 +32,9 @@ pub enum Error {
         #[source]
         source: getrandom::Error,
     },
+    /// A secret was not sealed.
+    #[error(transparent)]
+    Seal(#[from] perch_seal::Error),
     /// The hash of a token is not 64 hexadecimal digits.
     #[error("`{0}` is not the SHA-256 of a token")]
     TokenHash(String),
@@ -55,7 +58,7 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::Store { source, .. } => source.code(),
-            Self::Images { .. } | Self::Random { .. } => Code::Internal,
+            Self::Images { .. } | Self::Random { .. } | Self::Seal(_) => Code::Internal,
             Self::TokenHash(_) => Code::InvalidValue,
             Self::PushTokens { .. } | Self::PushTokensOfOrg { .. } => Code::RateLimited,
         }

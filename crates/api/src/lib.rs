@@ -22,6 +22,7 @@ mod push_tokens;
 mod reconcile;
 mod reply;
 mod routes;
+mod secrets;
 pub mod serve;
 mod sessions;
 mod view;

@@ -20,7 +20,7 @@ use crate::auth::Principal;
 use crate::config::Shared;
 use crate::documents::{self, Placed};
 use crate::reply::{Failure, finish, no_such_method, no_such_path};
-use crate::{apps, builds, logs, machines, platform, sessions};
+use crate::{apps, builds, logs, machines, platform, secrets, sessions};
 
 /// How long an ordinary request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(140);
@@ -76,6 +76,11 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
         .serve(endpoint::MACHINE_CORDON, machines::command::cordon)
         .serve(endpoint::MACHINE_UNCORDON, machines::command::uncordon)
         .serve(endpoint::MACHINE_LOGS, logs::machine)
+        .serve(endpoint::SECRETS_LIST, secrets::list)
+        .serve(endpoint::SECRETS_UPDATE, secrets::update)
+        .serve(endpoint::SECRET_GET, secrets::get)
+        .serve(endpoint::SECRET_SET, secrets::set)
+        .serve(endpoint::SECRET_DELETE, secrets::delete)
         .serve(endpoint::APP_LOGS, logs::app)
         .serve(endpoint::APP_BUILD, builds::build)
         .serve(endpoint::REGIONS, platform::regions)

@@ -8,7 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use perch_types::env::{API_TOKEN, API_URL};
 
 use crate::commands::{
-    apps, auth, build, deploy, explain, images, launch, logs, machine, open, status, system,
+    apps, auth, build, deploy, explain, images, launch, logs, machine, open, secrets, status,
+    system,
 };
 
 /// Run apps on your own servers.
@@ -63,6 +64,9 @@ pub(crate) enum Command {
     /// Work with single machines
     #[command(subcommand, visible_alias = "machines")]
     Machine(machine::MachineCommand),
+    /// Set, list and take away the app's secrets
+    #[command(subcommand)]
+    Secrets(secrets::SecretsCommand),
     /// Work with images in the platform's registry
     #[command(subcommand)]
     Images(images::ImagesCommand),

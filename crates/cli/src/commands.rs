@@ -12,6 +12,7 @@ pub(crate) mod launch;
 pub(crate) mod logs;
 pub(crate) mod machine;
 pub(crate) mod open;
+pub(crate) mod secrets;
 pub(crate) mod status;
 pub(crate) mod system;
 mod version;
@@ -30,6 +31,7 @@ pub(crate) async fn run(invocation: &Invocation, command: Command) -> Result {
         Command::Logs(args) => Box::pin(logs::run(invocation, args)).await,
         Command::Apps(command) => Box::pin(apps::run(invocation, command)).await,
         Command::Machine(command) => Box::pin(machine::run(invocation, command)).await,
+        Command::Secrets(command) => Box::pin(secrets::run(invocation, command)).await,
         Command::Images(command) => Box::pin(images::run(invocation, command)).await,
         Command::Open(args) => Box::pin(open::run(invocation, args)).await,
         Command::Auth(command) => Box::pin(auth::run(invocation, command)).await,

@@ -2,6 +2,8 @@
 //!
 //! Never keeps anything between two calls but connections.
 
+mod secrets;
+
 use std::fmt;
 use std::time::Duration;
 

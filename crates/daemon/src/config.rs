@@ -34,6 +34,8 @@ pub(crate) struct Config {
     pub(crate) region: Region,
     /// The user of the unprivileged process: a name or a number.
     pub(crate) user: String,
+    /// The user of the process that holds the master key: a name or a number.
+    pub(crate) keys_user: String,
     /// Tells installations on one server apart: interfaces, firewall table, cgroups.
     pub(crate) instance: String,
     /// Private IPv4 addresses of machines on this server.
@@ -105,6 +107,7 @@ impl Default for Config {
             domain: "perch.localhost".to_owned(),
             region: "loc".parse().unwrap_or_else(|_| unreachable!("three lowercase letters")),
             user: "perch".to_owned(),
+            keys_user: "perch-keys".to_owned(),
             instance: "perch".to_owned(),
             machines_ipv4: Ipv4Pool { network: Ipv4Addr::new(10, 209, 0, 0), prefix: 16 },
             machines_uid_base: 1 << 20,
@@ -168,6 +171,9 @@ pub(crate) struct Flags {
     /// Run what needs no rights as this user [default: perch]
     #[arg(long)]
     pub(crate) user: Option<String>,
+    /// Run what holds the master key as this user [default: perch-keys]
+    #[arg(long, value_name = "USER")]
+    pub(crate) keys_user: Option<String>,
     /// Tell this installation from others on the server [default: perch]
     #[arg(long)]
     pub(crate) instance: Option<String>,
@@ -213,6 +219,7 @@ impl Config {
         set(&mut self.domain, flags.domain.as_ref());
         set(&mut self.region, flags.region.as_ref());
         set(&mut self.user, flags.user.as_ref());
+        set(&mut self.keys_user, flags.keys_user.as_ref());
         set(&mut self.instance, flags.instance.as_ref());
         self.api_tls = flags.api_tls.or(self.api_tls);
         self.guest_dir = flags.guest_dir.clone().or_else(|| self.guest_dir.take());

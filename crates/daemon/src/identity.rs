@@ -24,6 +24,7 @@ pub(crate) const HOST_DIR: &str = "host";
 pub(crate) const FRONT_DIR: &str = "front";
 pub(crate) const BUILD_DIR: &str = "build";
 pub(crate) const CA_DIR: &str = "ca";
+pub(crate) const KEYS_DIR: &str = "keys";
 
 /// How the administrator of the server reaches it; the CLI reads this when nothing else is set.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -37,7 +38,7 @@ pub(crate) struct Admin {
 }
 
 /// Makes the folders of a server, each with its owner.
-pub(crate) fn folders(data: &Path, run: &Path, front_uid: u32) -> Result<()> {
+pub(crate) fn folders(data: &Path, run: &Path, (front_uid, keys_uid): (u32, u32)) -> Result<()> {
     folder(data, 0o711, 0)?;
     folder(run, 0o755, 0)?;
     // Searchable, because children without rights work in folders below; what lies in them is
@@ -45,7 +46,8 @@ pub(crate) fn folders(data: &Path, run: &Path, front_uid: u32) -> Result<()> {
     folder(&data.join(HOST_DIR), 0o711, 0)?;
     folder(&data.join(BUILD_DIR), 0o711, 0)?;
     folder(&data.join(CA_DIR), 0o700, 0)?;
-    folder(&data.join(FRONT_DIR), 0o700, front_uid)
+    folder(&data.join(FRONT_DIR), 0o700, front_uid)?;
+    folder(&data.join(KEYS_DIR), 0o700, keys_uid)
 }
 
 /// Checks that the unprivileged process can get to a folder: it must be able to search every
@@ -146,7 +148,7 @@ fn random<const N: usize>() -> Result<[u8; N]> {
 }
 
 /// Finds the user id of a name or number.
-pub(crate) fn user_id(user: &str) -> Result<u32> {
+pub(crate) fn user_id(user: &str, flag: &str) -> Result<u32> {
     if let Ok(uid) = user.parse() {
         return Ok(uid);
     }
@@ -162,7 +164,7 @@ pub(crate) fn user_id(user: &str) -> Result<u32> {
         None => bail!(
             "there is no user `{user}`: make it with \
              `useradd --system --no-create-home --shell /usr/sbin/nologin {user}`, \
-             or name another with `--user`"
+             or name another with `{flag}`"
         ),
     }
 }
@@ -214,9 +216,9 @@ mod tests {
 
     #[test]
     fn an_unknown_user_is_told_with_the_way_out() {
-        assert_eq!(user_id("1234").unwrap(), 1234);
-        let error = user_id("no-such-user-here").unwrap_err().to_string();
-        assert!(error.contains("useradd"), "{error}");
-        user_id("root").unwrap_err();
+        assert_eq!(user_id("1234", "--user").unwrap(), 1234);
+        let error = user_id("no-such-user-here", "--keys-user").unwrap_err().to_string();
+        assert!(error.contains("useradd") && error.contains("--keys-user"), "{error}");
+        user_id("root", "--user").unwrap_err();
     }
 }

@@ -47,12 +47,22 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Work with the master key of a server that runs
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Run one of the server's processes; the server does this itself
     #[command(hide = true)]
     Role { role: Role },
     /// Unpack image layers in a process without rights; the server does this itself
     #[command(hide = true)]
     UnpackLayers,
+}
+
+/// What to do with the master key.
+#[derive(Debug, Subcommand)]
+enum KeysCommand {
+    /// Make a new version of it and wrap every app's key with that
+    Rotate(Flags),
 }
 
 fn main() -> ExitCode {
@@ -91,6 +101,14 @@ fn run(command: Command) -> Result<()> {
             print(&text)
         }
         Command::Remove { flags, yes } => roles::host::remove(&Config::load(&flags)?, yes),
+        Command::Keys(KeysCommand::Rotate(flags)) => {
+            let config = Config::load(&flags)?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("start the runtime")?;
+            print(&runtime.block_on(roles::keys::rotate(&config))?)
+        }
         Command::Role { role } => role.run(),
         // Handled before the log is started: this child must have one thread and two pipes.
         Command::UnpackLayers => Ok(()),

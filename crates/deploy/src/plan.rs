@@ -176,6 +176,29 @@ pub fn plan(
     Ok(Plan { ops, batches, image: image.to_owned(), strategy: config.strategy(), release })
 }
 
+/// Returns what has the machines begin anew as they are, one after the other, so that they see at
+/// least a version of the app's secrets. Those that do not run see it at their next start, and
+/// those that no deploy made are left alone.
+#[must_use]
+pub fn restart(machines: &[Machine], min_secrets_version: u64) -> Plan {
+    let mut managed: Vec<&Machine> = machines.iter().filter(|it| is_managed(it)).collect();
+    managed.sort_by(|a, b| a.created_at.cmp(&b.created_at).then_with(|| a.id.cmp(&b.id)));
+    let release = 1 + managed.iter().map(|machine| release_of(machine)).max().unwrap_or_default();
+    let image = managed.first().map(|machine| machine.config.image.clone()).unwrap_or_default();
+    let ops = managed.into_iter().filter_map(|machine| {
+        let mut wanted = machine.config.clone();
+        wanted.metadata.insert(RELEASE_KEY.to_owned(), release.to_string());
+        let mut op = update(machine, group_of(machine), &wanted);
+        if let Op::Update { request, .. } = &mut op {
+            request.min_secrets_version = Some(min_secrets_version);
+        }
+        op.starts().then_some(op)
+    });
+    let ops: Vec<Op> = ops.collect();
+    let batches = vec![1; ops.len()];
+    Plan { ops, batches, image, strategy: Strategy::Rolling, release }
+}
+
 /// Cuts a group's running machines into those that are updated at once.
 fn batches_of(machines: usize, config: &AppConfig) -> Vec<usize> {
     let Some(mut left) = machines.checked_sub(1) else {

@@ -16,6 +16,7 @@ use perch_types::{ApiError, Code, MachineId};
 
 use crate::holds::{Hold, IsNamed};
 use crate::network::{Listener, MachineNetwork};
+use crate::secrets::Secrets;
 
 /// Why an effect was not reached.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -159,6 +160,8 @@ pub struct Effects {
     pub rootfs: Arc<dyn Rootfs>,
     /// Networking.
     pub networks: Arc<dyn Networks>,
+    /// Apps' secrets.
+    pub secrets: Arc<dyn Secrets>,
     /// Cages.
     pub runtime: Arc<dyn Runtime>,
     /// Time.

@@ -8,6 +8,14 @@ use std::path::PathBuf;
 /// Why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// This host's own key cannot be used.
+    #[error("use the host's own key in `{path}`: {reason}")]
+    OwnKey {
+        /// Where.
+        path: PathBuf,
+        /// Why; nothing of the key.
+        reason: String,
+    },
     /// A folder.
     #[error("create folder {}", path.display())]
     Folder {

@@ -20,6 +20,7 @@ use crate::effects::{
 };
 use crate::holds::{Hold, IsNamed};
 use crate::network::{Listener, MachineNetwork, Pool, RESOLVER_V6, private_ip};
+use crate::secrets::NoSecrets;
 
 /// What there is on a server.
 #[derive(Debug, Default)]
@@ -52,6 +53,7 @@ impl FakeServer {
             images: Arc::new(self.clone()),
             rootfs: Arc::new(self.clone()),
             networks: Arc::new(self.clone()),
+            secrets: Arc::new(NoSecrets),
             runtime: Arc::new(self.runtime.clone()),
             clock,
         }

@@ -28,6 +28,7 @@ mod networks;
 mod publish;
 pub mod rpc;
 mod schema;
+pub mod secrets;
 mod shared;
 mod tend;
 mod words;

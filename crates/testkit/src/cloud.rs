@@ -25,6 +25,8 @@ const READY: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(30);
 /// The user of the process that faces the network.
 const FRONT_USER: &str = "64007";
+/// The user of the process that holds the master key.
+const KEYS_USER: &str = "64009";
 
 /// How a cloud differs from the ordinary.
 #[derive(Debug, Clone, Default)]
@@ -489,6 +491,7 @@ impl Cloud {
             .arg("--run-dir")
             .arg(self.folder.path().join("r"))
             .args(["--instance", &self.instance, "--user", FRONT_USER])
+            .args(["--keys-user", KEYS_USER])
             .arg("--guest-dir")
             .arg(&self.guest)
             .stdin(Stdio::null());

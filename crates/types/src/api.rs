@@ -114,6 +114,9 @@ pub struct Machine {
     /// Whether it is out of routing.
     #[serde(default)]
     pub cordoned: bool,
+    /// The version of the app's secrets that its last boot saw.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets_version: Option<u64>,
 }
 
 /// Whether the host of a machine answers.
@@ -228,6 +231,13 @@ pub struct CreateMachineRequest {
     /// Update only: refuse unless this is its version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_version: Option<String>,
+    /// Run it without the app's secrets.
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    pub skip_secrets: bool,
     /// Needs at least this version of the app's secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_secrets_version: Option<u64>,

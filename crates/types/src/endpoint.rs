@@ -98,6 +98,16 @@ endpoints! {
     MACHINE_UNCORDON = "POST" "/v1/apps/{app}/machines/{machine}/uncordon" Write;
     /// Log records of a machine as lines of JSON; `follow=true` keeps the answer open.
     MACHINE_LOGS = "GET" "/v1/apps/{app}/machines/{machine}/logs" Read;
+    /// Secrets of an app, by name and digest (contract 1.9).
+    SECRETS_LIST = "GET" "/v1/apps/{app}/secrets" Read;
+    /// Sets and takes away secrets, all at once.
+    SECRETS_UPDATE = "POST" "/v1/apps/{app}/secrets" Write;
+    /// One secret, by name and digest.
+    SECRET_GET = "GET" "/v1/apps/{app}/secrets/{secret_name}" Read;
+    /// Sets a secret.
+    SECRET_SET = "POST" "/v1/apps/{app}/secrets/{secret_name}" Write;
+    /// Takes a secret away.
+    SECRET_DELETE = "DELETE" "/v1/apps/{app}/secrets/{secret_name}" Write;
     /// Newest log records of an app in the contract's shape (3.5).
     APP_LOGS = "GET" "/api/v1/apps/{app}/logs" Read;
     /// Builds an image of a context; the answer is lines of JSON (`types::build`).

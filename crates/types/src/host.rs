@@ -64,6 +64,20 @@ pub struct CreateMachine {
     pub skip_launch: bool,
     /// Start it out of routing.
     pub cordoned: bool,
+    /// What it needs of the app's secrets.
+    #[serde(default)]
+    pub secrets: SecretsWanted,
+}
+
+/// What a version of a machine needs of its app's secrets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SecretsWanted {
+    /// It runs without them.
+    #[serde(default)]
+    pub skip: bool,
+    /// It must see at least this version.
+    #[serde(default)]
+    pub min_version: u64,
 }
 
 /// What may be asked of a machine.
@@ -105,6 +119,9 @@ pub enum Command {
         config_digest: String,
         /// Do not start it if it does not run.
         skip_launch: bool,
+        /// What it needs of the app's secrets.
+        #[serde(default)]
+        secrets: SecretsWanted,
     },
     /// Remove it; refused while it runs unless forced.
     Destroy {
@@ -176,6 +193,9 @@ pub struct HostMachine {
     pub events: Vec<MachineEvent>,
     /// What its checks say.
     pub checks: Vec<CheckStatus>,
+    /// The version of the app's secrets that its last boot saw; nothing before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets_version: Option<u64>,
     /// Why it is `failed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<crate::ApiError>,

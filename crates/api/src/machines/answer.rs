@@ -41,6 +41,7 @@ pub(crate) fn of_host(machine: HostMachine) -> Machine {
         nonce: None,
         host_status: HostStatus::Ok,
         cordoned: machine.cordoned,
+        secrets_version: machine.secrets_version,
     }
 }
 
@@ -63,6 +64,7 @@ pub(crate) fn of_record(record: &MachineRecord, config: MachineConfig) -> Machin
         nonce: None,
         host_status: HostStatus::Unreachable,
         cordoned: record.cordoned,
+        secrets_version: None,
     }
 }
 

@@ -10,7 +10,7 @@ use axum::{Extension, Json as JsonReply};
 use perch_store::{Expected, get_doc};
 use perch_types::api::{CreateMachineRequest, Machine};
 use perch_types::directory::{AppDoc, ConfigDoc, HostDoc, PlacementDoc};
-use perch_types::host::CreateMachine;
+use perch_types::host::{CreateMachine, SecretsWanted};
 use perch_types::{Code, HostId, MachineState};
 
 use super::{answer, config_digest, of_host, own_image};
@@ -19,14 +19,15 @@ use crate::config::Shared;
 use crate::place::{Candidate, Want, place};
 use crate::reply::{Failure, chain};
 use crate::routes::OfApp;
-use crate::{admit, documents, names, reconcile, view};
+use crate::{admit, documents, names, reconcile, secrets, view};
 
 pub(crate) async fn create(
     State(shared): State<Arc<Shared>>,
     Extension(OfApp(app)): Extension<OfApp>,
     Json(request): Json<CreateMachineRequest>,
 ) -> Result<JsonReply<Machine>, Failure> {
-    no_leases_or_secrets(&request)?;
+    no_leases(&request)?;
+    secrets::reach(&shared, &app, request.min_secrets_version).await?;
     let name = match &request.name {
         Some(name) if !name.is_empty() => {
             admit::name(name)?;
@@ -53,6 +54,7 @@ pub(crate) async fn create(
         config,
         skip_launch: request.skip_launch,
         cordoned: request.skip_service_registration,
+        secrets: wanted_secrets(request.skip_secrets, request.min_secrets_version),
     };
     // Finished whatever becomes of the caller, so that nothing is left half-made.
     let made = tokio::spawn(write_and_ask(Arc::clone(&shared), app, machine, chosen.clone()));
@@ -65,19 +67,18 @@ pub(crate) async fn create(
     }
 }
 
-/// Refuses what needs leases or secrets, which this server does not have yet.
-pub(super) fn no_leases_or_secrets(request: &CreateMachineRequest) -> Result<(), Failure> {
+/// Refuses what needs leases, which this server does not have yet.
+pub(super) fn no_leases(request: &CreateMachineRequest) -> Result<(), Failure> {
     if request.lease_ttl.is_some_and(|ttl| ttl > 0) {
         let text = "lease_ttl: is not supported by this server yet";
         return Err(Failure::new(Code::UnsupportedKey, text));
     }
-    match request.min_secrets_version {
-        Some(version) if version > 0 => {
-            let text = format!("min_secrets_version: the app has version 0, not {version}");
-            Err(Failure::new(Code::PreconditionFailed, text))
-        }
-        _ => Ok(()),
-    }
+    Ok(())
+}
+
+/// Returns what a request says of the app's secrets.
+pub(super) fn wanted_secrets(skip: bool, min_version: Option<u64>) -> SecretsWanted {
+    SecretsWanted { skip, min_version: min_version.unwrap_or_default() }
 }
 
 async fn write_and_ask(

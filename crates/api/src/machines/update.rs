@@ -9,17 +9,17 @@ use axum::{Extension, Json as JsonReply};
 use perch_store::Expected;
 use perch_types::api::{CreateMachineRequest, Machine};
 use perch_types::directory::{AppDoc, ConfigDoc, PlacementDoc};
-use perch_types::host::{Accepted, Command};
+use perch_types::host::{Accepted, Command, SecretsWanted};
 use perch_types::{Code, MachineConfig};
 
-use super::create::no_leases_or_secrets;
+use super::create::{no_leases, wanted_secrets};
 use super::{answer, config_digest, of_host, own_image};
 use crate::body::Json;
 use crate::config::Shared;
 use crate::documents::Placed;
 use crate::reply::{Failure, chain};
 use crate::routes::{OfApp, Target};
-use crate::{admit, documents, names, view};
+use crate::{admit, documents, names, secrets, view};
 
 pub(crate) async fn update(
     State(shared): State<Arc<Shared>>,
@@ -27,12 +27,14 @@ pub(crate) async fn update(
     Extension(Target(target)): Extension<Target>,
     Json(request): Json<CreateMachineRequest>,
 ) -> Result<JsonReply<Machine>, Failure> {
-    no_leases_or_secrets(&request)?;
+    no_leases(&request)?;
+    secrets::reach(&shared, &app, request.min_secrets_version).await?;
     let before = &target.placement.document;
     stays(&request, before)?;
     let config = admit::admit(request.config)?;
     own_image(&shared, &app, &config).await?;
-    let change = Change { config, skip_launch: request.skip_launch };
+    let secrets = wanted_secrets(request.skip_secrets, request.min_secrets_version);
+    let change = Change { config, skip_launch: request.skip_launch, secrets };
     let made = tokio::spawn(write_and_ask(Arc::clone(&shared), app, target, change));
     match made.await {
         Ok(made) => made.map(JsonReply),
@@ -46,6 +48,7 @@ pub(crate) async fn update(
 struct Change {
     config: MachineConfig,
     skip_launch: bool,
+    secrets: SecretsWanted,
 }
 
 fn stays(request: &CreateMachineRequest, before: &PlacementDoc) -> Result<(), Failure> {
@@ -96,6 +99,7 @@ async fn write_and_ask(
         config: Box::new(change.config.clone()),
         config_digest: placement.config_digest,
         skip_launch: change.skip_launch,
+        secrets: change.secrets,
     };
     match host.client.command(&target.id, &command).await {
         Ok(Accepted { machine, .. }) => {

@@ -78,6 +78,7 @@ pub(crate) struct Cloud {
     pub(crate) clock: Arc<TestClock>,
     pub(crate) host: Arc<FakeHost>,
     pub(crate) host_task: tokio::task::JoinHandle<()>,
+    pub(crate) keys_task: tokio::task::JoinHandle<()>,
     pub(crate) images: Arc<Catalog>,
     pub(crate) api: perch_api::Api,
     pub(crate) admin: perch_client::Api,
@@ -107,6 +108,8 @@ impl Cloud {
         let host = FakeHost::new(Arc::clone(&store));
         let host_socket = folder.path().join("host.sock");
         let host_task = host.serve(&host_socket);
+        let keys_socket = folder.path().join("keys.sock");
+        let keys_task = serve_keys(folder.path(), &keys_socket, &store, &clock);
         let region = FakeHost::region();
         let images = Arc::new(Catalog {
             store: Arc::clone(&store),
@@ -137,6 +140,7 @@ impl Cloud {
                 geo_region: "europe".to_owned(),
             }],
             builder_socket: builder.then(|| folder.path().join("builder.sock")),
+            keys_socket: Some(keys_socket),
             images: Arc::clone(&images) as Arc<dyn ImageCatalog>,
             clock: clock.clone(),
             limits: Limits { delete_timeout: Duration::from_secs(10), ..Limits::default() },
@@ -153,7 +157,8 @@ impl Cloud {
         tokio::spawn(serving);
         let admin = perch_client::Api::new(&Address::Unix(socket.clone()), &Secret::new(ADMIN));
         let admin = admin.unwrap();
-        let cloud = Self { folder, store, clock, host, host_task, images, api, admin, socket };
+        let cloud =
+            Self { folder, store, clock, host, host_task, keys_task, images, api, admin, socket };
         cloud.token(STRANGER, "strangers", None).await;
         cloud
     }
@@ -252,6 +257,28 @@ impl Cloud {
         };
         tokio::time::timeout(Duration::from_secs(20), empty).await.expect("nothing is left");
     }
+}
+
+/// Serves the real role `keys`; its folder is the cloud's.
+fn serve_keys(
+    folder: &std::path::Path,
+    socket: &std::path::Path,
+    store: &Arc<dyn Store>,
+    clock: &Arc<TestClock>,
+) -> tokio::task::JoinHandle<()> {
+    let keys = perch_keys::Keys::open(perch_keys::Config {
+        folder: folder.to_owned(),
+        store: Arc::clone(store),
+        clock: Arc::clone(clock) as Arc<dyn Clock>,
+    })
+    .unwrap();
+    let listener = tokio::net::UnixListener::bind(socket).unwrap();
+    let never = std::future::pending();
+    let serving =
+        serve(Listener::Unix(listener), perch_keys::for_api(keys), ServeLimits::default(), never);
+    tokio::spawn(async move {
+        serving.await;
+    })
 }
 
 pub(crate) fn request(config: Value) -> CreateMachineRequest {

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use perch_client::{ListFilter, WaitFor, body_of};
-use perch_types::Code;
 use perch_types::api::{ExecRequest, StopRequest};
 use perch_types::build::BuildRequest;
 use perch_types::endpoint::{self, Action};
 use perch_types::exec::ExecSpec;
 use perch_types::host::LogsQuery;
 use perch_types::machine_config::Signal;
+use perch_types::secrets::{SetSecret, UpdateSecrets};
+use perch_types::{Code, Secret};
 use serde_json::json;
 
 use crate::cloud::{ADMIN, Cloud, STRANGER, request};
@@ -99,6 +100,13 @@ async fn every_endpoint_is_served_and_has_a_call_of_the_client() {
     let mut logs = api.logs(&app, id, &LogsQuery::default()).await.unwrap();
     assert_eq!(logs.next().await.unwrap().unwrap().seq, 0);
     assert_eq!(api.app_logs(&app, None).await.unwrap().data.len(), 10);
+    let set = SetSecret { value: Secret::new("x") };
+    assert_eq!(api.set_secret(&app, "A", &set).await.unwrap().version, 1);
+    assert_eq!(api.secret(&app, "A").await.unwrap().name, "A");
+    assert_eq!(api.secrets(&app).await.unwrap().secrets.len(), 1);
+    let values = [("A".to_owned(), Some(Secret::new("y")))].into();
+    assert_eq!(api.update_secrets(&app, &UpdateSecrets { values }).await.unwrap().version, 2);
+    assert_eq!(api.delete_secret(&app, "A").await.unwrap().version, 3);
     let build = BuildRequest { tag: "v1".to_owned(), ..BuildRequest::default() };
     let error = api.build(&app, &build, body_of("tar")).await.unwrap_err();
     assert_eq!(error.code(), Some(Code::Unavailable));

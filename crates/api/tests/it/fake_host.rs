@@ -213,6 +213,7 @@ async fn create(State(host): Shared, Json(asked): Json<CreateMachine>) -> Reply<
             ..ImageRef::default()
         },
         config: asked.config,
+        secrets_version: None,
         private_ip: "fdaa:0:1::2".parse().unwrap(),
         private_ipv4: "10.90.0.2".parse().unwrap(),
         created_at: now,

@@ -10,5 +10,6 @@ mod endpoints;
 mod fake_host;
 mod input;
 mod machines;
+mod secrets;
 mod serving;
 mod sessions;

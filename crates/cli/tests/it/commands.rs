@@ -237,3 +237,46 @@ fn version_works_without_a_platform() {
     let fake = Fake::start();
     assert!(Perch::of(&fake).run("version").good().ends_with("platform 0.1.0\n"));
 }
+
+#[test]
+fn secrets_go_in_and_names_come_out() {
+    let fake = Fake::start().with_app("web");
+    let config = MachineConfig {
+        image: "web:1".to_owned(),
+        metadata: [("fly_platform_version".to_owned(), "v2".to_owned())].into(),
+        ..MachineConfig::default()
+    };
+    fake.world().add_machine(MachineState::Started, config.clone());
+    fake.world().add_machine(MachineState::Stopped, config);
+    fake.world().fates.insert("web:1".to_owned(), Fate::Ready);
+    let perch = Perch::of(&fake);
+    assert!(perch.run("secrets list -a web").stderr.contains("has no secrets"));
+
+    let staged = perch.run("secrets set A=hunter2 B=x --stage -a web");
+    assert!(
+        staged.stderr.contains("2 secrets") && !staged.stderr.contains("hunter2"),
+        "{staged:?}"
+    );
+    assert_eq!(fake.changes(), ["POST /v1/apps/web/secrets"]);
+    let set = perch.run_with("secrets set C=- -a web", "from input\n");
+    assert!(set.stderr.contains("1 machines see version 2"), "{set:?}");
+    assert_eq!(fake.world().secrets["C"], "from input");
+    let request = fake.world().requests.last().cloned().unwrap();
+    assert_eq!(request.min_secrets_version, Some(2));
+    assert_eq!(fake.world().requests.len(), 1, "the machine that rests is left alone");
+
+    perch.run_with("secrets import --stage -a web", "# some\nD=1\nE=\"\"\"a\nb\"\"\"\n").good();
+    assert_eq!(fake.world().secrets["E"], "a\nb");
+    perch.run("secrets unset A E --stage -a web").good();
+    insta::assert_snapshot!(perch.run("secrets list -a web").good(), @r"
+    NAME  DIGEST            UPDATED AT
+    B     0011223344556677  2023-11-14T22:13:20Z
+    C     0011223344556677  2023-11-14T22:13:20Z
+    D     0011223344556677  2023-11-14T22:13:20Z
+    ");
+    for line in ["secrets set A -a web", "secrets set 1A=hunter2 -a web", "secrets set -a web"] {
+        let wrong = perch.run(line);
+        assert_eq!(wrong.code, 2, "{line}");
+        assert!(!wrong.stderr.contains("hunter2"), "{wrong:?}");
+    }
+}

@@ -22,7 +22,7 @@ use crate::roles::Beats;
 use crate::roles::front::{DIRECTORY_FILE, REGISTRY_DIR};
 use crate::setup::{Purpose, Setup, Sockets};
 use crate::sockets::DIRECTORY_SOCKET;
-use crate::{identity, peer, supervisor};
+use crate::{identity, peer, roles, supervisor};
 
 /// A loop of the host that has not turned for this long is wedged.
 const WEDGED_MS: u64 = 60_000;
@@ -44,7 +44,8 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let store = RemoteStore::new(setup.config.run_dir.join(DIRECTORY_SOCKET));
     let config = host_config(&setup)?;
-    let deps = Deps { clock: Arc::clone(&clock), store: Arc::new(store) };
+    let keys = roles::keys::for_host(&setup.config);
+    let deps = Deps { clock: Arc::clone(&clock), store: Arc::new(store), keys: Arc::new(keys) };
     let host = Host::start(config, deps).await.context("start the host")?;
     for finding in &host.info().findings {
         tracing::info!(finding, "host");
@@ -151,6 +152,7 @@ pub(crate) fn remove(config: &Config, yes: bool) -> Result<()> {
             sockets: Vec::new(),
             host_id: identity::host_id(data)?,
             front_uid: 0,
+            keys_uid: 0,
             host_token: Secret::default(),
             admin_token_hash: String::new(),
             api_certificate: None,
@@ -163,10 +165,11 @@ pub(crate) fn remove(config: &Config, yes: bool) -> Result<()> {
             .with_context(|| format!("create folder `{}`", folder.display()))?;
         let store = SqliteStore::open(folder.join(DIRECTORY_FILE), clock.clone())
             .context("open the directory")?;
-        let deps = Deps { clock, store: Arc::new(store) };
+        let keys = roles::keys::for_host(config);
+        let deps = Deps { clock, store: Arc::new(store), keys: Arc::new(keys) };
         let host = Host::start(host_config(&setup)?, deps).await.context("start the host")?;
         host.remove_everything().await.context("take machines away")?;
-        crate::roles::builder::remove(config).await
+        roles::builder::remove(config).await
     })?;
     for folder in [&config.run_dir, data] {
         std::fs::remove_dir_all(folder)

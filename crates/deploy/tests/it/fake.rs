@@ -21,6 +21,7 @@ use perch_types::build::{BUILD_HEADER, BuildEvent};
 use perch_types::exec::{ExecExit, Frame, UPGRADE, decode, encode};
 use perch_types::id::{InstanceId, ulid};
 use perch_types::image::ImageRef;
+use perch_types::secrets::{AppSecret, AppSecrets, UpdateSecrets, UpdatedSecrets};
 use perch_types::{
     ApiError, Code, MachineConfig, MachineId, MachineState, OrgSlug, Region, Timestamp,
 };
@@ -75,6 +76,9 @@ pub(crate) struct World {
     pub(crate) build_requests: Vec<String>,
     /// The bodies of machine creations and updates.
     pub(crate) requests: Vec<CreateMachineRequest>,
+    /// The app's secrets.
+    pub(crate) secrets: BTreeMap<String, String>,
+    secrets_version: u64,
     counter: u64,
     port: u16,
 }
@@ -173,6 +177,7 @@ impl World {
             nonce: None,
             host_status: HostStatus::Ok,
             cordoned: false,
+            secrets_version: None,
         };
         self.machines.push(machine);
         MachineId::from_bits(self.counter)
@@ -293,6 +298,7 @@ async fn serve(State(fake): State<Fake>, request: Request) -> Response {
             }
             machines(&mut world, &parts.method, rest, &body)
         }
+        ["v1", "apps", _, "secrets"] => secrets(&mut world, &parts.method, &body),
         ["v1", "apps", _, "builds"] => {
             world.contexts.push(body);
             let header = parts.headers.get(BUILD_HEADER).unwrap().to_str().unwrap().to_owned();
@@ -301,6 +307,31 @@ async fn serve(State(fake): State<Fake>, request: Request) -> Response {
         }
         rest => platform(&mut world, &parts.method, rest, &body),
     }
+}
+
+fn secrets(world: &mut World, method: &Method, body: &Bytes) -> Response {
+    if method == Method::POST {
+        let update: UpdateSecrets = serde_json::from_slice(body).unwrap();
+        for (name, value) in update.values {
+            match value {
+                Some(value) => world.secrets.insert(name, value.expose().to_owned()),
+                None => world.secrets.remove(&name),
+            };
+        }
+        world.secrets_version += 1;
+    }
+    let version = world.secrets_version;
+    let secrets = world.secrets.keys().map(|name| AppSecret {
+        name: name.clone(),
+        digest: "0011223344556677".to_owned(),
+        created_at: Timestamp::from_unix_ms(THEN),
+        updated_at: Timestamp::from_unix_ms(THEN),
+    });
+    let secrets = secrets.collect();
+    if method == Method::POST {
+        return json(200, &UpdatedSecrets { secrets, version, version_older: version });
+    }
+    json(200, &AppSecrets { secrets, version })
 }
 
 fn edge(world: &World, headers: &HeaderMap) -> Response {

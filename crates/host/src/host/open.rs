@@ -27,6 +27,7 @@ use crate::layers::{Cloning, Layers};
 use crate::mounts::Mounts;
 use crate::networks::KernelNetworks;
 use crate::schema::{HOST, HostRow, ONLY, QUEUES, RECORDS};
+use crate::secrets::{AppKeys, SealedSecrets};
 use crate::shared::{Begin, Shared};
 
 /// How far apart the generations of two starts of the agent are, in bits.
@@ -39,6 +40,8 @@ pub struct Deps {
     pub clock: Arc<dyn Clock>,
     /// The directory.
     pub store: Arc<dyn Store>,
+    /// Gives the keys of apps.
+    pub keys: Arc<dyn AppKeys>,
 }
 
 impl Host {
@@ -68,10 +71,17 @@ impl Host {
             init: config.init.clone(),
             cgroup: config.cgroup.clone(),
         });
+        let secrets = SealedSecrets::open(
+            config.data_dir.join("secrets"),
+            Arc::clone(&deps.store),
+            deps.keys,
+            Arc::clone(&deps.clock),
+        )?;
         let effects = Effects {
             images: Arc::new(images),
             rootfs: Arc::new(layers),
             networks: Arc::new(networks),
+            secrets: Arc::new(secrets),
             runtime: Arc::new(runtime),
             clock: deps.clock,
         };

@@ -450,6 +450,7 @@ impl Actor {
             input,
             instance: self.instance.clone(),
             image: None,
+            secrets_version: None,
             fault: None,
             gate: Some(self.gate_sender.clone()),
         };

@@ -45,6 +45,7 @@ pub fn guest_start(
     version: &Version,
     image: &ImageConfig,
     around: &Surroundings,
+    secrets: BTreeMap<String, Secret>,
 ) -> Result<GuestStart, ApiError> {
     let argv = argv(&version.config, image);
     if argv.is_empty() {
@@ -54,10 +55,10 @@ pub fn guest_start(
         )
         .with_hint("set `init.exec` or `init.cmd`, or give the image a CMD"));
     }
-    let env = environment(record, version, image, around);
+    let env = environment(record, version, image, around, secrets);
     Ok(GuestStart {
         argv,
-        env: env.into_iter().map(|(name, value)| (name, Secret::new(value))).collect(),
+        env,
         user: image.user.clone(),
         cwd: image.working_dir.clone(),
         tty: version.config.init.tty,
@@ -79,16 +80,19 @@ fn argv(config: &MachineConfig, image: &ImageConfig) -> Vec<String> {
     entrypoint.iter().chain(cmd).cloned().collect()
 }
 
-/// Returns the environment; a later one wins: image, machine, platform (contract 5.4).
+/// Returns the environment; a later one wins: image, machine, secrets, platform (contract 5.4).
 fn environment(
     record: &Record,
     version: &Version,
     image: &ImageConfig,
     around: &Surroundings,
-) -> BTreeMap<String, String> {
+    secrets: BTreeMap<String, Secret>,
+) -> BTreeMap<String, Secret> {
     let config = &version.config;
-    let mut env = image.env.clone();
-    env.extend(config.env.clone());
+    let plain = image.env.iter().chain(&config.env);
+    let mut env: BTreeMap<String, Secret> =
+        plain.map(|(name, value)| (name.clone(), Secret::new(value.clone()))).collect();
+    env.extend(secrets);
     let group = config.metadata.get(PROCESS_GROUP_LABEL).map(String::as_str);
     let named = config.env.get("FLY_PROCESS_GROUP").map(String::as_str);
     let platform = [
@@ -104,10 +108,11 @@ fn environment(
     ];
     for (name, value) in platform {
         for prefix in names::PREFIXES {
-            env.insert(format!("{prefix}{name}"), value.clone());
+            env.insert(format!("{prefix}{name}"), Secret::new(value.clone()));
         }
     }
-    env.entry(names::PRIMARY_REGION.to_owned()).or_insert_with(|| around.region.to_string());
+    env.entry(names::PRIMARY_REGION.to_owned())
+        .or_insert_with(|| Secret::new(around.region.to_string()));
     env
 }
 
@@ -208,7 +213,13 @@ mod tests {
     #[test]
     fn a_machine_without_a_program_is_refused_with_a_way_out() {
         let record = record();
-        let error = guest_start(&record, &record.version, &ImageConfig::default(), &around());
+        let error = guest_start(
+            &record,
+            &record.version,
+            &ImageConfig::default(),
+            &around(),
+            BTreeMap::new(),
+        );
         let error = error.unwrap_err();
         assert_eq!(error.code, Code::InvalidValue);
         assert!(error.hint.is_some());
@@ -218,22 +229,30 @@ mod tests {
     fn later_environments_win() {
         let mut record = record();
         let image = ImageConfig {
-            env: [("A", "image"), ("B", "image"), ("FLY_REGION", "image")]
+            env: [("A", "image"), ("B", "image"), ("C", "image"), ("FLY_REGION", "image")]
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into(),
             cmd: words("serve"),
             ..ImageConfig::default()
         };
-        record.version.config.env =
-            [("B", "machine"), ("FLY_APP_NAME", "forged"), ("PRIMARY_REGION", "fra")]
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .into();
-        let start = guest_start(&record, &record.version, &image, &around()).unwrap();
+        record.version.config.env = [
+            ("B", "machine"),
+            ("C", "machine"),
+            ("FLY_APP_NAME", "forged"),
+            ("PRIMARY_REGION", "fra"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+        let secrets = [("C", "secret"), ("FLY_MACHINE_ID", "forged"), ("URL", "secret")]
+            .map(|(name, value)| (name.to_owned(), Secret::new(value)))
+            .into();
+        let start = guest_start(&record, &record.version, &image, &around(), secrets).unwrap();
         let env: Vec<String> =
             start.env.iter().map(|(name, value)| format!("{name}={}", value.expose())).collect();
         insta::assert_snapshot!(env.join("\n"), @r"
         A=image
         B=machine
+        C=secret
         FLY_ALLOC_ID=00000000000abc
         FLY_APP_NAME=web
         FLY_IMAGE_REF=web:1
@@ -253,6 +272,7 @@ mod tests {
         PERCH_REGION=ams
         PERCH_VM_MEMORY_MB=256
         PRIMARY_REGION=fra
+        URL=secret
         ");
         let hosts = start.hosts.unwrap();
         for line in

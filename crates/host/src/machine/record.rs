@@ -4,7 +4,7 @@
 
 use perch_runtime::{ExitReason, ExitStatus};
 use perch_types::api::{CheckStatus, ExitEvent, ExitRequest, MachineEvent};
-use perch_types::host::EVENTS_MAX;
+use perch_types::host::{EVENTS_MAX, SecretsWanted};
 use perch_types::image::ImageRef;
 use perch_types::machine_config::RootfsPersist;
 use perch_types::{ApiError, AppName, InstanceId, MachineConfig, MachineId, OrgSlug, Timestamp};
@@ -32,6 +32,9 @@ pub struct Version {
     pub image: ImageRef,
     /// The file name of its writable layer in the machine's folder.
     pub upper: String,
+    /// What it needs of the app's secrets.
+    #[serde(default)]
+    pub secrets: SecretsWanted,
 }
 
 /// A boot that runs, or is being made.
@@ -93,6 +96,9 @@ pub struct Record {
     /// When it is to be started again, in milliseconds since 1970.
     #[serde(default)]
     pub restart_unix_ms: Option<i64>,
+    /// The version of the app's secrets that its last boot saw.
+    #[serde(default)]
+    pub secrets_version: Option<u64>,
     /// Why its last run could not be carried out.
     #[serde(default)]
     pub failure: Option<ApiError>,

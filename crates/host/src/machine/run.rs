@@ -89,6 +89,37 @@ pub enum Executed {
     NotExecutable,
 }
 
+/// What the step `execute` left, with what it saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "ExecuteForm")]
+pub struct ExecuteOutput {
+    /// What became of the program.
+    pub executed: Executed,
+    /// The version of the app's secrets that it was given, if it was given any.
+    pub secrets_version: Option<u64>,
+}
+
+/// The shapes of [`ExecuteOutput`] in a journal: there were no secrets at first.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum ExecuteForm {
+    Older(Executed),
+    Whole {
+        executed: Executed,
+        #[serde(default)]
+        secrets_version: Option<u64>,
+    },
+}
+
+impl From<ExecuteForm> for ExecuteOutput {
+    fn from(form: ExecuteForm) -> Self {
+        match form {
+            ExecuteForm::Older(executed) => Self { executed, secrets_version: None },
+            ExecuteForm::Whole { executed, secrets_version } => Self { executed, secrets_version },
+        }
+    }
+}
+
 /// What the step `stop` left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stopped {
@@ -109,6 +140,8 @@ pub struct Work {
     pub instance: Option<Arc<dyn Instance>>,
     /// The image, once its step ran in this process.
     pub image: Option<MountedImage>,
+    /// The version of the app's secrets that the program at hand was given.
+    pub secrets_version: Option<u64>,
     /// Why it is given up, with its code.
     pub fault: Option<ApiError>,
     /// Asks the machine's task to say that no request may be sent any more.
@@ -244,6 +277,7 @@ impl Work {
                     let went_back = self.instance.as_ref().map(|instance| instance.info().boot);
                     if let Some(number) = went_back.filter(|number| *number != boot.number) {
                         boot.number = number;
+                        record.secrets_version = self.secrets_version.or(record.secrets_version);
                         record.state = State::Started;
                         record.note("start", Source::Platform, at);
                     }
@@ -263,7 +297,10 @@ impl Work {
         record.failure = None;
         record.restart_unix_ms = None;
         record.desired = Desired::Running;
-        match run.output(Step::Execute.name()) {
+        let left: Option<ExecuteOutput> = run.output(Step::Execute.name());
+        record.secrets_version =
+            left.and_then(|left| left.secrets_version).or(record.secrets_version);
+        match left.map(|left| left.executed) {
             Some(Executed::NotExecutable) => record.state = State::Starting,
             Some(Executed::Started) | None => {
                 record.state = State::Started;

@@ -87,6 +87,7 @@ fn request() -> CreateMachine {
         config_digest: "aa".to_owned(),
         skip_launch: false,
         cordoned: false,
+        secrets: perch_types::host::SecretsWanted::default(),
     }
 }
 

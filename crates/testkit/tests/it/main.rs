@@ -13,6 +13,7 @@ mod follow;
 mod launch;
 mod machines;
 mod resume;
+mod secrets;
 mod security;
 mod sessions;
 mod survival;

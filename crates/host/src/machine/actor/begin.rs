@@ -90,13 +90,21 @@ impl Actor {
                 let signal = if force { KILL } else { signal };
                 self.begin_stop(signal, if force { 0 } else { grace_ms }, true).await
             }
-            host::Command::Update { instance, epoch, config, config_digest, skip_launch } => {
+            host::Command::Update {
+                instance,
+                epoch,
+                config,
+                config_digest,
+                skip_launch,
+                secrets,
+            } => {
                 let image = queued.image.ok_or_else(|| {
                     ApiError::new(Code::Internal, "the update's image was not resolved")
                 })?;
                 let upper = self.record.upper_for(&config, &image, &instance);
+                let config = *config;
                 let next =
-                    Version { instance, epoch, config: *config, config_digest, image, upper };
+                    Version { instance, epoch, config, config_digest, image, upper, secrets };
                 self.begin_update(next, skip_launch).await
             }
             host::Command::Destroy { .. } => self.begin_destroy(true).await,

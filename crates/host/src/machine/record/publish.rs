@@ -60,6 +60,7 @@ pub fn host_machine(
         updated_at: record.updated_at,
         events: record.events.clone(),
         checks: readiness.checks.clone(),
+        secrets_version: record.secrets_version,
         failure: record.failure.clone(),
     }
 }

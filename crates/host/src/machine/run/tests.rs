@@ -107,6 +107,7 @@ impl Machine {
             input: self.input,
             instance: None,
             image: None,
+            secrets_version: None,
             fault: None,
             gate: None,
         }

@@ -228,6 +228,7 @@ impl Server {
             images: Arc::new(OneImage { erofs: self.folder.join("busybox.erofs"), mounts }),
             rootfs: Arc::new(Layers::open(&self.folder.join("data/templates")).unwrap()),
             networks: Arc::new(KernelNetworks::open(config.network).await.unwrap()),
+            secrets: Arc::new(perch_host::secrets::NoSecrets),
             runtime: Arc::new(runtime),
             clock: Arc::new(RealClock),
         }
@@ -340,6 +341,7 @@ pub(crate) fn machine(number: u64, script: &str) -> CreateMachine {
         config_digest: format!("{number}"),
         skip_launch: false,
         cordoned: false,
+        secrets: perch_types::host::SecretsWanted::default(),
     }
 }
 
