@@ -17,6 +17,8 @@ use perch_types::{Code, MachineConfig};
 
 use crate::reply::Failure;
 
+pub(crate) use guest::check as guest;
+
 /// The largest configuration in bytes of JSON; a version of it is one document of the directory.
 pub(crate) const CONFIG_BYTES_MAX: usize = 60 * 1024;
 /// Variables of an environment.
@@ -40,7 +42,7 @@ pub(crate) fn admit(mut config: MachineConfig) -> Result<MachineConfig, Failure>
     image(&config)?;
     environment(&config)?;
     commands(&config)?;
-    guest::check(&config)?;
+    guest::check("config.guest", &config)?;
     restart(&config)?;
     stop(&config)?;
     rootfs(&mut config)?;

@@ -14,9 +14,9 @@ use perch_types::{AppName, Code, OrgSlug};
 use crate::body::{Json, Parameters};
 use crate::config::Shared;
 use crate::documents::{self, NewApp};
-use crate::reconcile;
-use crate::reply::Failure;
+use crate::reply::{Failure, chain};
 use crate::routes::{Caller, OfApp};
+use crate::{reconcile, tokens};
 
 /// The network of an app that names none.
 const NETWORK_DEFAULT: &str = "default";
@@ -33,13 +33,14 @@ pub(crate) async fn list(
     orgs.sort_unstable();
     orgs.dedup();
     orgs.retain(|org| asked.is_none_or(|asked| asked == org.as_str()));
-    let mut apps = Vec::new();
+    let mut apps: Vec<AppDoc> = Vec::new();
     // Roles that no app here has, such as the remote builders that some clients look for.
     if parameters.get("app_role").is_none() {
         for org in orgs {
             apps.extend(documents::apps(shared.store.as_ref(), org).await?);
         }
     }
+    apps.retain(|app| caller.0.iter().any(|principal| principal.reaches(&app.org, &app.id)));
     apps.sort_unstable_by(|one, other| one.name.cmp(&other.name));
     let apps: Vec<App> = apps.iter().map(|app| answer(&shared, app)).collect();
     Ok(JsonReply(Apps { total_apps: count(apps.len()), apps }))
@@ -81,6 +82,10 @@ pub(crate) async fn delete(
     Extension(OfApp(app)): Extension<OfApp>,
 ) -> Result<StatusCode, Failure> {
     documents::bury_app(&shared, &app).await?;
+    // Best effort: they reach nothing any more, and the reconciler removes them with the app.
+    if let Err(error) = tokens::end_of_app(&shared, &app.org, &app.id).await {
+        tracing::warn!(error = chain(&error), "tokens of a deleted app not removed yet");
+    }
     shared.reconciler.wake();
     // The promise is written; waiting is only so that the name is free when the answer comes.
     let gone = reconcile::app_gone(&shared, &app.org, &app.id);

@@ -1,7 +1,8 @@
 //! Reads bodies and queries, within limits and with errors that name the field.
 //!
-//! Never waits for a body longer than [`BODY_TIMEOUT`].
+//! Never waits for a body longer than [`Limits::body_timeout`](crate::Limits::body_timeout).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
@@ -11,12 +12,11 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use perch_types::Code;
 use serde::de::DeserializeOwned;
 
+use crate::config::Shared;
 use crate::reply::Failure;
 
 /// The largest body of JSON in bytes.
 pub(crate) const BODY_BYTES_MAX: usize = 1024 * 1024;
-/// How long a body of JSON may take.
-pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Parameters of a query.
 const PARAMETERS_MAX: usize = 64;
 
@@ -24,18 +24,18 @@ const PARAMETERS_MAX: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
 
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
+impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for Json<T> {
     type Rejection = Failure;
 
-    async fn from_request(request: Request, _state: &S) -> Result<Self, Failure> {
-        let bytes = read(request).await?;
+    async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Self, Failure> {
+        let bytes = read(request, shared.limits.body_timeout).await?;
         parse(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self)
     }
 }
 
-async fn read(request: Request) -> Result<Bytes, Failure> {
+async fn read(request: Request, patience: Duration) -> Result<Bytes, Failure> {
     let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
-    match tokio::time::timeout(BODY_TIMEOUT, body).await {
+    match tokio::time::timeout(patience, body).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Failure::new(
             Code::BodyTooLarge,
@@ -44,7 +44,7 @@ async fn read(request: Request) -> Result<Bytes, Failure> {
         Ok(Err(_)) => Err(Failure::new(Code::InvalidRequest, "the body did not come whole")),
         Err(_) => Err(Failure::new(
             Code::InvalidRequest,
-            format!("the body did not come within {} s", BODY_TIMEOUT.as_secs()),
+            format!("the body did not come within {patience:?}"),
         )),
     }
 }

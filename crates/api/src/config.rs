@@ -19,6 +19,7 @@ use tokio::sync::{Mutex, Semaphore};
 use crate::auth::Identity;
 use crate::error::Error;
 use crate::push_tokens::PushTokens;
+use crate::rate::{Meter, Rates};
 use crate::reconcile::{self, Reconciler};
 
 /// What the API needs to run.
@@ -80,6 +81,12 @@ pub struct Limits {
     pub builds_of_org_max: usize,
     /// Exec sessions at once.
     pub sessions_max: usize,
+    /// Tokens for one app.
+    pub tokens_of_app_max: usize,
+    /// How often something may be done to one thing.
+    pub rates: Rates,
+    /// How long a body of JSON may take.
+    pub body_timeout: Duration,
     /// How long a change waits for the view to hold it.
     pub view_timeout: Duration,
     /// How long the deletion of an app waits for its machines to be gone before it answers.
@@ -92,6 +99,9 @@ impl Default for Limits {
             builds_max: BUILDS_MAX,
             builds_of_org_max: BUILDS_OF_ORG_MAX,
             sessions_max: 256,
+            tokens_of_app_max: 64,
+            rates: Rates::default(),
+            body_timeout: Duration::from_secs(30),
             view_timeout: Duration::from_secs(5),
             delete_timeout: Duration::from_secs(15),
         }
@@ -122,6 +132,9 @@ pub(crate) struct Shared {
     pub(crate) sessions: Arc<Semaphore>,
     // Creations of apps take turns here; against another api the directory's compares decide.
     pub(crate) creating_app: Mutex<()>,
+    // So do creations of tokens.
+    pub(crate) granting: Mutex<()>,
+    pub(crate) meter: Meter,
 }
 
 impl Api {
@@ -150,6 +163,8 @@ impl Api {
             reconciler: Reconciler::default(),
             sessions: Arc::new(Semaphore::new(config.limits.sessions_max)),
             creating_app: Mutex::new(()),
+            granting: Mutex::new(()),
+            meter: Meter::new(config.limits.rates),
         });
         reconcile::spawn(&shared);
         Self { shared }

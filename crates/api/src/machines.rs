@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 use crate::config::Shared;
 use crate::documents;
 use crate::reply::Failure;
+use crate::routes::Caller;
 
 /// Where the base images are in the platform's registry; everybody may run them.
 const BASE_IMAGES: &str = "base";
@@ -31,8 +32,14 @@ fn config_digest(config: &MachineConfig) -> Result<String, Failure> {
     Ok(Sha256::digest(json).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Refuses an image of the platform's registry that is another organization's.
-async fn own_image(shared: &Shared, app: &AppDoc, config: &MachineConfig) -> Result<(), Failure> {
+/// Refuses an image of the platform's registry that the caller does not reach: another
+/// organization's, and with a token for one app another app's.
+async fn own_image(
+    shared: &Shared,
+    caller: &Caller,
+    app: &AppDoc,
+    config: &MachineConfig,
+) -> Result<(), Failure> {
     let Ok(reference) = config.image.parse::<Reference>() else {
         return Ok(());
     };
@@ -41,10 +48,11 @@ async fn own_image(shared: &Shared, app: &AppDoc, config: &MachineConfig) -> Res
         return Ok(());
     }
     let owner = match first.parse() {
-        Ok(name) => documents::claim(shared.store.as_ref(), &name).await?,
+        Ok(name) => documents::app(shared.store.as_ref(), &app.org, &name).await?,
         Err(_) => None,
     };
-    if owner.is_some_and(|claim| claim.org == app.org) {
+    let reaches = |owner: AppDoc| caller.0.iter().any(|it| it.reaches(&owner.org, &owner.id));
+    if owner.is_some_and(reaches) {
         return Ok(());
     }
     let text = format!("config.image: `{}` is unknown to the platform's registry", config.image);

@@ -17,9 +17,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
 use crate::config::Shared;
-use crate::documents;
 use crate::error::{Error, store as fault};
 use crate::reply::chain;
+use crate::{documents, tokens};
 
 /// How long a creation may take before what it wrote is taken back.
 pub(crate) const CREATION_TIME: Duration = Duration::from_secs(10 * 60);
@@ -137,6 +137,7 @@ type Found = BTreeMap<HostId, BTreeMap<MachineId, HostMachine>>;
 /// Does what can be done now; returns whether nothing is left that needs another look soon.
 async fn pass(shared: &Shared) -> Result<bool, Error> {
     let store = shared.store.as_ref();
+    tokens::forget_ended(shared).await?;
     let tombstones = documents::tombstones(store).await?;
     let promises = list_docs::<DestroyPromise>(store).await.map_err(fault("list promises"))?;
     let placements = documents::all_placements(store).await?;
@@ -183,6 +184,7 @@ async fn pass(shared: &Shared) -> Result<bool, Error> {
             // Again: a build that began just before the burial may have made its token after it,
             // and another process than this one may have buried the app.
             shared.push_tokens.revoke_app(&app_id);
+            tokens::end_of_app(shared, &org, &app_id).await?;
             // First: what follows frees the name.
             let forgotten = shared.images.forget(&stone.app).await;
             forgotten.map_err(|source| Error::Images { app: stone.app.clone(), source })?;

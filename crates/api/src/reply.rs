@@ -8,7 +8,7 @@ use std::time::Instant;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, StatusCode};
 use perch_types::endpoint::REQUEST_ID_HEADER;
 use perch_types::{ApiError, Code};
@@ -19,17 +19,31 @@ use crate::names;
 
 /// An error as a client gets it.
 #[derive(Debug)]
-pub(crate) struct Failure(Box<ApiError>);
+pub(crate) struct Failure(Box<ApiError>, RetryAfter);
+
+/// Seconds after which a request that came too often may come again.
+#[derive(Debug, Clone, Copy, Default)]
+struct RetryAfter(Option<u64>);
+
+/// What [`RetryAfter`] is when nobody said it.
+const RETRY_AFTER_S_DEFAULT: u64 = 5;
 
 impl Failure {
     /// Makes a failure of a code and its text.
     pub(crate) fn new(code: Code, error: impl Into<String>) -> Self {
-        Self(Box::new(ApiError::new(code, error)))
+        Self(Box::new(ApiError::new(code, error)), RetryAfter::default())
+    }
+
+    /// Makes the failure of a request that came too often.
+    pub(crate) fn too_often(seconds: u64) -> Self {
+        let text = format!("too many requests of this kind for one thing; {seconds} s are enough");
+        let error = ApiError::new(Code::RateLimited, text);
+        Self(Box::new(error), RetryAfter(Some(seconds)))
     }
 
     /// Adds what to do about it.
     pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
-        Self(Box::new(self.0.with_hint(hint)))
+        Self(Box::new(self.0.with_hint(hint)), self.1)
     }
 
     /// Returns the error.
@@ -41,7 +55,7 @@ impl Failure {
 
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Self {
-        Self(Box::new(error))
+        Self(Box::new(error), RetryAfter::default())
     }
 }
 
@@ -50,7 +64,7 @@ impl From<perch_client::Error> for Failure {
         if error.code().is_none() {
             tracing::warn!(error = chain(&error), "host did not answer as it should");
         }
-        Self(Box::new(error.to_api_error()))
+        Self::from(error.to_api_error())
     }
 }
 
@@ -79,6 +93,10 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0.code.status());
         let mut response = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR).into_response();
+        if self.0.code == Code::RateLimited {
+            let seconds = self.1.0.unwrap_or(RETRY_AFTER_S_DEFAULT);
+            response.headers_mut().insert(RETRY_AFTER, seconds.into());
+        }
         // The body is written by `finish`, which knows the request's id.
         response.extensions_mut().insert(Arc::new(*self.0));
         response

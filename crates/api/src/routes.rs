@@ -13,14 +13,14 @@ use axum::routing::{MethodFilter, on};
 use axum::{RequestExt as _, Router};
 use http::Method;
 use perch_types::directory::AppDoc;
-use perch_types::endpoint::{self, Endpoint};
+use perch_types::endpoint::{self, Action, Endpoint};
 use perch_types::{ApiError, AppName, Code, MachineId};
 
 use crate::auth::Principal;
 use crate::config::Shared;
 use crate::documents::{self, Placed};
 use crate::reply::{Failure, finish, no_such_method, no_such_path};
-use crate::{apps, builds, logs, machines, platform, sessions};
+use crate::{apps, builds, logs, machines, placements, platform, reference, sessions, tokens};
 
 /// How long an ordinary request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(140);
@@ -78,13 +78,19 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
         .serve(endpoint::MACHINE_LOGS, logs::machine)
         .serve(endpoint::APP_LOGS, logs::app)
         .serve(endpoint::APP_BUILD, builds::build)
+        .serve(endpoint::APP_DEPLOY_TOKEN, tokens::create)
+        .serve(endpoint::APP_TOKENS_LIST, tokens::list)
+        .serve(endpoint::APP_TOKEN_REVOKE, tokens::revoke)
+        .serve(endpoint::PLACEMENTS, placements::placements)
         .serve(endpoint::REGIONS, platform::regions)
         .serve(endpoint::PLATFORM, platform::platform)
         .serve(endpoint::SYSTEM_USAGE, platform::usage)
         .serve(endpoint::SYSTEM_PRUNE, platform::prune)
         .serve(endpoint::IMAGES_LIST, platform::images)
         .serve(endpoint::IMAGES_BOOTSTRAP, builds::bootstrap)
-        .serve(endpoint::TOKEN_CURRENT, platform::current_tokens);
+        .serve(endpoint::TOKEN_CURRENT, tokens::current)
+        .serve(endpoint::OPENAPI, reference::document)
+        .serve(endpoint::REFERENCE, reference::page);
     routes
         .router
         .fallback(no_such_path)
@@ -131,45 +137,76 @@ fn timeout_of(endpoint: Endpoint) -> Duration {
 }
 
 async fn identify(guard: &Guard, request: &mut Request) -> Result<(), Failure> {
+    if guard.endpoint.action == Action::Public {
+        return Ok(());
+    }
     let shared = &guard.shared;
     let mut principals = shared.identity.of_request(request.headers()).await?;
     principals.retain(|principal| principal.permits(guard.endpoint.action));
     if principals.is_empty() {
-        return Err(Failure::new(Code::Forbidden, "the token does not allow this"));
+        return Err(not_allowed());
     }
     let parameters = request.extract_parts::<RawPathParams>().await;
     let parameters = parameters.map_err(|_| Failure::from(ApiError::app_not_found("")))?;
     let named = |name: &str| {
         parameters.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_owned())
     };
+    let counted_for;
     if let Some(name) = named("app") {
         let app = reach_app(guard, &principals, &name).await?;
-        principals.retain(|principal| principal.org == app.org);
-        if let Some(id) = named("machine") {
-            let target = reach_machine(shared, &app, &id).await?;
-            request.extensions_mut().insert(Target(Arc::new(target)));
-        }
+        principals.retain(|principal| principal.reaches(&app.org, &app.id));
+        counted_for = match named("machine") {
+            Some(id) => {
+                let target = reach_machine(shared, &app, &id).await?;
+                request.extensions_mut().insert(Target(Arc::new(target)));
+                id
+            }
+            None if guard.endpoint == endpoint::APP_DELETE => app.org.to_string(),
+            None => app.id.clone(),
+        };
         request.extensions_mut().insert(OfApp(Arc::new(app)));
+    } else {
+        principals.retain(|it| it.app_id.is_none() || IS_FOR_APP_TOKENS.contains(&guard.endpoint));
+        let first = principals.first().ok_or_else(not_allowed)?;
+        counted_for = first.org.to_string();
     }
+    let counted = shared.meter.count(guard.endpoint, &counted_for, shared.clock.boot_ms());
+    counted.map_err(Failure::too_often)?;
     request.extensions_mut().insert(Caller(Arc::new(principals)));
     Ok(())
 }
+
+fn not_allowed() -> Failure {
+    Failure::new(Code::Forbidden, "the token does not allow this")
+}
+
+/// Endpoints without an app in their path that a token for one app may use: what they show of
+/// apps is this app's only.
+const IS_FOR_APP_TOKENS: [Endpoint; 5] = [
+    endpoint::APPS_LIST,
+    endpoint::IMAGES_LIST,
+    endpoint::PLATFORM,
+    endpoint::REGIONS,
+    endpoint::TOKEN_CURRENT,
+];
 
 async fn reach_app(guard: &Guard, principals: &[Principal], name: &str) -> Result<AppDoc, Failure> {
     let unknown = || Failure::from(ApiError::app_not_found(name));
     let parsed: AppName = name.parse().map_err(|_| unknown())?;
     let store = guard.shared.store.as_ref();
     let claim = documents::claim(store, &parsed).await?.ok_or_else(unknown)?;
-    if !principals.iter().any(|principal| principal.org == claim.org) {
+    let app = documents::app(store, &claim.org, &parsed).await?;
+    let id = app.as_ref().map(|app| app.id.as_str()).unwrap_or_default();
+    if !principals.iter().any(|principal| principal.reaches(&claim.org, id)) {
         // Names are one global namespace, so a taken one is no secret; only this call tells
         // (contract 1.2), because clients ask it whether a name is free.
         return Err(if guard.endpoint == endpoint::APP_GET {
-            Failure::new(Code::Forbidden, format!("the app `{name}` is another organization's"))
+            Failure::new(Code::Forbidden, format!("the app `{name}` is not the token's to reach"))
         } else {
             unknown()
         });
     }
-    documents::app(store, &claim.org, &parsed).await?.ok_or_else(unknown)
+    app.ok_or_else(unknown)
 }
 
 async fn reach_machine(shared: &Shared, app: &AppDoc, id: &str) -> Result<Placed, Failure> {

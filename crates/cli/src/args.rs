@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use perch_types::env::{API_TOKEN, API_URL};
 
 use crate::commands::{
-    apps, auth, build, deploy, explain, images, launch, logs, machine, open, status, system,
+    apps, auth, build, deploy, explain, images, launch, logs, machine, open, status, system, tokens,
 };
 
 /// Run apps on your own servers.
@@ -74,6 +74,9 @@ pub(crate) enum Command {
     /// Log in to a platform
     #[command(subcommand)]
     Auth(auth::AuthCommand),
+    /// Make, list and end tokens for an app
+    #[command(subcommand)]
+    Tokens(tokens::TokensCommand),
     /// Explain an error code
     Explain(explain::ExplainArgs),
     /// Show the versions of the CLI and the platform

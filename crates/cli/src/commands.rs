@@ -14,6 +14,7 @@ pub(crate) mod machine;
 pub(crate) mod open;
 pub(crate) mod status;
 pub(crate) mod system;
+pub(crate) mod tokens;
 mod version;
 
 use crate::args::Command;
@@ -33,6 +34,7 @@ pub(crate) async fn run(invocation: &Invocation, command: Command) -> Result {
         Command::Images(command) => Box::pin(images::run(invocation, command)).await,
         Command::Open(args) => Box::pin(open::run(invocation, args)).await,
         Command::Auth(command) => Box::pin(auth::run(invocation, command)).await,
+        Command::Tokens(command) => Box::pin(tokens::run(invocation, command)).await,
         Command::System(command) => Box::pin(system::run(invocation, command)).await,
         Command::Explain(args) => explain::run(invocation, &args),
         Command::Version => Box::pin(version::run(invocation)).await,

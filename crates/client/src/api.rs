@@ -8,9 +8,10 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue, Method};
 use perch_types::api::{
-    App, AppLogs, Apps, CreateApp, CreateMachineRequest, ExecRequest, ExecResponse, Images,
-    LogRecord, Machine, MachineEvent, Platform, Pruned, Regions, SignalRequest, StartResponse,
-    StopRequest, SystemUsage, TokensCurrent, WaitResponse,
+    App, AppLogs, Apps, CreateApp, CreateDeployToken, CreateMachineRequest, CreatedToken,
+    ExecRequest, ExecResponse, Images, LogRecord, Machine, MachineEvent, Placements,
+    PlacementsRequest, Platform, Pruned, Regions, SignalRequest, StartResponse, StopRequest,
+    SystemUsage, TokensCurrent, WaitResponse,
 };
 use perch_types::build::{BUILD_HEADER, BuildEvent, BuildRequest, FORCE_HEADER};
 use perch_types::endpoint::{self, Endpoint};
@@ -444,6 +445,45 @@ impl Api {
         }
         parts.headers_timeout = BUILD_HEADERS_TIMEOUT;
         self.connection.lines(parts, LINE_BYTES_MAX, None).await
+    }
+
+    /// Returns where machines would be placed now.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn placements(&self, wanted: &PlacementsRequest) -> Result<Placements, Error> {
+        let parts = self.request(endpoint::PLACEMENTS, &[]).with_json(wanted)?;
+        self.connection.json(parts).await
+    }
+
+    /// Makes a token for an app.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn create_deploy_token(
+        &self,
+        app: &AppName,
+        token: &CreateDeployToken,
+    ) -> Result<CreatedToken, Error> {
+        let parts = self.request(endpoint::APP_DEPLOY_TOKEN, &[app.as_str()]);
+        self.connection.json(parts.with_json(token)?).await
+    }
+
+    /// Returns the tokens for an app.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn app_tokens(&self, app: &AppName) -> Result<TokensCurrent, Error> {
+        self.connection.json(self.request(endpoint::APP_TOKENS_LIST, &[app.as_str()])).await
+    }
+
+    /// Ends a token for an app. The id must be one that the platform gave.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn revoke_app_token(&self, app: &AppName, token_id: &str) -> Result<(), Error> {
+        let parts = self.request(endpoint::APP_TOKEN_REVOKE, &[app.as_str(), token_id]);
+        self.connection.done(parts).await
     }
 
     /// Returns what the token is.

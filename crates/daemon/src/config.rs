@@ -46,6 +46,8 @@ pub(crate) struct Config {
     pub(crate) build: Build,
     /// Images that no machine names.
     pub(crate) image_cache: ImageCache,
+    /// How often something may be done to one thing through the API.
+    pub(crate) rates: perch_api::Rates,
 }
 
 /// A block of private IPv4 addresses.
@@ -111,6 +113,7 @@ impl Default for Config {
             guest_dir: None,
             build: Build::default(),
             image_cache: ImageCache::default(),
+            rates: perch_api::Rates::default(),
         }
     }
 }
@@ -284,6 +287,7 @@ mod tests {
             ..Flags::default()
         };
         let config = Config::load(&flags).unwrap();
+        assert_eq!(config.rates, perch_api::Rates::default());
         assert_eq!((config.domain.as_str(), config.region.as_str()), ("b.example", "ams"));
     }
 
@@ -295,6 +299,8 @@ mod tests {
             ("instance = \"UPPER\"", "instance"),
             ("domain = \"a b\"", "domain"),
             ("colour = 1", "colour"),
+            ("[rates.read]\nper_minute = 1\nburst = -1", "burst"),
+            ("[rates]\ncolour = 1", "colour"),
             ("machines_ipv4 = \"8.8.0.0/16\"", "private block"),
             ("run_dir = \"/a-very-long-folder-name-that-no-socket-fits-into-any-more\"", "run_dir"),
         ] {

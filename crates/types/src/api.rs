@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use crate::id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region};
 use crate::image::ImageRef;
-use crate::machine_config::{MachineConfig, Signal, null_is_default};
+use crate::machine_config::{GuestConfig, MachineConfig, Signal, null_is_default};
+use crate::secret::Secret;
 use crate::state::MachineState;
 use crate::time::{GoDuration, Timestamp};
 
@@ -313,6 +314,51 @@ pub struct SignalRequest {
     pub signal: Value,
 }
 
+/// Body of the question where machines would be placed (contract 1.11).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PlacementsRequest {
+    /// Whose machines.
+    pub org_slug: String,
+    /// What each needs; default a machine of one performance CPU and 2 GiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute: Option<GuestConfig>,
+    /// Where; a code, or codes and aliases in the order of preference. Default: the platform's
+    /// own region, then any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// How many; 0 or nothing asks how many each region has room for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// The volume that each mounts. Not supported by this server yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_name: Option<String>,
+    /// That volume's size. Not supported by this server yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_size_bytes: Option<u64>,
+    /// What counts more: `region` (the order of preference) or `spread` (as many in each). Equal
+    /// weights, and none, are for the order.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub weights: BTreeMap<String, i64>,
+}
+
+/// Answer of the question where machines would be placed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Placements {
+    /// In the order of preference, those with room.
+    pub regions: Vec<RegionPlacement>,
+}
+
+/// How many machines a region would get.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionPlacement {
+    /// Where.
+    pub region: Region,
+    /// How many.
+    pub count: u64,
+    /// On how many hosts: so many can be made there at once without waiting for each other.
+    pub concurrency: u64,
+}
+
 /// A region as answered (contract 1.11).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RegionInfo {
@@ -422,13 +468,51 @@ pub struct Images {
     pub images: Vec<ImageInfo>,
 }
 
+/// Body of the creation of a token for an app (contract 1.2).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CreateDeployToken {
+    /// How long it holds, at most 20 years; default one year.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expiry: Option<GoDuration>,
+    /// A name to tell it from others; default `deploy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// Answer of the creation of a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreatedToken {
+    /// Its text, which the platform does not keep.
+    pub token: Secret,
+    /// Which it is, for its end.
+    pub token_id: String,
+    /// Until when it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+}
+
 /// One token of the caller (contract 1.12).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenInfo {
     /// Which.
     pub token_id: String,
+    /// The organization's name.
+    #[serde(default)]
+    pub organization: String,
     /// The organization's slug.
     pub org_slug: OrgSlug,
+    /// The only apps that it reaches; empty for all of the organization.
+    #[serde(default)]
+    pub apps: Vec<String>,
+    /// Empty: tokens are not a person's here.
+    #[serde(default)]
+    pub user: String,
+    /// Empty: no token is for one machine only.
+    #[serde(default)]
+    pub restricted_to_machine: String,
+    /// Empty: the caller is no machine.
+    #[serde(default)]
+    pub source_machine_id: String,
     /// The name it was given.
     pub name: String,
     /// Until when it holds.

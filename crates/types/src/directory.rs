@@ -166,6 +166,9 @@ pub struct TokenDoc {
     /// Until when it holds.
     #[serde(default)]
     pub expires_at: Option<Timestamp>,
+    /// The id of the only app that it reaches; without one it reaches all of the organization.
+    #[serde(default)]
+    pub app_id: Option<String>,
 }
 document!(TokenDoc, "tokens/", (org: OrgSlug, sha256_hex: String));
 

@@ -30,7 +30,8 @@ const PERFORMANCE: Bounds = Bounds {
     memory_mb_step: 1024,
 };
 
-pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
+/// Checks the guest of a configuration; `path` is where it stands in the request.
+pub(crate) fn check(path: &str, config: &MachineConfig) -> Result<(), Failure> {
     let Some(guest) = &config.guest else {
         return Ok(());
     };
@@ -43,7 +44,7 @@ pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
         let allowed: Vec<String> = bounds.cpus.iter().map(u32::to_string).collect();
         let allowed = allowed.join(", ");
         return refuse(format!(
-            "config.guest.cpus: {cpus} is not one of {allowed}, as {kind} CPUs allow"
+            "{path}.cpus: {cpus} is not one of {allowed}, as {kind} CPUs allow"
         ));
     }
     if guest.memory_mb.is_none() && config.cpu_kind() == CpuKind::Shared && cpus == 1 {
@@ -54,7 +55,7 @@ pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
     let step = bounds.memory_mb_step;
     if !(min..=max).contains(&memory_mb) || !memory_mb.is_multiple_of(step) {
         return refuse(format!(
-            "config.guest.memory_mb: {memory_mb} is not {min} to {max} in steps of {step}, \
+            "{path}.memory_mb: {memory_mb} is not {min} to {max} in steps of {step}, \
              as {cpus} {kind} CPUs allow"
         ));
     }

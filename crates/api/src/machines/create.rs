@@ -18,11 +18,12 @@ use crate::body::Json;
 use crate::config::Shared;
 use crate::place::{Candidate, Want, place};
 use crate::reply::{Failure, chain};
-use crate::routes::OfApp;
+use crate::routes::{Caller, OfApp};
 use crate::{admit, documents, names, reconcile, view};
 
 pub(crate) async fn create(
     State(shared): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
     Extension(OfApp(app)): Extension<OfApp>,
     Json(request): Json<CreateMachineRequest>,
 ) -> Result<JsonReply<Machine>, Failure> {
@@ -35,7 +36,7 @@ pub(crate) async fn create(
         Some(_) | None => names::machine_name()?,
     };
     let config = admit::admit(request.config)?;
-    own_image(&shared, &app, &config).await?;
+    own_image(&shared, &caller, &app, &config).await?;
     let candidates = candidates(&shared).await?;
     let want = Want { region: request.region.as_deref(), memory_mb: u64::from(config.memory_mb()) };
     let chosen = place(&candidates, &shared.regions, want)?;
@@ -152,7 +153,7 @@ async fn take_back(shared: &Shared, app: &AppDoc, machine: &CreateMachine) {
 }
 
 /// Returns what is known of the hosts.
-async fn candidates(shared: &Shared) -> Result<Vec<Candidate>, Failure> {
+pub(crate) async fn candidates(shared: &Shared) -> Result<Vec<Candidate>, Failure> {
     let view = shared.view.load();
     let mut candidates = Vec::new();
     for host in shared.hosts.values() {

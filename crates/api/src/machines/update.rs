@@ -18,11 +18,12 @@ use crate::body::Json;
 use crate::config::Shared;
 use crate::documents::Placed;
 use crate::reply::{Failure, chain};
-use crate::routes::{OfApp, Target};
+use crate::routes::{Caller, OfApp, Target};
 use crate::{admit, documents, names, view};
 
 pub(crate) async fn update(
     State(shared): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
     Extension(OfApp(app)): Extension<OfApp>,
     Extension(Target(target)): Extension<Target>,
     Json(request): Json<CreateMachineRequest>,
@@ -31,7 +32,7 @@ pub(crate) async fn update(
     let before = &target.placement.document;
     stays(&request, before)?;
     let config = admit::admit(request.config)?;
-    own_image(&shared, &app, &config).await?;
+    own_image(&shared, &caller, &app, &config).await?;
     let change = Change { config, skip_launch: request.skip_launch };
     let made = tokio::spawn(write_and_ask(Arc::clone(&shared), app, target, change));
     match made.await {

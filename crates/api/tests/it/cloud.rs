@@ -13,7 +13,7 @@ use perch_client::{Address, BoxError, Connection, HostClient, RequestParts, body
 use perch_store::{Expected, SqliteStore, Store, ViewFollower, get_doc, put_doc};
 use perch_types::api::{CreateApp, CreateMachineRequest, ImageInfo, Machine, Platform, RegionInfo};
 use perch_types::clock::Clock;
-use perch_types::directory::{AppNameClaim, TokenDoc};
+use perch_types::directory::{AppNameClaim, HostDoc, TokenDoc};
 use perch_types::{ApiError, AppName, OrgSlug, Secret, Timestamp};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -98,6 +98,14 @@ impl Cloud {
     }
 
     pub(crate) async fn start_with(builder: bool) -> Self {
+        Self::start_as(builder, Limits::default()).await
+    }
+
+    pub(crate) async fn start_limited(limits: Limits) -> Self {
+        Self::start_as(false, limits).await
+    }
+
+    async fn start_as(builder: bool, limits: Limits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let offset_ms = AtomicI64::new(1_000_000);
         let clock = Arc::new(TestClock { began: Instant::now(), offset_ms });
@@ -139,7 +147,7 @@ impl Cloud {
             builder_socket: builder.then(|| folder.path().join("builder.sock")),
             images: Arc::clone(&images) as Arc<dyn ImageCatalog>,
             clock: clock.clone(),
-            limits: Limits { delete_timeout: Duration::from_secs(10), ..Limits::default() },
+            limits: Limits { delete_timeout: Duration::from_secs(10), ..limits },
         });
         api.ensure_admin_token(&hash(ADMIN)).await.unwrap();
         let socket = folder.path().join("api.sock");
@@ -166,11 +174,20 @@ impl Cloud {
             operator: false,
             created_at: self.clock.now(),
             expires_at,
+            app_id: None,
         };
         let key = (org, hash(token));
         put_doc(self.store.as_ref(), &key, &document, Expected::Any).await.unwrap();
         // The API reads tokens again after a second at the latest.
         self.clock.offset_ms.fetch_add(2_000, Ordering::Relaxed);
+    }
+
+    /// Has the host say what it has.
+    pub(crate) async fn host_document(&self, memory_mb: u64) {
+        let region = FakeHost::region();
+        let document = HostDoc { region, incarnation: 1, cpus: 2, memory_mb };
+        let key = (self.host.id.clone(),);
+        put_doc(self.store.as_ref(), &key, &document, Expected::Any).await.unwrap();
     }
 
     /// Turns the clock.

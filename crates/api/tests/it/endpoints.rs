@@ -20,7 +20,7 @@ const ID: &str = "00000000000001";
 #[tokio::test]
 async fn t1_every_endpoint_is_closed_without_a_token() {
     let cloud = Cloud::start().await;
-    for endpoint in endpoint::ALL {
+    for endpoint in endpoint::ALL.iter().filter(|it| it.action != Action::Public) {
         let path = endpoint.path_of(&["web", ID]);
         // Each with another text, because failures of one are counted.
         for token in [None, Some(endpoint.path)] {
@@ -38,7 +38,7 @@ async fn t2_every_endpoint_of_an_object_is_closed_to_another_organization() {
     let cloud = Cloud::start().await;
     cloud.app().await;
     let machine = cloud.machine(json!({"image": "web:1"})).await;
-    for endpoint in endpoint::ALL {
+    for endpoint in endpoint::ALL.iter().filter(|it| it.action != Action::Public) {
         let path = endpoint.path_of(&["web", machine.id.as_str()]);
         let (status, _, body) =
             cloud.raw((endpoint.method, &path), Some(STRANGER), r#"{"name":"other"}"#).await;

@@ -6,9 +6,14 @@
 mod apps;
 mod builds;
 mod cloud;
+mod document;
 mod endpoints;
+mod every_field;
 mod fake_host;
+mod generated;
 mod input;
 mod machines;
 mod serving;
 mod sessions;
+mod shapes;
+mod tokens;

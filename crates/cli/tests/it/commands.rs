@@ -48,6 +48,25 @@ fn apps() {
 }
 
 #[test]
+fn tokens() {
+    let fake = Fake::start().with_app("web");
+    let perch = Perch::of(&fake);
+    let made = perch.run("tokens create deploy -a web -n ci -x 24h");
+    assert_eq!((made.code, made.stdout.as_str()), (0, "perch_deploy_text\n"), "{}", made.stderr);
+    assert!(made.stderr.contains("token 0123456789ab for the app `web` until"), "{}", made.stderr);
+    insta::assert_snapshot!(perch.run("tokens list -a web").good(), @"
+    ID            NAME  UNTIL
+    0123456789ab  ci
+    ");
+    perch.run("tokens revoke 0123456789ab -a web").good();
+    assert_eq!(perch.run("tokens revoke ../../web -a web").code, 2);
+    assert_eq!(
+        fake.changes(),
+        ["POST /v1/apps/web/deploy_token", "DELETE /v1/apps/web/tokens/0123456789ab"]
+    );
+}
+
+#[test]
 fn status() {
     let fake = one_machine();
     let perch = Perch::of(&fake);

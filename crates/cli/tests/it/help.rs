@@ -38,6 +38,10 @@ fn help_of_every_command() {
         "auth login",
         "auth whoami",
         "auth token",
+        "tokens",
+        "tokens create",
+        "tokens list",
+        "tokens revoke",
         "explain",
         "version",
     ] {

@@ -84,7 +84,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         builder_socket: Some(setup.config.run_dir.join(BUILDER_SOCKET)),
         images: Arc::new(Catalog::new(registry.clone())),
         clock: Arc::clone(&clock),
-        limits: perch_api::Limits::default(),
+        limits: perch_api::Limits { rates: setup.config.rates, ..perch_api::Limits::default() },
     });
     let push_tokens: PushTokens = api.push_tokens().clone();
     fill_gatekeeper(api.identity().clone(), push_tokens);

@@ -13,16 +13,16 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
 use perch_types::api::{
     App, AppLogAttributes, AppLogEntry, AppLogs, AppLogsMeta, Apps, CheckState, CheckStatus,
-    CreateApp, CreateMachineRequest, Done, ExecResponse, ExitEvent, ExitRequest, HostStatus,
-    ImageInfo, Images, LogRecord, LogStream, Machine, MachineEvent, Organization, Platform,
-    StartResponse, TokenInfo, TokensCurrent, WaitResponse,
+    CreateApp, CreateMachineRequest, CreatedToken, Done, ExecResponse, ExitEvent, ExitRequest,
+    HostStatus, ImageInfo, Images, LogRecord, LogStream, Machine, MachineEvent, Organization,
+    Platform, StartResponse, TokenInfo, TokensCurrent, WaitResponse,
 };
 use perch_types::build::{BUILD_HEADER, BuildEvent};
 use perch_types::exec::{ExecExit, Frame, UPGRADE, decode, encode};
 use perch_types::id::{InstanceId, ulid};
 use perch_types::image::ImageRef;
 use perch_types::{
-    ApiError, Code, MachineConfig, MachineId, MachineState, OrgSlug, Region, Timestamp,
+    ApiError, Code, MachineConfig, MachineId, MachineState, OrgSlug, Region, Secret, Timestamp,
 };
 use serde::Serialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -353,19 +353,37 @@ fn platform(world: &mut World, method: &Method, path: &[&str], body: &Bytes) -> 
             },
         ),
         ("POST", ["v1", "images", "bootstrap"]) => lines(world.build.clone()),
-        ("GET", ["v1", "tokens", "current"]) => json(
+        ("GET", ["v1", "tokens", "current"]) => {
+            json(200, &TokensCurrent { tokens: vec![token_info("tok_1", "admin")] })
+        }
+        ("POST", ["v1", "apps", _, "deploy_token"]) => json(
             200,
-            &TokensCurrent {
-                tokens: vec![TokenInfo {
-                    token_id: "tok_1".to_owned(),
-                    org_slug: OrgSlug::personal(),
-                    name: "admin".to_owned(),
-                    expires_at: None,
-                }],
+            &CreatedToken {
+                token: Secret::new("perch_deploy_text"),
+                token_id: "0123456789ab".to_owned(),
+                expires_at: Some(Timestamp::from_unix_ms(THEN)),
             },
         ),
+        ("GET", ["v1", "apps", _, "tokens"]) => {
+            json(200, &TokensCurrent { tokens: vec![token_info("0123456789ab", "ci")] })
+        }
+        ("DELETE", ["v1", "apps", _, "tokens", _]) => StatusCode::NO_CONTENT.into_response(),
         ("GET", ["api", "v1", "apps", _, "logs"]) => app_logs(world),
         _ => refusal(&ApiError::new(Code::NotFound, "no such path")),
+    }
+}
+
+fn token_info(id: &str, name: &str) -> TokenInfo {
+    TokenInfo {
+        token_id: id.to_owned(),
+        organization: "personal".to_owned(),
+        org_slug: OrgSlug::personal(),
+        apps: Vec::new(),
+        user: String::new(),
+        restricted_to_machine: String::new(),
+        source_machine_id: String::new(),
+        name: name.to_owned(),
+        expires_at: None,
     }
 }
 

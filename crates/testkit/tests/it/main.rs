@@ -5,6 +5,7 @@
 mod auth;
 mod bad_input;
 mod building;
+mod conformance;
 mod deploys;
 mod disk;
 mod draining;
