@@ -17,7 +17,7 @@ use crate::certificate::{hex, write_private};
 
 const ADMIN_FILE: &str = "admin.json";
 const HOST_ID_FILE: &str = "host-id";
-const LOCK_FILE: &str = "perchd.lock";
+pub(crate) const LOCK_FILE: &str = "perchd.lock";
 
 /// Folders under the data folder.
 pub(crate) const HOST_DIR: &str = "host";
@@ -40,12 +40,29 @@ pub(crate) struct Admin {
 pub(crate) fn folders(data: &Path, run: &Path, front_uid: u32) -> Result<()> {
     folder(data, 0o711, 0)?;
     folder(run, 0o755, 0)?;
-    // Searchable, because children without rights work in folders below; what lies in them is
-    // closed to others by the processes' umask.
-    folder(&data.join(HOST_DIR), 0o711, 0)?;
-    folder(&data.join(BUILD_DIR), 0o711, 0)?;
-    folder(&data.join(CA_DIR), 0o700, 0)?;
-    folder(&data.join(FRONT_DIR), 0o700, front_uid)
+    for (name, mode, owner) in parts(front_uid) {
+        folder(&data.join(name), mode, owner)?;
+    }
+    Ok(())
+}
+
+/// The folders under the data folder, each with its mode and the user whose is all that is in it.
+fn parts(front_uid: u32) -> [(&'static str, u32, u32); 4] {
+    [
+        // Searchable, because children without rights work in folders below; what lies in them is
+        // closed to others by the processes' umask.
+        (HOST_DIR, 0o711, 0),
+        (BUILD_DIR, 0o711, 0),
+        (CA_DIR, 0o700, 0),
+        (FRONT_DIR, 0o700, front_uid),
+    ]
+}
+
+/// Returns whose a file is, by its path below the data folder.
+pub(crate) fn owner_of(path: &Path, front_uid: u32) -> u32 {
+    let first = path.iter().next();
+    let part = parts(front_uid).into_iter().find(|(name, ..)| first == Some(name.as_ref()));
+    part.map_or(0, |(_, _, owner)| owner)
 }
 
 /// Checks that the unprivileged process can get to a folder: it must be able to search every
@@ -91,6 +108,11 @@ pub(crate) fn lock(data: &Path) -> Result<File> {
         )
     })?;
     Ok(file)
+}
+
+/// Tells whether a server was ever started with this folder.
+pub(crate) fn has_host_id(data: &Path) -> bool {
+    data.join(HOST_ID_FILE).is_file()
 }
 
 /// Reads this server's id, or mints it.

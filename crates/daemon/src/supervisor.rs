@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::backup;
 use crate::certificate::Authority;
 use crate::clock::SystemClock;
 use crate::config::Config;
@@ -105,6 +106,7 @@ impl Server {
         identity::reachable(&config.run_dir, front_uid)?;
         identity::folders(&config.data_dir, &config.run_dir, front_uid)?;
         let lock = identity::lock(&config.data_dir)?;
+        backup::ensure_restored(&config.data_dir)?;
         let dns: Vec<SocketAddr> = crate::roles::host::resolver_addresses(&config)?;
         let bound = Bound::bind(&mut config, &dns, front_uid)?;
         let clock = SystemClock;

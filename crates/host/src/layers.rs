@@ -116,8 +116,13 @@ impl Layers {
         }
         // Beside the target, so that a crash leaves the target as it was.
         let new = path.with_extension("new");
-        copy(&template, &new)?;
-        fs::rename(&new, path).map_err(Error::file("move into place", path))
+        let placed = copy(&template, &new)
+            .and_then(|_| fs::rename(&new, path).map_err(Error::file("move into place", path)));
+        if placed.is_err() {
+            // The disk may be full of just this.
+            remove(&new)?;
+        }
+        placed
     }
 
     /// Returns the template of a size, formatting it the first time.
@@ -255,7 +260,11 @@ impl Rootfs for Layers {
     }
 
     async fn remove(&self, path: &Path) -> Result<(), Fault> {
-        Ok(tokio::task::block_in_place(|| remove(path))?)
+        Ok(tokio::task::block_in_place(|| {
+            // A crash may have come between the copy and its place.
+            remove(&path.with_extension("new"))?;
+            remove(path)
+        })?)
     }
 }
 

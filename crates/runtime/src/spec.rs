@@ -48,6 +48,13 @@ impl MachineDir {
         self.run.join("boot.json")
     }
 
+    /// Returns the file that a boot's monitor holds locked for as long as it lives, from before its
+    /// first effect: by it the machine's next boot knows that no other one is under way.
+    #[must_use]
+    pub fn lock_file(&self) -> PathBuf {
+        self.state.join("monitor.lock")
+    }
+
     /// Returns the file of the last boot's exit status.
     #[must_use]
     pub fn exit_file(&self) -> PathBuf {

@@ -3,6 +3,8 @@
 //! Never shares anything with another cloud: folders, ports, cgroups and interfaces carry its
 //! name, and [`Cloud::finish`] looks that nothing of it is left.
 
+mod survive;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -16,6 +18,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub use self::survive::Caller;
 use crate::http::{self, Answer};
 use crate::{image, skipped, wait_for};
 

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use perch_durable::{Db, OpenRun};
 use perch_oci::{Client, ClientConfig, Credentials, Endpoint, ImageStore, StoreConfig};
 use perch_runtime::{SandboxRuntime, sandbox};
+use perch_types::Timestamp;
 use perch_types::image::PLATFORM_REGISTRY;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
@@ -29,6 +30,8 @@ use crate::networks::KernelNetworks;
 use crate::schema::{HOST, HostRow, ONLY, QUEUES, RECORDS};
 use crate::shared::{Begin, Shared};
 
+/// The host's own file in its data folder.
+const STATE_FILE: &str = "host.db";
 /// How far apart the generations of two starts of the agent are, in bits.
 const STARTS_SHIFT: u32 = 32;
 
@@ -88,9 +91,25 @@ impl Host {
         store: Option<Arc<dyn Store>>,
         findings: Vec<String>,
     ) -> Result<Self, Error> {
+        Self::start_telling(config, effects, store, findings, || {}).await
+    }
+
+    /// As [`Host::start_with`]. `committed` is called after every commit of the state file, before
+    /// anybody hears of it: a test can end the process there.
+    ///
+    /// # Errors
+    /// As [`Host::start_with`].
+    pub async fn start_telling(
+        config: Config,
+        effects: Effects,
+        store: Option<Arc<dyn Store>>,
+        findings: Vec<String>,
+        committed: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
         make_folders(&config)?;
-        let path = config.data_dir.join("host.db");
-        let db = Db::open(&path, &[]).map_err(|source| Error::State { source })?;
+        let db = Db::open(config.data_dir.join(STATE_FILE), &[])
+            .map_err(|source| Error::State { source })?;
+        db.on_commit(committed);
         let server_boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .map(|text| text.trim().to_owned())
             .unwrap_or_default();
@@ -197,6 +216,34 @@ async fn begin(db: &Db, id: HostId, server_boot: String) -> Result<(HostRow, boo
         })
         .await;
     begun.map_err(|source| Error::State { source })
+}
+
+/// Prepares a state file that came out of a backup: the agent begins as after a restart of the
+/// server, and with an incarnation that nobody has seen, because what it said after the backup was
+/// taken is known to others. Seconds since 1970 also tell two restorations of one backup apart.
+///
+/// # Errors
+/// When the file cannot be used, or a newer release wrote it.
+pub async fn take_restored_state(data_dir: &Path, now: Timestamp) -> Result<(), Error> {
+    let path = data_dir.join(STATE_FILE);
+    if !path.is_file() {
+        return Ok(());
+    }
+    let state = |source| Error::State { source };
+    let db = Db::open(path, &[]).map_err(state)?;
+    let written: Result<(), perch_durable::Error> = db
+        .write(move |tx| {
+            let only = ONLY.to_owned();
+            let Some(mut row) = HOST.get(tx, &only)? else {
+                return Ok(());
+            };
+            let seconds = u64::try_from(now.unix_s()).unwrap_or_default();
+            row.incarnation = row.incarnation.saturating_add(1).max(seconds);
+            row.server_boot = String::new();
+            HOST.put(tx, &only, &row)
+        })
+        .await;
+    written.map_err(state)
 }
 
 fn make_folders(config: &Config) -> Result<(), Error> {

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod remote;
 #[cfg(test)]
+mod schema;
+#[cfg(test)]
 mod sqlite;
 #[cfg(test)]
 mod support;

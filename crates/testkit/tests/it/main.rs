@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "clients of a test send at a bounded rate")]
 
 mod auth;
+mod backup;
 mod bad_input;
 mod building;
 mod deploys;
@@ -10,9 +11,11 @@ mod disk;
 mod draining;
 mod edge;
 mod follow;
+mod hostile;
 mod launch;
 mod machines;
 mod resume;
+mod rounds;
 mod security;
 mod sessions;
 mod survival;

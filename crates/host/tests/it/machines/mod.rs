@@ -3,7 +3,9 @@
 
 mod adoption;
 mod ends;
+mod full;
 mod images;
+mod kills;
 mod life;
 mod policies;
 mod server;

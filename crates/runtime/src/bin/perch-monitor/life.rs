@@ -73,7 +73,7 @@ struct Life {
 
 /// Keeps a machine to its end.
 pub(crate) fn live(running: Running, wanted: bool) -> Result<(), Error> {
-    let Running { shared, root, init, stdout, stderr, socket } = running;
+    let Running { shared, root, init, stdout, stderr, socket, alone } = running;
     let log = spawn_log(&shared)?;
     let signals = termination_signals().map_err(Error::system("read signals"))?;
     let server = Arc::clone(&shared);
@@ -93,7 +93,7 @@ pub(crate) fn live(running: Running, wanted: bool) -> Result<(), Error> {
         life.shared.kill()?;
     }
     while !life.turn()? {}
-    ending::end(life, &root, log)
+    ending::end(life, &root, log, alone)
 }
 
 fn spawn_log(shared: &Arc<Shared>) -> Result<JoinHandle<()>, Error> {

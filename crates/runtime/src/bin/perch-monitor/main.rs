@@ -95,7 +95,7 @@ fn take_boot() -> io::Result<(UnixStream, Box<Boot>)> {
 }
 
 fn run(mut socket: &UnixStream, boot: Boot) -> ExitCode {
-    match launch::launch(boot) {
+    match launch::launch(boot, socket) {
         Ok(running) => {
             let hello = Answer::Hello(Box::new(running.shared.info.clone()));
             // An agent that went away meanwhile does not know this boot: nobody wants it.
