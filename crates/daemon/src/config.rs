@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) const FILE_DEFAULT: &str = "/etc/perch/perchd.toml";
 
 /// All settings of a server. Every key may be left out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
     /// What is kept: machines, images, the directory.
@@ -42,6 +42,8 @@ pub(crate) struct Config {
     pub(crate) machines_uid_base: u32,
     /// Where `perch-init` and `perch-monitor` are; beside `perchd` or in `../lib/perch` when unset.
     pub(crate) guest_dir: Option<PathBuf>,
+    /// Memory that machines may be promised, as a multiple of what the server has.
+    pub(crate) memory_overcommit: f64,
     /// Limits of builds.
     pub(crate) build: Build,
     /// Images that no machine names.
@@ -109,6 +111,7 @@ impl Default for Config {
             machines_ipv4: Ipv4Pool { network: Ipv4Addr::new(10, 209, 0, 0), prefix: 16 },
             machines_uid_base: 1 << 20,
             guest_dir: None,
+            memory_overcommit: 1.0,
             build: Build::default(),
             image_cache: ImageCache::default(),
         }
@@ -178,6 +181,8 @@ pub(crate) struct Flags {
 
 /// The longest name of an installation: it is part of interface names.
 const INSTANCE_BYTES_MAX: usize = 8;
+/// How much more memory may be promised than there is. Less than 1 keeps some for other programs.
+const MEMORY_OVERCOMMIT: std::ops::RangeInclusive<f64> = 0.1..=64.0;
 /// A Unix socket's path holds 108 bytes; the longest name in the folder takes 60 of them.
 const RUN_DIR_BYTES_MAX: usize = 48;
 
@@ -237,6 +242,13 @@ impl Config {
                 && self.instance.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()),
             "`instance` is 1 to {INSTANCE_BYTES_MAX} lowercase letters and digits"
         );
+        ensure!(
+            MEMORY_OVERCOMMIT.contains(&self.memory_overcommit),
+            "`memory_overcommit` is {} to {}; {} is not",
+            MEMORY_OVERCOMMIT.start(),
+            MEMORY_OVERCOMMIT.end(),
+            self.memory_overcommit
+        );
         let labels_fine = self.domain.split('.').all(|label| {
             (1..=63).contains(&label.len())
                 && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -295,6 +307,8 @@ mod tests {
             ("instance = \"UPPER\"", "instance"),
             ("domain = \"a b\"", "domain"),
             ("colour = 1", "colour"),
+            ("memory_overcommit = 0.0", "0.1 to 64"),
+            ("memory_overcommit = nan", "memory_overcommit"),
             ("machines_ipv4 = \"8.8.0.0/16\"", "private block"),
             ("run_dir = \"/a-very-long-folder-name-that-no-socket-fits-into-any-more\"", "run_dir"),
         ] {

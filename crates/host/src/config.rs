@@ -63,12 +63,15 @@ pub struct PlatformRegistry {
 }
 
 /// What a host may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
     /// Free bytes of the data folder below which nothing new is made.
     pub disk_reserve_bytes: u64,
     /// Machines.
     pub machines_max: usize,
+    /// Memory that machines may be promised, as a multiple of what the server has. Machines that
+    /// idle use a fraction of theirs; more than 1 relies on that.
+    pub memory_overcommit: f64,
     /// A machine's log.
     pub log: LogLimits,
     /// How long requests under way may go on before a machine that is stopped or updated gets
@@ -83,6 +86,7 @@ impl Default for Limits {
         Self {
             disk_reserve_bytes: DISK_RESERVE_BYTES,
             machines_max: MACHINES_MAX,
+            memory_overcommit: 1.0,
             log: LogLimits::default(),
             drain: DRAIN_TIMEOUT,
             cache: CachePolicy::default(),

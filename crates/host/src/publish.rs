@@ -106,21 +106,25 @@ impl Publisher {
         Ok(())
     }
 
-    /// Makes the host known. Its incarnation is the directory's to give: a new one for a state file
-    /// that has none or that is not the one the directory knows.
+    /// Makes the host known, and what it has to give. Its incarnation is the directory's to give: a
+    /// new one for a state file that has none or that is not the one the directory knows.
     async fn register(&self) -> Result<(), Error> {
         let key = (self.shared.id.clone(),);
         let found = get_doc::<HostDoc>(self.store.as_ref(), &key).await?;
         let (cpus, memory_mb) = crate::host::capacity();
+        let memory_mb = promised_mb(memory_mb, self.shared.config.limits.memory_overcommit);
         let own = self.shared.incarnation.load(Ordering::Acquire);
         let known = found.as_ref().map(|found| found.document.incarnation);
         let incarnation = match known {
-            Some(known) if known == own => return Ok(()),
+            Some(known) if known == own => own,
             Some(known) => known.max(own).saturating_add(1),
             None => own.max(1),
         };
         let document =
             HostDoc { region: self.shared.config.region.clone(), incarnation, cpus, memory_mb };
+        if found.as_ref().is_some_and(|found| found.document == document) {
+            return Ok(());
+        }
         let expected = found.map_or(Expected::Absent, |found| Expected::Revision(found.revision));
         put_doc(self.store.as_ref(), &key, &document, expected).await?;
         let written: Result<(), perch_durable::Error> = self
@@ -259,6 +263,17 @@ fn is_gone(handle: &Handle) -> bool {
     handle.published().machine.state == State::Destroyed
 }
 
+/// Returns the memory that machines may be promised, of what the server has.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "MiB of a server are far below 2^52, and a cast of a float saturates"
+)]
+fn promised_mb(memory_mb: u64, overcommit: f64) -> u64 {
+    (memory_mb as f64 * overcommit) as u64
+}
+
 fn alive_key(host: &HostId) -> String {
     format!("{}/alive", HostDoc::key(&(host.clone(),)))
 }
@@ -279,5 +294,17 @@ impl Shared {
         // What was said before the directory gave an incarnation counts as said by it.
         record.generation.incarnation = self.incarnation.load(Ordering::Acquire);
         record
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_overcommitted_server_promises_more_than_it_has() {
+        assert_eq!(promised_mb(24_000, 1.0), 24_000);
+        assert_eq!(promised_mb(24_000, 12.5), 300_000);
+        assert_eq!(promised_mb(24_000, 0.5), 12_000);
     }
 }

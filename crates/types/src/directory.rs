@@ -178,7 +178,7 @@ pub struct HostDoc {
     pub incarnation: u64,
     /// CPUs it has.
     pub cpus: u32,
-    /// Memory it has in MiB.
+    /// Memory that its machines may be promised in MiB.
     pub memory_mb: u64,
 }
 document!(HostDoc, "hosts/", (host: HostId));

@@ -11,20 +11,6 @@ use serde_json::{Map, Value};
 use crate::service::{Check, Service};
 use crate::time::GoDuration;
 
-mod dns;
-mod guest;
-mod init;
-mod restart;
-mod rootfs;
-mod stop;
-
-pub use dns::DnsConfig;
-pub use guest::{CpuKind, GUEST_CPUS_DEFAULT, GUEST_MEMORY_MB_DEFAULT, GuestConfig};
-pub use init::InitConfig;
-pub use restart::{RESTART_RETRIES_DEFAULT, RESTART_WINDOW, RestartConfig, RestartPolicy};
-pub use rootfs::{ROOTFS_SIZE_GB_DEFAULT, RootfsConfig, RootfsPersist};
-pub use stop::{STOP_SIGNAL_DEFAULT, STOP_TIMEOUT_DEFAULT, STOP_TIMEOUT_MAX, Signal, StopConfig};
-
 /// Keys that are not typed, kept as they came.
 pub type Other = Map<String, Value>;
 
@@ -83,6 +69,194 @@ pub struct MachineConfig {
     #[serde(flatten)]
     pub other: Other,
 }
+
+/// `config.init`: what the program is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct InitConfig {
+    /// Replaces entrypoint and command entirely.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub exec: Vec<String>,
+    /// Replaces the image's ENTRYPOINT.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub entrypoint: Vec<String>,
+    /// Replaces the image's CMD.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub cmd: Vec<String>,
+    /// Gives the program a terminal.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_false")]
+    pub tty: bool,
+    /// Every other key, kept.
+    #[serde(flatten)]
+    pub other: Other,
+}
+
+/// `config.guest`: CPU and memory.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct GuestConfig {
+    /// `shared` or `performance`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_kind: Option<CpuKind>,
+    /// How many CPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    /// Memory in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<u32>,
+    /// Every other key, kept.
+    #[serde(flatten)]
+    pub other: Other,
+}
+
+/// CPU classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CpuKind {
+    /// A share of a CPU.
+    #[default]
+    Shared,
+    /// CPUs of its own.
+    Performance,
+}
+
+/// `config.restart`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RestartConfig {
+    /// When to start it again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<RestartPolicy>,
+    /// How often within five minutes, for `on-failure`; default 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_retries: Option<u32>,
+    /// Every other key, kept.
+    #[serde(flatten)]
+    pub other: Other,
+}
+
+/// When a machine whose program ended is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// Never.
+    No,
+    /// After every exit, with a back-off.
+    Always,
+    /// After an exit that was a failure; the API's default.
+    #[default]
+    OnFailure,
+}
+
+/// `config.stop_config`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StopConfig {
+    /// How long the program may take; default 5 s, at most 300 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<GoDuration>,
+    /// The signal that asks it to end; default SIGINT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<Signal>,
+    /// Every other key, kept.
+    #[serde(flatten)]
+    pub other: Other,
+}
+
+/// `config.rootfs`: the writable layer over the image.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RootfsConfig {
+    /// Whether the layer outlives a restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persist: Option<RootfsPersist>,
+    /// The layer's size in GiB, a hard edge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_gb: Option<u32>,
+    /// Every other key, kept.
+    #[serde(flatten)]
+    pub other: Other,
+}
+
+/// How long the writable layer lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RootfsPersist {
+    /// Each start begins from the image.
+    #[default]
+    Never,
+    /// Kept when the program is restarted, not after a stop.
+    Restart,
+    /// Kept until the machine is destroyed or gets another image.
+    Always,
+}
+
+/// `config.dns`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DnsConfig {
+    /// Keep it out of `.internal`.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_false")]
+    pub skip_registration: bool,
+    /// Every other key, kept.
+    #[serde(flatten)]
+    pub other: Other,
+}
+
+/// Signals that the API names (contract 1.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[expect(missing_docs, reason = "each is the signal of its name")]
+pub enum Signal {
+    SigAbrt,
+    SigAlrm,
+    SigFpe,
+    SigHup,
+    SigIll,
+    SigInt,
+    SigKill,
+    SigPipe,
+    SigQuit,
+    SigSegv,
+    SigTerm,
+    SigTrap,
+    SigUsr1,
+    SigUsr2,
+}
+
+impl Signal {
+    /// Returns Linux's number of the signal.
+    #[must_use]
+    pub const fn number(self) -> i32 {
+        match self {
+            Self::SigHup => 1,
+            Self::SigInt => 2,
+            Self::SigQuit => 3,
+            Self::SigIll => 4,
+            Self::SigTrap => 5,
+            Self::SigAbrt => 6,
+            Self::SigFpe => 8,
+            Self::SigKill => 9,
+            Self::SigUsr1 => 10,
+            Self::SigSegv => 11,
+            Self::SigUsr2 => 12,
+            Self::SigPipe => 13,
+            Self::SigAlrm => 14,
+            Self::SigTerm => 15,
+        }
+    }
+}
+
+/// The signal that asks a program to end when nothing else was said.
+pub const STOP_SIGNAL_DEFAULT: Signal = Signal::SigInt;
+/// How long a program may take to end when nothing else was said.
+pub const STOP_TIMEOUT_DEFAULT: GoDuration = GoDuration::from_secs(5);
+/// The longest that a program may ask for to end.
+pub const STOP_TIMEOUT_MAX: GoDuration = GoDuration::from_secs(300);
+/// Restarts within [`RESTART_WINDOW`] that `on-failure` allows when nothing else was said.
+pub const RESTART_RETRIES_DEFAULT: u32 = 10;
+/// The window in which restarts are counted.
+pub const RESTART_WINDOW: GoDuration = GoDuration::from_secs(300);
+/// CPUs when nothing else was said.
+pub const GUEST_CPUS_DEFAULT: u32 = 1;
+/// Memory in MiB when nothing else was said.
+pub const GUEST_MEMORY_MB_DEFAULT: u32 = 256;
+/// The writable layer's size in GiB when nothing else was said.
+pub const ROOTFS_SIZE_GB_DEFAULT: u32 = 8;
 
 impl MachineConfig {
     /// Returns the stop signal with its default.

@@ -126,6 +126,7 @@ fn host_config(setup: &Setup) -> Result<perch_host::Config> {
                 bytes_max: config.image_cache.size_mb.saturating_mul(1 << 20),
                 kept_ms: config.image_cache.kept_s.saturating_mul(1000),
             },
+            memory_overcommit: config.memory_overcommit,
             ..perch_host::Limits::default()
         },
     })
