@@ -15,6 +15,7 @@ demo-stop: ## Take the demo away, leave nothing behind
 test: ## Install what the tests need, check the code, run all tests
 	@scripts/setup test
 	@$(MAKE) --no-print-directory check
+	cargo test --quiet --locked --manifest-path xtask/openapi/Cargo.toml --target-dir target/openapi
 	cargo xtask guest
 	cargo build --quiet --locked --workspace --bins
 	@skipped=$$(mktemp); \
@@ -32,6 +33,8 @@ check: ## Format, lints, structure
 	cargo xtask arch
 	cargo xtask tidy
 	cargo xtask security
+	cargo xtask openapi
+	cargo clippy --quiet --locked --manifest-path xtask/openapi/Cargo.toml --target-dir target/openapi -- -D warnings
 
 bench: ## Measure beside runc, podman, nginx; needs them installed
 	@bench/run

@@ -12,12 +12,15 @@ import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import tarfile
 import time
 
 import layout
+from cloud import GUEST
 from processes import TICK_S, cpu_s, find
+from tables import header, row
 
 LAYER_BYTES = [120 << 20, 60 << 20, 20 << 20]
 PLACES = ["/usr/bin", "/usr/sbin", "/usr/share", "/usr/lib"]
@@ -116,8 +119,8 @@ def create(cloud, config):
     return took
 
 
-def images(cloud, count, tools):
-    layers = make_layers(f"{tools.GUEST}/perch-testserver")
+def images(cloud, count):
+    layers = make_layers(f"{GUEST}/perch-testserver")
     packed_mb = sum(len(packed) for packed, _ in layers) / 1e6
     cloud.call("POST", "/v1/apps", {"name": "big", "org_slug": "personal"})
     folder = f"{cloud.folder}/layout-big"
@@ -159,12 +162,12 @@ def images(cloud, count, tools):
                 taken[name].append(value)
         else:
             print(f"\n{packed_mb:.0f} MB packed; the first push, of all layers: {results['push with skopeo']:.1f} s")
-    tools.header("Image of about 200 MB, not on the host")
+    header("Image of about 200 MB, not on the host")
     for name, values in taken.items():
-        tools.row(name, [value * 1000 for value in values])
-    tools.header("Registry, reads on loopback")
-    tools.row("MB per CPU second of its process", [rate for rate, _ in rates], "MB/s")
-    tools.row("MB per second, one connection", [rate for _, rate in rates], "MB/s")
-    cold, warm = (tools.statistics.median(taken[f"{kind} create to its end"]) for kind in ("cold", "warm"))
-    hand = tools.statistics.median(taken["by hand"])
+        row(name, [value * 1000 for value in values])
+    header("Registry, reads on loopback")
+    row("MB per CPU second of its process", [rate for rate, _ in rates], "MB/s")
+    row("MB per second, one connection", [rate for _, rate in rates], "MB/s")
+    cold, warm = (statistics.median(taken[f"{kind} create to its end"]) for kind in ("cold", "warm"))
+    hand = statistics.median(taken["by hand"])
     print(f"\npull and unpack: {cold - warm:.2f} s, which is {(cold - warm) / hand:.2f} of by hand; erofs {size / 1e6:.0f} MB")

@@ -5,7 +5,10 @@
 //! are kept and given back.
 
 mod checks;
+mod dns;
+mod files;
 mod guest;
+mod mounts;
 mod processes;
 mod services;
 #[cfg(test)]
@@ -14,12 +17,16 @@ mod unsupported;
 
 use std::collections::BTreeMap;
 
-use perch_types::directory::MACHINE_RECORD_BYTES_MAX;
+use perch_types::directory::{MACHINE_RECORD_BYTES_MAX, record_overflow};
 use perch_types::image::Reference;
 use perch_types::machine_config::{STOP_TIMEOUT_MAX, Signal};
-use perch_types::{Code, MachineConfig};
+use perch_types::{Code, MachineConfig, MachineId, labels};
+
+pub(crate) use guest::dedication;
 
 use crate::reply::Failure;
+
+pub(crate) use guest::check as guest;
 
 /// The largest configuration in bytes of JSON; a version of it is one document of the directory.
 pub(crate) const CONFIG_BYTES_MAX: usize = 60 * 1024;
@@ -29,29 +36,37 @@ const ENV_MAX: usize = 512;
 const ENV_BYTES_MAX: usize = 48 * 1024;
 /// Words of a command.
 const WORDS_MAX: usize = 256;
-/// Labels.
-const METADATA_MAX: usize = 64;
 /// The largest writable layer in GiB.
 const ROOTFS_SIZE_GB_MAX: u32 = 100;
 /// The most restarts within the window that can be asked for.
 const RETRIES_MAX: u32 = 1000;
+/// Machines of which one can take the place.
+const STANDBYS_MAX: usize = 8;
 /// The longest name of a machine.
 const NAME_BYTES_MAX: usize = 63;
 
 /// Returns the configuration with its defaults filled in.
 pub(crate) fn admit(mut config: MachineConfig) -> Result<MachineConfig, Failure> {
     unsupported::check(&config)?;
+    guest::size(&mut config)?;
+    services::autostart(&mut config)?;
     image(&config)?;
     environment(&config)?;
     commands(&config)?;
     processes::check(&config)?;
-    guest::check(&config)?;
+    guest::check("config.guest", &config)?;
     restart(&config)?;
+    standbys(&config)?;
     stop(&config)?;
     rootfs(&mut config)?;
+    mounts::check(&mut config)?;
     services::check(&config)?;
     checks::check(&config)?;
     metadata(&config)?;
+    files::check("config.files", &config.files)?;
+    if let Some(dns) = &config.dns {
+        dns::check(dns)?;
+    }
     config.resolve_defaults();
     sizes(&config)?;
     Ok(config)
@@ -157,6 +172,23 @@ fn restart(config: &MachineConfig) -> Result<(), Failure> {
     }
 }
 
+fn standbys(config: &MachineConfig) -> Result<(), Failure> {
+    let named = &config.standbys;
+    if named.len() > STANDBYS_MAX {
+        return refuse(format!("config.standbys: {} are more than {STANDBYS_MAX}", named.len()));
+    }
+    for (index, id) in named.iter().enumerate() {
+        if id.parse::<MachineId>().is_err() {
+            let shown: String = id.chars().take(40).collect();
+            return refuse(format!("config.standbys[{index}]: `{shown}` is not a machine's id"));
+        }
+    }
+    if !named.is_empty() && config.schedule.is_some() {
+        return refuse("config.standbys: a machine with a schedule cannot be a standby");
+    }
+    Ok(())
+}
+
 fn stop(config: &MachineConfig) -> Result<(), Failure> {
     let Some(stop) = &config.stop_config else {
         return Ok(());
@@ -189,13 +221,7 @@ fn rootfs(config: &mut MachineConfig) -> Result<(), Failure> {
 }
 
 fn metadata(config: &MachineConfig) -> Result<(), Failure> {
-    if config.metadata.len() > METADATA_MAX {
-        return refuse(format!(
-            "config.metadata: {} labels are more than {METADATA_MAX}",
-            config.metadata.len()
-        ));
-    }
-    Ok(())
+    labels::check(&config.metadata).or_else(|error| refuse(format!("config.metadata: {error}")))
 }
 
 /// Checks the whole, and what of it every edge and resolver keeps in memory.
@@ -204,11 +230,8 @@ fn sizes(config: &MachineConfig) -> Result<(), Failure> {
     if bytes > CONFIG_BYTES_MAX {
         return refuse(format!("config: {bytes} bytes of JSON are more than {CONFIG_BYTES_MAX}"));
     }
-    let kept = (&config.services, &config.metadata, &config.image);
-    let record = serde_json::to_vec(&kept).map_or(usize::MAX, |json| json.len());
-    let record = record.saturating_add(RECORD_FRAME_BYTES);
-    if record > MACHINE_RECORD_BYTES_MAX {
-        let over = record - MACHINE_RECORD_BYTES_MAX;
+    let over = record_overflow(config);
+    if over > 0 {
         return refuse(format!(
             "config: services, metadata and image together are {over} bytes over what a record \
              of a machine can hold ({MACHINE_RECORD_BYTES_MAX} bytes)"
@@ -216,6 +239,3 @@ fn sizes(config: &MachineConfig) -> Result<(), Failure> {
     }
     Ok(())
 }
-
-/// Bytes of a record beside services, labels and image: names at their longest, addresses, times.
-const RECORD_FRAME_BYTES: usize = 900;

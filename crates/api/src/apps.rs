@@ -9,17 +9,19 @@ use axum::{Extension, Json as JsonReply};
 use http::StatusCode;
 use perch_types::api::{App, Apps, CreateApp, Organization};
 use perch_types::directory::AppDoc;
-use perch_types::{AppName, Code, OrgSlug};
+use perch_types::{AppName, Code, MachineState, OrgSlug};
 
 use crate::body::{Json, Parameters};
 use crate::config::Shared;
 use crate::documents::{self, NewApp};
-use crate::reconcile;
-use crate::reply::Failure;
+use crate::reply::{Failure, chain};
 use crate::routes::{Caller, OfApp};
+use crate::{reconcile, tokens, volumes};
 
 /// The network of an app that names none.
 const NETWORK_DEFAULT: &str = "default";
+/// The longest role of an app.
+const ROLE_BYTES_MAX: usize = 63;
 /// The longest name of a network.
 const NETWORK_BYTES_MAX: usize = 63;
 
@@ -34,12 +36,12 @@ pub(crate) async fn list(
     orgs.dedup();
     orgs.retain(|org| asked.is_none_or(|asked| asked == org.as_str()));
     let mut apps = Vec::new();
-    // Roles that no app here has, such as the remote builders that some clients look for.
-    if parameters.get("app_role").is_none() {
-        for org in orgs {
-            apps.extend(documents::apps(shared.store.as_ref(), org).await?);
-        }
+    let role = parameters.get("app_role");
+    for org in orgs {
+        let found = documents::apps(shared.store.as_ref(), org).await?.into_iter();
+        apps.extend(found.filter(|app| role.is_none() || app.role.as_deref() == role));
     }
+    apps.retain(|app| caller.0.iter().any(|principal| principal.reaches(&app.org, &app.id)));
     apps.sort_unstable_by(|one, other| one.name.cmp(&other.name));
     let apps: Vec<App> = apps.iter().map(|app| answer(&shared, app)).collect();
     Ok(JsonReply(Apps { total_apps: count(apps.len()), apps }))
@@ -79,8 +81,15 @@ pub(crate) async fn get(
 pub(crate) async fn delete(
     State(shared): State<Arc<Shared>>,
     Extension(OfApp(app)): Extension<OfApp>,
+    parameters: Parameters,
 ) -> Result<StatusCode, Failure> {
+    // An app goes with its machines, whether they run or not; clients send this all the same.
+    parameters.flag("force")?;
     documents::bury_app(&shared, &app).await?;
+    // Best effort: they reach nothing any more, and the reconciler removes them with the app.
+    if let Err(error) = tokens::end_of_app(&shared, &app.org, &app.id).await {
+        tracing::warn!(error = chain(&error), "tokens of a deleted app not removed yet");
+    }
     shared.reconciler.wake();
     // The promise is written; waiting is only so that the name is free when the answer comes.
     let gone = reconcile::app_gone(&shared, &app.org, &app.id);
@@ -121,19 +130,35 @@ fn admit(caller: &Caller, request: CreateApp) -> Result<NewApp, Failure> {
         let rule = "1 to 63 letters, digits and dashes, a letter first";
         return Err(Failure::new(Code::InvalidValue, format!("network: is not {rule}")));
     }
-    Ok(NewApp { name, org, network })
+    let role = request.app_role_id.filter(|role| !role.is_empty());
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if role.as_ref().is_some_and(|it| it.len() > ROLE_BYTES_MAX || !it.chars().all(plain)) {
+        let text = "app_role_id: is not 1 to 63 letters, digits, dashes and underscores";
+        return Err(Failure::new(Code::InvalidValue, text));
+    }
+    Ok(NewApp { name, org, network, role })
 }
 
 fn answer(shared: &Shared, app: &AppDoc) -> App {
-    let machines = shared.view.load().machines_of(&app.name).count();
+    let view = shared.view.load();
+    let machines = view.machines_of(&app.name).count();
+    let rests = |state| matches!(state, MachineState::Stopped | MachineState::Suspended);
+    let status = match machines {
+        0 => "pending",
+        _ if view.machines_of(&app.name).all(|machine| rests(machine.state)) => "suspended",
+        _ => "deployed",
+    };
+    let volumes = volumes::read::of_app(&view, app);
+    let volumes = volumes.filter(|volume| !volume.state.is_going()).count();
     App {
         id: app.id.clone(),
         internal_numeric_id: app.number,
         name: app.name.clone(),
         machine_count: count(machines),
-        volume_count: 0,
+        volume_count: count(volumes),
         network: app.network.clone(),
-        status: if machines == 0 { "pending" } else { "deployed" }.to_owned(),
+        status: status.to_owned(),
+        app_role: app.role.clone(),
         organization: Organization {
             name: app.org.to_string(),
             slug: app.org.clone(),

@@ -47,6 +47,8 @@ pub struct Principal {
     pub operator: bool,
     /// Until when it holds.
     pub expires_at: Option<Timestamp>,
+    /// The id of the only app that it reaches.
+    pub app_id: Option<String>,
 }
 
 impl Principal {
@@ -54,9 +56,18 @@ impl Principal {
     #[must_use]
     pub const fn permits(&self, action: Action) -> bool {
         match action {
-            Action::Read | Action::Write | Action::Exec => true,
+            Action::Public | Action::Read | Action::Write | Action::Exec => true,
+            // A token for one app must not make others that outlive it.
+            Action::Grant => self.app_id.is_none(),
             Action::Operate => self.operator,
         }
+    }
+
+    /// Returns whether it reaches an app of an organization, by the app's id: a name may be
+    /// another app's later.
+    #[must_use]
+    pub fn reaches(&self, org: &OrgSlug, app_id: &str) -> bool {
+        self.org == *org && self.app_id.as_deref().is_none_or(|own| own == app_id)
     }
 }
 
@@ -164,6 +175,7 @@ impl Identity {
                 operator: true,
                 created_at: inner.clock.now(),
                 expires_at: None,
+                app_id: None,
             };
             compares.extend(compare::<TokenDoc>(&key, Expected::Absent));
             ops.push(put_op(&key, &token).map_err(store("write the administrator's token"))?);
@@ -172,8 +184,13 @@ impl Identity {
             let done = inner.store.txn(compares, ops).await.and_then(perch_store::Txn::or_conflict);
             done.map_err(store("write the administrator's token"))?;
         }
-        inner.known.lock().await.loaded_boot_ms = None;
+        self.read_again().await;
         Ok(())
+    }
+
+    /// Has the next request read the tokens again, so that a change holds here at once.
+    pub(crate) async fn read_again(&self) {
+        self.inner.known.lock().await.loaded_boot_ms = None;
     }
 
     async fn tokens(&self) -> Result<Arc<Vec<Token>>, Error> {
@@ -249,13 +266,19 @@ fn tokens_of(header: &str) -> Vec<&str> {
 fn of_document(key: &str, token: TokenDoc) -> Option<Token> {
     let (_, hash) = key.rsplit_once('/')?;
     let principal = Principal {
-        token_id: hash.chars().take(12).collect(),
+        token_id: token_id(hash),
         name: token.name,
         org: token.org,
         operator: token.operator,
         expires_at: token.expires_at,
+        app_id: token.app_id,
     };
     Some(Token { hash: parse_hash(hash)?, principal })
+}
+
+/// Returns what names a token, of the hexadecimal hash of its text.
+pub(crate) fn token_id(hash: &str) -> String {
+    hash.chars().take(12).collect()
 }
 
 fn parse_hash(text: &str) -> Option<[u8; 32]> {

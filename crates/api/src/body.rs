@@ -1,7 +1,8 @@
 //! Reads bodies and queries, within limits and with errors that name the field.
 //!
-//! Never waits for a body longer than [`BODY_TIMEOUT`].
+//! Never waits for a body longer than [`Limits::body_timeout`](crate::Limits::body_timeout).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
@@ -10,13 +11,13 @@ use http::request::Parts;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use perch_types::Code;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
+use crate::config::Shared;
 use crate::reply::Failure;
 
 /// The largest body of JSON in bytes.
 pub(crate) const BODY_BYTES_MAX: usize = 1024 * 1024;
-/// How long a body of JSON may take.
-pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Parameters of a query.
 const PARAMETERS_MAX: usize = 64;
 
@@ -24,18 +25,18 @@ const PARAMETERS_MAX: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
 
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
+impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for Json<T> {
     type Rejection = Failure;
 
-    async fn from_request(request: Request, _state: &S) -> Result<Self, Failure> {
-        let bytes = read(request).await?;
+    async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Self, Failure> {
+        let bytes = read(request, shared.limits.body_timeout).await?;
         parse(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self)
     }
 }
 
-async fn read(request: Request) -> Result<Bytes, Failure> {
+async fn read(request: Request, patience: Duration) -> Result<Bytes, Failure> {
     let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
-    match tokio::time::timeout(BODY_TIMEOUT, body).await {
+    match tokio::time::timeout(patience, body).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Failure::new(
             Code::BodyTooLarge,
@@ -44,7 +45,7 @@ async fn read(request: Request) -> Result<Bytes, Failure> {
         Ok(Err(_)) => Err(Failure::new(Code::InvalidRequest, "the body did not come whole")),
         Err(_) => Err(Failure::new(
             Code::InvalidRequest,
-            format!("the body did not come within {} s", BODY_TIMEOUT.as_secs()),
+            format!("the body did not come within {patience:?}"),
         )),
     }
 }
@@ -55,10 +56,21 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let reason = error.into_inner();
-        if reason.is_syntax() || reason.is_eof() {
-            Failure::new(Code::InvalidRequest, format!("the body is not JSON: {reason}"))
-        } else {
-            Failure::new(Code::InvalidRequest, format!("{path}: {reason}"))
+        if !reason.is_syntax() && !reason.is_eof() {
+            return Failure::new(Code::InvalidRequest, format!("{path}: {reason}"));
+        }
+        // The reader of text takes a number where a word has to be for broken JSON; the reader of
+        // values knows better.
+        let value = serde_json::from_slice::<Value>(bytes).ok();
+        let reread = value.map(serde_path_to_error::deserialize::<_, T>);
+        match reread {
+            Some(Err(error)) => {
+                let text = format!("{}: {}", error.path(), error.inner());
+                Failure::new(Code::InvalidRequest, text)
+            }
+            Some(Ok(_)) | None => {
+                Failure::new(Code::InvalidRequest, format!("the body is not JSON: {reason}"))
+            }
         }
     })?;
     match deserializer.end() {
@@ -91,6 +103,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Parameters {
 }
 
 impl Parameters {
+    /// Makes parameters of pairs.
+    #[cfg(test)]
+    pub(crate) fn of(pairs: &[(&str, &str)]) -> Self {
+        Self(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+    }
+
     /// Returns the first value of a parameter, unless it is empty.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.all(name).find(|value| !value.is_empty())
@@ -153,6 +171,10 @@ mod tests {
         insta::assert_snapshot!(
             text(r#"{"config":{"guest":{"cpus":"two"}}}"#),
             @r#"config.guest.cpus: invalid type: string "two", expected u32 at line 1 column 32"#
+        );
+        insta::assert_snapshot!(
+            text(r#"{"config":{"guest":{"cpu_kind":7}}}"#),
+            @"config.guest.cpu_kind: invalid type: integer `7`, expected string or map"
         );
         insta::assert_snapshot!(text(r#"{"config":{}} x"#), @"the body is not JSON: trailing characters at line 1 column 15");
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use perch_client::{BoxError, HostClient};
+use perch_client::{BoxError, HostClient, KeysClient};
 use perch_store::{Store, ViewHandle};
 use perch_types::api::{ImageInfo, Platform, RegionInfo};
 use perch_types::clock::Clock;
@@ -19,7 +19,9 @@ use tokio::sync::{Mutex, Semaphore};
 use crate::auth::Identity;
 use crate::error::Error;
 use crate::push_tokens::PushTokens;
+use crate::rate::{Meter, Rates};
 use crate::reconcile::{self, Reconciler};
+use crate::volumes::mounts::Picks;
 
 /// What the API needs to run.
 #[derive(Debug)]
@@ -36,6 +38,8 @@ pub struct Config {
     pub regions: Vec<RegionInfo>,
     /// The builder's socket, when one runs.
     pub builder_socket: Option<PathBuf>,
+    /// The socket of the role `keys`, when one runs: without it no secret can be set.
+    pub keys_socket: Option<PathBuf>,
     /// The platform's registry.
     pub images: Arc<dyn ImageCatalog>,
     /// Time.
@@ -80,6 +84,12 @@ pub struct Limits {
     pub builds_of_org_max: usize,
     /// Exec sessions at once.
     pub sessions_max: usize,
+    /// Tokens for one app.
+    pub tokens_of_app_max: usize,
+    /// How often something may be done to one thing.
+    pub rates: Rates,
+    /// How long a body of JSON may take.
+    pub body_timeout: Duration,
     /// How long a change waits for the view to hold it.
     pub view_timeout: Duration,
     /// How long the deletion of an app waits for its machines to be gone before it answers.
@@ -92,6 +102,9 @@ impl Default for Limits {
             builds_max: BUILDS_MAX,
             builds_of_org_max: BUILDS_OF_ORG_MAX,
             sessions_max: 256,
+            tokens_of_app_max: 64,
+            rates: Rates::default(),
+            body_timeout: Duration::from_secs(30),
             view_timeout: Duration::from_secs(5),
             delete_timeout: Duration::from_secs(15),
         }
@@ -113,6 +126,7 @@ pub(crate) struct Shared {
     pub(crate) platform: Platform,
     pub(crate) regions: Vec<RegionInfo>,
     pub(crate) builder_socket: Option<PathBuf>,
+    pub(crate) keys: Option<KeysClient>,
     pub(crate) images: Arc<dyn ImageCatalog>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
@@ -120,8 +134,29 @@ pub(crate) struct Shared {
     pub(crate) push_tokens: PushTokens,
     pub(crate) reconciler: Reconciler,
     pub(crate) sessions: Arc<Semaphore>,
+    pub(crate) picks: Picks,
     // Creations of apps take turns here; against another api the directory's compares decide.
     pub(crate) creating_app: Mutex<()>,
+    // So do changes of one app's secrets.
+    pub(crate) secret_turns: Turns,
+    // So do creations of tokens.
+    pub(crate) granting: Mutex<()>,
+    pub(crate) meter: Meter,
+}
+
+/// Turns for what is done to an app: apps share them, so that there are not more with every app.
+#[derive(Debug, Default)]
+pub(crate) struct Turns([Mutex<()>; TURNS]);
+
+/// See [`Turns`].
+const TURNS: usize = 16;
+
+impl Turns {
+    /// Returns the turn of an app.
+    pub(crate) fn of(&self, app: &AppName) -> &Mutex<()> {
+        let sum = app.as_str().bytes().map(usize::from).sum::<usize>();
+        &self.0[sum % TURNS]
+    }
 }
 
 impl Api {
@@ -142,6 +177,7 @@ impl Api {
             platform: config.platform,
             regions: config.regions,
             builder_socket: config.builder_socket,
+            keys: config.keys_socket.map(KeysClient::new),
             images: config.images,
             clock: config.clock,
             limits: config.limits,
@@ -149,7 +185,11 @@ impl Api {
             push_tokens,
             reconciler: Reconciler::default(),
             sessions: Arc::new(Semaphore::new(config.limits.sessions_max)),
+            picks: Picks::default(),
             creating_app: Mutex::new(()),
+            secret_turns: Turns::default(),
+            granting: Mutex::new(()),
+            meter: Meter::new(config.limits.rates),
         });
         reconcile::spawn(&shared);
         Self { shared }

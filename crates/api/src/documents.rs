@@ -9,9 +9,10 @@ use perch_store::{
     list_docs_under, put_op,
 };
 use perch_types::directory::{
-    AppDoc, AppNameClaim, ConfigDoc, Document as _, NetworkCounter, NetworkDoc, PlacementDoc,
-    Tombstone,
+    AppDoc, AppNameClaim, ConfigDoc, Document as _, LeaseDoc, NetworkCounter, NetworkDoc,
+    PlacementDoc, Tombstone,
 };
+use perch_types::secrets::{self, SecretsHead};
 use perch_types::{AppName, Code, InstanceId, MachineId, OrgSlug};
 
 use crate::config::{Host, Shared};
@@ -25,6 +26,11 @@ const NETWORKS: &str = "networks";
 const APPS: &str = "apps";
 /// How often a creation begins anew because another api was faster with a counter.
 const CREATE_ATTEMPTS_MAX: usize = 16;
+
+/// Versions of a machine whose configurations are kept.
+pub(crate) const VERSIONS_MAX: usize = 20;
+/// Of those that are too many, how many go at once.
+const FORGOTTEN_MAX: usize = perch_store::TXN_OPS_MAX / 2;
 
 /// A machine, where it is placed, and that host unless it is not known here.
 #[derive(Debug, Clone)]
@@ -52,6 +58,7 @@ pub(crate) struct NewApp {
     pub(crate) name: AppName,
     pub(crate) org: OrgSlug,
     pub(crate) network: String,
+    pub(crate) role: Option<String>,
 }
 
 /// Returns who owns an app's name.
@@ -124,6 +131,7 @@ async fn try_create_app(shared: &Shared, new: &NewApp) -> Result<AppDoc, Error> 
         org: new.org.clone(),
         network: new.network.clone(),
         network_id,
+        role: new.role.clone(),
         created_at: now,
     };
     let (claim_key, app_key) = ((new.name.clone(),), (new.org.clone(), new.name.clone()));
@@ -162,7 +170,8 @@ pub(crate) async fn bury_app(shared: &Shared, app: &AppDoc) -> Result<(), Error>
     let grave = grave.map_err(fault("write a tombstone"))?;
     let key = (app.org.clone(), app.name.clone());
     let there = Compare::Exists { key: AppDoc::key(&key) };
-    let ops = vec![grave, delete_op::<AppDoc>(&key)];
+    // With the head goes the app's key: from now on nobody gets it any more.
+    let ops = vec![grave, delete_op::<AppDoc>(&key), delete_op::<SecretsHead>(&key)];
     commit(shared.store.as_ref(), vec![there], ops, "bury an app").await?;
     // Builds under way must not push any more: the name may be another organization's soon.
     shared.push_tokens.revoke_app(&app.id);
@@ -192,10 +201,21 @@ pub(crate) async fn forget_app(
     app_id: &str,
     name: &AppName,
 ) -> Result<(), Error> {
+    forget_secrets(store, org, name).await?;
     let stone = (org.clone(), app_id.to_owned());
     let compares = vec![Compare::Exists { key: Tombstone::key(&stone) }];
     let ops = vec![delete_op::<Tombstone>(&stone), delete_op::<AppNameClaim>(&(name.clone(),))];
     commit(store, compares, ops, "forget an app").await.map(drop)
+}
+
+/// Removes everything that lies under an app's secrets, before another app gets its name.
+async fn forget_secrets(store: &dyn Store, org: &OrgSlug, app: &AppName) -> Result<(), Error> {
+    let found = store.list(&secrets::prefix(org, app)).await.map_err(fault("list secrets"))?;
+    for batch in found.entries.chunks(perch_store::TXN_OPS_MAX) {
+        let ops = batch.iter().map(|entry| Op::delete(entry.key.clone())).collect();
+        commit(store, Vec::new(), ops, "forget secrets").await?;
+    }
+    Ok(())
 }
 
 /// Returns where a machine is placed.
@@ -234,13 +254,50 @@ pub(crate) async fn all_placements(
         .collect())
 }
 
+/// Returns the versions of a machine that are kept, newest first.
+pub(crate) async fn versions(
+    store: &dyn Store,
+    (org, app, id): (&OrgSlug, &AppName, &MachineId),
+) -> Result<Vec<(InstanceId, ConfigDoc)>, Error> {
+    let found = list_docs_under::<ConfigDoc>(store, &format!("{org}/{app}/{id}/")).await;
+    let found = found.map_err(fault("list configurations"))?;
+    let of = |key: &str| key.rsplit('/').next()?.parse::<InstanceId>().ok();
+    let documents = found.documents.into_iter();
+    let mut versions: Vec<_> = documents
+        .filter_map(|(key, config)| of(&key).map(|instance| (instance, config.document)))
+        .collect();
+    versions.sort_by(|(one, a), (other, b)| (b.created_at, other).cmp(&(a.created_at, one)));
+    Ok(versions)
+}
+
+/// Returns the operations that make room for one more version: the oldest go.
+pub(crate) async fn forget_versions(
+    store: &dyn Store,
+    (org, id): (&OrgSlug, &MachineId),
+    before: &PlacementDoc,
+) -> Result<Vec<Op>, Error> {
+    let versions = versions(store, (org, &before.app, id)).await?.into_iter();
+    let old = versions.skip(VERSIONS_MAX.saturating_sub(1)).map(|(instance, _)| instance);
+    let old = old.filter(|instance| *instance != before.instance).take(FORGOTTEN_MAX);
+    Ok(old
+        .map(|instance| delete_op::<ConfigDoc>(&config_key(org, &before.app, id, &instance)))
+        .collect())
+}
+
+/// What is written with a machine's placement, and what must hold for all of it.
+#[derive(Debug, Default)]
+pub(crate) struct Beside {
+    pub(crate) compares: Vec<Compare>,
+    pub(crate) ops: Vec<Op>,
+}
+
 /// Writes a machine's placement and the configuration of its version, at once.
 pub(crate) async fn place(
     shared: &Shared,
     (org, id): (&OrgSlug, &MachineId),
-    placement: &PlacementDoc,
-    config: &ConfigDoc,
+    (placement, config): (&PlacementDoc, &ConfigDoc),
     expected: Expected,
+    beside: Beside,
 ) -> Result<Revision, Error> {
     let key = (org.clone(), id.clone());
     let config_key = config_key(org, &placement.app, id, &placement.instance);
@@ -250,10 +307,12 @@ pub(crate) async fn place(
     // An app that was deleted in between must not get a machine that nobody would destroy.
     let app_key = (org.clone(), placement.app.clone());
     compares.push(Compare::Exists { key: AppDoc::key(&app_key) });
-    let ops = vec![
+    compares.extend(beside.compares);
+    let mut ops = vec![
         put_op(&key, placement).map_err(encode())?,
         put_op(&config_key, config).map_err(encode())?,
     ];
+    ops.extend(beside.ops);
     commit(shared.store.as_ref(), compares, ops, "write a placement").await
 }
 
@@ -285,12 +344,14 @@ pub(crate) async fn forget_machine(
     let configs = store.list(&format!("{}{under}", ConfigDoc::PREFIX)).await;
     let keys: BTreeSet<String> =
         configs.map_err(fault("list configurations"))?.entries.into_iter().map(|e| e.key).collect();
-    let mut ops = vec![delete_op::<PlacementDoc>(&(org.clone(), id.clone()))];
+    let key = (org.clone(), id.clone());
+    let mut ops = vec![delete_op::<LeaseDoc>(&key), delete_op::<PlacementDoc>(&key)];
+    let last = ops.len();
     // The placement goes with the last batch: until then the machine can be found again.
     for key in keys {
         ops.insert(0, Op::delete(key));
         if ops.len() == perch_store::TXN_OPS_MAX {
-            let rest = ops.split_off(perch_store::TXN_OPS_MAX - 1);
+            let rest = ops.split_off(perch_store::TXN_OPS_MAX - last);
             commit(store, Vec::new(), std::mem::replace(&mut ops, rest), "forget a machine")
                 .await?;
         }
@@ -319,7 +380,8 @@ fn config_key(
     (org.clone(), app.clone(), id.clone(), instance.clone())
 }
 
-async fn commit(
+/// Does a transaction; a compare that does not hold is [`perch_store::Error::Conflict`].
+pub(crate) async fn commit(
     store: &dyn Store,
     compares: Vec<Compare>,
     ops: Vec<Op>,

@@ -32,6 +32,9 @@ pub enum Error {
         #[source]
         source: getrandom::Error,
     },
+    /// A secret was not sealed.
+    #[error(transparent)]
+    Seal(#[from] perch_seal::Error),
     /// The hash of a token is not 64 hexadecimal digits.
     #[error("`{0}` is not the SHA-256 of a token")]
     TokenHash(String),
@@ -50,12 +53,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// Returns whether somebody else changed in the directory what was to be changed.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Store { source: perch_store::Error::Conflict { .. }, .. })
+    }
+
     /// Returns the code under which it reaches a client.
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
             Self::Store { source, .. } => source.code(),
-            Self::Images { .. } | Self::Random { .. } => Code::Internal,
+            Self::Images { .. } | Self::Random { .. } | Self::Seal(_) => Code::Internal,
             Self::TokenHash(_) => Code::InvalidValue,
             Self::PushTokens { .. } | Self::PushTokensOfOrg { .. } => Code::RateLimited,
         }

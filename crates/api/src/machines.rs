@@ -1,4 +1,4 @@
-//! Machines (contract 1.3 to 1.5).
+//! Machines (contract 1.3 to 1.6).
 //!
 //! Never decides a transition: hosts do. This side writes down what should exist, then asks.
 
@@ -6,7 +6,11 @@ pub(crate) mod answer;
 pub(crate) mod command;
 pub(crate) mod create;
 pub(crate) mod exec;
+pub(crate) mod filter;
+pub(crate) mod lease;
+pub(crate) mod metadata;
 pub(crate) mod read;
+pub(crate) mod resources;
 pub(crate) mod update;
 pub(crate) mod wait;
 
@@ -20,6 +24,7 @@ use sha2::{Digest as _, Sha256};
 use crate::config::Shared;
 use crate::documents;
 use crate::reply::Failure;
+use crate::routes::Caller;
 
 /// Where the base images are in the platform's registry; everybody may run them.
 const BASE_IMAGES: &str = "base";
@@ -31,8 +36,14 @@ fn config_digest(config: &MachineConfig) -> Result<String, Failure> {
     Ok(Sha256::digest(json).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Refuses an image of the platform's registry that is another organization's.
-async fn own_image(shared: &Shared, app: &AppDoc, config: &MachineConfig) -> Result<(), Failure> {
+/// Refuses an image of the platform's registry that the caller does not reach: another
+/// organization's, and with a token for one app another app's.
+async fn own_image(
+    shared: &Shared,
+    caller: &Caller,
+    app: &AppDoc,
+    config: &MachineConfig,
+) -> Result<(), Failure> {
     let Ok(reference) = config.image.parse::<Reference>() else {
         return Ok(());
     };
@@ -41,14 +52,34 @@ async fn own_image(shared: &Shared, app: &AppDoc, config: &MachineConfig) -> Res
         return Ok(());
     }
     let owner = match first.parse() {
-        Ok(name) => documents::claim(shared.store.as_ref(), &name).await?,
+        Ok(name) => documents::app(shared.store.as_ref(), &app.org, &name).await?,
         Err(_) => None,
     };
-    if owner.is_some_and(|claim| claim.org == app.org) {
+    let reaches = |owner: AppDoc| caller.0.iter().any(|it| it.reaches(&owner.org, &owner.id));
+    if owner.is_some_and(reaches) {
         return Ok(());
     }
     let text = format!("config.image: `{}` is unknown to the platform's registry", config.image);
     Err(Failure::new(Code::ImageUnknown, text))
+}
+
+/// Refuses a standby for a machine that the app does not have.
+async fn own_standbys(
+    shared: &Shared,
+    app: &AppDoc,
+    config: &MachineConfig,
+) -> Result<(), Failure> {
+    for (index, id) in config.standbys.iter().enumerate() {
+        let placement = match id.parse::<MachineId>() {
+            Ok(id) => documents::placement(shared.store.as_ref(), &app.org, &id).await?,
+            Err(_) => None,
+        };
+        if placement.is_none_or(|placement| placement.document.app != app.name) {
+            let text = format!("config.standbys[{index}]: the app has no machine `{id}`");
+            return Err(Failure::new(Code::InvalidValue, text));
+        }
+    }
+    Ok(())
 }
 
 /// Turns a host's error into the answer; an unknown machine in the contract's words.

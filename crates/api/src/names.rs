@@ -3,7 +3,7 @@
 //! Never repeats one by intent: ids are random, names only friendly.
 
 use perch_types::id::ulid as write_ulid;
-use perch_types::{InstanceId, MachineId, Timestamp};
+use perch_types::{InstanceId, MachineId, SnapshotId, Timestamp, VolumeId};
 
 use crate::error::Error;
 
@@ -30,6 +30,16 @@ pub(crate) fn random() -> Result<u128, Error> {
 /// Returns a new machine's id.
 pub(crate) fn machine_id() -> Result<MachineId, Error> {
     random().map(|bits| MachineId::from_bits(low_half(bits)))
+}
+
+/// Returns a new volume's id.
+pub(crate) fn volume_id() -> Result<VolumeId, Error> {
+    random().map(VolumeId::from_bits)
+}
+
+/// Returns a new snapshot's id.
+pub(crate) fn snapshot_id() -> Result<SnapshotId, Error> {
+    random().map(SnapshotId::from_bits)
 }
 
 /// Returns a new version's id.

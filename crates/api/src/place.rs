@@ -20,6 +20,13 @@ pub(crate) struct Candidate {
     pub(crate) memory_used_mb: u64,
 }
 
+impl Candidate {
+    /// Returns its free memory in MiB; `None` when the host has not said what it has.
+    pub(crate) fn free_mb(&self) -> Option<u64> {
+        self.memory_mb.map(|memory| memory.saturating_sub(self.memory_used_mb))
+    }
+}
+
 /// What a machine needs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Want<'a> {
@@ -46,9 +53,9 @@ pub(crate) fn place<'a>(
         is_known |= !within.is_empty();
         let (fitting, others): (Vec<_>, Vec<_>) = within
             .into_iter()
-            .partition(|host| free(host).is_none_or(|free| free >= want.memory_mb));
+            .partition(|host| host.free_mb().is_none_or(|free| free >= want.memory_mb));
         // The first of equals, so that the choice can be told again.
-        let best = fitting.into_iter().rev().max_by_key(|host| free(host).unwrap_or(u64::MAX));
+        let best = fitting.into_iter().rev().max_by_key(|host| host.free_mb().unwrap_or(u64::MAX));
         if let Some(best) = best {
             return Ok(best);
         }
@@ -60,12 +67,35 @@ pub(crate) fn place<'a>(
     let mut text = String::from("could not reserve resource for machine: ");
     for (index, host) in full.iter().enumerate() {
         let comma = if index == 0 { "" } else { ", " };
-        let free = free(host).unwrap_or_default();
+        let free = host.free_mb().unwrap_or_default();
         write!(text, "{comma}host {} in {} has {free} MiB free", host.id, host.region).ok();
     }
     write!(text, ", {} MiB are needed", want.memory_mb).ok();
     Err(Failure::new(Code::InsufficientCapacity, text)
         .with_hint("stop or destroy machines, ask for less memory, or add a host"))
+}
+
+/// Returns the regions of a preference that have hosts, in its order, each once.
+pub(crate) fn ranked(
+    candidates: &[Candidate],
+    regions: &[RegionInfo],
+    preference: &str,
+) -> Result<Vec<Region>, Failure> {
+    let mut found: Vec<Region> = Vec::new();
+    for term in preference.split(',').map(str::trim) {
+        let mut within: Vec<&Candidate> =
+            candidates.iter().filter(|host| is_in(term, &host.region, regions)).collect();
+        within.sort_by_key(|host| std::cmp::Reverse(host.free_mb().unwrap_or(u64::MAX)));
+        for host in within {
+            if !found.contains(&host.region) {
+                found.push(host.region.clone());
+            }
+        }
+    }
+    if found.is_empty() {
+        return Err(no_such_region(candidates, preference));
+    }
+    Ok(found)
 }
 
 fn no_such_region(candidates: &[Candidate], asked: &str) -> Failure {
@@ -81,10 +111,6 @@ fn no_such_region(candidates: &[Candidate], asked: &str) -> Failure {
     let asked: String = asked.chars().take(80).collect();
     let text = format!("region: `{asked}` has no host; allowed are {}", codes.join(", "));
     Failure::new(Code::InvalidValue, text)
-}
-
-fn free(host: &Candidate) -> Option<u64> {
-    host.memory_mb.map(|memory| memory.saturating_sub(host.memory_used_mb))
 }
 
 fn is_in(term: &str, region: &Region, regions: &[RegionInfo]) -> bool {
@@ -144,6 +170,27 @@ mod tests {
             let chosen = place(&hosts, &regions, Want { region, memory_mb }).unwrap();
             assert_eq!(chosen.id, HostId::from_bits(expected), "{region:?} {memory_mb}");
         }
+    }
+
+    #[test]
+    fn regions_are_ranked_by_the_preference_and_there_by_room() {
+        let hosts = [
+            host(1, "fra", Some(1000), 0),
+            host(2, "ams", Some(2000), 0),
+            host(3, "iad", Some(500), 0),
+        ];
+        let regions = [info("fra", "europe"), info("ams", "europe"), info("iad", "north_america")];
+        for (preference, expected) in [
+            ("eu", &["ams", "fra"][..]),
+            ("fra,any", &["fra", "ams", "iad"]),
+            ("us, fra", &["iad", "fra"]),
+            ("syd,iad", &["iad"]),
+        ] {
+            let ranked = ranked(&hosts, &regions, preference).unwrap();
+            let ranked: Vec<&str> = ranked.iter().map(Region::as_str).collect();
+            assert_eq!(ranked, expected, "{preference}");
+        }
+        ranked(&hosts, &regions, "syd").unwrap_err();
     }
 
     #[test]

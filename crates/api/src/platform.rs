@@ -1,4 +1,4 @@
-//! What the platform is, its images, and who asks.
+//! What the platform is, and its images.
 //!
 //! Never tells one organization of another's images.
 
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::{Extension, Json as JsonReply};
 use perch_types::Code;
-use perch_types::api::{Images, Platform, Pruned, Regions, SystemUsage, TokenInfo, TokensCurrent};
+use perch_types::api::{Images, Platform, Pruned, Regions, SystemUsage};
 
 use crate::config::Shared;
 use crate::documents;
@@ -75,7 +75,8 @@ pub(crate) async fn images(
     let mut apps = BTreeSet::new();
     for principal in caller.0.iter() {
         let of_org = documents::apps(shared.store.as_ref(), &principal.org).await?;
-        apps.extend(of_org.into_iter().map(|app| app.name.to_string()));
+        let reached = of_org.into_iter().filter(|app| principal.reaches(&app.org, &app.id));
+        apps.extend(reached.map(|app| app.name.to_string()));
     }
     let mut images = shared.images.images().await.map_err(|error| {
         tracing::warn!(%error, "registry not listed");
@@ -87,16 +88,4 @@ pub(crate) async fn images(
         image.repository.starts_with(BASE) || apps.contains(first)
     });
     Ok(JsonReply(Images { images }))
-}
-
-pub(crate) async fn current_tokens(
-    Extension(caller): Extension<Caller>,
-) -> JsonReply<TokensCurrent> {
-    let tokens = caller.0.iter().map(|principal| TokenInfo {
-        token_id: principal.token_id.clone(),
-        org_slug: principal.org.clone(),
-        name: principal.name.clone(),
-        expires_at: principal.expires_at,
-    });
-    JsonReply(TokensCurrent { tokens: tokens.collect() })
 }

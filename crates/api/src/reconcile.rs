@@ -1,5 +1,5 @@
 //! Carries out recorded promises, and nothing else: machines that were to go, apps that were
-//! deleted. It takes no input and simply runs again until nothing is left.
+//! deleted, leases that have ended. It takes no input and simply runs again until nothing is left.
 //!
 //! Never decides: a promise was written by a handler, or the machine has ended by itself. A
 //! machine that its host does not know without a promise is left alone: the host may have been
@@ -17,9 +17,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
 use crate::config::Shared;
-use crate::documents;
 use crate::error::{Error, store as fault};
+use crate::machines::lease;
 use crate::reply::chain;
+use crate::{documents, tokens, volumes};
 
 /// How long a creation may take before what it wrote is taken back.
 pub(crate) const CREATION_TIME: Duration = Duration::from_secs(10 * 60);
@@ -137,11 +138,14 @@ type Found = BTreeMap<HostId, BTreeMap<MachineId, HostMachine>>;
 /// Does what can be done now; returns whether nothing is left that needs another look soon.
 async fn pass(shared: &Shared) -> Result<bool, Error> {
     let store = shared.store.as_ref();
+    lease::collect(shared).await?;
+    tokens::forget_ended(shared).await?;
     let tombstones = documents::tombstones(store).await?;
     let promises = list_docs::<DestroyPromise>(store).await.map_err(fault("list promises"))?;
     let placements = documents::all_placements(store).await?;
+    let (volumes_done, with_volumes) = volumes::reconcile::pass(shared, &tombstones).await?;
     if tombstones.is_empty() && promises.documents.is_empty() && placements.is_empty() {
-        return Ok(true);
+        return Ok(volumes_done);
     }
     let found = ask_hosts(shared).await;
     let now = shared.clock.now();
@@ -149,7 +153,7 @@ async fn pass(shared: &Shared) -> Result<bool, Error> {
     for (key, promise) in promises.documents {
         due.insert(key, promise.document.due <= now);
     }
-    let mut is_done = true;
+    let mut is_done = volumes_done;
     for (org, id, placement) in &placements {
         let is_buried =
             tombstones.iter().any(|(owner, _, stone)| owner == org && stone.app == placement.app);
@@ -177,12 +181,13 @@ async fn pass(shared: &Shared) -> Result<bool, Error> {
                 !machines.is_some_and(|machines| is_gone(machines.get(id)))
             }
         });
-        if left {
+        if left || with_volumes.contains(&app_id) {
             is_done = false;
         } else {
             // Again: a build that began just before the burial may have made its token after it,
             // and another process than this one may have buried the app.
             shared.push_tokens.revoke_app(&app_id);
+            tokens::end_of_app(shared, &org, &app_id).await?;
             // First: what follows frees the name.
             let forgotten = shared.images.forget(&stone.app).await;
             forgotten.map_err(|source| Error::Images { app: stone.app.clone(), source })?;

@@ -8,10 +8,11 @@ use std::time::Instant;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, StatusCode};
 use perch_types::endpoint::REQUEST_ID_HEADER;
 use perch_types::{ApiError, Code};
+use serde_json::Value;
 
 use crate::config::Shared;
 use crate::error::Error;
@@ -19,17 +20,31 @@ use crate::names;
 
 /// An error as a client gets it.
 #[derive(Debug)]
-pub(crate) struct Failure(Box<ApiError>);
+pub(crate) struct Failure(Box<ApiError>, RetryAfter);
+
+/// Seconds after which a request that came too often may come again.
+#[derive(Debug, Clone, Copy, Default)]
+struct RetryAfter(Option<u64>);
+
+/// What [`RetryAfter`] is when nobody said it.
+const RETRY_AFTER_S_DEFAULT: u64 = 5;
 
 impl Failure {
     /// Makes a failure of a code and its text.
     pub(crate) fn new(code: Code, error: impl Into<String>) -> Self {
-        Self(Box::new(ApiError::new(code, error)))
+        Self(Box::new(ApiError::new(code, error)), RetryAfter::default())
+    }
+
+    /// Makes the failure of a request that came too often.
+    pub(crate) fn too_often(seconds: u64) -> Self {
+        let text = format!("too many requests of this kind for one thing; {seconds} s are enough");
+        let error = ApiError::new(Code::RateLimited, text);
+        Self(Box::new(error), RetryAfter(Some(seconds)))
     }
 
     /// Adds what to do about it.
     pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
-        Self(Box::new(self.0.with_hint(hint)))
+        Self(Box::new(self.0.with_hint(hint)), self.1)
     }
 
     /// Returns the error.
@@ -41,7 +56,7 @@ impl Failure {
 
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Self {
-        Self(Box::new(error))
+        Self(Box::new(error), RetryAfter::default())
     }
 }
 
@@ -50,7 +65,7 @@ impl From<perch_client::Error> for Failure {
         if error.code().is_none() {
             tracing::warn!(error = chain(&error), "host did not answer as it should");
         }
-        Self(Box::new(error.to_api_error()))
+        Self::from(error.to_api_error())
     }
 }
 
@@ -79,10 +94,24 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0.code.status());
         let mut response = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR).into_response();
+        if self.0.code == Code::RateLimited {
+            let seconds = self.1.0.unwrap_or(RETRY_AFTER_S_DEFAULT);
+            response.headers_mut().insert(RETRY_AFTER, seconds.into());
+        }
         // The body is written by `finish`, which knows the request's id.
         response.extensions_mut().insert(Arc::new(*self.0));
         response
     }
+}
+
+/// Returns the body of an error. Clients look for the text of one about a lease under `message`
+/// (contract 1.1).
+fn body(error: &ApiError) -> Vec<u8> {
+    let mut body = serde_json::to_value(error).unwrap_or_default();
+    if matches!(error.code, Code::LeaseHeld | Code::LeaseNotFound | Code::LeaseLost) {
+        body["message"] = Value::from(error.error.as_str());
+    }
+    serde_json::to_vec(&body).unwrap_or_default()
 }
 
 /// Returns an error with its causes.
@@ -111,8 +140,7 @@ pub(crate) async fn finish(
     if let Some(error) = response.extensions_mut().remove::<Arc<ApiError>>() {
         let mut error = Arc::unwrap_or_clone(error);
         error.request = Some(id.clone());
-        let body = serde_json::to_vec(&error).unwrap_or_default();
-        *response.body_mut() = body.into();
+        *response.body_mut() = body(&error).into();
         let json = HeaderValue::from_static("application/json");
         response.headers_mut().insert(CONTENT_TYPE, json);
     }

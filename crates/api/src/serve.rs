@@ -158,7 +158,7 @@ async fn accept(listener: &Listener, permits: &Arc<Semaphore>) -> Option<Connect
     }
 }
 
-async fn connection<S>(
+pub(crate) async fn connection<S>(
     stream: S,
     router: axum::Router,
     peer: Peer,

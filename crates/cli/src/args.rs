@@ -8,7 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use perch_types::env::{API_TOKEN, API_URL};
 
 use crate::commands::{
-    apps, auth, build, deploy, explain, images, launch, logs, machine, open, status, system,
+    apps, auth, build, deploy, explain, images, launch, logs, machine, open, secrets, status,
+    system, tokens, volumes,
 };
 
 /// Run apps on your own servers.
@@ -63,6 +64,12 @@ pub(crate) enum Command {
     /// Work with single machines
     #[command(subcommand, visible_alias = "machines")]
     Machine(machine::MachineCommand),
+    /// Work with volumes and their snapshots
+    #[command(subcommand, visible_alias = "volume", visible_alias = "vol")]
+    Volumes(volumes::VolumesCommand),
+    /// Set, list and take away the app's secrets
+    #[command(subcommand)]
+    Secrets(secrets::SecretsCommand),
     /// Work with images in the platform's registry
     #[command(subcommand)]
     Images(images::ImagesCommand),
@@ -74,6 +81,9 @@ pub(crate) enum Command {
     /// Log in to a platform
     #[command(subcommand)]
     Auth(auth::AuthCommand),
+    /// Make, list and end tokens for an app
+    #[command(subcommand)]
+    Tokens(tokens::TokensCommand),
     /// Explain an error code
     Explain(explain::ExplainArgs),
     /// Show the versions of the CLI and the platform

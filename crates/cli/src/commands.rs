@@ -12,9 +12,12 @@ pub(crate) mod launch;
 pub(crate) mod logs;
 pub(crate) mod machine;
 pub(crate) mod open;
+pub(crate) mod secrets;
 pub(crate) mod status;
 pub(crate) mod system;
+pub(crate) mod tokens;
 mod version;
+pub(crate) mod volumes;
 
 use crate::args::Command;
 use crate::error::Result;
@@ -30,9 +33,12 @@ pub(crate) async fn run(invocation: &Invocation, command: Command) -> Result {
         Command::Logs(args) => Box::pin(logs::run(invocation, args)).await,
         Command::Apps(command) => Box::pin(apps::run(invocation, command)).await,
         Command::Machine(command) => Box::pin(machine::run(invocation, command)).await,
+        Command::Volumes(command) => Box::pin(volumes::run(invocation, command)).await,
+        Command::Secrets(command) => Box::pin(secrets::run(invocation, command)).await,
         Command::Images(command) => Box::pin(images::run(invocation, command)).await,
         Command::Open(args) => Box::pin(open::run(invocation, args)).await,
         Command::Auth(command) => Box::pin(auth::run(invocation, command)).await,
+        Command::Tokens(command) => Box::pin(tokens::run(invocation, command)).await,
         Command::System(command) => Box::pin(system::run(invocation, command)).await,
         Command::Explain(args) => explain::run(invocation, &args),
         Command::Version => Box::pin(version::run(invocation)).await,

@@ -4,7 +4,13 @@
 
 use perch_types::Code;
 
+const VOLUME_NOT_FOUND: &str = "The app has no volume of this id, or no unattached one of this name. A destroyed volume is gone after a day.\n\nDo: `perch volumes list` shows the app's volumes and which machine has each.";
+const SNAPSHOT_NOT_FOUND: &str = "The app has no snapshot of this id: snapshots are removed after the days that their volume's `snapshot_retention` says.\n\nDo: `perch volumes snapshots list ID` shows those that are kept.";
+const VOLUME_ATTACHED: &str = "A volume belongs to one machine at a time, also while that machine is stopped, so that two never write to one file system.\n\nDo: destroy that machine, or give the new one a volume of its own: `perch volumes create`, or `perch volumes fork ID` for a copy.";
+const DEADLINE_EXCEEDED: &str = "Something was waited for and did not happen in time.\n\nFor a deploy: the machine runs, but does not listen where it should, or its checks do not pass. A program must listen on 0.0.0.0 (not 127.0.0.1) and on the port that `internal_port` names.\n\nDo: `perch logs` shows what the program prints, `perch status` why it is not ready.";
+
 /// Returns what a code means and what to do about it.
+#[expect(clippy::too_many_lines, reason = "one line or two for every code")]
 pub(crate) const fn page(code: Code) -> &'static str {
     match code {
         Code::InvalidRequest => {
@@ -31,12 +37,13 @@ pub(crate) const fn page(code: Code) -> &'static str {
         Code::MachineNotFound => {
             "The app has no machine of this id. A destroyed machine is forgotten after a while.\n\nDo: `perch machine list` shows the ids."
         }
+        Code::VolumeNotFound => VOLUME_NOT_FOUND,
+        Code::SnapshotNotFound => SNAPSHOT_NOT_FOUND,
+        Code::VolumeAttached => VOLUME_ATTACHED,
         Code::MethodNotAllowed => {
             "The path exists, but not with this method.\n\nDo: CLI and server may be of very different versions, see `perch version`."
         }
-        Code::DeadlineExceeded => {
-            "Something was waited for and did not happen in time.\n\nFor a deploy: the machine runs, but does not listen where it should, or its checks do not pass. A program must listen on 0.0.0.0 (not 127.0.0.1) and on the port that `internal_port` names.\n\nDo: `perch logs` shows what the program prints, `perch status` why it is not ready."
-        }
+        Code::DeadlineExceeded => DEADLINE_EXCEEDED,
         Code::WrongState => {
             "The machine's state does not allow this: one that is being destroyed cannot start, one that runs cannot be destroyed without `--force`.\n\nDo: `perch machine status ID` shows the state."
         }
@@ -45,6 +52,12 @@ pub(crate) const fn page(code: Code) -> &'static str {
         }
         Code::LeaseHeld => {
             "Somebody else is changing this machine and has reserved it for a moment, most likely another deploy.\n\nDo: wait for the other deploy; a lease ends by itself."
+        }
+        Code::LeaseNotFound => {
+            "The machine has no lease: nobody has reserved it, or the reservation has ended by itself.\n\nDo: nothing; a machine without a lease can be changed by anybody who may."
+        }
+        Code::LeaseLost => {
+            "The change came with the nonce of a lease that has ended, so somebody else may have changed the machine meanwhile.\n\nDo: look at the machine, acquire a lease anew, then try again."
         }
         Code::Conflict => {
             "Somebody else changed it between your look and your change.\n\nDo: run the command again."

@@ -2,22 +2,34 @@
 //!
 //! Never keeps anything between two calls but connections.
 
+mod lease;
+mod machine;
+mod resources;
+mod secrets;
+
 use std::fmt;
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue, Method};
 use perch_types::api::{
-    App, AppLogs, Apps, CreateApp, CreateMachineRequest, ExecRequest, ExecResponse, Images,
-    LogRecord, Machine, MachineEvent, Platform, Pruned, Regions, SignalRequest, StartResponse,
-    StopRequest, SystemUsage, TokensCurrent, WaitResponse,
+    App, AppLogs, Apps, CreateApp, CreateDeployToken, CreateMachineRequest, CreatedToken,
+    ExecRequest, ExecResponse, Images, LogRecord, Machine, MachineEvent, Placements,
+    PlacementsRequest, Platform, Pruned, Regions, SignalRequest, StartResponse, StopRequest,
+    SystemUsage, TokensCurrent, WaitResponse,
 };
 use perch_types::build::{BUILD_HEADER, BuildEvent, BuildRequest, FORCE_HEADER};
 use perch_types::endpoint::{self, Endpoint};
 use perch_types::exec::ExecSpec;
 use perch_types::host::LogsQuery;
 use perch_types::machine_config::Signal;
-use perch_types::{AppName, GoDuration, InstanceId, MachineId, Secret};
+use perch_types::volume::{
+    CreateVolumeRequest, ExtendVolumeRequest, ExtendVolumeResponse, OrgVolumes,
+    UpdateVolumeRequest, Volume, VolumeSnapshot,
+};
+use perch_types::{AppName, GoDuration, InstanceId, MachineId, OrgSlug, Secret, VolumeId};
+
+pub use resources::ProcessOrder;
 
 use crate::address::Address;
 use crate::connection::{
@@ -27,6 +39,8 @@ use crate::error::Error;
 use crate::host::{exec_timeout, with_logs_query};
 use crate::lines::{LINE_BYTES_MAX, Lines};
 use crate::session::Session;
+
+pub use machine::Page;
 
 /// What is added to the time that a wait was given, for the way there and back.
 const WAIT_MARGIN: Duration = Duration::from_secs(10);
@@ -39,6 +53,7 @@ pub struct Api {
     connection: Connection,
     url: String,
     authorization: HeaderValue,
+    nonce: Option<HeaderValue>,
 }
 
 impl fmt::Debug for Api {
@@ -60,6 +75,25 @@ pub struct ListFilter {
     pub metadata: Vec<(String, String)>,
 }
 
+impl ListFilter {
+    /// Adds it to a request.
+    fn query(&self, mut parts: RequestParts) -> RequestParts {
+        if self.include_deleted {
+            parts = parts.with_query("include_deleted", "true");
+        }
+        if let Some(region) = &self.region {
+            parts = parts.with_query("region", region);
+        }
+        if !self.states.is_empty() {
+            parts = parts.with_query("state", &self.states.join(","));
+        }
+        for (key, value) in &self.metadata {
+            parts = parts.with_query(&format!("metadata.{key}"), value);
+        }
+        parts
+    }
+}
+
 /// What to wait for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct WaitFor {
@@ -67,6 +101,8 @@ pub struct WaitFor {
     pub states: Vec<String>,
     /// Only of this version.
     pub instance: Option<InstanceId>,
+    /// Only what happens after this event.
+    pub from_event: Option<String>,
     /// How long at most; the server answers within 60 s in any case.
     pub timeout: Duration,
 }
@@ -81,7 +117,7 @@ impl Api {
         let mut authorization = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
             .map_err(|source| Error::Request { url: url.clone(), source: Box::new(source) })?;
         authorization.set_sensitive(true);
-        Ok(Self { connection: Connection::new(address)?, url, authorization })
+        Ok(Self { connection: Connection::new(address)?, url, authorization, nonce: None })
     }
 
     /// Returns the address, without the fingerprint.
@@ -134,19 +170,7 @@ impl Api {
     /// # Errors
     /// As every call: see [`Error`].
     pub async fn machines(&self, app: &AppName, of: &ListFilter) -> Result<Vec<Machine>, Error> {
-        let mut parts = self.request(endpoint::MACHINES_LIST, &[app.as_str()]);
-        if of.include_deleted {
-            parts = parts.with_query("include_deleted", "true");
-        }
-        if let Some(region) = &of.region {
-            parts = parts.with_query("region", region);
-        }
-        if !of.states.is_empty() {
-            parts = parts.with_query("state", &of.states.join(","));
-        }
-        for (key, value) in &of.metadata {
-            parts = parts.with_query(&format!("metadata.{key}"), value);
-        }
+        let parts = of.query(self.request(endpoint::MACHINES_LIST, &[app.as_str()]));
         self.connection.json(parts).await
     }
 
@@ -231,6 +255,16 @@ impl Api {
         self.connection.done(parts).await
     }
 
+    /// Tells a machine to suspend: a start lets it go on.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn suspend(&self, app: &AppName, id: &MachineId) -> Result<(), Error> {
+        let mut parts = self.of(endpoint::MACHINE_SUSPEND, app, id);
+        parts.headers_timeout = CHANGE_TIMEOUT;
+        self.connection.done(parts).await
+    }
+
     /// Tells a machine to restart; `force` skips the polite part.
     ///
     /// # Errors
@@ -278,6 +312,9 @@ impl Api {
         }
         if let Some(instance) = &wait.instance {
             parts = parts.with_query("instance_id", instance.as_str());
+        }
+        if let Some(event) = &wait.from_event {
+            parts = parts.with_query("from_event_id", event);
         }
         parts = parts.with_query("timeout", &wait.timeout.as_secs().max(1).to_string());
         parts.headers_timeout = wait.timeout.saturating_add(WAIT_MARGIN);
@@ -393,6 +430,106 @@ impl Api {
         self.connection.lines(parts, LINE_BYTES_MAX, None).await
     }
 
+    /// Returns the volumes of an app.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn volumes(&self, app: &AppName) -> Result<Vec<Volume>, Error> {
+        self.connection.json(self.request(endpoint::VOLUMES_LIST, &[app.as_str()])).await
+    }
+
+    /// Makes a volume.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn create_volume(
+        &self,
+        app: &AppName,
+        volume: &CreateVolumeRequest,
+    ) -> Result<Volume, Error> {
+        let parts = self.request(endpoint::VOLUMES_CREATE, &[app.as_str()]);
+        let mut parts = parts.with_json(volume)?;
+        parts.headers_timeout = CHANGE_TIMEOUT;
+        self.connection.json(parts).await
+    }
+
+    /// Returns a volume.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn volume(&self, app: &AppName, id: &VolumeId) -> Result<Volume, Error> {
+        self.connection.json(self.of_volume(endpoint::VOLUME_GET, app, id)).await
+    }
+
+    /// Changes how a volume's snapshots are kept and made.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn update_volume(
+        &self,
+        app: &AppName,
+        id: &VolumeId,
+        update: &UpdateVolumeRequest,
+    ) -> Result<Volume, Error> {
+        let parts = self.of_volume(endpoint::VOLUME_UPDATE, app, id).with_json(update)?;
+        self.connection.json(parts).await
+    }
+
+    /// Makes a volume larger.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn extend_volume(
+        &self,
+        app: &AppName,
+        id: &VolumeId,
+        size_gb: u64,
+    ) -> Result<ExtendVolumeResponse, Error> {
+        let asked = ExtendVolumeRequest { size_gb: Some(size_gb) };
+        let mut parts = self.of_volume(endpoint::VOLUME_EXTEND, app, id).with_json(&asked)?;
+        parts.headers_timeout = CHANGE_TIMEOUT;
+        self.connection.json(parts).await
+    }
+
+    /// Destroys a volume; its data is kept for a day.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn delete_volume(&self, app: &AppName, id: &VolumeId) -> Result<Volume, Error> {
+        self.connection.json(self.of_volume(endpoint::VOLUME_DELETE, app, id)).await
+    }
+
+    /// Returns the snapshots of a volume, newest first.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn snapshots(
+        &self,
+        app: &AppName,
+        id: &VolumeId,
+    ) -> Result<Vec<VolumeSnapshot>, Error> {
+        self.connection.json(self.of_volume(endpoint::SNAPSHOTS_LIST, app, id)).await
+    }
+
+    /// Makes a snapshot of a volume.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn create_snapshot(&self, app: &AppName, id: &VolumeId) -> Result<(), Error> {
+        let mut parts = self.of_volume(endpoint::SNAPSHOTS_CREATE, app, id);
+        parts.headers_timeout = CHANGE_TIMEOUT;
+        self.connection.done(parts).await
+    }
+
+    /// Returns a page of the volumes of an organization, from a cursor of the page before.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn org_volumes(&self, org: &OrgSlug, cursor: &str) -> Result<OrgVolumes, Error> {
+        let parts = self.request(endpoint::ORG_VOLUMES, &[org.as_str()]);
+        self.connection.json(parts.with_query("cursor", cursor)).await
+    }
+
     /// Returns the regions.
     ///
     /// # Errors
@@ -446,12 +583,55 @@ impl Api {
         self.connection.lines(parts, LINE_BYTES_MAX, None).await
     }
 
+    /// Returns where machines would be placed now.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn placements(&self, wanted: &PlacementsRequest) -> Result<Placements, Error> {
+        let parts = self.request(endpoint::PLACEMENTS, &[]).with_json(wanted)?;
+        self.connection.json(parts).await
+    }
+
+    /// Makes a token for an app.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn create_deploy_token(
+        &self,
+        app: &AppName,
+        token: &CreateDeployToken,
+    ) -> Result<CreatedToken, Error> {
+        let parts = self.request(endpoint::APP_DEPLOY_TOKEN, &[app.as_str()]);
+        self.connection.json(parts.with_json(token)?).await
+    }
+
+    /// Returns the tokens for an app.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn app_tokens(&self, app: &AppName) -> Result<TokensCurrent, Error> {
+        self.connection.json(self.request(endpoint::APP_TOKENS_LIST, &[app.as_str()])).await
+    }
+
+    /// Ends a token for an app. The id must be one that the platform gave.
+    ///
+    /// # Errors
+    /// As every call: see [`Error`].
+    pub async fn revoke_app_token(&self, app: &AppName, token_id: &str) -> Result<(), Error> {
+        let parts = self.request(endpoint::APP_TOKEN_REVOKE, &[app.as_str(), token_id]);
+        self.connection.done(parts).await
+    }
+
     /// Returns what the token is.
     ///
     /// # Errors
     /// As every call: see [`Error`].
     pub async fn current_tokens(&self) -> Result<TokensCurrent, Error> {
         self.connection.json(self.request(endpoint::TOKEN_CURRENT, &[])).await
+    }
+
+    fn of_volume(&self, endpoint: Endpoint, app: &AppName, id: &VolumeId) -> RequestParts {
+        self.request(endpoint, &[app.as_str(), id.as_str()])
     }
 
     fn of(&self, endpoint: Endpoint, app: &AppName, id: &MachineId) -> RequestParts {
@@ -462,6 +642,9 @@ impl Api {
         let method = Method::from_bytes(endpoint.method.as_bytes()).unwrap_or_default();
         let mut parts = RequestParts::new(method, endpoint.path_of(values));
         parts.headers.insert(AUTHORIZATION, self.authorization.clone());
+        if let Some(nonce) = self.nonce.as_ref().filter(|_| endpoint.needs_lease()) {
+            parts.headers.insert(HeaderName::from_static(endpoint::LEASE_HEADER), nonce.clone());
+        }
         parts
     }
 }

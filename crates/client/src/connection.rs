@@ -298,7 +298,7 @@ pub(crate) fn json_header<T: Serialize>(value: &T, url: &str) -> Result<HeaderVa
     HeaderValue::from_str(&ascii).map_err(|source| request(source.into()))
 }
 
-fn percent_encode(out: &mut String, text: &str) {
+pub(crate) fn percent_encode(out: &mut String, text: &str) {
     for byte in text.bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b',' => {

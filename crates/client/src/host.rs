@@ -6,14 +6,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Method;
-use perch_types::MachineId;
-use perch_types::api::{DiskUsage, ExecRequest, ExecResponse, LogRecord, Pruned};
-use perch_types::directory::Generation;
+use perch_types::api::{
+    DiskUsage, ExecRequest, ExecResponse, LogRecord, MachineMemory, ProcessStat, Pruned,
+    ReclaimMemory, ReclaimedMemory, SetMemory,
+};
+use perch_types::directory::{Generation, VolumeRecord};
 use perch_types::exec::ExecSpec;
 use perch_types::host::{
-    Accepted, Command, CreateMachine, Drained, HostInfo, HostMachine, LogsQuery, PREFIX,
-    WATCH_HEARTBEAT_MS, WaitQuery, WatchEvent,
+    Accepted, Command, CreateMachine, CreateVolume, Drained, HostInfo, HostMachine, HostSnapshot,
+    LogsQuery, PREFIX, VolumeCommand, WATCH_HEARTBEAT_MS, WaitQuery, WatchEvent,
 };
+use perch_types::{MachineId, SnapshotId, VolumeId};
 
 use crate::connection::{Connection, RequestParts};
 use crate::error::HostError;
@@ -89,6 +92,9 @@ impl HostClient {
         if let Some(instance) = &query.instance {
             parts = parts.with_query("instance", instance.as_str());
         }
+        if let Some(event) = &query.from_event {
+            parts = parts.with_query("from_event", event);
+        }
         parts.headers_timeout = Duration::from_millis(query.timeout_ms).saturating_add(MARGIN);
         self.connection.json(parts).await
     }
@@ -113,6 +119,48 @@ impl HostClient {
     /// When the session cannot be opened.
     pub async fn attach(&self, id: &MachineId, spec: &ExecSpec) -> Result<Session, HostError> {
         self.connection.session(request(Method::GET, &of(id, "/attach")), spec).await
+    }
+
+    /// Lists the processes of a machine.
+    ///
+    /// # Errors
+    /// When it does not run or the host does not answer.
+    pub async fn processes(&self, id: &MachineId) -> Result<Vec<ProcessStat>, HostError> {
+        self.connection.json(request(Method::GET, &of(id, "/ps"))).await
+    }
+
+    /// Returns a machine's memory.
+    ///
+    /// # Errors
+    /// When it does not run or the host does not answer.
+    pub async fn memory(&self, id: &MachineId) -> Result<MachineMemory, HostError> {
+        self.connection.json(request(Method::GET, &of(id, "/memory"))).await
+    }
+
+    /// Changes how much memory a running machine may use.
+    ///
+    /// # Errors
+    /// When it may not have so much, uses more, does not run, or the host does not answer.
+    pub async fn set_memory(
+        &self,
+        id: &MachineId,
+        memory: SetMemory,
+    ) -> Result<MachineMemory, HostError> {
+        let parts = request(Method::PUT, &of(id, "/memory")).with_json(&memory)?;
+        self.connection.json(parts).await
+    }
+
+    /// Takes back memory that a machine could do without.
+    ///
+    /// # Errors
+    /// When it does not run or the host does not answer.
+    pub async fn reclaim_memory(
+        &self,
+        id: &MachineId,
+        reclaim: ReclaimMemory,
+    ) -> Result<ReclaimedMemory, HostError> {
+        let parts = request(Method::POST, &of(id, "/memory/reclaim")).with_json(&reclaim)?;
+        self.connection.json(parts).await
     }
 
     /// Returns records of a machine's log.
@@ -176,6 +224,63 @@ impl HostClient {
         let mut parts = request(Method::POST, "/prune");
         parts.headers_timeout = ACCEPT_TIMEOUT;
         self.connection.json(parts).await
+    }
+
+    /// Makes a volume; the same again for the same id.
+    ///
+    /// # Errors
+    /// When the host refuses or does not answer.
+    pub async fn create_volume(&self, volume: &CreateVolume) -> Result<VolumeRecord, HostError> {
+        let mut parts = request(Method::POST, "/volumes").with_json(volume)?;
+        parts.headers_timeout = ACCEPT_TIMEOUT;
+        self.connection.json(parts).await
+    }
+
+    /// Returns all volumes of the host.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub async fn volumes(&self) -> Result<Vec<VolumeRecord>, HostError> {
+        self.connection.json(request(Method::GET, "/volumes")).await
+    }
+
+    /// Returns a volume with how full it is now.
+    ///
+    /// # Errors
+    /// When there is no such volume or the host does not answer.
+    pub async fn volume(&self, id: &VolumeId) -> Result<VolumeRecord, HostError> {
+        self.connection.json(request(Method::GET, &format!("/volumes/{id}"))).await
+    }
+
+    /// Asks something of a volume; the answer comes once it is done.
+    ///
+    /// # Errors
+    /// When it is refused or does not succeed, or the host does not answer.
+    pub async fn volume_command(
+        &self,
+        id: &VolumeId,
+        command: &VolumeCommand,
+    ) -> Result<VolumeRecord, HostError> {
+        let path = format!("/volumes/{id}/command");
+        let mut parts = request(Method::POST, &path).with_json(command)?;
+        parts.headers_timeout = ACCEPT_TIMEOUT;
+        self.connection.json(parts).await
+    }
+
+    /// Returns the snapshots of a volume, newest first.
+    ///
+    /// # Errors
+    /// When there is no such volume or the host does not answer.
+    pub async fn snapshots(&self, id: &VolumeId) -> Result<Vec<HostSnapshot>, HostError> {
+        self.connection.json(request(Method::GET, &format!("/volumes/{id}/snapshots"))).await
+    }
+
+    /// Returns a snapshot.
+    ///
+    /// # Errors
+    /// When there is no such snapshot or the host does not answer.
+    pub async fn snapshot(&self, id: &SnapshotId) -> Result<HostSnapshot, HostError> {
+        self.connection.json(request(Method::GET, &format!("/snapshots/{id}"))).await
     }
 
     /// Returns what the host is.

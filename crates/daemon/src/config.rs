@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) const FILE_DEFAULT: &str = "/etc/perch/perchd.toml";
 
 /// All settings of a server. Every key may be left out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
     /// What is kept: machines, images, the directory.
@@ -34,6 +34,8 @@ pub(crate) struct Config {
     pub(crate) region: Region,
     /// The user of the unprivileged process: a name or a number.
     pub(crate) user: String,
+    /// The user of the process that holds the master key: a name or a number.
+    pub(crate) keys_user: String,
     /// Tells installations on one server apart: interfaces, firewall table, cgroups.
     pub(crate) instance: String,
     /// Private IPv4 addresses of machines on this server.
@@ -42,10 +44,16 @@ pub(crate) struct Config {
     pub(crate) machines_uid_base: u32,
     /// Where `perch-init` and `perch-monitor` are; beside `perchd` or in `../lib/perch` when unset.
     pub(crate) guest_dir: Option<PathBuf>,
+    /// Memory that machines may be promised, as a multiple of what the server has.
+    pub(crate) memory_overcommit: f64,
     /// Limits of builds.
     pub(crate) build: Build,
     /// Images that no machine names.
     pub(crate) image_cache: ImageCache,
+    /// Where volumes are.
+    pub(crate) volumes: Volumes,
+    /// How often something may be done to one thing through the API.
+    pub(crate) rates: perch_api::Rates,
 }
 
 /// A block of private IPv4 addresses.
@@ -66,6 +74,18 @@ pub(crate) struct Build {
     pub(crate) memory_mb: u64,
     /// Wall time of one build in seconds.
     pub(crate) time_s: u64,
+}
+
+/// Where volumes are.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Volumes {
+    /// A folder on a file system of its own, best XFS with reflink; a file in `data_dir` when
+    /// unset.
+    pub(crate) dir: Option<PathBuf>,
+    /// The size of that file in GiB, which takes only what is written; 0 is as large as its disk.
+    /// It can be made larger later, not smaller.
+    pub(crate) size_gb: u64,
 }
 
 /// What images that no machine names may take.
@@ -105,12 +125,16 @@ impl Default for Config {
             domain: "perch.localhost".to_owned(),
             region: "loc".parse().unwrap_or_else(|_| unreachable!("three lowercase letters")),
             user: "perch".to_owned(),
+            keys_user: "perch-keys".to_owned(),
             instance: "perch".to_owned(),
             machines_ipv4: Ipv4Pool { network: Ipv4Addr::new(10, 209, 0, 0), prefix: 16 },
             machines_uid_base: 1 << 20,
             guest_dir: None,
+            memory_overcommit: 1.0,
             build: Build::default(),
             image_cache: ImageCache::default(),
+            volumes: Volumes::default(),
+            rates: perch_api::Rates::default(),
         }
     }
 }
@@ -168,6 +192,9 @@ pub(crate) struct Flags {
     /// Run what needs no rights as this user [default: perch]
     #[arg(long)]
     pub(crate) user: Option<String>,
+    /// Run what holds the master key as this user [default: perch-keys]
+    #[arg(long, value_name = "USER")]
+    pub(crate) keys_user: Option<String>,
     /// Tell this installation from others on the server [default: perch]
     #[arg(long)]
     pub(crate) instance: Option<String>,
@@ -178,6 +205,8 @@ pub(crate) struct Flags {
 
 /// The longest name of an installation: it is part of interface names.
 const INSTANCE_BYTES_MAX: usize = 8;
+/// How much more memory may be promised than there is. Less than 1 keeps some for other programs.
+const MEMORY_OVERCOMMIT: std::ops::RangeInclusive<f64> = 0.1..=64.0;
 /// A Unix socket's path holds 108 bytes; the longest name in the folder takes 60 of them.
 const RUN_DIR_BYTES_MAX: usize = 48;
 
@@ -213,6 +242,7 @@ impl Config {
         set(&mut self.domain, flags.domain.as_ref());
         set(&mut self.region, flags.region.as_ref());
         set(&mut self.user, flags.user.as_ref());
+        set(&mut self.keys_user, flags.keys_user.as_ref());
         set(&mut self.instance, flags.instance.as_ref());
         self.api_tls = flags.api_tls.or(self.api_tls);
         self.guest_dir = flags.guest_dir.clone().or_else(|| self.guest_dir.take());
@@ -225,7 +255,9 @@ impl Config {
              For others set `api_tls`",
             self.api
         );
-        for (key, path) in [("data_dir", &self.data_dir), ("run_dir", &self.run_dir)] {
+        let paths = [("data_dir", &self.data_dir), ("run_dir", &self.run_dir)];
+        let volumes = self.volumes.dir.iter().map(|dir| ("volumes.dir", dir));
+        for (key, path) in paths.into_iter().chain(volumes) {
             ensure!(path.is_absolute(), "`{key}` is an absolute path; `{}` is not", path.display());
         }
         ensure!(
@@ -236,6 +268,13 @@ impl Config {
             (1..=INSTANCE_BYTES_MAX).contains(&self.instance.len())
                 && self.instance.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()),
             "`instance` is 1 to {INSTANCE_BYTES_MAX} lowercase letters and digits"
+        );
+        ensure!(
+            MEMORY_OVERCOMMIT.contains(&self.memory_overcommit),
+            "`memory_overcommit` is {} to {}; {} is not",
+            MEMORY_OVERCOMMIT.start(),
+            MEMORY_OVERCOMMIT.end(),
+            self.memory_overcommit
         );
         let labels_fine = self.domain.split('.').all(|label| {
             (1..=63).contains(&label.len())
@@ -284,6 +323,7 @@ mod tests {
             ..Flags::default()
         };
         let config = Config::load(&flags).unwrap();
+        assert_eq!(config.rates, perch_api::Rates::default());
         assert_eq!((config.domain.as_str(), config.region.as_str()), ("b.example", "ams"));
     }
 
@@ -295,6 +335,12 @@ mod tests {
             ("instance = \"UPPER\"", "instance"),
             ("domain = \"a b\"", "domain"),
             ("colour = 1", "colour"),
+            ("[volumes]\ndir = \"here\"", "volumes.dir"),
+            ("[volumes]\ncolour = 1", "colour"),
+            ("[rates.read]\nper_minute = 1\nburst = -1", "burst"),
+            ("[rates]\ncolour = 1", "colour"),
+            ("memory_overcommit = 0.0", "0.1 to 64"),
+            ("memory_overcommit = nan", "memory_overcommit"),
             ("machines_ipv4 = \"8.8.0.0/16\"", "private block"),
             ("run_dir = \"/a-very-long-folder-name-that-no-socket-fits-into-any-more\"", "run_dir"),
         ] {

@@ -17,13 +17,14 @@ use crate::certificate::{hex, write_private};
 
 const ADMIN_FILE: &str = "admin.json";
 const HOST_ID_FILE: &str = "host-id";
-const LOCK_FILE: &str = "perchd.lock";
+pub(crate) const LOCK_FILE: &str = "perchd.lock";
 
 /// Folders under the data folder.
 pub(crate) const HOST_DIR: &str = "host";
 pub(crate) const FRONT_DIR: &str = "front";
 pub(crate) const BUILD_DIR: &str = "build";
 pub(crate) const CA_DIR: &str = "ca";
+pub(crate) const KEYS_DIR: &str = "keys";
 
 /// How the administrator of the server reaches it; the CLI reads this when nothing else is set.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -37,15 +38,33 @@ pub(crate) struct Admin {
 }
 
 /// Makes the folders of a server, each with its owner.
-pub(crate) fn folders(data: &Path, run: &Path, front_uid: u32) -> Result<()> {
+pub(crate) fn folders(data: &Path, run: &Path, (front_uid, keys_uid): (u32, u32)) -> Result<()> {
     folder(data, 0o711, 0)?;
     folder(run, 0o755, 0)?;
-    // Searchable, because children without rights work in folders below; what lies in them is
-    // closed to others by the processes' umask.
-    folder(&data.join(HOST_DIR), 0o711, 0)?;
-    folder(&data.join(BUILD_DIR), 0o711, 0)?;
-    folder(&data.join(CA_DIR), 0o700, 0)?;
-    folder(&data.join(FRONT_DIR), 0o700, front_uid)
+    for (name, mode, owner) in parts((front_uid, keys_uid)) {
+        folder(&data.join(name), mode, owner)?;
+    }
+    Ok(())
+}
+
+/// The folders under the data folder, each with its mode and the user whose is all that is in it.
+fn parts((front_uid, keys_uid): (u32, u32)) -> [(&'static str, u32, u32); 5] {
+    [
+        // Searchable, because children without rights work in folders below; what lies in them is
+        // closed to others by the processes' umask.
+        (HOST_DIR, 0o711, 0),
+        (BUILD_DIR, 0o711, 0),
+        (CA_DIR, 0o700, 0),
+        (FRONT_DIR, 0o700, front_uid),
+        (KEYS_DIR, 0o700, keys_uid),
+    ]
+}
+
+/// Returns whose a file is, by its path below the data folder.
+pub(crate) fn owner_of(path: &Path, uids: (u32, u32)) -> u32 {
+    let first = path.iter().next();
+    let part = parts(uids).into_iter().find(|(name, ..)| first == Some(name.as_ref()));
+    part.map_or(0, |(_, _, owner)| owner)
 }
 
 /// Checks that the unprivileged process can get to a folder: it must be able to search every
@@ -91,6 +110,11 @@ pub(crate) fn lock(data: &Path) -> Result<File> {
         )
     })?;
     Ok(file)
+}
+
+/// Tells whether a server was ever started with this folder.
+pub(crate) fn has_host_id(data: &Path) -> bool {
+    data.join(HOST_ID_FILE).is_file()
 }
 
 /// Reads this server's id, or mints it.
@@ -146,7 +170,7 @@ fn random<const N: usize>() -> Result<[u8; N]> {
 }
 
 /// Finds the user id of a name or number.
-pub(crate) fn user_id(user: &str) -> Result<u32> {
+pub(crate) fn user_id(user: &str, flag: &str) -> Result<u32> {
     if let Ok(uid) = user.parse() {
         return Ok(uid);
     }
@@ -162,7 +186,7 @@ pub(crate) fn user_id(user: &str) -> Result<u32> {
         None => bail!(
             "there is no user `{user}`: make it with \
              `useradd --system --no-create-home --shell /usr/sbin/nologin {user}`, \
-             or name another with `--user`"
+             or name another with `{flag}`"
         ),
     }
 }
@@ -214,9 +238,9 @@ mod tests {
 
     #[test]
     fn an_unknown_user_is_told_with_the_way_out() {
-        assert_eq!(user_id("1234").unwrap(), 1234);
-        let error = user_id("no-such-user-here").unwrap_err().to_string();
-        assert!(error.contains("useradd"), "{error}");
-        user_id("root").unwrap_err();
+        assert_eq!(user_id("1234", "--user").unwrap(), 1234);
+        let error = user_id("no-such-user-here", "--keys-user").unwrap_err().to_string();
+        assert!(error.contains("useradd") && error.contains("--keys-user"), "{error}");
+        user_id("root", "--user").unwrap_err();
     }
 }

@@ -4,10 +4,12 @@
 //! roles together.
 #![forbid(unsafe_code)]
 
+mod backup;
 mod certificate;
 mod clock;
 mod config;
 mod identity;
+mod inside;
 mod peer;
 mod roles;
 mod setup;
@@ -15,12 +17,15 @@ mod sockets;
 mod supervisor;
 
 use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use crate::clock::SystemClock;
 use crate::config::{Config, Flags};
 use crate::roles::Role;
 use crate::supervisor::Ready;
@@ -47,12 +52,39 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Work with the master key of a server that runs
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Write the server's state into one archive, also while it runs: apps, machines, tokens, keys
+    /// and the images of its registry
+    Backup {
+        #[command(flatten)]
+        flags: Flags,
+        /// The new archive, or a folder for it
+        #[arg(value_name = "FOLDER|FILE")]
+        target: PathBuf,
+    },
+    /// Put the state of a server out of an archive onto this one, which must have none
+    Restore {
+        #[command(flatten)]
+        flags: Flags,
+        /// What `perchd backup` wrote
+        #[arg(value_name = "FILE")]
+        archive: PathBuf,
+    },
     /// Run one of the server's processes; the server does this itself
     #[command(hide = true)]
     Role { role: Role },
     /// Unpack image layers in a process without rights; the server does this itself
     #[command(hide = true)]
     UnpackLayers,
+}
+
+/// What to do with the master key.
+#[derive(Debug, Subcommand)]
+enum KeysCommand {
+    /// Make a new version of it and wrap every app's key with that
+    Rotate(Flags),
 }
 
 fn main() -> ExitCode {
@@ -91,10 +123,41 @@ fn run(command: Command) -> Result<()> {
             print(&text)
         }
         Command::Remove { flags, yes } => roles::host::remove(&Config::load(&flags)?, yes),
+        Command::Keys(KeysCommand::Rotate(flags)) => {
+            let config = Config::load(&flags)?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("start the runtime")?;
+            print(&runtime.block_on(roles::keys::rotate(&config))?)
+        }
+        Command::Backup { flags, target } => {
+            ensure_root()?;
+            let taken = backup::backup(&Config::load(&flags)?, &target, &SystemClock)?;
+            print(&taken.to_string())
+        }
+        Command::Restore { flags, archive } => {
+            ensure_root()?;
+            let config = Config::load(&flags)?;
+            let restored = backup::restore(&config, &archive, Arc::new(SystemClock))?;
+            print(&format!(
+                "restored host {} as it was at {}, written by perchd {}\n  \
+                 now start the server: machines come back with empty disks of their own\n",
+                restored.host, restored.created_at, restored.perch,
+            ))
+        }
         Command::Role { role } => role.run(),
         // Handled before the log is started: this child must have one thread and two pipes.
         Command::UnpackLayers => Ok(()),
     }
+}
+
+fn ensure_root() -> Result<()> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "the server's state is root's alone (try `sudo`)"
+    );
+    Ok(())
 }
 
 fn start_log() {

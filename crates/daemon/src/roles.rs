@@ -6,6 +6,7 @@ pub(crate) mod builder;
 pub(crate) mod front;
 pub(crate) mod host;
 pub(crate) mod images;
+pub(crate) mod keys;
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
@@ -26,24 +27,27 @@ pub(crate) enum Role {
     Front,
     /// Builds images.
     Builder,
+    /// A user of its own, without a network: the master key.
+    Keys,
 }
 
 impl Role {
     /// In the order in which they are started.
-    pub(crate) const ALL: [Self; 3] = [Self::Host, Self::Front, Self::Builder];
+    pub(crate) const ALL: [Self; 4] = [Self::Keys, Self::Host, Self::Front, Self::Builder];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Host => "host",
             Self::Front => "front",
             Self::Builder => "builder",
+            Self::Keys => "keys",
         }
     }
 
     /// The sockets that the process is given.
     pub(crate) const fn sockets(self) -> &'static [Purpose] {
         match self {
-            Self::Host => &[Purpose::Host],
+            Self::Host => &[Purpose::Host, Purpose::Monitors],
             Self::Front => &[
                 Purpose::Api,
                 Purpose::ApiTls,
@@ -52,8 +56,11 @@ impl Role {
                 Purpose::DnsUdp,
                 Purpose::DnsTcp,
                 Purpose::Directory,
+                Purpose::Inside,
+                Purpose::DirectoryKeys,
             ],
             Self::Builder => &[Purpose::Builder],
+            Self::Keys => &[Purpose::Keys, Purpose::KeysHost],
         }
     }
 
@@ -62,6 +69,10 @@ impl Role {
         if self != Self::Builder {
             // What a build writes has the modes that its tools give it.
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
+        }
+        if self == Self::Keys {
+            // Before there is anything to lose, and before there are more threads.
+            perch_keys::cage::enter().context("give up rights")?;
         }
         let (setup, sockets) = setup::receive(std::io::stdin())?;
         let channel = std::io::stdin()
@@ -78,6 +89,7 @@ impl Role {
                 Self::Host => host::run(setup, sockets, Beats(channel)).await,
                 Self::Front => front::run(setup, sockets, Beats(channel)).await,
                 Self::Builder => builder::run(setup, sockets, Beats(channel)).await,
+                Self::Keys => keys::run(setup, sockets, Beats(channel)).await,
             }
         });
         // Blocking work that is still under way must not keep a stopping process alive.

@@ -49,6 +49,16 @@ pub(crate) enum Purpose {
     Host,
     /// The builder's own interface.
     Builder,
+    /// Connections out of machines, for the host process from monitors.
+    Monitors,
+    /// Connections out of machines, for the API from the host process.
+    Inside,
+    /// The keys' interface for the api.
+    Keys,
+    /// The keys' interface for this host.
+    KeysHost,
+    /// What the keys need of the directory.
+    DirectoryKeys,
 }
 
 /// All that a process is told by the supervisor.
@@ -62,6 +72,8 @@ pub(crate) struct Setup {
     pub(crate) host_id: HostId,
     /// The user id of the unprivileged process.
     pub(crate) front_uid: u32,
+    /// The user id of the process that holds the master key.
+    pub(crate) keys_uid: u32,
     /// The secret with which the host pulls from the registry; new at every start.
     pub(crate) host_token: Secret,
     /// SHA-256 of the administrator's token, hexadecimal.
@@ -163,6 +175,7 @@ mod tests {
             sockets,
             host_id: HostId::from_bits(1),
             front_uid: 1000,
+            keys_uid: 1001,
             host_token: Secret::new("pull"),
             admin_token_hash: "00".to_owned(),
             api_certificate: None,

@@ -28,6 +28,11 @@ pub(crate) const API_SOCKET: &str = "api.sock";
 pub(crate) const HOST_SOCKET: &str = "host.sock";
 pub(crate) const DIRECTORY_SOCKET: &str = "directory.sock";
 pub(crate) const BUILDER_SOCKET: &str = "builder.sock";
+pub(crate) const MONITORS_SOCKET: &str = "monitors.sock";
+pub(crate) const INSIDE_SOCKET: &str = "inside.sock";
+pub(crate) const KEYS_SOCKET: &str = "keys.sock";
+pub(crate) const KEYS_HOST_SOCKET: &str = "keys-host.sock";
+pub(crate) const DIRECTORY_KEYS_SOCKET: &str = "directory-keys.sock";
 
 /// Every socket with its purpose.
 #[derive(Debug)]
@@ -35,7 +40,11 @@ pub(crate) struct Bound(Vec<(Purpose, OwnedFd)>);
 
 impl Bound {
     /// Binds everything that `config` asks for and writes the ports that were free into it.
-    pub(crate) fn bind(config: &mut Config, dns: &[SocketAddr], front_uid: u32) -> Result<Self> {
+    pub(crate) fn bind(
+        config: &mut Config,
+        dns: &[SocketAddr],
+        (front_uid, keys_uid): (u32, u32),
+    ) -> Result<Self> {
         let mut bound = Vec::new();
         let api = tcp(config.api, "api", Shared::No)?;
         config.api = address(&api)?;
@@ -64,6 +73,11 @@ impl Bound {
             (Purpose::Host, HOST_SOCKET, 0o600, front_uid),
             (Purpose::Directory, DIRECTORY_SOCKET, 0o600, 0),
             (Purpose::Builder, BUILDER_SOCKET, 0o600, front_uid),
+            (Purpose::Monitors, MONITORS_SOCKET, 0o600, 0),
+            (Purpose::Inside, INSIDE_SOCKET, 0o600, 0),
+            (Purpose::Keys, KEYS_SOCKET, 0o600, front_uid),
+            (Purpose::KeysHost, KEYS_HOST_SOCKET, 0o600, 0),
+            (Purpose::DirectoryKeys, DIRECTORY_KEYS_SOCKET, 0o600, keys_uid),
         ] {
             bound.push((purpose, unix(&run.join(name), mode, owner)?.into()));
         }
@@ -176,7 +190,7 @@ mod tests {
     fn ports_that_were_free_are_written_down() {
         let folder = tempfile::tempdir().unwrap();
         let mut config = config(folder.path());
-        let bound = Bound::bind(&mut config, &[], 0).unwrap();
+        let bound = Bound::bind(&mut config, &[], (0, 0)).unwrap();
         assert_ne!(config.api.port(), 0);
         assert_ne!(config.http.port(), 0);
         let (purposes, fds) = bound.of(&[Purpose::Http, Purpose::Host]);
@@ -190,7 +204,7 @@ mod tests {
         let holder = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut config = config(folder.path());
         config.http = holder.local_addr().unwrap();
-        let error = format!("{:#}", Bound::bind(&mut config, &[], 0).unwrap_err());
+        let error = format!("{:#}", Bound::bind(&mut config, &[], (0, 0)).unwrap_err());
         assert!(error.contains(&format!("port {} is in use", config.http.port())), "{error}");
         assert!(error.contains("--http"), "{error}");
     }

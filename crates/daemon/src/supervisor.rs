@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use perch_types::Secret;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::backup;
 use crate::certificate::Authority;
 use crate::clock::SystemClock;
 use crate::config::Config;
@@ -99,14 +101,22 @@ struct Server {
 
 impl Server {
     fn prepare(mut config: Config) -> Result<(Self, std::fs::File)> {
-        let front_uid = identity::user_id(&config.user)?;
+        let front_uid = identity::user_id(&config.user, "--user")?;
+        let keys_uid = identity::user_id(&config.keys_user, "--keys-user")?;
+        ensure!(
+            front_uid != keys_uid,
+            "`user` and `keys_user` are the same: what faces the network could read the master key"
+        );
         let guest_dir = guest_dir(config.guest_dir.as_deref())?;
         identity::reachable(&config.data_dir, front_uid)?;
         identity::reachable(&config.run_dir, front_uid)?;
-        identity::folders(&config.data_dir, &config.run_dir, front_uid)?;
+        identity::reachable(&config.data_dir, keys_uid)?;
+        identity::reachable(&config.run_dir, keys_uid)?;
+        identity::folders(&config.data_dir, &config.run_dir, (front_uid, keys_uid))?;
         let lock = identity::lock(&config.data_dir)?;
+        backup::ensure_restored(&config.data_dir)?;
         let dns: Vec<SocketAddr> = crate::roles::host::resolver_addresses(&config)?;
-        let bound = Bound::bind(&mut config, &dns, front_uid)?;
+        let bound = Bound::bind(&mut config, &dns, (front_uid, keys_uid))?;
         let clock = SystemClock;
         let authority = Authority::open(&config.data_dir.join(identity::CA_DIR), &clock)?;
         let api_certificate = match config.api_tls {
@@ -120,6 +130,7 @@ impl Server {
             sockets: Vec::new(),
             host_id: identity::host_id(&config.data_dir)?,
             front_uid,
+            keys_uid,
             host_token: identity::token()?,
             admin_token_hash: identity::token_hash(&admin.token),
             api_certificate,
@@ -144,14 +155,25 @@ impl Server {
             .env_clear()
             .envs(std::env::vars_os().filter(|(name, _)| passed_on(name)))
             .kill_on_drop(true);
-        if role == Role::Front {
-            command.uid(self.setup.front_uid).gid(self.setup.front_uid);
+        let own_user = match role {
+            Role::Front => Some(self.setup.front_uid),
+            Role::Keys => Some(self.setup.keys_uid),
+            Role::Host | Role::Builder => None,
+        };
+        if let Some(uid) = own_user {
+            command.uid(uid).gid(uid);
         }
         let child = command.spawn().with_context(|| format!("start `{}`", role.name()))?;
         // Our copy of their end is gone with the command: the channel ends with the process.
         drop(command);
         let (sockets, fds) = self.bound.of(role.sockets());
-        setup::send(&ours, &Setup { sockets, ..self.setup.clone() }, &fds)?;
+        let mut setup = Setup { sockets, ..self.setup.clone() };
+        if role == Role::Keys {
+            // It needs none of the others' secrets.
+            setup.host_token = Secret::default();
+            setup.api_certificate = None;
+        }
+        setup::send(&ours, &setup, &fds)?;
         let channel = setup::stream(ours)?;
         Ok((child, channel))
     }

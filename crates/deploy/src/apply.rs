@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use perch_client::{Api, Error as CallError, ListFilter};
-use perch_types::api::{LogRecord, Machine};
+use perch_types::api::{HostStatus, LogRecord, Machine};
 use perch_types::app_config::Strategy;
 use perch_types::host::LogsQuery;
+use perch_types::volume::{CreateVolumeRequest, Volume};
 use perch_types::{AppName, MachineId};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -179,10 +180,12 @@ impl Deployer {
     ) -> Result<(MachineId, &'static str), Error> {
         let call = |source| Error::Call { op: op.to_string(), source };
         let (machine, mark) = match op {
-            Op::Create { request, .. } => {
+            Op::Create { request, volumes, .. } => {
+                self.ensure(volumes).await.map_err(call)?;
                 (self.api.create_machine(&self.app, request).await.map_err(call)?, Mark::default())
             }
-            Op::Update { machine, request, .. } => {
+            Op::Update { machine, request, volumes, .. } => {
+                self.ensure(volumes).await.map_err(call)?;
                 let before = self.api.machine(&self.app, machine).await.map_err(call)?;
                 match self.api.update_machine(&self.app, machine, request).await {
                     Ok(updated) => (updated, Mark::of(&before)),
@@ -211,6 +214,26 @@ impl Deployer {
             Ok(result) => Ok((machine.id, result)),
             Err(error) => Err(self.undo(op, &machine.id, error, (place, observer)).await),
         }
+    }
+
+    /// Makes the volumes that are not there. What is made stays when the operation fails: the next
+    /// deploy finds it.
+    async fn ensure(&self, volumes: &[CreateVolumeRequest]) -> Result<(), CallError> {
+        for wanted in volumes {
+            let there = self.api.volumes(&self.app).await?;
+            let fits = |volume: &Volume| {
+                let region = wanted.region.as_deref();
+                volume.name == wanted.name
+                    && volume.state.is_usable()
+                    && volume.attached_machine_id.is_none()
+                    && volume.host_status == HostStatus::Ok
+                    && region.is_none_or(|region| region == volume.region.as_str())
+            };
+            if !there.iter().any(fits) {
+                self.api.create_volume(&self.app, wanted).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Waits until a machine is ready, its program has ended, or the time is over.

@@ -23,4 +23,4 @@ pub use error::{Error, LOG_LINES_MAX};
 pub use fly_toml::{EditError, NewApp, new_fly_toml, with_app_name};
 pub use judge::{Mark, Verdict, judge};
 pub use observe::{Event, Observer};
-pub use plan::{Op, Options, Plan, plan};
+pub use plan::{Op, Options, Plan, plan, restart};

@@ -6,6 +6,8 @@ use std::fmt;
 
 use perch_types::api::{CreateMachineRequest, Machine};
 use perch_types::app_config::{AppConfig, ExpandError, Strategy};
+use perch_types::machine_config::MountConfig;
+use perch_types::volume::CreateVolumeRequest;
 use perch_types::{MachineConfig, MachineId, MachineState};
 
 /// The key of a machine's metadata that marks it as made by a deploy.
@@ -37,6 +39,8 @@ pub enum Op {
         group: String,
         /// What to create.
         request: Box<CreateMachineRequest>,
+        /// Volumes that it needs, to be made where there is no unattached one of the name.
+        volumes: Vec<CreateVolumeRequest>,
     },
     /// A new version of a machine.
     Update {
@@ -48,6 +52,8 @@ pub enum Op {
         request: Box<CreateMachineRequest>,
         /// What puts it back.
         before: Box<CreateMachineRequest>,
+        /// Volumes that it needs and does not have.
+        volumes: Vec<CreateVolumeRequest>,
     },
     /// A machine of a group that the file no longer has.
     Destroy {
@@ -72,7 +78,7 @@ impl Op {
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Create { group, request } => {
+            Self::Create { group, request, .. } => {
                 write!(f, "create a machine for `{group}`")?;
                 match &request.region {
                     Some(region) => write!(f, " in {region}"),
@@ -159,7 +165,10 @@ pub fn plan(
             running.extend(std::iter::repeat_n(op, count));
         }
         let created = running.len();
-        let updates = members.into_iter().map(|machine| update(machine, group, &wanted));
+        let updates = members.into_iter().map(|machine| {
+            let volumes = config.volumes_of(group, Some(machine.region.as_str()));
+            update(machine, group, &wanted, volumes)
+        });
         let (starting, resting): (Vec<Op>, Vec<Op>) = updates.partition(Op::starts);
         batches.extend(std::iter::repeat_n(1, created.saturating_sub(batches.iter().sum())));
         batches.extend(batches_of(starting.len(), config));
@@ -174,6 +183,29 @@ pub fn plan(
     let ops: Vec<Op> = running.into_iter().chain(waiting).chain(destroy).collect();
     batches.extend(std::iter::repeat_n(1, ops.len().saturating_sub(batches.iter().sum())));
     Ok(Plan { ops, batches, image: image.to_owned(), strategy: config.strategy(), release })
+}
+
+/// Returns what has the machines begin anew as they are, one after the other, so that they see at
+/// least a version of the app's secrets. Those that do not run see it at their next start, and
+/// those that no deploy made are left alone.
+#[must_use]
+pub fn restart(machines: &[Machine], min_secrets_version: u64) -> Plan {
+    let mut managed: Vec<&Machine> = machines.iter().filter(|it| is_managed(it)).collect();
+    managed.sort_by(|a, b| a.created_at.cmp(&b.created_at).then_with(|| a.id.cmp(&b.id)));
+    let release = 1 + managed.iter().map(|machine| release_of(machine)).max().unwrap_or_default();
+    let image = managed.first().map(|machine| machine.config.image.clone()).unwrap_or_default();
+    let ops = managed.into_iter().filter_map(|machine| {
+        let mut wanted = machine.config.clone();
+        wanted.metadata.insert(RELEASE_KEY.to_owned(), release.to_string());
+        let mut op = update(machine, group_of(machine), &wanted, Vec::new());
+        if let Op::Update { request, .. } = &mut op {
+            request.min_secrets_version = Some(min_secrets_version);
+        }
+        op.starts().then_some(op)
+    });
+    let ops: Vec<Op> = ops.collect();
+    let batches = vec![1; ops.len()];
+    Plan { ops, batches, image, strategy: Strategy::Rolling, release }
 }
 
 /// Cuts a group's running machines into those that are updated at once.
@@ -216,10 +248,17 @@ fn create(group: &str, wanted: &MachineConfig, config: &AppConfig, options: &Opt
     let region = options.region.clone().or_else(|| config.primary_region.clone());
     let request =
         CreateMachineRequest { config: wanted.clone(), region, ..CreateMachineRequest::default() };
-    Op::Create { group: group.to_owned(), request: Box::new(request) }
+    let volumes = config.volumes_of(group, request.region.as_deref());
+    Op::Create { group: group.to_owned(), request: Box::new(request), volumes }
 }
 
-fn update(machine: &Machine, group: &str, wanted: &MachineConfig) -> Op {
+/// `volumes` are those that the file asks for; the ones that the machine has already fall away.
+fn update(
+    machine: &Machine,
+    group: &str,
+    wanted: &MachineConfig,
+    mut volumes: Vec<CreateVolumeRequest>,
+) -> Op {
     let runs = matches!(
         machine.state,
         MachineState::Started
@@ -239,7 +278,12 @@ fn update(machine: &Machine, group: &str, wanted: &MachineConfig) -> Op {
         skip_launch: !runs,
         ..CreateMachineRequest::default()
     };
+    volumes.retain(|volume| {
+        let lacks = |mount: &MountConfig| mount.name == volume.name && mount.volume.is_empty();
+        request.config.mounts.iter().any(lacks)
+    });
     Op::Update {
+        volumes,
         machine: machine.id.clone(),
         group: group.to_owned(),
         request: Box::new(request),
@@ -258,6 +302,14 @@ fn merged(old: &MachineConfig, wanted: &MachineConfig) -> MachineConfig {
     config.checks.clone_from(&wanted.checks);
     config.restart.clone_from(&wanted.restart);
     config.stop_config.clone_from(&wanted.stop_config);
+    config.mounts.clone_from(&wanted.mounts);
+    for mount in &mut config.mounts {
+        // It keeps the volume that it has.
+        let same = old.mounts.iter().find(|had| had.name == mount.name);
+        if let Some(had) = same {
+            mount.volume.clone_from(&had.volume);
+        }
+    }
     config.metadata.extend(wanted.metadata.clone());
     if wanted.guest.is_some() {
         config.guest.clone_from(&wanted.guest);

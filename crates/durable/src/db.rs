@@ -3,6 +3,7 @@
 //! Never retries a write that did not reach the disk: it stops taking writes instead, because
 //! after a lost fsync nobody knows what is on the disk.
 
+mod copy;
 mod open;
 mod reply;
 mod reserve;
@@ -26,6 +27,7 @@ use std::{
 
 use rusqlite::{Connection, ErrorCode};
 
+pub use self::copy::Frozen;
 pub use self::reply::Pending;
 use self::{reserve::Reserve, writer::Writer};
 use crate::Error;

@@ -55,6 +55,14 @@ pub enum Error {
         /// Why.
         source: rusqlite::Error,
     },
+    /// SQLite finds the file damaged.
+    #[error("copy {}: it is damaged: {complaint}", path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What SQLite says of it.
+        complaint: String,
+    },
     /// A statement did not succeed.
     #[error("{operation}")]
     Sql {

@@ -20,7 +20,7 @@ mod run;
 mod table;
 pub mod testing;
 
-pub use db::{Db, Options, Pending, RESERVE_BYTES, Snapshot, Tx, WRITE_QUEUE_MAX};
+pub use db::{Db, Frozen, Options, Pending, RESERVE_BYTES, Snapshot, Tx, WRITE_QUEUE_MAX};
 pub use drive::{Ended, Executor, Extra, Moment, Retry, StepContext, StepError, drive};
 pub use error::Error;
 pub use journal::{HISTORY_PER_OWNER_MAX, Journal, OpenRun, Recovered, UnreadableRun};

@@ -336,6 +336,7 @@ pub(crate) mod tests {
             skip_dns: false,
             image: "web:1".to_owned(),
             cpus: 1,
+            cpu_kind: Default::default(),
             memory_mb: 256,
             created_at: Timestamp::UNIX_EPOCH,
             updated_at: Timestamp::UNIX_EPOCH,

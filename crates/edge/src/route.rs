@@ -102,6 +102,7 @@ mod tests {
             org: org.clone(),
             network: "default".to_owned(),
             network_id: 1,
+            role: None,
             created_at: Timestamp::UNIX_EPOCH,
         };
         let claim = HostnameClaim { org: org.clone(), app: app.clone() };

@@ -12,10 +12,12 @@ use async_trait::async_trait;
 use perch_runtime::Runtime;
 use perch_types::clock::Clock;
 use perch_types::image::{Digest, ImageConfig, ImageRef};
-use perch_types::{ApiError, Code, MachineId};
+use perch_types::volume::VolumeUsage;
+use perch_types::{ApiError, Code, MachineId, SnapshotId, VolumeId};
 
 use crate::holds::{Hold, IsNamed};
-use crate::network::{Listener, MachineNetwork};
+use crate::network::{ListenSocket, Listener, MachineNetwork};
+use crate::secrets::Secrets;
 
 /// Why an effect was not reached.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -83,6 +85,9 @@ pub trait Images: Send + Sync + fmt::Debug {
     /// Makes an image's root tree readable, pulling it if it is not here.
     async fn mount(&self, image: &ImageRef) -> Result<MountedImage, Fault>;
 
+    /// Returns an image's configuration as its registry has it.
+    async fn config_json(&self, image: &ImageRef) -> Result<String, Fault>;
+
     /// Unmounts the trees of images that nobody holds and no machine names.
     async fn unmount_unused(&self, is_named: IsNamed<'_>) -> Result<(), Fault>;
 
@@ -114,6 +119,12 @@ pub trait Listeners: Send + fmt::Debug {
     /// # Errors
     /// When the kernel refuses.
     fn listeners(&mut self) -> Result<Vec<Listener>, Fault>;
+
+    /// Returns the same sockets with their inodes.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn sockets(&mut self) -> Result<Vec<ListenSocket>, Fault>;
 }
 
 /// Machines' networking.
@@ -130,6 +141,9 @@ pub trait Networks: Send + Sync + fmt::Debug {
 
     /// Returns the resolvers' addresses as machines see them.
     fn resolvers(&self) -> Vec<IpAddr>;
+
+    /// Returns the address that machines' requests to the internet come from, if it is public.
+    fn public_address(&self) -> Option<IpAddr>;
 
     /// Connects a machine that does not run yet.
     async fn attach(&self, namespace: OwnedFd, machine: MachineNetwork) -> Result<(), Fault>;
@@ -150,6 +164,61 @@ pub trait Networks: Send + Sync + fmt::Debug {
     async fn teardown(&self) -> Result<(), Fault>;
 }
 
+/// A disk in the pool.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Disk {
+    /// A volume's.
+    Volume(VolumeId),
+    /// A snapshot's.
+    Snapshot(SnapshotId),
+}
+
+/// How much the pool holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes of the pool.
+    pub total_bytes: u64,
+    /// Bytes of it that can still be written.
+    pub free_bytes: u64,
+    /// Whether a copy shares the blocks of what it was made of.
+    pub shares_blocks: bool,
+}
+
+/// The disks of volumes and snapshots.
+#[async_trait]
+pub trait VolumeDisks: Send + Sync + fmt::Debug {
+    /// Returns the image file that a machine mounts as a volume.
+    fn image(&self, volume: &VolumeId) -> PathBuf;
+
+    /// Returns how much the pool holds, making it the first time.
+    async fn room(&self) -> Result<Room, Fault>;
+
+    /// Makes an empty volume, in place of what is there.
+    async fn make(&self, volume: &VolumeId, bytes: u64) -> Result<VolumeUsage, Fault>;
+
+    /// Makes a disk of another as that is at one moment, in place of what is there; a volume that
+    /// is mounted is written to before and after, not meanwhile. Returns how full it was.
+    async fn copy(&self, from: &Disk, to: &Disk) -> Result<VolumeUsage, Fault>;
+
+    /// Makes a volume that large, mounted or not; it never becomes smaller.
+    async fn grow(&self, volume: &VolumeId, bytes: u64) -> Result<VolumeUsage, Fault>;
+
+    /// Returns how full a volume is; nothing when no machine has it mounted.
+    async fn usage(&self, volume: &VolumeId) -> Result<Option<VolumeUsage>, Fault>;
+
+    /// Lets writing to a volume go on that a copy which did not end may have stopped.
+    async fn thaw(&self, volume: &VolumeId) -> Result<(), Fault>;
+
+    /// Removes a disk, whether it is there or not.
+    async fn remove(&self, disk: &Disk) -> Result<(), Fault>;
+
+    /// Returns what is worth knowing about the pool, one finding a line.
+    fn findings(&self) -> Vec<String>;
+
+    /// Removes the pool with everything in it.
+    async fn teardown(&self) -> Result<(), Fault>;
+}
+
 /// All effects of a host.
 #[derive(Debug, Clone)]
 pub struct Effects {
@@ -159,6 +228,10 @@ pub struct Effects {
     pub rootfs: Arc<dyn Rootfs>,
     /// Networking.
     pub networks: Arc<dyn Networks>,
+    /// Disks of volumes.
+    pub volumes: Arc<dyn VolumeDisks>,
+    /// Apps' secrets.
+    pub secrets: Arc<dyn Secrets>,
     /// Cages.
     pub runtime: Arc<dyn Runtime>,
     /// Time.

@@ -8,6 +8,14 @@ use std::path::PathBuf;
 /// Why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// This host's own key cannot be used.
+    #[error("use the host's own key in `{path}`: {reason}")]
+    OwnKey {
+        /// Where.
+        path: PathBuf,
+        /// Why; nothing of the key.
+        reason: String,
+    },
     /// A folder.
     #[error("create folder {}", path.display())]
     Folder {
@@ -53,6 +61,12 @@ pub enum Error {
     Layers {
         /// Why.
         source: crate::layers::Error,
+    },
+    /// The pool of volumes.
+    #[error("prepare the pool of volumes")]
+    Pool {
+        /// Why.
+        source: crate::volumes::pool::Error,
     },
     /// Something stays after everything was to be removed.
     #[error("remove everything: {0}")]

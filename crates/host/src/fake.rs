@@ -13,13 +13,16 @@ use async_trait::async_trait;
 use perch_runtime::FakeRuntime;
 use perch_types::clock::Clock;
 use perch_types::image::{Digest, ImageConfig, ImageRef, Reference};
-use perch_types::{Code, MachineId};
+use perch_types::volume::{GIB, VolumeUsage};
+use perch_types::{Code, MachineId, VolumeId};
 
 use crate::effects::{
-    CachedImage, Effects, Fault, Images, Listeners, MountedImage, Networks, Resolved, Rootfs,
+    CachedImage, Disk, Effects, Fault, Images, Listeners, MountedImage, Networks, Resolved, Room,
+    Rootfs, VolumeDisks,
 };
 use crate::holds::{Hold, IsNamed};
-use crate::network::{Listener, MachineNetwork, Pool, RESOLVER_V6, private_ip};
+use crate::network::{ListenSocket, Listener, MachineNetwork, Pool, RESOLVER_V6, private_ip};
+use crate::secrets::NoSecrets;
 
 /// What there is on a server.
 #[derive(Debug, Default)]
@@ -28,6 +31,9 @@ struct State {
     attached: BTreeMap<MachineId, u32>,
     listeners: Vec<Listener>,
     unknown_images: BTreeSet<String>,
+    disks: BTreeMap<Disk, u64>,
+    frozen: BTreeSet<Disk>,
+    used_percent: u64,
 }
 
 /// A server that is none.
@@ -52,6 +58,8 @@ impl FakeServer {
             images: Arc::new(self.clone()),
             rootfs: Arc::new(self.clone()),
             networks: Arc::new(self.clone()),
+            volumes: Arc::new(self.clone()),
+            secrets: Arc::new(NoSecrets),
             runtime: Arc::new(self.runtime.clone()),
             clock,
         }
@@ -65,6 +73,18 @@ impl FakeServer {
     /// Makes a reference one that no registry knows.
     pub fn forget_image(&self, reference: &str) {
         self.state().unknown_images.insert(reference.to_owned());
+    }
+
+    /// Returns the disks of volumes and snapshots with their sizes in bytes, and which are frozen.
+    #[must_use]
+    pub fn disks(&self) -> (BTreeMap<Disk, u64>, BTreeSet<Disk>) {
+        let state = self.state();
+        (state.disks.clone(), state.frozen.clone())
+    }
+
+    /// Makes all volumes that full.
+    pub fn fill(&self, percent: u64) {
+        self.state().used_percent = percent;
     }
 
     /// Returns the layers there are.
@@ -100,6 +120,10 @@ impl Images for FakeServer {
         let name = image.digest.as_ref().map_or("none", Digest::hex);
         let config = ImageConfig { cmd: vec!["serve".to_owned()], ..ImageConfig::default() };
         Ok(MountedImage { root: Path::new("/images").join(name), config })
+    }
+
+    async fn config_json(&self, image: &ImageRef) -> Result<String, Fault> {
+        Ok(serde_json::json!({ "repository": image.repository }).to_string())
     }
 
     async fn unmount_unused(&self, _is_named: IsNamed<'_>) -> Result<(), Fault> {
@@ -150,6 +174,10 @@ impl Networks for FakeServer {
         vec![RESOLVER_V6.into()]
     }
 
+    fn public_address(&self) -> Option<IpAddr> {
+        None
+    }
+
     async fn attach(&self, _namespace: OwnedFd, machine: MachineNetwork) -> Result<(), Fault> {
         self.state().attached.insert(machine.machine, machine.slot);
         Ok(())
@@ -175,7 +203,89 @@ impl Networks for FakeServer {
 }
 
 impl Listeners for FakeServer {
+    fn sockets(&mut self) -> Result<Vec<ListenSocket>, Fault> {
+        let listeners = self.state().listeners.clone();
+        let numbered = listeners.into_iter().zip(1..);
+        Ok(numbered.map(|(listener, inode)| ListenSocket { listener, inode }).collect())
+    }
+
     fn listeners(&mut self) -> Result<Vec<Listener>, Fault> {
         Ok(self.state().listeners.clone())
+    }
+}
+
+/// Bytes of the pool of a server that is none.
+const POOL_BYTES: u64 = 1000 * GIB;
+/// Blocks of a volume there.
+const BLOCK_BYTES: u64 = 4096;
+
+impl State {
+    fn usage(&self, bytes: u64) -> VolumeUsage {
+        let blocks = bytes / BLOCK_BYTES;
+        let free = blocks - blocks * self.used_percent.min(100) / 100;
+        VolumeUsage { blocks, block_size: BLOCK_BYTES, blocks_free: free, blocks_avail: free }
+    }
+}
+
+#[async_trait]
+impl VolumeDisks for FakeServer {
+    fn image(&self, volume: &VolumeId) -> PathBuf {
+        Path::new("/pool/volumes").join(volume.as_str())
+    }
+
+    async fn room(&self) -> Result<Room, Fault> {
+        Ok(Room { total_bytes: POOL_BYTES, free_bytes: POOL_BYTES, shares_blocks: true })
+    }
+
+    async fn make(&self, volume: &VolumeId, bytes: u64) -> Result<VolumeUsage, Fault> {
+        let mut state = self.state();
+        state.disks.insert(Disk::Volume(volume.clone()), bytes);
+        Ok(state.usage(bytes))
+    }
+
+    async fn copy(&self, from: &Disk, to: &Disk) -> Result<VolumeUsage, Fault> {
+        self.state().frozen.insert(from.clone());
+        // A crash finds it frozen.
+        tokio::task::yield_now().await;
+        let mut state = self.state();
+        let bytes = state.disks.get(from).copied();
+        let bytes = bytes.ok_or_else(|| Fault::permanent(Code::Internal, "no such disk"))?;
+        state.disks.insert(to.clone(), bytes);
+        state.frozen.remove(from);
+        Ok(state.usage(bytes))
+    }
+
+    async fn grow(&self, volume: &VolumeId, bytes: u64) -> Result<VolumeUsage, Fault> {
+        let mut state = self.state();
+        let disk = state.disks.get_mut(&Disk::Volume(volume.clone()));
+        let disk = disk.ok_or_else(|| Fault::permanent(Code::Internal, "no such disk"))?;
+        *disk = bytes.max(*disk);
+        let bytes = *disk;
+        Ok(state.usage(bytes))
+    }
+
+    async fn usage(&self, volume: &VolumeId) -> Result<Option<VolumeUsage>, Fault> {
+        let state = self.state();
+        let bytes = state.disks.get(&Disk::Volume(volume.clone())).copied();
+        Ok(bytes.map(|bytes| state.usage(bytes)))
+    }
+
+    async fn thaw(&self, volume: &VolumeId) -> Result<(), Fault> {
+        self.state().frozen.remove(&Disk::Volume(volume.clone()));
+        Ok(())
+    }
+
+    async fn remove(&self, disk: &Disk) -> Result<(), Fault> {
+        self.state().disks.remove(disk);
+        Ok(())
+    }
+
+    fn findings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    async fn teardown(&self) -> Result<(), Fault> {
+        self.state().disks.clear();
+        Ok(())
     }
 }

@@ -3,8 +3,10 @@
 //! Never decides what should run: it carries out commands and keeps what was begun going.
 
 mod ask;
+mod honour;
 mod open;
 mod remove;
+mod resources;
 mod tidy;
 mod usage;
 
@@ -19,12 +21,12 @@ use perch_types::clock::Clock;
 use perch_types::directory::Generation;
 use perch_types::host::{Accepted, Command, CreateMachine, HostInfo, HostMachine, WatchEvent};
 use perch_types::image::{Digest, ImageRef};
-use perch_types::{ApiError, Code, HostId, MachineId};
+use perch_types::{ApiError, Code, HostId, MachineConfig, MachineId};
 use tokio::sync::{Mutex, broadcast};
 use tokio::task::JoinSet;
 
 pub use ask::WAIT_MS_MAX;
-pub use open::Deps;
+pub use open::{Deps, take_restored_state};
 
 use crate::drains::Sender;
 use crate::effects::Resolved;
@@ -37,6 +39,7 @@ use crate::machine::run::Input;
 use crate::machine::state::State;
 use crate::schema::{self, Queued, RECORDS};
 use crate::shared::Shared;
+use crate::volumes;
 
 /// How long the registry may take to say what a reference means.
 pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -46,7 +49,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The agent of one server. Clones are the same agent.
 #[derive(Debug, Clone)]
 pub struct Host {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     /// Held while a machine's record is made, so that one id is made once.
     creating: Arc<Mutex<()>>,
     loops: Arc<Mutex<JoinSet<()>>>,
@@ -79,9 +82,14 @@ impl Host {
         self.shared.db.is_stopped()
     }
 
-    /// Ends the agent's tasks; machines keep running.
+    /// Ends the agent's tasks; machines keep running. What a machine's task was doing is dropped,
+    /// as good as a crash, before the caller can take away what it does it with.
     pub async fn shutdown(&self) {
         self.shared.stopping.cancel();
+        self.shared.tasks.close();
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, self.shared.tasks.wait()).await.is_err() {
+            tracing::warn!("tasks of machines do not end");
+        }
         let mut loops = self.loops.lock().await;
         let ended = async { while loops.join_next().await.is_some() {} };
         if tokio::time::timeout(SHUTDOWN_TIMEOUT, ended).await.is_err() {
@@ -98,6 +106,7 @@ impl Host {
         if let Some(found) = self.existing(&request)? {
             return Ok(found);
         }
+        honour::check(&request.config, honour::Swap::of_server())?;
         self.check_room()?;
         // The image stays from now on: first it is held, then the machine names it.
         let Resolved { image, hold: _hold } = self.resolve(&request.config.image).await?;
@@ -153,6 +162,14 @@ impl Host {
         Ok(())
     }
 
+    /// Refuses at once what the step would refuse later.
+    fn check_volumes(&self, id: &MachineId, config: &MachineConfig) -> Result<(), ApiError> {
+        let wanted: Vec<_> = volumes::mounts_of(config).map(|(id, _)| id).collect();
+        let checked =
+            self.shared.db.read(|snapshot| volumes::check_attachable(snapshot, &wanted, id));
+        checked.map_err(|error: perch_durable::Error| self.shared.db_error(&error))?
+    }
+
     async fn resolve(&self, reference: &str) -> Result<Resolved, ApiError> {
         let resolving = self.shared.effects.images.resolve(reference);
         match tokio::time::timeout(RESOLVE_TIMEOUT, resolving).await {
@@ -175,26 +192,35 @@ impl Host {
         let slots = self.shared.effects.networks.slots();
         let boot_ms = self.shared.effects.clock.boot_ms();
         let began = std::time::Instant::now();
-        let begun: Result<_, perch_durable::Error> = self
+        let stamps = self.shared.stamps();
+        let begun: Result<Result<_, ApiError>, perch_durable::Error> = self
             .shared
             .db
             .write(move |tx| {
+                let wanted: Vec<_> =
+                    volumes::mounts_of(&record.version.config).map(|(id, _)| id).collect();
+                // Nothing is written before all of it is known to be there.
+                if let Err(refusal) = volumes::check_attachable(tx, &wanted, &record.id)? {
+                    return Ok(Err(refusal));
+                }
                 let slot = match schema::take_slot(tx, slots, boot_ms)? {
                     Ok(slot) => slot,
-                    Err(exhausted) => return Ok(Err(exhausted)),
+                    Err(exhausted) => {
+                        let text = exhausted.to_string();
+                        return Ok(Err(ApiError::new(Code::InsufficientCapacity, text)));
+                    }
                 };
                 record.slot = slot;
                 RECORDS.put(tx, &record.id, &record)?;
+                let taken = volumes::attach(tx, &wanted, &record.id, &stamps)?;
                 let at_ms = i64::try_from(boot_ms).unwrap_or(i64::MAX);
                 let open = Journal::begin(tx, input.new_run(&record), at_ms)?;
-                Ok(Ok((record, open)))
+                Ok(Ok((record, open, taken)))
             })
             .await;
         self.shared.note_step("commit: begin", began.elapsed().as_secs_f64() * 1e3);
-        let (record, open) =
-            begun.map_err(|error| self.shared.db_error(&error))?.map_err(|exhausted| {
-                ApiError::new(Code::InsufficientCapacity, exhausted.to_string())
-            })?;
+        let (record, open, taken) = begun.map_err(|error| self.shared.db_error(&error))??;
+        self.shared.took(taken);
         let origin = Origin::New(Box::new(open), input);
         self.spawn(record, Vec::new(), origin)
     }
@@ -219,17 +245,26 @@ impl Host {
                 config_digest: request.config_digest,
                 image,
                 upper,
+                secrets: request.secrets,
             },
             next: None,
             boots: 0,
             boot: None,
             history: History::default(),
-            restart_unix_ms: None,
+            restart_boot_ms: None,
+            schedule_ms: None,
+            stood_in: Vec::new(),
             failure: None,
+            given_up: None,
+            secrets_version: None,
             events: Vec::<MachineEvent>::new(),
             created_at: at.now,
             updated_at: at.now,
         };
+        let config = &record.version.config;
+        let slot = config.schedule.map(|schedule| schedule.slot(&record.id, at.now).current_ms);
+        record.schedule_ms = slot;
+        record.stood_in = self.shared.failures_of(&config.standbys);
         record.note("launch", Source::User, at);
         record
     }
@@ -254,15 +289,21 @@ impl Host {
         let handle = self.shared.machine(id)?;
         let resolved = match &command {
             Command::Update { config, .. } => {
+                honour::check(config, honour::Swap::of_server())?;
                 self.check_room()?;
-                Some(self.resolve(&config.image).await?)
+                self.check_volumes(id, config)?;
+                let resolved = self.resolve(&config.image).await?;
+                honour::check_layer(&handle.published().machine, config, &resolved.image)?;
+                Some(resolved)
             }
             Command::Start
             | Command::Stop { .. }
+            | Command::Suspend
             | Command::Restart { .. }
             | Command::Destroy { .. }
             | Command::Signal { .. }
-            | Command::SetCordoned { .. } => None,
+            | Command::SetCordoned { .. }
+            | Command::SetLabels { .. } => None,
         };
         let (image, _hold) = resolved.map(|Resolved { image, hold }| (image, hold)).unzip();
         handle.command(Queued { command, image }).await
@@ -276,11 +317,16 @@ impl Host {
         Ok(self.shared.machine(id)?.published().machine.clone())
     }
 
+    /// Returns all machines by id, destroyed ones for a while.
+    #[must_use]
+    pub fn all(&self) -> Vec<HostMachine> {
+        self.shared.all().iter().map(|handle| handle.published().machine.clone()).collect()
+    }
+
     /// Returns all machines that are not destroyed, by id.
     #[must_use]
     pub fn list(&self) -> Vec<HostMachine> {
-        let all = self.shared.all();
-        let machines = all.iter().map(|handle| handle.published().machine.clone());
+        let machines = self.all().into_iter();
         machines.filter(|machine| machine.state != State::Destroyed).collect()
     }
 
@@ -321,7 +367,13 @@ impl Host {
             region: self.shared.config.region.clone(),
             cpus,
             memory_mb,
-            findings: self.shared.findings.clone(),
+            findings: self
+                .shared
+                .findings
+                .iter()
+                .cloned()
+                .chain(self.shared.effects.volumes.findings())
+                .collect(),
         }
     }
 }
@@ -363,3 +415,6 @@ pub(crate) fn capacity() -> (u32, u64) {
     let memory_bytes = info.totalram.saturating_mul(u64::from(info.mem_unit));
     (u32::try_from(cpus).unwrap_or(u32::MAX), memory_bytes >> 20)
 }
+
+#[cfg(test)]
+mod tests;

@@ -84,6 +84,17 @@ impl Images for StoredImages {
         Ok(MountedImage { root, config: stored.config })
     }
 
+    async fn config_json(&self, image: &ImageRef) -> Result<String, Fault> {
+        let reference = reference_of(image)?;
+        let resolved =
+            self.client.resolve(&reference, None).await.map_err(|error| fault(&error))?;
+        let bytes = resolved.config_bytes().await.map_err(|error| fault(&error))?;
+        String::from_utf8(bytes).map_err(|_| {
+            let text = format!("read the configuration of `{reference}`: it is not text");
+            Fault::permanent(Code::ImageInvalid, text)
+        })
+    }
+
     async fn unmount_unused(&self, is_named: IsNamed<'_>) -> Result<(), Fault> {
         let mut result = Ok(());
         for digest in self.mounts.mounted() {

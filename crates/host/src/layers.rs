@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -22,6 +22,10 @@ pub(crate) const LAYER_PREFIX: &str = "root-";
 const GIB: u64 = 1024 * 1024 * 1024;
 /// One inode for so many bytes: enough for a tree of small files.
 const BYTES_PER_INODE: u32 = 16_384;
+/// Where an ext4 file system says how it was left, and the two bits that matter.
+const EXT4_STATE_AT: u64 = 1024 + 0x3a;
+const EXT4_UNMOUNTED: u16 = 1;
+const EXT4_FAULTY: u16 = 2;
 
 /// Writable layers as files.
 #[derive(Debug)]
@@ -52,6 +56,14 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The repair program did not succeed.
+    #[error("repair {}: {complaint}", path.display())]
+    Repair {
+        /// Which file.
+        path: PathBuf,
+        /// What it wrote.
+        complaint: String,
     },
     /// The format program did not succeed.
     #[error("format {}: {complaint}", path.display())]
@@ -108,7 +120,7 @@ impl Layers {
 
     fn prepare_now(&self, path: &Path, size_gb: u32, fresh: bool) -> Result<(), Error> {
         if !fresh && path.exists() {
-            return Ok(());
+            return repair(path);
         }
         let template = self.template(size_gb)?;
         if let Some(parent) = path.parent() {
@@ -116,8 +128,13 @@ impl Layers {
         }
         // Beside the target, so that a crash leaves the target as it was.
         let new = path.with_extension("new");
-        copy(&template, &new)?;
-        fs::rename(&new, path).map_err(Error::file("move into place", path))
+        let placed = copy(&template, &new)
+            .and_then(|_| fs::rename(&new, path).map_err(Error::file("move into place", path)));
+        if placed.is_err() {
+            // The disk may be full of just this.
+            remove(&new)?;
+        }
+        placed
     }
 
     /// Returns the template of a size, formatting it the first time.
@@ -142,8 +159,8 @@ impl Layers {
     }
 }
 
-/// Formats without a journal, because the layer never outlives a crash of the server in use, and
-/// without what a resize or a rescue would need.
+/// Formats without a journal, because most layers never outlive a crash of the server, and one that
+/// does is repaired; and without what a resize or a rescue would need.
 fn format(path: &Path) -> Result<(), Error> {
     let output = Command::new("mkfs.ext4")
         .args(["-q", "-F", "-m", "0", "-i", &BYTES_PER_INODE.to_string()])
@@ -159,12 +176,41 @@ fn format(path: &Path) -> Result<(), Error> {
     Err(Error::Format { path: path.to_owned(), complaint })
 }
 
-fn private(path: &Path) -> io::Result<File> {
+/// Repairs a layer that was in use when the server went down: without a journal nothing else makes
+/// it whole. One that was unmounted is left alone.
+fn repair(path: &Path) -> Result<(), Error> {
+    let mut state = [0; 2];
+    let file = File::open(path).map_err(Error::file("open", path))?;
+    file.read_exact_at(&mut state, EXT4_STATE_AT).map_err(Error::file("read", path))?;
+    if u16::from_le_bytes(state) & (EXT4_UNMOUNTED | EXT4_FAULTY) == EXT4_UNMOUNTED {
+        return Ok(());
+    }
+    tracing::info!(layer = %path.display(), "layer was not unmounted and is repaired");
+    let output = Command::new("e2fsck")
+        .args(["-f", "-y"])
+        .arg(path)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .map_err(Error::file("run e2fsck (package e2fsprogs) for", path))?;
+    match output.status.code() {
+        // 1 and 2: it had faults, and has none any more.
+        Some(0..=2) => Ok(()),
+        _ => {
+            let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(Error::Repair { path: path.to_owned(), complaint })
+        }
+    }
+}
+
+pub(crate) fn private(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
 /// Copies a file with its holes.
-fn copy(from: &Path, to: &Path) -> Result<Cloning, Error> {
+///
+/// # Errors
+/// When a file cannot be opened or the disk is full.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<Cloning, Error> {
     let source = File::open(from).map_err(Error::file("open", from))?;
     let target = private(to).map_err(Error::file("create", to))?;
     match rustix::fs::ioctl_ficlone(&target, &source) {
@@ -228,7 +274,11 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(layers)
 }
 
-fn remove(path: &Path) -> Result<(), Error> {
+/// Removes a file or folder, whether it is there or not.
+///
+/// # Errors
+/// When it stays.
+pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     let removed = match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),
@@ -255,13 +305,16 @@ impl Rootfs for Layers {
     }
 
     async fn remove(&self, path: &Path) -> Result<(), Fault> {
-        Ok(tokio::task::block_in_place(|| remove(path))?)
+        Ok(tokio::task::block_in_place(|| {
+            // A crash may have come between the copy and its place.
+            remove(&path.with_extension("new"))?;
+            remove(path)
+        })?)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt as _;
     use std::os::unix::fs::MetadataExt as _;
 
     use super::*;
@@ -288,6 +341,18 @@ mod tests {
         layers.prepare(&path, 2, true).await.unwrap();
         File::open(&path).unwrap().read_exact_at(&mut kept, GIB).unwrap();
         assert_eq!(kept, [0; 4]);
+
+        // As it is left when the power fails.
+        let state = |path: &Path| {
+            let mut state = [0; 2];
+            File::open(path).unwrap().read_exact_at(&mut state, EXT4_STATE_AT).unwrap();
+            u16::from_le_bytes(state)
+        };
+        assert_eq!(state(&path), EXT4_UNMOUNTED);
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(&[0, 0], EXT4_STATE_AT).unwrap();
+        layers.prepare(&path, 2, false).await.unwrap();
+        assert_eq!(state(&path), EXT4_UNMOUNTED);
 
         layers.remove(&path).await.unwrap();
         layers.remove(&path).await.unwrap();

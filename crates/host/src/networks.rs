@@ -10,7 +10,8 @@ use perch_types::MachineId;
 
 use crate::effects::{Fault, Listeners, Networks};
 use crate::network::{
-    Error, Listener, MachineNetwork, Network, NetworkConfig, Pool, RESOLVER_V6, SocketDiag,
+    Error, ListenSocket, Listener, MachineNetwork, Network, NetworkConfig, Pool, RESOLVER_V6,
+    SocketDiag, public_address,
 };
 
 /// Machines' networking through the kernel.
@@ -46,6 +47,10 @@ impl Networks for KernelNetworks {
         vec![RESOLVER_V6.into(), self.pool.resolver().into()]
     }
 
+    fn public_address(&self) -> Option<IpAddr> {
+        public_address()
+    }
+
     async fn attach(&self, namespace: OwnedFd, machine: MachineNetwork) -> Result<(), Fault> {
         self.network.attach(namespace, machine).await?;
         Ok(())
@@ -76,5 +81,9 @@ struct Kernel(SocketDiag);
 impl Listeners for Kernel {
     fn listeners(&mut self) -> Result<Vec<Listener>, Fault> {
         Ok(self.0.listeners()?)
+    }
+
+    fn sockets(&mut self) -> Result<Vec<ListenSocket>, Fault> {
+        Ok(self.0.sockets()?)
     }
 }

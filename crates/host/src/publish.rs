@@ -11,9 +11,11 @@ use std::time::Duration;
 use perch_store::{
     Error, Expected, LeaseId, Op, Revision, Store, delete_doc, get_doc, list_docs, put_doc,
 };
-use perch_types::directory::{Document as _, Generation, HostDoc, MachineRecord, PlacementDoc};
+use perch_types::directory::{
+    Document as _, Generation, HostDoc, MachineRecord, PlacementDoc, VolumeRecord,
+};
 use perch_types::host::Command;
-use perch_types::{HostId, MachineId};
+use perch_types::{AppName, HostId, MachineId, OrgSlug, VolumeId};
 
 use crate::effects::chain;
 use crate::heartbeat::BEAT_MS;
@@ -43,6 +45,7 @@ pub(crate) async fn publish(shared: Arc<Shared>, store: Arc<dyn Store>) {
         shared,
         store,
         told: BTreeMap::new(),
+        told_volumes: BTreeMap::new(),
         alive: None,
         full_ms: 0,
         is_registered: false,
@@ -76,11 +79,15 @@ struct Publisher {
     store: Arc<dyn Store>,
     /// What the directory was told last of each machine.
     told: BTreeMap<MachineId, Told>,
+    /// The same of each volume, with its whole key.
+    told_volumes: BTreeMap<VolumeId, (VolumeKey, Told)>,
     alive: Option<(LeaseId, u64)>,
     /// When everything was compared last.
     full_ms: u64,
     is_registered: bool,
 }
+
+type VolumeKey = (OrgSlug, AppName, VolumeId);
 
 #[derive(Debug, Clone, Copy)]
 struct Told {
@@ -103,24 +110,54 @@ impl Publisher {
         for handle in self.shared.all() {
             self.tell(&handle).await?;
         }
+        self.tell_volumes().await
+    }
+
+    /// Tells what changed of volumes, and which are no more.
+    async fn tell_volumes(&mut self) -> Result<(), Error> {
+        let incarnation = self.shared.incarnation.load(Ordering::Acquire);
+        let mut gone = self.told_volumes.clone();
+        for known in self.shared.volumes.all() {
+            let mut record = known.row.record;
+            record.generation.incarnation = incarnation;
+            gone.remove(&record.id);
+            let told = self.told_volumes.get(&record.id).map(|(_, told)| *told);
+            if told.is_some_and(|told| told.generation >= record.generation) {
+                continue;
+            }
+            let key = (record.org.clone(), record.app.clone(), record.id.clone());
+            let expected = told.map_or(Expected::Absent, |told| Expected::Revision(told.revision));
+            let revision = put_doc(self.store.as_ref(), &key, &record, expected).await?;
+            let told = Told { generation: record.generation, revision };
+            self.told_volumes.insert(record.id, (key, told));
+        }
+        for (id, (key, told)) in gone {
+            let expected = Expected::Revision(told.revision);
+            delete_doc::<VolumeRecord>(self.store.as_ref(), &key, expected).await?;
+            self.told_volumes.remove(&id);
+        }
         Ok(())
     }
 
-    /// Makes the host known. Its incarnation is the directory's to give: a new one for a state file
-    /// that has none or that is not the one the directory knows.
+    /// Makes the host known, and what it has to give. Its incarnation is the directory's to give: a
+    /// new one for a state file that has none or that is not the one the directory knows.
     async fn register(&self) -> Result<(), Error> {
         let key = (self.shared.id.clone(),);
         let found = get_doc::<HostDoc>(self.store.as_ref(), &key).await?;
         let (cpus, memory_mb) = crate::host::capacity();
+        let memory_mb = promised_mb(memory_mb, self.shared.config.limits.memory_overcommit);
         let own = self.shared.incarnation.load(Ordering::Acquire);
         let known = found.as_ref().map(|found| found.document.incarnation);
         let incarnation = match known {
-            Some(known) if known == own => return Ok(()),
+            Some(known) if known == own => own,
             Some(known) => known.max(own).saturating_add(1),
             None => own.max(1),
         };
         let document =
             HostDoc { region: self.shared.config.region.clone(), incarnation, cpus, memory_mb };
+        if found.as_ref().is_some_and(|found| found.document == document) {
+            return Ok(());
+        }
         let expected = found.map_or(Expected::Absent, |found| Expected::Revision(found.revision));
         put_doc(self.store.as_ref(), &key, &document, expected).await?;
         let written: Result<(), perch_durable::Error> = self
@@ -195,6 +232,16 @@ impl Publisher {
                 self.told.insert(record.id, told);
             }
         }
+        let found = list_docs::<VolumeRecord>(self.store.as_ref()).await?;
+        self.told_volumes.clear();
+        for (_, found) in found.documents {
+            let record = found.document;
+            if record.host == self.shared.id {
+                let told = Told { generation: record.generation, revision: found.revision };
+                let key = (record.org, record.app, record.id.clone());
+                self.told_volumes.insert(record.id, (key, told));
+            }
+        }
         Ok(())
     }
 
@@ -259,6 +306,17 @@ fn is_gone(handle: &Handle) -> bool {
     handle.published().machine.state == State::Destroyed
 }
 
+/// Returns the memory that machines may be promised, of what the server has.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "MiB of a server are far below 2^52, and a cast of a float saturates"
+)]
+fn promised_mb(memory_mb: u64, overcommit: f64) -> u64 {
+    (memory_mb as f64 * overcommit) as u64
+}
+
 fn alive_key(host: &HostId) -> String {
     format!("{}/alive", HostDoc::key(&(host.clone(),)))
 }
@@ -279,5 +337,17 @@ impl Shared {
         // What was said before the directory gave an incarnation counts as said by it.
         record.generation.incarnation = self.incarnation.load(Ordering::Acquire);
         record
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_overcommitted_server_promises_more_than_it_has() {
+        assert_eq!(promised_mb(24_000, 1.0), 24_000);
+        assert_eq!(promised_mb(24_000, 12.5), 300_000);
+        assert_eq!(promised_mb(24_000, 0.5), 12_000);
     }
 }

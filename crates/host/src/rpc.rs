@@ -4,13 +4,17 @@
 
 mod attach;
 mod stream;
+mod volumes;
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use perch_types::api::{DiskUsage, ExecRequest, ExecResponse, Pruned};
+use perch_types::api::{
+    DiskUsage, ExecRequest, ExecResponse, MachineMemory, ProcessStat, Pruned, ReclaimMemory,
+    ReclaimedMemory, SetMemory,
+};
 use perch_types::host::{
     Accepted, Command, CreateMachine, Drained, HostInfo, HostMachine, LogsQuery, PREFIX, WaitQuery,
     WatchQuery,
@@ -31,8 +35,12 @@ pub fn router(host: Host) -> Router {
         .route("/machines/{id}/wait", get(wait))
         .route("/machines/{id}/exec", post(exec))
         .route("/machines/{id}/attach", get(attach::attach))
+        .route("/machines/{id}/ps", get(processes))
+        .route("/machines/{id}/memory", get(memory).put(set_memory))
+        .route("/machines/{id}/memory/reclaim", post(reclaim_memory))
         .route("/machines/{id}/logs", get(logs))
         .route("/machines/{id}/drained", post(drained))
+        .merge(volumes::routes())
         .route("/watch", get(watch))
         .route("/info", get(info))
         .route("/usage", get(usage))
@@ -98,7 +106,7 @@ async fn create(
 }
 
 async fn list(State(host): State<Host>) -> Json<Vec<HostMachine>> {
-    Json(host.list())
+    Json(host.all())
 }
 
 async fn one(State(host): State<Host>, Path(id): Path<String>) -> Answer<HostMachine> {
@@ -133,6 +141,32 @@ async fn exec(
     request: Result<Json<ExecRequest>, JsonRejection>,
 ) -> Answer<ExecResponse> {
     Ok(Json(host.exec(&machine_id(&id)?, body(request)?).await?))
+}
+
+async fn processes(State(host): State<Host>, Path(id): Path<String>) -> Answer<Vec<ProcessStat>> {
+    Ok(Json(host.processes(&machine_id(&id)?).await?))
+}
+
+async fn memory(State(host): State<Host>, Path(id): Path<String>) -> Answer<MachineMemory> {
+    Ok(Json(host.memory(&machine_id(&id)?).await?))
+}
+
+async fn set_memory(
+    State(host): State<Host>,
+    Path(id): Path<String>,
+    request: Result<Json<SetMemory>, JsonRejection>,
+) -> Answer<MachineMemory> {
+    Ok(Json(host.set_memory(&machine_id(&id)?, body(request)?.limit_mb).await?))
+}
+
+async fn reclaim_memory(
+    State(host): State<Host>,
+    Path(id): Path<String>,
+    request: Result<Json<ReclaimMemory>, JsonRejection>,
+) -> Answer<ReclaimedMemory> {
+    let amount_mb = body(request)?.amount_mb;
+    let actual_mb = host.reclaim_memory(&machine_id(&id)?, amount_mb).await?;
+    Ok(Json(ReclaimedMemory { actual_mb }))
 }
 
 async fn logs(
@@ -176,4 +210,4 @@ async fn info(State(host): State<Host>) -> Json<HostInfo> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,20 +1,26 @@
-//! What the host keeps in its file: machines, waiting commands, slots, and what it is itself.
+//! What the host keeps in its file: machines, waiting commands, volumes, slots, and what it is
+//! itself.
 //!
 //! Never read by another process.
 
 use perch_durable::{Error, Snapshot, Table, Tx};
 use perch_types::host::Command;
 use perch_types::image::ImageRef;
-use perch_types::{HostId, MachineId};
+use perch_types::{HostId, MachineId, SnapshotId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::machine::record::Record;
 use crate::network::{Exhausted, Slots};
+use crate::volumes::record::{SnapshotRow, VolumeRow};
 
 /// Machines.
 pub(crate) const RECORDS: Table<MachineId, Record> = Table::new("machines");
 /// Commands that were accepted and wait.
 pub(crate) const QUEUES: Table<MachineId, Vec<Queued>> = Table::new("queues");
+/// Volumes.
+pub(crate) const VOLUMES: Table<VolumeId, VolumeRow> = Table::new("volumes");
+/// Snapshots of volumes.
+pub(crate) const SNAPSHOTS: Table<SnapshotId, SnapshotRow> = Table::new("snapshots");
 /// What the host is.
 pub(crate) const HOST: Table<String, HostRow> = Table::new("host");
 /// Address slots.

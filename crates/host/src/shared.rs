@@ -8,11 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use perch_durable::{Db, Journal};
 use perch_runtime::MachineDir;
+use perch_types::clock::Clock;
 use perch_types::directory::Generation;
 use perch_types::host::WatchEvent;
-use perch_types::{ApiError, Code, HostId, MachineId};
+use perch_types::{ApiError, Code, HostId, MachineId, Timestamp};
 use tokio::sync::{Notify, Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::drains::Drains;
@@ -23,6 +25,7 @@ use crate::machine::actor::Handle;
 use crate::machine::guest::Surroundings;
 use crate::machine::record::{Instant, Place, Record};
 use crate::network::MachineNetwork;
+use crate::volumes::Book;
 
 /// How many times of a step are kept.
 const STEP_TIMES_MAX: usize = 256;
@@ -43,13 +46,15 @@ pub struct Shared {
     /// Its id.
     pub id: HostId,
     /// Given by the directory; 0 until it was reached.
-    pub incarnation: AtomicU64,
+    pub incarnation: Arc<AtomicU64>,
     /// Orders what it says; grows over restarts.
-    pub counter: AtomicU64,
+    pub counter: Arc<AtomicU64>,
     /// Whether the server was restarted since the last start of the agent.
     pub rebooted: bool,
     /// Its machines.
     pub machines: RwLock<BTreeMap<MachineId, Handle>>,
+    /// Its volumes.
+    pub volumes: Book,
     /// What changes.
     pub changes: broadcast::Sender<Arc<WatchEvent>>,
     /// Requests under way.
@@ -62,6 +67,8 @@ pub struct Shared {
     pub heartbeats: Heartbeats,
     /// Ends all tasks.
     pub stopping: CancellationToken,
+    /// The tasks of machines.
+    pub tasks: TaskTracker,
     /// Whether something was left that housekeeping should look at soon.
     pub untidy: AtomicBool,
     /// Whether there are machines that could not be read: nobody knows which images they name.
@@ -84,6 +91,27 @@ pub(crate) struct Begin {
     pub(crate) findings: Vec<String>,
 }
 
+/// Gives changed records their generation and time. Holds nothing of the agent's, so that it can
+/// go into a transaction.
+#[derive(Debug, Clone)]
+pub struct Stamps {
+    incarnation: Arc<AtomicU64>,
+    counter: Arc<AtomicU64>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Stamps {
+    /// Returns a generation newer than any before, and now.
+    #[must_use]
+    pub fn stamp(&self) -> (Generation, Timestamp) {
+        let generation = Generation {
+            incarnation: self.incarnation.load(Ordering::Acquire),
+            counter: self.counter.fetch_add(1, Ordering::AcqRel) + 1,
+        };
+        (generation, self.clock.now())
+    }
+}
+
 impl Shared {
     pub(crate) fn new(config: Config, effects: Effects, db: Db, begin: Begin) -> Self {
         let (changes, _) = broadcast::channel(WATCH_QUEUE_MAX);
@@ -93,16 +121,18 @@ impl Shared {
             journal: Journal::new(db.clone()),
             db,
             id: begin.id,
-            incarnation: AtomicU64::new(begin.incarnation),
-            counter: AtomicU64::new(begin.counter),
+            incarnation: Arc::new(AtomicU64::new(begin.incarnation)),
+            counter: Arc::new(AtomicU64::new(begin.counter)),
             rebooted: begin.rebooted,
             machines: RwLock::default(),
+            volumes: Book::default(),
             changes,
             drains: Drains::default(),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             dirty: Notify::new(),
             heartbeats: Heartbeats::default(),
             stopping: CancellationToken::new(),
+            tasks: TaskTracker::new(),
             // An agent before may have ended in the middle of it.
             untidy: AtomicBool::new(true),
             has_unreadable: AtomicBool::new(false),
@@ -129,6 +159,7 @@ impl Shared {
             region: self.config.region.clone(),
             private_ip,
             private_ipv4,
+            public_ip: self.effects.networks.public_address(),
             resolvers: self.effects.networks.resolvers(),
         })
     }
@@ -150,9 +181,16 @@ impl Shared {
     /// Returns a generation newer than any before.
     #[must_use]
     pub fn next_generation(&self) -> Generation {
-        Generation {
-            incarnation: self.incarnation.load(Ordering::Acquire),
-            counter: self.counter.fetch_add(1, Ordering::AcqRel) + 1,
+        self.stamps().stamp().0
+    }
+
+    /// Returns what gives changed records their generation and time.
+    #[must_use]
+    pub fn stamps(&self) -> Stamps {
+        Stamps {
+            incarnation: Arc::clone(&self.incarnation),
+            counter: Arc::clone(&self.counter),
+            clock: Arc::clone(&self.effects.clock),
         }
     }
 

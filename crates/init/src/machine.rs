@@ -23,6 +23,7 @@ use crate::accounts::{self, Account};
 use crate::channel::Channel;
 use crate::files;
 use crate::mains::{Mains, Then};
+use crate::placed;
 use crate::program::{Program, Refusal, Streams};
 use crate::signals::Signals;
 use crate::terminal::Terminal;
@@ -61,7 +62,8 @@ pub(crate) fn run() -> io::Result<()> {
         return Ok(());
     };
     files::prepare(Path::new("/"), &start);
-    let pids = match start_mains(&channel, &start) {
+    let placed = placed::write(Path::new("/"), &start.files);
+    let pids = match placed.and_then(|()| start_mains(&channel, &start)) {
         Ok(pids) => pids,
         Err(Refusal { code, reason }) => {
             return channel.send(&FromGuest::StartFailed { code, reason }, None);

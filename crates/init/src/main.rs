@@ -9,6 +9,7 @@ mod channel;
 mod files;
 mod machine;
 mod mains;
+mod placed;
 mod program;
 mod signals;
 mod terminal;

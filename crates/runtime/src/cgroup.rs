@@ -36,6 +36,15 @@ impl Paths {
     }
 }
 
+/// How often a machine ran into its limits since its boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pressure {
+    /// Processes killed for want of memory.
+    pub oom_kills: u64,
+    /// Processes that could not be made because there were too many.
+    pub forks_refused: u64,
+}
+
 /// The cgroup hierarchies of this server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hierarchies {
@@ -92,7 +101,7 @@ impl Hierarchies {
         }
     }
 
-    fn of(&self, controller: &str) -> Option<&Path> {
+    pub(crate) fn of(&self, controller: &str) -> Option<&Path> {
         match self {
             Self::Unified(root) => Some(root),
             Self::Legacy(all) => all
@@ -181,7 +190,8 @@ impl Hierarchies {
         write(&root.join(group).join(file), value)
     }
 
-    /// Stops or goes on with the processes of a cgroup.
+    /// Stops or goes on with the processes of a cgroup. They stand still a moment later: see
+    /// [`Hierarchies::is_frozen`].
     ///
     /// # Errors
     /// The kernel's.
@@ -194,6 +204,26 @@ impl Hierarchies {
             Self::Legacy(_) => {
                 let value = if frozen { "FROZEN" } else { "THAWED" };
                 self.set(group, "freezer", "freezer.state", value)
+            }
+        }
+    }
+
+    /// Returns whether all processes of a cgroup stand still.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn is_frozen(&self, group: &Path) -> Result<bool, Error> {
+        let read = |file: PathBuf| fs::read_to_string(&file).map_err(Error::file("read", file));
+        match self {
+            Self::Unified(root) => {
+                let text = read(root.join(group).join("cgroup.events"))?;
+                Ok(named_number(&text, "frozen") == Some(1))
+            }
+            Self::Legacy(_) => {
+                let root = self.of("freezer").ok_or_else(|| {
+                    Error::file("find the controller", "freezer")(io::ErrorKind::NotFound)
+                })?;
+                Ok(read(root.join(group).join("freezer.state"))?.trim() == "FROZEN")
             }
         }
     }
@@ -225,6 +255,39 @@ impl Hierarchies {
                 oom_kills: field("memory", "memory.oom_control", "oom_kill").unwrap_or_default(),
                 log_dropped: 0,
             },
+        }
+    }
+
+    /// Returns the ids of the processes of a cgroup.
+    ///
+    /// # Errors
+    /// When there is no such cgroup.
+    pub fn processes(&self, group: &Path) -> Result<Vec<i32>, Error> {
+        let root = self
+            .of("pids")
+            .ok_or_else(|| Error::file("find the controller", "pids")(io::ErrorKind::NotFound))?;
+        let at = root.join(group);
+        if at.is_dir() {
+            Ok(members(&at))
+        } else {
+            Err(Error::file("read", at)(io::ErrorKind::NotFound))
+        }
+    }
+
+    /// Returns which limits the processes of a cgroup have run into since it was made.
+    #[must_use]
+    pub fn pressure(&self, group: &Path) -> Pressure {
+        let field = |controller: &str, file: &str, name: &str| {
+            let file = self.of(controller)?.join(group).join(file);
+            named_number(&fs::read_to_string(file).ok()?, name)
+        };
+        let memory = match self {
+            Self::Unified(_) => "memory.events",
+            Self::Legacy(_) => "memory.oom_control",
+        };
+        Pressure {
+            oom_kills: field("memory", memory, "oom_kill").unwrap_or_default(),
+            forks_refused: field("pids", "pids.events", "max").unwrap_or_default(),
         }
     }
 
@@ -315,12 +378,12 @@ fn enable(at: &Path) {
     }
 }
 
-fn write(file: &Path, value: &str) -> Result<(), Error> {
+pub(crate) fn write(file: &Path, value: &str) -> Result<(), Error> {
     fs::write(file, value).map_err(Error::file("write", file))
 }
 
 /// Writes a file that need not be there; returns whether it was.
-fn optional(file: &Path, value: &str) -> Result<bool, Error> {
+pub(crate) fn optional(file: &Path, value: &str) -> Result<bool, Error> {
     match fs::OpenOptions::new().write(true).open(file) {
         Ok(_) => write(file, value).map(|()| true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -328,11 +391,11 @@ fn optional(file: &Path, value: &str) -> Result<bool, Error> {
     }
 }
 
-fn number(file: &Path) -> Option<u64> {
+pub(crate) fn number(file: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
-fn named_number(text: &str, name: &str) -> Option<u64> {
+pub(crate) fn named_number(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         let (key, value) = line.split_once(' ')?;
         if key == name { value.trim().parse().ok() } else { None }

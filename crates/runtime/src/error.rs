@@ -84,6 +84,15 @@ pub enum Error {
         /// The limit.
         limit_ms: u64,
     },
+    /// More memory is in use than is to be allowed.
+    #[error("lower the memory limit: {used_mb} MiB are in use")]
+    InUse {
+        /// How much.
+        used_mb: u64,
+    },
+    /// The kernel has no such feature.
+    #[error("use {0}: this kernel has no such file")]
+    NoFeature(&'static str),
     /// A value of the boot's description is refused.
     #[error("check the boot: {0}")]
     Spec(String),
@@ -98,6 +107,8 @@ impl Error {
             Self::Ended(_) => Code::WrongState,
             Self::Timeout { .. } => Code::Unavailable,
             Self::Spec(_) => Code::InvalidValue,
+            Self::InUse { .. } => Code::PreconditionFailed,
+            Self::NoFeature(_) => Code::UnsupportedKey,
             Self::File { source, .. } | Self::System { source, .. }
                 if source.raw_os_error() == Some(28) =>
             {

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -15,7 +16,7 @@ use crate::protocol::{PROTOCOL, ProcessInfo};
 use crate::spec::{BootSpec, ExitReason, ExitStatus, MachineDir};
 use crate::{
     Adopted, EXEC_FRAMES_MAX, Ended, Error, ExecEvent, ExecOutput, ExecRequest, ExecStream,
-    GuestExec, GuestStart, Instance, InstanceInfo, Runtime, Stats,
+    GuestExec, GuestStart, Instance, InstanceInfo, Memory, Pressure, Process, Runtime, Stats,
 };
 
 /// What was done to a machine, in order.
@@ -45,6 +46,8 @@ pub enum Call {
 struct Boot {
     info: InstanceInfo,
     exit: watch::Sender<Option<ExitStatus>>,
+    frozen: AtomicBool,
+    memory: Mutex<Memory>,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +56,9 @@ struct State {
     calls: BTreeMap<MachineId, Vec<Call>>,
     create_faults: Vec<String>,
     start_faults: Vec<(i32, String)>,
+    freeze_faults: Vec<String>,
+    processes: Vec<Process>,
+    pressure: Pressure,
     ignores_stop: bool,
 }
 
@@ -82,6 +88,21 @@ impl FakeRuntime {
     /// Makes the next `start` fail with 126 or 127, ending the machine.
     pub fn fail_start(&self, code: i32, reason: &str) {
         self.state().start_faults.push((code, reason.to_owned()));
+    }
+
+    /// Makes the next `freeze` fail.
+    pub fn fail_freeze(&self, reason: &str) {
+        self.state().freeze_faults.push(reason.to_owned());
+    }
+
+    /// Sets which limits every machine has run into.
+    pub fn set_pressure(&self, pressure: Pressure) {
+        self.state().pressure = pressure;
+    }
+
+    /// Sets which processes every machine has.
+    pub fn set_processes(&self, processes: &[Process]) {
+        self.state().processes = processes.to_vec();
     }
 
     /// Makes programs ignore the signals of `signal` and `stop` (a kill still ends them).
@@ -179,7 +200,15 @@ impl Runtime for FakeRuntime {
             init: ProcessInfo { pid: 0, start_ticks: 0 },
             cgroup: format!("fake/{machine}"),
         };
-        let boot = Arc::new(Boot { info, exit: watch::Sender::new(None) });
+        let boot = Arc::new(Boot {
+            info,
+            exit: watch::Sender::new(None),
+            frozen: AtomicBool::new(false),
+            memory: Mutex::new(Memory {
+                limit_bytes: spec.limits.memory_bytes,
+                used_bytes: spec.limits.memory_bytes / 2,
+            }),
+        });
         state.boots.insert(machine, Arc::clone(&boot));
         drop(state);
         Ok(Box::new(FakeInstance { runtime: self.clone(), boot }))
@@ -282,11 +311,22 @@ impl Instance for FakeInstance {
     }
 
     async fn freeze(&self) -> Result<(), Error> {
-        self.act(Call::Freeze)
+        self.act(Call::Freeze)?;
+        if let Some(reason) = self.runtime.state().freeze_faults.pop() {
+            return Err(Error::Refused { operation: "freeze the machine", reason });
+        }
+        self.boot.frozen.store(true, Ordering::Release);
+        Ok(())
     }
 
     async fn thaw(&self) -> Result<(), Error> {
-        self.act(Call::Thaw)
+        self.act(Call::Thaw)?;
+        self.boot.frozen.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    async fn is_frozen(&self) -> Result<bool, Error> {
+        Ok(self.boot.frozen.load(Ordering::Acquire))
     }
 
     async fn wait(&self) -> Result<ExitStatus, Error> {
@@ -324,5 +364,33 @@ impl Instance for FakeInstance {
 
     async fn stats(&self) -> Result<Stats, Error> {
         Ok(Stats::default())
+    }
+
+    async fn pressure(&self) -> Result<Pressure, Error> {
+        Ok(self.runtime.state().pressure)
+    }
+
+    async fn processes(&self) -> Result<Vec<Process>, Error> {
+        Ok(self.runtime.state().processes.clone())
+    }
+
+    async fn memory(&self) -> Result<Memory, Error> {
+        Ok(*self.boot.memory.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn set_memory_limit(&self, bytes: u64) -> Result<(), Error> {
+        let mut memory = self.boot.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        if bytes < memory.used_bytes {
+            return Err(Error::InUse { used_mb: memory.used_bytes >> 20 });
+        }
+        memory.limit_bytes = bytes;
+        Ok(())
+    }
+
+    async fn reclaim_memory(&self, bytes: u64) -> Result<u64, Error> {
+        let mut memory = self.boot.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = bytes.min(memory.used_bytes);
+        memory.used_bytes -= taken;
+        Ok(taken)
     }
 }

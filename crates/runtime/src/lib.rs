@@ -3,25 +3,36 @@
 //! Never opens a database, never calls an API and never decides what should run: a host does.
 
 pub mod cgroup;
+pub mod clock;
 pub mod error;
 pub mod fake;
 pub mod frame;
+pub mod handover;
 pub mod log;
+pub mod loopback;
+pub mod memory;
 pub mod process;
+pub mod processes;
 pub mod protocol;
 pub mod sandbox;
 pub mod spec;
+pub mod volume;
 
 use std::os::fd::OwnedFd;
 
 use async_trait::async_trait;
 
+pub use cgroup::Pressure;
 pub use error::Error;
 pub use fake::FakeRuntime;
+pub use memory::Memory;
 pub use perch_types::guest::{Ended, GuestExec, GuestProcess, GuestStart, TerminalSize};
+pub use processes::Process;
 pub use protocol::{InstanceInfo, Stats};
 pub use sandbox::{Config, SandboxRuntime};
-pub use spec::{BootSpec, ExitReason, ExitStatus, IdRange, Limits, LogLimits, MachineDir, Mount};
+pub use spec::{
+    BootSpec, ExitReason, ExitStatus, IdRange, Limits, LogLimits, MachineDir, Mount, Volume,
+};
 
 /// A way to run machines.
 #[async_trait]
@@ -77,11 +88,15 @@ pub trait Instance: Send + Sync + std::fmt::Debug {
     /// Kills every process of the machine. Returns once this was done; see [`Instance::wait`].
     async fn kill(&self) -> Result<(), Error>;
 
-    /// Stops the machine's processes where they are.
+    /// Stops the machine's processes where they are; returns once all of them stand still. On an
+    /// error they go on.
     async fn freeze(&self) -> Result<(), Error>;
 
     /// Lets them go on.
     async fn thaw(&self) -> Result<(), Error>;
+
+    /// Returns whether all of them stand still.
+    async fn is_frozen(&self) -> Result<bool, Error>;
 
     /// Waits for the end of the machine. May be dropped and called again.
     async fn wait(&self) -> Result<ExitStatus, Error>;
@@ -98,6 +113,24 @@ pub trait Instance: Send + Sync + std::fmt::Debug {
 
     /// Returns what it uses now.
     async fn stats(&self) -> Result<Stats, Error>;
+
+    /// Returns which limits it has run into since its boot.
+    async fn pressure(&self) -> Result<Pressure, Error>;
+
+    /// Lists its processes, as seen from outside.
+    async fn processes(&self) -> Result<Vec<Process>, Error>;
+
+    /// Returns its memory.
+    async fn memory(&self) -> Result<Memory, Error>;
+
+    /// Changes how much memory it may use, until its end.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] when more is.
+    async fn set_memory_limit(&self, bytes: u64) -> Result<(), Error>;
+
+    /// Takes back memory that it could do without; returns how much it really was.
+    async fn reclaim_memory(&self, bytes: u64) -> Result<u64, Error>;
 }
 
 /// The most output of one stream that [`Instance::exec`] returns, in bytes.

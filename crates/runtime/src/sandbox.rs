@@ -9,13 +9,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::net::UnixStream;
 use tokio::process::Child;
 
-use crate::protocol::{Answer, Boot, FRAME_BYTES_MAX, InstanceInfo, Request};
+use crate::protocol::{Answer, Boot, FRAME_BYTES_MAX, InstanceInfo, ProcessInfo, Request};
 use crate::spec::{BootSpec, ExitStatus, MachineDir};
 use crate::{Adopted, Error, Instance, Runtime, cgroup, frame, process};
 use instance::SandboxInstance;
@@ -144,16 +144,8 @@ impl Runtime for SandboxRuntime {
     }
 
     async fn clean(&self, dir: &MachineDir) -> Result<(), Error> {
-        if let Some(info) = read_boot_file(dir)?
-            && info.host_boot == process::host_boot().map_err(Error::system("read the boot id"))?
-        {
-            for one in [info.monitor, info.init] {
-                if let Ok(pidfd) = one.open() {
-                    process::kill(&pidfd).map_err(Error::system("kill a process"))?;
-                }
-            }
-        }
         let paths = cgroup::Paths::new(&self.config.cgroup, dir.machine.as_str());
+        end_monitor(dir, &paths).await?;
         let removed = async {
             while !cgroup::remove_all(&paths)? {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -171,6 +163,58 @@ impl Runtime for SandboxRuntime {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Kills the monitor and the init that a boot's note names.
+fn kill_noted(dir: &MachineDir) -> Result<(), Error> {
+    if let Some(info) = read_boot_file(dir)?
+        && info.host_boot == process::host_boot().map_err(Error::system("read the boot id"))?
+    {
+        for one in [info.monitor, info.init] {
+            if let Ok(pidfd) = one.open() {
+                process::kill(&pidfd).map_err(Error::system("kill a process"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Ends the monitor, also one that is still making its sandbox for an agent that gave the boot up,
+/// so that nothing of it comes after what is cleaned now. That one leaves no note before it is
+/// ready, and takes down by itself what it made when it finds that nobody wants it; killed in the
+/// middle it would leave processes that nobody knows. A monitor that takes the lock only later
+/// finds its agent gone, and does nothing.
+async fn end_monitor(dir: &MachineDir, paths: &cgroup::Paths) -> Result<(), Error> {
+    let path = dir.lock_file();
+    let file = match std::fs::File::open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return kill_noted(dir),
+        file => file.map_err(Error::file("open", &path))?,
+    };
+    let began = Instant::now();
+    let limit = Duration::from_millis(CLEAN_TIMEOUT_MS);
+    loop {
+        kill_noted(dir)?;
+        if process::try_lock(&file).map_err(Error::file("lock", &path))? {
+            return Ok(());
+        }
+        if began.elapsed() > limit {
+            return Err(Error::Timeout {
+                operation: "end the monitor",
+                limit_ms: CLEAN_TIMEOUT_MS,
+            });
+        }
+        if began.elapsed() > limit / 2 {
+            // It is stuck. It wrote down who it is right after it took the lock.
+            let holder = std::fs::read(&path)
+                .ok()
+                .and_then(|text| serde_json::from_slice::<ProcessInfo>(&text).ok());
+            if let Some(pidfd) = holder.and_then(|holder| holder.open().ok()) {
+                process::kill(&pidfd).map_err(Error::system("kill a process"))?;
+            }
+            cgroup::remove_all(paths)?;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 

@@ -48,6 +48,13 @@ impl MachineDir {
         self.run.join("boot.json")
     }
 
+    /// Returns the file that a boot's monitor holds locked for as long as it lives, from before its
+    /// first effect: by it the machine's next boot knows that no other one is under way.
+    #[must_use]
+    pub fn lock_file(&self) -> PathBuf {
+        self.state.join("monitor.lock")
+    }
+
     /// Returns the file of the last boot's exit status.
     #[must_use]
     pub fn exit_file(&self) -> PathBuf {
@@ -117,7 +124,7 @@ impl Default for LogLimits {
     }
 }
 
-/// A folder of the host, with ids from 0 on, that appears in the machine (a volume).
+/// A folder of the host, with ids from 0 on, that appears in the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// The root of a mounted file system.
@@ -129,8 +136,17 @@ pub struct Mount {
     pub read_only: bool,
 }
 
-/// How many [`Mount`]s a machine may have.
+/// How many [`Mount`]s, and how many [`Volume`]s, a machine may have.
 pub const MOUNTS_MAX: usize = 16;
+
+/// A volume: the image file of an XFS file system, with ids from 0 on, that the boot mounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// The image; nobody else has it as long as the boot lasts.
+    pub image: PathBuf,
+    /// Where in the machine, absolute.
+    pub target: String,
+}
 
 /// One boot of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,9 +167,16 @@ pub struct BootSpec {
     pub limits: Limits,
     /// Its host name.
     pub hostname: String,
-    /// Volumes.
+    /// Folders of the host.
     #[serde(default)]
     pub mounts: Vec<Mount>,
+    /// The agent's socket for connections that come out of the machine by its API socket; without
+    /// it the machine has none.
+    #[serde(default)]
+    pub agent: Option<PathBuf>,
+    /// Volumes.
+    #[serde(default)]
+    pub volumes: Vec<Volume>,
     /// What the log may take.
     #[serde(default)]
     pub log: LogLimits,
@@ -179,7 +202,7 @@ impl BootSpec {
         if self.dir.run.as_os_str().len() > RUN_PATH_BYTES_MAX {
             return refuse("the run folder's path is too long for a socket");
         }
-        if self.mounts.len() > MOUNTS_MAX {
+        if self.mounts.len() > MOUNTS_MAX || self.volumes.len() > MOUNTS_MAX {
             return refuse("too many mounts");
         }
         if self.limits.memory_bytes < 4 * 1024 * 1024 {

@@ -16,6 +16,7 @@ mod error;
 mod key;
 mod remote;
 pub mod rpc;
+mod scoped;
 mod sqlite;
 pub mod testing;
 pub mod view;
@@ -31,5 +32,6 @@ pub use documents::{
 pub use error::Error;
 pub use key::KEY_BYTES_MAX;
 pub use remote::RemoteStore;
+pub use scoped::{MayWrite, ScopedStore};
 pub use sqlite::{CHANGES_MAX, SqliteStore};
 pub use view::{ViewFollower, ViewHandle};

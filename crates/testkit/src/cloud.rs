@@ -3,6 +3,8 @@
 //! Never shares anything with another cloud: folders, ports, cgroups and interfaces carry its
 //! name, and [`Cloud::finish`] looks that nothing of it is left.
 
+mod survive;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -16,6 +18,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub use self::survive::Caller;
 use crate::http::{self, Answer};
 use crate::{image, skipped, wait_for};
 
@@ -25,6 +28,8 @@ const READY: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(30);
 /// The user of the process that faces the network.
 const FRONT_USER: &str = "64007";
+/// The user of the process that holds the master key.
+const KEYS_USER: &str = "64009";
 
 /// How a cloud differs from the ordinary.
 #[derive(Debug, Clone, Default)]
@@ -489,6 +494,7 @@ impl Cloud {
             .arg("--run-dir")
             .arg(self.folder.path().join("r"))
             .args(["--instance", &self.instance, "--user", FRONT_USER])
+            .args(["--keys-user", KEYS_USER])
             .arg("--guest-dir")
             .arg(&self.guest)
             .stdin(Stdio::null());

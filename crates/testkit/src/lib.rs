@@ -12,12 +12,14 @@
 pub mod cloud;
 pub mod http;
 pub mod image;
+pub mod reality;
 pub mod terminal;
 
 use std::time::{Duration, Instant};
 
-pub use cloud::{Cloud, Options};
+pub use cloud::{Caller, Cloud, Options};
 pub use http::Answer;
+pub use reality::{Place, Reality, Said};
 pub use terminal::Terminal;
 
 /// Says that a test does not run here, and why.

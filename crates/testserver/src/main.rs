@@ -13,11 +13,13 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::thread;
 
 const USAGE: &str = "usage: perch-testserver [--print LINE]... [--stderr LINE]... [--lines N] \
-[--eat-mb N] [--exit CODE] [--listen ADDRESS:PORT]...";
+[--eat-mb N] [--exit CODE] [--api SOCKET,METHOD,PATH[,BODY]]... [--watch-api SOCKET,PATH] \
+[--listen ADDRESS:PORT]...";
 /// The longest head or body that it reads.
 const BYTES_MAX: usize = 1 << 20;
 
@@ -42,6 +44,10 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<u8, String> {
             "--lines" => (0..number()?).for_each(|line| println!("line {line}")),
             "--eat-mb" => eat(number()?),
             "--exit" => return u8::try_from(number()?).map_err(|error| error.to_string()),
+            "--api" => println!("{}", api(&value)?),
+            "--watch-api" => {
+                thread::spawn(move || watch_api(&value));
+            }
             "--listen" => {
                 let listener =
                     TcpListener::bind(&value).map_err(|error| format!("{value}: {error}"))?;
@@ -66,6 +72,50 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<u8, String> {
         thread.join().ok();
     }
     Ok(0)
+}
+
+/// Sends a request to a Unix socket; returns the status and the body of the answer.
+fn api(request: &str) -> Result<String, String> {
+    let mut parts = request.splitn(4, ',');
+    let (Some(socket), Some(method), Some(path)) = (parts.next(), parts.next(), parts.next())
+    else {
+        return Err(USAGE.to_owned());
+    };
+    let body = parts.next().unwrap_or_default();
+    let answer = || -> io::Result<String> {
+        let mut stream = UnixStream::connect(socket)?;
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+             Authorization: Bearer made-up\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = answer().map_err(|error| format!("{socket}: {error}"))?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split_whitespace().nth(1).unwrap_or("none");
+    Ok(format!("{status} {body}"))
+}
+
+/// Asks a Unix socket again and again, and prints each status that is not the one before.
+fn watch_api(request: &str) {
+    let (socket, path) = request.split_once(',').unwrap_or((request, "/"));
+    let mut before = String::new();
+    loop {
+        let status = match api(&format!("{socket},GET,{path}")) {
+            Ok(answer) => answer.split(' ').next().unwrap_or_default().to_owned(),
+            Err(_) => "none".to_owned(),
+        };
+        if status != before {
+            println!("api {status}");
+            before = status;
+        }
+        thread::park_timeout(std::time::Duration::from_millis(20));
+    }
 }
 
 /// Takes memory and writes to every page of it.

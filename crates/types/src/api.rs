@@ -1,6 +1,12 @@
-//! Bodies of the public API (contract sections 1.2 to 1.5 and 1.11).
+//! Bodies of the public API (contract sections 1.2 to 1.7 and 1.11).
 //!
 //! Never more than shapes; names and optionality follow the contract to the letter.
+
+mod lease;
+mod machine;
+mod placements;
+mod resources;
+mod tokens;
 
 use std::collections::BTreeMap;
 
@@ -12,6 +18,17 @@ use crate::image::ImageRef;
 use crate::machine_config::{MachineConfig, Signal, null_is_default};
 use crate::state::MachineState;
 use crate::time::{GoDuration, Timestamp};
+
+pub use lease::{Lease, LeaseReleased, LeaseReply, LeaseRequest};
+pub use machine::{
+    MachineVersion, MetadataValue, OrgMachine, OrgMachineConfig, OrgMachines, SetMetadata,
+    UpdateMetadata,
+};
+pub use placements::{Placements, PlacementsRequest, RegionPlacement};
+pub use resources::{
+    ListenSocket, MachineMemory, ProcessStat, ReclaimMemory, ReclaimedMemory, SetMemory,
+};
+pub use tokens::{CreateDeployToken, CreatedToken, TokenInfo, TokensCurrent};
 
 /// An app as answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,8 +45,11 @@ pub struct App {
     pub volume_count: u64,
     /// Its private network.
     pub network: String,
-    /// `pending`, `deployed` or `suspended`.
+    /// `pending` without machines, `suspended` while none of them runs, else `deployed`.
     pub status: String,
+    /// What it is for, as whoever made it said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_role: Option<String>,
     /// Who owns it.
     pub organization: Organization,
     /// When it was made.
@@ -73,6 +93,9 @@ pub struct CreateApp {
     /// Its private network; default `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+    /// What it is for; lists can be asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_role_id: Option<String>,
 }
 
 /// A machine as answered.
@@ -114,6 +137,9 @@ pub struct Machine {
     /// Whether it is out of routing.
     #[serde(default)]
     pub cordoned: bool,
+    /// The version of the app's secrets that its last boot saw.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets_version: Option<u64>,
 }
 
 /// Whether the host of a machine answers.
@@ -231,6 +257,13 @@ pub struct CreateMachineRequest {
     /// Update only: refuse unless this is its version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_version: Option<String>,
+    /// Run it without the app's secrets.
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    pub skip_secrets: bool,
     /// Needs at least this version of the app's secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_secrets_version: Option<u64>,
@@ -367,7 +400,7 @@ pub struct Platform {
 /// What takes a server's disk, one kind of thing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskUse {
-    /// `images`, `machine disks`, `machine logs`, `registry`, `builds`.
+    /// `images`, `machine disks`, `machine logs`, `volumes`, `registry`, `builds`.
     pub kind: String,
     /// How many there are, where that can be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -423,27 +456,6 @@ pub struct ImageInfo {
 pub struct Images {
     /// By repository.
     pub images: Vec<ImageInfo>,
-}
-
-/// One token of the caller (contract 1.12).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenInfo {
-    /// Which.
-    pub token_id: String,
-    /// The organization's slug.
-    pub org_slug: OrgSlug,
-    /// The name it was given.
-    pub name: String,
-    /// Until when it holds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expires_at: Option<Timestamp>,
-}
-
-/// Answer of the token question.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct TokensCurrent {
-    /// The tokens of the request.
-    pub tokens: Vec<TokenInfo>,
 }
 
 /// One record of a machine's log.

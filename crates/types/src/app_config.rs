@@ -7,6 +7,7 @@
 //! `expand` turns it into what a machine is created with, `support` knows what is not honoured.
 
 mod expand;
+mod mounts;
 mod read;
 mod support;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use expand::ExpandError;
+pub use mounts::MountSection;
 pub use support::{Severity, Unsupported};
 pub use words::{UnclosedQuote, split_words};
 
@@ -94,6 +96,14 @@ pub struct AppConfig {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub vm: Vec<VmSection>,
+    /// Volumes.
+    #[serde(
+        default,
+        alias = "mount",
+        deserialize_with = "read::one_or_many",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub mounts: Vec<MountSection>,
     /// What follows an exit.
     #[serde(
         default,

@@ -11,11 +11,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region};
-use crate::machine_config::MachineConfig;
+use crate::id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region, VolumeId};
+use crate::machine_config::{CpuKind, MachineConfig};
 use crate::service::Service;
 use crate::state::MachineState;
 use crate::time::Timestamp;
+use crate::volume::{VolumeState, VolumeUsage};
 
 /// A document with a key.
 pub trait Document: Serialize + DeserializeOwned + Send + Sync {
@@ -53,7 +54,7 @@ macro_rules! as_ref_str {
     })+ };
 }
 
-as_ref_str!(AppName, HostId, InstanceId, MachineId, OrgSlug, Region);
+as_ref_str!(AppName, HostId, InstanceId, MachineId, OrgSlug, Region, VolumeId);
 
 /// An app: it should exist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +71,9 @@ pub struct AppDoc {
     pub network: String,
     /// The private network's number in addresses.
     pub network_id: u32,
+    /// What it is for, as whoever made it says.
+    #[serde(default)]
+    pub role: Option<String>,
     /// When it was made.
     pub created_at: Timestamp,
 }
@@ -142,6 +146,88 @@ pub struct PlacementDoc {
 }
 document!(PlacementDoc, "placements/", (org: OrgSlug, machine: MachineId));
 
+/// A lease of a machine: until its end only who knows its nonce may change the machine. Deleted
+/// with the machine, and by the api's reconciler some time after its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseDoc {
+    /// What tells its holder from others.
+    pub nonce: String,
+    /// The name of the token that holds it.
+    pub owner: String,
+    /// What it is for.
+    #[serde(default)]
+    pub description: String,
+    /// When it ends.
+    pub expires_at: Timestamp,
+}
+document!(LeaseDoc, "leases/", (org: OrgSlug, machine: MachineId));
+
+/// Which host a volume is on. Written before that host is called; a volume never moves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumePlacementDoc {
+    /// The app.
+    pub app: AppName,
+    /// The app's id: another app of the same name has no part in the volume.
+    pub app_id: String,
+    /// The host.
+    pub host: HostId,
+    /// The region.
+    pub region: Region,
+    /// Whether the host said that it has the volume; until then nobody was told of it.
+    pub made: bool,
+    /// Whether it was told to go: the document goes when the host has it no more.
+    #[serde(default)]
+    pub going: bool,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+}
+document!(VolumePlacementDoc, "volume_placements/", (org: OrgSlug, volume: VolumeId));
+
+/// What a host says of one of its volumes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VolumeRecord {
+    /// The volume.
+    pub id: VolumeId,
+    /// Who owns it.
+    pub org: OrgSlug,
+    /// Its app.
+    pub app: AppName,
+    /// The app's id: another app of the same name has no part in the volume.
+    pub app_id: String,
+    /// Its name.
+    pub name: String,
+    /// The host that it is on.
+    pub host: HostId,
+    /// Where that stands.
+    pub region: Region,
+    /// Orders two records.
+    pub generation: Generation,
+    /// Its state.
+    pub state: VolumeState,
+    /// Its size in GiB.
+    pub size_gb: u32,
+    /// The machine that has it.
+    #[serde(default)]
+    pub attached: Option<MachineId>,
+    /// How full it was when the host last looked.
+    pub usage: VolumeUsage,
+    /// How many days its snapshots are kept.
+    pub snapshot_retention: u32,
+    /// Whether a snapshot is made every day.
+    pub auto_backup: bool,
+    /// Whether snapshots are full copies, because the pool cannot share blocks.
+    #[serde(default)]
+    pub copies: bool,
+    /// Until when its data is kept, once it is to go.
+    #[serde(default)]
+    pub destroy_at: Option<Timestamp>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When this record last changed.
+    pub updated_at: Timestamp,
+}
+document!(VolumeRecord, "volumes/", (org: OrgSlug, app: AppName, volume: VolumeId));
+
 /// An app that was deleted; hosts lay down what belongs to it, whenever they come back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tombstone {
@@ -166,6 +252,9 @@ pub struct TokenDoc {
     /// Until when it holds.
     #[serde(default)]
     pub expires_at: Option<Timestamp>,
+    /// The id of the only app that it reaches; without one it reaches all of the organization.
+    #[serde(default)]
+    pub app_id: Option<String>,
 }
 document!(TokenDoc, "tokens/", (org: OrgSlug, sha256_hex: String));
 
@@ -178,13 +267,26 @@ pub struct HostDoc {
     pub incarnation: u64,
     /// CPUs it has.
     pub cpus: u32,
-    /// Memory it has in MiB.
+    /// Memory that its machines may be promised in MiB.
     pub memory_mb: u64,
 }
 document!(HostDoc, "hosts/", (host: HostId));
 
 /// The largest [`MachineRecord`] in bytes of JSON.
 pub const MACHINE_RECORD_BYTES_MAX: usize = 4 * 1024;
+
+/// Bytes of a [`MachineRecord`] beside services, labels and image: names at their longest,
+/// addresses, times.
+const RECORD_FRAME_BYTES: usize = 900;
+
+/// Returns how many bytes a configuration is over what a [`MachineRecord`] can hold of it, 0 for
+/// none.
+#[must_use]
+pub fn record_overflow(config: &MachineConfig) -> usize {
+    let kept = (&config.services, &config.metadata, &config.image);
+    let bytes = serde_json::to_vec(&kept).map_or(usize::MAX, |json| json.len());
+    bytes.saturating_add(RECORD_FRAME_BYTES).saturating_sub(MACHINE_RECORD_BYTES_MAX)
+}
 
 /// What a host says of one of its machines: what routing and lists need and no environment,
 /// files or events.
@@ -230,6 +332,9 @@ pub struct MachineRecord {
     pub image: String,
     /// CPUs.
     pub cpus: u32,
+    /// Their class.
+    #[serde(default)]
+    pub cpu_kind: CpuKind,
     /// Memory in MiB.
     pub memory_mb: u32,
     /// When it was made.

@@ -33,10 +33,14 @@ pub mod machine {
     pub const MACHINE_VERSION: &str = "MACHINE_VERSION";
     /// The private IPv6 address.
     pub const PRIVATE_IP: &str = "PRIVATE_IP";
+    /// The address that the machine's requests to the internet come from.
+    pub const PUBLIC_IP: &str = "PUBLIC_IP";
     /// The process group.
     pub const PROCESS_GROUP: &str = "PROCESS_GROUP";
     /// The memory in MiB.
     pub const VM_MEMORY_MB: &str = "VM_MEMORY_MB";
+    /// What clients set under the first prefix and programs may look for under the others.
+    pub const SET_BY_CLIENTS: [&str; 3] = ["STANDBY_FOR", "TEST_COMMAND", "TEST_MACHINE_IP"];
     /// The app's primary region; has no prefix.
     pub const PRIMARY_REGION: &str = "PRIMARY_REGION";
 }

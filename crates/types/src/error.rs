@@ -50,6 +50,12 @@ codes! {
     AppNotFound = "app_not_found", 404;
     /// There is no such machine.
     MachineNotFound = "machine_not_found", 404;
+    /// There is no such volume.
+    VolumeNotFound = "volume_not_found", 404;
+    /// There is no such snapshot.
+    SnapshotNotFound = "snapshot_not_found", 404;
+    /// A machine has the volume, so that another may not.
+    VolumeAttached = "volume_attached", 409;
     /// The path exists, the method does not.
     MethodNotAllowed = "method_not_allowed", 405;
     /// A wait ended before the state was reached.
@@ -60,6 +66,10 @@ codes! {
     NameTaken = "name_taken", 422;
     /// Somebody else holds the lease.
     LeaseHeld = "lease_held", 409;
+    /// The machine has no lease.
+    LeaseNotFound = "lease_not_found", 404;
+    /// The lease whose nonce was sent has ended.
+    LeaseLost = "lease_lost", 409;
     /// Somebody else changed it in between.
     Conflict = "conflict", 409;
     /// A precondition named in the request does not hold.
@@ -105,7 +115,8 @@ pub struct ApiError {
     pub error: String,
     /// The stable code.
     pub code: Code,
-    /// The status word of the contract: `unknown`, `insufficient_capacity` or `name_taken`.
+    /// The status word of the contract: `unknown`, `insufficient_capacity`, `name_taken`, and
+    /// `error` for leases.
     #[serde(default)]
     pub status: String,
     /// What to do about it.
@@ -123,6 +134,7 @@ impl ApiError {
         let status = match code {
             Code::InsufficientCapacity => "insufficient_capacity",
             Code::NameTaken => "name_taken",
+            Code::LeaseHeld | Code::LeaseNotFound | Code::LeaseLost => "error",
             _ => "unknown",
         };
         Self { error: error.into(), code, status: status.to_owned(), hint: None, request: None }
@@ -145,6 +157,21 @@ impl ApiError {
     #[must_use]
     pub fn machine_not_found(machine: &str) -> Self {
         Self::new(Code::MachineNotFound, format!("machine not found: {machine}"))
+    }
+
+    /// Makes the error of an unknown volume.
+    #[must_use]
+    pub fn volume_not_found(volume: &str) -> Self {
+        Self::new(Code::VolumeNotFound, format!("volume not found: {volume}"))
+    }
+
+    /// Makes the error of a volume that another machine has.
+    #[must_use]
+    pub fn volume_attached(volume: &str, machine: &str) -> Self {
+        Self::new(Code::VolumeAttached, format!("volume {volume} is attached to machine {machine}"))
+            .with_hint(
+                "one volume belongs to one machine: destroy that machine, or fork the volume",
+            )
     }
 }
 

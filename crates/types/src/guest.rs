@@ -20,10 +20,16 @@ pub const FROM_GUEST_BYTES_MAX: usize = 16 * 1024;
 pub const REASON_BYTES_MAX: usize = 1024;
 /// How many main processes there may be.
 pub const PROCESSES_MAX: usize = 8;
+/// The most bytes of [`GuestStart::files`] together, as they are written.
+pub const FILES_BYTES_MAX: usize = 512 * 1024;
 /// How many programs may run by [`ToGuest::Exec`] at once.
 pub const EXECS_MAX: usize = 16;
 /// The descriptor at which init finds its socket.
 pub const SOCKET_FD: i32 = 3;
+/// The folders of a machine with the socket of its API, each under its platform's name.
+pub const API_FOLDERS: [&str; 2] = ["/.fly", "/.perch"];
+/// The socket's name in each.
+pub const API_SOCKET: &str = "api";
 /// The exit code when a program could not be executed (as shells do).
 pub const CODE_NOT_EXECUTABLE: i32 = 126;
 /// The exit code when there is no such program (as shells do).
@@ -65,6 +71,9 @@ pub struct GuestStart {
     /// How long they may take then, in milliseconds.
     #[serde(default)]
     pub stop_grace_ms: u64,
+    /// Files that are written before the program starts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<GuestFile>,
 }
 
 /// One of several main processes.
@@ -81,6 +90,17 @@ pub struct GuestProcess {
     /// Variables of [`GuestStart::env`] that it does not get.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without: Vec<String>,
+}
+
+/// A file that init writes, as root of the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct GuestFile {
+    /// Where, absolute.
+    pub path: String,
+    /// Its content in base64.
+    pub content: Secret,
+    /// Its permissions.
+    pub mode: u32,
 }
 
 /// A further program to run inside a running machine.

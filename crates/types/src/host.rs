@@ -7,14 +7,24 @@
 //! | method and path | body | answer |
 //! |---|---|---|
 //! | `POST /machines` | [`CreateMachine`] | [`HostMachine`]; the same again for the same id and digest |
-//! | `GET /machines` | | `[HostMachine]` |
+//! | `GET /machines` | | `[HostMachine]`; destroyed ones for a while |
 //! | `GET /machines/{id}` | | [`HostMachine`]; destroyed ones for a while |
 //! | `POST /machines/{id}/command` | [`Command`] | [`Accepted`] once the command is journaled |
-//! | `GET /machines/{id}/wait` | query [`WaitQuery`] | [`HostMachine`] or 408 |
+//! | `GET /machines/{id}/wait` | query [`WaitQuery`] | [`HostMachine`], 408, or 404 once it is destroyed |
 //! | `POST /machines/{id}/exec` | [`crate::api::ExecRequest`] | [`crate::api::ExecResponse`] |
 //! | `GET /machines/{id}/attach` | header [`EXEC_HEADER`], `Upgrade` | frames of [`crate::exec`] |
+//! | `GET /machines/{id}/ps` | | `[`[`crate::api::ProcessStat`]`]` |
+//! | `GET /machines/{id}/memory` | | [`crate::api::MachineMemory`] |
+//! | `PUT /machines/{id}/memory` | [`crate::api::SetMemory`] | [`crate::api::MachineMemory`] |
+//! | `POST /machines/{id}/memory/reclaim` | [`crate::api::ReclaimMemory`] | [`crate::api::ReclaimedMemory`] |
 //! | `GET /machines/{id}/logs` | query [`LogsQuery`] | lines of [`crate::api::LogRecord`] |
 //! | `POST /machines/{id}/drained` | [`Drained`] | the same |
+//! | `POST /volumes` | [`CreateVolume`] | [`crate::directory::VolumeRecord`]; the same again for the same id |
+//! | `GET /volumes` | | `[VolumeRecord]` |
+//! | `GET /volumes/{id}` | | [`crate::directory::VolumeRecord`] with what is now |
+//! | `POST /volumes/{id}/command` | [`VolumeCommand`] | [`crate::directory::VolumeRecord`] once it is done, or journaled |
+//! | `GET /volumes/{id}/snapshots` | | `[`[`HostSnapshot`]`]`, newest first |
+//! | `GET /snapshots/{id}` | | [`HostSnapshot`] |
 //! | `GET /watch` | query [`WatchQuery`] | lines of [`WatchEvent`], the snapshot first |
 //! | `GET /info` | | [`HostInfo`] |
 //! | `GET /usage` | | [`crate::api::DiskUsage`] |
@@ -26,11 +36,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::{CheckStatus, MachineEvent};
 use crate::directory::{Generation, MachineRecord};
-use crate::id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region};
+use crate::id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region, SnapshotId, VolumeId};
 use crate::image::ImageRef;
+use crate::labels::LabelChange;
 use crate::machine_config::{MachineConfig, Signal};
 use crate::state::MachineState;
 use crate::time::{GoDuration, Timestamp};
+use crate::volume::VolumeSnapshot;
 
 /// What every path starts with.
 pub const PREFIX: &str = "/host/v1";
@@ -64,6 +76,20 @@ pub struct CreateMachine {
     pub skip_launch: bool,
     /// Start it out of routing.
     pub cordoned: bool,
+    /// What it needs of the app's secrets.
+    #[serde(default)]
+    pub secrets: SecretsWanted,
+}
+
+/// What a version of a machine needs of its app's secrets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SecretsWanted {
+    /// It runs without them.
+    #[serde(default)]
+    pub skip: bool,
+    /// It must see at least this version.
+    #[serde(default)]
+    pub min_version: u64,
 }
 
 /// What may be asked of a machine.
@@ -81,6 +107,8 @@ pub enum Command {
         #[serde(default)]
         timeout: Option<GoDuration>,
     },
+    /// Freeze its processes in memory; a start lets them go on.
+    Suspend,
     /// Stop and start.
     Restart {
         /// Skip the polite part.
@@ -105,6 +133,9 @@ pub enum Command {
         config_digest: String,
         /// Do not start it if it does not run.
         skip_launch: bool,
+        /// What it needs of the app's secrets.
+        #[serde(default)]
+        secrets: SecretsWanted,
     },
     /// Remove it; refused while it runs unless forced.
     Destroy {
@@ -120,6 +151,14 @@ pub enum Command {
     SetCordoned {
         /// Whether it is out.
         cordoned: bool,
+    },
+    /// Change its labels; its version stays.
+    SetLabels {
+        /// How.
+        change: LabelChange,
+        /// Only if this is its version, or the one that it is about to be.
+        #[serde(default)]
+        instance: Option<InstanceId>,
     },
 }
 
@@ -176,9 +215,26 @@ pub struct HostMachine {
     pub events: Vec<MachineEvent>,
     /// What its checks say.
     pub checks: Vec<CheckStatus>,
+    /// The version of the app's secrets that its last boot saw; nothing before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets_version: Option<u64>,
     /// Why it is `failed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<crate::ApiError>,
+    /// The version that its last update could not bring; it stayed what it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given_up: Option<InstanceId>,
+}
+
+/// Who a connection out of a machine speaks for: the machine itself, as its host says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineIdentity {
+    /// Who owns it.
+    pub org: OrgSlug,
+    /// Its app.
+    pub app: AppName,
+    /// The machine.
+    pub machine: MachineId,
 }
 
 /// How many events of a machine are kept.
@@ -189,6 +245,9 @@ pub const EVENTS_MAX: usize = 50;
 pub struct WaitQuery {
     /// Any of these, comma separated; `settled` and `ready` are understood too.
     pub states: String,
+    /// Only what happened after this event counts; what is true now is not enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_event: Option<String>,
     /// Only of this version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,
@@ -247,6 +306,83 @@ pub enum WatchEvent {
     },
     /// Nothing happened; the line is alive.
     Heartbeat,
+}
+
+/// A volume to make. Idempotent by id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateVolume {
+    /// The id, minted by the api.
+    pub id: VolumeId,
+    /// Who owns it.
+    pub org: OrgSlug,
+    /// Its app.
+    pub app: AppName,
+    /// The app's id.
+    pub app_id: String,
+    /// Its name.
+    pub name: String,
+    /// Its size in GiB.
+    pub size_gb: u32,
+    /// What it is made of.
+    pub source: VolumeSource,
+    /// How many days its snapshots are kept.
+    pub snapshot_retention: u32,
+    /// Whether a snapshot is made every day.
+    pub auto_backup: bool,
+}
+
+/// What a volume is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeSource {
+    /// Nothing: it is empty.
+    Empty,
+    /// A snapshot on the same host.
+    Snapshot(SnapshotId),
+    /// Another volume on the same host, as it is now.
+    Volume(VolumeId),
+}
+
+/// What may be asked of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum VolumeCommand {
+    /// Make it larger.
+    Extend {
+        /// The new size in GiB.
+        size_gb: u32,
+    },
+    /// Change how its snapshots are kept and made.
+    Update {
+        /// How many days they are kept.
+        #[serde(default)]
+        snapshot_retention: Option<u32>,
+        /// Whether one is made every day.
+        #[serde(default)]
+        auto_backup: Option<bool>,
+    },
+    /// Make a snapshot.
+    Snapshot {
+        /// The id, minted by the api.
+        id: SnapshotId,
+    },
+    /// Destroy it; its data is kept for a day.
+    Destroy,
+}
+
+/// A snapshot as its host has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostSnapshot {
+    /// Whose.
+    pub volume: VolumeId,
+    /// Who owns it.
+    pub org: OrgSlug,
+    /// Of which app.
+    pub app: AppName,
+    /// The size in GiB of a volume that is made of it, at least.
+    pub size_gb: u32,
+    /// The snapshot.
+    pub snapshot: VolumeSnapshot,
 }
 
 /// What a host is.

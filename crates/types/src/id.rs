@@ -117,6 +117,56 @@ text_id!(
     |text| text.len() == 12 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 );
 
+text_id!(
+    /// A volume's id: `vol_` and 16 lowercase letters and digits (contract 1.8).
+    VolumeId, "a volume id", "`vol_` and 16 lowercase letters and digits",
+    |text| drawn(text, VOLUME_PREFIX)
+);
+text_id!(
+    /// A snapshot's id: `vs_` and 16 lowercase letters and digits (contract 1.8).
+    SnapshotId, "a snapshot id", "`vs_` and 16 lowercase letters and digits",
+    |text| drawn(text, SNAPSHOT_PREFIX)
+);
+
+const VOLUME_PREFIX: &str = "vol_";
+const SNAPSHOT_PREFIX: &str = "vs_";
+/// Characters behind the prefix of a drawn id.
+const DRAWN_BYTES: usize = 16;
+const BASE36: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+
+fn drawn(text: &str, prefix: &str) -> bool {
+    text.strip_prefix(prefix).is_some_and(|rest| {
+        rest.len() == DRAWN_BYTES && rest.bytes().all(|byte| BASE36.contains(&byte))
+    })
+}
+
+/// Returns a drawn id of random bits, of which the 16 characters hold 82.
+fn draw(prefix: &str, mut bits: u128) -> String {
+    let mut text = String::from(prefix);
+    for _ in 0..DRAWN_BYTES {
+        let digit = usize::try_from(bits % 36).unwrap_or_default();
+        text.push(char::from(BASE36[digit]));
+        bits /= 36;
+    }
+    text
+}
+
+impl VolumeId {
+    /// Makes an id of random bits.
+    #[must_use]
+    pub fn from_bits(bits: u128) -> Self {
+        Self(draw(VOLUME_PREFIX, bits))
+    }
+}
+
+impl SnapshotId {
+    /// Makes an id of random bits.
+    #[must_use]
+    pub fn from_bits(bits: u128) -> Self {
+        Self(draw(SNAPSHOT_PREFIX, bits))
+    }
+}
+
 const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
 fn dns_label(text: &str, max: usize) -> bool {
@@ -193,6 +243,18 @@ mod tests {
         }
         for bad in ["", "-a", "a-", "A", "a.b", "a_b", &"x".repeat(64)] {
             assert!(bad.parse::<AppName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn drawn_ids_have_their_prefix_and_sixteen_characters() {
+        for bits in [0, 1, 35, 36, u128::MAX] {
+            let (volume, snapshot) = (VolumeId::from_bits(bits), SnapshotId::from_bits(bits));
+            assert_eq!(volume.as_str().parse::<VolumeId>().unwrap(), volume);
+            assert_eq!(snapshot.as_str().parse::<SnapshotId>().unwrap(), snapshot);
+        }
+        for bad in ["vol_", "vol_0123456789abcde", "vol_0123456789abcdeF", "vs_0123456789abcdef"] {
+            assert!(bad.parse::<VolumeId>().is_err(), "{bad}");
         }
     }
 

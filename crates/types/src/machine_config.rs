@@ -8,20 +8,25 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::schedule::Schedule;
 use crate::service::{Check, Service};
 use crate::time::GoDuration;
 
 mod dns;
+mod files;
 mod guest;
 mod init;
+mod mount;
 mod process;
 mod restart;
 mod rootfs;
 mod stop;
 
-pub use dns::DnsConfig;
-pub use guest::{CpuKind, GUEST_CPUS_DEFAULT, GUEST_MEMORY_MB_DEFAULT, GuestConfig};
+pub use dns::{DnsConfig, DnsOption};
+pub use files::{FILE_MODE_DEFAULT, FileConfig};
+pub use guest::{CpuKind, GUEST_CPUS_DEFAULT, GuestConfig};
 pub use init::InitConfig;
+pub use mount::{AutoExtend, MountConfig};
 pub use process::{EnvFrom, FieldRef, ProcessConfig, SecretRef};
 pub use restart::{RESTART_RETRIES_DEFAULT, RESTART_WINDOW, RestartConfig, RestartPolicy};
 pub use rootfs::{ROOTFS_SIZE_GB_DEFAULT, RootfsConfig, RootfsPersist};
@@ -78,12 +83,24 @@ pub struct MachineConfig {
     /// Remove it when its program has ended for good.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_false")]
     pub auto_destroy: bool,
+    /// How often it is started by itself.
+    #[serde(default, deserialize_with = "empty_is_none", skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
+    /// Machines of which it takes the place when one of them fails.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub standbys: Vec<String>,
     /// The writable layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rootfs: Option<RootfsConfig>,
     /// Names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<DnsConfig>,
+    /// Files that are written before the program starts.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileConfig>,
+    /// Volumes.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<MountConfig>,
     /// Every other key, kept.
     #[serde(flatten)]
     pub other: Other,
@@ -136,7 +153,15 @@ impl MachineConfig {
     /// Returns its memory in MiB, with the default.
     #[must_use]
     pub fn memory_mb(&self) -> u32 {
-        self.guest.as_ref().and_then(|guest| guest.memory_mb).unwrap_or(GUEST_MEMORY_MB_DEFAULT)
+        let default = || self.cpus().saturating_mul(self.cpu_kind().memory_mb_per_cpu());
+        self.guest.as_ref().and_then(|guest| guest.memory_mb).unwrap_or_else(default)
+    }
+
+    /// Returns the most memory in MiB that it may be given while it runs.
+    #[must_use]
+    pub fn max_memory_mb(&self) -> u32 {
+        let asked = self.guest.as_ref().and_then(|guest| guest.max_memory_mb).unwrap_or_default();
+        asked.max(self.memory_mb())
     }
 
     /// Returns the writable layer's size in GiB, with the default.
@@ -148,15 +173,27 @@ impl MachineConfig {
     /// Returns how long the writable layer lives.
     #[must_use]
     pub fn rootfs_persist(&self) -> RootfsPersist {
-        self.rootfs.as_ref().and_then(|rootfs| rootfs.persist).unwrap_or_default()
+        let older = || {
+            let value = self.guest.as_ref()?.other.get("persist_rootfs")?;
+            RootfsPersist::of_older(value)
+        };
+        let own = self.rootfs.as_ref().and_then(|rootfs| rootfs.persist);
+        own.or_else(older).unwrap_or_default()
+    }
+
+    /// Returns its swap in MiB.
+    #[must_use]
+    pub fn swap_mb(&self) -> u32 {
+        self.init.swap_size_mb.unwrap_or_default()
     }
 
     /// Fills in what the API answers as resolved defaults (contract 1.14, point 14).
     pub fn resolve_defaults(&mut self) {
+        let (cpus, memory_mb) = (self.cpus(), self.memory_mb());
         let guest = self.guest.get_or_insert_default();
         guest.cpu_kind.get_or_insert_default();
-        guest.cpus.get_or_insert(GUEST_CPUS_DEFAULT);
-        guest.memory_mb.get_or_insert(GUEST_MEMORY_MB_DEFAULT);
+        guest.cpus.get_or_insert(cpus);
+        guest.memory_mb.get_or_insert(memory_mb);
         let restart = self.restart.get_or_insert_default();
         restart.policy.get_or_insert_default();
     }
@@ -169,6 +206,21 @@ where
     T: Deserialize<'de> + Default,
 {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// Reads a word of which clients send `""` or `null` for "nothing".
+fn empty_is_none<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: serde::de::DeserializeOwned,
+{
+    match Option::<String>::deserialize(deserializer)? {
+        Some(word) if !word.is_empty() => {
+            let word = serde::de::value::StringDeserializer::<D::Error>::new(word);
+            T::deserialize(word).map(Some)
+        }
+        Some(_) | None => Ok(None),
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -217,6 +269,48 @@ mod tests {
             serde_json::json!({"cpu_kind": "shared", "cpus": 1, "memory_mb": 256})
         );
         assert_eq!(serde_json::to_string(&Signal::SigUsr1).unwrap(), "\"SIGUSR1\"");
+    }
+
+    #[test]
+    fn how_long_the_layer_lives_is_said_in_all_its_forms() {
+        for (text, want) in [
+            (r#"{}"#, RootfsPersist::Never),
+            (r#"{"rootfs": {"persist": "always"}}"#, RootfsPersist::Always),
+            (
+                r#"{"rootfs": {"size_gb": 2}, "guest": {"persist_rootfs": "always"}}"#,
+                RootfsPersist::Always,
+            ),
+            (
+                r#"{"rootfs": {"persist": "never"}, "guest": {"persist_rootfs": "always"}}"#,
+                RootfsPersist::Never,
+            ),
+            (r#"{"guest": {"persist_rootfs": "restart"}}"#, RootfsPersist::Restart),
+            (r#"{"guest": {"persist_rootfs": "none"}}"#, RootfsPersist::Never),
+            (r#"{"guest": {"persist_rootfs": ""}}"#, RootfsPersist::Never),
+            (r#"{"guest": {"persist_rootfs": 0}}"#, RootfsPersist::Never),
+            (r#"{"guest": {"persist_rootfs": 1}}"#, RootfsPersist::Never),
+            (r#"{"guest": {"persist_rootfs": 2}}"#, RootfsPersist::Restart),
+            (r#"{"guest": {"persist_rootfs": 3}}"#, RootfsPersist::Always),
+        ] {
+            let config: MachineConfig = serde_json::from_str(text).unwrap();
+            assert_eq!(config.rootfs_persist(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn memory_follows_the_cpus_unless_it_is_said() {
+        for (text, want) in [
+            (r#"{}"#, 256),
+            (r#"{"guest": {"cpus": 4}}"#, 1024),
+            (r#"{"guest": {"cpu_kind": "performance"}}"#, 2048),
+            (r#"{"guest": {"cpu_kind": "performance", "cpus": 2}}"#, 4096),
+            (r#"{"guest": {"cpus": 2, "memory_mb": 2048}}"#, 2048),
+        ] {
+            let mut config: MachineConfig = serde_json::from_str(text).unwrap();
+            assert_eq!(config.memory_mb(), want, "{text}");
+            config.resolve_defaults();
+            assert_eq!(config.guest.unwrap().memory_mb, Some(want), "{text}");
+        }
     }
 
     #[test]

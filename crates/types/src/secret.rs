@@ -1,11 +1,13 @@
 //! A text that cannot be printed.
 //!
 //! Never implements `Display`, and its `Debug` shows nothing. It serializes to its value, because
-//! it has to reach the machine: give it only to writers that are not logs.
+//! it has to reach the machine: give it only to writers that are not logs. Its memory is cleared
+//! when it is dropped.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroize as _;
 
 /// A secret value: a token, a password, the value of an app secret.
 #[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -23,6 +25,12 @@ impl Secret {
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 

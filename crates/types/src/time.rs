@@ -34,6 +34,11 @@ impl Timestamp {
         self.0.as_second()
     }
 
+    /// Returns its day in UTC.
+    pub(crate) fn date(self) -> jiff::civil::Date {
+        jiff::tz::Offset::UTC.to_datetime(self.0).date()
+    }
+
     /// Returns the moment `duration` later.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
@@ -41,6 +46,19 @@ impl Timestamp {
         Self::from_unix_ms(self.unix_ms().saturating_add(ms))
     }
 }
+
+impl std::str::FromStr for Timestamp {
+    type Err = NotATimestamp;
+
+    fn from_str(text: &str) -> Result<Self, NotATimestamp> {
+        text.parse().map(Self).map_err(|_| NotATimestamp)
+    }
+}
+
+/// A text that is no moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is not a time such as 2026-01-31T12:00:00Z (RFC 3339)")]
+pub struct NotATimestamp;
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

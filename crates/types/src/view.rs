@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::directory::{AppDoc, Document as _, HostnameClaim, MachineRecord};
-use crate::id::{AppName, MachineId, OrgSlug};
+use crate::directory::{AppDoc, Document as _, HostnameClaim, MachineRecord, VolumeRecord};
+use crate::id::{AppName, MachineId, OrgSlug, VolumeId};
 
 /// Apps, machines and host names as the directory has them.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -15,12 +15,14 @@ pub struct View {
     apps: BTreeMap<AppName, AppDoc>,
     machines: BTreeMap<MachineId, MachineRecord>,
     machines_of: BTreeMap<AppName, BTreeSet<MachineId>>,
+    volumes: BTreeMap<VolumeId, VolumeRecord>,
     hostnames: BTreeMap<String, HostnameClaim>,
     addresses: BTreeMap<IpAddr, MachineId>,
 }
 
 /// Prefixes of the directory that a view is made of.
-pub const PREFIXES: [&str; 3] = [AppDoc::PREFIX, HostnameClaim::PREFIX, MachineRecord::PREFIX];
+pub const PREFIXES: [&str; 4] =
+    [AppDoc::PREFIX, HostnameClaim::PREFIX, MachineRecord::PREFIX, VolumeRecord::PREFIX];
 
 /// A document that could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,11 @@ impl View {
                     self.put_machine(serde_json::from_slice(bytes).map_err(unreadable)?);
                 }
                 None => self.forget_machine(key),
+            }
+        } else if key.starts_with(VolumeRecord::PREFIX) {
+            match value {
+                Some(bytes) => self.put_volume(serde_json::from_slice(bytes).map_err(unreadable)?),
+                None => self.forget_volume(key),
             }
         } else if let Some(hostname) = key.strip_prefix(HostnameClaim::PREFIX) {
             match value {
@@ -89,6 +96,31 @@ impl View {
         if let Some(machine) = self.machines.remove(id) {
             self.unlink(&machine);
         }
+    }
+
+    fn put_volume(&mut self, volume: VolumeRecord) {
+        let is_old =
+            self.volumes.get(&volume.id).is_some_and(|known| known.generation > volume.generation);
+        if !is_old {
+            self.volumes.insert(volume.id.clone(), volume);
+        }
+    }
+
+    fn forget_volume(&mut self, key: &str) {
+        if let Some(Ok(id)) = key.rsplit('/').next().map(str::parse::<VolumeId>) {
+            self.volumes.remove(&id);
+        }
+    }
+
+    /// Returns a volume.
+    #[must_use]
+    pub fn volume(&self, id: &VolumeId) -> Option<&VolumeRecord> {
+        self.volumes.get(id)
+    }
+
+    /// Returns all volumes, by id.
+    pub fn volumes(&self) -> impl Iterator<Item = &VolumeRecord> {
+        self.volumes.values()
     }
 
     /// Returns an app.

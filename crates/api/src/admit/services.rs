@@ -4,6 +4,7 @@
 
 use perch_types::MachineConfig;
 use perch_types::service::Service;
+use serde_json::Value;
 
 use super::refuse;
 use crate::reply::Failure;
@@ -12,6 +13,20 @@ use crate::reply::Failure;
 const SERVICES_MAX: usize = 16;
 /// Public ports of a service.
 const PORTS_MAX: usize = 16;
+
+/// Carries out the older way to say that no request wakes a machine.
+pub(super) fn autostart(config: &mut MachineConfig) -> Result<(), Failure> {
+    match config.other.get("disable_machine_autostart") {
+        None | Some(Value::Null | Value::Bool(false)) => Ok(()),
+        Some(Value::Bool(true)) => {
+            for service in &mut config.services {
+                service.autostart = Some(false);
+            }
+            Ok(())
+        }
+        Some(_) => refuse("config.disable_machine_autostart: allowed are true, false"),
+    }
+}
 
 pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
     let services = &config.services;

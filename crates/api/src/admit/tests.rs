@@ -33,6 +33,8 @@ fn values_are_refused_by_path_and_with_what_is_allowed() {
     insta::assert_snapshot!(text(json!({"guest": {"cpus": 3}})), @"config.guest.cpus: 3 is not one of 1, 2, 4, 6, 8, as shared CPUs allow");
     insta::assert_snapshot!(text(json!({"guest": {"cpus": 2, "memory_mb": 256}})), @"config.guest.memory_mb: 256 is not 512 to 4096 in steps of 256, as 2 shared CPUs allow");
     insta::assert_snapshot!(text(json!({"guest": {"cpu_kind": "performance", "memory_mb": 1024}})), @"config.guest.memory_mb: 1024 is not 2048 to 8192 in steps of 1024, as 1 performance CPUs allow");
+    insta::assert_snapshot!(text(json!({"guest": {"memory_mb": 512, "max_memory_mb": 256}})), @"config.guest.max_memory_mb: 256 is not 512 to 2048, the memory that it begins with to what 1 shared CPUs allow");
+    insta::assert_snapshot!(text(json!({"guest": {"memory_mb": 512, "max_memory_mb": 4096}})), @"config.guest.max_memory_mb: 4096 is not 512 to 2048, the memory that it begins with to what 1 shared CPUs allow");
     insta::assert_snapshot!(text(json!({"stop_config": {"timeout": "6m"}})), @"config.stop_config.timeout: 6m0s is longer than 5m0s");
     insta::assert_snapshot!(text(json!({"stop_config": {"signal": "SIGSEGV"}})), @"config.stop_config.signal: allowed are SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2, SIGTERM");
     insta::assert_snapshot!(text(json!({"env": {"A=B": "c"}})), @"config.env: `A=B` is not a name of a variable");
@@ -40,6 +42,9 @@ fn values_are_refused_by_path_and_with_what_is_allowed() {
     insta::assert_snapshot!(text(json!({"init": {"cmd": vec!["x"; 257]}})), @"config.init.cmd: 257 words are more than 256");
     insta::assert_snapshot!(text(json!({"rootfs": {"size_gb": 101}})), @"config.rootfs.size_gb: 101 is not 1 to 100");
     insta::assert_snapshot!(text(json!({"restart": {"max_retries": 1001}})), @"config.restart.max_retries: 1001 is not 0 to 1000");
+    insta::assert_snapshot!(text(json!({"standbys": ["web"]})), @"config.standbys[0]: `web` is not a machine's id");
+    insta::assert_snapshot!(text(json!({"standbys": vec!["00000000000001"; 9]})), @"config.standbys: 9 are more than 8");
+    insta::assert_snapshot!(text(json!({"standbys": ["00000000000001"], "schedule": "daily"})), @"config.standbys: a machine with a schedule cannot be a standby");
     insta::assert_snapshot!(text(json!({"services": [{"internal_port": 0}]})), @"config.services[0].internal_port: 0 is not 1 to 65535");
     insta::assert_snapshot!(text(json!({"services": vec![json!({"internal_port": 1}); 17]})), @"config.services: 17 are more than 16");
     insta::assert_snapshot!(text(json!({"services": [{"internal_port": 1, "concurrency": {"soft_limit": 9, "hard_limit": 8}}]})), @"config.services[0].concurrency.soft_limit: 9 is more than hard_limit 8");
@@ -116,7 +121,7 @@ fn checks_are_refused_by_path_and_with_what_is_allowed() {
         assert_eq!(refusal(&more), (Code::InvalidValue, want.to_owned()), "{more}");
     }
     let whole = json!({"type": "http", "port": 443, "kind": "readiness", "protocol": "https",
-        "interval": "2s", "timeout": "60s", "grace_period": "1m0s", "method": "HEAD", "path": "/up",
+        "interval": "2s", "timeout": "1m0s", "grace_period": "1m0s", "method": "HEAD", "path": "/up",
         "tls_skip_verify": true, "tls_server_name": "web.example",
         "headers": [{"name": "X-A", "values": ["1", "2"]}]});
     let admitted = admit(config(json!({"checks": {"c": whole}}))).unwrap();
@@ -160,6 +165,179 @@ fn processes_are_refused_by_path_and_with_what_is_allowed() {
 }
 
 #[test]
+fn files_are_refused_by_path_and_with_what_is_allowed() {
+    let text = |files: Value| {
+        let (code, text) = refusal(&json!({"files": files}));
+        assert_eq!(code, Code::InvalidValue, "{text}");
+        text
+    };
+    let at = |path: &str| json!([{"guest_path": path, "raw_value": ""}]);
+    insta::assert_snapshot!(text(at("")), @"config.files[0].guest_path: is missing");
+    insta::assert_snapshot!(text(at("etc/a")), @"config.files[0].guest_path: `etc/a` is not absolute");
+    for bad in ["/", "/a/../b", "/a/./b", "/a//b", "/a/", "/a\0b", &format!("/{}", "x".repeat(256))]
+    {
+        assert!(text(at(bad)).contains("is not a file's path"), "{bad}");
+    }
+    insta::assert_snapshot!(text(at(&format!("/{}", "a/".repeat(600)))), @"config.files[0].guest_path: 1201 bytes are more than 1024");
+    insta::assert_snapshot!(text(at("/proc/self/comm")), @"config.files[0].guest_path: `/proc/self/comm` is below /proc, where no file can be written");
+    for first in ["sys", "dev", ".fly", ".perch"] {
+        assert!(text(at(&format!("/{first}/a"))).contains("where no file can be written"));
+    }
+    insta::assert_snapshot!(text(json!([{"guest_path": "/a"}])), @"config.files[0]: exactly one of raw_value, secret_name and image_config is needed");
+    insta::assert_snapshot!(text(json!([{"guest_path": "/a", "raw_value": "", "image_config": "a"}])), @"config.files[0]: exactly one of raw_value, secret_name and image_config is needed");
+    insta::assert_snapshot!(text(json!([{"guest_path": "/a", "raw_value": "%"}])), @"config.files[0].raw_value: is not base64: Invalid symbol 37, offset 0.");
+    assert!(
+        text(json!([{"guest_path": "/a", "image_config": "UPPER CASE"}]))
+            .starts_with("config.files[0].image_config: ")
+    );
+    insta::assert_snapshot!(text(json!([{"guest_path": "/a", "raw_value": "", "mode": 4096}])), @"config.files[0].mode: 4096 is not 0 to 4095 (octal 7777)");
+    insta::assert_snapshot!(text(json!([{"guest_path": "/a", "raw_value": ""}, {"guest_path": "/a", "raw_value": ""}])), @"config.files[1].guest_path: `/a` is in the list twice");
+    insta::assert_snapshot!(text(json!(vec![json!({}); 33])), @"config.files: 33 are more than 32");
+    insta::assert_snapshot!(text(json!([{"guest_path": "/a", "raw_value": "A".repeat(54_616)}])), @"config.files: 40962 bytes of `raw_value`s together are more than 40960");
+    let (code, text) = refusal(&json!({"files": [{"guest_path": "/a", "secret_name": "KEY"}]}));
+    assert_eq!(code, Code::UnsupportedKey, "{text}");
+    let good = json!({"files": [
+        {"guest_path": "/etc/app/a.conf", "raw_value": "YQ==", "mode": 0o600},
+        {"guest_path": "/b", "image_config": "web:1"},
+    ]});
+    let admitted = admit(config(good.clone())).unwrap();
+    assert_eq!(serde_json::to_value(&admitted).unwrap()["files"], good["files"]);
+}
+
+#[test]
+fn sizes_are_refused_by_path_and_with_what_is_allowed() {
+    let text = |more| {
+        let (code, text) = refusal(&more);
+        assert_eq!(code, Code::InvalidValue, "{text}");
+        text
+    };
+    insta::assert_snapshot!(text(json!({"size": "a10"})), @"config.size: `a10` is not shared-cpu-Nx with N of 1, 2, 4, 6, 8, or performance-Nx with N of 1, 2, 4, 6, 8, 10, 12, 14, 16");
+    insta::assert_snapshot!(text(json!({"size": 7})), @"config.size: is not a text");
+    insta::assert_snapshot!(text(json!({"init": {"swap_size_mb": 65_537}})), @"config.init.swap_size_mb: 65537 is not 0 to 65536");
+    for bad in [json!("sometimes"), json!(4), json!(-1), json!(true), json!([])] {
+        let said = text(json!({"guest": {"persist_rootfs": bad}}));
+        assert_eq!(
+            said,
+            "config.guest.persist_rootfs: allowed are never, restart, always, none and their numbers 1, 2, 3, 0"
+        );
+    }
+    insta::assert_snapshot!(text(json!({"guest": {"host_dedication_id": 7}})), @"config.guest.host_dedication_id: is not the id of a host");
+    insta::assert_snapshot!(text(json!({"disable_machine_autostart": "yes"})), @"config.disable_machine_autostart: allowed are true, false");
+}
+
+#[test]
+fn every_size_of_the_contract_is_taken_and_its_neighbours_are_not() {
+    for (kind, cpus, (min, max, step)) in [
+        ("shared", [1, 2, 4, 6, 8].as_slice(), (256, 2048, 256)),
+        ("performance", &[1, 2, 4, 6, 8, 10, 12, 14, 16], (2048, 8192, 1024)),
+    ] {
+        for count in 0..=20_u32 {
+            let guest = |memory_mb: u32| {
+                let guest = json!({"cpu_kind": kind, "cpus": count, "memory_mb": memory_mb});
+                admit(config(json!({"guest": guest})))
+            };
+            if !cpus.contains(&count) {
+                assert!(guest(count * min).is_err(), "{kind} {count}");
+                continue;
+            }
+            for memory_mb in (count * min..=count * max).step_by(step) {
+                assert!(guest(memory_mb).is_ok(), "{kind} {count} {memory_mb}");
+            }
+            for memory_mb in [0, count * min - 1, count * min + 1, count * max + 256] {
+                assert!(guest(memory_mb).is_err(), "{kind} {count} {memory_mb}");
+            }
+        }
+    }
+}
+
+#[test]
+fn older_ways_to_say_it_are_carried_out() {
+    let admitted = admit(config(json!({"size": "performance-2x"}))).unwrap();
+    assert_eq!(
+        serde_json::to_value(&admitted).unwrap()["guest"],
+        json!({"cpu_kind": "performance", "cpus": 2, "memory_mb": 4096})
+    );
+    assert!(!admitted.other.contains_key("size"));
+    let guest = json!({"cpus": 2, "memory_mb": 512});
+    let both = admit(config(json!({"size": "performance-2x", "guest": guest}))).unwrap();
+    assert_eq!(both.memory_mb(), 512, "what `guest` says counts");
+    let asleep = admit(config(json!({
+        "disable_machine_autostart": true,
+        "services": [{"internal_port": 1, "autostart": true}],
+    })))
+    .unwrap();
+    assert!(!asleep.services[0].starts_on_request());
+    for persist in [json!("restart"), json!(3), json!("none"), json!("")] {
+        let sent = json!({"guest": {"persist_rootfs": persist}});
+        let admitted = admit(config(sent)).unwrap();
+        assert_eq!(admitted.guest.unwrap().other["persist_rootfs"], persist);
+    }
+}
+
+#[test]
+fn names_are_refused_by_path_and_with_what_is_allowed() {
+    let text = |dns: Value| {
+        let (code, text) = refusal(&json!({"dns": dns}));
+        assert_eq!(code, Code::InvalidValue, "{text}");
+        text
+    };
+    insta::assert_snapshot!(text(json!({"nameservers": ["one.one"]})), @"config.dns.nameservers[0]: `one.one` is not an IP address");
+    insta::assert_snapshot!(text(json!({"nameservers": vec!["::1"; 4]})), @"config.dns.nameservers: 4 are more than 3");
+    insta::assert_snapshot!(text(json!({"searches": ["a b"]})), @"config.dns.searches[0]: `a b` is not labels of letters, digits and dashes with dots between");
+    insta::assert_snapshot!(text(json!({"searches": vec!["a"; 17]})), @"config.dns.searches: 17 are more than 16");
+    insta::assert_snapshot!(text(json!({"options": [{"value": "2"}]})), @"config.dns.options[0].name: is missing");
+    insta::assert_snapshot!(text(json!({"options": [{"name": "n\nserver"}]})), @r"
+    config.dns.options[0].name: `n
+    server` is not at most 32 letters, digits and dashes
+    ");
+    insta::assert_snapshot!(text(json!({"options": vec![json!({"name": "rotate"}); 17]})), @"config.dns.options: 17 are more than 16");
+    for bad in ["a..b", "-a", "a-", ".", "ä", "a/b", &"x".repeat(64)] {
+        for key in ["hostname", "hostname_fqdn"] {
+            assert!(text(json!({key: bad})).starts_with(&format!("config.dns.{key}: ")), "{bad}");
+        }
+    }
+    let long = ["x".repeat(40), "y".repeat(40)].join(".");
+    insta::assert_snapshot!(text(json!({"hostname": long})), @"config.dns.hostname: 81 bytes are more than 63");
+    let good = json!({"dns": {
+        "hostname": "db", "hostname_fqdn": "db.example.com.", "nameservers": ["9.9.9.9", "fdaa::3"],
+        "searches": ["web.internal"], "options": [{"name": "ndots", "value": "2"}],
+    }});
+    let admitted = admit(config(good.clone())).unwrap();
+    assert_eq!(serde_json::to_value(&admitted).unwrap()["dns"], good["dns"]);
+}
+
+#[test]
+fn mounts_are_refused_by_path_and_with_what_is_allowed() {
+    let text = |mount: Value| {
+        let mut whole = json!({"volume": "vol_0123456789abcdef", "path": "/data"});
+        let (Value::Object(fields), Value::Object(more)) = (&mut whole, mount) else {
+            panic!("an object is needed");
+        };
+        fields.extend(more);
+        let (code, text) = refusal(&json!({"mounts": [whole]}));
+        assert_eq!(code, Code::InvalidValue, "{text}");
+        text
+    };
+    insta::assert_snapshot!(text(json!({"path": "data"})), @"config.mounts[0].path: `data` is not an absolute path of at most 255 bytes");
+    insta::assert_snapshot!(text(json!({"path": "/a/../b"})), @"config.mounts[0].path: `/a/../b` is not a path without `.` and `..`");
+    for own in ["/", "//", "/proc", "/proc/1", "/sys/", "/dev/shm", "/.fly/x"] {
+        let text = text(json!({"path": own}));
+        assert!(text.starts_with("config.mounts[0].path: "), "{own}: {text}");
+    }
+    insta::assert_snapshot!(text(json!({"volume": ""})), @"config.mounts[0].volume: is missing; a volume's id, or its name in `name`");
+    insta::assert_snapshot!(text(json!({"volume": "vol_1"})), @"config.mounts[0].volume: `vol_1` is not a volume id: `vol_` and 16 lowercase letters and digits");
+    insta::assert_snapshot!(text(json!({"volume": "", "name": "My Data"})), @"config.mounts[0].name: `My Data` is not 1 to 30 lowercase letters, digits and underscores");
+    insta::assert_snapshot!(text(json!({"size_gb": 99_999})), @"config.mounts[0].size_gb: 99999 is not 1 to 16384");
+    insta::assert_snapshot!(text(json!({"extend_threshold_percent": 100})), @"config.mounts[0].extend_threshold_percent: 100 is not 1 to 99");
+    insta::assert_snapshot!(text(json!({"extend_threshold_percent": 80})), @"config.mounts[0]: extend_threshold_percent, add_size_gb and size_gb_limit come together");
+    let mounts = |mounts: Value| refusal(&json!({"mounts": mounts})).1;
+    let volume = |last: char, path: &str| json!({"volume": format!("vol_0123456789abcde{last}"), "path": path});
+    insta::assert_snapshot!(mounts(json!([volume('a', "/d"), volume('b', "/d/")])), @"config.mounts[1].path: `/d/` is mounted twice");
+    insta::assert_snapshot!(mounts(json!([volume('a', "/d"), volume('a', "/e")])), @"config.mounts[1].volume: vol_0123456789abcdea is mounted twice");
+    insta::assert_snapshot!(mounts(json!(vec![volume('a', "/d"); 9])), @"config.mounts: 9 are more than 8");
+}
+
+#[test]
 fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing() {
     let text = |more| {
         let (code, text) = refusal(&more);
@@ -167,16 +345,21 @@ fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing(
         text
     };
     insta::assert_snapshot!(
-        text(json!({"mounts": [{"volume": "vol_1", "path": "/data"}], "schedule": "hourly"})),
-        @"config.mounts, config.schedule: are not supported by this server yet"
+        text(json!({"statics": [{"guest_path": "/a"}], "metrics": {"port": 1}})),
+        @"config.metrics, config.statics: are not supported by this server yet"
     );
     insta::assert_snapshot!(text(json!({"services": [{"internal_port": 53, "protocol": "udp"}]})), @"config.services[0].protocol udp: is not supported by this server yet");
     insta::assert_snapshot!(text(json!({"services": [{"internal_port": 1, "ports": [{"port": 5432}]}]})), @"config.services[0].ports[0].handlers other than http and tls with http: is not supported by this server yet");
     for (more, path) in [
-        (json!({"init": {"swap_size_mb": 64}}), "config.init.swap_size_mb"),
+        (json!({"init": {"kernel_args": ["quiet"]}}), "config.init.kernel_args"),
+        (json!({"guest": {"kernel_args": ["quiet"]}}), "config.guest.kernel_args"),
+        (json!({"guest": {"gpu_kind": "a10"}}), "config.guest.gpu_kind"),
         (json!({"guest": {"gpus": 1}}), "config.guest.gpus"),
-        (json!({"guest": {"persist_rootfs": "always"}}), "config.guest.persist_rootfs"),
-        (json!({"dns": {"nameservers": ["1.1.1.1"]}}), "config.dns.nameservers"),
+        (
+            json!({"dns": {"dns_forward_rules": [{"basename": "a", "addr": "192.0.2.1"}]}}),
+            "config.dns.dns_forward_rules",
+        ),
+        (json!({"restart": {"gpu_bid_price": 0.5}}), "config.restart.gpu_bid_price"),
         (
             json!({"services": [{"internal_port": 1, "force_instance_key": "a"}]}),
             "config.services[0].force_instance_key",

@@ -9,26 +9,18 @@ use serde_json::Value;
 
 use crate::reply::Failure;
 
-pub(super) const TOP: [&str; 13] = [
-    "mounts",
+pub(super) const TOP: [&str; 7] = [
     "metrics",
     "statics",
-    "files",
-    "schedule",
-    "standbys",
     "containers",
     "volumes",
     "cache_drive",
     "spot",
-    "size",
-    "disable_machine_autostart",
     "vm_type",
 ];
-const INIT: [&str; 2] = ["swap_size_mb", "kernel_args"];
-const GUEST: [&str; 6] =
-    ["max_memory_mb", "gpus", "gpu_kind", "host_dedication_id", "persist_rootfs", "kernel_args"];
-const DNS: [&str; 6] =
-    ["nameservers", "searches", "options", "dns_forward_rules", "hostname", "hostname_fqdn"];
+const INIT: [&str; 1] = ["kernel_args"];
+const GUEST: [&str; 3] = ["gpus", "gpu_kind", "kernel_args"];
+const DNS: [&str; 1] = ["dns_forward_rules"];
 const SERVICE: [&str; 2] = ["force_instance_key", "force_instance_description"];
 const PORT: [&str; 3] = ["tls_options", "http_options", "proxy_proto_options"];
 
@@ -37,12 +29,19 @@ pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
     collect(&mut found, "config", &config.other, &TOP);
     collect(&mut found, "config.init", &config.init.other, &INIT);
     if let Some(guest) = &config.guest {
-        let asks = |key: &&str| *key != "persist_rootfs" || !is_never(guest.other.get(*key));
-        let keys: Vec<&str> = GUEST.into_iter().filter(asks).collect();
-        collect(&mut found, "config.guest", &guest.other, &keys);
+        collect(&mut found, "config.guest", &guest.other, &GUEST);
+    }
+    if let Some(restart) = &config.restart {
+        collect(&mut found, "config.restart", &restart.other, &["gpu_bid_price"]);
     }
     if let Some(dns) = &config.dns {
         collect(&mut found, "config.dns", &dns.other, &DNS);
+    }
+    for (index, file) in config.files.iter().enumerate() {
+        // Its value comes with the machine's secrets.
+        if file.secret_name.is_some() {
+            found.push(format!("config.files[{index}].secret_name"));
+        }
     }
     for (index, service) in config.services.iter().enumerate() {
         services(&mut found, &format!("config.services[{index}]"), service);
@@ -84,7 +83,7 @@ fn collect(found: &mut Vec<String>, path: &str, other: &Other, keys: &[&str]) {
 }
 
 /// Returns whether a value asks for nothing.
-fn is_nothing(value: &Value) -> bool {
+pub(super) fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Bool(true) => false,
@@ -92,14 +91,5 @@ fn is_nothing(value: &Value) -> bool {
         Value::String(text) => text.is_empty(),
         Value::Array(items) => items.is_empty(),
         Value::Object(fields) => fields.values().all(is_nothing),
-    }
-}
-
-/// Returns whether a value of the older `persist_rootfs` says never (contract 1.13).
-fn is_never(value: Option<&Value>) -> bool {
-    match value {
-        Some(Value::String(text)) => matches!(text.as_str(), "" | "none" | "never"),
-        Some(Value::Number(number)) => number.as_u64().is_some_and(|number| number < 2),
-        Some(_) | None => true,
     }
 }

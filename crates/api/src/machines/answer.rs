@@ -2,10 +2,13 @@
 //!
 //! Never asks anybody.
 
-use perch_types::api::{CheckState, CheckStatus, HostStatus, Machine};
+use perch_types::api::{
+    CheckState, CheckStatus, HostStatus, Machine, OrgMachine, OrgMachineConfig,
+};
 use perch_types::directory::MachineRecord;
 use perch_types::host::HostMachine;
 use perch_types::image::{ImageRef, Reference};
+use perch_types::machine_config::GuestConfig;
 use perch_types::{MachineConfig, MachineState};
 use serde_json::json;
 
@@ -41,11 +44,14 @@ pub(crate) fn of_host(machine: HostMachine) -> Machine {
         nonce: None,
         host_status: HostStatus::Ok,
         cordoned: machine.cordoned,
+        secrets_version: machine.secrets_version,
     }
 }
 
 /// Returns a machine as it was known last, for a host that does not answer.
-pub(crate) fn of_record(record: &MachineRecord, config: MachineConfig) -> Machine {
+pub(crate) fn of_record(record: &MachineRecord, mut config: MachineConfig) -> Machine {
+    // Labels change without a new version; the record has them.
+    config.metadata.extend(record.metadata.clone());
     Machine {
         id: record.id.clone(),
         name: record.name.clone(),
@@ -63,6 +69,55 @@ pub(crate) fn of_record(record: &MachineRecord, config: MachineConfig) -> Machin
         nonce: None,
         host_status: HostStatus::Unreachable,
         cordoned: record.cordoned,
+        secrets_version: None,
+    }
+}
+
+/// Returns a machine in a list of a whole organization.
+pub(crate) fn of_org(record: &MachineRecord, summary: bool) -> OrgMachine {
+    let guest = || GuestConfig {
+        cpu_kind: Some(record.cpu_kind),
+        cpus: Some(record.cpus),
+        memory_mb: Some(record.memory_mb),
+        ..GuestConfig::default()
+    };
+    OrgMachine {
+        app_name: record.app.clone(),
+        id: record.id.clone(),
+        name: record.name.clone(),
+        region: record.region.clone(),
+        state: record.state,
+        instance_id: record.instance.clone(),
+        version: record.instance.clone(),
+        private_ip: record.private_ip.to_string(),
+        created_at: record.created_at,
+        updated_at: record.updated_at,
+        config: (!summary).then(|| OrgMachineConfig {
+            guest: guest(),
+            image: record.image.clone(),
+            metadata: record.metadata.clone(),
+        }),
+    }
+}
+
+/// Returns a machine in a list of a whole organization that only its host knows any more.
+pub(crate) fn of_org_destroyed(machine: &HostMachine, summary: bool) -> OrgMachine {
+    OrgMachine {
+        app_name: machine.app.clone(),
+        id: machine.id.clone(),
+        name: machine.name.clone(),
+        region: machine.region.clone(),
+        state: machine.state,
+        instance_id: machine.instance.clone(),
+        version: machine.instance.clone(),
+        private_ip: machine.private_ip.to_string(),
+        created_at: machine.created_at,
+        updated_at: machine.updated_at,
+        config: (!summary).then(|| OrgMachineConfig {
+            guest: machine.config.guest.clone().unwrap_or_default(),
+            image: machine.config.image.clone(),
+            metadata: machine.config.metadata.clone(),
+        }),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Start, stop, restart, signal, cordon, destroy: commands that the host carries out.
+//! Start, stop, suspend, restart, signal, cordon, destroy: commands that the host carries out.
 //!
 //! Never answers before the host has journaled the command and the API's own view holds it.
 
@@ -61,6 +61,13 @@ pub(crate) async fn stop(
     polite(request.signal, request.timeout)?;
     let stop = Command::Stop { signal: request.signal, timeout: request.timeout };
     done(command(&shared, &target, &stop).await)
+}
+
+pub(crate) async fn suspend(
+    State(shared): State<Arc<Shared>>,
+    Extension(Target(target)): Extension<Target>,
+) -> Answer<Done> {
+    done(command(&shared, &target, &Command::Suspend).await)
 }
 
 pub(crate) async fn restart(
@@ -128,7 +135,12 @@ pub(crate) async fn delete(
     Ok(JsonReply(Done { ok: true }))
 }
 
-async fn command(shared: &Shared, target: &Placed, command: &Command) -> Result<Accepted, Failure> {
+/// Gives a machine's host a command and returns once the view holds what became of it.
+pub(super) async fn command(
+    shared: &Shared,
+    target: &Placed,
+    command: &Command,
+) -> Result<Accepted, Failure> {
     let host = target.host()?;
     let accepted = host.client.command(&target.id, command).await;
     let accepted = accepted.map_err(|error| of_host(error, &target.id))?;

@@ -10,23 +10,28 @@ use axum::{Extension, Json as JsonReply};
 use perch_store::{Expected, get_doc};
 use perch_types::api::{CreateMachineRequest, Machine};
 use perch_types::directory::{AppDoc, ConfigDoc, HostDoc, PlacementDoc};
-use perch_types::host::CreateMachine;
-use perch_types::{Code, HostId, MachineState};
+use perch_types::host::{CreateMachine, SecretsWanted};
+use perch_types::{Code, HostId, MachineConfig, MachineState};
 
-use super::{answer, config_digest, of_host, own_image};
+use super::lease::{self, Standing, Wanted};
+use super::{answer, config_digest, of_host, own_image, own_standbys};
 use crate::body::Json;
 use crate::config::Shared;
+use crate::documents::{self, Beside};
 use crate::place::{Candidate, Want, place};
 use crate::reply::{Failure, chain};
-use crate::routes::OfApp;
-use crate::{admit, documents, names, reconcile, view};
+use crate::routes::{Caller, OfApp};
+use crate::volumes::mounts;
+use crate::{admit, names, reconcile, secrets, view};
 
 pub(crate) async fn create(
     State(shared): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
     Extension(OfApp(app)): Extension<OfApp>,
     Json(request): Json<CreateMachineRequest>,
 ) -> Result<JsonReply<Machine>, Failure> {
-    no_leases_or_secrets(&request)?;
+    let lease = Wanted::of_ttl(request.lease_ttl, &caller)?;
+    secrets::reach(&shared, &app, request.min_secrets_version).await?;
     let name = match &request.name {
         Some(name) if !name.is_empty() => {
             admit::name(name)?;
@@ -34,9 +39,14 @@ pub(crate) async fn create(
         }
         Some(_) | None => names::machine_name()?,
     };
-    let config = admit::admit(request.config)?;
-    own_image(&shared, &app, &config).await?;
-    let candidates = candidates(&shared).await?;
+    let mut config = admit::admit(request.config)?;
+    own_image(&shared, &caller, &app, &config).await?;
+    own_standbys(&shared, &app, &config).await?;
+    let mut candidates = dedicated(candidates(&shared).await?, &config)?;
+    let mounts = mounts::resolve(&shared, &app, &mut config, None, None)?;
+    if let Some(host) = &mounts.host {
+        candidates.retain(|candidate| candidate.id == *host);
+    }
     let want = Want { region: request.region.as_deref(), memory_mb: u64::from(config.memory_mb()) };
     let chosen = place(&candidates, &shared.regions, want)?;
 
@@ -50,12 +60,18 @@ pub(crate) async fn create(
         name,
         epoch: 1,
         config_digest: config_digest(&config)?,
+        // A standby waits for its turn.
+        skip_launch: request.skip_launch || !config.standbys.is_empty(),
         config,
-        skip_launch: request.skip_launch,
         cordoned: request.skip_service_registration,
+        secrets: wanted_secrets(request.skip_secrets, request.min_secrets_version),
     };
     // Finished whatever becomes of the caller, so that nothing is left half-made.
-    let made = tokio::spawn(write_and_ask(Arc::clone(&shared), app, machine, chosen.clone()));
+    let (new, chosen, shared) = (New { machine, lease }, chosen.clone(), Arc::clone(&shared));
+    let made = tokio::spawn(async move {
+        let _picked = mounts.picked;
+        write_and_ask(shared, app, new, chosen).await
+    });
     match made.await {
         Ok(made) => made.map(JsonReply),
         Err(error) => {
@@ -65,25 +81,20 @@ pub(crate) async fn create(
     }
 }
 
-/// Refuses what needs leases or secrets, which this server does not have yet.
-pub(super) fn no_leases_or_secrets(request: &CreateMachineRequest) -> Result<(), Failure> {
-    if request.lease_ttl.is_some_and(|ttl| ttl > 0) {
-        let text = "lease_ttl: is not supported by this server yet";
-        return Err(Failure::new(Code::UnsupportedKey, text));
-    }
-    match request.min_secrets_version {
-        Some(version) if version > 0 => {
-            let text = format!("min_secrets_version: the app has version 0, not {version}");
-            Err(Failure::new(Code::PreconditionFailed, text))
-        }
-        _ => Ok(()),
-    }
+/// Returns what a request says of the app's secrets.
+pub(super) fn wanted_secrets(skip: bool, min_version: Option<u64>) -> SecretsWanted {
+    SecretsWanted { skip, min_version: min_version.unwrap_or_default() }
+}
+
+struct New {
+    machine: CreateMachine,
+    lease: Option<Wanted>,
 }
 
 async fn write_and_ask(
     shared: Arc<Shared>,
     app: Arc<AppDoc>,
-    machine: CreateMachine,
+    New { machine, lease }: New,
     chosen: Candidate,
 ) -> Result<Machine, Failure> {
     let Some(host) = shared.hosts.get(&chosen.id).cloned() else {
@@ -103,7 +114,16 @@ async fn write_and_ask(
     let config = ConfigDoc { config: machine.config.clone(), created_at: now };
     let of = (&app.org, &machine.id);
     reconcile::promise(&shared, of, &app.name, reconcile::CREATION_TIME).await?;
-    documents::place(&shared, of, &placement, &config, Expected::Absent).await?;
+    let mut beside = Beside::default();
+    let mut nonce = None;
+    if let Some(wanted) = lease {
+        let free = Standing::Free(Expected::Absent);
+        let (lease, compares) = lease::take(&shared, of, &free, &wanted)?;
+        beside.compares = compares;
+        beside.ops.push(lease::put(&app.org, &machine.id, &lease)?);
+        nonce = Some(lease.nonce);
+    }
+    documents::place(&shared, of, (&placement, &config), Expected::Absent, beside).await?;
     match host.client.create(&machine).await {
         Ok(made) => {
             // A promise that stays would destroy the machine: without its end nothing was made.
@@ -112,7 +132,8 @@ async fn write_and_ask(
                 return Err(error.into());
             }
             view::follow(&shared, &made).await;
-            Ok(answer::of_host(made))
+            mounts::follow(&shared, &made.config, &made.id).await;
+            Ok(Machine { nonce, ..answer::of_host(made) })
         }
         Err(error) => {
             let refused = error.code().is_some_and(|code| code.status() < 500);
@@ -151,8 +172,30 @@ async fn take_back(shared: &Shared, app: &AppDoc, machine: &CreateMachine) {
     shared.reconciler.wake();
 }
 
+/// Returns the hosts that a machine may be on, by the one that its configuration names.
+fn dedicated(all: Vec<Candidate>, config: &MachineConfig) -> Result<Vec<Candidate>, Failure> {
+    let Some(wanted) = admit::dedication(config) else {
+        return Ok(all);
+    };
+    let (named, others): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|host| host.id.as_str() == wanted);
+    if named.is_empty() {
+        let ids: Vec<_> = others.iter().map(|host| host.id.as_str()).collect();
+        return Err(no_such_host(wanted, &ids.join(", ")));
+    }
+    Ok(named)
+}
+
+/// Refuses the host that a configuration names.
+pub(super) fn no_such_host(wanted: &str, allowed: &str) -> Failure {
+    let text = format!(
+        "config.guest.host_dedication_id: `{wanted}` is not allowed; allowed are {allowed}"
+    );
+    Failure::new(Code::InvalidValue, text)
+}
+
 /// Returns what is known of the hosts.
-async fn candidates(shared: &Shared) -> Result<Vec<Candidate>, Failure> {
+pub(crate) async fn candidates(shared: &Shared) -> Result<Vec<Candidate>, Failure> {
     let view = shared.view.load();
     let mut candidates = Vec::new();
     for host in shared.hosts.values() {
@@ -175,10 +218,11 @@ fn memory_used_mb(view: &perch_types::view::View, host: &HostId) -> u64 {
         | MachineState::Started
         | MachineState::Stopping
         | MachineState::Suspending
+        // It is frozen where it is.
+        | MachineState::Suspended
         | MachineState::Restarting
         | MachineState::Replacing => true,
         MachineState::Stopped
-        | MachineState::Suspended
         | MachineState::Destroying
         | MachineState::Destroyed
         | MachineState::Failed => false,

@@ -9,7 +9,6 @@ use axum::{Extension, Json as JsonReply};
 use perch_types::Code;
 use perch_types::api::{ExecRequest, ExecResponse};
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::of_host;
 use crate::body::Json;
@@ -22,13 +21,20 @@ pub(crate) const EXEC_TIMEOUT_MAX_S: u64 = 300;
 /// Words of a command.
 const WORDS_MAX: usize = 256;
 
-/// What a client sends: the request, and keys of machines that have several containers.
+/// What a client sends: the request, and a key of machines that have several containers. Not
+/// flattened, so that an error names the field.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Body {
-    #[serde(flatten)]
-    exec: ExecRequest,
-    #[serde(default)]
-    container: Option<Value>,
+    /// One string, split as a shell splits words.
+    cmd: Option<String>,
+    /// The words themselves; they win over `cmd`.
+    command: Option<Vec<String>>,
+    /// What the program reads.
+    stdin: Option<String>,
+    /// Seconds it may take, at most 300; default 60.
+    timeout: Option<u64>,
+    /// Not supported by this server yet.
+    container: Option<String>,
 }
 
 pub(crate) async fn exec(
@@ -36,11 +42,13 @@ pub(crate) async fn exec(
     Extension(Target(target)): Extension<Target>,
     Json(body): Json<Body>,
 ) -> Result<JsonReply<ExecResponse>, Failure> {
-    if body.container.is_some_and(|name| !name.is_null() && name.as_str() != Some("")) {
+    if body.container.is_some_and(|name| !name.is_empty()) {
         let text = "container: is not supported by this server yet";
         return Err(Failure::new(Code::UnsupportedKey, text));
     }
-    let exec = admit(body.exec)?;
+    let command = body.command.unwrap_or_default();
+    let asked = ExecRequest { cmd: body.cmd, command, stdin: body.stdin, timeout: body.timeout };
+    let exec = admit(asked)?;
     let host = target.host()?;
     let answer = host.client.exec(&target.id, &exec).await;
     answer.map(JsonReply).map_err(|error| of_host(error, &target.id))

@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::{Extension, Json as JsonReply};
-use perch_types::api::{Machine, MachineEvent};
+use perch_types::api::{Machine, MachineEvent, MachineVersion};
 use perch_types::directory::{AppDoc, PlacementDoc};
-use perch_types::{ApiError, Code, HostId, MachineId, MachineState};
+use perch_types::{ApiError, Code, HostId, MachineId};
+use serde_json::Value;
 
+use super::filter::{Filter, Seen};
 use super::{answer, of_host};
 use crate::body::Parameters;
 use crate::config::Shared;
@@ -19,6 +21,9 @@ use crate::documents::{self, Placed};
 use crate::reply::{Failure, chain};
 use crate::routes::{OfApp, Target};
 
+/// What a summary leaves out of a machine. `host_status` stays: clients replace a machine that
+/// has none (contract 1.14).
+const LEFT_OUT: [&str; 4] = ["config", "checks", "events", "nonce"];
 /// Events that are returned when nothing else was said, and at most (contract 1.3).
 const EVENTS_DEFAULT: usize = 20;
 const EVENTS_MAX: usize = 50;
@@ -51,61 +56,46 @@ pub(crate) async fn list(
     State(shared): State<Arc<Shared>>,
     Extension(OfApp(app)): Extension<OfApp>,
     parameters: Parameters,
-) -> Result<JsonReply<Vec<Machine>>, Failure> {
+) -> Result<JsonReply<Value>, Failure> {
     let filter = Filter::of(&parameters)?;
     let mut machines = all(&shared, &app).await?;
-    machines.retain(|machine| filter.keeps(machine));
+    machines.retain(|Machine { state, region, config, .. }| {
+        filter.keeps(Seen { state: *state, region, labels: &config.metadata })
+    });
     machines.sort_unstable_by(|one, other| {
         (one.created_at, &one.id).cmp(&(other.created_at, &other.id))
     });
-    if parameters.flag("summary")? {
-        for machine in &mut machines {
-            machine.events.clear();
+    let mut listed = serde_json::to_value(machines)
+        .map_err(|_| Failure::new(Code::Internal, "the platform has a fault"))?;
+    if filter.summary {
+        let machines = listed.as_array_mut().into_iter().flatten();
+        for machine in machines.filter_map(Value::as_object_mut) {
+            machine.retain(|key, _| !LEFT_OUT.contains(&key.as_str()));
         }
     }
-    Ok(JsonReply(machines))
+    Ok(JsonReply(listed))
 }
 
-struct Filter {
-    include_deleted: bool,
-    regions: Vec<String>,
-    states: Vec<MachineState>,
-    metadata: Vec<(String, String)>,
-}
-
-impl Filter {
-    fn of(parameters: &Parameters) -> Result<Self, Failure> {
-        let words = |name: &str| -> Vec<String> {
-            let values = parameters.all(name).flat_map(|value| value.split(','));
-            values.map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect()
-        };
-        let states = words("state").into_iter().map(|word| {
-            word.parse::<MachineState>()
-                .map_err(|error| Failure::new(Code::InvalidRequest, format!("state: {error}")))
-        });
-        let states = states.collect::<Result<Vec<_>, _>>()?;
-        let metadata = parameters.prefixed("metadata.");
-        Ok(Self {
-            include_deleted: parameters.flag("include_deleted")?
-                || states.contains(&MachineState::Destroyed),
-            regions: words("region"),
-            states,
-            metadata: metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
-        })
-    }
-
-    fn keeps(&self, machine: &Machine) -> bool {
-        let region = machine.region.as_str();
-        let labels = &machine.config.metadata;
-        (self.include_deleted || machine.state != MachineState::Destroyed)
-            && (self.regions.is_empty() || self.regions.iter().any(|asked| asked == region))
-            && (self.states.is_empty() || self.states.contains(&machine.state))
-            && self.metadata.iter().all(|(key, value)| labels.get(key) == Some(value))
-    }
+pub(crate) async fn versions(
+    State(shared): State<Arc<Shared>>,
+    Extension(OfApp(app)): Extension<OfApp>,
+    Extension(Target(target)): Extension<Target>,
+) -> Result<JsonReply<Vec<MachineVersion>>, Failure> {
+    let of = (&app.org, &app.name, &target.id);
+    let versions = documents::versions(shared.store.as_ref(), of).await?.into_iter();
+    let versions = versions.map(|(version, document)| {
+        let user_config = document.config;
+        MachineVersion { version, user_config }
+    });
+    Ok(JsonReply(versions.collect()))
 }
 
 /// Returns a machine from its host, or as it was known last when that does not answer.
-async fn one(shared: &Shared, app: &AppDoc, target: &Placed) -> Result<Machine, Failure> {
+pub(super) async fn one(
+    shared: &Shared,
+    app: &AppDoc,
+    target: &Placed,
+) -> Result<Machine, Failure> {
     let asked = match &target.host {
         Some(host) => host.client.machine(&target.id).await.map_err(Some),
         None => Err(None),

@@ -1,6 +1,7 @@
 //! Gives a machine another version: the whole configuration (contract 1.3).
 //!
-//! Never changes a name or a region, and leaves the directory as it was when the host refuses.
+//! Never changes a name or a region, and leaves the directory as it was when the host refuses. Of
+//! several at once one is written, by compare-and-set on the placement; the others are told so.
 
 use std::sync::Arc;
 
@@ -9,31 +10,52 @@ use axum::{Extension, Json as JsonReply};
 use perch_store::Expected;
 use perch_types::api::{CreateMachineRequest, Machine};
 use perch_types::directory::{AppDoc, ConfigDoc, PlacementDoc};
-use perch_types::host::{Accepted, Command};
-use perch_types::{Code, MachineConfig};
+use perch_types::host::{Accepted, Command, SecretsWanted};
+use perch_types::{ApiError, Code, InstanceId, MachineConfig};
 
-use super::create::no_leases_or_secrets;
-use super::{answer, config_digest, of_host, own_image};
+use super::create::{no_such_host, wanted_secrets};
+use super::lease::{self, Standing, Wanted};
+use super::{answer, config_digest, of_host, own_image, own_standbys};
 use crate::body::Json;
 use crate::config::Shared;
-use crate::documents::Placed;
+use crate::documents::{self, Beside, Placed};
+use crate::error::Error;
 use crate::reply::{Failure, chain};
-use crate::routes::{OfApp, Target};
-use crate::{admit, documents, names, view};
+use crate::routes::{Caller, Leased, OfApp, Target};
+use crate::volumes::mounts;
+use crate::{admit, names, secrets, view};
 
 pub(crate) async fn update(
     State(shared): State<Arc<Shared>>,
-    Extension(OfApp(app)): Extension<OfApp>,
-    Extension(Target(target)): Extension<Target>,
+    (Extension(OfApp(app)), Extension(Target(target))): (Extension<OfApp>, Extension<Target>),
+    (Extension(caller), Extension(Leased(standing))): (Extension<Caller>, Extension<Leased>),
     Json(request): Json<CreateMachineRequest>,
 ) -> Result<JsonReply<Machine>, Failure> {
-    no_leases_or_secrets(&request)?;
+    let lease = Wanted::of_ttl(request.lease_ttl, &caller)?;
+    secrets::reach(&shared, &app, request.min_secrets_version).await?;
     let before = &target.placement.document;
     stays(&request, before)?;
-    let config = admit::admit(request.config)?;
-    own_image(&shared, &app, &config).await?;
-    let change = Change { config, skip_launch: request.skip_launch };
-    let made = tokio::spawn(write_and_ask(Arc::clone(&shared), app, target, change));
+    let current = request.current_version.filter(|version| !version.is_empty());
+    if let Err(failure) = is_current(current.as_deref(), &before.instance) {
+        went_back(&target, current.as_deref()).await.map_err(|()| failure)?;
+    }
+    let mut config = admit::admit(request.config)?;
+    if let Some(wanted) = admit::dedication(&config)
+        && wanted != before.host.as_str()
+    {
+        return Err(no_such_host(wanted, before.host.as_str()));
+    }
+    own_image(&shared, &caller, &app, &config).await?;
+    own_standbys(&shared, &app, &config).await?;
+    let host = Some(before.host.clone());
+    let mounts = mounts::resolve(&shared, &app, &mut config, Some(&target.id), host)?;
+    let skip_launch = request.skip_launch || !config.standbys.is_empty();
+    let secrets = wanted_secrets(request.skip_secrets, request.min_secrets_version);
+    let change = Change { config, skip_launch, current, standing, lease, secrets };
+    let made = tokio::spawn(async move {
+        let _picked = mounts.picked;
+        write_and_ask(shared, app, target, change).await
+    });
     match made.await {
         Ok(made) => made.map(JsonReply),
         Err(error) => {
@@ -43,9 +65,17 @@ pub(crate) async fn update(
     }
 }
 
+/// How often the write begins anew because the lease was refreshed meanwhile.
+const ATTEMPTS_MAX: usize = 8;
+
 struct Change {
     config: MachineConfig,
     skip_launch: bool,
+    /// The version that the caller has seen.
+    current: Option<String>,
+    standing: Standing,
+    lease: Option<Wanted>,
+    secrets: SecretsWanted,
 }
 
 fn stays(request: &CreateMachineRequest, before: &PlacementDoc) -> Result<(), Failure> {
@@ -60,9 +90,13 @@ fn stays(request: &CreateMachineRequest, before: &PlacementDoc) -> Result<(), Fa
     {
         return refuse(format!("region: a machine stays in its region, `{}`", before.region));
     }
-    match request.current_version.as_deref() {
-        Some(version) if !version.is_empty() && version != before.instance.as_str() => {
-            let text = format!("current_version: the machine has version {}", before.instance);
+    Ok(())
+}
+
+fn is_current(seen: Option<&str>, current: &InstanceId) -> Result<(), Failure> {
+    match seen {
+        Some(seen) if seen != current.as_str() => {
+            let text = format!("current_version: the machine has version {current}");
             Err(Failure::new(Code::PreconditionFailed, text)
                 .with_hint("read the machine again, then try again"))
         }
@@ -70,11 +104,21 @@ fn stays(request: &CreateMachineRequest, before: &PlacementDoc) -> Result<(), Fa
     }
 }
 
+/// The version that was written last may be one that the host could not bring: then the one
+/// before, which clients read, is the current one.
+async fn went_back(target: &Placed, seen: Option<&str>) -> Result<(), ()> {
+    let host = target.host.as_ref().ok_or(())?;
+    let machine = host.client.machine(&target.id).await.map_err(drop)?;
+    let is_current = machine.given_up.as_ref() == Some(&target.placement.document.instance)
+        && seen == Some(machine.instance.as_str());
+    if is_current { Ok(()) } else { Err(()) }
+}
+
 async fn write_and_ask(
     shared: Arc<Shared>,
     app: Arc<AppDoc>,
     target: Arc<Placed>,
-    change: Change,
+    mut change: Change,
 ) -> Result<Machine, Failure> {
     let host = target.host()?.clone();
     let before = &target.placement.document;
@@ -87,20 +131,31 @@ async fn write_and_ask(
         ..before.clone()
     };
     let config = ConfigDoc { config: change.config.clone(), created_at: now };
-    let expected = Expected::Revision(target.placement.revision);
     let of = (&app.org, &target.id);
-    let written = documents::place(&shared, of, &placement, &config, expected).await?;
+    let expected = Expected::Revision(target.placement.revision);
+    let mut attempts = ATTEMPTS_MAX;
+    let (written, nonce) = loop {
+        attempts -= 1;
+        let (mut beside, nonce) = lease_of(&shared, (&app, &target), &change)?;
+        beside.ops.extend(documents::forget_versions(shared.store.as_ref(), of, before).await?);
+        match documents::place(&shared, of, (&placement, &config), expected, beside).await {
+            Ok(written) => break (written, nonce),
+            Err(error) if attempts == 0 || !error.is_conflict() => return Err(error.into()),
+            Err(error) => change.standing = again(&shared, (&app, &target), &change, error).await?,
+        }
+    };
     let command = Command::Update {
         instance: instance.clone(),
         epoch: placement.epoch,
         config: Box::new(change.config.clone()),
         config_digest: placement.config_digest,
         skip_launch: change.skip_launch,
+        secrets: change.secrets,
     };
     match host.client.command(&target.id, &command).await {
         Ok(Accepted { machine, .. }) => {
             view::follow(&shared, &machine).await;
-            let mut answered = answer::of_host(machine);
+            let mut answered = Machine { nonce, ..answer::of_host(machine) };
             // The host may still run the version before; clients wait for the one in the answer.
             answered.instance_id = instance.clone();
             answered.version = instance;
@@ -117,7 +172,53 @@ async fn write_and_ask(
                     tracing::warn!(error = chain(&error), "refused version not taken back");
                 }
             }
+            // Nobody would know the nonce of a lease that was made here.
+            if let (Some(nonce), Standing::Free(_)) = (&nonce, &change.standing)
+                && let Err(error) = lease::drop_own(&shared, of, nonce).await
+            {
+                tracing::warn!(error = chain(&error), "lease of a refused version not released");
+            }
             Err(of_host(error, &target.id))
         }
+    }
+}
+
+/// Returns what is written and compared of the lease, and the nonce if the update asks for one.
+fn lease_of(
+    shared: &Shared,
+    (app, target): (&AppDoc, &Placed),
+    change: &Change,
+) -> Result<(Beside, Option<String>), Error> {
+    let Some(wanted) = &change.lease else {
+        let compares = change.standing.compare(&app.org, &target.id).into_iter().collect();
+        return Ok((Beside { compares, ops: Vec::new() }, None));
+    };
+    let of = (&app.org, &target.id);
+    let (lease, compares) = lease::take(shared, of, &change.standing, wanted)?;
+    let ops = vec![lease::put(&app.org, &target.id, &lease)?];
+    Ok((Beside { compares, ops }, Some(lease.nonce)))
+}
+
+/// Returns how the lease stands now when only that was changed in between, by whoever holds it;
+/// else says what was: the lease, the version, or what else it was.
+async fn again(
+    shared: &Shared,
+    (app, target): (&AppDoc, &Placed),
+    change: &Change,
+    error: Error,
+) -> Result<Standing, Failure> {
+    let own = match &change.standing {
+        Standing::Own(own) => Some(own.document.nonce.as_str()),
+        Standing::Free(_) => None,
+    };
+    let standing = lease::guard(shared, (&app.org, &target.id), own).await?;
+    let now = documents::placement(shared.store.as_ref(), &app.org, &target.id).await?;
+    match now {
+        Some(now) if now.revision == target.placement.revision => Ok(standing),
+        Some(now) => {
+            is_current(change.current.as_deref(), &now.document.instance)?;
+            Err(error.into())
+        }
+        None => Err(ApiError::machine_not_found(target.id.as_str()).into()),
     }
 }

@@ -13,7 +13,7 @@ use perch_client::{Address, BoxError, Connection, HostClient, RequestParts, body
 use perch_store::{Expected, SqliteStore, Store, ViewFollower, get_doc, put_doc};
 use perch_types::api::{CreateApp, CreateMachineRequest, ImageInfo, Machine, Platform, RegionInfo};
 use perch_types::clock::Clock;
-use perch_types::directory::{AppNameClaim, TokenDoc};
+use perch_types::directory::{AppNameClaim, HostDoc, TokenDoc};
 use perch_types::{ApiError, AppName, OrgSlug, Secret, Timestamp};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -27,6 +27,12 @@ pub(crate) const STRANGER: &str = "perch_stranger";
 pub(crate) struct TestClock {
     began: Instant,
     pub(crate) offset_ms: AtomicI64,
+}
+
+impl TestClock {
+    pub(crate) fn now_s(&self) -> i64 {
+        self.now().unix_s()
+    }
 }
 
 impl Clock for TestClock {
@@ -78,6 +84,7 @@ pub(crate) struct Cloud {
     pub(crate) clock: Arc<TestClock>,
     pub(crate) host: Arc<FakeHost>,
     pub(crate) host_task: tokio::task::JoinHandle<()>,
+    pub(crate) keys_task: tokio::task::JoinHandle<()>,
     pub(crate) images: Arc<Catalog>,
     pub(crate) api: perch_api::Api,
     pub(crate) admin: perch_client::Api,
@@ -98,6 +105,14 @@ impl Cloud {
     }
 
     pub(crate) async fn start_with(builder: bool) -> Self {
+        Self::start_as(builder, Limits::default()).await
+    }
+
+    pub(crate) async fn start_limited(limits: Limits) -> Self {
+        Self::start_as(false, limits).await
+    }
+
+    async fn start_as(builder: bool, limits: Limits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let offset_ms = AtomicI64::new(1_000_000);
         let clock = Arc::new(TestClock { began: Instant::now(), offset_ms });
@@ -107,6 +122,8 @@ impl Cloud {
         let host = FakeHost::new(Arc::clone(&store));
         let host_socket = folder.path().join("host.sock");
         let host_task = host.serve(&host_socket);
+        let keys_socket = folder.path().join("keys.sock");
+        let keys_task = serve_keys(folder.path(), &keys_socket, &store, &clock);
         let region = FakeHost::region();
         let images = Arc::new(Catalog {
             store: Arc::clone(&store),
@@ -137,9 +154,10 @@ impl Cloud {
                 geo_region: "europe".to_owned(),
             }],
             builder_socket: builder.then(|| folder.path().join("builder.sock")),
+            keys_socket: Some(keys_socket),
             images: Arc::clone(&images) as Arc<dyn ImageCatalog>,
             clock: clock.clone(),
-            limits: Limits { delete_timeout: Duration::from_secs(10), ..Limits::default() },
+            limits: Limits { delete_timeout: Duration::from_secs(10), ..limits },
         });
         api.ensure_admin_token(&hash(ADMIN)).await.unwrap();
         let socket = folder.path().join("api.sock");
@@ -153,7 +171,8 @@ impl Cloud {
         tokio::spawn(serving);
         let admin = perch_client::Api::new(&Address::Unix(socket.clone()), &Secret::new(ADMIN));
         let admin = admin.unwrap();
-        let cloud = Self { folder, store, clock, host, host_task, images, api, admin, socket };
+        let cloud =
+            Self { folder, store, clock, host, host_task, keys_task, images, api, admin, socket };
         cloud.token(STRANGER, "strangers", None).await;
         cloud
     }
@@ -166,11 +185,20 @@ impl Cloud {
             operator: false,
             created_at: self.clock.now(),
             expires_at,
+            app_id: None,
         };
         let key = (org, hash(token));
         put_doc(self.store.as_ref(), &key, &document, Expected::Any).await.unwrap();
         // The API reads tokens again after a second at the latest.
         self.clock.offset_ms.fetch_add(2_000, Ordering::Relaxed);
+    }
+
+    /// Has the host say what it has.
+    pub(crate) async fn host_document(&self, memory_mb: u64) {
+        let region = FakeHost::region();
+        let document = HostDoc { region, incarnation: 1, cpus: 2, memory_mb };
+        let key = (self.host.id.clone(),);
+        put_doc(self.store.as_ref(), &key, &document, Expected::Any).await.unwrap();
     }
 
     /// Turns the clock.
@@ -195,8 +223,18 @@ impl Cloud {
     /// Sends what a typed client would not.
     pub(crate) async fn raw(
         &self,
+        call: (&str, &str),
+        token: Option<&str>,
+        body: impl Into<Vec<u8>>,
+    ) -> (u16, http::HeaderMap, Vec<u8>) {
+        self.raw_with(call, token, &[], body).await
+    }
+
+    pub(crate) async fn raw_with(
+        &self,
         (method, path): (&str, &str),
         token: Option<&str>,
+        headers: &[(&'static str, &str)],
         body: impl Into<Vec<u8>>,
     ) -> (u16, http::HeaderMap, Vec<u8>) {
         let method = http::Method::from_bytes(method.as_bytes()).unwrap();
@@ -204,6 +242,9 @@ impl Cloud {
         parts.body = body_of(body.into());
         if let Some(token) = token {
             parts.headers.insert("authorization", format!("Bearer {token}").parse().unwrap());
+        }
+        for (name, value) in headers {
+            parts.headers.insert(*name, value.parse().unwrap());
         }
         let answer = Connection::unix(&self.socket).forward(parts).await.unwrap();
         let (head, body) = answer.into_parts();
@@ -252,6 +293,28 @@ impl Cloud {
         };
         tokio::time::timeout(Duration::from_secs(20), empty).await.expect("nothing is left");
     }
+}
+
+/// Serves the real role `keys`; its folder is the cloud's.
+fn serve_keys(
+    folder: &std::path::Path,
+    socket: &std::path::Path,
+    store: &Arc<dyn Store>,
+    clock: &Arc<TestClock>,
+) -> tokio::task::JoinHandle<()> {
+    let keys = perch_keys::Keys::open(perch_keys::Config {
+        folder: folder.to_owned(),
+        store: Arc::clone(store),
+        clock: Arc::clone(clock) as Arc<dyn Clock>,
+    })
+    .unwrap();
+    let listener = tokio::net::UnixListener::bind(socket).unwrap();
+    let never = std::future::pending();
+    let serving =
+        serve(Listener::Unix(listener), perch_keys::for_api(keys), ServeLimits::default(), never);
+    tokio::spawn(async move {
+        serving.await;
+    })
 }
 
 pub(crate) fn request(config: Value) -> CreateMachineRequest {

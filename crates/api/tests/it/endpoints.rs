@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use perch_client::{ListFilter, WaitFor, body_of};
-use perch_types::Code;
-use perch_types::api::{ExecRequest, StopRequest};
+use perch_client::{ListFilter, Page, ProcessOrder, WaitFor, body_of};
+use perch_types::api::{ExecRequest, LeaseRequest, StopRequest, UpdateMetadata};
 use perch_types::build::BuildRequest;
 use perch_types::endpoint::{self, Action};
 use perch_types::exec::ExecSpec;
 use perch_types::host::LogsQuery;
 use perch_types::machine_config::Signal;
+use perch_types::secrets::{SetSecret, UpdateSecrets};
+use perch_types::{Code, OrgSlug, Secret};
 use serde_json::json;
 
 use crate::cloud::{ADMIN, Cloud, STRANGER, request};
@@ -20,8 +21,8 @@ const ID: &str = "00000000000001";
 #[tokio::test]
 async fn t1_every_endpoint_is_closed_without_a_token() {
     let cloud = Cloud::start().await;
-    for endpoint in endpoint::ALL {
-        let path = endpoint.path_of(&["web", ID]);
+    for endpoint in endpoint::ALL.iter().filter(|it| it.action != Action::Public) {
+        let path = endpoint.path_of(&["web", ID, "key"]);
         // Each with another text, because failures of one are counted.
         for token in [None, Some(endpoint.path)] {
             let (status, error) = cloud.error((endpoint.method, &path), token, "").await;
@@ -38,18 +39,24 @@ async fn t2_every_endpoint_of_an_object_is_closed_to_another_organization() {
     let cloud = Cloud::start().await;
     cloud.app().await;
     let machine = cloud.machine(json!({"image": "web:1"})).await;
-    for endpoint in endpoint::ALL {
-        let path = endpoint.path_of(&["web", machine.id.as_str()]);
+    for endpoint in endpoint::ALL.iter().filter(|it| it.action != Action::Public) {
+        let path = match endpoint.path.contains("{org}") {
+            true => endpoint.path_of(&["personal"]),
+            false => endpoint.path_of(&["web", machine.id.as_str(), "key"]),
+        };
         let (status, _, body) =
-            cloud.raw((endpoint.method, &path), Some(STRANGER), r#"{"name":"other"}"#).await;
+            cloud.raw((endpoint.method, &path), Some(STRANGER), r#"{"name":"other","org_slug":"personal"}"#).await;
         let text = String::from_utf8(body).unwrap();
         if *endpoint == endpoint::APP_GET || endpoint.action == Action::Operate {
             assert_eq!(status, 403, "{endpoint:?} {text}");
         } else if endpoint.path.contains("{app}") {
             assert_eq!(status, 404, "{endpoint:?} {text}");
             assert!(text.contains("Could not find App"), "{text}");
-        } else if *endpoint == endpoint::APPS_CREATE {
-            // The default organization is not theirs.
+        } else if endpoint.path.contains("{org}") {
+            assert_eq!(status, 404, "{endpoint:?} {text}");
+            assert!(text.contains("org_slug"), "{text}");
+        } else if [endpoint::APPS_CREATE, endpoint::PLACEMENTS].contains(endpoint) {
+            // The organization is not theirs.
             assert_eq!(status, 403, "{endpoint:?} {text}");
         } else {
             assert_eq!(status, 200, "{endpoint:?} {text}");
@@ -80,11 +87,34 @@ async fn every_endpoint_is_served_and_has_a_call_of_the_client() {
     assert_eq!(all.len(), 1);
     assert_eq!(api.machine(&app, id).await.unwrap().name, machine.name);
     api.update_machine(&app, id, &request(json!({"image": "web:2"}))).await.unwrap();
+    let lease = LeaseRequest { ttl: Some(60), description: Some("a test".to_owned()) };
+    let lease = api.acquire_lease(&app, id, &lease, None).await.unwrap();
+    assert_eq!(api.lease(&app, id).await.unwrap(), lease);
+    api.cordon(&app, id).await.unwrap_err();
+    api.holding(&lease.nonce).unwrap().cordon(&app, id).await.unwrap();
+    api.release_lease(&app, id, &lease.nonce).await.unwrap();
     api.cordon(&app, id).await.unwrap();
     assert!(api.machine(&app, id).await.unwrap().cordoned);
     api.uncordon(&app, id).await.unwrap();
+    let labels = |of: &[(&str, &str)]| -> UpdateMetadata {
+        let of = of.iter().map(|(key, value)| ((*key).to_owned(), Some((*value).to_owned())));
+        UpdateMetadata { metadata: of.collect(), ..UpdateMetadata::default() }
+    };
+    api.replace_metadata(&app, id, &labels(&[("a", "1")])).await.unwrap();
+    api.merge_metadata(&app, id, &labels(&[("b", "2")])).await.unwrap();
+    api.set_metadata(&app, id, ("c/d e", "3")).await.unwrap();
+    assert_eq!(api.metadata_value(&app, id, "c/d e").await.unwrap(), "3");
+    api.delete_metadata(&app, id, "b").await.unwrap();
+    let keys: Vec<_> = api.metadata(&app, id).await.unwrap().into_keys().collect();
+    assert_eq!(keys, ["a", "c/d e"]);
+    assert_eq!(api.versions(&app, id).await.unwrap().len(), 2);
+    let (org, all, first) = (OrgSlug::personal(), ListFilter::default(), Page::default());
+    let of_org = api.org_machines(&org, &all, &first).await.unwrap();
+    assert_eq!(of_org.machines[0].id, *id);
     api.signal(&app, id, Signal::SigHup).await.unwrap();
     api.restart(&app, id, true, None).await.unwrap();
+    api.suspend(&app, id).await.unwrap();
+    assert_eq!(api.machine(&app, id).await.unwrap().state.as_str(), "suspended");
     let stop = StopRequest { signal: Some(Signal::SigTerm), timeout: None };
     api.stop(&app, id, &stop).await.unwrap();
     let started = api.start(&app, id).await.unwrap();
@@ -95,10 +125,23 @@ async fn every_endpoint_is_served_and_has_a_call_of_the_client() {
     assert_eq!(api.exec(&app, id, &exec).await.unwrap().stdout, "echo|a b");
     let spec = ExecSpec { command: vec!["sh".to_owned()], ..ExecSpec::default() };
     drop(api.attach(&app, id, &spec).await.unwrap());
+    let order = ProcessOrder { sort_by: Some("rss".to_owned()), descending: true };
+    let found = api.processes(&app, id, &order).await.unwrap();
+    assert_eq!(found.iter().map(|process| process.pid).collect::<Vec<_>>(), [7, 1]);
+    assert_eq!(api.memory(&app, id).await.unwrap().limit_mb, 256);
+    assert_eq!(api.set_memory(&app, id, 128).await.unwrap().limit_mb, 128);
+    assert_eq!(api.reclaim_memory(&app, id, 10).await.unwrap().actual_mb, 9);
     assert!(!api.events(&app, id, Some(1)).await.unwrap().is_empty());
     let mut logs = api.logs(&app, id, &LogsQuery::default()).await.unwrap();
     assert_eq!(logs.next().await.unwrap().unwrap().seq, 0);
     assert_eq!(api.app_logs(&app, None).await.unwrap().data.len(), 10);
+    let set = SetSecret { value: Secret::new("x") };
+    assert_eq!(api.set_secret(&app, "A", &set).await.unwrap().version, 1);
+    assert_eq!(api.secret(&app, "A").await.unwrap().name, "A");
+    assert_eq!(api.secrets(&app).await.unwrap().secrets.len(), 1);
+    let values = [("A".to_owned(), Some(Secret::new("y")))].into();
+    assert_eq!(api.update_secrets(&app, &UpdateSecrets { values }).await.unwrap().version, 2);
+    assert_eq!(api.delete_secret(&app, "A").await.unwrap().version, 3);
     let build = BuildRequest { tag: "v1".to_owned(), ..BuildRequest::default() };
     let error = api.build(&app, &build, body_of("tar")).await.unwrap_err();
     assert_eq!(error.code(), Some(Code::Unavailable));
@@ -123,7 +166,7 @@ async fn every_entry_of_the_table_answers_something_else_than_an_unknown_path() 
     let last = [endpoint::MACHINE_DELETE, endpoint::APP_DELETE];
     let first = endpoint::ALL.iter().filter(|it| !last.contains(it));
     for endpoint in first.chain(&last) {
-        let path = endpoint.path_of(&["web", machine.id.as_str()]);
+        let path = endpoint.path_of(&["web", machine.id.as_str(), "key"]);
         let (status, headers, body) = cloud.raw((endpoint.method, &path), Some(ADMIN), "{}").await;
         let text = String::from_utf8_lossy(&body);
         assert!(!text.contains("no such path"), "{endpoint:?} {text}");

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::fake_volumes::{self, FakeVolumes};
 use axum::body::Body;
 use axum::extract::{Path as Param, Query, Request, State};
 use axum::response::{IntoResponse, Response};
@@ -16,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use perch_store::{Expected, Store, delete_doc, put_doc};
 use perch_types::api::{
     CheckState, CheckStatus, ExecRequest, ExecResponse, LogRecord, LogStream, MachineEvent,
+    MachineMemory, ProcessStat, ReclaimMemory, ReclaimedMemory, SetMemory,
 };
 use perch_types::directory::{Generation, MachineRecord};
 use perch_types::exec::{ExecExit, ExecSpec, Frame, decode, encode};
@@ -46,6 +48,7 @@ pub(crate) struct FakeHost {
     pub(crate) creation: Mutex<Creation>,
     pub(crate) refuses_updates: AtomicBool,
     pub(crate) not_ready_because: Mutex<Option<String>>,
+    pub(crate) volumes: FakeVolumes,
     store: Arc<dyn Store>,
     counter: AtomicU64,
     changed: watch::Sender<u64>,
@@ -54,7 +57,7 @@ pub(crate) struct FakeHost {
 type Shared = State<Arc<FakeHost>>;
 type Reply<T> = Result<Json<T>, Refused>;
 
-pub(crate) struct Refused(ApiError);
+pub(crate) struct Refused(pub(crate) ApiError);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
@@ -76,6 +79,7 @@ impl FakeHost {
             creation: Mutex::default(),
             refuses_updates: AtomicBool::default(),
             not_ready_because: Mutex::default(),
+            volumes: FakeVolumes::new(Arc::clone(&store)),
             store,
             counter: AtomicU64::new(1),
             changed: watch::Sender::new(0),
@@ -96,7 +100,11 @@ impl FakeHost {
             .route("/machines/{id}/wait", get(wait))
             .route("/machines/{id}/exec", post(exec))
             .route("/machines/{id}/attach", get(attach))
+            .route("/machines/{id}/ps", get(processes))
+            .route("/machines/{id}/memory", get(memory).put(set_memory))
+            .route("/machines/{id}/memory/reclaim", post(reclaim_memory))
             .route("/machines/{id}/logs", get(logs))
+            .merge(fake_volumes::routes())
             .route("/watch", get(watch_all))
             .route("/info", get(info))
             .with_state(Arc::clone(self));
@@ -128,6 +136,8 @@ impl FakeHost {
             let machine = machines.get_mut(id).unwrap();
             change(machine);
             machine.generation = self.next();
+            let counter = i64::try_from(machine.generation.counter).unwrap();
+            machine.updated_at = Timestamp::from_unix_ms(1_700_000_000_000 + counter);
             let (kind, number) = (machine.state.to_string(), machine.generation.counter);
             machine.events.insert(0, event(&kind, number));
             machine.clone()
@@ -179,6 +189,7 @@ fn record(machine: &HostMachine, host: &HostId) -> MachineRecord {
         skip_dns: false,
         image: machine.config.image.clone(),
         cpus: machine.config.cpus(),
+        cpu_kind: machine.config.cpu_kind(),
         memory_mb: machine.config.memory_mb(),
         created_at: machine.created_at,
         updated_at: machine.updated_at,
@@ -190,6 +201,7 @@ async fn create(State(host): Shared, Json(asked): Json<CreateMachine>) -> Reply<
     if creation == Creation::Refused {
         return refused(Code::ImageUnknown, "pull image `nope`: manifest unknown");
     }
+    host.volumes.attach(&asked.id, &asked.config).await?;
     let now = Timestamp::from_unix_ms(1_700_000_000_000);
     let state = if asked.skip_launch { MachineState::Stopped } else { MachineState::Started };
     let because = host.not_ready_because.lock().unwrap().clone();
@@ -213,6 +225,7 @@ async fn create(State(host): Shared, Json(asked): Json<CreateMachine>) -> Reply<
             ..ImageRef::default()
         },
         config: asked.config,
+        secrets_version: None,
         private_ip: "fdaa:0:1::2".parse().unwrap(),
         private_ipv4: "10.90.0.2".parse().unwrap(),
         created_at: now,
@@ -225,6 +238,7 @@ async fn create(State(host): Shared, Json(asked): Json<CreateMachine>) -> Reply<
             updated_at: now,
         }],
         failure: None,
+        given_up: None,
     };
     host.machines.lock().unwrap().insert(asked.id, machine.clone());
     host.publish(&machine).await;
@@ -259,17 +273,23 @@ async fn command(
             return refused(Code::WrongState, "machine is started; stop it first, or use force");
         }
         Command::Stop { .. } => MachineState::Stopped,
+        Command::Suspend => MachineState::Suspended,
         Command::Start | Command::Restart { .. } => MachineState::Started,
         Command::Destroy { .. } => MachineState::Destroyed,
-        Command::Update { .. } | Command::Signal { .. } | Command::SetCordoned { .. } => {
-            before.state
+        Command::SetLabels { instance: Some(instance), .. } if *instance != before.instance => {
+            return refused(Code::PreconditionFailed, "machine_version: the machine has another");
         }
+        Command::Update { .. }
+        | Command::Signal { .. }
+        | Command::SetCordoned { .. }
+        | Command::SetLabels { .. } => before.state,
     };
     let machine = host
         .change(&id, |machine| {
             machine.state = state;
             match command {
                 Command::SetCordoned { cordoned } => machine.cordoned = cordoned,
+                Command::SetLabels { change, .. } => change.apply(&mut machine.config.metadata),
                 Command::Update { instance, epoch, config, .. } => {
                     machine.instance = instance;
                     machine.epoch = epoch;
@@ -279,6 +299,9 @@ async fn command(
             }
         })
         .await;
+    if machine.state == MachineState::Destroyed {
+        host.volumes.detach(&id).await;
+    }
     Ok(Json(Accepted { previous_state: before.state, machine }))
 }
 
@@ -294,8 +317,13 @@ async fn wait(
             let Json(machine) = one(State(Arc::clone(&host)), Param(id.clone())).await?;
             let version = query.instance.as_ref().is_none_or(|it| *it == machine.instance);
             let mut states = query.states.split(',');
-            if version && states.any(|state| state == machine.state.as_str()) {
+            let newest = machine.events.first().map(|event| &event.id);
+            let is_new = query.from_event.is_none() || query.from_event.as_ref() != newest;
+            if version && is_new && states.any(|state| state == machine.state.as_str()) {
                 return Ok(Json(machine));
+            }
+            if machine.state == MachineState::Destroyed {
+                return refused(Code::MachineNotFound, "no such machine");
             }
             changed.changed().await.unwrap();
         }
@@ -313,6 +341,29 @@ async fn exec(Param(_): Param<MachineId>, Json(exec): Json<ExecRequest>) -> Json
         stdout: exec.command.join("|"),
         stderr: exec.stdin.unwrap_or_default(),
     })
+}
+
+async fn processes(Param(_): Param<MachineId>) -> Json<Vec<ProcessStat>> {
+    let one = |pid, rss| ProcessStat { pid, rss, ..ProcessStat::default() };
+    Json(vec![one(1, 1_000), one(7, 2_000)])
+}
+
+async fn memory(Param(_): Param<MachineId>) -> Json<MachineMemory> {
+    Json(MachineMemory { available_mb: 200, limit_mb: 256 })
+}
+
+async fn set_memory(
+    Param(_): Param<MachineId>,
+    Json(asked): Json<SetMemory>,
+) -> Json<MachineMemory> {
+    Json(MachineMemory { available_mb: 1, limit_mb: asked.limit_mb })
+}
+
+async fn reclaim_memory(
+    Param(_): Param<MachineId>,
+    Json(asked): Json<ReclaimMemory>,
+) -> Json<ReclaimedMemory> {
+    Json(ReclaimedMemory { actual_mb: asked.amount_mb - 1 })
 }
 
 /// Says the command, gives back what comes in, ends with code 7.

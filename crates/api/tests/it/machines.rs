@@ -240,7 +240,18 @@ async fn lists_are_filtered() {
     assert_eq!(list("region=iad").await, []);
     assert_eq!(list("metadata.colour=green").await, [green.id]);
     assert_eq!(list("metadata.colour=green&metadata.size=1").await, []);
-    assert_eq!(list("summary=true&unknown=1").await.len(), 2);
+    assert_eq!(list("unknown=1").await.len(), 2);
+    let call = format!("{MACHINES}?summary=true&state=started");
+    let (_, _, body) = cloud.raw(("GET", &call), Some(ADMIN), "").await;
+    let summary: Vec<serde_json::Map<String, serde_json::Value>> =
+        serde_json::from_slice(&body).unwrap();
+    for key in ["config", "checks", "events"] {
+        assert!(!summary[0].contains_key(key), "{key}");
+    }
+    assert_eq!(
+        (&summary[0]["host_status"], &summary[0]["state"]),
+        (&json!("ok"), &json!("started"))
+    );
 }
 
 #[tokio::test]
@@ -258,19 +269,28 @@ async fn a_wait_ends_with_the_state_or_in_the_contracts_words() {
     let (api, id) = (cloud.admin.clone(), machine.id.clone());
     let waiting = tokio::spawn(async move {
         let states = vec!["stopped".to_owned(), "failed".to_owned()];
-        let wait = WaitFor { states, instance: None, timeout: Duration::from_secs(20) };
+        let wait = WaitFor { states, timeout: Duration::from_secs(20), ..WaitFor::default() };
         api.wait(&web(), &id, &wait).await
     });
     cloud.admin.stop(&web(), &machine.id, &Default::default()).await.unwrap();
     let reached = waiting.await.unwrap().unwrap();
     assert_eq!(reached.state, MachineState::Stopped);
     assert!(!reached.event_id.is_empty());
-    // A state that was named twice, and a version that is not this one.
+    // A state that was named twice, an event to begin with, and a version that is not this one.
     let (status, _, _) =
         cloud.raw(("GET", &wait("state=started&state=stopped")), Some(ADMIN), "").await;
     assert_eq!(status, 200);
-    let other = wait("state=stopped&timeout=1&instance_id=01ARYZ6S410000000000000000");
-    assert_eq!(cloud.raw(("GET", &other), Some(ADMIN), "").await.0, 408);
+    let from = wait(&format!("state=stopped&timeout=1&from_event_id={}", reached.event_id));
+    assert_eq!(cloud.raw(("GET", &from), Some(ADMIN), "").await.0, 408);
+    let other = wait("state=stopped&instance_id=01ARYZ6S410000000000000000");
+    let (status, error) = cloud.error(("GET", &other), Some(ADMIN), "").await;
+    assert_eq!(status, 400);
+    assert!(error.error.starts_with("instance_id: 01ARYZ6S41"), "{}", error.error);
+    // What is gone for good is only waited for by who waits for that.
+    cloud.admin.delete_machine(&web(), &machine.id, true).await.unwrap();
+    assert_eq!(cloud.raw(("GET", &wait("state=destroyed")), Some(ADMIN), "").await.0, 200);
+    let (status, error) = cloud.error(("GET", &wait("state=started")), Some(ADMIN), "").await;
+    assert_eq!((status, error.code), (404, Code::MachineNotFound));
 }
 
 #[tokio::test]

@@ -129,6 +129,25 @@ pub(crate) async fn roll_out(
     Ok(())
 }
 
+/// Has the machines that run begin anew as they are, so that they see the app's secrets of at
+/// least a version; returns how many did.
+pub(crate) async fn restart(
+    invocation: &Invocation,
+    api: &Api,
+    app: &AppName,
+    min_secrets_version: u64,
+) -> Result<usize> {
+    let ui = &invocation.ui;
+    let deployer = Deployer::new(api.clone(), app.clone(), Limits::default());
+    let what = format!("have the machines of `{app}` begin anew");
+    let machines = deployer.machines().await.during(&what)?;
+    let plan = perch_deploy::restart(&machines, min_secrets_version);
+    let mut progress = Progress { ui, work: ui.working("deploying") };
+    let result = deployer.apply(&plan, &mut progress).await;
+    drop(progress);
+    Ok(result.during(what)?.machines.len())
+}
+
 /// Returns whether a visitor can reach the app over HTTP.
 fn is_public(config: &AppConfig) -> bool {
     let speaks_http = |port: &perch_types::service::Port| port.handlers.contains(&Handler::Http);

@@ -48,6 +48,25 @@ fn apps() {
 }
 
 #[test]
+fn tokens() {
+    let fake = Fake::start().with_app("web");
+    let perch = Perch::of(&fake);
+    let made = perch.run("tokens create deploy -a web -n ci -x 24h");
+    assert_eq!((made.code, made.stdout.as_str()), (0, "perch_deploy_text\n"), "{}", made.stderr);
+    assert!(made.stderr.contains("token 0123456789ab for the app `web` until"), "{}", made.stderr);
+    insta::assert_snapshot!(perch.run("tokens list -a web").good(), @"
+    ID            NAME  UNTIL
+    0123456789ab  ci
+    ");
+    perch.run("tokens revoke 0123456789ab -a web").good();
+    assert_eq!(perch.run("tokens revoke ../../web -a web").code, 2);
+    assert_eq!(
+        fake.changes(),
+        ["POST /v1/apps/web/deploy_token", "DELETE /v1/apps/web/tokens/0123456789ab"]
+    );
+}
+
+#[test]
 fn status() {
     let fake = one_machine();
     let perch = Perch::of(&fake);
@@ -104,7 +123,7 @@ fn machine_list_status_and_changes() {
     let perch = Perch::of(&fake).with("NO_COLOR", "1");
     assert_eq!(perch.run("machine list -a web").good().lines().count(), 2);
     assert!(perch.run("machine status -a web 00000000000001").good().contains("state    started"));
-    for verb in ["start", "stop", "restart"] {
+    for verb in ["start", "stop", "restart", "cordon", "uncordon"] {
         perch.run(&format!("machine {verb} -a web 00000000000001")).good();
     }
     perch.run("machine destroy --force -a web 00000000000001").good();
@@ -114,9 +133,75 @@ fn machine_list_status_and_changes() {
             "POST /v1/apps/web/machines/00000000000001/start",
             "POST /v1/apps/web/machines/00000000000001/stop",
             "POST /v1/apps/web/machines/00000000000001/restart",
+            "POST /v1/apps/web/machines/00000000000001/cordon",
+            "POST /v1/apps/web/machines/00000000000001/uncordon",
             "DELETE /v1/apps/web/machines/00000000000001",
         ]
     );
+}
+
+#[test]
+fn machine_lists_are_filtered_and_quiet() {
+    let fake = one_machine();
+    let perch = Perch::of(&fake);
+    assert_eq!(perch.run("machine list -a web -q").good(), "00000000000001\n");
+    let line = "machine list -a web --state started,stopped --metadata a=b --region fra --all";
+    perch.run(line).good();
+    let wrong = perch.run("machine list -a web --metadata a");
+    assert_eq!((wrong.code, wrong.stderr.contains("`a` is no label")), (2, true));
+}
+
+#[test]
+fn machine_labels_versions_and_waits() {
+    let fake = one_machine();
+    let perch = Perch::of(&fake).with("NO_COLOR", "1");
+    let none = perch.run("machine metadata list -a web 00000000000001");
+    assert_eq!((none.code, none.stdout.as_str()), (0, ""));
+    assert_eq!(none.stderr, "machine 00000000000001 has no labels\n");
+    perch.run("machine metadata set -a web 00000000000001 colour=blue size=").good();
+    perch.run("machine metadata set -a web 00000000000001 role=a=b").good();
+    perch.run("machine metadata unset -a web 00000000000001 size").good();
+    insta::assert_snapshot!(perch.run("machine metadata ls -a web 00000000000001").good(), @r"
+    KEY     VALUE
+    colour  blue
+    role    a=b
+    ");
+    let json = perch.run("machine metadata list -a web 00000000000001 --json").good();
+    let labels: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(labels, serde_json::json!({"colour": "blue", "role": "a=b"}));
+    assert_eq!(perch.run("machine metadata set -a web 00000000000001 colour").code, 2);
+    insta::assert_snapshot!(perch.run("machine versions -a web 00000000000001").good(), @r"
+    VERSION                     SIZE           IMAGE
+    00000000010000000000000001  1 CPU, 256 MB  web:1
+    ");
+    let waited = perch.run("machine wait -a web 00000000000001 --state started,stopped -t 5");
+    assert_eq!(waited.code, 0, "{waited:?}");
+    assert!(waited.stderr.ends_with("ok: machine 00000000000001 is started\n"), "{waited:?}");
+}
+
+#[test]
+fn machine_leases_are_shown_and_ended() {
+    let fake = one_machine();
+    let perch = Perch::of(&fake).with("NO_COLOR", "1");
+    let none = perch.run("machine lease view -a web 00000000000001");
+    assert_eq!((none.code, none.stdout.as_str()), (0, ""));
+    assert_eq!(none.stderr, "machine 00000000000001 has no lease\n");
+    fake.world().lease = Some(perch_types::api::Lease {
+        nonce: "abc".to_owned(),
+        expires_at: 0,
+        owner: "admin".to_owned(),
+        description: "deploy".to_owned(),
+        version: perch_types::InstanceId::from_parts(1, 1),
+    });
+    insta::assert_snapshot!(perch.run("machine leases view -a web 00000000000001").good(), @r"
+    MACHINE         OWNER  ENDS   NONCE  DESCRIPTION
+    00000000000001  admin  in 0s  abc    deploy
+    ");
+    let ended = perch.run("machine lease clear -a web 00000000000001");
+    assert_eq!(ended.stderr, "ok: lease of machine 00000000000001 is ended; admin held it\n");
+    let again = perch.run("machine lease clear -a web 00000000000001");
+    assert_eq!((again.code, again.stderr), (0, none.stderr));
+    assert_eq!(fake.changes(), ["DELETE /v1/apps/web/machines/00000000000001/lease"]);
 }
 
 #[test]
@@ -236,4 +321,47 @@ fn version_works_without_a_platform() {
     assert!(out.ends_with("platform not reached\n"), "{out}");
     let fake = Fake::start();
     assert!(Perch::of(&fake).run("version").good().ends_with("platform 0.1.0\n"));
+}
+
+#[test]
+fn secrets_go_in_and_names_come_out() {
+    let fake = Fake::start().with_app("web");
+    let config = MachineConfig {
+        image: "web:1".to_owned(),
+        metadata: [("fly_platform_version".to_owned(), "v2".to_owned())].into(),
+        ..MachineConfig::default()
+    };
+    fake.world().add_machine(MachineState::Started, config.clone());
+    fake.world().add_machine(MachineState::Stopped, config);
+    fake.world().fates.insert("web:1".to_owned(), Fate::Ready);
+    let perch = Perch::of(&fake);
+    assert!(perch.run("secrets list -a web").stderr.contains("has no secrets"));
+
+    let staged = perch.run("secrets set A=hunter2 B=x --stage -a web");
+    assert!(
+        staged.stderr.contains("2 secrets") && !staged.stderr.contains("hunter2"),
+        "{staged:?}"
+    );
+    assert_eq!(fake.changes(), ["POST /v1/apps/web/secrets"]);
+    let set = perch.run_with("secrets set C=- -a web", "from input\n");
+    assert!(set.stderr.contains("1 machines see version 2"), "{set:?}");
+    assert_eq!(fake.world().secrets["C"], "from input");
+    let request = fake.world().requests.last().cloned().unwrap();
+    assert_eq!(request.min_secrets_version, Some(2));
+    assert_eq!(fake.world().requests.len(), 1, "the machine that rests is left alone");
+
+    perch.run_with("secrets import --stage -a web", "# some\nD=1\nE=\"\"\"a\nb\"\"\"\n").good();
+    assert_eq!(fake.world().secrets["E"], "a\nb");
+    perch.run("secrets unset A E --stage -a web").good();
+    insta::assert_snapshot!(perch.run("secrets list -a web").good(), @r"
+    NAME  DIGEST            UPDATED AT
+    B     0011223344556677  2023-11-14T22:13:20Z
+    C     0011223344556677  2023-11-14T22:13:20Z
+    D     0011223344556677  2023-11-14T22:13:20Z
+    ");
+    for line in ["secrets set A -a web", "secrets set 1A=hunter2 -a web", "secrets set -a web"] {
+        let wrong = perch.run(line);
+        assert_eq!(wrong.code, 2, "{line}");
+        assert!(!wrong.stderr.contains("hunter2"), "{wrong:?}");
+    }
 }

@@ -86,7 +86,7 @@ fn errors_of_the_command_line_and_of_files() {
     show("deploy", None);
     show("deploy", Some("app = \n"));
     show("deploy", Some("[http_service]\ninternal_port = 1\n"));
-    show("deploy", Some("app = 'web'\n[mounts]\nsource = 'data'\n[metrics]\nport = 1\n"));
+    show("deploy", Some("app = 'web'\nmachine_config = 'a'\n[metrics]\nport = 1\n"));
     show("deploy", Some("app = 'web'\n[[vm]]\nsize = 'huge'\n"));
     show("deploy", Some(WEB));
     show("deploy --config other.toml", Some(WEB));

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use axum::Router;
 use axum::extract::Request;
 use perch_api::serve::{Listener, ServeLimits};
-use perch_api::{Api, PushTokens};
+use perch_api::{Api, Inside, PushTokens};
 use perch_client::HostClient;
 use perch_edge::Edge;
 use perch_registry::Registry;
@@ -30,8 +30,8 @@ use crate::peer;
 use crate::roles::images::{Catalog, Gatekeeper, collect};
 use crate::roles::{Beats, End};
 use crate::setup::{Purpose, Setup, Sockets};
-use crate::sockets::{BUILDER_SOCKET, HOST_SOCKET};
-use crate::{identity, roles};
+use crate::sockets::{BUILDER_SOCKET, HOST_SOCKET, KEYS_SOCKET};
+use crate::{identity, inside, roles};
 
 /// How long requests under way may go on when the process ends; the supervisor's patience is a
 /// little longer.
@@ -56,11 +56,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
 
     let mut tasks = JoinSet::new();
     // First of all: the host process waits for it.
-    tasks.spawn(peer::serve(
-        sockets.take_one(Purpose::Directory)?,
-        perch_store::rpc::router(Arc::clone(&store)),
-        vec![0],
-    ));
+    serve_directory(&setup, &mut sockets, &store, &mut tasks)?;
     let registry_root = folder.join(REGISTRY_DIR);
     let (gatekeeper, fill_gatekeeper) = Gatekeeper::new(&setup.host_token, view.clone());
     let registry = Registry::open(perch_registry::Config {
@@ -82,10 +78,12 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         platform: platform(&setup.config),
         regions: vec![region(&setup.config)],
         builder_socket: Some(setup.config.run_dir.join(BUILDER_SOCKET)),
+        keys_socket: Some(setup.config.run_dir.join(KEYS_SOCKET)),
         images: Arc::new(Catalog::new(registry.clone())),
         clock: Arc::clone(&clock),
-        limits: perch_api::Limits::default(),
+        limits: perch_api::Limits { rates: setup.config.rates, ..perch_api::Limits::default() },
     });
+    tasks.spawn(inside::serve(sockets.take_one(Purpose::Inside)?, Inside::new(&api)));
     let push_tokens: PushTokens = api.push_tokens().clone();
     fill_gatekeeper(api.identity().clone(), push_tokens);
     api.ensure_admin_token(&setup.admin_token_hash).await.context("know the administrator")?;
@@ -119,6 +117,26 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         tokio::time::timeout(EDGE_END_MAX, edge.ended()).await.ok();
     }
     outcome.map(drop)
+}
+
+/// Serves the directory to the host, and a part of it to the keys.
+fn serve_directory(
+    setup: &Setup,
+    sockets: &mut Sockets,
+    store: &Arc<dyn Store>,
+    tasks: &mut JoinSet<Result<()>>,
+) -> Result<()> {
+    tasks.spawn(peer::serve(
+        sockets.take_one(Purpose::Directory)?,
+        perch_store::rpc::router(Arc::clone(store)),
+        vec![0],
+    ));
+    tasks.spawn(peer::serve(
+        sockets.take_one(Purpose::DirectoryKeys)?,
+        perch_store::rpc::router(Arc::new(roles::keys::directory(Arc::clone(store)))),
+        vec![setup.keys_uid],
+    ));
+    Ok(())
 }
 
 /// Sends what is under `/v2` to the registry and everything else to the API. Both have a fallback

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use perch_host::network::{INTERFACE_GROUP, NetworkConfig, Pool, Prefix, RESOLVER_V6};
-use perch_host::{Deps, Host, PlatformRegistry};
+use perch_host::{Deps, Host, MachineApi, PlatformRegistry};
 use perch_oci::Privilege;
 use perch_store::{RemoteStore, SqliteStore};
 use perch_types::Secret;
@@ -21,8 +21,8 @@ use crate::config::Config;
 use crate::roles::Beats;
 use crate::roles::front::{DIRECTORY_FILE, REGISTRY_DIR};
 use crate::setup::{Purpose, Setup, Sockets};
-use crate::sockets::DIRECTORY_SOCKET;
-use crate::{identity, peer, supervisor};
+use crate::sockets::{DIRECTORY_SOCKET, INSIDE_SOCKET, MONITORS_SOCKET};
+use crate::{identity, peer, roles, supervisor};
 
 /// A loop of the host that has not turned for this long is wedged.
 const WEDGED_MS: u64 = 60_000;
@@ -44,7 +44,8 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let store = RemoteStore::new(setup.config.run_dir.join(DIRECTORY_SOCKET));
     let config = host_config(&setup)?;
-    let deps = Deps { clock: Arc::clone(&clock), store: Arc::new(store) };
+    let keys = roles::keys::for_host(&setup.config);
+    let deps = Deps { clock: Arc::clone(&clock), store: Arc::new(store), keys: Arc::new(keys) };
     let host = Host::start(config, deps).await.context("start the host")?;
     for finding in &host.info().findings {
         tracing::info!(finding, "host");
@@ -55,6 +56,10 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         perch_host::rpc::router(host.clone()),
         vec![0, setup.front_uid],
     ));
+    let monitors = sockets.take_one(Purpose::Monitors)?;
+    let api = setup.config.run_dir.join(INSIDE_SOCKET);
+    let passing = perch_host::inside::serve(host.clone(), monitors, api);
+    tasks.spawn(async move { passing.await.context("pass connections of machines on") });
     let alive = || {
         let now = clock.boot_ms();
         let turning = |beat: &perch_host::Beat| now.saturating_sub(beat.boot_ms) < WEDGED_MS;
@@ -112,6 +117,10 @@ fn host_config(setup: &Setup) -> Result<perch_host::Config> {
             user: REGISTRY_USER.to_owned(),
             password: setup.host_token.clone(),
         }),
+        machine_api: Some(MachineApi {
+            monitors: config.run_dir.join(MONITORS_SOCKET),
+            api: config.run_dir.join(INSIDE_SOCKET),
+        }),
         unpack: Privilege::Child {
             program: supervisor::THIS_PROGRAM.into(),
             args: vec!["unpack-layers".to_owned()],
@@ -121,11 +130,18 @@ fn host_config(setup: &Setup) -> Result<perch_host::Config> {
             ("registry".to_owned(), config.data_dir.join(identity::FRONT_DIR).join(REGISTRY_DIR)),
             ("builds".to_owned(), config.data_dir.join(identity::BUILD_DIR)),
         ],
+        pool: perch_host::PoolConfig {
+            dir: config.volumes.dir.clone(),
+            size_bytes: config.volumes.size_gb.saturating_mul(1 << 30),
+            reserve_bytes: perch_host::config::DISK_RESERVE_BYTES,
+            ..perch_host::PoolConfig::default()
+        },
         limits: perch_host::Limits {
             cache: perch_host::CachePolicy {
                 bytes_max: config.image_cache.size_mb.saturating_mul(1 << 20),
                 kept_ms: config.image_cache.kept_s.saturating_mul(1000),
             },
+            memory_overcommit: config.memory_overcommit,
             ..perch_host::Limits::default()
         },
     })
@@ -151,6 +167,7 @@ pub(crate) fn remove(config: &Config, yes: bool) -> Result<()> {
             sockets: Vec::new(),
             host_id: identity::host_id(data)?,
             front_uid: 0,
+            keys_uid: 0,
             host_token: Secret::default(),
             admin_token_hash: String::new(),
             api_certificate: None,
@@ -163,10 +180,11 @@ pub(crate) fn remove(config: &Config, yes: bool) -> Result<()> {
             .with_context(|| format!("create folder `{}`", folder.display()))?;
         let store = SqliteStore::open(folder.join(DIRECTORY_FILE), clock.clone())
             .context("open the directory")?;
-        let deps = Deps { clock, store: Arc::new(store) };
+        let keys = roles::keys::for_host(config);
+        let deps = Deps { clock, store: Arc::new(store), keys: Arc::new(keys) };
         let host = Host::start(host_config(&setup)?, deps).await.context("start the host")?;
         host.remove_everything().await.context("take machines away")?;
-        crate::roles::builder::remove(config).await
+        roles::builder::remove(config).await
     })?;
     for folder in [&config.run_dir, data] {
         std::fs::remove_dir_all(folder)

@@ -85,7 +85,7 @@ impl Authorize for Gatekeeper {
                 let app = owner.parse::<AppName>().ok();
                 let view = self.view.load();
                 let own = app
-                    .and_then(|app| view.app(&app).map(|app| app.org == principal.org))
+                    .and_then(|app| view.app(&app).map(|app| principal.reaches(&app.org, &app.id)))
                     .unwrap_or(false);
                 decide(own)
             }
@@ -181,6 +181,7 @@ mod tests {
             org: "one".parse().unwrap(),
             network: "default".to_owned(),
             network_id: 1,
+            role: None,
             created_at: Timestamp::UNIX_EPOCH,
         };
         let mut view = View::default();

@@ -13,16 +13,19 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
 use perch_types::api::{
     App, AppLogAttributes, AppLogEntry, AppLogs, AppLogsMeta, Apps, CheckState, CheckStatus,
-    CreateApp, CreateMachineRequest, Done, ExecResponse, ExitEvent, ExitRequest, HostStatus,
-    ImageInfo, Images, LogRecord, LogStream, Machine, MachineEvent, Organization, Platform,
-    StartResponse, TokenInfo, TokensCurrent, WaitResponse,
+    CreateApp, CreateMachineRequest, CreatedToken, Done, ExecResponse, ExitEvent, ExitRequest,
+    HostStatus, ImageInfo, Images, Lease, LeaseReleased, LeaseReply, LogRecord, LogStream, Machine,
+    MachineEvent, MachineVersion, Organization, Platform, StartResponse, TokenInfo, TokensCurrent,
+    UpdateMetadata, WaitResponse,
 };
 use perch_types::build::{BUILD_HEADER, BuildEvent};
 use perch_types::exec::{ExecExit, Frame, UPGRADE, decode, encode};
 use perch_types::id::{InstanceId, ulid};
 use perch_types::image::ImageRef;
+use perch_types::labels::LabelChange;
+use perch_types::secrets::{AppSecret, AppSecrets, UpdateSecrets, UpdatedSecrets};
 use perch_types::{
-    ApiError, Code, MachineConfig, MachineId, MachineState, OrgSlug, Region, Timestamp,
+    ApiError, Code, MachineConfig, MachineId, MachineState, OrgSlug, Region, Secret, Timestamp,
 };
 use serde::Serialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -67,6 +70,8 @@ pub(crate) struct World {
     pub(crate) log: Vec<String>,
     /// What the edge answers; 0 is nothing at all.
     pub(crate) edge_status: u16,
+    /// The lease that every machine has.
+    pub(crate) lease: Option<Lease>,
     /// Every call, in order.
     pub(crate) calls: Vec<String>,
     /// The bodies of builds.
@@ -75,6 +80,9 @@ pub(crate) struct World {
     pub(crate) build_requests: Vec<String>,
     /// The bodies of machine creations and updates.
     pub(crate) requests: Vec<CreateMachineRequest>,
+    /// The app's secrets.
+    pub(crate) secrets: BTreeMap<String, String>,
+    secrets_version: u64,
     counter: u64,
     port: u16,
 }
@@ -142,6 +150,7 @@ impl World {
             },
             created_at: Timestamp::from_unix_ms(THEN),
             hostname: format!("{name}.localhost"),
+            app_role: None,
         };
         self.apps.insert(name.to_owned(), app.clone());
         app
@@ -173,6 +182,7 @@ impl World {
             nonce: None,
             host_status: HostStatus::Ok,
             cordoned: false,
+            secrets_version: None,
         };
         self.machines.push(machine);
         MachineId::from_bits(self.counter)
@@ -294,6 +304,7 @@ async fn serve(State(fake): State<Fake>, request: Request) -> Response {
             }
             machines(&mut world, &parts.method, rest, &body)
         }
+        ["v1", "apps", _, "secrets"] => secrets(&mut world, &parts.method, &body),
         ["v1", "apps", _, "builds"] => {
             world.contexts.push(body);
             let header = parts.headers.get(BUILD_HEADER).unwrap().to_str().unwrap().to_owned();
@@ -302,6 +313,31 @@ async fn serve(State(fake): State<Fake>, request: Request) -> Response {
         }
         rest => platform(&mut world, &parts.method, rest, &body),
     }
+}
+
+fn secrets(world: &mut World, method: &Method, body: &Bytes) -> Response {
+    if method == Method::POST {
+        let update: UpdateSecrets = serde_json::from_slice(body).unwrap();
+        for (name, value) in update.values {
+            match value {
+                Some(value) => world.secrets.insert(name, value.expose().to_owned()),
+                None => world.secrets.remove(&name),
+            };
+        }
+        world.secrets_version += 1;
+    }
+    let version = world.secrets_version;
+    let secrets = world.secrets.keys().map(|name| AppSecret {
+        name: name.clone(),
+        digest: "0011223344556677".to_owned(),
+        created_at: Timestamp::from_unix_ms(THEN),
+        updated_at: Timestamp::from_unix_ms(THEN),
+    });
+    let secrets = secrets.collect();
+    if method == Method::POST {
+        return json(200, &UpdatedSecrets { secrets, version, version_older: version });
+    }
+    json(200, &AppSecrets { secrets, version })
 }
 
 fn edge(world: &World, headers: &HeaderMap) -> Response {
@@ -354,19 +390,37 @@ fn platform(world: &mut World, method: &Method, path: &[&str], body: &Bytes) -> 
             },
         ),
         ("POST", ["v1", "images", "bootstrap"]) => lines(world.build.clone()),
-        ("GET", ["v1", "tokens", "current"]) => json(
+        ("GET", ["v1", "tokens", "current"]) => {
+            json(200, &TokensCurrent { tokens: vec![token_info("tok_1", "admin")] })
+        }
+        ("POST", ["v1", "apps", _, "deploy_token"]) => json(
             200,
-            &TokensCurrent {
-                tokens: vec![TokenInfo {
-                    token_id: "tok_1".to_owned(),
-                    org_slug: OrgSlug::personal(),
-                    name: "admin".to_owned(),
-                    expires_at: None,
-                }],
+            &CreatedToken {
+                token: Secret::new("perch_deploy_text"),
+                token_id: "0123456789ab".to_owned(),
+                expires_at: Some(Timestamp::from_unix_ms(THEN)),
             },
         ),
+        ("GET", ["v1", "apps", _, "tokens"]) => {
+            json(200, &TokensCurrent { tokens: vec![token_info("0123456789ab", "ci")] })
+        }
+        ("DELETE", ["v1", "apps", _, "tokens", _]) => StatusCode::NO_CONTENT.into_response(),
         ("GET", ["api", "v1", "apps", _, "logs"]) => app_logs(world),
         _ => refusal(&ApiError::new(Code::NotFound, "no such path")),
+    }
+}
+
+fn token_info(id: &str, name: &str) -> TokenInfo {
+    TokenInfo {
+        token_id: id.to_owned(),
+        organization: "personal".to_owned(),
+        org_slug: OrgSlug::personal(),
+        apps: Vec::new(),
+        user: String::new(),
+        restricted_to_machine: String::new(),
+        source_machine_id: String::new(),
+        name: name.to_owned(),
+        expires_at: None,
     }
 }
 
@@ -437,7 +491,30 @@ fn one_machine(world: &mut World, call: (&str, &[&str]), id: &MachineId, body: &
             let previous_state = MachineState::Stopped;
             json(200, &StartResponse { previous_state, migrated: false, new_host: String::new() })
         }
-        ("POST", ["stop" | "restart"]) => json(200, &Done { ok: true }),
+        ("POST", ["stop" | "restart" | "cordon" | "uncordon"]) => json(200, &Done { ok: true }),
+        (method, ["lease"]) => match (method, world.lease.take()) {
+            ("DELETE", Some(_)) => json(200, &LeaseReleased::default()),
+            ("GET", Some(lease)) => {
+                world.lease = Some(lease.clone());
+                json(200, &LeaseReply::from(lease))
+            }
+            _ => refusal(&ApiError::new(Code::LeaseNotFound, "lease not found")),
+        },
+        (method, ["metadata"]) => {
+            let machine = world.machines.iter_mut().find(|it| it.id == *id).unwrap();
+            let labels = &mut machine.config.metadata;
+            if method == "GET" {
+                return json(200, labels);
+            }
+            let UpdateMetadata { metadata, .. } = serde_json::from_slice(body).unwrap();
+            LabelChange::Merge { labels: metadata }.apply(labels);
+            StatusCode::NO_CONTENT.into_response()
+        }
+        ("GET", ["versions"]) => {
+            let machine = world.machine(id).unwrap().clone();
+            let (version, user_config) = (machine.version, machine.config);
+            json(200, &[MachineVersion { version, user_config }])
+        }
         ("POST", ["exec"]) => json(
             200,
             &ExecResponse {

@@ -121,3 +121,31 @@ fn as_many_are_updated_at_once_as_the_file_allows() {
     assert_eq!(plan.batches, [1, 2, 1, 1, 1, 1, 1]);
     insta::assert_snapshot!(plan);
 }
+
+#[test]
+fn a_machine_with_a_mount_is_made_with_its_volume_and_an_update_keeps_the_one_it_has() {
+    let file = format!("{WEB}[mounts]\nsource = 'data'\ndestination = '/data'\n");
+    let plan = planned(&[], &file);
+    let [Op::Create { request, volumes, .. }] = plan.ops.as_slice() else {
+        panic!("{plan}");
+    };
+    assert_eq!((volumes[0].name.as_str(), volumes[0].size_gb), ("data", Some(1)));
+    assert_eq!(volumes[0].region.as_deref(), Some("local"));
+    assert_eq!((request.config.mounts[0].name.as_str(), request.config.mounts.len()), ("data", 1));
+
+    let mut with = deployed("app", "1");
+    let mut mount = request.config.mounts[0].clone();
+    mount.volume = "vol_0123456789abcdef".to_owned();
+    with.mounts = vec![mount.clone()];
+    let plan = planned(
+        &[(MachineState::Started, with), (MachineState::Started, deployed("app", "1"))],
+        &file,
+    );
+    let [Op::Update { request, volumes, .. }, Op::Update { volumes: lacking, .. }] =
+        plan.ops.as_slice()
+    else {
+        panic!("{plan}");
+    };
+    assert_eq!((&request.config.mounts, volumes.len()), (&vec![mount], 0));
+    assert_eq!(lacking.len(), 1);
+}

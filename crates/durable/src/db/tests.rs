@@ -270,3 +270,41 @@ fn work_that_frees_space_survives_being_the_first_to_meet_the_full_disk() {
     assert!(noted(&db, "stop").is_some());
     assert!(db.is_full());
 }
+
+#[test]
+fn a_copy_is_of_one_moment_though_the_owner_writes_on() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("host.db");
+    let db = Db::open(&path, &[]).unwrap();
+    note(&db, "before", "yes").wait().unwrap();
+    let frozen = Frozen::open(&path).unwrap();
+    for n in 0..100 {
+        note(&db, &format!("after {n}"), &"x".repeat(10_000)).wait().unwrap();
+    }
+    let copy = folder.path().join("copy.db");
+    frozen.copy_to(&copy).unwrap();
+    assert!(matches!(frozen.copy_to(&copy), Err(Error::Open { .. })), "never over another file");
+    drop(frozen);
+    note(&db, "last", "yes").wait().unwrap();
+    let copied = Db::open(&copy, &[]).unwrap();
+    let names = copied.read(|snapshot| NOTES.list(snapshot)).unwrap().records;
+    assert_eq!(names, [("before".to_owned(), "yes".to_owned())]);
+    assert!(noted(&db, "last").is_some());
+}
+
+#[test]
+fn a_damaged_file_is_not_copied_in_silence() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("host.db");
+    let db = Db::open(&path, &[]).unwrap();
+    for n in 0..100 {
+        note(&db, &n.to_string(), &"x".repeat(1000)).wait().unwrap();
+    }
+    drop(db);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let length = bytes.len();
+    bytes.get_mut(length - 4096..).unwrap().fill(0xa5);
+    std::fs::write(&path, bytes).unwrap();
+    let copied = Frozen::open(&path).unwrap().copy_to(folder.path().join("copy.db"));
+    assert!(matches!(copied, Err(Error::Damaged { .. } | Error::Sql { .. })), "{copied:?}");
+}

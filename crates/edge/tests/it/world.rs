@@ -161,7 +161,9 @@ fn host_machine(record: &MachineRecord) -> HostMachine {
         updated_at: record.updated_at,
         events: Vec::new(),
         checks: Vec::new(),
+        secrets_version: None,
         failure: None,
+        given_up: None,
     }
 }
 
@@ -188,6 +190,7 @@ pub(crate) fn machine(id: u64, app: &str, state: MachineState, port: u16) -> Mac
         skip_dns: false,
         image: "web:1".to_owned(),
         cpus: 1,
+        cpu_kind: Default::default(),
         memory_mb: 256,
         created_at: Timestamp::UNIX_EPOCH,
         updated_at: Timestamp::UNIX_EPOCH,
@@ -299,6 +302,7 @@ async fn put_app(store: &dyn Store, app: &str, number: u64) {
         org: org.clone(),
         network: "default".to_owned(),
         network_id: 1,
+        role: None,
         created_at: Timestamp::UNIX_EPOCH,
     };
     put_doc(store, &(org, name), &doc, Expected::Absent).await.unwrap();

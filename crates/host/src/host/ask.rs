@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perch_runtime::{ExecStream, GuestExec, Instance};
-use perch_types::api::{ExecRequest, ExecResponse};
+use perch_types::api::{ExecRequest, ExecResponse, MachineEvent};
 use perch_types::exec::ExecSpec;
 use perch_types::host::{HostMachine, WaitQuery};
-use perch_types::{ApiError, Code, MachineId};
+use perch_types::{ApiError, Code, InstanceId, MachineConfig, MachineId};
 
 use super::Host;
 use crate::effects::Fault;
@@ -32,6 +32,44 @@ enum Goal {
     Ready,
 }
 
+/// What a wait waits for, and from when on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Asked {
+    goals: Vec<Goal>,
+    instance: Option<InstanceId>,
+    from_event: Option<String>,
+}
+
+impl Asked {
+    fn parse(query: &WaitQuery) -> Result<Self, ApiError> {
+        let words = query.states.split(',').map(str::trim).filter(|word| !word.is_empty());
+        let goals: Vec<Goal> = words.map(Goal::parse).collect::<Result<_, _>>()?;
+        if goals.is_empty() {
+            return Err(ApiError::new(Code::InvalidRequest, "states: name at least one"));
+        }
+        let (instance, from_event) = (query.instance.clone(), query.from_event.clone());
+        Ok(Self { goals, instance, from_event })
+    }
+
+    /// Returns whether the machine is, or since the event was, what is waited for.
+    fn is_reached(&self, machine: &HostMachine) -> bool {
+        if self.instance.as_ref().is_some_and(|instance| machine.instance != *instance) {
+            return false;
+        }
+        let is_now = self.goals.iter().any(|goal| goal.is_reached(machine));
+        let Some(from) = &self.from_event else {
+            return is_now;
+        };
+        let known = machine.events.iter().position(|event| event.id == *from);
+        // One that is not kept any more lies before all that are.
+        let newer = &machine.events[..known.unwrap_or(machine.events.len())];
+        let before = known.and_then(|index| machine.events.get(index));
+        let moved_on = before.is_none_or(|event| event.status != machine.state.as_str());
+        (is_now && (moved_on || !newer.is_empty()))
+            || newer.iter().any(|event| self.goals.iter().any(|goal| goal.is_told_by(event)))
+    }
+}
+
 impl Goal {
     fn parse(word: &str) -> Result<Self, ApiError> {
         match word {
@@ -51,38 +89,36 @@ impl Goal {
             Self::Ready => machine.ready,
         }
     }
+
+    /// Returns whether an event says that it was reached.
+    fn is_told_by(self, event: &MachineEvent) -> bool {
+        match self {
+            Self::State(state) => event.status == state.as_str(),
+            Self::Settled | Self::Ready => false,
+        }
+    }
 }
 
 impl Host {
     /// Waits until a machine reaches one of some states.
     ///
     /// # Errors
-    /// [`Code::DeadlineExceeded`] when it does not in time, [`Code::MachineNotFound`] when it goes.
+    /// [`Code::DeadlineExceeded`] when it does not in time, [`Code::MachineNotFound`] when it is
+    /// destroyed and that was not waited for.
     pub async fn wait(&self, id: &MachineId, query: &WaitQuery) -> Result<HostMachine, ApiError> {
-        let goals: Vec<Goal> = query
-            .states
-            .split(',')
-            .map(str::trim)
-            .filter(|word| !word.is_empty())
-            .map(Goal::parse)
-            .collect::<Result<_, _>>()?;
-        if goals.is_empty() {
-            return Err(ApiError::new(Code::InvalidRequest, "states: name at least one"));
-        }
+        let asked = Asked::parse(query)?;
         let mut follow = self.shared.machine(id)?.follow();
         let reached = async {
+            // Nothing comes after its destruction.
             let found = follow.wait_for(|published| {
-                let machine = &published.machine;
-                let version =
-                    query.instance.as_ref().is_none_or(|instance| machine.instance == *instance);
-                version && goals.iter().any(|goal| goal.is_reached(machine))
+                asked.is_reached(&published.machine) || published.machine.state == State::Destroyed
             });
             found.await.map(|published| published.machine.clone())
         };
         let limit = Duration::from_millis(query.timeout_ms.min(WAIT_MS_MAX));
         match tokio::time::timeout(limit, reached).await {
-            Ok(Ok(machine)) => Ok(machine),
-            Ok(Err(_)) => Err(ApiError::machine_not_found(id.as_str())),
+            Ok(Ok(machine)) if asked.is_reached(&machine) => Ok(machine),
+            Ok(Ok(_) | Err(_)) => Err(ApiError::machine_not_found(id.as_str())),
             Err(_) => Err(ApiError::new(
                 Code::DeadlineExceeded,
                 format!("deadline_exceeded: machine did not reach {} in time", query.states),
@@ -168,20 +204,40 @@ impl Host {
         &self.shared.config.region
     }
 
-    /// Returns the boot of a machine that runs. After a restart of the agent it may be under
-    /// adoption still: that is waited for.
-    async fn running(&self, id: &MachineId) -> Result<Arc<dyn Instance>, ApiError> {
+    /// Returns the boot of a machine that runs and is not frozen.
+    pub(crate) async fn running(&self, id: &MachineId) -> Result<Arc<dyn Instance>, ApiError> {
+        let (instance, _) = self.alive(id).await?;
+        let state = self.shared.machine(id)?.published().machine.state;
+        // What is frozen would run a program only once the machine goes on.
+        if matches!(state, State::Suspending | State::Suspended) {
+            return Err(no_program(state));
+        }
+        Ok(instance)
+    }
+
+    /// Returns the boot of a machine that runs or is suspended, and its configuration. After a
+    /// restart of the agent it may be under adoption still: that is waited for.
+    pub(super) async fn alive(
+        &self,
+        id: &MachineId,
+    ) -> Result<(Arc<dyn Instance>, MachineConfig), ApiError> {
         let mut follow = self.shared.machine(id)?.follow();
         let adopted = follow.wait_for(|published| {
-            published.instance.is_some() || published.machine.state != State::Started
+            let state = published.machine.state;
+            published.instance.is_some() || !matches!(state, State::Started | State::Suspended)
         });
         // Too late, or its task has ended: what it is then says the rest.
         drop(tokio::time::timeout(ADOPTION_TIMEOUT, adopted).await);
         let published = self.shared.machine(id)?.published();
-        published.instance.clone().ok_or_else(|| {
-            let state = published.machine.state;
-            ApiError::new(Code::WrongState, format!("machine is {state}: no program can run in it"))
-                .with_hint("start it first")
-        })
+        let instance =
+            published.instance.clone().ok_or_else(|| no_program(published.machine.state))?;
+        Ok((instance, published.machine.config.clone()))
     }
 }
+
+fn no_program(state: State) -> ApiError {
+    ApiError::new(Code::WrongState, format!("machine is {state}: no program runs in it"))
+        .with_hint("start it first")
+}
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use perch_durable::{Db, OpenRun};
 use perch_oci::{Client, ClientConfig, Credentials, Endpoint, ImageStore, StoreConfig};
 use perch_runtime::{SandboxRuntime, sandbox};
+use perch_types::Timestamp;
 use perch_types::image::PLATFORM_REGISTRY;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
@@ -27,8 +28,12 @@ use crate::layers::{Cloning, Layers};
 use crate::mounts::Mounts;
 use crate::networks::KernelNetworks;
 use crate::schema::{HOST, HostRow, ONLY, QUEUES, RECORDS};
+use crate::secrets::{AppKeys, SealedSecrets};
 use crate::shared::{Begin, Shared};
+use crate::volumes::pool::{Pool, PoolConfig};
 
+/// The host's own file in its data folder.
+const STATE_FILE: &str = "host.db";
 /// How far apart the generations of two starts of the agent are, in bits.
 const STARTS_SHIFT: u32 = 32;
 
@@ -39,6 +44,8 @@ pub struct Deps {
     pub clock: Arc<dyn Clock>,
     /// The directory.
     pub store: Arc<dyn Store>,
+    /// Gives the keys of apps.
+    pub keys: Arc<dyn AppKeys>,
 }
 
 impl Host {
@@ -59,6 +66,9 @@ impl Host {
         });
         let mounts = Mounts::open(&config.run_dir.join("images"))
             .map_err(|source| Error::Mounts { source })?;
+        let pool = PoolConfig { guard: config.monitor.clone(), ..config.pool.clone() };
+        let pool = Pool::open(&config.data_dir.join("volumes"), pool)
+            .map_err(|source| Error::Pool { source })?;
         let networks = KernelNetworks::open(config.network.clone())
             .await
             .map_err(|source| Error::Network { source })?;
@@ -68,10 +78,18 @@ impl Host {
             init: config.init.clone(),
             cgroup: config.cgroup.clone(),
         });
+        let secrets = SealedSecrets::open(
+            config.data_dir.join("secrets"),
+            Arc::clone(&deps.store),
+            deps.keys,
+            Arc::clone(&deps.clock),
+        )?;
         let effects = Effects {
             images: Arc::new(images),
             rootfs: Arc::new(layers),
             networks: Arc::new(networks),
+            volumes: Arc::new(pool),
+            secrets: Arc::new(secrets),
             runtime: Arc::new(runtime),
             clock: deps.clock,
         };
@@ -88,9 +106,25 @@ impl Host {
         store: Option<Arc<dyn Store>>,
         findings: Vec<String>,
     ) -> Result<Self, Error> {
+        Self::start_telling(config, effects, store, findings, || {}).await
+    }
+
+    /// As [`Host::start_with`]. `committed` is called after every commit of the state file, before
+    /// anybody hears of it: a test can end the process there.
+    ///
+    /// # Errors
+    /// As [`Host::start_with`].
+    pub async fn start_telling(
+        config: Config,
+        effects: Effects,
+        store: Option<Arc<dyn Store>>,
+        findings: Vec<String>,
+        committed: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
         make_folders(&config)?;
-        let path = config.data_dir.join("host.db");
-        let db = Db::open(&path, &[]).map_err(|source| Error::State { source })?;
+        let db = Db::open(config.data_dir.join(STATE_FILE), &[])
+            .map_err(|source| Error::State { source })?;
+        db.on_commit(committed);
         let server_boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .map(|text| text.trim().to_owned())
             .unwrap_or_default();
@@ -103,7 +137,7 @@ impl Host {
             creating: Arc::default(),
             loops: Arc::new(Mutex::new(JoinSet::new())),
         };
-        let known = host.recover()?;
+        let known = host.recover().await?;
         host.remove_leaks(&known).await;
         host.start_loops(store).await;
         Ok(host)
@@ -112,13 +146,14 @@ impl Host {
     async fn start_loops(&self, store: Option<Arc<dyn Store>>) {
         let mut loops = self.loops.lock().await;
         loops.spawn(crate::tend::tend(Arc::clone(&self.shared)));
+        loops.spawn(crate::volumes::tend::tend(Arc::clone(&self.shared)));
         if let Some(store) = store {
             loops.spawn(crate::publish::publish(Arc::clone(&self.shared), store));
         }
     }
 
     /// Starts the tasks of all machines, each with what it was doing.
-    fn recover(&self) -> Result<BTreeSet<MachineId>, Error> {
+    async fn recover(&self) -> Result<BTreeSet<MachineId>, Error> {
         let shared = &self.shared;
         let state = |source| Error::State { source };
         let records = shared.db.read(|snapshot| RECORDS.list(snapshot)).map_err(state)?;
@@ -126,6 +161,7 @@ impl Host {
         let recovered = shared.journal.unfinished().map_err(state)?;
         let mut runs: BTreeMap<String, OpenRun> =
             recovered.runs.into_iter().map(|run| (run.state().owner.clone(), run)).collect();
+        shared.recover_volumes(&mut runs).await?;
         let mut queues: BTreeMap<MachineId, _> = queues.records.into_iter().collect();
         // One record that cannot be read takes down nothing but its own machine, and nothing of
         // that machine is removed.
@@ -197,6 +233,34 @@ async fn begin(db: &Db, id: HostId, server_boot: String) -> Result<(HostRow, boo
         })
         .await;
     begun.map_err(|source| Error::State { source })
+}
+
+/// Prepares a state file that came out of a backup: the agent begins as after a restart of the
+/// server, and with an incarnation that nobody has seen, because what it said after the backup was
+/// taken is known to others. Seconds since 1970 also tell two restorations of one backup apart.
+///
+/// # Errors
+/// When the file cannot be used, or a newer release wrote it.
+pub async fn take_restored_state(data_dir: &Path, now: Timestamp) -> Result<(), Error> {
+    let path = data_dir.join(STATE_FILE);
+    if !path.is_file() {
+        return Ok(());
+    }
+    let state = |source| Error::State { source };
+    let db = Db::open(path, &[]).map_err(state)?;
+    let written: Result<(), perch_durable::Error> = db
+        .write(move |tx| {
+            let only = ONLY.to_owned();
+            let Some(mut row) = HOST.get(tx, &only)? else {
+                return Ok(());
+            };
+            let seconds = u64::try_from(now.unix_s()).unwrap_or_default();
+            row.incarnation = row.incarnation.saturating_add(1).max(seconds);
+            row.server_boot = String::new();
+            HOST.put(tx, &only, &row)
+        })
+        .await;
+    written.map_err(state)
 }
 
 fn make_folders(config: &Config) -> Result<(), Error> {

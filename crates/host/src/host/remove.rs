@@ -96,6 +96,7 @@ impl Host {
         let effects = &self.shared.effects;
         let remains = |fault: crate::effects::Fault| Error::Remains(fault.to_string());
         effects.images.unmount_unused(&|_| false).await.map_err(remains)?;
+        effects.volumes.teardown().await.map_err(remains)?;
         effects.networks.teardown().await.map_err(remains)?;
         remove_cgroups(&self.shared.config.cgroup).await;
         self.shutdown().await;

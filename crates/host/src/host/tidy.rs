@@ -1,18 +1,19 @@
 //! Images that no machine names: noted when they were last used, unmounted, and deleted when the
-//! cache is over its cap.
+//! cache is over its cap. Secrets of apps without a machine: what was kept of them is removed.
 //!
 //! Never deletes while a machine's record cannot be read: nobody knows what that one names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
-use perch_types::ApiError;
 use perch_types::api::Pruned;
 use perch_types::image::Digest;
+use perch_types::{ApiError, AppName, OrgSlug};
 
 use super::Host;
 use crate::cache::{CachePolicy, Unused, to_delete};
 use crate::effects::{CachedImage, Fault};
+use crate::machine::state::State;
 use crate::schema::IMAGE_USES;
 use crate::shared::Shared;
 
@@ -41,6 +42,13 @@ impl Shared {
         if self.has_unreadable.load(Ordering::Acquire) {
             return Ok(Pruned::default());
         }
+        let is_named_app = |org: &OrgSlug, app: &AppName| {
+            self.all().iter().any(|handle| {
+                let machine = &handle.published().machine;
+                machine.org == *org && machine.app == *app && machine.state != State::Destroyed
+            })
+        };
+        self.effects.secrets.forget_unused(&is_named_app).await.map_err(refused)?;
         let is_named = |digest: &Digest| self.names_image(digest);
         images.unmount_unused(&is_named).await.map_err(refused)?;
         let stored = images.list().await.map_err(refused)?;

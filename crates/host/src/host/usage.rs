@@ -41,7 +41,13 @@ impl Host {
         };
         let config = &self.shared.config;
         let (data, others) = (config.data_dir.clone(), config.others.clone());
-        let measured = tokio::task::spawn_blocking(move || measure(&data, &others)).await;
+        let (pool, count) = (config.pool.dir.clone(), self.shared.volumes.all().len() as u64);
+        let measured = tokio::task::spawn_blocking(move || {
+            let mut uses = measure(&data, &others);
+            uses.push(volumes(&data, pool.as_deref(), count));
+            uses
+        })
+        .await;
         let mut uses = vec![images];
         uses.extend(
             measured.map_err(|_| ApiError::new(Code::Internal, "the account was given up"))?,
@@ -79,6 +85,17 @@ fn measure(data: &Path, others: &[(String, PathBuf)]) -> Vec<DiskUse> {
     ];
     uses.extend(others.iter().map(|(name, path)| kind(name, None, sum(path, &|_| true).bytes)));
     uses
+}
+
+/// Returns what volumes take: the pool's own image, or the files in the operator's folder.
+fn volumes(data: &Path, dir: Option<&Path>, count: u64) -> DiskUse {
+    let own = data.join("volumes/pool.img");
+    let bytes = match dir {
+        Some(dir) => sum(dir, &|_| true).bytes,
+        None => std::fs::symlink_metadata(own)
+            .map_or(0, |found| found.blocks().saturating_mul(BLOCK_BYTES)),
+    };
+    DiskUse { kind: "volumes".to_owned(), count: Some(count), bytes, reclaimable_bytes: 0 }
 }
 
 /// Returns what files below a folder take; what goes away meanwhile is passed over.

@@ -5,7 +5,9 @@
 
 mod begin;
 mod fact;
+mod queue;
 mod recover;
+mod timers;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -23,13 +25,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub use recover::Origin;
+use timers::Due;
 
 use super::plan::Intent;
 use super::ready;
 use super::record::{Readiness, Record, host_machine, machine_record};
 use super::run::{CloseGate, Input, Work};
 use super::state::{Admission, Command, Fact, State, admit};
-use crate::schema::{self, Queued};
+use super::suspend;
+use crate::schema::Queued;
 use crate::shared::Shared;
 
 /// Commands that may wait for the task of a machine.
@@ -38,9 +42,6 @@ const INBOX_MAX: usize = 16;
 const FACTS_MAX: usize = 16;
 /// How long a destroyed machine can still be asked about.
 pub const DESTROYED_KEPT: Duration = Duration::from_secs(600);
-/// How long a run that cannot go on waits before it tries again.
-const PARKED_PAUSE: Duration = Duration::from_secs(30);
-
 /// What others see of a machine.
 #[derive(Debug, Clone)]
 pub struct Published {
@@ -60,6 +61,7 @@ pub struct Handle {
     /// Which machine.
     pub id: MachineId,
     inbox: mpsc::Sender<Message>,
+    facts: mpsc::Sender<Fact>,
     published: watch::Receiver<Arc<Published>>,
 }
 
@@ -88,6 +90,11 @@ impl Handle {
         let published = self.published.borrow();
         let is_there = published.machine.state != State::Destroyed;
         if is_there { published.images.clone() } else { Vec::new() }
+    }
+
+    /// Tells the machine's task a fact that will be told again; one that is busy misses it.
+    pub(crate) fn tell(&self, fact: Fact) {
+        drop(self.facts.try_send(fact));
     }
 
     /// Gives the machine a command; returns once it is journaled.
@@ -142,6 +149,10 @@ pub struct Actor {
     inbox: mpsc::Receiver<Message>,
     published: watch::Sender<Arc<Published>>,
     watchers: Vec<Task>,
+    /// When a destroyed machine is forgotten, by the boot clock.
+    forget_boot_ms: Option<u64>,
+    /// When this task began, by the boot clock.
+    began_boot_ms: u64,
 }
 
 impl std::fmt::Debug for Actor {
@@ -156,7 +167,7 @@ enum Wake {
     RunEnded(Box<Finished>),
     CloseGate(CloseGate),
     Message(Message),
-    Timer,
+    Due(Due),
     Stopping,
 }
 
@@ -181,7 +192,12 @@ impl Actor {
         let (inbox_sender, inbox) = mpsc::channel(INBOX_MAX);
         let (fact_sender, facts) = mpsc::channel(FACTS_MAX);
         let (gate_sender, gate) = mpsc::channel(1);
-        let handle = Handle { id: record.id.clone(), inbox: inbox_sender, published: follow };
+        let handle = Handle {
+            id: record.id.clone(),
+            inbox: inbox_sender,
+            facts: fact_sender.clone(),
+            published: follow,
+        };
         let actor = Self {
             shared: Arc::clone(shared),
             record,
@@ -198,8 +214,10 @@ impl Actor {
             inbox,
             published,
             watchers: Vec::new(),
+            forget_boot_ms: None,
+            began_boot_ms: shared.effects.clock.boot_ms(),
         };
-        tokio::spawn(actor.serve(origin));
+        shared.tasks.spawn(actor.serve(origin));
         Ok(handle)
     }
 
@@ -215,8 +233,8 @@ impl Actor {
                 Wake::RunEnded(finished) => self.run_ended(*finished).await,
                 Wake::CloseGate(reply) => self.close_gate(reply),
                 Wake::Message(message) => self.message(message).await,
-                Wake::Timer => {
-                    if self.timer().await {
+                Wake::Due(due) => {
+                    if self.due(due).await {
                         break;
                     }
                 }
@@ -227,7 +245,7 @@ impl Actor {
 
     async fn wake(&mut self) -> Wake {
         let stopping = self.shared.stopping.clone();
-        let timer = self.until_timer();
+        let timer = self.until_due();
         let idle = self.run.is_none() && self.parked.is_none();
         let running = async {
             match &mut self.run {
@@ -246,42 +264,8 @@ impl Actor {
             // While a run is under way it waits for exits itself.
             Some(fact) = self.facts.recv(), if idle => Wake::Fact(fact),
             Some(message) = self.inbox.recv() => Wake::Message(message),
-            () = sleep_or_never(timer) => Wake::Timer,
+            due = sleep_or_never(timer) => Wake::Due(due),
         }
-    }
-
-    /// Returns how long until something is due without anybody asking.
-    fn until_timer(&self) -> Option<Duration> {
-        if self.run.is_some() {
-            return None;
-        }
-        if self.parked.is_some() {
-            return Some(PARKED_PAUSE);
-        }
-        let now_ms = self.shared.effects.clock.now().unix_ms();
-        let due_ms = if self.record.state == State::Destroyed {
-            let kept_ms = i64::try_from(DESTROYED_KEPT.as_millis()).unwrap_or(i64::MAX);
-            self.record.updated_at.unix_ms().saturating_add(kept_ms)
-        } else {
-            self.record.restart_unix_ms?
-        };
-        let left = u64::try_from(due_ms.saturating_sub(now_ms)).unwrap_or(0);
-        Some(Duration::from_millis(left).min(DESTROYED_KEPT))
-    }
-
-    /// Does what is due; returns whether the machine is no more.
-    async fn timer(&mut self) -> bool {
-        if let Some(id) = self.parked.take() {
-            self.unpark(id).await;
-            return false;
-        }
-        if self.record.state == State::Destroyed {
-            return self.forget().await;
-        }
-        if self.record.restart_unix_ms.is_some() {
-            self.begin_automatic_start().await;
-        }
-        false
     }
 
     async fn message(&mut self, message: Message) {
@@ -294,12 +278,18 @@ impl Actor {
     async fn command(&mut self, queued: Queued) -> Result<Accepted, ApiError> {
         let previous_state = self.record.state;
         let kinds: Vec<Command> = self.queued.iter().map(|one| (&one.command).into()).collect();
-        self.refuse_old(&queued.command)?;
+        self.check(&queued.command)?;
         let admission = match &queued.command {
             host::Command::Update { instance, .. } if *instance == self.record.version.instance => {
                 Admission::AlreadySo
             }
             command => admit(self.record.state, &kinds, command.into()),
+        };
+        let admission = match suspend::refusal(&queued.command, &self.record.version.config) {
+            Some(reason) if admission == Admission::Accept => {
+                Admission::Refuse(reason, Code::PreconditionFailed)
+            }
+            Some(_) | None => admission,
         };
         match admission {
             Admission::Refuse(reason, code) => return Err(ApiError::new(code, reason)),
@@ -307,19 +297,6 @@ impl Actor {
             Admission::Accept => self.accept(queued).await?,
         }
         Ok(Accepted { previous_state, machine: self.published.borrow().machine.clone() })
-    }
-
-    /// A host never runs an epoch older than one it knows.
-    fn refuse_old(&self, command: &host::Command) -> Result<(), ApiError> {
-        match command {
-            host::Command::Update { epoch, .. } if *epoch < self.record.version.epoch => {
-                Err(ApiError::new(
-                    Code::Conflict,
-                    format!("epoch {epoch} is older than {}", self.record.version.epoch),
-                ))
-            }
-            _ => Ok(()),
-        }
     }
 
     async fn accept(&mut self, queued: Queued) -> Result<(), ApiError> {
@@ -336,19 +313,7 @@ impl Actor {
         if self.run.is_none() && self.parked.is_none() && self.queued.is_empty() {
             return self.begin(queued).await;
         }
-        let mut rows: Vec<Queued> = self.queued.iter().cloned().collect();
-        rows.push(queued);
-        let id = self.record.id.clone();
-        let written = rows.clone();
-        self.shared
-            .db
-            .write_reserved(move |tx| schema::put_queue(tx, &id, &written))
-            .await
-            .map_err(|error| self.shared.db_error(&error))?;
-        self.queued = rows.into();
-        let images = images(&self.record, self.queued.make_contiguous());
-        self.published.send_modify(|published| Arc::make_mut(published).images = images);
-        Ok(())
+        self.enqueue(queued).await
     }
 
     /// Cuts short what the command makes pointless.
@@ -363,6 +328,11 @@ impl Actor {
                 self.run = None;
                 self.abandon(id, "another command took its place").await;
             }
+            Intent::Suspend if matches!(command, host::Command::Start) || is_end => {
+                let id = run.id;
+                self.run = None;
+                self.abandon(id, "another command took its place").await;
+            }
             Intent::Stop if matches!(command, host::Command::Destroy { .. }) => {
                 if let Some(instance) = &self.instance {
                     // The run's own wait says whether it worked.
@@ -373,6 +343,8 @@ impl Actor {
             | Intent::Prepare
             | Intent::Start
             | Intent::Stop
+            | Intent::Suspend
+            | Intent::Resume
             | Intent::Settle
             | Intent::Update { .. }
             | Intent::Destroy => {}
@@ -428,6 +400,10 @@ impl Actor {
         ))));
         let probe = ready::Probe::new(&self.shared, &self.record, instance);
         self.readiness = probe.first();
+        // Its sockets are there while it is frozen, and nobody answers.
+        if self.record.is_frozen() {
+            return;
+        }
         self.watchers.push(Task(tokio::spawn(probe.follow(self.fact_sender.clone()))));
     }
 
@@ -450,6 +426,7 @@ impl Actor {
             input,
             instance: self.instance.clone(),
             image: None,
+            secrets_version: None,
             fault: None,
             gate: Some(self.gate_sender.clone()),
         };
@@ -476,7 +453,11 @@ impl Actor {
         let generation = self.shared.next_generation();
         let mut machine = host_machine(&self.record, &self.readiness, generation, &place);
         machine.ready &= !self.gate_closed;
+        self.show_labels(&mut machine);
         let event = if machine.state == State::Destroyed {
+            let kept_ms = u64::try_from(DESTROYED_KEPT.as_millis()).unwrap_or(u64::MAX);
+            let until = self.shared.effects.clock.boot_ms().saturating_add(kept_ms);
+            self.forget_boot_ms.get_or_insert(until);
             self.shared.untidy.store(true, Ordering::Release);
             WatchEvent::Removed { id: machine.id.clone() }
         } else {
@@ -499,9 +480,12 @@ fn images(record: &Record, queued: &[Queued]) -> Vec<Digest> {
     own.chain(coming).filter_map(|image| image.digest.clone()).collect()
 }
 
-async fn sleep_or_never(timer: Option<Duration>) {
+async fn sleep_or_never(timer: Option<(Duration, Due)>) -> Due {
     match timer {
-        Some(timer) => tokio::time::sleep(timer).await,
+        Some((left, due)) => {
+            tokio::time::sleep(left).await;
+            due
+        }
         None => std::future::pending().await,
     }
 }

@@ -3,7 +3,6 @@
 //! Never touches the machine: init gets the result through a socket.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use perch_runtime::{GuestStart, Limits};
@@ -13,6 +12,8 @@ use perch_types::machine_config::{CpuKind, MachineConfig};
 use perch_types::{ApiError, Code, Region, Secret};
 
 use super::processes::{Sources, processes};
+use super::files::{Given, files};
+use super::names::{hostname, hosts, resolv_conf};
 use super::record::{Record, Version};
 
 /// The label that names a machine's process group.
@@ -33,6 +34,8 @@ pub struct Surroundings {
     pub private_ip: Ipv6Addr,
     /// Its private IPv4 address.
     pub private_ipv4: Ipv4Addr,
+    /// The address that its requests to the internet come from, if this server has a public one.
+    pub public_ip: Option<IpAddr>,
     /// The resolvers.
     pub resolvers: Vec<IpAddr>,
 }
@@ -40,15 +43,16 @@ pub struct Surroundings {
 /// Returns everything that the program of a version is started with.
 ///
 /// # Errors
-/// When neither the image nor the configuration names a program.
+/// When neither the image nor the configuration names a program, or a file has no content.
 pub fn guest_start(
     record: &Record,
     version: &Version,
     image: &ImageConfig,
     around: &Surroundings,
+    given: &Given,
 ) -> Result<GuestStart, ApiError> {
     let argv = argv(&version.config, image);
-    let sources = Sources { record, version, around, secrets: &BTreeMap::new() };
+    let sources = Sources { record, version, around, secrets: &given.secrets };
     let processes = processes(sources, image)?;
     if argv.is_empty() && processes.is_empty() {
         return Err(ApiError::new(
@@ -57,20 +61,21 @@ pub fn guest_start(
         )
         .with_hint("set `init.exec` or `init.cmd`, or give the image a CMD"));
     }
-    let env = environment(record, version, image, around);
+    let config = &version.config;
     Ok(GuestStart {
         argv,
-        env: env.into_iter().map(|(name, value)| (name, Secret::new(value))).collect(),
+        env: environment(record, version, image, (around, given)),
         user: image.user.clone(),
         cwd: image.working_dir.clone(),
         tty: version.config.init.tty,
-        hostname: Some(record.id.to_string()),
-        hosts: Some(hosts(record, around)),
-        resolv_conf: Some(resolv_conf(&around.resolvers)),
         processes,
         stop_signal: version.config.stop_signal().number(),
         stop_grace_ms: u64::try_from(version.config.stop_timeout().get().as_millis())
             .unwrap_or(u64::MAX),
+        hostname: Some(format!("{}\n", hostname(&record.id, config))),
+        hosts: Some(hosts(&record.id, config, around)),
+        resolv_conf: Some(resolv_conf(config, around)),
+        files: files(&config.files, given)?,
     })
 }
 
@@ -86,19 +91,23 @@ pub(super) fn argv(config: &MachineConfig, image: &ImageConfig) -> Vec<String> {
     entrypoint.iter().chain(cmd).cloned().collect()
 }
 
-/// Returns the environment; a later one wins: image, machine, platform (contract 5.4).
+/// Returns the environment; a later one wins: image, machine, secrets, platform (contract 5.4).
 fn environment(
     record: &Record,
     version: &Version,
     image: &ImageConfig,
-    around: &Surroundings,
-) -> BTreeMap<String, String> {
+    (around, given): (&Surroundings, &Given),
+) -> BTreeMap<String, Secret> {
     let config = &version.config;
-    let mut env = image.env.clone();
-    env.extend(config.env.clone());
+    let mut env: BTreeMap<String, Secret> = BTreeMap::new();
+    for (name, value) in image.env.iter().chain(&config.env) {
+        env.insert(name.clone(), Secret::new(value.as_str()));
+    }
+    env.extend(given.secrets.clone());
     let group = config.metadata.get(PROCESS_GROUP_LABEL).map(String::as_str);
     let named = config.env.get("FLY_PROCESS_GROUP").map(String::as_str);
-    let platform = [
+    let own = |name: &str| config.env.get(&format!("{}{name}", names::PREFIXES[0])).cloned();
+    let mut platform = vec![
         (names::APP_NAME, record.app.to_string()),
         (names::MACHINE_ID, record.id.to_string()),
         (names::ALLOC_ID, record.id.to_string()),
@@ -109,12 +118,17 @@ fn environment(
         (names::PROCESS_GROUP, group.or(named).unwrap_or(PROCESS_GROUP_DEFAULT).to_owned()),
         (names::VM_MEMORY_MB, config.memory_mb().to_string()),
     ];
+    platform.extend(around.public_ip.map(|address| (names::PUBLIC_IP, address.to_string())));
+    for name in names::SET_BY_CLIENTS {
+        platform.extend(own(name).map(|value| (name, value)));
+    }
     for (name, value) in platform {
         for prefix in names::PREFIXES {
-            env.insert(format!("{prefix}{name}"), value.clone());
+            env.insert(format!("{prefix}{name}"), Secret::new(value.as_str()));
         }
     }
-    env.entry(names::PRIMARY_REGION.to_owned()).or_insert_with(|| around.region.to_string());
+    env.entry(names::PRIMARY_REGION.to_owned())
+        .or_insert_with(|| Secret::new(around.region.as_str()));
     env
 }
 
@@ -134,29 +148,6 @@ pub(super) fn image_text(image: &ImageRef, configured: &str) -> String {
     text
 }
 
-fn hosts(record: &Record, around: &Surroundings) -> String {
-    let id = &record.id;
-    let Surroundings { private_ip, private_ipv4, .. } = around;
-    format!(
-        "127.0.0.1\tlocalhost\n\
-         ::1\tlocalhost ip6-localhost ip6-loopback\n\
-         ff02::1\tip6-allnodes\n\
-         ff02::2\tip6-allrouters\n\
-         {private_ip}\tfly-local-6pn\n\
-         {private_ipv4}\tfly-global-services\n\
-         {private_ipv4}\t{id}\n"
-    )
-}
-
-fn resolv_conf(resolvers: &[IpAddr]) -> String {
-    let mut text = String::new();
-    for resolver in resolvers {
-        // Writing to a String has no way to go wrong.
-        let _infallible = writeln!(text, "nameserver {resolver}");
-    }
-    text
-}
-
 /// Returns what a machine of this configuration may use.
 #[must_use]
 pub fn limits(config: &MachineConfig) -> Limits {
@@ -167,6 +158,7 @@ pub fn limits(config: &MachineConfig) -> Limits {
     };
     Limits {
         memory_bytes: u64::from(config.memory_mb()) * 1024 * 1024,
+        swap_bytes: u64::from(config.swap_mb()) * 1024 * 1024,
         cpu_milli: Some(cpus * SHARED_CPU_MILLI),
         cpu_weight: (cpus * weight).min(10_000),
         ..Limits::default()
@@ -183,6 +175,7 @@ pub(super) mod tests {
             region: "ams".parse().unwrap(),
             private_ip: "fdaa::1:2".parse().unwrap(),
             private_ipv4: Ipv4Addr::new(10, 209, 0, 16),
+            public_ip: None,
             resolvers: vec!["fdaa::3".parse().unwrap(), "10.209.0.1".parse().unwrap()],
         }
     }
@@ -215,7 +208,13 @@ pub(super) mod tests {
     #[test]
     fn a_machine_without_a_program_is_refused_with_a_way_out() {
         let record = record();
-        let error = guest_start(&record, &record.version, &ImageConfig::default(), &around());
+        let error = guest_start(
+            &record,
+            &record.version,
+            &ImageConfig::default(),
+            &around(),
+            &Given::default(),
+        );
         let error = error.unwrap_err();
         assert_eq!(error.code, Code::InvalidValue);
         assert!(error.hint.is_some());
@@ -225,22 +224,33 @@ pub(super) mod tests {
     fn later_environments_win() {
         let mut record = record();
         let image = ImageConfig {
-            env: [("A", "image"), ("B", "image"), ("FLY_REGION", "image")]
+            env: [("A", "image"), ("B", "image"), ("C", "image"), ("FLY_REGION", "image")]
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into(),
             cmd: words("serve"),
             ..ImageConfig::default()
         };
-        record.version.config.env =
-            [("B", "machine"), ("FLY_APP_NAME", "forged"), ("PRIMARY_REGION", "fra")]
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .into();
-        let start = guest_start(&record, &record.version, &image, &around()).unwrap();
+        record.version.config.env = [
+            ("B", "machine"),
+            ("C", "machine"),
+            ("FLY_APP_NAME", "forged"),
+            ("PRIMARY_REGION", "fra"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+        record.version.config.env.insert("FLY_STANDBY_FOR".to_owned(), "another".to_owned());
+        let around =
+            Surroundings { public_ip: Some(Ipv4Addr::new(192, 0, 2, 7).into()), ..around() };
+        let secrets = [("C", "secret"), ("FLY_MACHINE_ID", "secret")];
+        let secrets = secrets.map(|(name, value)| (name.to_owned(), Secret::new(value))).into();
+        let given = Given { secrets, ..Given::default() };
+        let start = guest_start(&record, &record.version, &image, &around, &given).unwrap();
         let env: Vec<String> =
             start.env.iter().map(|(name, value)| format!("{name}={}", value.expose())).collect();
         insta::assert_snapshot!(env.join("\n"), @r"
         A=image
         B=machine
+        C=secret
         FLY_ALLOC_ID=00000000000abc
         FLY_APP_NAME=web
         FLY_IMAGE_REF=web:1
@@ -248,7 +258,9 @@ pub(super) mod tests {
         FLY_MACHINE_VERSION=01HF7YAT000000000000000007
         FLY_PRIVATE_IP=fdaa::1:2
         FLY_PROCESS_GROUP=app
+        FLY_PUBLIC_IP=192.0.2.7
         FLY_REGION=ams
+        FLY_STANDBY_FOR=another
         FLY_VM_MEMORY_MB=256
         PERCH_ALLOC_ID=00000000000abc
         PERCH_APP_NAME=web
@@ -257,17 +269,13 @@ pub(super) mod tests {
         PERCH_MACHINE_VERSION=01HF7YAT000000000000000007
         PERCH_PRIVATE_IP=fdaa::1:2
         PERCH_PROCESS_GROUP=app
+        PERCH_PUBLIC_IP=192.0.2.7
         PERCH_REGION=ams
+        PERCH_STANDBY_FOR=another
         PERCH_VM_MEMORY_MB=256
         PRIMARY_REGION=fra
+        URL=secret
         ");
-        let hosts = start.hosts.unwrap();
-        for line in
-            ["fdaa::1:2\tfly-local-6pn", "10.209.0.16\t00000000000abc", "127.0.0.1\tlocalhost"]
-        {
-            assert!(hosts.lines().any(|found| found == line), "{hosts}");
-        }
-        let resolv_conf = start.resolv_conf.unwrap();
-        assert_eq!(resolv_conf, "nameserver fdaa::3\nnameserver 10.209.0.1\n");
+        assert_eq!(start.hostname.as_deref(), Some("00000000000abc\n"));
     }
 }

@@ -4,7 +4,9 @@
 
 pub mod actor;
 pub mod checks;
+pub mod files;
 pub mod guest;
+pub mod names;
 pub mod plan;
 pub mod processes;
 pub mod ready;
@@ -13,5 +15,6 @@ pub mod restart;
 pub mod run;
 pub mod state;
 mod steps;
+pub mod suspend;
 
 pub use steps::boot::IDS_PER_MACHINE;

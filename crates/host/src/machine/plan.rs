@@ -21,6 +21,10 @@ pub enum Intent {
     Start,
     /// A machine that runs is stopped.
     Stop,
+    /// The processes of a machine that runs are frozen.
+    Suspend,
+    /// The processes of a suspended machine go on.
+    Resume,
     /// A machine ended by itself; what its boot left is removed.
     Settle,
     /// A new version takes the place of the old.
@@ -41,6 +45,8 @@ impl Intent {
             Self::Prepare => "prepare",
             Self::Start => "start",
             Self::Stop => "stop",
+            Self::Suspend => "suspend",
+            Self::Resume => "resume",
             Self::Settle => "settle",
             Self::Update { .. } => "update",
             Self::Destroy => "destroy",
@@ -57,6 +63,8 @@ impl Intent {
             Self::Prepare => "run: prepare",
             Self::Start => "run: start",
             Self::Stop => "run: stop",
+            Self::Suspend => "run: suspend",
+            Self::Resume => "run: resume",
             Self::Settle => "run: settle",
             Self::Update { .. } => "run: update",
             Self::Destroy => "run: destroy",
@@ -72,10 +80,16 @@ pub enum Step {
     Image,
     /// The writable layer is there.
     Rootfs,
+    /// The machine has its volumes.
+    Volume,
     /// No request is under way to the boot that runs.
     Drain,
     /// The boot that runs is ended.
     Stop,
+    /// The processes of the boot that runs stand still.
+    Freeze,
+    /// They go on.
+    Thaw,
     /// The cage of a boot is made, without its program.
     Boot,
     /// The cage is connected.
@@ -94,11 +108,14 @@ pub enum Step {
 
 impl Step {
     /// All steps.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Image,
         Self::Rootfs,
+        Self::Volume,
         Self::Drain,
         Self::Stop,
+        Self::Freeze,
+        Self::Thaw,
         Self::Boot,
         Self::Network,
         Self::Execute,
@@ -114,8 +131,11 @@ impl Step {
         match self {
             Self::Image => "image",
             Self::Rootfs => "rootfs",
+            Self::Volume => "volume",
             Self::Drain => "drain",
             Self::Stop => "stop",
+            Self::Freeze => "freeze",
+            Self::Thaw => "thaw",
             Self::Boot => "boot",
             Self::Network => "network",
             Self::Execute => "execute",
@@ -136,16 +156,31 @@ impl Step {
 /// Returns the steps that carry out `intent` for a machine as its record is.
 #[must_use]
 pub fn plan(record: &Record, intent: Intent) -> Vec<Step> {
-    let launch = [Step::Image, Step::Rootfs, Step::Boot, Step::Network, Step::Execute];
+    let launch =
+        [Step::Image, Step::Rootfs, Step::Volume, Step::Boot, Step::Network, Step::Execute];
     match intent {
         Intent::Launch | Intent::Start => launch.to_vec(),
-        Intent::Prepare => vec![Step::Image],
+        Intent::Prepare => vec![Step::Image, Step::Volume],
         Intent::Stop => vec![Step::Drain, Step::Stop, Step::Detach, Step::Clean],
+        Intent::Suspend => vec![Step::Drain, Step::Freeze],
+        Intent::Resume => vec![Step::Thaw],
         Intent::Settle => vec![Step::Detach, Step::Clean],
         Intent::Destroy => vec![Step::Stop, Step::Detach, Step::Clean, Step::Erase],
+        // Nobody asked for a suspended machine to run: the new version is left stopped.
+        Intent::Update { skip_launch: true } if record.is_frozen() => {
+            vec![
+                Step::Image,
+                Step::Volume,
+                Step::Stop,
+                Step::Detach,
+                Step::Clean,
+                Step::Discard,
+            ]
+        }
         Intent::Update { .. } if record.boot.is_some() => vec![
             Step::Image,
             Step::Rootfs,
+            Step::Volume,
             Step::Drain,
             Step::Stop,
             Step::Boot,
@@ -153,7 +188,7 @@ pub fn plan(record: &Record, intent: Intent) -> Vec<Step> {
             Step::Execute,
             Step::Discard,
         ],
-        Intent::Update { skip_launch: true } => vec![Step::Image, Step::Discard],
+        Intent::Update { skip_launch: true } => vec![Step::Image, Step::Volume, Step::Discard],
         Intent::Update { skip_launch: false } => {
             let mut steps = launch.to_vec();
             steps.push(Step::Discard);
@@ -166,9 +201,13 @@ pub fn plan(record: &Record, intent: Intent) -> Vec<Step> {
 #[must_use]
 pub fn point_of_no_return(intent: Intent, steps: &[Step]) -> Option<usize> {
     match intent {
-        Intent::Stop | Intent::Settle | Intent::Destroy => Some(0),
+        Intent::Stop | Intent::Resume | Intent::Settle | Intent::Destroy => Some(0),
+        // Without a new boot there is nothing that could fail later than the end of the old one.
+        Intent::Update { .. } if !steps.contains(&Step::Execute) => {
+            steps.iter().position(|step| matches!(step, Step::Stop | Step::Discard))
+        }
         Intent::Update { .. } => steps.iter().position(|step| *step == Step::Discard),
-        Intent::Launch | Intent::Prepare | Intent::Start => None,
+        Intent::Launch | Intent::Prepare | Intent::Start | Intent::Suspend => None,
     }
 }
 
@@ -184,13 +223,18 @@ pub fn journaled(intent: Intent, step: Step) -> durable::Step {
             | Intent::Prepare
             | Intent::Start
             | Intent::Stop
+            | Intent::Suspend
+            | Intent::Resume
             | Intent::Settle
             | Intent::Update { .. }
             | Intent::Destroy,
             Step::Image
             | Step::Rootfs
+            | Step::Volume
             | Step::Drain
             | Step::Stop
+            | Step::Freeze
+            | Step::Thaw
             | Step::Boot
             | Step::Network
             | Step::Execute

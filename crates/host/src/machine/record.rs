@@ -4,7 +4,7 @@
 
 use perch_runtime::{ExitReason, ExitStatus};
 use perch_types::api::{CheckStatus, ExitEvent, ExitRequest, MachineEvent};
-use perch_types::host::EVENTS_MAX;
+use perch_types::host::{EVENTS_MAX, SecretsWanted};
 use perch_types::image::ImageRef;
 use perch_types::machine_config::RootfsPersist;
 use perch_types::{ApiError, AppName, InstanceId, MachineConfig, MachineId, OrgSlug, Timestamp};
@@ -32,6 +32,9 @@ pub struct Version {
     pub image: ImageRef,
     /// The file name of its writable layer in the machine's folder.
     pub upper: String,
+    /// What it needs of the app's secrets.
+    #[serde(default)]
+    pub secrets: SecretsWanted,
 }
 
 /// A boot that runs, or is being made.
@@ -42,6 +45,30 @@ pub struct Boot {
     /// The signal that a stop sent, 0 for none.
     #[serde(default)]
     pub stop_signal: i32,
+    /// Whether its processes are frozen: the machine is suspended.
+    #[serde(default)]
+    pub frozen: bool,
+    /// The limits that it has run into, each told once.
+    #[serde(default)]
+    pub reached: Vec<Reached>,
+}
+
+/// A limit that a machine has run into while it goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reached {
+    /// A process was killed for want of memory.
+    Memory,
+    /// No further process could be made.
+    Processes,
+}
+
+impl Boot {
+    /// Returns a boot that has just begun.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self { number, stop_signal: 0, frozen: false, reached: Vec::new() }
+    }
 }
 
 /// What should be, as far as the host knows.
@@ -90,12 +117,24 @@ pub struct Record {
     /// Its restarts.
     #[serde(default)]
     pub history: History,
-    /// When it is to be started again, in milliseconds since 1970.
+    /// When it is to be started again, in milliseconds since the server booted.
     #[serde(default)]
-    pub restart_unix_ms: Option<i64>,
+    pub restart_boot_ms: Option<u64>,
+    /// The run of its schedule that was dealt with last, in milliseconds since 1970.
+    #[serde(default)]
+    pub schedule_ms: Option<i64>,
+    /// The failures of other machines that were dealt with, by the ids of their events.
+    #[serde(default)]
+    pub stood_in: Vec<String>,
+    /// The version of the app's secrets that its last boot saw.
+    #[serde(default)]
+    pub secrets_version: Option<u64>,
     /// Why its last run could not be carried out.
     #[serde(default)]
     pub failure: Option<ApiError>,
+    /// The version that the last update could not bring.
+    #[serde(default)]
+    pub given_up: Option<InstanceId>,
     /// What happened, newest first.
     pub events: Vec<MachineEvent>,
     /// When it was made.
@@ -181,6 +220,44 @@ impl Record {
     #[must_use]
     pub fn incoming(&self) -> &Version {
         self.next.as_ref().unwrap_or(&self.version)
+    }
+
+    /// Notes that the boot ran into a limit; returns what is to be said of it, the first time.
+    pub fn note_reached(&mut self, what: Reached, at: Instant) -> Option<String> {
+        let config = &self.version.config;
+        let (limit, text) = match what {
+            Reached::Memory => (
+                "memory",
+                format!(
+                    "out of memory: the machine reached its {} MiB and a process in it was killed",
+                    config.memory_mb()
+                ),
+            ),
+            Reached::Processes => (
+                "processes",
+                format!(
+                    "too many processes: the machine reached its {} and could make no other",
+                    super::guest::limits(config).pids_max
+                ),
+            ),
+        };
+        let boot = self.boot.as_mut().filter(|boot| !boot.reached.contains(&what))?;
+        boot.reached.push(what);
+        let request = serde_json::json!({"limit": limit, "error": text});
+        self.note("limit", Source::Platform, at).request = Some(request);
+        Some(text)
+    }
+
+    /// Notes that its last run failed, and why.
+    pub fn note_failure(&mut self, error: &ApiError, at: Instant) {
+        let request = serde_json::json!({"error": error.error, "code": error.code});
+        self.note("failed", Source::Platform, at).request = Some(request);
+    }
+
+    /// Returns whether the boot that it has is frozen.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.boot.as_ref().is_some_and(|boot| boot.frozen)
     }
 
     /// Returns a new boot's number.

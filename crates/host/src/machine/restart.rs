@@ -19,9 +19,9 @@ const REMEMBERED_MAX: usize = 64;
 pub struct History {
     /// How many since it was last started by hand.
     pub count: u32,
-    /// When they were, in milliseconds since 1970, as far as they are in the window.
+    /// When they were, in milliseconds since the server booted, as far as they are in the window.
     #[serde(default)]
-    pub recent_unix_ms: Vec<i64>,
+    pub recent_boot_ms: Vec<i64>,
 }
 
 /// How the program ended, as far as it matters here.
@@ -49,8 +49,8 @@ pub enum Decision {
 
 /// Decides what follows an exit that nobody asked for.
 #[must_use]
-pub fn decide(config: &MachineConfig, exit: Exit, history: &History, now_unix_ms: i64) -> Decision {
-    let recent = recent(history, now_unix_ms).count();
+pub fn decide(config: &MachineConfig, exit: Exit, history: &History, now_boot_ms: i64) -> Decision {
+    let recent = recent(history, now_boot_ms).count();
     let failed = exit.code != 0 || exit.oom_killed;
     let retries_max = usize::try_from(config.restart_retries_max()).unwrap_or(usize::MAX);
     let again = match config.restart_policy() {
@@ -64,6 +64,24 @@ pub fn decide(config: &MachineConfig, exit: Exit, history: &History, now_unix_ms
     if config.auto_destroy { Decision::Destroy } else { Decision::Rest }
 }
 
+/// Decides what follows when the server was restarted under a machine that ran: that is no end of
+/// the program's own, and no fault of it.
+#[must_use]
+pub fn after_reboot(config: &MachineConfig) -> Decision {
+    match config.restart_policy() {
+        RestartPolicy::Always | RestartPolicy::OnFailure => Decision::Restart { pause_ms: 0 },
+        RestartPolicy::No if config.auto_destroy => Decision::Destroy,
+        RestartPolicy::No => Decision::Rest,
+    }
+}
+
+/// Decides what follows the end of a machine that was suspended: nobody wanted it to run, so it
+/// waits for its next start.
+#[must_use]
+pub const fn after_suspension(config: &MachineConfig, by_itself: bool) -> Decision {
+    if by_itself && config.auto_destroy { Decision::Destroy } else { Decision::Rest }
+}
+
 /// Returns the pause after so many restarts within the window.
 #[must_use]
 pub fn pause_ms(recent: usize) -> u64 {
@@ -73,24 +91,24 @@ pub fn pause_ms(recent: usize) -> u64 {
 
 impl History {
     /// Notes a restart.
-    pub fn note(&mut self, now_unix_ms: i64) {
+    pub fn note(&mut self, now_boot_ms: i64) {
         self.count = self.count.saturating_add(1);
-        let mut kept: Vec<i64> = recent(self, now_unix_ms).collect();
-        kept.push(now_unix_ms);
+        let mut kept: Vec<i64> = recent(self, now_boot_ms).collect();
+        kept.push(now_boot_ms);
         let surplus = kept.len().saturating_sub(REMEMBERED_MAX);
         kept.drain(..surplus);
-        self.recent_unix_ms = kept;
+        self.recent_boot_ms = kept;
     }
 }
 
-fn recent(history: &History, now_unix_ms: i64) -> impl Iterator<Item = i64> {
+fn recent(history: &History, now_boot_ms: i64) -> impl Iterator<Item = i64> {
     let window_ms = i64::try_from(RESTART_WINDOW.get().as_millis()).unwrap_or(i64::MAX);
-    // A clock that was set back must not make old restarts count for ever.
+    // What was before the server booted is past the window, or as good as.
     history
-        .recent_unix_ms
+        .recent_boot_ms
         .iter()
         .copied()
-        .filter(move |at| *at <= now_unix_ms && now_unix_ms - *at < window_ms)
+        .filter(move |at| *at <= now_boot_ms && now_boot_ms - *at < window_ms)
 }
 
 #[cfg(test)]
@@ -165,16 +183,37 @@ mod tests {
         let good = Exit { code: 0, oom_killed: false };
         let decision = decide(&config, good, &history, 200);
         assert_eq!(decision, Decision::Restart { pause_ms: PAUSE_MS_MAX });
-        assert!(history.recent_unix_ms.len() <= REMEMBERED_MAX);
+        assert!(history.recent_boot_ms.len() <= REMEMBERED_MAX);
         assert_eq!(history.count, 200);
     }
 
     #[test]
-    fn a_clock_set_back_does_not_hold_old_restarts_against_a_machine() {
+    fn restarts_before_a_reboot_do_not_count() {
         let mut history = History::default();
         history.note(1_000_000);
         let config = config(RestartPolicy::OnFailure, Some(1), false);
         let bad = Exit { code: 1, oom_killed: false };
         assert_eq!(decide(&config, bad, &history, 5), Decision::Restart { pause_ms: PAUSE_MS });
+    }
+
+    #[test]
+    fn after_a_reboot_the_policy_decides_whatever_the_history() {
+        for (policy, auto_destroy, want) in [
+            (RestartPolicy::Always, false, Decision::Restart { pause_ms: 0 }),
+            (RestartPolicy::OnFailure, true, Decision::Restart { pause_ms: 0 }),
+            (RestartPolicy::No, false, Decision::Rest),
+            (RestartPolicy::No, true, Decision::Destroy),
+        ] {
+            assert_eq!(after_reboot(&config(policy, Some(0), auto_destroy)), want);
+        }
+    }
+
+    #[test]
+    fn what_ended_while_it_was_suspended_waits_for_its_next_start() {
+        let always = config(RestartPolicy::Always, None, false);
+        assert_eq!(after_suspension(&always, true), Decision::Rest);
+        let gone = config(RestartPolicy::Always, None, true);
+        assert_eq!(after_suspension(&gone, true), Decision::Destroy);
+        assert_eq!(after_suspension(&gone, false), Decision::Rest);
     }
 }

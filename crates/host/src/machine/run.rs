@@ -89,6 +89,47 @@ pub enum Executed {
     NotExecutable,
 }
 
+/// What the step `thaw` left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Thawed {
+    /// The program goes on.
+    GoesOn,
+    /// There is nothing that could.
+    Lost,
+}
+
+/// What the step `execute` left, with what it saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "ExecuteForm")]
+pub struct ExecuteOutput {
+    /// What became of the program.
+    pub executed: Executed,
+    /// The version of the app's secrets that it was given, if it was given any.
+    pub secrets_version: Option<u64>,
+}
+
+/// The shapes of [`ExecuteOutput`] in a journal: there were no secrets at first.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum ExecuteForm {
+    Older(Executed),
+    Whole {
+        executed: Executed,
+        #[serde(default)]
+        secrets_version: Option<u64>,
+    },
+}
+
+impl From<ExecuteForm> for ExecuteOutput {
+    fn from(form: ExecuteForm) -> Self {
+        match form {
+            ExecuteForm::Older(executed) => Self { executed, secrets_version: None },
+            ExecuteForm::Whole { executed, secrets_version } => Self { executed, secrets_version },
+        }
+    }
+}
+
 /// What the step `stop` left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stopped {
@@ -109,6 +150,8 @@ pub struct Work {
     pub instance: Option<Arc<dyn Instance>>,
     /// The image, once its step ran in this process.
     pub image: Option<MountedImage>,
+    /// The version of the app's secrets that the program at hand was given.
+    pub secrets_version: Option<u64>,
     /// Why it is given up, with its code.
     pub fault: Option<ApiError>,
     /// Asks the machine's task to say that no request may be sent any more.
@@ -162,6 +205,14 @@ impl Work {
         answer.await.ok()
     }
 
+    /// Waits for ever when the agent is ending: what does not succeed then says nothing of the
+    /// machine and must not be journaled. The run is dropped with its task.
+    async fn unless_ending(&self) {
+        if self.shared.stopping.is_cancelled() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     fn instant(&self) -> Instant {
         self.shared.instant()
     }
@@ -179,8 +230,11 @@ impl Work {
                 let fault = self.fault.clone();
                 let fault =
                     fault.unwrap_or_else(|| ApiError::new(Code::Internal, failure.message.clone()));
-                record.failure = (!abandoned).then_some(fault);
                 self.undone(&mut record, abandoned, at);
+                if !abandoned {
+                    record.note_failure(&fault, at);
+                }
+                record.failure = (!abandoned).then_some(fault);
             }
         }
         record
@@ -192,6 +246,14 @@ impl Work {
         match self.input.intent {
             Intent::Launch | Intent::Start => self.booted(record, run, at),
             Intent::Prepare => record.state = State::Stopped,
+            Intent::Suspend => {
+                record.state = State::Suspended;
+                if let Some(boot) = &mut record.boot {
+                    boot.frozen = true;
+                }
+                record.note("suspend", Source::Platform, at);
+            }
+            Intent::Resume => self.resumed(record, run, at),
             Intent::Settle => record.boot = None,
             Intent::Stop => {
                 record.state =
@@ -208,6 +270,7 @@ impl Work {
                 if let Some(next) = record.next.take() {
                     record.version = next;
                 }
+                record.given_up = None;
                 record.failure = None;
                 record.state = State::Created;
                 record.note("launch", Source::User, at);
@@ -235,37 +298,72 @@ impl Work {
                 record.state = failed;
                 record.boot = None;
                 record.desired = Desired::Stopped;
-                record.restart_unix_ms = None;
+                record.restart_boot_ms = None;
             }
             Intent::Update { .. } => {
-                record.next = None;
+                record.given_up = record.next.take().map(|next| next.instance);
                 if let Some(boot) = &mut record.boot {
                     // The old version runs again, under a new number if it had been stopped.
                     let went_back = self.instance.as_ref().map(|instance| instance.info().boot);
                     if let Some(number) = went_back.filter(|number| *number != boot.number) {
-                        boot.number = number;
+                        *boot = Boot::new(number);
+                        record.secrets_version = self.secrets_version.or(record.secrets_version);
                         record.state = State::Started;
                         record.note("start", Source::Platform, at);
                     }
-                    record.state = State::Started;
+                    let frozen = record.is_frozen();
+                    record.state = if frozen { State::Suspended } else { State::Started };
                 } else {
                     record.state = State::Stopped;
                     record.desired = Desired::Stopped;
                 }
             }
+            // It runs on; the next look at it finds out if it does not.
+            Intent::Suspend => {
+                if let Some(boot) = &mut record.boot {
+                    boot.frozen = false;
+                }
+                record.state = State::Started;
+                record.desired = Desired::Running;
+            }
             // These only go forward.
-            Intent::Stop | Intent::Settle | Intent::Destroy => record.state = failed,
+            Intent::Stop | Intent::Resume | Intent::Settle | Intent::Destroy => {
+                record.state = failed
+            }
         }
     }
 
     fn booted(&self, record: &mut Record, run: &RunState, at: Instant) {
-        record.boot = Some(Boot { number: self.input.boot, stop_signal: 0 });
+        record.boot = Some(Boot::new(self.input.boot));
         record.failure = None;
-        record.restart_unix_ms = None;
+        record.restart_boot_ms = None;
         record.desired = Desired::Running;
-        match run.output(Step::Execute.name()) {
+        let left: Option<ExecuteOutput> = run.output(Step::Execute.name());
+        record.secrets_version =
+            left.and_then(|left| left.secrets_version).or(record.secrets_version);
+        match left.map(|left| left.executed) {
             Some(Executed::NotExecutable) => record.state = State::Starting,
             Some(Executed::Started) | None => {
+                record.state = State::Started;
+                record.note("start", self.source(), at);
+            }
+        }
+    }
+
+    fn resumed(&self, record: &mut Record, run: &RunState, at: Instant) {
+        record.failure = None;
+        match run.output(Step::Thaw.name()) {
+            Some(Thawed::Lost) => {
+                let exit = lost_exit(record);
+                record.note_exit(&exit, Exiting { asked: false, restarting: true }, at);
+                record.boot = None;
+                // A start follows at once.
+                record.state = State::Restarting;
+            }
+            Some(Thawed::GoesOn) | None => {
+                if let Some(boot) = &mut record.boot {
+                    boot.frozen = false;
+                }
                 record.state = State::Started;
                 record.note("start", self.source(), at);
             }
@@ -322,6 +420,9 @@ impl Executor for Work {
         let began = std::time::Instant::now();
         let result = steps::run(self, step).await;
         self.shared.note_step(step.name(), began.elapsed().as_secs_f64() * 1e3);
+        if result.is_err() {
+            self.unless_ending().await;
+        }
         result.map_err(|fault| {
             self.fault = Some(fault.error.clone());
             fault.into()
@@ -332,7 +433,11 @@ impl Executor for Work {
         let Some(step) = Step::named(context.step) else {
             return Err(StepError::permanent(format!("no step {}", context.step)));
         };
-        steps::undo(self, step).await.map_err(StepError::from)
+        let result = steps::undo(self, step).await;
+        if result.is_err() {
+            self.unless_ending().await;
+        }
+        result.map_err(StepError::from)
     }
 
     fn now_ms(&self) -> i64 {
@@ -371,4 +476,4 @@ pub fn unix_ms(moment: Timestamp) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -19,6 +19,8 @@ pub enum Command {
     Start,
     /// End its program.
     Stop,
+    /// Freeze its processes.
+    Suspend,
     /// End it and run it again.
     Restart,
     /// Take another version.
@@ -32,6 +34,8 @@ pub enum Command {
     Signal,
     /// Take it out of routing, or put it back.
     SetCordoned,
+    /// Change its labels.
+    SetLabels,
 }
 
 impl From<&host::Command> for Command {
@@ -39,11 +43,13 @@ impl From<&host::Command> for Command {
         match command {
             host::Command::Start => Self::Start,
             host::Command::Stop { .. } => Self::Stop,
+            host::Command::Suspend => Self::Suspend,
             host::Command::Restart { .. } => Self::Restart,
             host::Command::Update { .. } => Self::Update,
             host::Command::Destroy { force } => Self::Destroy { force: *force },
             host::Command::Signal { .. } => Self::Signal,
             host::Command::SetCordoned { .. } => Self::SetCordoned,
+            host::Command::SetLabels { .. } => Self::SetLabels,
         }
     }
 }
@@ -57,6 +63,18 @@ pub enum Fact {
     Lost {
         /// Which boot.
         boot: u64,
+    },
+    /// It ran into a limit and goes on.
+    Reached {
+        /// Which boot.
+        boot: u64,
+        /// Which limit.
+        what: super::record::Reached,
+    },
+    /// A machine that it stands by for has failed.
+    StandIn {
+        /// The event that says so.
+        event: String,
     },
     /// What its ports and checks say changed.
     Readiness {
@@ -97,10 +115,11 @@ pub const fn under_way(state: State, command: Command) -> State {
     match command {
         Command::Start => State::Starting,
         Command::Stop => State::Stopping,
+        Command::Suspend => State::Suspending,
         Command::Restart => State::Restarting,
         Command::Update => State::Replacing,
         Command::Destroy { .. } => State::Destroying,
-        Command::Signal | Command::SetCordoned => state,
+        Command::Signal | Command::SetCordoned | Command::SetLabels => state,
     }
 }
 
@@ -108,7 +127,10 @@ fn admit_next(state: State, command: Command) -> Admission {
     match command {
         Command::Start => start(state),
         Command::Stop => stop(state),
-        Command::Restart | Command::Update | Command::SetCordoned => unless_gone(state),
+        Command::Suspend => suspend(state),
+        Command::Restart | Command::Update | Command::SetCordoned | Command::SetLabels => {
+            unless_gone(state)
+        }
         Command::Destroy { force } => destroy(state, force),
         Command::Signal => signal(state),
     }
@@ -139,6 +161,24 @@ fn stop(state: State) -> Admission {
         | State::Restarting
         | State::Replacing
         | State::Failed => Admission::Accept,
+        State::Destroying | State::Destroyed => gone(state),
+    }
+}
+
+fn suspend(state: State) -> Admission {
+    match state {
+        State::Started => Admission::Accept,
+        State::Suspending | State::Suspended => Admission::AlreadySo,
+        State::Created
+        | State::Starting
+        | State::Stopping
+        | State::Stopped
+        | State::Restarting
+        | State::Replacing
+        | State::Failed => Admission::Refuse(
+            format!("machine is {state}: only one that is started can be suspended"),
+            Code::WrongState,
+        ),
         State::Destroying | State::Destroyed => gone(state),
     }
 }
@@ -209,21 +249,26 @@ mod tests {
 
     use super::*;
 
-    const COMMANDS: [Command; 8] = [
+    const COMMANDS: [Command; 10] = [
         Command::Start,
         Command::Stop,
+        Command::Suspend,
         Command::Restart,
         Command::Update,
         Command::Destroy { force: false },
         Command::Destroy { force: true },
         Command::Signal,
         Command::SetCordoned,
+        Command::SetLabels,
     ];
 
     #[test]
     fn the_whole_table() {
         let mut table = format!("{:<11}", "");
-        for name in ["start", "stop", "restart", "update", "destroy", "force", "signal", "cordon"] {
+        for name in [
+            "start", "stop", "suspend", "restart", "update", "destroy", "force", "signal",
+            "cordon", "labels",
+        ] {
             write!(table, "{name:<8}").unwrap();
         }
         for state in State::ALL {
@@ -242,19 +287,19 @@ mod tests {
         }
         let table: Vec<&str> = table.lines().map(str::trim_end).collect();
         insta::assert_snapshot!(table.join("\n"), @r"
-                   start   stop    restart update  destroy force   signal  cordon
-        created    yes     yes     yes     yes     yes     yes     no      yes
-        starting   already yes     yes     yes     no      yes     no      yes
-        started    already yes     yes     yes     no      yes     yes     yes
-        stopping   yes     already yes     yes     yes     yes     yes     yes
-        stopped    yes     already yes     yes     yes     yes     no      yes
-        suspending yes     yes     yes     yes     yes     yes     no      yes
-        suspended  yes     yes     yes     yes     yes     yes     no      yes
-        restarting already yes     yes     yes     no      yes     no      yes
-        replacing  yes     yes     yes     yes     no      yes     no      yes
-        destroying no      no      no      no      already already no      no
-        destroyed  no      no      no      no      already already no      no
-        failed     yes     yes     yes     yes     yes     yes     no      yes
+                   start   stop    suspend restart update  destroy force   signal  cordon  labels
+        created    yes     yes     no      yes     yes     yes     yes     no      yes     yes
+        starting   already yes     no      yes     yes     no      yes     no      yes     yes
+        started    already yes     yes     yes     yes     no      yes     yes     yes     yes
+        stopping   yes     already no      yes     yes     yes     yes     yes     yes     yes
+        stopped    yes     already no      yes     yes     yes     yes     no      yes     yes
+        suspending yes     yes     already yes     yes     yes     yes     no      yes     yes
+        suspended  yes     yes     already yes     yes     yes     yes     no      yes     yes
+        restarting already yes     no      yes     yes     no      yes     no      yes     yes
+        replacing  yes     yes     no      yes     yes     no      yes     no      yes     yes
+        destroying no      no      no      no      no      already already no      no      no
+        destroyed  no      no      no      no      no      already already no      no      no
+        failed     yes     yes     no      yes     yes     yes     yes     no      yes     yes
         ");
     }
 

@@ -20,6 +20,8 @@ const PROTOCOL_TCP: u8 = 6;
 /// The bit of the state LISTEN in a mask of states.
 const STATES_LISTEN: u32 = 1 << 10;
 const REQUEST_BYTES: usize = 56;
+/// Where the inode is in an answer: behind header, socket, timer, queues and user.
+const INODE_AT: usize = 68;
 
 /// A TCP socket that accepts connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,6 +39,15 @@ impl Listener {
     pub const fn is_reachable(&self) -> bool {
         !self.address.is_loopback()
     }
+}
+
+/// A listener and the inode by which processes are known to hold it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ListenSocket {
+    /// Where it listens.
+    pub listener: Listener,
+    /// Its inode.
+    pub inode: u64,
 }
 
 /// A socket inside a machine's network namespace that keeps it alive and answers who listens.
@@ -63,21 +74,31 @@ impl SocketDiag {
     /// # Errors
     /// When the kernel refuses.
     pub fn listeners(&mut self) -> Result<Vec<Listener>, Error> {
-        let mut listeners = Vec::new();
+        let sockets = self.sockets()?;
+        let mut listeners: Vec<Listener> = sockets.iter().map(|socket| socket.listener).collect();
+        listeners.sort_unstable();
+        listeners.dedup();
+        Ok(listeners)
+    }
+
+    /// Returns the TCP sockets in LISTEN with their inodes.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn sockets(&mut self) -> Result<Vec<ListenSocket>, Error> {
+        let mut sockets = Vec::new();
         for family in [FAMILY_V4, FAMILY_V6] {
             let entries = self
                 .channel
                 .dump(SOCK_DIAG_BY_FAMILY, request(family))
                 .map_err(|source| Error::List { source })?;
             for (_, body) in entries {
-                let listener = parse(&body)
+                let socket = parse(&body)
                     .ok_or_else(|| Error::List { source: io::ErrorKind::InvalidData.into() })?;
-                listeners.push(listener);
+                sockets.push(socket);
             }
         }
-        listeners.sort_unstable();
-        listeners.dedup();
-        Ok(listeners)
+        Ok(sockets)
     }
 }
 
@@ -90,8 +111,8 @@ fn request(family: u8) -> Vec<u8> {
 }
 
 /// Reads `struct inet_diag_msg`: family, state, timer, retransmits, then the socket's ports in
-/// network order and its source address.
-fn parse(body: &[u8]) -> Option<Listener> {
+/// network order, its source address and, at the end, its inode.
+fn parse(body: &[u8]) -> Option<ListenSocket> {
     let [family, _, _, _, high, low, _, _] = *body.first_chunk::<8>()?;
     let source = body.get(8..)?;
     let address = match family {
@@ -99,7 +120,9 @@ fn parse(body: &[u8]) -> Option<Listener> {
         FAMILY_V6 => Ipv6Addr::from(*source.first_chunk::<16>()?).to_canonical(),
         _ => return None,
     };
-    Some(Listener { address, port: u16::from_be_bytes([high, low]) })
+    let inode = u32::from_ne_bytes(*body.get(INODE_AT..)?.first_chunk::<4>()?);
+    let listener = Listener { address, port: u16::from_be_bytes([high, low]) };
+    Some(ListenSocket { listener, inode: inode.into() })
 }
 
 #[cfg(test)]
@@ -109,8 +132,10 @@ mod tests {
     #[test]
     fn a_socket_is_read_in_network_order() {
         let mut body = vec![FAMILY_V4, 10, 0, 0, 0x1f, 0x90, 0, 0, 127, 0, 0, 1];
-        body.resize(72, 0);
-        let listener = parse(&body).unwrap();
+        body.resize(68, 0);
+        body.extend(77_u32.to_ne_bytes());
+        let ListenSocket { listener, inode } = parse(&body).unwrap();
+        assert_eq!(inode, 77);
         assert_eq!(listener, Listener { address: Ipv4Addr::LOCALHOST.into(), port: 8080 });
         assert!(!listener.is_reachable());
         assert_eq!(parse(&body[..9]), None);

@@ -15,6 +15,7 @@ mod listeners;
 mod namespace;
 mod netlink;
 mod nft;
+mod public;
 mod rules;
 mod slots;
 mod sysctl;
@@ -33,7 +34,8 @@ pub use address::{
     network_of, network_prefix, private_ip,
 };
 pub use config::{CONNECTIONS_MAX, INTERFACE_GROUP, MTU_BYTES, NetworkConfig};
-pub use listeners::{Listener, SocketDiag};
+pub use listeners::{ListenSocket, Listener, SocketDiag};
+pub(crate) use public::public_address;
 pub use slots::{Exhausted, QUARANTINE_MS, Slots};
 
 use links::Links;

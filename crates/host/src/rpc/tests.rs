@@ -29,15 +29,26 @@ impl Clock for Still {
 }
 
 /// A host on a server that is none.
-struct Rig {
-    host: Host,
-    server: FakeServer,
-    _folder: tempfile::TempDir,
+pub(crate) struct Rig {
+    pub(crate) host: Host,
+    pub(crate) server: FakeServer,
+    folder: tempfile::TempDir,
 }
 
 impl Rig {
-    async fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+    pub(crate) async fn new() -> Self {
+        Self::of(FakeServer::new(), tempfile::tempdir().unwrap()).await
+    }
+
+    /// Returns the agent after its restart; the server is the same.
+    pub(crate) async fn again(self) -> Self {
+        self.host.shutdown().await;
+        let Self { host, server, folder } = self;
+        drop(host);
+        Self::of(server, folder).await
+    }
+
+    async fn of(server: FakeServer, folder: tempfile::TempDir) -> Self {
         let config = Config {
             id: HostId::from_bits(1),
             data_dir: folder.path().join("data"),
@@ -49,14 +60,15 @@ impl Rig {
             monitor: std::path::PathBuf::new(),
             init: std::path::PathBuf::new(),
             registry: None,
+            machine_api: None,
             unpack: perch_oci::Privilege::InProcess,
             others: Vec::new(),
+            pool: Default::default(),
             limits: Limits { disk_reserve_bytes: 0, ..Limits::default() },
         };
-        let server = FakeServer::new();
         let effects = server.effects(Arc::new(Still));
         let host = Host::start_with(config, effects, None, Vec::new()).await.unwrap();
-        Self { host, server, _folder: folder }
+        Self { host, server, folder }
     }
 
     async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
@@ -74,7 +86,7 @@ impl Rig {
     }
 }
 
-fn request() -> CreateMachine {
+pub(crate) fn request() -> CreateMachine {
     CreateMachine {
         id: MachineId::from_bits(0xabc),
         instance: InstanceId::from_parts(1, 1),
@@ -87,6 +99,7 @@ fn request() -> CreateMachine {
         config_digest: "aa".to_owned(),
         skip_launch: false,
         cordoned: false,
+        secrets: perch_types::host::SecretsWanted::default(),
     }
 }
 

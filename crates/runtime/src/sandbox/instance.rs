@@ -5,20 +5,31 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::net::UnixStream;
 
 use super::exec;
+use crate::cgroup::Hierarchies;
 use crate::protocol::{Answer, FRAME_BYTES_MAX, InstanceInfo, PROTOCOL, Request, Stats};
 use crate::spec::{ExitReason, ExitStatus, MachineDir};
 use crate::{
-    Error, ExecOutput, ExecRequest, ExecStream, GuestExec, GuestStart, Instance, frame, process,
+    Error, ExecOutput, ExecRequest, ExecStream, GuestExec, GuestStart, Instance, Memory, Pressure,
+    Process, frame, memory, process, processes,
 };
 
 /// The longest that a monitor may take to answer.
 const REQUEST_TIMEOUT_MS: u64 = 20_000;
+/// The longest that a look at a machine from outside may take.
+const LOOK_TIMEOUT_MS: u64 = 10_000;
+/// The longest that processes may take to stand still: one that waits for a disk takes a while.
+const FREEZE_TIMEOUT_MS: u64 = 5_000;
+/// The first pause between two looks whether they do; doubled each time.
+const FREEZE_PAUSE: Duration = Duration::from_millis(1);
+/// The longest.
+const FREEZE_PAUSE_MAX: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 pub(super) struct SandboxInstance {
@@ -116,6 +127,23 @@ impl SandboxInstance {
         }
     }
 
+    /// Does something with the machine's cgroup that may block.
+    async fn look<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        look: impl FnOnce(&Hierarchies, &Path) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let group = PathBuf::from(&self.info.cgroup);
+        let looked = tokio::task::spawn_blocking(move || look(&Hierarchies::detect()?, &group));
+        let late = Error::Timeout { operation, limit_ms: LOOK_TIMEOUT_MS };
+        match tokio::time::timeout(Duration::from_millis(LOOK_TIMEOUT_MS), looked).await {
+            Ok(Ok(found)) if process::is_running(&self.init) => found,
+            Ok(Ok(_)) => Err(Error::Ended(self.dir.machine.to_string())),
+            Ok(Err(error)) => Err(Error::system(operation)(io::Error::other(error))),
+            Err(_) => Err(late),
+        }
+    }
+
     fn own_status(&self) -> Result<Option<ExitStatus>, Error> {
         Ok(ExitStatus::read(&self.dir)?.filter(|status| status.boot == self.info.boot))
     }
@@ -152,11 +180,31 @@ impl Instance for SandboxInstance {
     }
 
     async fn freeze(&self) -> Result<(), Error> {
-        self.done("freeze the machine", Request::Freeze).await
+        self.done("freeze the machine", Request::Freeze).await?;
+        let frozen = async {
+            let mut pause = FREEZE_PAUSE;
+            while !self.is_frozen().await? {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(FREEZE_PAUSE_MAX);
+            }
+            Ok(())
+        };
+        let limit = Duration::from_millis(FREEZE_TIMEOUT_MS);
+        let late = Error::Timeout { operation: "freeze the machine", limit_ms: FREEZE_TIMEOUT_MS };
+        let frozen = tokio::time::timeout(limit, frozen).await.unwrap_or(Err(late));
+        if frozen.is_err() {
+            // The first fault says more than one of the way back.
+            drop(self.thaw().await);
+        }
+        frozen
     }
 
     async fn thaw(&self) -> Result<(), Error> {
         self.done("thaw the machine", Request::Thaw).await
+    }
+
+    async fn is_frozen(&self) -> Result<bool, Error> {
+        Hierarchies::detect()?.is_frozen(Path::new(&self.info.cgroup))
     }
 
     async fn wait(&self) -> Result<ExitStatus, Error> {
@@ -186,6 +234,28 @@ impl Instance for SandboxInstance {
 
     async fn exec_stream(&self, exec: GuestExec) -> Result<ExecStream, Error> {
         exec::stream(self, exec).await
+    }
+
+    async fn pressure(&self) -> Result<Pressure, Error> {
+        self.look("read the limits", |all, group| Ok(all.pressure(group))).await
+    }
+
+    async fn processes(&self) -> Result<Vec<Process>, Error> {
+        self.look("list the processes", processes::list).await
+    }
+
+    async fn memory(&self) -> Result<Memory, Error> {
+        self.look("read the memory", memory::read).await
+    }
+
+    async fn set_memory_limit(&self, bytes: u64) -> Result<(), Error> {
+        let set = move |all: &Hierarchies, group: &Path| memory::set_limit(all, group, bytes);
+        self.look("change the memory limit", set).await
+    }
+
+    async fn reclaim_memory(&self, bytes: u64) -> Result<u64, Error> {
+        let reclaim = move |all: &Hierarchies, group: &Path| memory::reclaim(all, group, bytes);
+        self.look("reclaim memory", reclaim).await
     }
 
     async fn stats(&self) -> Result<Stats, Error> {

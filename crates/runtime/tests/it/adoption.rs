@@ -150,3 +150,25 @@ async fn a_machine_that_was_never_started_can_be_killed() {
     assert_eq!((status.code, status.started_unix_ms), (137, 0));
     machine.assert_clean();
 }
+
+/// An agent that gives a boot up right after it asked for it: by the time it begins the next one,
+/// nothing of the first may come any more, whatever it was doing.
+#[tokio::test]
+async fn a_boot_that_was_given_up_never_meets_the_next_one() {
+    let Some(machine) = Machine::new("given up") else {
+        return;
+    };
+    for round in 0..24_u64 {
+        let moment = Duration::from_micros(round * round * 150);
+        let given_up = tokio::time::timeout(moment, machine.runtime.create(&machine.spec)).await;
+        drop(given_up);
+        machine.runtime.clean(&machine.spec.dir).await.unwrap();
+        let instance = machine.boot("echo up; sleep 1000").await;
+        let output = exec(&*instance, "echo here").await;
+        assert_eq!(output.stdout, b"here\n", "round {round}, given up after {moment:?}");
+        instance.kill().await.unwrap();
+        wait(&*instance).await;
+    }
+    machine.runtime.clean(&machine.spec.dir).await.unwrap();
+    machine.assert_clean();
+}

@@ -52,3 +52,82 @@ async fn x1_k10_open_files_and_core_files_have_a_limit() {
     let (_, output) = machine.run("ulimit -n; ulimit -Hn; ulimit -c; ulimit -Hc").await;
     assert_eq!(output, "1024\n1024\n0\n0\n");
 }
+
+#[tokio::test]
+async fn the_memory_limit_changes_while_it_runs_and_never_below_what_is_in_use() {
+    let Some(machine) = Machine::new("memory limit") else {
+        return;
+    };
+    // 20 MB that only an end of the program gives back: an array of awk.
+    let script = "exec awk 'BEGIN { while (n++ < 200000) a[n] = sprintf(\"%64d\", n); \
+                  print \"full\"; fflush(); while ((\"sleep 1000\" | getline) > 0) {} }'";
+    let instance = machine.boot(script).await;
+    machine.wait_for_output("full").await;
+    let before = instance.memory().await.unwrap();
+    assert_eq!(before.limit_bytes, 64 << 20);
+    assert!(before.used_bytes > 10 << 20 && before.available_bytes() > 0, "{before:?}");
+    let refused = instance.set_memory_limit(8 << 20).await.unwrap_err();
+    assert!(matches!(refused, perch_runtime::Error::InUse { used_mb } if used_mb > 8), "{refused}");
+    assert_eq!(instance.memory().await.unwrap().limit_bytes, 64 << 20);
+    for mb in [56_u64, 128] {
+        instance.set_memory_limit(mb << 20).await.unwrap();
+        assert_eq!(instance.memory().await.unwrap().limit_bytes, mb << 20);
+    }
+    assert_eq!(exec(&*instance, "echo alive").await.stdout, b"alive\n");
+    instance.kill().await.unwrap();
+    wait(&*instance).await;
+    machine.assert_clean();
+}
+
+#[tokio::test]
+async fn memory_of_files_is_taken_back_and_told_truthfully() {
+    let Some(machine) = Machine::new("reclaim") else {
+        return;
+    };
+    let script = "dd if=/dev/zero of=/file bs=1M count=20 2>/dev/null; sync; echo written; \
+                  exec sleep 1000";
+    let instance = machine.boot(script).await;
+    machine.wait_for_output("written").await;
+    let before = instance.stats().await.unwrap().memory_bytes;
+    let taken = instance.reclaim_memory(10 << 20).await.unwrap();
+    let after = instance.stats().await.unwrap().memory_bytes;
+    assert!(taken >= 5 << 20, "{taken} of {before}, {after} left");
+    assert!(before.saturating_sub(after) >= 5 << 20, "{taken} of {before}, {after} left");
+    instance.kill().await.unwrap();
+    wait(&*instance).await;
+    machine.assert_clean();
+}
+
+#[tokio::test]
+async fn processes_are_seen_from_outside_whatever_they_call_themselves() {
+    let Some(machine) = Machine::new("processes seen") else {
+        return;
+    };
+    let script = "cd /tmp; sleep 1000 & printf '#!/bin/sh\\nsleep 1000' > '/tmp/a) S 1'; \
+                  chmod +x '/tmp/a) S 1'; '/tmp/a) S 1' \"$(printf 'x\\033[2J\\ny')\" & \
+                  echo up; exec nc -l -p 7000";
+    let instance = machine.boot(script).await;
+    machine.wait_for_output("up").await;
+    let deadline = std::time::Instant::now() + crate::machine::LIMIT;
+    let found = loop {
+        let found = instance.processes().await.unwrap();
+        let has = |text: &str| found.iter().any(|one| one.command.contains(text));
+        if has("nc -l") && has("a) S 1 ") && has("sleep 1000") {
+            break found;
+        }
+        assert!(std::time::Instant::now() < deadline, "{found:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    };
+    assert_eq!(found[0].pid, 1, "{found:?}");
+    let nc = found.iter().find(|one| one.command.starts_with("nc")).unwrap();
+    assert_eq!(nc.directory, "/tmp");
+    assert!(nc.rss_bytes > 0 && nc.start_ticks > 0 && !nc.sockets.is_empty(), "{nc:?}");
+    let odd = found.iter().find(|one| one.command.contains("a) S 1 ")).unwrap();
+    assert!(odd.command.ends_with("x\u{fffd}[2J\u{fffd}y"), "{odd:?}");
+    // Only those of this machine: this test is a process of the server.
+    let own = std::process::id();
+    assert!(found.iter().all(|one| one.pid.unsigned_abs() != own && one.pid < 1_000), "{found:?}");
+    instance.kill().await.unwrap();
+    wait(&*instance).await;
+    machine.assert_clean();
+}

@@ -83,6 +83,8 @@ impl Machine {
             },
             hostname: "perchtest".to_owned(),
             mounts: Vec::new(),
+            agent: None,
+            volumes: Vec::new(),
             log: LogLimits::default(),
             stop_signal: 15,
             stop_grace_ms: 1000,

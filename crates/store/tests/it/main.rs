@@ -3,6 +3,10 @@
 #[cfg(test)]
 mod remote;
 #[cfg(test)]
+mod schema;
+#[cfg(test)]
+mod scoped;
+#[cfg(test)]
 mod sqlite;
 #[cfg(test)]
 mod support;

@@ -156,7 +156,7 @@ fn a_server_that_cannot_start_says_why_and_what_to_do() {
     let data = folder.path().join("d");
     let port_in_use = said(
         std::process::Command::new(&program)
-            .args(["serve", "--user", "64007", "--instance", "other"])
+            .args(["serve", "--user", "64007", "--keys-user", "64009", "--instance", "other"])
             .arg("--data-dir")
             .arg(&data)
             .arg("--run-dir")
@@ -168,7 +168,8 @@ fn a_server_that_cannot_start_says_why_and_what_to_do() {
     assert!(port_in_use.contains("is in use") && port_in_use.contains("--api"), "{port_in_use}");
     let folder_in_use = said(
         std::process::Command::new(&program)
-            .args(["serve", "--user", "64007", "--api", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .args(["serve", "--user", "64007", "--keys-user", "64009"])
+            .args(["--api", "127.0.0.1:0", "--http", "127.0.0.1:0"])
             .arg("--data-dir")
             .arg(cloud.data())
             .arg("--run-dir")

@@ -31,6 +31,37 @@ fn a_request_wakes_a_stopped_machine_and_is_held_meanwhile() {
 }
 
 #[test]
+fn a_request_wakes_a_suspended_machine() {
+    let Some(cloud) = Cloud::start("a_request_wakes_a_suspended_machine").unwrap() else {
+        return;
+    };
+    let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
+    let id = cloud.machine("web", &config(&image), "started").unwrap();
+    assert_eq!(cloud.get("web", "/").unwrap().text(), "hello\n");
+    for _ in 0..3 {
+        cloud.must("POST", &format!("/v1/apps/web/machines/{id}/suspend"), &Value::Null).unwrap();
+        cloud.reaches("web", &id, "suspended").unwrap();
+        let answer = cloud.get("web", "/").unwrap();
+        assert_eq!((answer.status, answer.text().as_str()), (200, "hello\n"), "{}", answer.head);
+        cloud.reaches("web", &id, "started").unwrap();
+    }
+    let path = format!("/v1/apps/web/machines/{id}");
+    let found =
+        cloud.must("GET", &format!("{path}/ps?sort_by=rss&order=desc"), &Value::Null).unwrap();
+    let listens = |process: &Value| process["listen_sockets"][0]["address"] == "0.0.0.0:8080";
+    assert!(found.as_array().unwrap().iter().any(listens), "{found}");
+    let memory = cloud.must("PUT", &format!("{path}/memory"), &json!({"limit_mb": 128})).unwrap();
+    assert_eq!(memory["limit_mb"], 128, "{memory}");
+    let refused = cloud.call("PUT", &format!("{path}/memory"), &json!({"limit_mb": 512})).unwrap();
+    assert_eq!(refused.status, 422, "{}", refused.text());
+    // It went on; it was not booted again.
+    let events =
+        cloud.must("GET", &format!("/v1/apps/web/machines/{id}/events"), &Value::Null).unwrap();
+    assert!(events.as_array().unwrap().iter().all(|event| event["type"] != "exit"), "{events}");
+    cloud.finish().unwrap();
+}
+
+#[test]
 fn many_requests_share_one_wake() {
     let Some(cloud) = Cloud::start("many_requests_share_one_wake").unwrap() else {
         return;

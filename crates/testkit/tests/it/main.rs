@@ -3,16 +3,22 @@
 #![expect(clippy::disallowed_methods, reason = "clients of a test send at a bounded rate")]
 
 mod auth;
+mod backup;
 mod bad_input;
 mod building;
+mod conformance;
 mod deploys;
 mod disk;
 mod draining;
 mod edge;
 mod follow;
+mod hostile;
+mod inside;
 mod launch;
 mod machines;
 mod resume;
+mod rounds;
+mod secrets;
 mod security;
 mod sessions;
 mod survival;

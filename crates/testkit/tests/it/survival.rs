@@ -5,7 +5,7 @@ use std::time::Duration;
 use perch_testkit::{Cloud, wait_for};
 use serde_json::{Value, json};
 
-const SERVICE: &str = r#"[{"internal_port": 8080, "protocol": "tcp",
+pub(crate) const SERVICE: &str = r#"[{"internal_port": 8080, "protocol": "tcp",
     "ports": [{"port": 80, "handlers": ["http"]}]}]"#;
 
 fn web(cloud: &Cloud) -> String {

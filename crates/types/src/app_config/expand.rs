@@ -5,19 +5,16 @@
 use super::{
     AppConfig, CheckSection, HttpService, RestartWord, ServiceSection, VmSection, split_words,
 };
+use serde_json::Value;
+
 use crate::env::machine::PRIMARY_REGION;
 use crate::machine_config::{
-    CpuKind, GuestConfig, InitConfig, MachineConfig, Other, RestartConfig, RestartPolicy,
-    StopConfig,
+    GuestConfig, InitConfig, MachineConfig, Other, RestartConfig, RestartPolicy, StopConfig,
 };
 use crate::service::{Check, CheckKind, Handler, Port, Protocol, Service};
 
 /// The key of a machine's metadata that names its process group.
 const GROUP_KEY: &str = "fly_process_group";
-/// MiB of memory for each CPU of a `shared` preset.
-const SHARED_MB_PER_CPU: u32 = 256;
-/// MiB of memory for each CPU of a `performance` preset.
-const PERFORMANCE_MB_PER_CPU: u32 = 2048;
 
 /// What the file says and cannot be carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,6 +86,7 @@ impl AppConfig {
             init: self.init_of(group)?,
             guest: self.guest_of(group)?,
             restart: self.restart_of(group),
+            mounts: self.mounts_of(group)?,
             ..MachineConfig::default()
         };
         config.env.insert("FLY_PROCESS_GROUP".to_owned(), group.to_owned());
@@ -119,7 +117,7 @@ impl AppConfig {
     }
 
     /// Returns whether a section with these groups is about `group` (contract 2.4).
-    fn is_of(&self, groups: &[String], group: &str) -> bool {
+    pub(super) fn is_of(&self, groups: &[String], group: &str) -> bool {
         if groups.is_empty() {
             return group == self.default_group();
         }
@@ -151,6 +149,9 @@ impl AppConfig {
         }
         for section in &self.vm {
             check("vm", &section.processes, false)?;
+        }
+        for section in &self.mounts {
+            check("mounts", &section.processes, false)?;
         }
         for section in &self.restart {
             check("restart", &section.processes, false)?;
@@ -196,9 +197,8 @@ impl AppConfig {
                 init.cmd = words;
             }
         }
-        if let Some(swap) = self.other.get("swap_size_mb") {
-            init.other.insert("swap_size_mb".to_owned(), swap.clone());
-        }
+        let swap = self.other.get("swap_size_mb").and_then(Value::as_u64);
+        init.swap_size_mb = swap.and_then(|swap| u32::try_from(swap).ok());
         Ok(init)
     }
 
@@ -219,6 +219,9 @@ impl AppConfig {
         guest.cpu_kind = section.cpu_kind.or(guest.cpu_kind);
         guest.cpus = section.cpus.or(guest.cpus);
         guest.memory_mb = section.memory.or(section.memory_mb).or(guest.memory_mb);
+        if let Some(persist) = section.other.get("persist_rootfs") {
+            guest.other.insert("persist_rootfs".to_owned(), persist.clone());
+        }
         Ok(Some(guest))
     }
 
@@ -244,27 +247,7 @@ impl AppConfig {
 
 /// Returns CPU and memory of a preset (contract 1.13).
 fn preset(size: &str) -> Result<GuestConfig, ExpandError> {
-    let unknown = || ExpandError::UnknownSize { size: size.to_owned() };
-    let (kind, rest, mb_per_cpu, allowed): (_, _, _, &[u32]) =
-        if let Some(rest) = size.strip_prefix("shared-cpu-") {
-            (CpuKind::Shared, rest, SHARED_MB_PER_CPU, &[1, 2, 4, 6, 8])
-        } else if let Some(rest) = size.strip_prefix("performance-") {
-            let allowed = &[1, 2, 4, 6, 8, 10, 12, 14, 16];
-            (CpuKind::Performance, rest, PERFORMANCE_MB_PER_CPU, allowed)
-        } else {
-            return Err(unknown());
-        };
-    let cpus: u32 = rest
-        .strip_suffix('x')
-        .and_then(|digits| digits.parse().ok())
-        .filter(|cpus| allowed.contains(cpus))
-        .ok_or_else(unknown)?;
-    Ok(GuestConfig {
-        cpu_kind: Some(kind),
-        cpus: Some(cpus),
-        memory_mb: Some(cpus * mb_per_cpu),
-        ..GuestConfig::default()
-    })
+    GuestConfig::preset(size).ok_or_else(|| ExpandError::UnknownSize { size: size.to_owned() })
 }
 
 /// Makes a service of `[http_service]`: plain HTTP on 80, HTTPS on 443.

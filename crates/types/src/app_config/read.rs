@@ -309,6 +309,28 @@ where
     }
 }
 
+/// Reads a size: `"10gb"`, `"10"`, or an integer of GiB.
+pub(super) fn gigabytes<'de, D>(deserializer: D) -> Result<Option<u32>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let expected = || D::Error::custom("expected a size such as \"10GB\"");
+    match Value::deserialize(deserializer)? {
+        Value::Null => Ok(None),
+        Value::Number(number) => {
+            number.as_u64().and_then(|gb| u32::try_from(gb).ok()).map(Some).ok_or_else(expected)
+        }
+        Value::String(text) if text.trim().bytes().all(|byte| byte.is_ascii_digit()) => {
+            text.trim().parse().map(Some).map_err(|_| expected())
+        }
+        Value::String(text) => match memory_mb(&text) {
+            Some(mb) if mb.is_multiple_of(1024) => Ok(Some(mb / 1024)),
+            Some(_) | None => Err(expected()),
+        },
+        Value::Bool(_) | Value::Array(_) | Value::Object(_) => Err(expected()),
+    }
+}
+
 fn memory_mb(text: &str) -> Option<u32> {
     let text = text.trim().to_ascii_lowercase();
     let (digits, scale) = match text.find(|c: char| !c.is_ascii_digit()) {

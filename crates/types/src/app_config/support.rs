@@ -31,8 +31,6 @@ pub struct Unsupported {
 use Severity::{Refuse, Warn};
 
 const TOP: &[(&str, Severity, &str)] = &[
-    ("mounts", Refuse, "volumes are not offered yet; data would be lost with the machine"),
-    ("mount", Refuse, "volumes are not offered yet; data would be lost with the machine"),
     ("files", Refuse, "copy the files into the image"),
     ("statics", Refuse, "let the program serve them"),
     ("machine_config", Refuse, "write its keys into this file"),
@@ -41,7 +39,6 @@ const TOP: &[(&str, Severity, &str)] = &[
     ("host_dedication_id", Refuse, "hosts cannot be dedicated"),
     ("metrics", Warn, "metrics are not collected yet"),
     ("metric", Warn, "metrics are not collected yet"),
-    ("swap_size_mb", Warn, "machines have no swap"),
     ("console_command", Warn, "use `perch machine exec`"),
 ];
 
@@ -70,7 +67,6 @@ const VM: &[(&str, Severity, &str)] = &[
     ("gpu_kind", Refuse, "no host has a GPU"),
     ("host_dedication_id", Refuse, "hosts cannot be dedicated"),
     ("kernel_args", Warn, "machines share the host's kernel"),
-    ("persist_rootfs", Warn, "each start begins from the image"),
 ];
 
 const EXPERIMENTAL: &[(&str, Severity, &str)] = &[
@@ -116,6 +112,9 @@ impl AppConfig {
         }
         for vm in &self.vm {
             section(&mut found, "vm.", &vm.other, VM);
+        }
+        for mount in &self.mounts {
+            section(&mut found, "mounts.", &mount.other, &[]);
         }
         if let Some(experimental) = &self.experimental {
             section(&mut found, "experimental.", &experimental.other, EXPERIMENTAL);

@@ -123,7 +123,7 @@ fn contradictions_name_both_sides() {
 #[test]
 fn what_is_not_honoured_is_told_by_name() {
     let config = config(serde_json::json!({
-        "mounts": [{"source": "data", "destination": "/data"}],
+        "files": [{"guest_path": "/a"}],
         "metrics": {"port": 1}, "statics": [], "prmary_region": "ams",
         "build": {"builder": "x", "dockerfile": "https://example.com/Dockerfile"},
         "deploy": {"release_command": "migrate", "strategy": "bluegreen"},
@@ -136,7 +136,7 @@ fn what_is_not_honoured_is_told_by_name() {
         .map(|it| format!("{:?} {}: {}", it.severity, it.key, it.note))
         .collect();
     insta::assert_snapshot!(lines.join("\n"), @"
-    Refuse mounts: volumes are not offered yet; data would be lost with the machine
+    Refuse files: copy the files into the image
     Refuse build.builder: write a Dockerfile; buildpacks are not offered
     Refuse build.dockerfile: a Dockerfile must be a file of the source folder
     Refuse deploy.release_command: run it in the program's start for now

@@ -21,6 +21,9 @@ pub struct InitConfig {
     /// Gives the program a terminal.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_false")]
     pub tty: bool,
+    /// Swap in MiB beside the memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap_size_mb: Option<u32>,
     /// Every other key, kept.
     #[serde(flatten)]
     pub other: Other,

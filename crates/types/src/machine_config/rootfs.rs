@@ -3,6 +3,7 @@
 //! Never touches it.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::Other;
 
@@ -34,4 +35,28 @@ pub enum RootfsPersist {
     Restart,
     /// Kept until the machine is destroyed or gets another image.
     Always,
+}
+
+impl RootfsPersist {
+    /// Reads the older `guest.persist_rootfs`: a word or its number (contract 1.13); nothing when it
+    /// is neither.
+    #[must_use]
+    pub fn of_older(value: &Value) -> Option<Self> {
+        match value {
+            Value::Null => Some(Self::Never),
+            Value::String(word) => match word.as_str() {
+                "" | "none" | "never" => Some(Self::Never),
+                "restart" => Some(Self::Restart),
+                "always" => Some(Self::Always),
+                _ => None,
+            },
+            Value::Number(number) => match number.as_u64()? {
+                0 | 1 => Some(Self::Never),
+                2 => Some(Self::Restart),
+                3 => Some(Self::Always),
+                _ => None,
+            },
+            Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+        }
+    }
 }

@@ -16,9 +16,13 @@ use crate::schema::{self, Queued, RECORDS};
 
 /// SIGKILL.
 const KILL: i32 = 9;
+/// How many failures of other machines are remembered.
+const STOOD_IN_MAX: usize = 16;
+/// How long a start that could not be journaled is put off, in milliseconds.
+const PUT_OFF_MS: u64 = 1_000;
 
 /// Why a machine is started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Why {
     /// Somebody asked for it.
     Start,
@@ -26,6 +30,10 @@ pub(super) enum Why {
     Restart,
     /// It had ended by itself.
     Automatic,
+    /// Its schedule has this run.
+    Schedule(i64),
+    /// It takes the place of another, which failed by this event.
+    StandIn(String),
 }
 
 impl Actor {
@@ -35,9 +43,8 @@ impl Actor {
             if self.record.state == State::Restarting && self.record.boot.is_none() {
                 if let Err(error) = self.begin_start(Why::Restart).await {
                     tracing::warn!(machine = %self.record.id, %error, "restart was put off");
-                    let now_ms = self.shared.effects.clock.now().unix_ms();
                     self.record.state = State::Starting;
-                    self.record.restart_unix_ms = Some(now_ms.saturating_add(1_000));
+                    self.put_off();
                 }
                 continue;
             }
@@ -68,7 +75,9 @@ impl Actor {
     /// Begins a command now.
     pub(super) async fn begin(&mut self, queued: Queued) -> Result<(), ApiError> {
         match queued.command {
+            host::Command::Start if self.record.is_frozen() => self.begin_resume().await,
             host::Command::Start => self.begin_start(Why::Start).await,
+            host::Command::Suspend => self.begin_suspend(true).await,
             host::Command::Stop { signal, timeout } => {
                 let config = &self.record.version.config;
                 let signal = signal.unwrap_or_else(|| config.stop_signal()).number();
@@ -90,19 +99,33 @@ impl Actor {
                 let signal = if force { KILL } else { signal };
                 self.begin_stop(signal, if force { 0 } else { grace_ms }, true).await
             }
-            host::Command::Update { instance, epoch, config, config_digest, skip_launch } => {
+            host::Command::Update {
+                instance,
+                epoch,
+                config,
+                config_digest,
+                skip_launch,
+                secrets,
+            } => {
                 let image = queued.image.ok_or_else(|| {
                     ApiError::new(Code::Internal, "the update's image was not resolved")
                 })?;
                 let upper = self.record.upper_for(&config, &image, &instance);
+                let config = *config;
                 let next =
-                    Version { instance, epoch, config: *config, config_digest, image, upper };
+                    Version { instance, epoch, config, config_digest, image, upper, secrets };
                 self.begin_update(next, skip_launch).await
             }
             host::Command::Destroy { .. } => self.begin_destroy(true).await,
             host::Command::SetCordoned { cordoned } => {
                 let mut record = self.record.clone();
                 record.cordoned = cordoned;
+                record.updated_at = self.shared.effects.clock.now();
+                self.commit(record, None).await
+            }
+            host::Command::SetLabels { change, .. } => {
+                let mut record = self.record.clone();
+                change.apply(&mut record.version.config.metadata);
                 record.updated_at = self.shared.effects.clock.now();
                 self.commit(record, None).await
             }
@@ -113,14 +136,22 @@ impl Actor {
     /// Begins to run a machine that does not.
     pub(super) async fn begin_start(&mut self, why: Why) -> Result<(), ApiError> {
         let mut record = self.record.clone();
-        let restarting = record.state == State::Restarting || why != Why::Start;
-        let asked = why != Why::Automatic;
-        if asked && !restarting {
+        let after_exit = matches!(why, Why::Restart | Why::Automatic);
+        let restarting = record.state == State::Restarting || after_exit;
+        let asked = matches!(why, Why::Start | Why::Restart);
+        if !restarting {
             record.history = History::default();
         }
+        match why {
+            Why::Schedule(slot_ms) => record.schedule_ms = Some(slot_ms),
+            Why::StandIn(event) => record.stood_in.push(event),
+            Why::Start | Why::Restart | Why::Automatic => {}
+        }
+        let surplus = record.stood_in.len().saturating_sub(STOOD_IN_MAX);
+        record.stood_in.drain(..surplus);
         record.state = State::Starting;
         record.desired = Desired::Running;
-        record.restart_unix_ms = None;
+        record.restart_boot_ms = None;
         record.failure = None;
         let fresh_root = record.begins_fresh(restarting);
         let boot = record.new_boot();
@@ -128,13 +159,39 @@ impl Actor {
         self.commit(record, Some(input)).await
     }
 
+    /// Begins to freeze a machine that runs. From now on nothing starts it by itself.
+    pub(super) async fn begin_suspend(&mut self, asked: bool) -> Result<(), ApiError> {
+        let mut record = self.record.clone();
+        record.state = State::Suspending;
+        record.desired = Desired::Stopped;
+        record.failure = None;
+        let source = if asked { Source::User } else { Source::Platform };
+        record.note("suspend", source, self.shared.instant());
+        self.commit(record, Some(Input { asked, ..Input::new(Intent::Suspend) })).await
+    }
+
+    /// Begins to let a suspended machine go on.
+    async fn begin_resume(&mut self) -> Result<(), ApiError> {
+        let mut record = self.record.clone();
+        record.state = State::Starting;
+        record.desired = Desired::Running;
+        record.failure = None;
+        record.history = History::default();
+        record.updated_at = self.shared.effects.clock.now();
+        self.commit(record, Some(Input::new(Intent::Resume))).await
+    }
+
     /// Begins a start that nobody asked for; a fault is met again by the next timer.
     pub(super) async fn begin_automatic_start(&mut self) {
         if let Err(error) = self.begin_start(Why::Automatic).await {
             tracing::warn!(machine = %self.record.id, %error, "automatic start was put off");
-            let now_ms = self.shared.effects.clock.now().unix_ms();
-            self.record.restart_unix_ms = Some(now_ms.saturating_add(1_000));
+            self.put_off();
         }
+    }
+
+    fn put_off(&mut self) {
+        let boot_ms = self.shared.effects.clock.boot_ms();
+        self.record.restart_boot_ms = Some(boot_ms.saturating_add(PUT_OFF_MS));
     }
 
     async fn begin_stop(
@@ -144,16 +201,18 @@ impl Actor {
         restarting: bool,
     ) -> Result<(), ApiError> {
         let mut record = self.record.clone();
-        record.restart_unix_ms = None;
+        record.restart_boot_ms = None;
         record.failure = None;
         if !restarting {
             record.desired = Desired::Stopped;
         }
         if record.boot.is_none() {
             record.state = State::Stopped;
-            record.updated_at = self.shared.effects.clock.now();
+            record.note("stop", Source::User, self.shared.instant());
             return self.commit(record, None).await;
         }
+        // What is frozen cannot end politely: what it had in memory is dropped.
+        let (signal, grace_ms) = if record.is_frozen() { (KILL, 0) } else { (signal, grace_ms) };
         record.state = if restarting { State::Restarting } else { State::Stopping };
         let kind = if restarting { "restart" } else { "stop" };
         record.note(kind, Source::User, self.shared.instant());
@@ -165,13 +224,18 @@ impl Actor {
         let mut record = self.record.clone();
         let runs = record.boot.is_some();
         let config = &record.version.config;
-        let signal = config.stop_signal().number();
+        let frozen = record.is_frozen();
+        let signal = if frozen { KILL } else { config.stop_signal().number() };
         let grace = config.stop_timeout().get();
         let fresh_root = next.upper != record.version.upper;
+        let now = self.shared.effects.clock.now();
+        let schedule = next.config.schedule;
+        record.schedule_ms = schedule.map(|schedule| schedule.slot(&record.id, now).current_ms);
+        record.stood_in = self.shared.failures_of(&next.config.standbys);
         record.next = Some(next);
         record.state = State::Replacing;
         record.failure = None;
-        record.restart_unix_ms = None;
+        record.restart_boot_ms = None;
         record.history = History::default();
         record.note("update", Source::User, self.shared.instant());
         let mut input = Input {
@@ -180,10 +244,11 @@ impl Actor {
             grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
             ..Input::new(Intent::Update { skip_launch })
         };
-        if runs || !skip_launch {
+        let boots = !skip_launch || (runs && !frozen);
+        if boots {
             input.boot = record.new_boot();
         }
-        if runs {
+        if runs && boots {
             input.back = record.new_boot();
         }
         self.commit(record, Some(input)).await
@@ -193,7 +258,7 @@ impl Actor {
         let mut record = self.record.clone();
         record.state = State::Destroying;
         record.desired = Desired::Gone;
-        record.restart_unix_ms = None;
+        record.restart_boot_ms = None;
         record.updated_at = self.shared.effects.clock.now();
         let input = Input { signal: KILL, asked, ..Input::new(Intent::Destroy) };
         self.commit(record, Some(input)).await

@@ -4,15 +4,16 @@
 
 use std::sync::Arc;
 
-use perch_runtime::{ExitStatus, Instance};
+use perch_runtime::{ExitReason, ExitStatus, Instance};
 use perch_types::ApiError;
 use perch_types::api::{CheckState, CheckStatus};
 use tokio::sync::mpsc;
 
 use super::Actor;
+use super::begin::Why;
 use crate::machine::plan::Intent;
-use crate::machine::record::{Desired, Exiting, Readiness};
-use crate::machine::restart::{Decision, Exit, decide};
+use crate::machine::record::{Boot, Desired, Exiting, Reached, Readiness};
+use crate::machine::restart::{Decision, Exit, after_suspension, decide};
 use crate::machine::run::{Input, lost_exit};
 use crate::machine::state::{Fact, State};
 use crate::schema::Queued;
@@ -25,8 +26,12 @@ impl Actor {
                 let exit = lost_exit(&self.record);
                 self.exited(ExitStatus { boot, ..exit }).await
             }
+            Fact::Reached { boot, what } => self.reached(boot, what).await,
+            Fact::StandIn { event } => self.stand_in(event).await,
             Fact::Readiness { boot, readiness } => {
-                let current = self.record.boot.as_ref().is_some_and(|one| one.number == boot);
+                // A check that was under way when its machine was frozen says nothing.
+                let looked_at = |one: &Boot| one.number == boot && !one.frozen;
+                let current = self.record.boot.as_ref().is_some_and(looked_at);
                 if current && readiness != self.readiness {
                     self.tell_health(&readiness);
                     self.readiness = readiness;
@@ -40,9 +45,35 @@ impl Actor {
         }
     }
 
+    /// Says once a boot that it ran into a limit.
+    async fn reached(&mut self, boot: u64, what: Reached) -> Result<(), ApiError> {
+        if self.record.boot.as_ref().is_none_or(|one| one.number != boot) {
+            return Ok(());
+        }
+        let mut record = self.record.clone();
+        let Some(text) = record.note_reached(what, self.shared.instant()) else {
+            return Ok(());
+        };
+        self.say(vec![text]);
+        self.commit(record, None).await
+    }
+
+    /// Takes the place of a machine that failed, once for each of its failures.
+    async fn stand_in(&mut self, event: String) -> Result<(), ApiError> {
+        let rests = self.record.state == State::Stopped && self.record.boot.is_none();
+        if !rests || self.record.stood_in.contains(&event) {
+            return Ok(());
+        }
+        self.begin_start(Why::StandIn(event)).await
+    }
+
     /// Writes into the machine's log which of its checks began to pass or to fail.
     fn tell_health(&self, now: &Readiness) {
-        let lines = health_lines(&self.readiness.checks, &now.checks);
+        self.say(health_lines(&self.readiness.checks, &now.checks));
+    }
+
+    /// Writes lines into the machine's log.
+    fn say(&self, lines: Vec<String>) {
         let Some(instance) = self.instance.clone().filter(|_| !lines.is_empty()) else {
             return;
         };
@@ -51,7 +82,7 @@ impl Actor {
         tokio::spawn(async move {
             for line in lines {
                 if let Err(error) = instance.note(&line).await {
-                    tracing::debug!(%machine, %error, "line about a check is lost");
+                    tracing::debug!(%machine, %error, "line for the log is lost");
                 }
             }
         });
@@ -65,12 +96,14 @@ impl Actor {
         self.watchers.clear();
         self.readiness = Readiness::default();
         let at = self.shared.instant();
-        let now_ms = at.now.unix_ms();
+        let now_ms = i64::try_from(self.shared.effects.clock.boot_ms()).unwrap_or(i64::MAX);
         let mut record = self.record.clone();
         let ended = Exit { code: exit.code, oom_killed: exit.oom_killed };
         let stop_waits = self.queued.iter().any(is_end);
         let decision = if stop_waits {
             Decision::Rest
+        } else if record.state == State::Suspended {
+            after_suspension(&record.version.config, exit.reason == ExitReason::Exited)
         } else {
             decide(&record.version.config, ended, &record.history, now_ms)
         };
@@ -78,8 +111,8 @@ impl Actor {
             Decision::Restart { pause_ms } => {
                 record.state = State::Starting;
                 record.history.note(now_ms);
-                let pause_ms = i64::try_from(pause_ms).unwrap_or(i64::MAX);
-                record.restart_unix_ms = Some(now_ms.saturating_add(pause_ms));
+                let boot_ms = self.shared.effects.clock.boot_ms();
+                record.restart_boot_ms = Some(boot_ms.saturating_add(pause_ms));
                 Intent::Settle
             }
             Decision::Rest => {

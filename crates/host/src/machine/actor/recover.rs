@@ -8,8 +8,10 @@ use perch_durable::{OpenRun, RunId};
 use perch_runtime::{Adopted, Instance};
 
 use super::Actor;
+use crate::effects::Fault;
 use crate::machine::plan::Intent;
 use crate::machine::record::{Desired, Exiting};
+use crate::machine::restart::{Decision, after_reboot};
 use crate::machine::run::{Input, lost_exit};
 use crate::machine::state::{Fact, State};
 use crate::schema::{self, RECORDS};
@@ -90,7 +92,7 @@ impl Actor {
     /// Finds the boot that should run.
     pub(super) async fn adopt(&mut self) {
         let Some(boot) = self.record.boot.clone() else {
-            if self.should_run() && self.record.restart_unix_ms.is_none() {
+            if self.should_run() && self.record.restart_boot_ms.is_none() {
                 self.begin_automatic_start().await;
             }
             return;
@@ -100,8 +102,9 @@ impl Actor {
         match adopted {
             Ok(Adopted::Running(instance)) if instance.info().boot == boot.number => {
                 let instance: Arc<dyn Instance> = Arc::from(instance);
-                self.take_instance(Some(instance));
+                self.take_instance(Some(Arc::clone(&instance)));
                 self.publish();
+                self.agree_on_frozen(instance.as_ref()).await;
             }
             // The server itself was restarted: that is no fault of the program.
             Ok(_) if self.shared.rebooted && self.should_run() => {
@@ -123,6 +126,19 @@ impl Actor {
         }
     }
 
+    /// Puts right what somebody froze or thawed beside this agent: the record counts.
+    async fn agree_on_frozen(&mut self, instance: &dyn Instance) {
+        let result = match instance.is_frozen().await {
+            Ok(frozen) if frozen == self.record.is_frozen() => Ok(()),
+            Ok(true) => instance.thaw().await.map_err(|error| Fault::from(error).error),
+            Ok(false) => self.begin_suspend(false).await,
+            Err(error) => Err(Fault::from(error).error),
+        };
+        if let Err(error) = result {
+            tracing::error!(machine = %self.record.id, %error, "machine is not frozen as it should be");
+        }
+    }
+
     fn should_run(&self) -> bool {
         self.record.desired == Desired::Running
             && matches!(self.record.state, State::Started | State::Starting | State::Restarting)
@@ -132,11 +148,28 @@ impl Actor {
         let at = self.shared.instant();
         let mut record = self.record.clone();
         let exit = lost_exit(&record);
-        record.note_exit(&exit, Exiting { asked: false, restarting: true }, at);
-        record.state = State::Starting;
-        record.restart_unix_ms = Some(at.now.unix_ms());
-        let input = Input { asked: false, restarting: true, ..Input::new(Intent::Settle) };
-        self.commit(record, Some(input)).await
+        let decision = after_reboot(&record.version.config);
+        let restarting = matches!(decision, Decision::Restart { .. });
+        record.state = match decision {
+            Decision::Restart { .. } => State::Starting,
+            Decision::Rest => State::Stopped,
+            Decision::Destroy => State::Destroying,
+        };
+        record.desired = match decision {
+            Decision::Restart { .. } => Desired::Running,
+            Decision::Rest => Desired::Stopped,
+            Decision::Destroy => Desired::Gone,
+        };
+        record.note_exit(&exit, Exiting { asked: false, restarting }, at);
+        record.restart_boot_ms = restarting.then(|| self.shared.effects.clock.boot_ms());
+        let intent = match decision {
+            Decision::Restart { .. } | Decision::Rest => Intent::Settle,
+            Decision::Destroy => Intent::Destroy,
+        };
+        if intent == Intent::Destroy {
+            record.boot = None;
+        }
+        self.commit(record, Some(Input { asked: false, restarting, ..Input::new(intent) })).await
     }
 
     /// Removes the last trace of a destroyed machine; returns whether it is gone.

@@ -164,7 +164,7 @@ async fn beginning(mut body: Incoming, until: tokio::time::Instant) -> Vec<u8> {
 
 /// Returns a text that may be shown: one line of printable characters, cut.
 pub(super) fn clean(text: &str) -> String {
-    let printable = text.trim().chars().map(|one| {
+    let printable = text.chars().map(|one| {
         // Characters that turn the direction of a line around are no better than controls.
         let turns = matches!(one, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         if one.is_control() || turns { ' ' } else { one }
@@ -176,7 +176,7 @@ pub(super) fn clean(text: &str) -> String {
         }
         cleaned.push(one);
     }
-    cleaned
+    cleaned.trim().to_owned()
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -10,7 +10,11 @@ use crate::machine::state::{Admission, Command, State, admit};
 const BLESS: &str = "PERCH_BLESS";
 
 fn running() -> Record {
-    Record { boot: Some(Boot { number: 1, stop_signal: 0 }), ..record() }
+    Record { boot: Some(Boot::new(1)), ..record() }
+}
+
+fn suspended() -> Record {
+    Record { boot: Some(Boot { frozen: true, ..Boot::new(1) }), ..record() }
 }
 
 fn plans() -> Vec<(&'static str, Record, Intent)> {
@@ -19,10 +23,14 @@ fn plans() -> Vec<(&'static str, Record, Intent)> {
         ("prepare (skip_launch)", record(), Intent::Prepare),
         ("start", record(), Intent::Start),
         ("stop", running(), Intent::Stop),
+        ("suspend", running(), Intent::Suspend),
+        ("resume (start of a suspended one)", suspended(), Intent::Resume),
         ("settle (it ended by itself)", running(), Intent::Settle),
         ("update, it runs", running(), Intent::Update { skip_launch: false }),
         ("update, it does not run", record(), Intent::Update { skip_launch: false }),
         ("update, it does not run, skip_launch", record(), Intent::Update { skip_launch: true }),
+        ("update, it is suspended", suspended(), Intent::Update { skip_launch: false }),
+        ("update, it is suspended, skip_launch", suspended(), Intent::Update { skip_launch: true }),
         ("destroy", running(), Intent::Destroy),
     ]
 }
@@ -46,16 +54,48 @@ fn steps_table() -> String {
     text
 }
 
+/// What a step leaves behind, in words.
+const fn meaning(step: Step) -> &'static str {
+    match step {
+        Step::Image => "The image is on the host and its tree is mounted.",
+        Step::Rootfs => "The writable layer of the next boot is there, empty unless it is kept.",
+        Step::Volume => "The volumes of the version are the machine's.",
+        Step::Drain => {
+            "The edge sends no more requests, and those under way had their time (`limits.drain`)."
+        }
+        Step::Stop => "The program had its signal and its grace, then everything was killed.",
+        Step::Freeze => "Every process stands still, its memory and its sockets stay.",
+        Step::Thaw => "They go on. If nothing is there that could, the machine is started anew.",
+        Step::Boot => "The cage is made: namespaces, limits, root tree, init; no program yet.",
+        Step::Network => "The cage has its addresses.",
+        Step::Execute => "The program was executed.",
+        Step::Detach => "The interface is gone.",
+        Step::Clean => "What the boot left is gone: cgroup, socket, the layer if it is not kept.",
+        Step::Discard => "Layers that no version needs any more are gone.",
+        Step::Erase => "The machine's files are gone.",
+    }
+}
+
+fn meanings() -> String {
+    let mut text = String::from("| step | after it |\n|---|---|\n");
+    for step in Step::ALL {
+        writeln!(text, "| {} | {} |", step.name(), meaning(step)).unwrap();
+    }
+    text
+}
+
 fn commands_table() -> String {
     let commands = [
         ("start", Command::Start),
         ("stop", Command::Stop),
+        ("suspend", Command::Suspend),
         ("restart", Command::Restart),
         ("update", Command::Update),
         ("destroy", Command::Destroy { force: false }),
         ("destroy, forced", Command::Destroy { force: true }),
         ("signal", Command::Signal),
         ("cordon", Command::SetCordoned),
+        ("labels", Command::SetLabels),
     ];
     let mut text = String::from("| state |");
     for (name, _) in commands {
@@ -84,14 +124,18 @@ fn every_plan() {
     insta::assert_snapshot!(steps_table(), @r"
     | run | steps |
     |---|---|
-    | launch | image → rootfs → boot → network → execute |
-    | prepare (skip_launch) | image |
-    | start | image → rootfs → boot → network → execute |
+    | launch | image → rootfs → volume → boot → network → execute |
+    | prepare (skip_launch) | image → volume |
+    | start | image → rootfs → volume → boot → network → execute |
     | stop | ‖ drain → stop → detach → clean |
+    | suspend | drain → freeze |
+    | resume (start of a suspended one) | ‖ thaw |
     | settle (it ended by itself) | ‖ detach → clean |
-    | update, it runs | image → rootfs → drain → stop* → boot → network → execute → ‖ discard |
-    | update, it does not run | image → rootfs → boot → network → execute → ‖ discard |
-    | update, it does not run, skip_launch | image → ‖ discard |
+    | update, it runs | image → rootfs → volume → drain → stop* → boot → network → execute → ‖ discard |
+    | update, it does not run | image → rootfs → volume → boot → network → execute → ‖ discard |
+    | update, it does not run, skip_launch | image → volume → ‖ discard |
+    | update, it is suspended | image → rootfs → volume → drain → stop* → boot → network → execute → ‖ discard |
+    | update, it is suspended, skip_launch | image → volume → ‖ stop* → detach → clean → discard |
     | destroy | ‖ stop → detach → clean → erase |
     ");
 }
@@ -118,9 +162,11 @@ fn the_documented_tables_are_these() {
          `is so`: accepted, and nothing is to be done.\n\n{}\n\
          ## What is done\n\n\
          A step before ‖ is undone when a later one does not succeed; from ‖ on a run only goes\n\
-         forward. A step with * has a commit of its own before it begins.\n\n{}",
+         forward. A step with * has a commit of its own before it begins.\n\n{}\n\
+         Each step may run twice: after a crash a run goes on with the step that was not committed.\n\n{}",
         commands_table(),
-        steps_table()
+        steps_table(),
+        meanings()
     );
     if std::env::var_os(BLESS).is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();

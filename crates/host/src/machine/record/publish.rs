@@ -38,7 +38,8 @@ pub fn host_machine(
 ) -> HostMachine {
     let runs = record.state == State::Started;
     // The old version serves while the new one is prepared, until the gate is closed.
-    let serves = runs || (record.state == State::Replacing && record.boot.is_some());
+    let replaced = record.state == State::Replacing && record.boot.is_some();
+    let serves = runs || (replaced && !record.is_frozen());
     HostMachine {
         id: record.id.clone(),
         org: record.org.clone(),
@@ -60,7 +61,9 @@ pub fn host_machine(
         updated_at: record.updated_at,
         events: record.events.clone(),
         checks: readiness.checks.clone(),
+        secrets_version: record.secrets_version,
         failure: record.failure.clone(),
+        given_up: record.given_up.clone(),
     }
 }
 
@@ -88,6 +91,7 @@ pub fn machine_record(machine: &HostMachine, place: &Place) -> MachineRecord {
         skip_dns: config.dns.as_ref().is_some_and(|dns| dns.skip_registration),
         image: config.image.clone(),
         cpus: config.cpus(),
+        cpu_kind: config.cpu_kind(),
         memory_mb: config.memory_mb(),
         created_at: machine.created_at,
         updated_at: machine.updated_at,

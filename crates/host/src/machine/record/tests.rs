@@ -22,20 +22,25 @@ pub(crate) fn record() -> Record {
             config,
             config_digest: "aa".to_owned(),
             image: ImageRef::default(),
+            secrets: SecretsWanted::default(),
         },
         next: None,
         boots: 0,
         boot: None,
         history: History::default(),
-        restart_unix_ms: None,
+        restart_boot_ms: None,
+        schedule_ms: None,
+        stood_in: Vec::new(),
+        secrets_version: None,
         failure: None,
+        given_up: None,
         events: Vec::new(),
         created_at: Timestamp::from_unix_ms(1_700_000_000_000),
         updated_at: Timestamp::from_unix_ms(1_700_000_000_000),
     }
 }
 
-fn at(ms: i64) -> Instant {
+pub(crate) fn at(ms: i64) -> Instant {
     Instant { now: Timestamp::from_unix_ms(1_700_000_000_000 + ms), random: 5 }
 }
 
@@ -58,7 +63,7 @@ fn exit(code: i32, signal: Option<i32>) -> ExitStatus {
 #[test]
 fn an_exit_event_has_the_contracts_shape() {
     let mut record = record();
-    record.boot = Some(Boot { number: 1, stop_signal: 0 });
+    record.boot = Some(Boot::new(1));
     record.state = State::Starting;
     record.history.count = 2;
     record.note_exit(&exit(137, Some(9)), Exiting { asked: false, restarting: true }, at(600));

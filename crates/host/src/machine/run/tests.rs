@@ -7,7 +7,8 @@ use perch_durable::testing::{World, everything};
 use perch_durable::{Db, NewRun};
 use perch_runtime::{Adopted, GuestStart, Runtime as _};
 use perch_types::clock::Clock;
-use perch_types::{HostId, InstanceId};
+use perch_types::machine_config::MountConfig;
+use perch_types::{HostId, InstanceId, VolumeId};
 
 use super::*;
 use crate::config::{Config, Limits};
@@ -16,7 +17,10 @@ use crate::fake::FakeServer;
 use crate::machine::record::tests::record;
 use crate::machine::record::{Version, upper_name};
 use crate::network::NetworkConfig;
+use crate::schema::VOLUMES;
 use crate::shared::{Begin, machine_network};
+use crate::volumes::record::VolumeRow;
+use crate::volumes::record::tests::row;
 
 /// A clock that moves on each time it is looked at.
 #[derive(Debug, Default)]
@@ -44,10 +48,25 @@ fn config() -> Config {
         monitor: PathBuf::new(),
         init: PathBuf::new(),
         registry: None,
+        machine_api: None,
         unpack: perch_oci::Privilege::InProcess,
         others: Vec::new(),
+        pool: Default::default(),
         limits: Limits::default(),
     }
+}
+
+/// Returns what the tasks of an agent share, on a server that is none.
+pub(crate) fn shared_of(server: &FakeServer, db: &Db) -> Arc<Shared> {
+    let effects = server.effects(Arc::new(Turning::default()));
+    let begin = Begin {
+        id: HostId::from_bits(1),
+        incarnation: 1,
+        counter: 0,
+        rebooted: false,
+        findings: Vec::new(),
+    };
+    Arc::new(Shared::new(config(), effects, db.clone(), begin))
 }
 
 /// One machine on a server, and what is to be done with it.
@@ -56,6 +75,8 @@ struct Machine {
     record: Record,
     input: Input,
     runs_before: bool,
+    /// Volumes as they are before the run.
+    volumes: Vec<VolumeRow>,
 }
 
 /// What there is on the server: layers, interfaces, and the version that runs.
@@ -64,6 +85,8 @@ struct Found {
     layers: BTreeSet<PathBuf>,
     attached: Vec<perch_types::MachineId>,
     runs: Option<InstanceId>,
+    frozen: bool,
+    volumes: Vec<VolumeId>,
 }
 
 impl Machine {
@@ -71,7 +94,7 @@ impl Machine {
         let mut record = record();
         if runs_before {
             record.boots = 1;
-            record.boot = Some(Boot { number: 1, stop_signal: 0 });
+            record.boot = Some(Boot::new(1));
         }
         let mut input = Input { fresh_root: true, signal: 2, grace_ms: 10, ..Input::new(intent) };
         if let Intent::Update { .. } = intent {
@@ -81,7 +104,53 @@ impl Machine {
         }
         input.boot = record.new_boot();
         input.back = record.new_boot();
-        Self { server: Mutex::default(), record, input, runs_before }
+        Self { server: Mutex::default(), record, input, runs_before, volumes: Vec::new() }
+    }
+
+    /// Has the version that runs mount volume 1, and the one that an update brings volume 2.
+    fn with_volumes(mut self) -> Self {
+        let mount = |bits| MountConfig {
+            volume: VolumeId::from_bits(bits).to_string(),
+            path: "/data".to_owned(),
+            ..MountConfig::default()
+        };
+        self.record.version.config.mounts = vec![mount(1)];
+        if let Some(next) = &mut self.record.next {
+            next.config.mounts = vec![mount(2)];
+        }
+        self.volumes = vec![row(1), row(2)];
+        let has = self.input.intent != Intent::Launch;
+        self.volumes[0].record.attached = has.then(|| self.record.id.clone());
+        self
+    }
+
+    /// Writes the volumes into a file that does not have them yet, and reads them.
+    fn seed(&self, shared: &Shared) {
+        if self.volumes.is_empty() {
+            return;
+        }
+        let rows = self.volumes.clone();
+        let seeded: Result<Vec<VolumeRow>, perch_durable::Error> = shared
+            .db
+            .write(move |tx| {
+                let mut found = Vec::new();
+                for row in rows {
+                    let known = VOLUMES.get(tx, &row.record.id)?;
+                    VOLUMES.put(tx, &row.record.id, known.as_ref().unwrap_or(&row))?;
+                    found.push(known.unwrap_or(row));
+                }
+                Ok(found)
+            })
+            .wait();
+        for row in seeded.unwrap() {
+            shared.volumes.put(row);
+        }
+    }
+
+    fn suspended(intent: Intent) -> Self {
+        let mut machine = Self::new(intent, true);
+        machine.record.boot = Some(Boot { frozen: true, ..Boot::new(1) });
+        machine
     }
 
     fn server(&self) -> FakeServer {
@@ -89,15 +158,9 @@ impl Machine {
     }
 
     fn shared(&self, db: &Db) -> Arc<Shared> {
-        let effects = self.server().effects(Arc::new(Turning::default()));
-        let begin = Begin {
-            id: HostId::from_bits(1),
-            incarnation: 1,
-            counter: 0,
-            rebooted: false,
-            findings: Vec::new(),
-        };
-        Arc::new(Shared::new(config(), effects, db.clone(), begin))
+        let shared = shared_of(&self.server(), db);
+        self.seed(&shared);
+        shared
     }
 
     fn work(&self, db: &Db) -> Work {
@@ -107,6 +170,7 @@ impl Machine {
             input: self.input,
             instance: None,
             image: None,
+            secrets_version: None,
             fault: None,
             gate: None,
         }
@@ -135,7 +199,11 @@ impl World for Machine {
         for step in [Step::Boot, Step::Network] {
             steps::run(&mut work, step).await.unwrap();
         }
-        work.instance.unwrap().start(GuestStart::default()).await.unwrap();
+        let instance = work.instance.unwrap();
+        instance.start(GuestStart::default()).await.unwrap();
+        if self.record.is_frozen() {
+            instance.freeze().await.unwrap();
+        }
     }
 
     fn plan(&self) -> NewRun {
@@ -149,17 +217,27 @@ impl World for Machine {
     async fn snapshot(&mut self, db: &Db) -> Found {
         let server = self.server();
         let dir = self.work(db).dir();
-        let runs = match server.runtime.adopt(&dir).await.unwrap() {
-            Adopted::Running(instance) => Some(instance.info().instance.clone()),
-            Adopted::Ended(_) | Adopted::Gone => None,
+        let (runs, frozen) = match server.runtime.adopt(&dir).await.unwrap() {
+            Adopted::Running(instance) => {
+                (Some(instance.info().instance.clone()), instance.is_frozen().await.unwrap())
+            }
+            Adopted::Ended(_) | Adopted::Gone => (None, false),
         };
         let attached = server.attached().await.unwrap();
-        Found { layers: server.layers(), attached, runs }
+        let volumes = self.work(db).shared.volumes.all();
+        let volumes = volumes.into_iter().map(|known| known.row.record);
+        let volumes = volumes.filter(|record| record.attached.is_some());
+        let volumes = volumes.map(|record| record.id).collect();
+        Found { layers: server.layers(), attached, runs, frozen, volumes }
     }
 }
 
 async fn survives(intent: Intent, runs_before: bool) {
-    let mut machine = Machine::new(intent, runs_before);
+    all_survived(Machine::new(intent, runs_before)).await;
+}
+
+async fn all_survived(mut machine: Machine) {
+    let intent = machine.input.intent;
     if let Err(broken) = everything(&mut machine).await {
         panic!("{intent:?}: {broken}");
     }
@@ -171,8 +249,37 @@ async fn a_launch_survives_everything() {
 }
 
 #[tokio::test]
+async fn a_machine_with_volumes_has_them_or_has_not_whatever_crashes() {
+    for (intent, runs_before) in [
+        (Intent::Update { skip_launch: false }, true),
+        (Intent::Update { skip_launch: true }, false),
+        (Intent::Destroy, true),
+    ] {
+        let mut machine = Machine::new(intent, runs_before).with_volumes();
+        if let Err(broken) = everything(&mut machine).await {
+            panic!("{intent:?}: {broken}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_stop_survives_everything() {
     survives(Intent::Stop, true).await;
+}
+
+#[tokio::test]
+async fn a_suspension_survives_everything() {
+    survives(Intent::Suspend, true).await;
+}
+
+#[tokio::test]
+async fn a_resumption_survives_everything() {
+    all_survived(Machine::suspended(Intent::Resume)).await;
+}
+
+#[tokio::test]
+async fn an_update_of_a_suspended_machine_survives_everything() {
+    all_survived(Machine::suspended(Intent::Update { skip_launch: true })).await;
 }
 
 #[tokio::test]

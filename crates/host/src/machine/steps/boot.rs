@@ -8,9 +8,10 @@ use std::sync::Arc;
 use perch_runtime::{BootSpec, IdRange, Instance};
 use serde_json::Value;
 
-use super::rootfs;
+use super::{rootfs, volume};
 use crate::effects::Fault;
 use crate::machine::guest;
+use crate::machine::names;
 use crate::machine::record::Version;
 use crate::machine::run::Work;
 
@@ -52,8 +53,10 @@ pub(super) async fn make(work: &mut Work, version: &Version, number: u64) -> Res
             count: IDS_PER_MACHINE,
         },
         limits: guest::limits(config),
-        hostname: work.record.id.to_string(),
+        hostname: names::hostname(&work.record.id, config),
         mounts: Vec::new(),
+        agent: work.shared.config.machine_api.as_ref().map(|api| api.monitors.clone()),
+        volumes: volume::of(work, version),
         log: work.shared.config.limits.log,
         stop_signal: config.stop_signal().number(),
         stop_grace_ms: u64::try_from(config.stop_timeout().get().as_millis()).unwrap_or(u64::MAX),

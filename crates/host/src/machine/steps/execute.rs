@@ -1,16 +1,17 @@
 //! The program of a boot is executed.
 //!
-//! Never journals the environment: it goes to init through a socket. Comes once for a cage; after
+//! Never journals the environment or a secret: both go to init through a socket. Comes once for a cage; after
 //! a crash the cage is made anew, so it may run twice.
 
 use perch_types::Code;
 use serde_json::Value;
 
 use crate::effects::Fault;
+use crate::machine::files::{self, Given};
 use crate::machine::guest;
 use crate::machine::plan::Intent;
 use crate::machine::record::Version;
-use crate::machine::run::{Executed, Work};
+use crate::machine::run::{ExecuteOutput, Executed, Work};
 
 pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
     let version = work.record.incoming().clone();
@@ -20,8 +21,8 @@ pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
         let text = work.fault.take().map_or_else(String::new, |fault| fault.error);
         return Err(Fault::permanent(Code::ExitedAtOnce, text));
     }
-    serde_json::to_value(executed)
-        .map_err(|error| Fault::permanent(Code::Internal, error.to_string()))
+    let left = ExecuteOutput { executed, secrets_version: work.secrets_version };
+    serde_json::to_value(left).map_err(|error| Fault::permanent(Code::Internal, error.to_string()))
 }
 
 /// Executes a version's program in the cage at hand.
@@ -34,7 +35,13 @@ pub(super) async fn execute(work: &mut Work, version: &Version) -> Result<Execut
         _ => work.shared.effects.images.mount(&version.image).await?,
     };
     let around = work.shared.surroundings(&work.record)?;
-    let start = guest::guest_start(&work.record, version, &image.config, &around)
+    let secrets = work.shared.secrets_of(&work.record, version.secrets).await?;
+    work.secrets_version = secrets.as_ref().map(|secrets| secrets.version);
+    let given = Given {
+        secrets: secrets.unwrap_or_default().values,
+        image_configs: files::image_configs(work, version).await?,
+    };
+    let start = guest::guest_start(&work.record, version, &image.config, &around, &given)
         .map_err(|error| Fault { error, transient: false })?;
     match instance.start(start).await {
         Ok(()) => Ok(Executed::Started),

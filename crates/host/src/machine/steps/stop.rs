@@ -52,6 +52,10 @@ async fn end(work: &Work, instance: &dyn Instance) -> Result<perch_runtime::Exit
 }
 
 pub(super) async fn undo(work: &mut Work) -> Result<(), Fault> {
+    if work.record.is_frozen() {
+        // What it had in memory is lost, and nobody wanted it to run.
+        return Ok(());
+    }
     let old = work.record.version.clone();
     // The layer of a machine that keeps nothing may begin empty; one that keeps is as it was.
     boot::make(work, &old, work.input.back).await?;

@@ -125,6 +125,7 @@ fn update(number: u64, script: &str, old: &perch_types::host::CreateMachine) -> 
         config: Box::new(config),
         config_digest: format!("update {number}"),
         skip_launch: false,
+        secrets: perch_types::host::SecretsWanted::default(),
     }
 }
 
@@ -145,9 +146,16 @@ fn an_update_takes_over_and_one_that_cannot_run_goes_back() {
         assert_eq!((updated.epoch, updated.private_ip), (2, host.get(&id).unwrap().private_ip));
 
         let broken = match update(2, "", &request) {
-            Command::Update { instance, epoch, mut config, config_digest, skip_launch } => {
+            Command::Update {
+                instance,
+                epoch,
+                mut config,
+                config_digest,
+                skip_launch,
+                secrets,
+            } => {
                 config.init.exec = vec!["/nowhere".to_owned()];
-                Command::Update { instance, epoch, config, config_digest, skip_launch }
+                Command::Update { instance, epoch, config, config_digest, skip_launch, secrets }
             }
             other => panic!("{other:?}"),
         };

@@ -3,7 +3,13 @@
 
 mod adoption;
 mod ends;
+mod full;
 mod images;
+mod inside;
+mod kills;
+mod layers;
 mod life;
 mod policies;
 mod server;
+mod suspend;
+mod volumes;

@@ -20,7 +20,7 @@ fn policy(policy: RestartPolicy, max_retries: Option<u32>) -> Option<RestartConf
     Some(RestartConfig { policy: Some(policy), max_retries, ..RestartConfig::default() })
 }
 
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "{what}");
@@ -114,18 +114,26 @@ fn reboot(server: &Server) {
 }
 
 #[test]
-fn after_a_reboot_what_ran_runs_and_what_was_stopped_is_stopped() {
-    let test = "after_a_reboot_what_ran_runs_and_what_was_stopped_is_stopped";
+fn after_a_reboot_machines_come_back_by_their_policy() {
+    let test = "after_a_reboot_machines_come_back_by_their_policy";
     Server::run(test, |server| async move {
         let host = server.start().await;
-        // No policy would restart it: a reboot is no end of the program's own.
-        let ran = machine(1, "echo up; exec sleep 1000");
+        // It may not be restarted once: a reboot is no end of the program's own.
+        let mut ran = machine(1, "echo up; exec sleep 1000");
+        ran.config.restart = policy(RestartPolicy::OnFailure, Some(0));
         let stopped = machine(2, SLEEP);
+        let once = machine(3, SLEEP);
+        let mut suspended = machine(4, SLEEP);
+        suspended.config.restart = policy(RestartPolicy::Always, None);
         let (ran_id, stopped_id) = (ran.id.clone(), stopped.id.clone());
-        host.create(ran).await.unwrap();
-        host.create(stopped).await.unwrap();
-        wait(&host, &ran_id, "started").await;
-        wait(&host, &stopped_id, "started").await;
+        let (once_id, suspended_id) = (once.id.clone(), suspended.id.clone());
+        for request in [ran, stopped, once, suspended] {
+            let id = request.id.clone();
+            host.create(request).await.unwrap();
+            wait(&host, &id, "started").await;
+        }
+        tell(&host, &suspended_id, Command::Suspend).await;
+        wait(&host, &suspended_id, "suspended").await;
         tell(&host, &stopped_id, Command::Stop { signal: None, timeout: None }).await;
         wait(&host, &stopped_id, "stopped").await;
         server.wait_for_output(&ran_id, "up").await;
@@ -150,6 +158,13 @@ fn after_a_reboot_what_ran_runs_and_what_was_stopped_is_stopped() {
         until("it writes again", || server.output(&ran_id) == "up\nup\n").await;
         assert_eq!(exec(&host, &ran_id, "echo here").await.unwrap(), "here\n");
         assert_eq!(host.get(&stopped_id).unwrap().state, MachineState::Stopped);
+        for id in [&once_id, &suspended_id] {
+            let rests = wait(&host, id, "stopped").await;
+            let exit = rests.events[0].request.clone().unwrap();
+            assert_eq!(exit["exit_event"]["restarting"], false, "{exit}");
+        }
+        tell(&host, &suspended_id, Command::Start).await;
+        wait(&host, &suspended_id, "started").await;
         host.remove_everything().await.unwrap();
     });
 }

@@ -15,7 +15,9 @@ use async_trait::async_trait;
 use perch_host::effects::{CachedImage, Effects, Fault, Images, MountedImage, Resolved};
 use perch_host::holds::{Hold, IsNamed};
 use perch_host::network::NetworkConfig;
-use perch_host::{CachePolicy, Config, Host, KernelNetworks, Layers, Limits, Mounts};
+use perch_host::{
+    CachePolicy, Config, Host, KernelNetworks, Layers, Limits, MachineApi, Mounts, Pool, PoolConfig,
+};
 use perch_runtime::log::{self, Stream};
 use perch_runtime::{LogLimits, SandboxRuntime, sandbox};
 use perch_store::{SqliteStore, Store};
@@ -71,6 +73,10 @@ impl Images for OneImage {
         Ok(MountedImage { root, config })
     }
 
+    async fn config_json(&self, image: &ImageRef) -> Result<String, Fault> {
+        Ok(format!("{{\"repository\":\"{}\"}}", image.repository))
+    }
+
     async fn unmount_unused(&self, is_named: IsNamed<'_>) -> Result<(), Fault> {
         for digest in self.mounts.mounted().iter().filter(|digest| !is_named(digest)) {
             self.mounts.unmount(digest)?;
@@ -117,7 +123,7 @@ impl Server {
                 return skip(test, "target/guest (cargo xtask guest)");
             }
         }
-        for program in ["busybox", "mkfs.erofs", "mkfs.ext4", "ip", "nft"] {
+        for program in ["busybox", "mkfs.erofs", "mkfs.ext4", "mkfs.xfs", "ip", "nft"] {
             if !Program::new("which").arg(program).output().unwrap().status.success() {
                 return skip(test, program);
             }
@@ -204,11 +210,18 @@ impl Server {
             monitor: self.guest.join("perch-monitor"),
             init: self.guest.join("perch-init"),
             registry: None,
+            machine_api: Some(MachineApi {
+                monitors: self.folder.join("monitors.sock"),
+                api: self.folder.join("api.sock"),
+            }),
             unpack: perch_oci::Privilege::InProcess,
             others: Vec::new(),
+            pool: Default::default(),
             limits: Limits {
                 disk_reserve_bytes: 0,
                 machines_max: 100,
+                volumes_max: 100,
+                memory_overcommit: 1.0,
                 log: LogLimits::default(),
                 drain: Duration::from_secs(10),
                 cache: CachePolicy::default(),
@@ -228,9 +241,21 @@ impl Server {
             images: Arc::new(OneImage { erofs: self.folder.join("busybox.erofs"), mounts }),
             rootfs: Arc::new(Layers::open(&self.folder.join("data/templates")).unwrap()),
             networks: Arc::new(KernelNetworks::open(config.network).await.unwrap()),
+            volumes: Arc::new(self.pool()),
+            secrets: Arc::new(perch_host::secrets::NoSecrets),
             runtime: Arc::new(runtime),
             clock: Arc::new(RealClock),
         }
+    }
+
+    /// Opens the pool of volumes.
+    pub(crate) fn pool(&self) -> Pool {
+        let config = PoolConfig {
+            size_bytes: 16 << 30,
+            guard: self.guest.join("perch-monitor"),
+            ..PoolConfig::default()
+        };
+        Pool::open(&self.folder.join("data/volumes"), config).unwrap()
     }
 
     /// Starts the agent.
@@ -340,12 +365,13 @@ pub(crate) fn machine(number: u64, script: &str) -> CreateMachine {
         config_digest: format!("{number}"),
         skip_launch: false,
         cordoned: false,
+        secrets: perch_types::host::SecretsWanted::default(),
     }
 }
 
 /// Waits for states.
 pub(crate) async fn wait(host: &Host, id: &MachineId, states: &str) -> HostMachine {
-    let query = WaitQuery { states: states.to_owned(), instance: None, timeout_ms: 20_000 };
+    let query = WaitQuery { states: states.to_owned(), timeout_ms: 20_000, ..WaitQuery::default() };
     match host.wait(id, &query).await {
         Ok(machine) => machine,
         Err(error) => panic!("{error}: {:#?}", host.get(id)),

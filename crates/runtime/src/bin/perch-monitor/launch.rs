@@ -5,13 +5,14 @@
 use std::fs;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use perch_runtime::cgroup::{Hierarchies, Paths, remove_all};
 use perch_runtime::protocol::{Boot, InstanceInfo, PROTOCOL, ProcessInfo};
-use perch_runtime::{BootSpec, Error, process};
+use perch_runtime::{BootSpec, Error, MachineDir, process};
 use perch_types::guest::{self, FromGuest};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -28,6 +29,10 @@ use crate::{clock, oci, seccomp};
 const HELLO_TIMEOUT_S: i64 = 15;
 /// How long a message to init may take to be taken up.
 const SEND_TIMEOUT_S: u64 = 10;
+/// The length of what a monitor says of itself in the lock file.
+const LOCK_BYTES: usize = 96;
+/// How long the monitor of the boot before may take to end, in milliseconds.
+const ALONE_TIMEOUT_MS: u64 = 5_000;
 /// How long what is left of a failed launch may take to vanish, in milliseconds.
 const UNDO_TIMEOUT_MS: u64 = 5_000;
 
@@ -39,13 +44,16 @@ pub(crate) struct Running {
     pub(crate) stdout: OwnedFd,
     pub(crate) stderr: OwnedFd,
     pub(crate) socket: UnixListener,
+    /// Held to the end: the machine has no other boot meanwhile.
+    pub(crate) alone: fs::File,
 }
 
-/// Makes the sandbox.
-pub(crate) fn launch(boot: Boot) -> Result<Running, Error> {
+/// Makes the sandbox for the agent at the other end of `agent`.
+pub(crate) fn launch(boot: Boot, agent: &UnixStream) -> Result<Running, Error> {
+    let alone = be_alone(&boot.spec.dir, agent)?;
     let hierarchies = Hierarchies::detect()?;
     let paths = Paths::new(&boot.cgroup, boot.spec.dir.machine.as_str());
-    let result = make(boot, hierarchies, &paths);
+    let result = make(boot, hierarchies, &paths, alone);
     if result.is_err() {
         let deadline = clock::boot_ms().saturating_add(UNDO_TIMEOUT_MS);
         while !remove_all(&paths)? && clock::boot_ms() < deadline {
@@ -55,7 +63,47 @@ pub(crate) fn launch(boot: Boot) -> Result<Running, Error> {
     result
 }
 
-fn make(boot: Boot, hierarchies: Hierarchies, paths: &Paths) -> Result<Running, Error> {
+/// Takes the machine's lock, behind a monitor that is ending, and says in it who has it. An agent
+/// that gave this boot up meanwhile may have begun another: then nothing at all is done.
+fn be_alone(dir: &MachineDir, agent: &UnixStream) -> Result<fs::File, Error> {
+    let path = dir.lock_file();
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(Error::file("open", &path))?;
+    let deadline = clock::boot_ms().saturating_add(ALONE_TIMEOUT_MS);
+    while !process::try_lock(&file).map_err(Error::file("lock", &path))? {
+        if clock::boot_ms() > deadline {
+            let operation = "wait for the monitor of another boot";
+            return Err(Error::Timeout { operation, limit_ms: ALONE_TIMEOUT_MS });
+        }
+        clock::pause(Duration::from_millis(1));
+    }
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    let own = ProcessInfo::of(own).map_err(Error::system("read the monitor's start time"))?;
+    let text = serde_json::to_string(&own).map_err(|error| Error::Shape(error.to_string()))?;
+    // Always as long, and over what was there: that needs no space on a full disk.
+    let text = format!("{text:<LOCK_BYTES$}");
+    file.write_all_at(text.as_bytes(), 0).map_err(Error::file("write", &path))?;
+    let mut polled = [PollFd::new(agent, PollFlags::RDHUP)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let gone = poll(&mut polled, Some(&now)).map_err(Error::system("look for the agent"))?;
+    if gone > 0 {
+        return Err(Error::Spec("the agent gave the boot up".to_owned()));
+    }
+    Ok(file)
+}
+
+fn make(
+    boot: Boot,
+    hierarchies: Hierarchies,
+    paths: &Paths,
+    alone: fs::File,
+) -> Result<Running, Error> {
     let Boot { spec, init, .. } = boot;
     spec.check()?;
     if !hierarchies.remove(&paths.machine)? {
@@ -89,7 +137,7 @@ fn make(boot: Boot, hierarchies: Hierarchies, paths: &Paths) -> Result<Running, 
         wake: Wake::new().map_err(Error::system("make an event"))?,
     };
     let shared = Arc::new(Shared::new(parts));
-    Ok(Running { shared, root, init: listener, stdout, stderr, socket })
+    Ok(Running { shared, root, init: listener, stdout, stderr, socket, alone })
 }
 
 fn identify(spec: &BootSpec, pid: i32, paths: &Paths) -> Result<(InstanceInfo, OwnedFd), Error> {

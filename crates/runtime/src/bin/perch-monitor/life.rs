@@ -19,7 +19,7 @@ use crate::guest::Listener;
 use crate::launch::Running;
 use crate::lines::Lines;
 use crate::shared::{Phase, Shared, State};
-use crate::{clock, serve, words};
+use crate::{api, clock, serve, words};
 
 /// The stack of a thread: they parse small messages.
 pub(crate) const STACK_BYTES: usize = 256 * 1024;
@@ -74,7 +74,7 @@ struct Life {
 
 /// Keeps a machine to its end.
 pub(crate) fn live(running: Running, wanted: bool) -> Result<(), Error> {
-    let Running { shared, root, init, stdout, stderr, socket } = running;
+    let Running { shared, mut root, init, stdout, stderr, socket, alone } = running;
     let log = spawn_log(&shared)?;
     let signals = termination_signals().map_err(Error::system("read signals"))?;
     let server = Arc::clone(&shared);
@@ -82,6 +82,13 @@ pub(crate) fn live(running: Running, wanted: bool) -> Result<(), Error> {
         .stack_size(STACK_BYTES)
         .spawn(move || serve::accept(&server, &socket))
         .map_err(Error::system("start a thread"))?;
+    if let (Some(socket), Some(agent)) = (root.api.take(), shared.spec.agent.clone()) {
+        let server = Arc::clone(&shared);
+        thread::Builder::new()
+            .stack_size(STACK_BYTES)
+            .spawn(move || api::hand_over(&server, &socket, &agent))
+            .map_err(Error::system("start a thread"))?;
+    }
     let mut life = Life {
         outputs: vec![Output::new(stdout, Stream::Stdout), Output::new(stderr, Stream::Stderr)],
         init: Some(init),
@@ -95,7 +102,7 @@ pub(crate) fn live(running: Running, wanted: bool) -> Result<(), Error> {
         life.shared.kill()?;
     }
     while !life.turn()? {}
-    ending::end(life, &root, log)
+    ending::end(life, &root, log, alone)
 }
 
 fn spawn_log(shared: &Arc<Shared>) -> Result<JoinHandle<()>, Error> {

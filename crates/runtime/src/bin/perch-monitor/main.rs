@@ -3,7 +3,7 @@
 //!
 //! Never restarts anything, and never depends on the agent that started it.
 
-mod clock;
+mod api;
 mod container;
 mod descriptors;
 mod exec;
@@ -23,15 +23,25 @@ mod words;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use perch_runtime::cgroup::{Hierarchies, Paths};
 use perch_runtime::error::chain;
 use perch_runtime::protocol::{Answer, Boot, FRAME_BYTES_MAX, Request};
-use perch_runtime::{Error, frame};
+use perch_runtime::{Error, clock, frame, volume};
 use rustix::process::Pid;
 
 fn main() -> ExitCode {
+    if let Some(image) = guarded() {
+        return match volume::guard(&image) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                complain(&chain(&error));
+                ExitCode::FAILURE
+            }
+        };
+    }
     match detach() {
         Ok(None) => {}
         Ok(Some(monitor)) => {
@@ -49,6 +59,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Returns the volume that this process shall only watch over.
+fn guarded() -> Option<PathBuf> {
+    let mut arguments = std::env::args_os().skip(1);
+    (arguments.next()? == volume::GUARD_ARGUMENT).then(|| arguments.next())?.map(PathBuf::from)
 }
 
 /// Leaves the agent's process tree, session and terminal. Returns the monitor's id in the process
@@ -95,7 +111,7 @@ fn take_boot() -> io::Result<(UnixStream, Box<Boot>)> {
 }
 
 fn run(mut socket: &UnixStream, boot: Boot) -> ExitCode {
-    match launch::launch(boot) {
+    match launch::launch(boot, socket) {
         Ok(running) => {
             let hello = Answer::Hello(Box::new(running.shared.info.clone()));
             // An agent that went away meanwhile does not know this boot: nobody wants it.

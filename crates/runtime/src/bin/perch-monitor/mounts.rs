@@ -3,15 +3,17 @@
 //! Never mounts where the host sees it: when the last process of the boot is gone, the kernel
 //! takes the mounts and the loop device along.
 
+mod api;
 mod idmap;
-mod loopback;
 mod place;
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use perch_runtime::{BootSpec, Error, Mount};
+use perch_runtime::loopback::{self, Loop};
+use perch_runtime::{BootSpec, Error, Mount, volume};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
@@ -20,16 +22,19 @@ use rustix::mount::{
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use api::Api;
 pub(crate) use idmap::IdMap;
-use loopback::Loop;
 
 /// What is mounted for a boot.
 #[derive(Debug)]
 pub(crate) struct Root {
     /// Where the root tree is, in this process's mount namespace.
     pub(crate) path: PathBuf,
+    /// The machine's API socket.
+    pub(crate) api: Option<UnixListener>,
     stage: PathBuf,
     loop_device: Loop,
+    volumes: Vec<Loop>,
 }
 
 fn at(
@@ -48,6 +53,14 @@ impl Root {
         idmap.apply(&lower).map_err(Error::file("map the ids of", &spec.lower))?;
         let (loop_device, upper) = mount_upper(&spec.upper)?;
         idmap.apply(&upper).map_err(Error::file("map the ids of", &spec.upper))?;
+        let mut volumes = Vec::new();
+        let mut trees = Vec::new();
+        for one in &spec.volumes {
+            let (device, tree) = volume::mount(&one.image)?;
+            idmap.apply(&tree).map_err(Error::file("map the ids of", &one.image))?;
+            volumes.push(device);
+            trees.push((tree, one.target.as_str()));
+        }
         let stage = place::choose(&[&spec.dir.state, &spec.dir.run])?;
         mount(
             "tmpfs",
@@ -66,16 +79,24 @@ impl Root {
         // Relative names, because they can be read inside the machine (F2).
         std::env::set_current_dir(&stage).map_err(Error::file("enter", &stage))?;
         let path = stage.join("root");
+        let api = spec.agent.as_ref().map(|_| Api::make()).transpose()?;
         let mounted = idmap.as_root_of_machine(|| {
             mount_overlay(&path)?;
             for one in &spec.mounts {
-                mount_volume(&idmap, &path, one)?;
+                mount_folder(&idmap, &path, one)?;
+            }
+            for (tree, target) in &trees {
+                attach_inside(tree, &path, target)?;
+            }
+            if let Some(api) = &api {
+                api.attach(&path)?;
             }
             Ok(())
         });
         std::env::set_current_dir("/").map_err(Error::file("enter", "/"))?;
         mounted?;
-        Ok(Self { path, stage, loop_device })
+        let api = api.map(|api| api.listener);
+        Ok(Self { path, api, stage, loop_device, volumes })
     }
 
     /// Unmounts it, and waits until the image file is free for the next boot.
@@ -85,7 +106,8 @@ impl Root {
             let path = self.stage.join(name);
             unmount(&path, UnmountFlags::empty()).map_err(at("unmount", path))?;
         }
-        self.loop_device.wait_until_free()
+        let waits = self.volumes.iter().chain([&self.loop_device]).map(Loop::wait_until_free);
+        waits.collect()
     }
 }
 
@@ -116,7 +138,7 @@ fn attach(tree: &OwnedFd, to: &Path) -> Result<(), Error> {
 
 /// Mounts the image file that holds what the machine writes, attached nowhere yet.
 fn mount_upper(image: &Path) -> Result<(Loop, OwnedFd), Error> {
-    let (device, held) = Loop::attach(image)?;
+    let (device, held) = Loop::attach(image, loopback::FREE_TIMEOUT_MS)?;
     let options = |operation| at(operation, image);
     let context = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC).map_err(options("open ext4 for"))?;
     fsconfig_set_string(context.as_fd(), "source", device.path())
@@ -146,17 +168,21 @@ fn mount_overlay(path: &Path) -> Result<(), Error> {
         .map_err(at("mount the overlay on", path))
 }
 
-/// Mounts a volume inside the root tree, whose links the image chose: every step is resolved as
-/// the machine itself would.
-fn mount_volume(idmap: &IdMap, root: &Path, volume: &Mount) -> Result<(), Error> {
-    let tree = clone_tree(&volume.source)?;
+fn mount_folder(idmap: &IdMap, root: &Path, folder: &Mount) -> Result<(), Error> {
+    let tree = clone_tree(&folder.source)?;
     let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, volume.read_only);
-    idmap.apply_with(&tree, attributes).map_err(Error::file("map the ids of", &volume.source))?;
-    let target = make_folder(root, Path::new(&volume.target))
-        .map_err(Error::file("create the mount point", &volume.target))?;
+    attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, folder.read_only);
+    idmap.apply_with(&tree, attributes).map_err(Error::file("map the ids of", &folder.source))?;
+    attach_inside(&tree, root, &folder.target)
+}
+
+/// Attaches a mount inside the root tree, whose links the image chose: every step is resolved as
+/// the machine itself would.
+fn attach_inside(tree: &OwnedFd, root: &Path, target: &str) -> Result<(), Error> {
+    let folder = make_folder(root, Path::new(target))
+        .map_err(Error::file("create the mount point", target))?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(&tree, "", &target, "", flags).map_err(at("mount on", &volume.target))
+    move_mount(tree, "", &folder, "", flags).map_err(at("mount on", target))
 }
 
 /// Opens a folder below `root`, making it and its parents as needed; `root` is the root for every

@@ -44,7 +44,7 @@ async fn a_request_passes_on_success_only() {
         ("HTTP/1.1 302 Found\r\nLocation: /up\r\nContent-Length: 0\r\n\r\n", (false, "302")),
         ("HTTP/1.1 500 No\r\nContent-Length: 4\r\n\r\nboom", (false, "500 boom")),
         (
-            "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n\x1b[2Ja\r\nb\u{202e}",
+            "HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n\x1b[2Ja\r\nb\u{202e}",
             (true, "200  [2Ja  b"),
         ),
     ] {

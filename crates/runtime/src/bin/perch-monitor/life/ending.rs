@@ -25,7 +25,12 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// The most turns of reading what the outputs still hold: a pipe holds 64 KiB.
 const LAST_PIECES_MAX: usize = 64;
 
-pub(super) fn end(mut life: Life, root: &Root, log: JoinHandle<()>) -> Result<(), Error> {
+pub(super) fn end(
+    mut life: Life,
+    root: &Root,
+    log: JoinHandle<()>,
+    alone: fs::File,
+) -> Result<(), Error> {
     if life.init.is_some() {
         life.hear();
     }
@@ -49,6 +54,8 @@ pub(super) fn end(mut life: Life, root: &Root, log: JoinHandle<()>) -> Result<()
     // All of these are tried, and the first fault is reported: whatever happens, the status counts.
     let cleaned = [root.unmount(), remove_cgroup(&life.shared), remove_papers(&life.shared)];
     write_status(&life.shared, &status)?;
+    // From here on the next boot may come.
+    drop(alone);
     life.shared.change(|state| state.phase = Phase::Ended(Box::new(status)));
     life.shared.wait_at_most(FAREWELL, |state| state.clients == 0);
     cleaned.into_iter().collect()

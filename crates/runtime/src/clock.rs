@@ -1,4 +1,4 @@
-//! The monitor's clocks.
+//! The clocks of whoever waits for the kernel: the monitor, and who mounts volumes.
 //!
 //! Never decides by the wall clock: that is for the eyes of people.
 
@@ -15,17 +15,19 @@ fn milliseconds(clock: ClockId) -> u64 {
 }
 
 /// Returns milliseconds since 1970.
-pub(crate) fn unix_ms() -> u64 {
+#[must_use]
+pub fn unix_ms() -> u64 {
     milliseconds(ClockId::Realtime)
 }
 
 /// Returns milliseconds since the server booted, sleep included.
-pub(crate) fn boot_ms() -> u64 {
+#[must_use]
+pub fn boot_ms() -> u64 {
     milliseconds(ClockId::Boottime)
 }
 
 /// Waits a moment for something that the kernel announces nowhere.
-pub(crate) fn pause(duration: Duration) {
+pub fn pause(duration: Duration) {
     let time = Timespec {
         tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: i64::from(duration.subsec_nanos()),

@@ -1,0 +1,262 @@
+//! Volumes: disks that outlive machines, their snapshots, and who has which.
+//!
+//! Never touches a disk itself: the pool does (`effects::VolumeDisks`). Every change is journaled
+//! like a machine's: the record and the run's beginning in one commit, its end and the record in
+//! another. One volume does one thing at a time.
+//!
+//! `record` is what is kept, `run` the steps, `command` what is asked for, `tend` what happens by
+//! itself, `pool` the disk.
+
+pub mod command;
+pub mod pool;
+pub mod record;
+mod recover;
+pub mod run;
+pub mod tend;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use perch_durable::Tx;
+use perch_types::directory::{Generation, VolumeRecord};
+use perch_types::{ApiError, MachineConfig, MachineId, SnapshotId, Timestamp, VolumeId};
+use tokio::sync::Mutex;
+
+use crate::schema::VOLUMES;
+use crate::shared::{Shared, Stamps};
+
+use record::{SnapshotRow, VolumeRow};
+
+/// Volumes of a host, as they were committed last.
+#[derive(Debug, Default)]
+pub struct Book {
+    volumes: RwLock<BTreeMap<VolumeId, Arc<Entry>>>,
+}
+
+/// One volume.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// Held while something is done to it.
+    pub(crate) turn: Mutex<()>,
+    known: RwLock<Known>,
+}
+
+/// What is known of a volume.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Known {
+    /// The volume.
+    pub row: VolumeRow,
+    /// Its snapshots, oldest first.
+    pub snapshots: Vec<SnapshotRow>,
+}
+
+impl Entry {
+    /// Returns what is known.
+    pub(crate) fn known(&self) -> Known {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Book {
+    /// Returns a volume.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn entry(&self, id: &VolumeId) -> Result<Arc<Entry>, ApiError> {
+        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+        volumes.get(id).cloned().ok_or_else(|| ApiError::volume_not_found(id.as_str()))
+    }
+
+    /// Returns all volumes, by id.
+    #[must_use]
+    pub fn all(&self) -> Vec<Known> {
+        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+        volumes.values().map(|entry| entry.known()).collect()
+    }
+
+    /// Returns a snapshot and its volume.
+    #[must_use]
+    pub fn snapshot(&self, id: &SnapshotId) -> Option<(VolumeRow, SnapshotRow)> {
+        self.all().into_iter().find_map(|known| {
+            let found = known.snapshots.into_iter().find(|snapshot| snapshot.id == *id)?;
+            Some((known.row, found))
+        })
+    }
+
+    /// Takes a row that was committed, unless a newer one is known.
+    pub(crate) fn put(&self, row: VolumeRow) -> Arc<Entry> {
+        let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
+        let entry = volumes.entry(row.record.id.clone()).or_insert_with(|| {
+            let known = Known { row: row.clone(), snapshots: Vec::new() };
+            Arc::new(Entry { turn: Mutex::default(), known: RwLock::new(known) })
+        });
+        let mut known = entry.known.write().unwrap_or_else(PoisonError::into_inner);
+        if known.row.record.generation <= row.record.generation {
+            known.row = row;
+        }
+        drop(known);
+        Arc::clone(entry)
+    }
+
+    /// Takes a snapshot that was committed, in place of what was known of it.
+    pub(crate) fn put_snapshot(&self, snapshot: SnapshotRow) {
+        let Ok(entry) = self.entry(&snapshot.volume) else { return };
+        let mut known = entry.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.snapshots.retain(|one| one.id != snapshot.id);
+        known.snapshots.push(snapshot);
+        known.snapshots.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+    }
+
+    /// Forgets a snapshot.
+    pub(crate) fn forget_snapshot(&self, volume: &VolumeId, id: &SnapshotId) {
+        let Ok(entry) = self.entry(volume) else { return };
+        let mut known = entry.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.snapshots.retain(|one| one.id != *id);
+    }
+
+    /// Forgets a volume.
+    pub(crate) fn forget(&self, id: &VolumeId) {
+        self.volumes.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+}
+
+/// Returns the volumes that a configuration mounts, each with where; what is no id is left out.
+pub fn mounts_of(config: &MachineConfig) -> impl Iterator<Item = (VolumeId, &str)> {
+    config.mounts.iter().filter_map(|mount| Some((mount.volume.parse().ok()?, &*mount.path)))
+}
+
+/// Changes a row in a transaction.
+///
+/// # Errors
+/// On a fault of the file.
+pub(crate) fn change(
+    tx: &Tx<'_>,
+    id: &VolumeId,
+    (generation, now): (Generation, Timestamp),
+    change: impl FnOnce(&mut VolumeRow),
+) -> Result<Option<VolumeRow>, perch_durable::Error> {
+    let Some(mut row) = VOLUMES.get(tx, id)? else {
+        return Ok(None);
+    };
+    change(&mut row);
+    row.record.generation = generation;
+    row.record.updated_at = now;
+    VOLUMES.put(tx, id, &row)?;
+    Ok(Some(row))
+}
+
+/// Finds out whether a machine may have all of these volumes.
+///
+/// # Errors
+/// On a fault of the file; the inner one names the volume that it may not have.
+pub(crate) fn check_attachable(
+    tx: &perch_durable::Snapshot<'_>,
+    ids: &[VolumeId],
+    machine: &MachineId,
+) -> Result<Result<(), ApiError>, perch_durable::Error> {
+    for id in ids {
+        let refusal = match VOLUMES.get(tx, id)? {
+            Some(row) => row.refusal(machine),
+            None => Some(ApiError::volume_not_found(id.as_str())),
+        };
+        if let Some(refusal) = refusal {
+            return Ok(Err(refusal));
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// Gives volumes to a machine, in a transaction that has checked that it may have them.
+///
+/// # Errors
+/// On a fault of the file.
+pub(crate) fn attach(
+    tx: &Tx<'_>,
+    ids: &[VolumeId],
+    machine: &MachineId,
+    stamps: &Stamps,
+) -> Result<Vec<VolumeRow>, perch_durable::Error> {
+    let mut rows = Vec::new();
+    for id in ids {
+        let stamp = stamps.stamp();
+        rows.extend(change(tx, id, stamp, |row| row.record.attached = Some(machine.clone()))?);
+    }
+    Ok(rows)
+}
+
+impl Shared {
+    /// Takes rows that were committed and has them published.
+    pub(crate) fn took(&self, rows: Vec<VolumeRow>) {
+        for row in rows {
+            self.volumes.put(row);
+        }
+        self.dirty.notify_one();
+    }
+
+    /// Gives volumes to a machine, if it may have all of them.
+    ///
+    /// # Errors
+    /// When another machine has one, or it cannot be used.
+    pub(crate) async fn attach_volumes(
+        self: &Arc<Self>,
+        machine: &MachineId,
+        ids: Vec<VolumeId>,
+    ) -> Result<(), ApiError> {
+        let has = |known: &Known| known.row.record.attached.as_ref() == Some(machine);
+        let all_there =
+            ids.iter().all(|id| self.volumes.entry(id).is_ok_and(|entry| has(&entry.known())));
+        if all_there {
+            return Ok(());
+        }
+        let (stamps, machine) = (self.stamps(), machine.clone());
+        let written: Result<_, perch_durable::Error> = self
+            .db
+            .write(move |tx| match check_attachable(tx, &ids, &machine)? {
+                Ok(()) => attach(tx, &ids, &machine, &stamps).map(Ok),
+                Err(refusal) => Ok(Err(refusal)),
+            })
+            .await;
+        self.took(written.map_err(|error| self.db_error(&error))??);
+        Ok(())
+    }
+
+    /// Takes from a machine all volumes but those that it keeps, with how full they were last.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) async fn detach_volumes(
+        self: &Arc<Self>,
+        machine: &MachineId,
+        keep: &[VolumeId],
+    ) -> Result<(), ApiError> {
+        let mine = |record: &VolumeRecord| {
+            record.attached.as_ref() == Some(machine) && !keep.contains(&record.id)
+        };
+        let gone: Vec<VolumeId> = self
+            .volumes
+            .all()
+            .into_iter()
+            .filter(|known| mine(&known.row.record))
+            .map(|known| known.row.record.id)
+            .collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let (stamps, machine) = (self.stamps(), machine.clone());
+        let written: Result<_, perch_durable::Error> = self
+            .db
+            .write_reserved(move |tx| {
+                let mut rows = Vec::new();
+                for id in &gone {
+                    let leave = |row: &mut VolumeRow| {
+                        row.record.attached.take_if(|other| *other == machine);
+                    };
+                    rows.extend(change(tx, id, stamps.stamp(), leave)?);
+                }
+                Ok(rows)
+            })
+            .await;
+        self.took(written.map_err(|error| self.db_error(&error))?);
+        Ok(())
+    }
+}

@@ -1,0 +1,464 @@
+//! What is asked of volumes: admitted here, then carried out as a run.
+//!
+//! Never begins a second thing with a volume before the first has ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use perch_durable::{Ended, Journal, OpenRun, drive};
+use perch_types::directory::VolumeRecord;
+use perch_types::host::{CreateVolume, HostSnapshot, VolumeCommand, VolumeSource};
+use perch_types::volume::{DESTROY_DELAY_MS, GIB, SIZE_GB_MAX, SNAPSHOTS_MAX, VolumeState};
+use perch_types::{ApiError, Code, SnapshotId, Timestamp, VolumeId};
+
+use super::record::{SnapshotRow, VolumeRow};
+use super::run::{Intent, Left, Work};
+use super::{Entry, Known, change};
+use crate::Host;
+use crate::effects::Room;
+use crate::schema::{SNAPSHOTS, VOLUMES};
+use crate::shared::Shared;
+
+/// How long an answer waits for the end of what was asked for; it goes on without the answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Host {
+    /// Makes a volume. The same request again gets the same answer.
+    ///
+    /// # Errors
+    /// When there is no room or what it is to be made of is not there; nothing is left then.
+    pub async fn create_volume(&self, asked: CreateVolume) -> Result<VolumeRecord, ApiError> {
+        self.shared.create_volume(asked).await
+    }
+
+    /// Returns all volumes, by id.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<VolumeRecord> {
+        self.shared.volumes.all().into_iter().map(|known| known.row.record).collect()
+    }
+
+    /// Returns a volume with how full it is now.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn volume(&self, id: &VolumeId) -> Result<VolumeRecord, ApiError> {
+        let mut record = self.shared.volumes.entry(id)?.known().row.record;
+        // One that cannot be measured now is as full as it was.
+        if record.attached.is_some()
+            && let Ok(Some(usage)) = self.shared.effects.volumes.usage(id).await
+        {
+            record.usage = usage;
+        }
+        Ok(record)
+    }
+
+    /// Returns the snapshots of a volume, newest first.
+    ///
+    /// # Errors
+    /// When there is no such volume.
+    pub fn snapshots(&self, id: &VolumeId) -> Result<Vec<HostSnapshot>, ApiError> {
+        let known = self.shared.volumes.entry(id)?.known();
+        Ok(known.snapshots.iter().rev().map(|one| one.of(&known.row.record)).collect())
+    }
+
+    /// Returns a snapshot.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn snapshot(&self, id: &SnapshotId) -> Result<HostSnapshot, ApiError> {
+        let (volume, snapshot) = self.shared.volumes.snapshot(id).ok_or_else(|| no_snapshot(id))?;
+        Ok(snapshot.of(&volume.record))
+    }
+
+    /// Does what is asked of a volume.
+    ///
+    /// # Errors
+    /// When it is refused, or does not succeed.
+    pub async fn volume_command(
+        &self,
+        id: &VolumeId,
+        command: VolumeCommand,
+    ) -> Result<VolumeRecord, ApiError> {
+        let shared = &self.shared;
+        match command {
+            VolumeCommand::Extend { size_gb } => shared.extend_volume(id, size_gb).await,
+            VolumeCommand::Update { snapshot_retention, auto_backup } => {
+                shared
+                    .write_volume(id, move |row| {
+                        let record = &mut row.record;
+                        record.snapshot_retention =
+                            snapshot_retention.unwrap_or(record.snapshot_retention);
+                        record.auto_backup = auto_backup.unwrap_or(record.auto_backup);
+                    })
+                    .await
+            }
+            VolumeCommand::Snapshot { id: snapshot } => {
+                shared.snapshot_volume(id, snapshot, false).await
+            }
+            VolumeCommand::Destroy => shared.destroy_volume(id).await,
+        }
+    }
+}
+
+fn no_snapshot(id: &SnapshotId) -> ApiError {
+    ApiError::new(Code::SnapshotNotFound, format!("snapshot not found: {id}"))
+}
+
+impl Shared {
+    async fn create_volume(
+        self: &Arc<Self>,
+        asked: CreateVolume,
+    ) -> Result<VolumeRecord, ApiError> {
+        if let Ok(entry) = self.volumes.entry(&asked.id) {
+            return Ok(entry.known().row.record);
+        }
+        let all = self.volumes.all();
+        let max = self.config.limits.volumes_max;
+        if all.len() >= max {
+            return Err(ApiError::new(
+                Code::InsufficientCapacity,
+                format!("host has {} volumes, the limit is {max}", all.len()),
+            ));
+        }
+        // What it is made of stays until it is made.
+        let source = self.source_of(&asked)?;
+        let _turn = match &source {
+            Some(entry) => Some(entry.turn.lock().await),
+            None => None,
+        };
+        // It may have gone while this waited for its turn.
+        self.source_of(&asked)?;
+        let room = self.room_for(u64::from(asked.size_gb)).await?;
+        let intent = match asked.source.clone() {
+            VolumeSource::Empty => Intent::Create,
+            VolumeSource::Snapshot(snapshot) => Intent::Restore { snapshot },
+            VolumeSource::Volume(source) => Intent::Fork { source },
+        };
+        let (generation, now) = self.stamps().stamp();
+        let record = VolumeRecord {
+            id: asked.id,
+            org: asked.org,
+            app: asked.app,
+            app_id: asked.app_id,
+            name: asked.name,
+            host: self.id.clone(),
+            region: self.config.region.clone(),
+            generation,
+            state: intent.under_way(VolumeState::Creating),
+            size_gb: asked.size_gb,
+            attached: None,
+            usage: Default::default(),
+            snapshot_retention: asked.snapshot_retention,
+            auto_backup: asked.auto_backup,
+            copies: !room.shares_blocks,
+            destroy_at: None,
+            created_at: now,
+            updated_at: now,
+        };
+        let row = VolumeRow { record, backed_up_unix_ms: now.unix_ms() };
+        let open = self.begin_volume_run(row.clone(), None, &intent).await?;
+        let entry = self.volumes.put(row);
+        let known = entry.known();
+        self.dirty.notify_one();
+        self.drive_volume(entry, open, intent, known).await
+    }
+
+    /// Returns the volume that a new one is made of.
+    fn source_of(&self, asked: &CreateVolume) -> Result<Option<Arc<Entry>>, ApiError> {
+        let (row, least_gb) = match &asked.source {
+            VolumeSource::Empty => return Ok(None),
+            VolumeSource::Volume(id) => {
+                let row = self.volumes.entry(id)?.known().row;
+                if !row.record.state.is_usable() {
+                    return Err(wrong_state(&row.record));
+                }
+                let size = row.record.size_gb;
+                (row, size)
+            }
+            VolumeSource::Snapshot(id) => {
+                let found = self.volumes.snapshot(id).filter(|(_, found)| found.is_whole);
+                let (row, found) = found.ok_or_else(|| no_snapshot(id))?;
+                (row, found.size_gb)
+            }
+        };
+        if asked.size_gb < least_gb {
+            return Err(ApiError::new(
+                Code::InvalidValue,
+                format!("size_gb: {} is less than the source's {least_gb}", asked.size_gb),
+            ));
+        }
+        self.volumes.entry(&row.record.id).map(Some)
+    }
+
+    /// Refuses what the pool has no room for. What volumes may hold together never exceeds the
+    /// pool, so that one that fills up does so alone.
+    async fn room_for(&self, more_gb: u64) -> Result<Room, ApiError> {
+        let room = self.effects.volumes.room().await.map_err(|fault| fault.error)?;
+        let hint = "destroy volumes, or give the pool more room (`perchd config`, `volumes`)";
+        if room.free_bytes == 0 {
+            return Err(ApiError::new(Code::NoSpace, "the pool of volumes is full").with_hint(hint));
+        }
+        let promised_gb: u64 =
+            self.volumes.all().iter().map(|known| u64::from(known.row.record.size_gb)).sum();
+        let wanted = promised_gb.saturating_add(more_gb).saturating_mul(GIB);
+        if wanted <= room.total_bytes {
+            return Ok(room);
+        }
+        Err(ApiError::new(
+            Code::InsufficientCapacity,
+            format!(
+                "the pool of volumes holds {} GiB, {promised_gb} GiB are promised, {more_gb} GiB \
+                 more are asked for",
+                room.total_bytes / GIB
+            ),
+        )
+        .with_hint(hint))
+    }
+
+    /// Makes a volume larger.
+    ///
+    /// # Errors
+    /// When there is no room, or it would become smaller.
+    pub(crate) async fn extend_volume(
+        self: &Arc<Self>,
+        id: &VolumeId,
+        size_gb: u32,
+    ) -> Result<VolumeRecord, ApiError> {
+        let entry = self.volumes.entry(id)?;
+        let turn = Arc::clone(&entry);
+        let _turn = turn.turn.lock().await;
+        let known = entry.known();
+        let record = &known.row.record;
+        if !record.state.is_usable() {
+            return Err(wrong_state(record));
+        }
+        if size_gb < record.size_gb || size_gb > SIZE_GB_MAX {
+            return Err(ApiError::new(
+                Code::InvalidValue,
+                format!("size_gb: {size_gb} is not {} to {SIZE_GB_MAX}", record.size_gb),
+            )
+            .with_hint("a volume never becomes smaller: copy what it has to a new one"));
+        }
+        if size_gb == record.size_gb && record.state == VolumeState::Created {
+            return Ok(record.clone());
+        }
+        self.room_for(u64::from(size_gb - record.size_gb)).await?;
+        self.run_volume(entry, Intent::Extend { size_gb }, None).await
+    }
+
+    /// Makes a snapshot. The same id again is the same snapshot.
+    ///
+    /// # Errors
+    /// When there is no room or the volume is going.
+    pub(crate) async fn snapshot_volume(
+        self: &Arc<Self>,
+        id: &VolumeId,
+        snapshot: SnapshotId,
+        is_daily: bool,
+    ) -> Result<VolumeRecord, ApiError> {
+        let entry = self.volumes.entry(id)?;
+        let turn = Arc::clone(&entry);
+        let _turn = turn.turn.lock().await;
+        let known = entry.known();
+        let record = &known.row.record;
+        if known.snapshots.iter().any(|one| one.id == snapshot) {
+            return Ok(record.clone());
+        }
+        if !record.state.is_usable() {
+            return Err(wrong_state(record));
+        }
+        if known.snapshots.len() >= SNAPSHOTS_MAX {
+            return Err(ApiError::new(
+                Code::RateLimited,
+                format!("volume {id} has {SNAPSHOTS_MAX} snapshots, which is the limit"),
+            )
+            .with_hint("the oldest go by themselves: see `snapshot_retention`"));
+        }
+        self.room_for(0).await?;
+        let row = SnapshotRow {
+            id: snapshot.clone(),
+            volume: id.clone(),
+            size_gb: record.size_gb,
+            usage: record.usage,
+            created_at: self.effects.clock.now(),
+            retention_days: record.snapshot_retention,
+            is_whole: false,
+        };
+        self.run_volume(entry, Intent::Snapshot { snapshot, is_daily }, Some(row)).await
+    }
+
+    async fn destroy_volume(self: &Arc<Self>, id: &VolumeId) -> Result<VolumeRecord, ApiError> {
+        let entry = self.volumes.entry(id)?;
+        let _turn = entry.turn.lock().await;
+        let id = id.clone();
+        let due = self.effects.clock.now();
+        let due = Timestamp::from_unix_ms(due.unix_ms().saturating_add(DESTROY_DELAY_MS));
+        let stamps = self.stamps();
+        let written: Result<_, perch_durable::Error> = self
+            .db
+            .write_reserved(move |tx| {
+                let Some(row) = VOLUMES.get(tx, &id)? else {
+                    return Ok(Err(ApiError::volume_not_found(id.as_str())));
+                };
+                if row.record.state.is_going() {
+                    return Ok(Ok(row));
+                }
+                if let Some(machine) = &row.record.attached {
+                    let refusal = ApiError::volume_attached(id.as_str(), machine.as_str());
+                    return Ok(Err(refusal.with_hint("destroy the machine first")));
+                }
+                let changed = change(tx, &id, stamps.stamp(), |row| {
+                    row.record.state = VolumeState::PendingDestroy;
+                    row.record.destroy_at = Some(due);
+                })?;
+                Ok(Ok(changed.unwrap_or(row)))
+            })
+            .await;
+        let row = written.map_err(|error| self.db_error(&error))??;
+        self.took(vec![row.clone()]);
+        Ok(row.record)
+    }
+
+    /// Changes a volume's record and nothing else.
+    pub(super) async fn write_volume(
+        self: &Arc<Self>,
+        id: &VolumeId,
+        work: impl FnOnce(&mut VolumeRow) + Send + 'static,
+    ) -> Result<VolumeRecord, ApiError> {
+        let (stamps, own) = (self.stamps(), id.clone());
+        let written: Result<_, perch_durable::Error> =
+            self.db.write(move |tx| change(tx, &own, stamps.stamp(), work)).await;
+        let row = written.map_err(|error| self.db_error(&error))?;
+        let row = row.ok_or_else(|| ApiError::volume_not_found(id.as_str()))?;
+        self.took(vec![row.clone()]);
+        Ok(row.record)
+    }
+
+    /// Begins a run of a volume whose turn the caller has, and waits for its end.
+    pub(super) async fn run_volume(
+        self: &Arc<Self>,
+        entry: Arc<Entry>,
+        intent: Intent,
+        snapshot: Option<SnapshotRow>,
+    ) -> Result<VolumeRecord, ApiError> {
+        let mut row = entry.known().row;
+        row.record.state = intent.under_way(row.record.state);
+        (row.record.generation, row.record.updated_at) = self.stamps().stamp();
+        let open = self.begin_volume_run(row.clone(), snapshot.clone(), &intent).await?;
+        self.took(vec![row]);
+        if let Some(snapshot) = snapshot {
+            self.volumes.put_snapshot(snapshot);
+        }
+        let known = entry.known();
+        self.drive_volume(entry, open, intent, known).await
+    }
+
+    async fn begin_volume_run(
+        &self,
+        row: VolumeRow,
+        snapshot: Option<SnapshotRow>,
+        intent: &Intent,
+    ) -> Result<OpenRun, ApiError> {
+        let at_ms = i64::try_from(self.effects.clock.boot_ms()).unwrap_or(i64::MAX);
+        let run = intent.new_run(&row.record.id);
+        let frees = matches!(intent, Intent::Purge | Intent::Expire { .. });
+        let work = move |tx: &perch_durable::Tx<'_>| {
+            let mut row = row.clone();
+            // A machine may have taken or left it since.
+            if let Some(now) = VOLUMES.get(tx, &row.record.id)? {
+                row.record.attached = now.record.attached;
+            }
+            VOLUMES.put(tx, &row.record.id, &row)?;
+            if let Some(snapshot) = &snapshot {
+                SNAPSHOTS.put(tx, &snapshot.id, snapshot)?;
+            }
+            Journal::begin(tx, run.clone(), at_ms)
+        };
+        let begun: Result<_, perch_durable::Error> = if frees {
+            self.db.write_reserved(work).await
+        } else {
+            self.db.write(move |tx| work(tx)).await
+        };
+        begun.map_err(|error| self.db_error(&error))
+    }
+
+    /// Drives a run that has begun. The answer comes at its end, or before when that takes long.
+    pub(super) async fn drive_volume(
+        self: &Arc<Self>,
+        entry: Arc<Entry>,
+        open: OpenRun,
+        intent: Intent,
+        known: Known,
+    ) -> Result<VolumeRecord, ApiError> {
+        let id = known.row.record.id.clone();
+        let mut work = Work {
+            shared: Arc::clone(self),
+            intent,
+            row: known.row,
+            snapshots: known.snapshots,
+            fault: None,
+            left: None,
+        };
+        let shared = Arc::clone(self);
+        // Goes on whatever becomes of the caller.
+        let driving = tokio::spawn(async move {
+            let ended = drive(&shared.journal, open, &mut work).await;
+            shared.volume_run_ended(&id, ended.map(|(ended, _)| ended), work)
+        });
+        match tokio::time::timeout(ANSWER_TIMEOUT, driving).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(ApiError::new(Code::Internal, "the volume's run was given up")),
+            Err(_) => Ok(entry.known().row.record),
+        }
+    }
+
+    fn volume_run_ended(
+        &self,
+        id: &VolumeId,
+        ended: Result<Ended, perch_durable::Error>,
+        work: Work,
+    ) -> Result<VolumeRecord, ApiError> {
+        let kind = work.intent.clone();
+        let ended = ended.map_err(|error| self.db_error(&error))?;
+        if let Some(left) = work.left {
+            self.take_left(id, left);
+        }
+        match ended {
+            Ended::Done => {
+                Ok(self.volumes.entry(id).map_or(work.row.record, |entry| entry.known().row.record))
+            }
+            Ended::Undone(failure) => {
+                tracing::warn!(volume = %id, run = ?kind, %failure, "run was undone");
+                Err(work.fault.unwrap_or_else(|| ApiError::new(Code::Internal, failure.message)))
+            }
+            Ended::Parked { why } => {
+                tracing::error!(volume = %id, run = ?kind, why, "run cannot go on");
+                Err(work.fault.unwrap_or_else(|| ApiError::new(Code::Internal, why)))
+            }
+        }
+    }
+
+    fn take_left(&self, id: &VolumeId, left: Left) {
+        for snapshot in &left.gone {
+            self.volumes.forget_snapshot(id, snapshot);
+        }
+        if let Some(made) = left.made {
+            self.volumes.put_snapshot(made);
+        }
+        // Read again: a machine may have taken or left it meanwhile.
+        let row = self.db.read(|snapshot| VOLUMES.get(snapshot, id));
+        match (left.row, row) {
+            (Some(_), Ok(Some(row))) => self.took(vec![row]),
+            (Some(row), _) => self.took(vec![row]),
+            (None, _) => {
+                self.volumes.forget(id);
+                self.dirty.notify_one();
+            }
+        }
+    }
+}
+
+/// Returns why a volume takes no command.
+fn wrong_state(record: &VolumeRecord) -> ApiError {
+    ApiError::new(Code::WrongState, format!("volume {} is {}", record.id, record.state))
+}

@@ -1,0 +1,113 @@
+//! The disk is full from one commit of a run on, for every kind of run and every commit: whatever
+//! becomes of the run, the machine can be stopped and destroyed, and once there is room again
+//! everything goes on.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Command as Program;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use perch_types::MachineState;
+use perch_types::host::Command;
+
+use super::kills::{Act, check, start_telling};
+use super::server::{PATIENCE, Server, tell, wait};
+
+const DISK_MB: u32 = 48;
+/// More commits than any run has.
+const COMMITS_MAX: u64 = 40;
+
+const ACTS: [Act; 8] = [
+    Act::Launch,
+    Act::Start,
+    Act::Stop,
+    Act::Restart,
+    Act::Update,
+    Act::UpdateStopped,
+    Act::Exit,
+    Act::Destroy,
+];
+
+/// Takes all the room there is.
+fn fill(path: &Path) {
+    let mut file = File::create(path).unwrap();
+    for size in [1 << 16, 1 << 10, 1] {
+        let zeros = vec![0; size];
+        while file.write(&zeros).is_ok_and(|written| written > 0) {}
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    assert!(Program::new(program).args(arguments).status().unwrap().success(), "{program}");
+}
+
+#[test]
+fn on_a_full_disk_machines_are_stopped_and_destroyed_and_go_on_when_there_is_room() {
+    let test = "on_a_full_disk_machines_are_stopped_and_destroyed_and_go_on_when_there_is_room";
+    Server::run(test, |server| async move {
+        let data = server.config().data_dir;
+        std::fs::create_dir_all(&data).unwrap();
+        let (disk, size) = (data.display().to_string(), format!("size={DISK_MB}m"));
+        run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", &disk]);
+        let filler = data.join("filler");
+        let commits = Arc::new(AtomicU64::new(u64::MAX));
+        let (count, target) = (Arc::clone(&commits), filler.clone());
+        let host = start_telling(&server, move || {
+            if count.fetch_sub(1, Ordering::SeqCst) == 1 {
+                fill(&target);
+            }
+        })
+        .await;
+        let mut number = 0;
+        for act in ACTS {
+            for at in 1..=COMMITS_MAX {
+                number += 1;
+                let id = act.request(number).id;
+                act.prepare(&host, number).await;
+                commits.store(at, Ordering::SeqCst);
+                // It may be refused, in plain words, but never hang.
+                if let Err(error) = act.begin(&host, number).await {
+                    assert!(!error.error.is_empty(), "{act:?}");
+                }
+                let deadline = Instant::now() + PATIENCE;
+                while let Ok(found) = host.get(&id) {
+                    let rests = [
+                        MachineState::Started,
+                        MachineState::Stopped,
+                        MachineState::Failed,
+                        MachineState::Destroyed,
+                    ];
+                    let over = act.is_reached(number, &found) || filler.exists();
+                    if over && rests.contains(&found.state) {
+                        break;
+                    }
+                    assert!(Instant::now() < deadline, "{act:?}, full at {at}: {found:#?}");
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                let was_full = filler.exists();
+                let is_there = |state| host.get(&id).is_ok_and(|found| found.state != state);
+                if is_there(MachineState::Destroyed) {
+                    if is_there(MachineState::Failed) && is_there(MachineState::Stopped) {
+                        tell(&host, &id, Command::Stop { signal: None, timeout: None }).await;
+                        wait(&host, &id, "stopped,failed").await;
+                    }
+                    tell(&host, &id, Command::Destroy { force: true }).await;
+                    wait(&host, &id, "destroyed").await;
+                }
+                commits.store(u64::MAX, Ordering::SeqCst);
+                drop(std::fs::remove_file(&filler));
+                check(&server, &host, &format!("{act:?}, full at {at}")).await;
+                if !was_full {
+                    assert!(at > 1, "{act:?} wrote nothing");
+                    break;
+                }
+            }
+        }
+        host.remove_everything().await.unwrap();
+        drop(host);
+        run("umount", &["-l", &disk]);
+    });
+}

@@ -1,0 +1,143 @@
+//! What tests of survival do to a cloud and look at: kills, wiping, and what there is of it.
+//!
+//! Never does any of it politely.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::Cloud;
+use crate::http::{self, Answer};
+use crate::{Place, Reality, Said, wait_for};
+
+/// How long a host may take to come to rest after a kill, on a busy machine.
+const REST: Duration = Duration::from_secs(60);
+
+/// Calls the API as the administrator, from any thread and while the server is killed.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    api: SocketAddr,
+    token: String,
+}
+
+impl Caller {
+    /// Calls the API.
+    ///
+    /// # Errors
+    /// When no answer comes.
+    pub fn call(&self, method: &str, path: &str, body: &Value) -> Result<Answer> {
+        let authorization = format!("Bearer {}", self.token);
+        let fields = [
+            ("Host", "api"),
+            ("Authorization", authorization.as_str()),
+            ("Content-Type", "application/json"),
+        ];
+        let body = if body.is_null() { Vec::new() } else { serde_json::to_vec(body)? };
+        http::request(self.api, method, path, &fields, &body)
+    }
+}
+
+impl Cloud {
+    /// Returns a way to call the API from other threads.
+    #[must_use]
+    pub fn caller(&self) -> Caller {
+        Caller { api: self.api, token: self.token.clone() }
+    }
+
+    /// Runs a command of the server's program for this server's folder; returns whether it
+    /// succeeded and what it printed.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn operator(&self, command: &str, words: &[&str]) -> Result<(bool, String)> {
+        let output = self.perchd(command).args(words).output().context("run perchd")?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
+    }
+
+    /// Ends the server, takes its machines and everything else away: as good as a new server.
+    ///
+    /// # Errors
+    /// When something stays.
+    pub fn wipe(&mut self) -> Result<()> {
+        if self.server.is_some() {
+            self.stop()?;
+        }
+        let (done, text) = self.operator("remove", &["--yes"])?;
+        ensure!(done, "perchd remove: {text}");
+        Ok(())
+    }
+
+    /// Returns where the host keeps its things.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        Place {
+            data: self.data().join("host"),
+            run: self.folder.path().join("r/host"),
+            cgroup: self.instance.clone(),
+        }
+    }
+
+    /// Kills the monitor of a machine, or its init, with SIGKILL; returns whether it ran.
+    ///
+    /// # Errors
+    /// When it cannot be looked for.
+    pub fn kill_inside(&self, machine: &str, who: &str) -> Result<bool> {
+        let path = self.place().run.join("machines").join(machine).join("boot.json");
+        let Ok(text) = fs::read(path) else { return Ok(false) };
+        let Ok(boot) = serde_json::from_slice::<Value>(&text) else { return Ok(false) };
+        let pid = boot[who]["pid"].as_i64().context("read a process id")?;
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("read a process id")?;
+        Ok(kill_process(pid, Signal::KILL).is_ok())
+    }
+
+    /// Waits until what the API says of all machines of an app is what there is, and returns the
+    /// machines. The app must be the only one with machines.
+    ///
+    /// # Errors
+    /// When the two stay different; the text says in what.
+    pub fn agrees(&self, app: &str) -> Result<Vec<Value>> {
+        let place = self.place();
+        let mut wrong = Vec::new();
+        let found = wait_for("the API to say what is", REST, || match self.compare(app, &place) {
+            Ok((machines, differences)) => {
+                wrong = differences;
+                wrong.is_empty().then_some(machines)
+            }
+            Err(error) => {
+                wrong = vec![format!("{error:#}")];
+                None
+            }
+        });
+        found.with_context(|| format!("{wrong:#?}\n{}", tail(&self.server_log())))
+    }
+
+    fn compare(&self, app: &str, place: &Place) -> Result<(Vec<Value>, Vec<String>)> {
+        let list = self.must("GET", &format!("/v1/apps/{app}/machines"), &Value::Null)?;
+        let machines = list.as_array().cloned().unwrap_or_default();
+        let mut wrong = Vec::new();
+        let mut said = Vec::new();
+        for machine in &machines {
+            let id = machine["id"].as_str().unwrap_or_default().to_owned();
+            match machine["state"].as_str().unwrap_or_default() {
+                "started" | "suspended" => said.push(Said { id, runs: true }),
+                "stopped" | "failed" => said.push(Said { id, runs: false }),
+                other => wrong.push(format!("machine {id} is {other}")),
+            }
+        }
+        if wrong.is_empty() {
+            wrong = Reality::look(place)?.differences(&said);
+        }
+        Ok((machines, wrong))
+    }
+}
+
+/// Returns the end of a log.
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines.get(lines.len().saturating_sub(60)..).unwrap_or_default().join("\n")
+}

@@ -1,0 +1,67 @@
+//! A backup of a server that runs, restored onto an empty one.
+
+use std::fs;
+
+use perch_testkit::Cloud;
+use serde_json::{Value, json};
+
+#[test]
+fn a_backup_of_a_running_server_is_restored_onto_an_empty_one() {
+    let test = "a_backup_of_a_running_server_is_restored_onto_an_empty_one";
+    let Some(mut cloud) = Cloud::start(test).unwrap() else {
+        return;
+    };
+    let image = cloud.app("web", &["--print", "hello", "--listen", "0.0.0.0:8080"]).unwrap();
+    let services: Value = serde_json::from_str(super::survival::SERVICE).unwrap();
+    let config = json!({"image": image, "services": services, "env": {"COLOUR": "green"}});
+    let runs = cloud.machine("web", &config, "started").unwrap();
+    let rests = cloud.machine("web", &config, "started").unwrap();
+    let stop = format!("/v1/apps/web/machines/{rests}/stop");
+    cloud.must("POST", &stop, &json!({})).unwrap();
+    cloud.reaches("web", &rests, "stopped").unwrap();
+    let before = cloud.machine_of("web", &runs).unwrap();
+    let token = cloud.token.clone();
+
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().display().to_string();
+    let (done, text) = cloud.operator("backup", &[&target]).unwrap();
+    assert!(done && text.contains("not in it: host/machines"), "{text}");
+    let archive = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+    let archive = archive.display().to_string();
+
+    // What happens after the backup is not in it, and a server that has a state is left alone.
+    let later = cloud.machine("web", &config, "started").unwrap();
+    cloud.stop().unwrap();
+    let (done, text) = cloud.operator("restore", &[&archive]).unwrap();
+    assert!(!done && text.contains("not empty"), "{text}");
+
+    cloud.wipe().unwrap();
+    assert!(!cloud.data().exists());
+    let bytes = fs::read(&archive).unwrap();
+    let cut = folder.path().join("cut.tar");
+    fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    let (done, text) = cloud.operator("restore", &[&cut.display().to_string()]).unwrap();
+    assert!(!done && text.contains("cut"), "{text}");
+    let (done, text) = cloud.operator("restore", &[&archive]).unwrap();
+    assert!(done && text.contains("restored host"), "{text}");
+    cloud.boot().unwrap();
+    assert_eq!(cloud.token, token, "the administrator's token is the one from before");
+
+    // The machine runs again: as it was, with an image out of the restored registry.
+    cloud.reaches("web", &runs, "started").unwrap();
+    let machines = cloud.agrees("web").unwrap();
+    assert_eq!(machines.len(), 2, "{machines:#?}");
+    assert!(!machines.iter().any(|machine| machine["id"] == later.as_str()));
+    let after = cloud.machine_of("web", &runs).unwrap();
+    for same in ["name", "private_ip", "config", "instance_id", "created_at"] {
+        assert_eq!(before[same], after[same], "{same}");
+    }
+    assert_eq!(cloud.get("web", "/").unwrap().status, 200);
+    assert_eq!(cloud.machine_of("web", &rests).unwrap()["state"], "stopped");
+    let start = format!("/v1/apps/web/machines/{rests}/start");
+    cloud.must("POST", &start, &Value::Null).unwrap();
+    cloud.reaches("web", &rests, "started").unwrap();
+    cloud.machine("web", &config, "started").unwrap();
+    cloud.agrees("web").unwrap();
+    cloud.finish().unwrap();
+}

@@ -1,0 +1,120 @@
+//! Programs that others wrote for the same wire format, against a real server (conformance/).
+//!
+//! Never a foreign document in this repository: the contract's is looked for beside the clone.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use perch_testkit::{Cloud, skipped};
+use serde_json::json;
+
+/// Requests of one kind that schemathesis makes up for one operation.
+const EXAMPLES: &str = "3";
+/// Seconds that one run of schemathesis may take.
+const SECONDS_MAX: &str = "200";
+/// Paths of the contract that its document is tested on: those that Perch serves, without what
+/// would take the app or the machine away that all others are about.
+const CONTRACT_PATHS: &str =
+    "^/(apps$|platform/regions$|tokens/current$|apps/[^/]+/machines(/[^/]+(/[^/]+)?)?$)";
+
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap().to_owned()
+}
+
+struct Server {
+    cloud: Cloud,
+    image: String,
+    machine: String,
+    folder: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(test: &str) -> Option<Self> {
+        let cloud = Cloud::start(test).unwrap()?;
+        let image = cloud.app("web", &[]).unwrap();
+        let machine = cloud.machine("web", &json!({"image": image}), "started").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        Some(Self { cloud, image, machine, folder })
+    }
+
+    /// Runs a program that finds the server in its environment; returns what it printed.
+    fn run(&self, program: &mut Command) -> String {
+        let output = program
+            .env("PERCH_URL", format!("http://{}", self.cloud.api))
+            .env("PERCH_TOKEN", &self.cloud.token)
+            .env("PERCH_APP", "web")
+            .env("PERCH_IMAGE", &self.image)
+            .env("PERCH_MACHINE", &self.machine)
+            .current_dir(self.folder.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "{text}\n{}", self.cloud.server_log());
+        text
+    }
+
+    fn schemathesis(&self, program: &Path, document: &Path, base: &str, more: &[&str]) {
+        let url = format!("http://{}{base}", self.cloud.api);
+        let mut command = Command::new("timeout");
+        command.args([SECONDS_MAX]).arg(program).arg("--config-file");
+        command.arg(root().join("conformance/schemathesis.toml")).arg("run").arg(document);
+        command.args(["--url", &url, "--phases", "examples,coverage,fuzzing", "--workers", "2"]);
+        command.args(["--max-examples", EXAMPLES, "--suppress-health-check", "all", "--no-color"]);
+        // The app and the machine that the paths name have to stay, and others may not go either.
+        command.args(["--exclude-method", "DELETE"]);
+        let text = self.run(command.args(more));
+        assert!(text.contains("passed"), "{text}");
+    }
+}
+
+/// Returns a program that scripts/setup installs, or says that it is not there.
+fn tool(test: &str, path: &str) -> Option<PathBuf> {
+    let path = root().join("target/conformance").join(path);
+    if path.exists() {
+        return Some(path);
+    }
+    skipped(test, &format!("{}: run `scripts/setup test`", path.display()));
+    None
+}
+
+#[test]
+fn fly_admin_works_with_a_real_server() {
+    let test = "fly_admin_works_with_a_real_server";
+    let Some(modules) = tool(test, "node/node_modules") else { return };
+    let Some(server) = Server::start(test) else { return };
+    let script = root().join("conformance/fly-admin.js");
+    let text = server.run(Command::new("node").arg(script).env("NODE_PATH", modules));
+    for line in text.lines().filter_map(|line| line.strip_prefix("skipped: ")) {
+        skipped(test, line);
+    }
+    assert!(text.contains("passed: fly-admin deletion"), "{text}");
+    server.cloud.finish().unwrap();
+}
+
+#[test]
+fn schemathesis_finds_nothing_with_our_own_document() {
+    let test = "schemathesis_finds_nothing_with_our_own_document";
+    let Some(program) = tool(test, "python/bin/schemathesis") else { return };
+    let Some(server) = Server::start(test) else { return };
+    let checks = "not_a_server_error,status_code_conformance,content_type_conformance,\
+                  response_headers_conformance,response_schema_conformance,ignored_auth";
+    let document = root().join("docs/openapi.json");
+    server.schemathesis(&program, &document, "", &["--checks", checks]);
+    server.cloud.finish().unwrap();
+}
+
+#[test]
+fn schemathesis_finds_nothing_with_the_contracts_document() {
+    let test = "schemathesis_finds_nothing_with_the_contracts_document";
+    let document = root().join("../shared/contract/machines-openapi.json");
+    if !document.is_file() {
+        return skipped(test, "the contract's document beside the clone");
+    }
+    let Some(program) = tool(test, "python/bin/schemathesis") else { return };
+    let Some(server) = Server::start(test) else { return };
+    let checks = "not_a_server_error,content_type_conformance,response_schema_conformance";
+    let paths = ["--checks", checks, "--include-path-regex", CONTRACT_PATHS];
+    server.schemathesis(&program, &document, "/v1", &paths);
+    server.cloud.finish().unwrap();
+}

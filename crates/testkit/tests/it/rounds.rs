@@ -1,0 +1,356 @@
+//! Rounds of mixed operations, each with something killed at a random moment; after each round
+//! everything is looked at: no machine lost, none twice, nothing left over, and what the API says
+//! is what is.
+//!
+//! `PERCH_TEST_SEED` repeats a sequence of decisions (not of moments: two processes race),
+//! `PERCH_TEST_ROUNDS` sets their number.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher as _, RandomState};
+use std::time::Duration;
+
+use perch_testkit::{Caller, Cloud};
+use serde_json::{Value, json};
+
+/// Rounds in an ordinary test and in a long one.
+const ROUNDS: u64 = 40;
+const ROUNDS_LONG: u64 = 200;
+/// Machines at once, so that the test stays light.
+const MACHINES_MAX: usize = 6;
+/// Operations of one round, each on a machine of its own.
+const OPERATIONS_MAX: u64 = 4;
+/// The longest that operations run before something is killed.
+const MOMENT_MS_MAX: u64 = 250;
+
+/// Numbers that a seed gives (splitmix64).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % end
+    }
+
+    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[usize::try_from(self.below(from.len() as u64)).unwrap()]
+    }
+}
+
+/// What is done to a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Operation {
+    Create,
+    Start,
+    Stop,
+    Restart,
+    Update,
+    Suspend,
+    Metadata,
+    Exec,
+    Signal,
+    Cordon,
+    Uncordon,
+    Destroy,
+}
+
+/// Often what changes a machine's boots, seldom the rest.
+const OPERATIONS: [Operation; 15] = [
+    Operation::Start,
+    Operation::Start,
+    Operation::Stop,
+    Operation::Stop,
+    Operation::Restart,
+    Operation::Restart,
+    Operation::Update,
+    Operation::Update,
+    Operation::Suspend,
+    Operation::Metadata,
+    Operation::Exec,
+    Operation::Signal,
+    Operation::Cordon,
+    Operation::Uncordon,
+    Operation::Destroy,
+];
+
+/// What is killed.
+#[derive(Debug, Clone, Copy)]
+enum Victim {
+    Host,
+    Front,
+    Server,
+    Monitor,
+    Init,
+}
+
+const VICTIMS: [Victim; 8] = [
+    Victim::Host,
+    Victim::Host,
+    Victim::Server,
+    Victim::Server,
+    Victim::Server,
+    Victim::Front,
+    Victim::Monitor,
+    Victim::Init,
+];
+
+/// What must be true of a machine after a round.
+#[derive(Debug, Clone, Default)]
+struct Known {
+    /// A state in which it must be; nothing if an answer is missing.
+    state: Option<&'static str>,
+    /// A version that it must have.
+    instance: Option<String>,
+    /// Whether its end was asked for without an answer.
+    may_be_gone: bool,
+}
+
+/// All that was asked for so far.
+struct Model {
+    image: String,
+    machines: BTreeMap<String, Known>,
+    names: u64,
+    gone: BTreeSet<String>,
+}
+
+/// An operation on its way, and what came of it.
+struct Asked {
+    operation: Operation,
+    machine: String,
+    answer: Option<(u16, Value)>,
+}
+
+fn config(image: &str, version: u64) -> Value {
+    json!({
+        "image": image,
+        "env": {"VERSION": version.to_string()},
+        "restart": {"policy": "always"},
+        "stop_config": {"signal": "SIGTERM", "timeout": "1s"},
+    })
+}
+
+impl Model {
+    /// Chooses what a round does, at most one thing to a machine.
+    fn choose(&mut self, dice: &mut Dice) -> Vec<(Operation, String)> {
+        let mut free: Vec<String> = self.machines.keys().cloned().collect();
+        let mut chosen = Vec::new();
+        for _ in 0..=dice.below(OPERATIONS_MAX) {
+            let count = self.machines.len() + chosen.len();
+            if free.is_empty() || (count < MACHINES_MAX && dice.below(4) == 0) {
+                self.names += 1;
+                chosen.push((Operation::Create, format!("m{}", self.names)));
+            } else {
+                let index = usize::try_from(dice.below(free.len() as u64)).unwrap();
+                chosen.push((*dice.pick(&OPERATIONS), free.swap_remove(index)));
+            }
+        }
+        chosen
+    }
+
+    fn ask(&self, caller: &Caller, operation: Operation, machine: &str, round: u64) -> Asked {
+        let of = format!("/v1/apps/web/machines/{machine}");
+        let new = config(&self.image, round);
+        let none = json!({});
+        let (method, path, body) = match operation {
+            Operation::Create => {
+                let path = "/v1/apps/web/machines".to_owned();
+                ("POST", path, json!({"name": machine, "config": new}))
+            }
+            Operation::Start => ("POST", format!("{of}/start"), none),
+            Operation::Stop => ("POST", format!("{of}/stop"), none),
+            Operation::Restart => ("POST", format!("{of}/restart"), none),
+            Operation::Update => ("POST", of, json!({"config": new})),
+            Operation::Suspend => ("POST", format!("{of}/suspend"), none),
+            Operation::Metadata => {
+                ("POST", format!("{of}/metadata/round"), json!({"value": round.to_string()}))
+            }
+            Operation::Exec => {
+                ("POST", format!("{of}/exec"), json!({"command": ["/perch-testserver"]}))
+            }
+            Operation::Signal => ("POST", format!("{of}/signal"), json!({"signal": "SIGKILL"})),
+            Operation::Cordon => ("POST", format!("{of}/cordon"), none),
+            Operation::Uncordon => ("POST", format!("{of}/uncordon"), none),
+            Operation::Destroy => ("DELETE", format!("{of}?force=true"), Value::Null),
+        };
+        let answer = caller.call(method, &path, &body).ok();
+        let answer = answer.map(|answer| {
+            let body = serde_json::from_slice(&answer.body).unwrap_or_default();
+            (answer.status, body)
+        });
+        Asked { operation, machine: machine.to_owned(), answer }
+    }
+
+    /// Notes what must be true after an answer, or what may be after none.
+    fn learn(&mut self, asked: &Asked) {
+        let Asked { operation, machine, answer } = asked;
+        // Whatever the server says while a part of it is killed, it may have begun.
+        let done = answer.as_ref().filter(|(status, _)| *status < 300);
+        let refused = answer.as_ref().is_some_and(|(status, _)| (400..500).contains(status));
+        if *operation == Operation::Create {
+            if let Some((_, body)) = done {
+                let id = body["id"].as_str().unwrap().to_owned();
+                let known = Known { state: Some("started"), ..Known::default() };
+                self.machines.insert(id, known);
+            }
+            return;
+        }
+        let known = self.machines.get_mut(machine).unwrap();
+        let before = known.state;
+        let state = match operation {
+            Operation::Start | Operation::Restart => Some("started"),
+            Operation::Stop => Some("stopped"),
+            Operation::Suspend => Some("suspended"),
+            // What it becomes depends on what it was.
+            Operation::Update => None,
+            Operation::Metadata
+            | Operation::Exec
+            | Operation::Cordon
+            | Operation::Uncordon
+            | Operation::Signal => before,
+            Operation::Destroy => {
+                if done.is_some() {
+                    self.gone.insert(machine.clone());
+                    self.machines.remove(machine);
+                } else if !refused {
+                    known.may_be_gone = true;
+                    known.state = None;
+                }
+                return;
+            }
+            Operation::Create => return,
+        };
+        known.state = match (done, refused) {
+            (Some(_), _) => state,
+            (None, true) => before,
+            (None, false) => None,
+        };
+        if *operation == Operation::Update && !refused {
+            known.instance =
+                done.and_then(|(_, body)| body["instance_id"].as_str().map(str::to_owned));
+        }
+    }
+
+    /// Compares what the API says with what must be, and takes over what may have become.
+    fn compare(&mut self, machines: &[Value], was_inside_killed: bool) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let mut names = BTreeSet::new();
+        let mut found = BTreeMap::new();
+        for machine in machines {
+            let id = machine["id"].as_str().unwrap().to_owned();
+            if !names.insert(machine["name"].as_str().unwrap().to_owned()) {
+                wrong.push(format!("there are two machines called {}", machine["name"]));
+            }
+            if self.gone.contains(&id) {
+                wrong.push(format!("machine {id} was destroyed and is there"));
+            }
+            found.insert(id, machine);
+        }
+        for (id, known) in &self.machines {
+            let Some(machine) = found.get(id) else {
+                if !known.may_be_gone {
+                    wrong.push(format!("machine {id} is lost"));
+                }
+                continue;
+            };
+            let state = machine["state"].as_str().unwrap();
+            // A suspended machine whose monitor is killed is started again or stopped.
+            let is_excused = was_inside_killed && known.state == Some("suspended");
+            if known.state.is_some_and(|wanted| wanted != state) && !is_excused {
+                wrong.push(format!("machine {id} is {state}, expected {:?}", known.state));
+            }
+            let instance = machine["instance_id"].as_str().map(str::to_owned);
+            if known.instance.is_some() && known.instance != instance {
+                wrong.push(format!("machine {id} is version {instance:?}, expected {known:?}"));
+            }
+        }
+        self.machines = found
+            .into_iter()
+            .map(|(id, machine)| {
+                let states = ["started", "stopped", "suspended", "failed"];
+                let state = states.into_iter().find(|state| machine["state"] == *state);
+                let instance = machine["instance_id"].as_str().map(str::to_owned);
+                (id, Known { state, instance, may_be_gone: false })
+            })
+            .collect();
+        wrong
+    }
+}
+
+fn kill(cloud: &mut Cloud, victim: Victim, machine: Option<&String>) -> bool {
+    match victim {
+        Victim::Host => cloud.kill_role("host").unwrap(),
+        Victim::Front => cloud.kill_role("front").unwrap(),
+        Victim::Server => {
+            cloud.kill().unwrap();
+            cloud.boot().unwrap();
+        }
+        Victim::Monitor | Victim::Init => {
+            let who = if matches!(victim, Victim::Monitor) { "monitor" } else { "init" };
+            return machine.is_some_and(|id| cloud.kill_inside(id, who).unwrap());
+        }
+    }
+    false
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+#[test]
+fn rounds_of_mixed_operations_with_kills_lose_nothing_and_leak_nothing() {
+    let test = "rounds_of_mixed_operations_with_kills_lose_nothing_and_leak_nothing";
+    let Some(mut cloud) = Cloud::start(test).unwrap() else {
+        return;
+    };
+    let seed = number("PERCH_TEST_SEED").unwrap_or_else(|| RandomState::new().hash_one(test));
+    let is_long = std::env::var_os("PERCH_TEST_LONG").is_some();
+    let rounds = number("PERCH_TEST_ROUNDS").unwrap_or(if is_long { ROUNDS_LONG } else { ROUNDS });
+    let repeat = format!("PERCH_TEST_SEED={seed} PERCH_TEST_ROUNDS={rounds}");
+    let mut dice = Dice(seed);
+    let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
+    let mut model = Model { image, machines: BTreeMap::new(), names: 0, gone: BTreeSet::new() };
+    let mut accepted = 0;
+    for round in 0..rounds {
+        let chosen = model.choose(&mut dice);
+        let victim = *dice.pick(&VICTIMS);
+        let moment = Duration::from_millis(dice.below(MOMENT_MS_MAX));
+        let ids: Vec<String> = model.machines.keys().cloned().collect();
+        let machine = (!ids.is_empty()).then(|| dice.pick(&ids).clone());
+        let caller = cloud.caller();
+        let mut was_inside_killed = false;
+        let asked: Vec<Asked> = std::thread::scope(|scope| {
+            let (model, caller) = (&model, &caller);
+            let threads: Vec<_> = chosen
+                .iter()
+                .map(|(operation, id)| {
+                    scope.spawn(move || model.ask(caller, *operation, id, round))
+                })
+                .collect();
+            // The moment itself is what is tested: whatever has come about by then.
+            std::thread::sleep(moment);
+            was_inside_killed = kill(&mut cloud, victim, machine.as_ref());
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        for one in &asked {
+            accepted += u64::from(one.answer.as_ref().is_some_and(|(status, _)| *status < 300));
+            model.learn(one);
+        }
+        let what = || {
+            let answers: Vec<_> = asked
+                .iter()
+                .map(|one| {
+                    let status = one.answer.as_ref().map(|(status, _)| *status);
+                    (one.operation, one.machine.as_str(), status)
+                })
+                .collect();
+            format!("{repeat}: round {round}, {victim:?} killed after {moment:?}: {answers:?}")
+        };
+        let machines = cloud.agrees("web").unwrap_or_else(|error| panic!("{}: {error:#}", what()));
+        let wrong = model.compare(&machines, was_inside_killed);
+        assert!(wrong.is_empty(), "{}: {wrong:#?}\n{machines:#?}", what());
+    }
+    assert!(accepted >= rounds, "{repeat}: only {accepted} operations were accepted");
+    cloud.finish().unwrap();
+}

@@ -1,0 +1,154 @@
+//! App secrets on a whole server: from the command line into a machine, and nowhere else.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use perch_testkit::Cloud;
+use serde_json::{Value, json};
+
+const SECRETS: &str = "/v1/apps/web/secrets";
+
+/// What a machine's program sees of a variable.
+fn seen(cloud: &Cloud, id: &str, name: &str) -> String {
+    let path = format!("/v1/apps/web/machines/{id}/exec");
+    let script = format!("env | grep '^{name}=' || echo none");
+    let command = ["sh", "-c", &script];
+    let output = cloud.must("POST", &path, &json!({ "command": command })).unwrap();
+    output["stdout"].as_str().unwrap().lines().last().unwrap_or_default().to_owned()
+}
+
+fn set(cloud: &Cloud, name: &str, value: &str) -> u64 {
+    let body = json!({"values": {name: value}});
+    cloud.must("POST", SECRETS, &body).unwrap()["version"].as_u64().unwrap()
+}
+
+fn restart(cloud: &Cloud, id: &str) {
+    cloud.must("POST", &format!("/v1/apps/web/machines/{id}/stop"), &json!({})).unwrap();
+    cloud.reaches("web", id, "stopped").unwrap();
+    cloud.must("POST", &format!("/v1/apps/web/machines/{id}/start"), &Value::Null).unwrap();
+    cloud.reaches("web", id, "started").unwrap();
+}
+
+fn contains(bytes: &[u8], needle: &str) -> bool {
+    bytes.windows(needle.len()).any(|window| window == needle.as_bytes())
+}
+
+/// Returns the files below the server's folder, and the processes, that show a text.
+fn shown(cloud: &Cloud, needle: &str) -> Vec<String> {
+    // In a file of its own, so that the text is in no argument; holes of disks are skipped.
+    let pattern = tempfile::NamedTempFile::new().unwrap();
+    fs::write(pattern.path(), needle).unwrap();
+    let output = std::process::Command::new("grep")
+        .args(["-rlF", "-f"])
+        .arg(pattern.path())
+        .arg(cloud.data())
+        .output()
+        .unwrap();
+    let mut found: Vec<String> =
+        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect();
+    for process in fs::read_dir("/proc").unwrap().flatten() {
+        if contains(&fs::read(process.path().join("cmdline")).unwrap_or_default(), needle) {
+            found.push(process.path().display().to_string());
+        }
+    }
+    if contains(cloud.server_log().as_bytes(), needle) {
+        found.push("log".to_owned());
+    }
+    found
+}
+
+#[test]
+fn t4_a_secret_reaches_its_machine_and_is_seen_nowhere_else() {
+    // Put together here, so that no process has it in its arguments because of this test.
+    let value = ["correct", "horse", "battery"].join("-");
+    let test = "t4_a_secret_reaches_its_machine_and_is_seen_nowhere_else";
+    let Some(cloud) = Cloud::start(test).unwrap() else { return };
+    let Some(id) = cloud.shell(test, "web", "exec sleep 1000").unwrap() else {
+        cloud.finish().unwrap();
+        return;
+    };
+    assert_eq!(seen(&cloud, &id, "TOKEN"), "none");
+    assert_eq!(set(&cloud, "TOKEN", &value), 1);
+    assert_eq!(seen(&cloud, &id, "TOKEN"), "none", "a machine that runs is not touched");
+    restart(&cloud, &id);
+    assert_eq!(seen(&cloud, &id, "TOKEN"), format!("TOKEN={value}"));
+    let machine = cloud.machine_of("web", &id).unwrap();
+    assert_eq!(machine["secrets_version"], 1);
+    let answers = [
+        machine.to_string(),
+        cloud.must("GET", SECRETS, &Value::Null).unwrap().to_string(),
+        cloud.must("GET", "/v1/apps/web/machines", &Value::Null).unwrap().to_string(),
+        cloud.log("web", &id).unwrap().join("\n"),
+    ];
+    assert!(!answers.concat().contains(&value));
+    assert_eq!(shown(&cloud, &value), Vec::<String>::new());
+
+    // An update sees newer ones; one that is to run without them does.
+    set(&cloud, "TOKEN", "newer");
+    let path = format!("/v1/apps/web/machines/{id}");
+    let config = machine["config"].clone();
+    let update = json!({"config": config, "min_secrets_version": 2});
+    cloud.must("POST", &path, &update).unwrap();
+    cloud.reaches("web", &id, "started").unwrap();
+    assert_eq!(seen(&cloud, &id, "TOKEN"), "TOKEN=newer");
+    let update = json!({"config": machine["config"], "skip_secrets": true});
+    cloud.must("POST", &path, &update).unwrap();
+    cloud.reaches("web", &id, "started").unwrap();
+    assert_eq!(seen(&cloud, &id, "TOKEN"), "none");
+    cloud.finish().unwrap();
+}
+
+#[test]
+fn t4_the_front_process_cannot_get_at_a_key_and_machines_boot_without_the_keys() {
+    let test = "t4_the_front_process_cannot_get_at_a_key_and_machines_boot_without_the_keys";
+    let Some(cloud) = Cloud::start(test).unwrap() else { return };
+    let Some(id) = cloud.shell(test, "web", "exec sleep 1000").unwrap() else {
+        cloud.finish().unwrap();
+        return;
+    };
+    set(&cloud, "TOKEN", "one");
+    restart(&cloud, &id);
+
+    let keys = cloud.data().join("keys");
+    let host = cloud.data().join("host/secrets");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&keys), mode(&keys.join("master.json"))), (0o700, 0o600));
+    assert_eq!((mode(&host), mode(&host.join("host.key"))), (0o700, 0o600));
+    let owner = |path: &Path| fs::metadata(path).unwrap().uid();
+    assert_eq!((owner(&keys.join("master.json")), owner(&host.join("host.key"))), (64_009, 0));
+    let run = cloud.data().join("../r");
+    for (socket, uid) in
+        [("keys.sock", 64_007), ("keys-host.sock", 0), ("directory-keys.sock", 64_009)]
+    {
+        assert_eq!((owner(&run.join(socket)), mode(&run.join(socket))), (uid, 0o600), "{socket}");
+    }
+    let (_, pid) = cloud.role_pids().into_iter().find(|(role, _)| role == "keys").unwrap();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    for line in ["Uid:\t64009\t64009\t64009\t64009", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
+    let caps = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+    assert_eq!(caps.trim().trim_start_matches('0'), "");
+
+    // A rotation while a machine runs; then the role is stopped dead and the machine boots.
+    let rotated = std::process::Command::new(cloud.perchd_program())
+        .args(["keys", "rotate", "--run-dir"])
+        .arg(fs::canonicalize(&run).unwrap())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&rotated.stdout).into_owned();
+    assert!(said.contains("version 2") && said.contains("1 apps"), "{rotated:?}");
+    let raw = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(raw, rustix::process::Signal::STOP).unwrap();
+    restart(&cloud, &id);
+    assert_eq!(seen(&cloud, &id, "TOKEN"), "TOKEN=one");
+    rustix::process::kill_process(raw, rustix::process::Signal::CONT).unwrap();
+    cloud.kill_role("keys").unwrap();
+    assert_eq!(seen(&cloud, &id, "TOKEN"), "TOKEN=one", "a machine that runs is not touched");
+    assert_eq!(set(&cloud, "TOKEN", "two"), 2);
+    cloud.kill_role("host").unwrap();
+    restart(&cloud, &id);
+    assert_eq!(seen(&cloud, &id, "TOKEN"), "TOKEN=two");
+    cloud.finish().unwrap();
+}

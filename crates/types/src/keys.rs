@@ -1,0 +1,93 @@
+//! What the api and the host ask of the role `keys`, and what it answers.
+//!
+//! Never a value of a secret: what goes to `keys` to be digested is hashed before. It is spoken
+//! over two Unix sockets, HTTP/1.1 with JSON bodies under [`PREFIX`]; errors are
+//! [`crate::ApiError`].
+//!
+//! | socket | path, always `POST` | body | answer |
+//! |---|---|---|---|
+//! | the api's | [`MAKE`] | [`AppRef`] | [`crate::secrets::AppKey`] |
+//! | the api's | [`DIGESTS`] | [`DigestsRequest`] | [`Digests`] |
+//! | the host's | [`FOR_HOST`] | [`HostKeyRequest`] | [`HostKey`] |
+//! | the host's | [`ROTATE`] | | [`Rotated`] |
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{AppName, OrgSlug};
+use crate::secrets::AppKey;
+
+/// What every path starts with.
+pub const PREFIX: &str = "/keys/v1";
+/// Makes a key for an app.
+pub const MAKE: &str = "/make";
+/// Makes digests of values.
+pub const DIGESTS: &str = "/digests";
+/// Gives a host the key of an app that it runs a machine of.
+pub const FOR_HOST: &str = "/for-host";
+/// Makes a new master key and wraps every app's key with it.
+pub const ROTATE: &str = "/rotate";
+/// The most values that are digested at once.
+pub const DIGESTS_MAX: usize = crate::secrets::CHANGES_MAX;
+/// The length of a digest in hexadecimal digits.
+pub const DIGEST_DIGITS: usize = 16;
+
+/// Which app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppRef {
+    /// Who owns it.
+    pub org: OrgSlug,
+    /// Its name.
+    pub app: AppName,
+    /// Its id.
+    pub app_id: String,
+}
+
+/// Values to be digested.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DigestsRequest {
+    /// Of which app.
+    #[serde(flatten)]
+    pub of: AppRef,
+    /// Its key.
+    pub key: AppKey,
+    /// SHA-256 of each value, hexadecimal.
+    pub sha256_hex: Vec<String>,
+}
+
+/// Keyed digests of values.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digests {
+    /// In the order of the request, hexadecimal.
+    pub digests: Vec<String>,
+}
+
+/// A host wants the key of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostKeyRequest {
+    /// Who owns the app.
+    pub org: OrgSlug,
+    /// The app.
+    pub app: AppName,
+    /// The host's public key, base64: the app's is sealed to it.
+    pub host_public: String,
+}
+
+/// The key of an app, sealed to a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostKey {
+    /// The app, by its id.
+    pub app_id: String,
+    /// The public half, base64.
+    pub public: String,
+    /// The private half under the host's key, base64.
+    pub sealed: String,
+}
+
+/// What a rotation did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotated {
+    /// The version of the master key now.
+    pub master: u32,
+    /// How many apps' keys are wrapped with it.
+    pub apps: usize,
+}
