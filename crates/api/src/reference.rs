@@ -265,12 +265,13 @@ const HEAD: &str = "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8
 <style>\
 :root{color-scheme:light dark;--line:#8884;--soft:#8882}\
 body{font:16px/1.5 system-ui,sans-serif;margin:0;display:grid;\
-grid-template-columns:minmax(0,22rem) minmax(0,56rem)}\
+grid-template-columns:minmax(0,30rem) minmax(0,56rem)}\
 header{grid-column:1/-1;padding:1rem 2rem;border-bottom:1px solid var(--line)}\
 header p{max-width:50rem}h1{margin:0}\
 nav{padding:1rem 2rem;font-size:.8rem;border-right:1px solid var(--line);\
 position:sticky;top:0;height:100vh;overflow:auto;box-sizing:border-box}\
 nav ul{list-style:none;margin:.2rem 0 1rem;padding:0}nav a{text-decoration:none}\
+nav code{background:none;padding:0;white-space:nowrap;overflow-wrap:normal}\
 main{padding:0 2rem 4rem}section{padding:1.2rem 0;border-bottom:1px solid var(--line)}\
 h2{font-size:1.1rem;margin:0}h3{font-size:.9rem;margin:1rem 0 .3rem}\
 p{margin:.4rem 0}p.item{margin:.2rem 0 .2rem 1rem}.note{opacity:.7;font-size:.85rem}\

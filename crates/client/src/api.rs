@@ -6,6 +6,8 @@ mod lease;
 mod machine;
 mod resources;
 mod secrets;
+mod tokens;
+mod volumes;
 
 use std::fmt;
 use std::time::Duration;
@@ -13,21 +15,16 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue, Method};
 use perch_types::api::{
-    App, AppLogs, Apps, CreateApp, CreateDeployToken, CreateMachineRequest, CreatedToken,
-    ExecRequest, ExecResponse, Images, LogRecord, Machine, MachineEvent, Placements,
-    PlacementsRequest, Platform, Pruned, Regions, SignalRequest, StartResponse, StopRequest,
-    SystemUsage, TokensCurrent, WaitResponse,
+    App, AppLogs, Apps, CreateApp, CreateMachineRequest, ExecRequest, ExecResponse, Images,
+    LogRecord, Machine, MachineEvent, Platform, Pruned, Regions, SignalRequest, StartResponse,
+    StopRequest, SystemUsage, WaitResponse,
 };
 use perch_types::build::{BUILD_HEADER, BuildEvent, BuildRequest, FORCE_HEADER};
 use perch_types::endpoint::{self, Endpoint};
 use perch_types::exec::ExecSpec;
 use perch_types::host::LogsQuery;
 use perch_types::machine_config::Signal;
-use perch_types::volume::{
-    CreateVolumeRequest, ExtendVolumeRequest, ExtendVolumeResponse, OrgVolumes,
-    UpdateVolumeRequest, Volume, VolumeSnapshot,
-};
-use perch_types::{AppName, GoDuration, InstanceId, MachineId, OrgSlug, Secret, VolumeId};
+use perch_types::{AppName, GoDuration, InstanceId, MachineId, Secret};
 
 pub use resources::ProcessOrder;
 
@@ -430,106 +427,6 @@ impl Api {
         self.connection.lines(parts, LINE_BYTES_MAX, None).await
     }
 
-    /// Returns the volumes of an app.
-    ///
-    /// # Errors
-    /// As every call: see [`Error`].
-    pub async fn volumes(&self, app: &AppName) -> Result<Vec<Volume>, Error> {
-        self.connection.json(self.request(endpoint::VOLUMES_LIST, &[app.as_str()])).await
-    }
-
-    /// Makes a volume.
-    ///
-    /// # Errors
-    /// As every call: see [`Error`].
-    pub async fn create_volume(
-        &self,
-        app: &AppName,
-        volume: &CreateVolumeRequest,
-    ) -> Result<Volume, Error> {
-        let parts = self.request(endpoint::VOLUMES_CREATE, &[app.as_str()]);
-        let mut parts = parts.with_json(volume)?;
-        parts.headers_timeout = CHANGE_TIMEOUT;
-        self.connection.json(parts).await
-    }
-
-    /// Returns a volume.
-    ///
-    /// # Errors
-    /// As every call: see [`Error`].
-    pub async fn volume(&self, app: &AppName, id: &VolumeId) -> Result<Volume, Error> {
-        self.connection.json(self.of_volume(endpoint::VOLUME_GET, app, id)).await
-    }
-
-    /// Changes how a volume's snapshots are kept and made.
-    ///
-    /// # Errors
-    /// As every call: see [`Error`].
-    pub async fn update_volume(
-        &self,
-        app: &AppName,
-        id: &VolumeId,
-        update: &UpdateVolumeRequest,
-    ) -> Result<Volume, Error> {
-        let parts = self.of_volume(endpoint::VOLUME_UPDATE, app, id).with_json(update)?;
-        self.connection.json(parts).await
-    }
-
-    /// Makes a volume larger.
-    ///
-    /// # Errors
-    /// As every call: see [`Error`].
-    pub async fn extend_volume(
-        &self,
-        app: &AppName,
-        id: &VolumeId,
-        size_gb: u64,
-    ) -> Result<ExtendVolumeResponse, Error> {
-        let asked = ExtendVolumeRequest { size_gb: Some(size_gb) };
-        let mut parts = self.of_volume(endpoint::VOLUME_EXTEND, app, id).with_json(&asked)?;
-        parts.headers_timeout = CHANGE_TIMEOUT;
-        self.connection.json(parts).await
-    }
-
-    /// Destroys a volume; its data is kept for a day.
-    ///
-    /// # Errors
-    /// As every call: see [`Error`].
-    pub async fn delete_volume(&self, app: &AppName, id: &VolumeId) -> Result<Volume, Error> {
-        self.connection.json(self.of_volume(endpoint::VOLUME_DELETE, app, id)).await
-    }
-
-    /// Returns the snapshots of a volume, newest first.
-    ///
-    /// # Errors
-    /// As every call: see [`Error`].
-    pub async fn snapshots(
-        &self,
-        app: &AppName,
-        id: &VolumeId,
-    ) -> Result<Vec<VolumeSnapshot>, Error> {
-        self.connection.json(self.of_volume(endpoint::SNAPSHOTS_LIST, app, id)).await
-    }
-
-    /// Makes a snapshot of a volume.
-    ///
-    /// # Errors
-    /// As every call: see [`Error`].
-    pub async fn create_snapshot(&self, app: &AppName, id: &VolumeId) -> Result<(), Error> {
-        let mut parts = self.of_volume(endpoint::SNAPSHOTS_CREATE, app, id);
-        parts.headers_timeout = CHANGE_TIMEOUT;
-        self.connection.done(parts).await
-    }
-
-    /// Returns a page of the volumes of an organization, from a cursor of the page before.
-    ///
-    /// # Errors
-    /// As every call: see [`Error`].
-    pub async fn org_volumes(&self, org: &OrgSlug, cursor: &str) -> Result<OrgVolumes, Error> {
-        let parts = self.request(endpoint::ORG_VOLUMES, &[org.as_str()]);
-        self.connection.json(parts.with_query("cursor", cursor)).await
-    }
-
     /// Returns the regions.
     ///
     /// # Errors
@@ -581,57 +478,6 @@ impl Api {
         }
         parts.headers_timeout = BUILD_HEADERS_TIMEOUT;
         self.connection.lines(parts, LINE_BYTES_MAX, None).await
-    }
-
-    /// Returns where machines would be placed now.
-    ///
-    /// # Errors
-    /// As every call: see [`Error`].
-    pub async fn placements(&self, wanted: &PlacementsRequest) -> Result<Placements, Error> {
-        let parts = self.request(endpoint::PLACEMENTS, &[]).with_json(wanted)?;
-        self.connection.json(parts).await
-    }
-
-    /// Makes a token for an app.
-    ///
-    /// # Errors
-    /// As every call: see [`Error`].
-    pub async fn create_deploy_token(
-        &self,
-        app: &AppName,
-        token: &CreateDeployToken,
-    ) -> Result<CreatedToken, Error> {
-        let parts = self.request(endpoint::APP_DEPLOY_TOKEN, &[app.as_str()]);
-        self.connection.json(parts.with_json(token)?).await
-    }
-
-    /// Returns the tokens for an app.
-    ///
-    /// # Errors
-    /// As every call: see [`Error`].
-    pub async fn app_tokens(&self, app: &AppName) -> Result<TokensCurrent, Error> {
-        self.connection.json(self.request(endpoint::APP_TOKENS_LIST, &[app.as_str()])).await
-    }
-
-    /// Ends a token for an app. The id must be one that the platform gave.
-    ///
-    /// # Errors
-    /// As every call: see [`Error`].
-    pub async fn revoke_app_token(&self, app: &AppName, token_id: &str) -> Result<(), Error> {
-        let parts = self.request(endpoint::APP_TOKEN_REVOKE, &[app.as_str(), token_id]);
-        self.connection.done(parts).await
-    }
-
-    /// Returns what the token is.
-    ///
-    /// # Errors
-    /// As every call: see [`Error`].
-    pub async fn current_tokens(&self) -> Result<TokensCurrent, Error> {
-        self.connection.json(self.request(endpoint::TOKEN_CURRENT, &[])).await
-    }
-
-    fn of_volume(&self, endpoint: Endpoint, app: &AppName, id: &VolumeId) -> RequestParts {
-        self.request(endpoint, &[app.as_str(), id.as_str()])
     }
 
     fn of(&self, endpoint: Endpoint, app: &AppName, id: &MachineId) -> RequestParts {

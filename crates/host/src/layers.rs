@@ -349,8 +349,10 @@ mod tests {
             u16::from_le_bytes(state)
         };
         assert_eq!(state(&path), EXT4_UNMOUNTED);
-        let file = OpenOptions::new().write(true).open(&path).unwrap();
-        file.write_all_at(&[0, 0], EXT4_STATE_AT).unwrap();
+        let set = ["-w", "-R", "set_super_value state 0", path.to_str().unwrap()];
+        let output = Command::new("debugfs").args(set).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(state(&path), 0);
         layers.prepare(&path, 2, false).await.unwrap();
         assert_eq!(state(&path), EXT4_UNMOUNTED);
 

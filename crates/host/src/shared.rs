@@ -67,7 +67,7 @@ pub struct Shared {
     pub heartbeats: Heartbeats,
     /// Ends all tasks.
     pub stopping: CancellationToken,
-    /// The tasks of machines.
+    /// The tasks of machines and of what is done to volumes.
     pub tasks: TaskTracker,
     /// Whether something was left that housekeeping should look at soon.
     pub untidy: AtomicBool,
@@ -214,6 +214,14 @@ impl Shared {
     pub fn all(&self) -> Vec<Handle> {
         let machines = self.machines.read().unwrap_or_else(PoisonError::into_inner);
         machines.values().cloned().collect()
+    }
+
+    /// Waits for ever when the agent is ending: what does not succeed then says nothing of the
+    /// machine or volume and must not be journaled. The run is dropped with its task.
+    pub async fn unless_ending(&self) {
+        if self.stopping.is_cancelled() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Notes how long a step took.

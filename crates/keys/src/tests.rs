@@ -291,8 +291,8 @@ async fn t13_a_rotation_that_is_killed_anywhere_loses_no_key_and_can_be_run_agai
     }
 }
 
-#[test]
-fn t4_nothing_of_a_key_is_shown() {
+#[tokio::test]
+async fn t4_nothing_of_a_key_is_shown() {
     let world = World::new();
     let keys = world.open();
     let master = std::fs::read_to_string(world.folder.path().join(MASTER_FILE)).unwrap();

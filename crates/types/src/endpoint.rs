@@ -95,15 +95,16 @@ endpoints! {
     ///
     /// - `org_slug: String` only those of this organization; without it those of all that the token
     ///   reaches
-    /// - `app_role: String` only apps with this role; no app here has one
+    /// - `app_role: String` only apps that were made with this role
     APPS_LIST = "GET" "/v1/apps" Read;
     /// A new app. Its name is the platform's: nobody else can have it.
     APPS_CREATE = "POST" "/v1/apps" Write;
     /// One app.
     APP_GET = "GET" "/v1/apps/{app}" Read;
-    /// Deletes an app and its machines. The answer waits a while for them to be gone; then their
-    /// end
-    /// is a promise, and the app's name is taken until it is kept.
+    /// Deletes an app and its machines, whether they run or not. The answer waits a while for them
+    /// to be gone; then their end is a promise, and the app's name is taken until it is kept.
+    ///
+    /// - `force: bool` accepted, because clients send it; changes nothing
     APP_DELETE = "DELETE" "/v1/apps/{app}" Write;
     /// A token for a program that deploys an app: it reaches nothing but this app, and ends with it.
     /// Its text is in this answer and nowhere else.
@@ -117,8 +118,10 @@ endpoints! {
     /// - `include_deleted: bool` also those that were destroyed
     /// - `region: String` only in these regions, with commas between them
     /// - `state: String` only in these states, with commas between them
-    /// - `summary: bool` without events
+    /// - `summary: bool` without config, checks and events
     /// - `metadata.{key}: String` only with this label; may be repeated with other keys
+    /// - `answer application/json: Vec<Machine>` The machines; a summary has no `config`, `checks`
+    ///   and `events`.
     MACHINES_LIST = "GET" "/v1/apps/{app}/machines" Read;
     /// A new machine. Its image is pulled, it is placed on a host, and started unless
     /// `skip_launch`.
@@ -154,6 +157,7 @@ endpoints! {
     /// - `timeout: f64` seconds, 1 to 60; default 60
     /// - `instance_id: InstanceId` only this version counts
     /// - `version: InstanceId` the same, under its other name
+    /// - `from_event_id: String` only what happened after this event counts
     MACHINE_WAIT = "GET" "/v1/apps/{app}/machines/{machine}/wait" Read;
     /// Runs a program inside a machine and returns its output.
     MACHINE_EXEC = "POST" "/v1/apps/{app}/machines/{machine}/exec" Exec;
@@ -165,6 +169,9 @@ endpoints! {
     /// - `answer application/octet-stream: bytes` The connection carries frames from here on.
     MACHINE_ATTACH = "GET" "/v1/apps/{app}/machines/{machine}/attach" Exec;
     /// Processes of a machine.
+    ///
+    /// - `sort_by: String` a field of the answer; default `pid`
+    /// - `order: String` `asc` or `desc`
     MACHINE_PS = "GET" "/v1/apps/{app}/machines/{machine}/ps" Read;
     /// A machine's memory.
     MACHINE_MEMORY = "GET" "/v1/apps/{app}/machines/{machine}/memory" Read;
@@ -180,13 +187,18 @@ endpoints! {
     MACHINE_CORDON = "POST" "/v1/apps/{app}/machines/{machine}/cordon" Write;
     /// Puts a machine back into routing.
     MACHINE_UNCORDON = "POST" "/v1/apps/{app}/machines/{machine}/uncordon" Write;
-    /// The lease of a machine (contract 1.6).
+    /// The lease of a machine: who alone may change it for a while (contract 1.6).
     MACHINE_LEASE_GET = "GET" "/v1/apps/{app}/machines/{machine}/lease" Read;
-    /// Acquires the lease of a machine, or refreshes it.
+    /// Acquires the lease of a machine, or refreshes it with its nonce, which stays the same.
+    ///
+    /// - `ttl: 1..=86400` seconds that it lasts, where the body does not say; default 60
+    /// - `header fly-machine-lease-nonce: String` the nonce of the lease to refresh
     MACHINE_LEASE_ACQUIRE = "POST" "/v1/apps/{app}/machines/{machine}/lease" Write Unleased;
     /// Releases the lease of a machine.
+    ///
+    /// - `header fly-machine-lease-nonce: String` its nonce
     MACHINE_LEASE_RELEASE = "DELETE" "/v1/apps/{app}/machines/{machine}/lease" Write Unleased;
-    /// Versions of a machine, newest first.
+    /// Versions of a machine that are kept, newest first: the last twenty.
     MACHINE_VERSIONS = "GET" "/v1/apps/{app}/machines/{machine}/versions" Read;
     /// Labels of a machine; changes make no new version and need no lease.
     MACHINE_METADATA_GET = "GET" "/v1/apps/{app}/machines/{machine}/metadata" Read;
@@ -203,7 +215,17 @@ endpoints! {
     /// Takes one label of a machine away.
     MACHINE_METADATA_KEY_DELETE =
         "DELETE" "/v1/apps/{app}/machines/{machine}/metadata/{key}" Write Unleased;
-    /// Machines of an organization, page by page (contract 1.7).
+    /// Machines of an organization, page by page, the one that changed longest ago first (contract
+    /// 1.7).
+    ///
+    /// - `include_deleted: bool` also those that were destroyed, as long as they are remembered
+    /// - `region: String` only in these regions, with commas between them
+    /// - `state: String` only in these states, with commas between them
+    /// - `summary: bool` without config
+    /// - `metadata.{key}: String` only with this label; may be repeated with other keys
+    /// - `updated_after: Timestamp` only those that changed after this
+    /// - `cursor: String` where the page before ended; wins over `updated_after`
+    /// - `limit: 1..=1000` at most so many; default 1000
     ORG_MACHINES = "GET" "/v1/orgs/{org}/machines" Read;
     /// Log records of a machine as lines of JSON.
     ///
@@ -213,10 +235,18 @@ endpoints! {
     /// - `answer application/x-ndjson: LogRecord` One record a line.
     MACHINE_LOGS = "GET" "/v1/apps/{app}/machines/{machine}/logs" Read;
     /// Secrets of an app, by name and digest (contract 1.9).
+    ///
+    /// - `min_version: u64` refuse when the app has only older ones
+    /// - `version: u64` the same, under its other name
+    /// - `show_secrets: bool` refused when true: values can be written and not read
     SECRETS_LIST = "GET" "/v1/apps/{app}/secrets" Read;
     /// Sets and takes away secrets, all at once.
     SECRETS_UPDATE = "POST" "/v1/apps/{app}/secrets" Write;
     /// One secret, by name and digest.
+    ///
+    /// - `min_version: u64` refuse when the app has only older ones
+    /// - `version: u64` the same, under its other name
+    /// - `show_secrets: bool` refused when true: values can be written and not read
     SECRET_GET = "GET" "/v1/apps/{app}/secrets/{secret_name}" Read;
     /// Sets a secret.
     SECRET_SET = "POST" "/v1/apps/{app}/secrets/{secret_name}" Write;
@@ -236,15 +266,19 @@ endpoints! {
     /// - `answer application/x-ndjson: BuildEvent` One event a line; the last one says how it
     ///   ended.
     APP_BUILD = "POST" "/v1/apps/{app}/builds" Write;
-    /// Volumes of an app (contract 1.8).
+    /// Volumes of an app, in the order in which they were made (contract 1.8). Destroyed ones are
+    /// there while their data is kept.
+    ///
+    /// - `summary: bool` without how full they are
     VOLUMES_LIST = "GET" "/v1/apps/{app}/volumes" Read;
-    /// A new volume, empty or made of a snapshot or of another volume.
+    /// A new volume, empty or made of a snapshot or of another volume. It is not encrypted and its
+    /// file system is XFS, whatever is asked for; the answer says so.
     VOLUMES_CREATE = "POST" "/v1/apps/{app}/volumes" Write;
     /// One volume.
     VOLUME_GET = "GET" "/v1/apps/{app}/volumes/{volume}" Read;
     /// Changes how a volume's snapshots are kept and made.
     VOLUME_UPDATE = "PUT" "/v1/apps/{app}/volumes/{volume}" Write;
-    /// Destroys a volume; its data is kept for a day.
+    /// Destroys a volume that no machine has; its data is kept for a day.
     VOLUME_DELETE = "DELETE" "/v1/apps/{app}/volumes/{volume}" Write;
     /// Makes a volume larger.
     VOLUME_EXTEND = "PUT" "/v1/apps/{app}/volumes/{volume}/extend" Write;
@@ -252,7 +286,15 @@ endpoints! {
     SNAPSHOTS_LIST = "GET" "/v1/apps/{app}/volumes/{volume}/snapshots" Read;
     /// A new snapshot of a volume.
     SNAPSHOTS_CREATE = "POST" "/v1/apps/{app}/volumes/{volume}/snapshots" Write;
-    /// Volumes of an organization (contract 1.7).
+    /// Volumes of an organization, page by page (contract 1.7).
+    ///
+    /// - `include_deleted: bool` also those that are to be destroyed
+    /// - `region: String` only in these regions, with commas between them
+    /// - `state: String` only in these states, with commas between them
+    /// - `summary: bool` without how full they are
+    /// - `updated_after: Timestamp` only those that changed after
+    /// - `cursor: String` go on where the page with this `next_cursor` ended
+    /// - `limit: 1..=1000` how many at most
     ORG_VOLUMES = "GET" "/v1/orgs/{org}/volumes" Read;
     /// Where machines would be placed now, region by region (contract 1.11). Nothing is reserved.
     PLACEMENTS = "POST" "/v1/platform/placements" Read;

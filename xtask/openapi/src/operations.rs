@@ -26,9 +26,16 @@ const STATUSES: [(&str, u16); 6] = [
 /// Methods of the query's reader.
 const READERS: [&str; 5] = ["get", "all", "flag", "parsed", "prefixed"];
 /// What parameters of a path are.
-const PATH_TYPES: [(&str, &str); 4] =
-    [("app", "AppName"), ("machine", "MachineId"), ("org", "OrgSlug"), ("host", "HostId")];
+const PATH_TYPES: [(&str, &str); 5] = [
+    ("app", "AppName"),
+    ("machine", "MachineId"),
+    ("volume", "VolumeId"),
+    ("org", "OrgSlug"),
+    ("host", "HostId"),
+];
 const JSON: &str = "application/json";
+/// The header with a lease's nonce (`types::endpoint`).
+const LEASE_HEADER: &str = "fly-machine-lease-nonce";
 const SCHEMA_ERROR: &str = "#/components/schemas/ApiError";
 
 /// A handler: the module that has it and its function.
@@ -195,8 +202,15 @@ fn error_statuses(endpoint: &EndpointLine, parameters: bool, body: bool) -> Vec<
     if endpoint.path.ends_with("/wait") {
         statuses.push(408);
     }
-    if endpoint.method != "GET" {
-        statuses.extend([409, 412, 422, 507]);
+    let changes = endpoint.method != "GET";
+    if changes || endpoint.path.contains("{machine}") {
+        statuses.push(409);
+    }
+    if changes || !endpoint.notes.declared.is_empty() {
+        statuses.extend([412, 422]);
+    }
+    if changes {
+        statuses.extend([404, 507]);
     }
     if body {
         statuses.push(413);
@@ -210,6 +224,16 @@ fn parameters(schemas: &mut Schemas<'_>, endpoint: &EndpointLine) -> Result<Vec<
         let ty = PATH_TYPES.iter().find(|(name, _)| *name == part).map_or("String", |(_, ty)| ty);
         let schema = schemas.of("types", &syn::parse_str(ty)?)?;
         parameters.push(json!({"name": part, "in": "path", "required": true, "schema": schema}));
+    }
+    // What changes a machine needs its lease while somebody holds that (`Endpoint::needs_lease`).
+    if endpoint.action == "Write" && endpoint.path.contains("{machine}") && !endpoint.unleased {
+        parameters.push(json!({
+            "name": LEASE_HEADER,
+            "in": "header",
+            "required": false,
+            "description": "The nonce of the machine's lease, while there is one.",
+            "schema": {"type": "string"},
+        }));
     }
     for declared in &endpoint.notes.declared {
         let place = match declared.kind {
@@ -331,7 +355,9 @@ fn answer_type(schemas: &mut Schemas<'_>, module: &str, ty: &Type) -> Result<Ans
         let text = ty.to_token_stream().to_string();
         return match text.rsplit(' ').next() {
             Some("StatusCode") => Ok(Answer { schema: None, has_status: true }),
-            _ => bail!("its answer is a `{text}`: declare it with a line ``- `answer media/type: Type` words``"),
+            _ => bail!(
+                "its answer is a `{text}`: declare it with a line ``- `answer media/type: Type` words``"
+            ),
         };
     };
     match name.as_str() {
@@ -419,7 +445,11 @@ fn read_names(words: &[String]) -> Vec<String> {
         }
         // Behind the method there may be a turbofish.
         let rest = words.iter().skip(index + 3).take_while(|it| !matches!(it.as_str(), ";" | "."));
-        names.extend(rest.filter_map(|it| it.strip_prefix('"')?.strip_suffix('"')).take(1).map(str::to_owned));
+        names.extend(
+            rest.filter_map(|it| it.strip_prefix('"')?.strip_suffix('"'))
+                .take(1)
+                .map(str::to_owned),
+        );
     }
     names
 }
@@ -438,7 +468,10 @@ fn flat(tokens: TokenStream, words: &mut Vec<String>) {
 fn tag(path: &str) -> &str {
     let mut parts = path.split('/').filter(|it| !matches!(*it, "" | "v1" | "api"));
     let first = parts.next().unwrap_or_default();
-    parts.find(|part| !part.starts_with('{')).filter(|_| first == "apps" || first == "orgs").unwrap_or(first)
+    parts
+        .find(|part| !part.starts_with('{'))
+        .filter(|_| first == "apps" || first == "orgs")
+        .unwrap_or(first)
 }
 
 /// Returns a description for the whole, or the schema as it is.

@@ -339,6 +339,8 @@ fn by_hand(name: &str) -> Option<Value> {
         "Digest" => text("^sha256:[0-9a-f]{64}$"),
         "MachineId" => text("^[0-9a-f]{14}$"),
         "HostId" => text("^[0-9a-f]{12}$"),
+        "VolumeId" => text("^vol_[0-9a-z]{16}$"),
+        "SnapshotId" => text("^vs_[0-9a-z]{16}$"),
         "InstanceId" => text("^[0-7][0-9A-HJKMNP-TV-Z]{25}$"),
         "AppName" | "OrgSlug" => text("^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
         "Region" => text("^[a-z0-9]{2,8}$"),

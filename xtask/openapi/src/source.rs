@@ -56,9 +56,8 @@ impl Source {
 
     #[cfg(test)]
     pub(super) fn of_texts(texts: &[(&str, &str)]) -> Self {
-        let parse = |(key, text): &(&str, &str)| {
-            ((*key).to_owned(), Module::parse(key, text).unwrap())
-        };
+        let parse =
+            |(key, text): &(&str, &str)| ((*key).to_owned(), Module::parse(key, text).unwrap());
         Self { modules: texts.iter().map(parse).collect() }
     }
 

@@ -12,6 +12,8 @@ pub(super) struct EndpointLine {
     pub(super) method: String,
     pub(super) path: String,
     pub(super) action: String,
+    /// It changes something and needs no lease all the same.
+    pub(super) unleased: bool,
     pub(super) notes: Notes,
 }
 
@@ -29,8 +31,9 @@ impl Parse for Endpoints {
             let method = input.parse::<LitStr>()?.value();
             let path = input.parse::<LitStr>()?.value();
             let action = input.parse::<Ident>()?.to_string();
+            let unleased = input.peek(Ident) && input.parse::<Ident>()? == "Unleased";
             input.parse::<Token![;]>()?;
-            lines.push(EndpointLine { name, method, path, action, notes });
+            lines.push(EndpointLine { name, method, path, action, unleased, notes });
         }
         Ok(Self(lines))
     }
@@ -195,13 +198,17 @@ mod tests {
         let table: Endpoints = syn::parse_str(
             "/// Machines of\n/// an app.\n///\n/// - `limit: 1..=50` how\n///   many\n\
              /// - `header x-y: String` which\n/// - `answer text/plain: String` words\n\
-             LIST = \"GET\" \"/v1/a\" Read;",
+             LIST = \"GET\" \"/v1/a\" Read;\n/// B.\nB = \"PUT\" \"/v1/b\" Write Unleased;",
         )
         .unwrap();
+        assert_eq!([table.0[0].unleased, table.0[1].unleased], [false, true]);
         let notes = &table.0[0].notes;
         assert_eq!(notes.words, "Machines of an app.");
-        let shown: Vec<_> =
-            notes.declared.iter().map(|it| (it.kind, it.name.as_str(), it.words.as_str())).collect();
+        let shown: Vec<_> = notes
+            .declared
+            .iter()
+            .map(|it| (it.kind, it.name.as_str(), it.words.as_str()))
+            .collect();
         assert_eq!(
             shown,
             [

@@ -194,11 +194,10 @@ fn files_are_refused_by_path_and_with_what_is_allowed() {
     insta::assert_snapshot!(text(json!([{"guest_path": "/a", "raw_value": ""}, {"guest_path": "/a", "raw_value": ""}])), @"config.files[1].guest_path: `/a` is in the list twice");
     insta::assert_snapshot!(text(json!(vec![json!({}); 33])), @"config.files: 33 are more than 32");
     insta::assert_snapshot!(text(json!([{"guest_path": "/a", "raw_value": "A".repeat(54_616)}])), @"config.files: 40962 bytes of `raw_value`s together are more than 40960");
-    let (code, text) = refusal(&json!({"files": [{"guest_path": "/a", "secret_name": "KEY"}]}));
-    assert_eq!(code, Code::UnsupportedKey, "{text}");
     let good = json!({"files": [
         {"guest_path": "/etc/app/a.conf", "raw_value": "YQ==", "mode": 0o600},
         {"guest_path": "/b", "image_config": "web:1"},
+        {"guest_path": "/c", "secret_name": "KEY"},
     ]});
     let admitted = admit(config(good.clone())).unwrap();
     assert_eq!(serde_json::to_value(&admitted).unwrap()["files"], good["files"]);

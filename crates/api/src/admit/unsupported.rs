@@ -9,15 +9,8 @@ use serde_json::Value;
 
 use crate::reply::Failure;
 
-pub(super) const TOP: [&str; 7] = [
-    "metrics",
-    "statics",
-    "containers",
-    "volumes",
-    "cache_drive",
-    "spot",
-    "vm_type",
-];
+pub(super) const TOP: [&str; 7] =
+    ["metrics", "statics", "containers", "volumes", "cache_drive", "spot", "vm_type"];
 const INIT: [&str; 1] = ["kernel_args"];
 const GUEST: [&str; 3] = ["gpus", "gpu_kind", "kernel_args"];
 const DNS: [&str; 1] = ["dns_forward_rules"];
@@ -36,12 +29,6 @@ pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
     }
     if let Some(dns) = &config.dns {
         collect(&mut found, "config.dns", &dns.other, &DNS);
-    }
-    for (index, file) in config.files.iter().enumerate() {
-        // Its value comes with the machine's secrets.
-        if file.secret_name.is_some() {
-            found.push(format!("config.files[{index}].secret_name"));
-        }
     }
     for (index, service) in config.services.iter().enumerate() {
         services(&mut found, &format!("config.services[{index}]"), service);

@@ -40,7 +40,8 @@ pub(crate) async fn replace(
     let kept = request.metadata.into_iter().filter_map(|(key, value)| Some((key, value?)));
     let labels = kept.filter(|(_, value)| !value.is_empty()).collect();
     let change = LabelChange::Replace { labels };
-    write(&shared, &target, change, request.machine_version.as_deref()).await
+    write(&shared, &target, change, request.machine_version.as_deref()).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 pub(crate) async fn merge(
@@ -51,7 +52,8 @@ pub(crate) async fn merge(
     let changed = request.metadata.into_iter();
     let labels = changed.map(|(key, value)| (key, value.filter(|value| !value.is_empty())));
     let change = LabelChange::Merge { labels: labels.collect() };
-    write(&shared, &target, change, request.machine_version.as_deref()).await
+    write(&shared, &target, change, request.machine_version.as_deref()).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 pub(crate) async fn get(
@@ -78,7 +80,8 @@ pub(crate) async fn set(
 ) -> Result<StatusCode, Failure> {
     let value = Some(request.value).filter(|value| !value.is_empty());
     let labels = BTreeMap::from([(key_of(parts)?, value)]);
-    write(&shared, &target, LabelChange::Merge { labels }, None).await
+    write(&shared, &target, LabelChange::Merge { labels }, None).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 pub(crate) async fn delete(
@@ -87,7 +90,8 @@ pub(crate) async fn delete(
     Path(parts): Parts,
 ) -> Result<StatusCode, Failure> {
     let labels = BTreeMap::from([(key_of(parts)?, None)]);
-    write(&shared, &target, LabelChange::Merge { labels }, None).await
+    write(&shared, &target, LabelChange::Merge { labels }, None).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn write(
@@ -95,7 +99,7 @@ async fn write(
     target: &Placed,
     change: LabelChange,
     version: Option<&str>,
-) -> Result<StatusCode, Failure> {
+) -> Result<(), Failure> {
     let refused = |text| Failure::new(Code::InvalidValue, format!("metadata: {text}"));
     match &change {
         LabelChange::Replace { labels } => labels::check(labels).map_err(refused)?,
@@ -111,8 +115,7 @@ async fn write(
         })?),
         None => None,
     };
-    command(shared, target, &Command::SetLabels { change, instance }).await?;
-    Ok(StatusCode::NO_CONTENT)
+    command(shared, target, &Command::SetLabels { change, instance }).await.map(drop)
 }
 
 fn key_of(mut parts: BTreeMap<String, String>) -> Result<String, Failure> {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::{Extension, Json as JsonReply};
 use perch_types::directory::VolumeRecord;
 use perch_types::volume::{OrgVolume, OrgVolumes};
@@ -15,24 +15,24 @@ use super::{answer, read};
 use crate::body::Parameters;
 use crate::config::Shared;
 use crate::reply::Failure;
-use crate::routes::Caller;
+use crate::routes::{Caller, OfOrg};
 
 /// Volumes of one page, at most and when nothing else was said.
 const PAGE_MAX: usize = 1000;
 
 pub(crate) async fn list(
     State(shared): State<Arc<Shared>>,
+    Extension(OfOrg(org)): Extension<OfOrg>,
     Extension(caller): Extension<Caller>,
-    Path(org): Path<String>,
     parameters: Parameters,
 ) -> Result<JsonReply<OrgVolumes>, Failure> {
-    if !caller.0.iter().any(|principal| principal.org.as_str() == org) {
-        let shown: String = org.chars().take(80).collect();
-        return Err(Failure::new(Code::NotFound, format!("org_slug: `{shown}` is unknown")));
-    }
     let asked = Asked::of(&parameters)?;
     let view = shared.view.load();
-    let of_org = view.volumes().filter(|volume| volume.org.as_str() == org);
+    // A token for one app sees that app's only.
+    let reaches = |volume: &&VolumeRecord| {
+        caller.0.iter().any(|principal| principal.reaches(&org, &volume.app_id))
+    };
+    let of_org = view.volumes().filter(|volume| volume.org == org).filter(reaches);
     let (page, next_cursor) = asked.page(of_org.cloned().collect());
     let last = page.last();
     let (last_volume_id, last_updated_at) = (

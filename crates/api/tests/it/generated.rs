@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use perch_api::{Limits, Rates};
+use perch_types::MachineState;
 use serde_json::{Value, json};
 
 use crate::cloud::{ADMIN, Cloud, STRANGER, web};
@@ -150,8 +151,15 @@ fn tasks() -> usize {
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
 }
 
+/// Has the host forget machines that are gone, as a real one does after a while.
+fn forget_destroyed(cloud: &Cloud) {
+    let mut machines = cloud.host.machines.lock().unwrap();
+    machines.retain(|_, machine| machine.state != MachineState::Destroyed);
+}
+
 /// Makes the app anew when a request deleted it, and clears machines away.
 async fn tidy(cloud: &Cloud) -> Vec<String> {
+    forget_destroyed(cloud);
     if cloud.admin.app(&web()).await.is_err() {
         cloud.app().await;
     }
@@ -201,6 +209,7 @@ async fn generated_requests_leave_no_fault_and_no_leak() {
         done += AT_ONCE;
     }
     tidy(&cloud).await;
+    forget_destroyed(&cloud);
     cloud.until_empty_woken(&["promises/", "tombstones/"]).await;
     let (pages_before, tasks_before) = before.unwrap();
     let settled = async {

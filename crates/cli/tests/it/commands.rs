@@ -355,9 +355,9 @@ fn secrets_go_in_and_names_come_out() {
     perch.run("secrets unset A E --stage -a web").good();
     insta::assert_snapshot!(perch.run("secrets list -a web").good(), @r"
     NAME  DIGEST            UPDATED AT
-    B     0011223344556677  2023-11-14T22:13:20Z
-    C     0011223344556677  2023-11-14T22:13:20Z
-    D     0011223344556677  2023-11-14T22:13:20Z
+    B     0011223344556677  2023-11-14T22:13:20.000Z
+    C     0011223344556677  2023-11-14T22:13:20.000Z
+    D     0011223344556677  2023-11-14T22:13:20.000Z
     ");
     for line in ["secrets set A -a web", "secrets set 1A=hunter2 -a web", "secrets set -a web"] {
         let wrong = perch.run(line);

@@ -91,12 +91,7 @@ fn ensure_empty(data: &Path) -> Result<()> {
     Ok(())
 }
 
-fn fill(
-    stage: &Path,
-    file: &File,
-    uids: (u32, u32),
-    clock: Arc<dyn Clock>,
-) -> Result<Header> {
+fn fill(stage: &Path, file: &File, uids: (u32, u32), clock: Arc<dyn Clock>) -> Result<Header> {
     DirBuilder::new().mode(0o711).create(stage).context("make a folder")?;
     let (header, manifest) = unpack(stage, file)?;
     ensure!(identity::has_host_id(stage), "it has no id of a host");

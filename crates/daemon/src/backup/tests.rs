@@ -35,7 +35,8 @@ impl Server {
 
     fn config(&self, name: &str) -> Config {
         let user = rustix::process::geteuid().as_raw().to_string();
-        Config { data_dir: self.folder.path().join(name), user, ..Config::default() }
+        let keys_user = user.clone();
+        Config { data_dir: self.folder.path().join(name), user, keys_user, ..Config::default() }
     }
 
     fn backup(&self) -> PathBuf {

@@ -100,6 +100,21 @@ impl Rig {
         self.host.wait(id, &query).await.unwrap()
     }
 
+    /// Waits until what is said of a machine is so.
+    async fn until(&self, id: &MachineId, holds: impl Fn(&HostMachine) -> bool) {
+        let mut follow = self.host.shared.machine(id).unwrap().follow();
+        let found = follow.wait_for(|published| holds(&published.machine));
+        drop(tokio::time::timeout(std::time::Duration::from_secs(20), found).await.unwrap());
+    }
+
+    /// Waits until it runs and has been started so often.
+    async fn started(&self, id: &MachineId, count: usize) {
+        self.until(id, |machine| {
+            machine.state == State::Started && of_kind(machine, "start").len() == count
+        })
+        .await;
+    }
+
     async fn tell(&self, id: &MachineId, command: Command) {
         self.host.command(id, command).await.unwrap();
     }
@@ -180,12 +195,11 @@ async fn a_pause_before_a_restart_is_as_long_whatever_the_wall_clock_does() {
     for by_ms in [-5 * HOUR_MS, 9 * HOUR_MS] {
         let before = rig.boots(&id);
         rig.server.runtime.exit(&id, 1);
-        rig.wait(&id, "starting").await;
+        rig.until(&id, |machine| of_kind(machine, "exit").len() == before).await;
         rig.clock.turn(by_ms);
         rig.look(&id).await;
         // By the wall clock that was set back it would come in five hours.
-        rig.wait(&id, "started").await;
-        assert_eq!(rig.boots(&id), before + 1);
+        rig.started(&id, before + 1).await;
     }
     let exits = rig.host.get(&id).unwrap();
     let exit = of_kind(&exits, "exit")[0].request.clone().unwrap();
@@ -321,8 +335,7 @@ async fn a_limit_that_was_reached_is_told_once_a_boot() {
             ]
         );
         rig.server.runtime.exit(&id, 1);
-        rig.wait(&id, "starting").await;
-        rig.wait(&id, "started").await;
+        rig.started(&id, boots + 1).await;
     }
 }
 

@@ -205,14 +205,6 @@ impl Work {
         answer.await.ok()
     }
 
-    /// Waits for ever when the agent is ending: what does not succeed then says nothing of the
-    /// machine and must not be journaled. The run is dropped with its task.
-    async fn unless_ending(&self) {
-        if self.shared.stopping.is_cancelled() {
-            std::future::pending::<()>().await;
-        }
-    }
-
     fn instant(&self) -> Instant {
         self.shared.instant()
     }
@@ -421,7 +413,7 @@ impl Executor for Work {
         let result = steps::run(self, step).await;
         self.shared.note_step(step.name(), began.elapsed().as_secs_f64() * 1e3);
         if result.is_err() {
-            self.unless_ending().await;
+            self.shared.unless_ending().await;
         }
         result.map_err(|fault| {
             self.fault = Some(fault.error.clone());
@@ -435,7 +427,7 @@ impl Executor for Work {
         };
         let result = steps::undo(self, step).await;
         if result.is_err() {
-            self.unless_ending().await;
+            self.shared.unless_ending().await;
         }
         result.map_err(StepError::from)
     }

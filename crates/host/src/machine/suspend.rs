@@ -21,14 +21,7 @@ pub fn refusal(command: &Command, config: &MachineConfig) -> Option<String> {
              {MEMORY_MB_MAX} MB is the most"
         ));
     }
-    let asks = |value: Option<&serde_json::Value>| {
-        value.is_some_and(|value| match value {
-            serde_json::Value::Number(number) => number.as_f64() != Some(0.0),
-            serde_json::Value::String(text) => !text.is_empty(),
-            _ => false,
-        })
-    };
-    if asks(config.init.other.get("swap_size_mb")) {
+    if config.swap_mb() > 0 {
         return Some(
             "config.init.swap_size_mb: a machine with swap cannot be suspended".to_owned(),
         );

@@ -401,9 +401,17 @@ impl Shared {
         };
         let shared = Arc::clone(self);
         // Goes on whatever becomes of the caller.
-        let driving = tokio::spawn(async move {
-            let ended = drive(&shared.journal, open, &mut work).await;
-            shared.volume_run_ended(&id, ended.map(|(ended, _)| ended), work)
+        let driving = self.tasks.spawn(async move {
+            let driven = tokio::select! {
+                biased;
+                // As good as a crash: the next agent goes on with it.
+                () = shared.stopping.cancelled() => None,
+                ended = drive(&shared.journal, open, &mut work) => Some(ended),
+            };
+            match driven {
+                Some(ended) => shared.volume_run_ended(&id, ended.map(|(ended, _)| ended), work),
+                None => Err(ApiError::new(Code::Unavailable, "the server's agent is ending")),
+            }
         });
         match tokio::time::timeout(ANSWER_TIMEOUT, driving).await {
             Ok(Ok(result)) => result,

@@ -100,7 +100,7 @@ impl Shared {
         }
         let Ok(entry) = self.volumes.entry(id) else { return };
         let (shared, id) = (Arc::clone(self), id.clone());
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let turn = Arc::clone(&entry);
             let _turn = turn.turn.lock().await;
             let known = entry.known();

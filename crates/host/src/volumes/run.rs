@@ -314,6 +314,9 @@ impl Executor for Work {
         let result = self.step(context.step).await;
         let name = [MAKE, COPY, GROW].into_iter().find(|name| *name == context.step);
         self.shared.note_step(name.unwrap_or(REMOVE), began.elapsed().as_secs_f64() * 1e3);
+        if result.is_err() {
+            self.shared.unless_ending().await;
+        }
         result.map_err(|fault| {
             self.fault = Some(fault.error.clone());
             fault.into()
@@ -321,7 +324,11 @@ impl Executor for Work {
     }
 
     async fn undo(&mut self, context: StepContext<'_>) -> Result<(), StepError> {
-        self.unstep(context.step).await.map_err(StepError::from)
+        let result = self.unstep(context.step).await;
+        if result.is_err() {
+            self.shared.unless_ending().await;
+        }
+        result.map_err(StepError::from)
     }
 
     fn now_ms(&self) -> i64 {

@@ -12,6 +12,8 @@ fn a_backup_of_a_running_server_is_restored_onto_an_empty_one() {
         return;
     };
     let image = cloud.app("web", &["--print", "hello", "--listen", "0.0.0.0:8080"]).unwrap();
+    let secrets = json!({"values": {"TOKEN": "sealed"}});
+    cloud.must("POST", "/v1/apps/web/secrets", &secrets).unwrap();
     let services: Value = serde_json::from_str(super::survival::SERVICE).unwrap();
     let config = json!({"image": image, "services": services, "env": {"COLOUR": "green"}});
     let runs = cloud.machine("web", &config, "started").unwrap();
@@ -56,7 +58,9 @@ fn a_backup_of_a_running_server_is_restored_onto_an_empty_one() {
     for same in ["name", "private_ip", "config", "instance_id", "created_at"] {
         assert_eq!(before[same], after[same], "{same}");
     }
-    assert_eq!(cloud.get("web", "/").unwrap().status, 200);
+    let env = cloud.get("web", "/env").unwrap();
+    assert_eq!(env.status, 200);
+    assert!(env.text().lines().any(|line| line == "TOKEN=sealed"), "{}", env.text());
     assert_eq!(cloud.machine_of("web", &rests).unwrap()["state"], "stopped");
     let start = format!("/v1/apps/web/machines/{rests}/start");
     cloud.must("POST", &start, &Value::Null).unwrap();

@@ -42,7 +42,7 @@ fn t2_a_machine_reaches_itself_without_a_token_and_nothing_else() {
         (format!("GET,{own}/events"), 200),
         (format!("POST,{own}/cordon"), 200),
         (format!("POST,{own}/uncordon"), 200),
-        (format!("POST,{own}/signal,{{\"signal\": \"SIGUSR9\"}}"), 400),
+        (format!("POST,{own}/signal,{{\"signal\": \"SIGUSR9\"}}"), 422),
         // What would give a program more than it has.
         (format!("POST,{own},{{\"config\": {{\"image\": \"{image}\"}}}}"), 403),
         (format!("DELETE,{own}?force=true"), 403),

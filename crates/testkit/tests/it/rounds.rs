@@ -204,11 +204,11 @@ impl Model {
             Operation::Suspend => Some("suspended"),
             // What it becomes depends on what it was.
             Operation::Update => None,
-            Operation::Metadata
-            | Operation::Exec
-            | Operation::Cordon
-            | Operation::Uncordon
-            | Operation::Signal => before,
+            Operation::Metadata | Operation::Exec | Operation::Cordon | Operation::Uncordon => {
+                before
+            }
+            // One that is frozen dies when it is thawed, or now: both are right.
+            Operation::Signal => before.filter(|state| *state != "suspended"),
             Operation::Destroy => {
                 if done.is_some() {
                     self.gone.insert(machine.clone());

@@ -84,14 +84,18 @@ fn t4_a_secret_reaches_its_machine_and_is_seen_nowhere_else() {
     assert!(!answers.concat().contains(&value));
     assert_eq!(shown(&cloud, &value), Vec::<String>::new());
 
-    // An update sees newer ones; one that is to run without them does.
+    // An update sees newer ones, as files too; one that is to run without them does.
     set(&cloud, "TOKEN", "newer");
+    set(&cloud, "KEY", "aW4gYSBmaWxl");
     let path = format!("/v1/apps/web/machines/{id}");
-    let config = machine["config"].clone();
-    let update = json!({"config": config, "min_secrets_version": 2});
+    let mut config = machine["config"].clone();
+    config["files"] = json!([{"guest_path": "/tmp/key", "secret_name": "KEY"}]);
+    let update = json!({"config": config, "min_secrets_version": 3});
     cloud.must("POST", &path, &update).unwrap();
     cloud.reaches("web", &id, "started").unwrap();
     assert_eq!(seen(&cloud, &id, "TOKEN"), "TOKEN=newer");
+    let cat = json!({"command": ["cat", "/tmp/key"]});
+    assert_eq!(cloud.must("POST", &format!("{path}/exec"), &cat).unwrap()["stdout"], "in a file");
     let update = json!({"config": machine["config"], "skip_secrets": true});
     cloud.must("POST", &path, &update).unwrap();
     cloud.reaches("web", &id, "started").unwrap();

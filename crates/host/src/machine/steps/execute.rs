@@ -1,7 +1,7 @@
 //! The program of a boot is executed.
 //!
-//! Never journals the environment or a secret: both go to init through a socket. Comes once for a cage; after
-//! a crash the cage is made anew, so it may run twice.
+//! Never journals the environment or a secret: both go to init through a socket. Comes once for a
+//! cage; after a crash the cage is made anew, so it may run twice.
 
 use perch_types::Code;
 use serde_json::Value;

@@ -4,12 +4,13 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command as Program;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use perch_host::Host;
 use perch_types::MachineState;
 use perch_types::host::Command;
 
@@ -44,17 +45,67 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(Program::new(program).args(arguments).status().unwrap().success(), "{program}");
 }
 
+/// A disk that is full from one commit on.
+struct Disk {
+    filler: PathBuf,
+    /// How many commits are still to come before it is full.
+    commits: Arc<AtomicU64>,
+}
+
+/// Puts one act through a disk that is full from its commit `at` on; returns whether it got there.
+async fn through(
+    server: &Server,
+    host: &Host,
+    disk: &Disk,
+    (act, number, at): (Act, u64, u64),
+) -> bool {
+    let id = act.request(number).id;
+    act.prepare(host, number).await;
+    disk.commits.store(at, Ordering::SeqCst);
+    // It may be refused, in plain words, but never hang.
+    if let Err(error) = act.begin(host, number).await {
+        assert!(!error.error.is_empty(), "{act:?}");
+    }
+    let rests = |state| {
+        use MachineState::{Destroyed, Failed, Started, Stopped};
+        matches!(state, Started | Stopped | Failed | Destroyed)
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while let Ok(found) = host.get(&id) {
+        let over = act.is_reached(number, &found) || disk.filler.exists();
+        if over && rests(found.state) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{act:?}, full at {at}: {found:#?}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let was_full = disk.filler.exists();
+    let state = host.get(&id).map(|found| found.state);
+    if state.as_ref().is_ok_and(|state| *state == MachineState::Started) {
+        tell(host, &id, Command::Stop { signal: None, timeout: None }).await;
+        wait(host, &id, "stopped").await;
+    }
+    if state.is_ok_and(|state| state != MachineState::Destroyed) {
+        tell(host, &id, Command::Destroy { force: true }).await;
+        wait(host, &id, "destroyed").await;
+    }
+    disk.commits.store(u64::MAX, Ordering::SeqCst);
+    drop(std::fs::remove_file(&disk.filler));
+    check(server, host, &format!("{act:?}, full at {at}")).await;
+    was_full
+}
+
 #[test]
 fn on_a_full_disk_machines_are_stopped_and_destroyed_and_go_on_when_there_is_room() {
     let test = "on_a_full_disk_machines_are_stopped_and_destroyed_and_go_on_when_there_is_room";
     Server::run(test, |server| async move {
         let data = server.config().data_dir;
         std::fs::create_dir_all(&data).unwrap();
-        let (disk, size) = (data.display().to_string(), format!("size={DISK_MB}m"));
-        run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", &disk]);
-        let filler = data.join("filler");
-        let commits = Arc::new(AtomicU64::new(u64::MAX));
-        let (count, target) = (Arc::clone(&commits), filler.clone());
+        let (at, size) = (data.display().to_string(), format!("size={DISK_MB}m"));
+        run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", &at]);
+        let disk =
+            Disk { filler: data.join("filler"), commits: Arc::new(AtomicU64::new(u64::MAX)) };
+        let (count, target) = (Arc::clone(&disk.commits), disk.filler.clone());
         let host = start_telling(&server, move || {
             if count.fetch_sub(1, Ordering::SeqCst) == 1 {
                 fill(&target);
@@ -63,51 +114,18 @@ fn on_a_full_disk_machines_are_stopped_and_destroyed_and_go_on_when_there_is_roo
         .await;
         let mut number = 0;
         for act in ACTS {
-            for at in 1..=COMMITS_MAX {
-                number += 1;
-                let id = act.request(number).id;
-                act.prepare(&host, number).await;
-                commits.store(at, Ordering::SeqCst);
-                // It may be refused, in plain words, but never hang.
-                if let Err(error) = act.begin(&host, number).await {
-                    assert!(!error.error.is_empty(), "{act:?}");
-                }
-                let deadline = Instant::now() + PATIENCE;
-                while let Ok(found) = host.get(&id) {
-                    let rests = [
-                        MachineState::Started,
-                        MachineState::Stopped,
-                        MachineState::Failed,
-                        MachineState::Destroyed,
-                    ];
-                    let over = act.is_reached(number, &found) || filler.exists();
-                    if over && rests.contains(&found.state) {
-                        break;
-                    }
-                    assert!(Instant::now() < deadline, "{act:?}, full at {at}: {found:#?}");
-                    tokio::time::sleep(Duration::from_millis(2)).await;
-                }
-                let was_full = filler.exists();
-                let is_there = |state| host.get(&id).is_ok_and(|found| found.state != state);
-                if is_there(MachineState::Destroyed) {
-                    if is_there(MachineState::Failed) && is_there(MachineState::Stopped) {
-                        tell(&host, &id, Command::Stop { signal: None, timeout: None }).await;
-                        wait(&host, &id, "stopped,failed").await;
-                    }
-                    tell(&host, &id, Command::Destroy { force: true }).await;
-                    wait(&host, &id, "destroyed").await;
-                }
-                commits.store(u64::MAX, Ordering::SeqCst);
-                drop(std::fs::remove_file(&filler));
-                check(&server, &host, &format!("{act:?}, full at {at}")).await;
-                if !was_full {
-                    assert!(at > 1, "{act:?} wrote nothing");
+            let mut commits = 0;
+            loop {
+                (number, commits) = (number + 1, commits + 1);
+                assert!(commits <= COMMITS_MAX, "{act:?} has no end");
+                if !through(&server, &host, &disk, (act, number, commits)).await {
                     break;
                 }
             }
+            assert!(commits > 1, "{act:?} wrote nothing");
         }
         host.remove_everything().await.unwrap();
         drop(host);
-        run("umount", &["-l", &disk]);
+        run("umount", &["-l", &at]);
     });
 }

@@ -24,7 +24,7 @@ fn volume(bits: u128, source: VolumeSource) -> CreateVolume {
     }
 }
 
-fn mounting(number: u64, id: &VolumeId, more: serde_json::Value) -> CreateMachine {
+fn mounting(number: u64, id: &VolumeId, more: &serde_json::Value) -> CreateMachine {
     let mut machine = machine(number, IDLE);
     let mut mount = json!({"volume": id, "path": "/data"});
     mount.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -49,13 +49,13 @@ fn f3_f9_a_volume_outlives_its_machine_and_belongs_to_one_at_a_time() {
         assert!(made.usage.bytes_total() > 900 << 20, "{:?}", made.usage);
         let data = made.id;
 
-        let first = run(&host, mounting(1, &data, json!({}))).await;
+        let first = run(&host, mounting(1, &data, &json!({}))).await;
         exec(&host, &first, "echo mine > /data/file && sync").await.unwrap();
         let owner = exec(&host, &first, "stat -c %u /data/file; grep ' /data ' /proc/mounts");
         let owner = owner.await.unwrap();
         assert!(owner.starts_with("0\n") && owner.contains("nosuid,nodev"), "{owner}");
         assert!(!owner.contains(server.folder.to_str().unwrap()), "a host path shows: {owner}");
-        let refused = host.create(mounting(2, &data, json!({}))).await.unwrap_err();
+        let refused = host.create(mounting(2, &data, &json!({}))).await.unwrap_err();
         assert_eq!(refused.code, Code::VolumeAttached);
         assert!(refused.error.contains(first.as_str()), "{refused}");
         let refused = host.volume_command(&data, VolumeCommand::Destroy).await.unwrap_err();
@@ -77,7 +77,7 @@ fn f3_f9_a_volume_outlives_its_machine_and_belongs_to_one_at_a_time() {
         tell(&host, &first, Command::Destroy { force: true }).await;
         wait(&host, &first, "destroyed").await;
         assert_eq!(host.volume(&data).await.unwrap().attached, None);
-        let second = run(&host, mounting(2, &data, json!({}))).await;
+        let second = run(&host, mounting(2, &data, &json!({}))).await;
         assert_eq!(exec(&host, &second, "cat /data/file").await.unwrap(), "mine\n");
         host.remove_everything().await.unwrap();
     });
@@ -89,7 +89,7 @@ fn a_mounted_volume_grows_is_snapshotted_restored_and_forked() {
     Server::run(test, |server| async move {
         let host = server.start().await;
         let data = host.create_volume(volume(1, VolumeSource::Empty)).await.unwrap().id;
-        let first = run(&host, mounting(1, &data, json!({"size_gb": 2}))).await;
+        let first = run(&host, mounting(1, &data, &json!({"size_gb": 2}))).await;
         let size = "df -m /data | tail -n 1 | awk '{print $2}'";
         let megabytes = |text: String| text.trim().parse::<u64>().unwrap();
         assert!(megabytes(exec(&host, &first, size).await.unwrap()) > 1900);
@@ -115,7 +115,7 @@ fn a_mounted_volume_grows_is_snapshotted_restored_and_forked() {
             let asked = CreateVolume { size_gb: 4, ..volume(u128::from(number), source) };
             let copy = host.create_volume(asked).await.unwrap();
             assert_eq!(copy.state.as_str(), "created");
-            let id = run(&host, mounting(number, &copy.id, json!({}))).await;
+            let id = run(&host, mounting(number, &copy.id, &json!({}))).await;
             assert_eq!(exec(&host, &id, "cat /data/file").await.unwrap(), text);
             assert!(megabytes(exec(&host, &id, size).await.unwrap()) > 3900);
         }
@@ -130,9 +130,9 @@ fn a_full_volume_hurts_nobody_else_and_grows_when_its_machine_says_so() {
         let host = server.start().await;
         let full = host.create_volume(volume(1, VolumeSource::Empty)).await.unwrap().id;
         let grows = host.create_volume(volume(2, VolumeSource::Empty)).await.unwrap().id;
-        let first = run(&host, mounting(1, &full, json!({}))).await;
+        let first = run(&host, mounting(1, &full, &json!({}))).await;
         let auto = json!({"extend_threshold_percent": 60, "add_size_gb": 1, "size_gb_limit": 2});
-        let second = run(&host, mounting(2, &grows, auto)).await;
+        let second = run(&host, mounting(2, &grows, &auto)).await;
         let fill = "dd if=/dev/zero of=/data/fill bs=1M count=1200 2>&1; sync; echo done";
         let said = exec(&host, &first, fill).await.unwrap();
         assert!(said.contains("No space left"), "{said}");

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -106,10 +107,19 @@ fn write_status(shared: &Shared, status: &ExitStatus) -> Result<(), Error> {
     let path = shared.spec.dir.exit_file();
     let new = path.with_extension("new");
     let text = serde_json::to_vec(status).map_err(|error| Error::Shape(error.to_string()))?;
-    let mut file = fs::File::create(&new).map_err(Error::file("create", &new))?;
-    file.write_all(&text).map_err(Error::file("write", &new))?;
-    file.sync_all().map_err(Error::file("sync", &new))?;
-    fs::rename(&new, &path).map_err(Error::file("rename to", &path))?;
+    let written = write_synced(&new, &text)
+        .and_then(|()| fs::rename(&new, &path).map_err(Error::file("rename to", &path)));
+    if written.is_err() {
+        // The disk is full, perhaps: nothing may stay of what nobody can use.
+        fs::remove_file(&new).ok();
+    }
+    written?;
     let dir = &shared.spec.dir.state;
     fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::file("sync", dir))
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut file = fs::File::create(path).map_err(Error::file("create", path))?;
+    file.write_all(bytes).map_err(Error::file("write", path))?;
+    file.sync_all().map_err(Error::file("sync", path))
 }
