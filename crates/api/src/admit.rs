@@ -11,6 +11,7 @@ mod guest;
 mod mounts;
 mod processes;
 mod services;
+mod statics;
 #[cfg(test)]
 mod tests;
 mod unsupported;
@@ -64,6 +65,7 @@ pub(crate) fn admit(mut config: MachineConfig) -> Result<MachineConfig, Failure>
     checks::check(&config)?;
     metadata(&config)?;
     files::check("config.files", &config.files)?;
+    statics::check(&config.statics)?;
     if let Some(dns) = &config.dns {
         dns::check(dns)?;
     }
@@ -233,7 +235,7 @@ fn sizes(config: &MachineConfig) -> Result<(), Failure> {
     let over = record_overflow(config);
     if over > 0 {
         return refuse(format!(
-            "config: services, metadata and image together are {over} bytes over what a record \
+            "config: services, statics, metadata and image together are {over} bytes over what a record \
              of a machine can hold ({MACHINE_RECORD_BYTES_MAX} bytes)"
         ));
     }

@@ -5,7 +5,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::Method;
+use http::{Method, Response};
+use hyper::body::Incoming;
 use perch_types::api::{
     DiskUsage, ExecRequest, ExecResponse, LogRecord, MachineMemory, ProcessStat, Pruned,
     ReclaimMemory, ReclaimedMemory, SetMemory,
@@ -174,6 +175,19 @@ impl HostClient {
     ) -> Result<Lines<LogRecord>, HostError> {
         let parts = with_logs_query(request(Method::GET, &of(id, "/logs")), query);
         self.connection.lines(parts, LINE_BYTES_MAX, None).await
+    }
+
+    /// Returns a file of a machine's image, by the path of a request.
+    ///
+    /// # Errors
+    /// `Code::NotFound` when there is none; else as ever.
+    pub async fn static_file(
+        &self,
+        id: &MachineId,
+        path: &str,
+    ) -> Result<Response<Incoming>, HostError> {
+        let parts = request(Method::GET, &of(id, "/static")).with_query("path", path);
+        self.connection.send(parts).await
     }
 
     /// Returns everything that changes on the host, a snapshot first. A silence of

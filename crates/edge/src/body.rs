@@ -26,6 +26,8 @@ pub(crate) enum ReplyBody {
     Page(Option<Bytes>),
     /// What the machine sends.
     Machine(Box<MachineBody>),
+    /// A file that the host reads.
+    File(Incoming),
 }
 
 /// What the machine sends, and what is held for it meanwhile.
@@ -44,6 +46,9 @@ pub(crate) enum BodyError {
     /// The machine's connection.
     #[error("read the machine's answer")]
     Machine(#[source] hyper::Error),
+    /// The host's connection.
+    #[error("read a file of the image")]
+    File(#[source] hyper::Error),
     /// The machine sends nothing.
     #[error("wait for the rest of the machine's answer")]
     Silent,
@@ -150,6 +155,7 @@ impl Body for ReplyBody {
         match self.get_mut() {
             Self::Page(page) => Poll::Ready(page.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Machine(body) => body.poll_machine(context),
+            Self::File(body) => Pin::new(body).poll_frame(context).map_err(BodyError::File),
         }
     }
 
@@ -157,6 +163,7 @@ impl Body for ReplyBody {
         match self {
             Self::Page(page) => page.is_none(),
             Self::Machine(body) => body.incoming.is_end_stream(),
+            Self::File(body) => body.is_end_stream(),
         }
     }
 
@@ -166,6 +173,7 @@ impl Body for ReplyBody {
                 SizeHint::with_exact(page.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Self::Machine(body) => body.incoming.size_hint(),
+            Self::File(body) => body.size_hint(),
         }
     }
 }

@@ -21,6 +21,7 @@ mod pick;
 mod pool;
 mod reply;
 mod route;
+mod statics;
 mod strict;
 mod wake;
 
@@ -38,6 +39,7 @@ use perch_types::{HostId, Region};
 use tokio::task::JoinHandle;
 
 use crate::live::Live;
+use crate::statics::Statics;
 use crate::wake::Wakes;
 
 pub use crate::cause::Cause;
@@ -128,6 +130,7 @@ pub(crate) struct Shared {
     pub(crate) region: Region,
     pub(crate) view: ViewHandle,
     pub(crate) live: Arc<Live>,
+    pub(crate) statics: Statics,
     pub(crate) wakes: Wakes,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
@@ -164,6 +167,7 @@ impl Edge {
             region: config.region,
             view: config.view,
             live: Arc::clone(&live),
+            statics: Statics::new(config.host.clone(), tokio::runtime::Handle::current()),
             wakes: Wakes::new(config.host.clone(), tokio::runtime::Handle::current()),
             clock: config.clock,
             limits: config.limits,

@@ -209,6 +209,10 @@ impl Worker {
         let app = route::app_of(&host, &self.shared.domain, &view).ok_or(Cause::UnknownHost)?;
         drop(view);
         let app = passage.app.insert(app);
+        let live = &self.shared.live;
+        if let Some(response) = self.shared.statics.answer(live, app, &parts).await {
+            return Ok(response);
+        }
         let switch = headers::upgrade(&parts.method, &parts.headers);
         headers::strip(&mut parts.headers);
         let seen = Seen {

@@ -334,6 +334,7 @@ pub(crate) mod tests {
             .unwrap(),
             metadata: std::collections::BTreeMap::new(),
             skip_dns: false,
+            statics: Vec::new(),
             image: "web:1".to_owned(),
             cpus: 1,
             cpu_kind: Default::default(),

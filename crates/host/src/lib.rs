@@ -33,6 +33,7 @@ mod schema;
 pub mod secrets;
 mod shared;
 mod standby;
+mod statics;
 mod tend;
 pub mod volumes;
 mod words;

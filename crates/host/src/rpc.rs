@@ -16,8 +16,8 @@ use perch_types::api::{
     ReclaimedMemory, SetMemory,
 };
 use perch_types::host::{
-    Accepted, Command, CreateMachine, Drained, HostInfo, HostMachine, LogsQuery, PREFIX, WaitQuery,
-    WatchQuery,
+    Accepted, Command, CreateMachine, Drained, HostInfo, HostMachine, LogsQuery, PREFIX,
+    STATIC_NAME_HEADER, StaticQuery, WaitQuery, WatchQuery,
 };
 use perch_types::{ApiError, Code, MachineId};
 
@@ -39,6 +39,7 @@ pub fn router(host: Host) -> Router {
         .route("/machines/{id}/memory", get(memory).put(set_memory))
         .route("/machines/{id}/memory/reclaim", post(reclaim_memory))
         .route("/machines/{id}/logs", get(logs))
+        .route("/machines/{id}/static", get(static_file))
         .route("/machines/{id}/drained", post(drained))
         .merge(volumes::routes())
         .route("/watch", get(watch))
@@ -176,6 +177,26 @@ async fn logs(
 ) -> Result<Response, Refusal> {
     let (id, asked) = (machine_id(&id)?, query(asked)?);
     stream::logs(host.log(id)?, asked).await
+}
+
+async fn static_file(
+    State(host): State<Host>,
+    Path(id): Path<String>,
+    asked: Result<Query<StaticQuery>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let (id, asked) = (machine_id(&id)?, query(asked)?);
+    let found = host.static_file(&id, &asked.path).await?;
+    let reader = tokio_util::io::ReaderStream::new(tokio::fs::File::from_std(found.file));
+    let headers = [
+        (http::header::CONTENT_LENGTH, found.bytes.to_string()),
+        (http::header::ETAG, format!("\"{}\"", found.tag)),
+    ];
+    let mut response = (headers, axum::body::Body::from_stream(reader)).into_response();
+    // A name that no header can carry has no ending that matters.
+    if let Ok(name) = http::HeaderValue::from_str(&found.name) {
+        response.headers_mut().insert(STATIC_NAME_HEADER, name);
+    }
+    Ok(response)
 }
 
 async fn watch(

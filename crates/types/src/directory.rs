@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region, VolumeId};
-use crate::machine_config::{CpuKind, MachineConfig};
+use crate::machine_config::{CpuKind, MachineConfig, StaticConfig};
 use crate::service::Service;
 use crate::state::MachineState;
 use crate::time::Timestamp;
@@ -283,7 +283,7 @@ const RECORD_FRAME_BYTES: usize = 900;
 /// none.
 #[must_use]
 pub fn record_overflow(config: &MachineConfig) -> usize {
-    let kept = (&config.services, &config.metadata, &config.image);
+    let kept = (&config.services, &config.statics, &config.metadata, &config.image);
     let bytes = serde_json::to_vec(&kept).map_or(usize::MAX, |json| json.len());
     bytes.saturating_add(RECORD_FRAME_BYTES).saturating_sub(MACHINE_RECORD_BYTES_MAX)
 }
@@ -328,6 +328,9 @@ pub struct MachineRecord {
     /// Keep it out of `.internal`.
     #[serde(default)]
     pub skip_dns: bool,
+    /// Files of its image that the edge serves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub statics: Vec<StaticConfig>,
     /// The image's reference as configured.
     pub image: String,
     /// CPUs.

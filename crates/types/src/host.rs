@@ -18,6 +18,7 @@
 //! | `PUT /machines/{id}/memory` | [`crate::api::SetMemory`] | [`crate::api::MachineMemory`] |
 //! | `POST /machines/{id}/memory/reclaim` | [`crate::api::ReclaimMemory`] | [`crate::api::ReclaimedMemory`] |
 //! | `GET /machines/{id}/logs` | query [`LogsQuery`] | lines of [`crate::api::LogRecord`] |
+//! | `GET /machines/{id}/static` | query [`StaticQuery`] | the file, its name in [`STATIC_NAME_HEADER`] |
 //! | `POST /machines/{id}/drained` | [`Drained`] | the same |
 //! | `POST /volumes` | [`CreateVolume`] | [`crate::directory::VolumeRecord`]; the same again for the same id |
 //! | `GET /volumes` | | `[VolumeRecord]` |
@@ -239,6 +240,16 @@ pub struct MachineIdentity {
 
 /// How many events of a machine are kept.
 pub const EVENTS_MAX: usize = 50;
+
+/// The header with the name of a file of an image.
+pub const STATIC_NAME_HEADER: &str = "perch-static-name";
+
+/// Query for a file of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StaticQuery {
+    /// The path of the request, without escapes.
+    pub path: String,
+}
 
 /// Query of a wait.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

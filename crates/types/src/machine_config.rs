@@ -20,6 +20,7 @@ mod mount;
 mod process;
 mod restart;
 mod rootfs;
+mod statics;
 mod stop;
 
 pub use dns::{DnsConfig, DnsOption};
@@ -30,6 +31,7 @@ pub use mount::{AutoExtend, MountConfig};
 pub use process::{EnvFrom, FieldRef, ProcessConfig, SecretRef};
 pub use restart::{RESTART_RETRIES_DEFAULT, RESTART_WINDOW, RestartConfig, RestartPolicy};
 pub use rootfs::{ROOTFS_SIZE_GB_DEFAULT, RootfsConfig, RootfsPersist};
+pub use statics::StaticConfig;
 pub use stop::{STOP_SIGNAL_DEFAULT, STOP_TIMEOUT_DEFAULT, STOP_TIMEOUT_MAX, Signal, StopConfig};
 
 /// Keys that are not typed, kept as they came.
@@ -101,6 +103,9 @@ pub struct MachineConfig {
     /// Volumes.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<MountConfig>,
+    /// Files of the image that the edge serves.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub statics: Vec<StaticConfig>,
     /// Every other key, kept.
     #[serde(flatten)]
     pub other: Other,

@@ -51,7 +51,7 @@ fn values_are_refused_by_path_and_with_what_is_allowed() {
     insta::assert_snapshot!(text(json!({"services": [{"internal_port": 1, "checks": [{"type": "http", "timeout": "61s"}]}]})), @"config.services[0].checks[0].timeout: 1m1s is longer than 1m0s");
     insta::assert_snapshot!(text(json!({"checks": {"disk": {"port": 80}}})), @"config.checks.disk.type: is missing; allowed are http, tcp");
     insta::assert_snapshot!(text(json!({"checks": {"disk": {"type": "tcp"}}})), @"config.checks.disk.port: is not 1 to 65535");
-    insta::assert_snapshot!(text(json!({"metadata": {"note": "x".repeat(4000)}})), @"config: services, metadata and image together are 828 bytes over what a record of a machine can hold (4096 bytes)");
+    insta::assert_snapshot!(text(json!({"metadata": {"note": "x".repeat(4000)}})), @"config: services, statics, metadata and image together are 831 bytes over what a record of a machine can hold (4096 bytes)");
     insta::assert_snapshot!(text(json!({"later": "x".repeat(61_500)})), @"config: 61627 bytes of JSON are more than 61440");
     assert!(text(json!({"image": "UPPER CASE"})).starts_with("config.image: "));
 }
@@ -194,6 +194,7 @@ fn files_are_refused_by_path_and_with_what_is_allowed() {
     insta::assert_snapshot!(text(json!([{"guest_path": "/a", "raw_value": ""}, {"guest_path": "/a", "raw_value": ""}])), @"config.files[1].guest_path: `/a` is in the list twice");
     insta::assert_snapshot!(text(json!(vec![json!({}); 33])), @"config.files: 33 are more than 32");
     insta::assert_snapshot!(text(json!([{"guest_path": "/a", "raw_value": "A".repeat(54_616)}])), @"config.files: 40962 bytes of `raw_value`s together are more than 40960");
+    insta::assert_snapshot!(text(json!([{"guest_path": "/a", "secret_name": "a b"}])), @"config.files[0].secret_name: `a b` is not 1 to 255 letters, digits and underscores");
     let good = json!({"files": [
         {"guest_path": "/etc/app/a.conf", "raw_value": "YQ==", "mode": 0o600},
         {"guest_path": "/b", "image_config": "web:1"},
@@ -201,6 +202,37 @@ fn files_are_refused_by_path_and_with_what_is_allowed() {
     ]});
     let admitted = admit(config(good.clone())).unwrap();
     assert_eq!(serde_json::to_value(&admitted).unwrap()["files"], good["files"]);
+}
+
+#[test]
+fn statics_are_refused_by_path_and_with_what_is_allowed() {
+    let text = |statics: Value| {
+        let (code, text) = refusal(&json!({"statics": statics}));
+        assert_eq!(code, Code::InvalidValue, "{text}");
+        text
+    };
+    let one = |path: &str, prefix: &str| json!([{"guest_path": path, "url_prefix": prefix}]);
+    insta::assert_snapshot!(text(one("", "/a")), @"config.statics[0].guest_path: is missing");
+    insta::assert_snapshot!(text(one("/a", "")), @"config.statics[0].url_prefix: is missing");
+    insta::assert_snapshot!(text(one("a", "/a")), @"config.statics[0].guest_path: `a` is not / and parts without `.` and `..`, at most 255 bytes");
+    for bad in ["a", "/a/../b", "/./a", "//a", "/a//", "/a?b", "/a#", "/a%20", "/a\n"] {
+        assert!(text(one("/a", bad)).starts_with("config.statics[0].url_prefix: "), "{bad}");
+    }
+    insta::assert_snapshot!(text(json!([
+        {"guest_path": "/a", "url_prefix": "/s"}, {"guest_path": "/b", "url_prefix": "/s/"},
+    ])), @"config.statics[1].url_prefix: `/s/` is in the list twice");
+    insta::assert_snapshot!(text(json!([{"guest_path": "/a", "url_prefix": "/s", "index_document": "a/b"}])), @"config.statics[0].index_document: `a/b` is not the name of a file");
+    insta::assert_snapshot!(text(json!(vec![json!({}); 11])), @"config.statics: 11 are more than 10");
+    let bucket = json!([{"guest_path": "/a", "url_prefix": "/s", "tigris_bucket": "b"}]);
+    let (code, text) = refusal(&json!({"statics": bucket}));
+    assert_eq!(
+        (code, text.starts_with("config.statics[0].tigris_bucket: ")),
+        (Code::UnsupportedKey, true)
+    );
+    let good =
+        json!([{"guest_path": "/app/public/", "url_prefix": "/", "index_document": "index.html"}]);
+    let admitted = admit(config(json!({"statics": good}))).unwrap();
+    assert_eq!(serde_json::to_value(&admitted).unwrap()["statics"], good);
 }
 
 #[test]

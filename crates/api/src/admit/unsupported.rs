@@ -9,11 +9,12 @@ use serde_json::Value;
 
 use crate::reply::Failure;
 
-pub(super) const TOP: [&str; 7] =
-    ["metrics", "statics", "containers", "volumes", "cache_drive", "spot", "vm_type"];
+pub(super) const TOP: [&str; 6] =
+    ["metrics", "containers", "volumes", "cache_drive", "spot", "vm_type"];
 const INIT: [&str; 1] = ["kernel_args"];
 const GUEST: [&str; 3] = ["gpus", "gpu_kind", "kernel_args"];
 const DNS: [&str; 1] = ["dns_forward_rules"];
+const STATIC: [&str; 1] = ["tigris_bucket"];
 const SERVICE: [&str; 2] = ["force_instance_key", "force_instance_description"];
 const PORT: [&str; 3] = ["tls_options", "http_options", "proxy_proto_options"];
 
@@ -29,6 +30,9 @@ pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
     }
     if let Some(dns) = &config.dns {
         collect(&mut found, "config.dns", &dns.other, &DNS);
+    }
+    for (index, one) in config.statics.iter().enumerate() {
+        collect(&mut found, &format!("config.statics[{index}]"), &one.other, &STATIC);
     }
     for (index, service) in config.services.iter().enumerate() {
         services(&mut found, &format!("config.services[{index}]"), service);

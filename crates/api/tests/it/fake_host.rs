@@ -187,6 +187,7 @@ fn record(machine: &HostMachine, host: &HostId) -> MachineRecord {
         services: machine.config.services.clone(),
         metadata: machine.config.metadata.clone(),
         skip_dns: false,
+        statics: Vec::new(),
         image: machine.config.image.clone(),
         cpus: machine.config.cpus(),
         cpu_kind: machine.config.cpu_kind(),

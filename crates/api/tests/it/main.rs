@@ -13,6 +13,7 @@ mod fake_host;
 mod fake_volumes;
 mod generated;
 mod input;
+mod inside;
 mod leases;
 mod machines;
 mod metadata;

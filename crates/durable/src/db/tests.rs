@@ -303,7 +303,7 @@ fn a_damaged_file_is_not_copied_in_silence() {
     drop(db);
     let mut bytes = std::fs::read(&path).unwrap();
     let length = bytes.len();
-    bytes.get_mut(length - 4096..).unwrap().fill(0xa5);
+    bytes[length - 4096..].fill(0xa5);
     std::fs::write(&path, bytes).unwrap();
     let copied = Frozen::open(&path).unwrap().copy_to(folder.path().join("copy.db"));
     assert!(matches!(copied, Err(Error::Damaged { .. } | Error::Sql { .. })), "{copied:?}");

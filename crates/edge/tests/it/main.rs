@@ -9,5 +9,6 @@ mod draining;
 mod framing;
 mod passing;
 mod patience;
+mod statics;
 mod waking;
 mod world;

@@ -188,6 +188,7 @@ pub(crate) fn machine(id: u64, app: &str, state: MachineState, port: u16) -> Mac
         .unwrap(),
         metadata: BTreeMap::new(),
         skip_dns: false,
+        statics: Vec::new(),
         image: "web:1".to_owned(),
         cpus: 1,
         cpu_kind: Default::default(),
@@ -236,6 +237,7 @@ impl World {
             .route("/host/v1/watch", get(watch))
             .route("/host/v1/machines/{id}/command", post(command))
             .route("/host/v1/machines/{id}/drained", post(drained))
+            .route("/host/v1/machines/{id}/static", get(file))
             .with_state(Arc::clone(&host));
         tokio::spawn(async move { axum::serve(unix, router).await });
         let clock: Arc<dyn Clock> = Arc::new(TestClock(Instant::now()));
@@ -291,6 +293,19 @@ impl World {
             .as_bytes(),
         )
     }
+}
+
+/// Has one file, whose path ends with `/a.css`.
+async fn file(
+    axum::extract::Query(query): axum::extract::Query<perch_types::host::StaticQuery>,
+) -> axum::response::Response {
+    use axum::response::IntoResponse as _;
+    if !query.path.ends_with("/a.css") {
+        let error = perch_types::ApiError::new(perch_types::Code::NotFound, "no such file");
+        return (axum::http::StatusCode::NOT_FOUND, axum::Json(error)).into_response();
+    }
+    let headers = [("etag", "\"tag\""), (perch_types::host::STATIC_NAME_HEADER, "a.css")];
+    (headers, "body { color: green }").into_response()
 }
 
 async fn put_app(store: &dyn Store, app: &str, number: u64) {

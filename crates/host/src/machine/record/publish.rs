@@ -89,6 +89,7 @@ pub fn machine_record(machine: &HostMachine, place: &Place) -> MachineRecord {
         services: config.services.clone(),
         metadata: config.metadata.clone(),
         skip_dns: config.dns.as_ref().is_some_and(|dns| dns.skip_registration),
+        statics: config.statics.clone(),
         image: config.image.clone(),
         cpus: config.cpus(),
         cpu_kind: config.cpu_kind(),

@@ -1,7 +1,11 @@
 //! What a program finds inside its machine: files, names, environment.
 
+use std::os::fd::AsFd as _;
+
+use perch_host::MachineApi;
+use perch_host::handover::{self, Origin};
 use perch_types::Code;
-use perch_types::host::{Command, CreateMachine};
+use perch_types::host::{Command, CreateMachine, MachineIdentity};
 use serde_json::json;
 
 use super::server::{Server, exec, machine, tell, wait};
@@ -100,6 +104,60 @@ fn nobody_inside_can_take_the_api_socket_away_or_put_another_in_its_place() {
              test -S $dir/api && stat -c '%a %n' $dir $dir/*; done 2>/dev/null",
         );
         assert_eq!(said.await.unwrap(), "755 /.fly\n666 /.fly/api\n755 /.perch\n666 /.perch/api\n");
+        host.remove_everything().await.unwrap();
+    });
+}
+
+/// Takes connections in the API's place and says whose each is.
+async fn take(listener: tokio::net::UnixListener) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    loop {
+        let (mut from, _) = listener.accept().await.unwrap();
+        let (who, mut inside) = handover::receive::<MachineIdentity>(&from).await.unwrap();
+        handover::confirm(&mut from).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(inside.read_u8().await.unwrap());
+        }
+        let body = format!("{} {}", who.app, who.machine);
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        inside.write_all(answer.as_bytes()).await.unwrap();
+    }
+}
+
+#[test]
+fn a_connection_reaches_the_api_with_the_machines_name_and_is_declined_while_nobody_is_there() {
+    let test =
+        "a_connection_reaches_the_api_with_the_machines_name_and_is_declined_while_nobody_is_there";
+    Server::run(test, |server| async move {
+        let host = server.start().await;
+        let request = with(1, &json!({}));
+        let id = request.id.clone();
+        host.create(request).await.unwrap();
+        wait(&host, &id, "started").await;
+        let ask = |socket: &str| {
+            let (host, id) = (host.clone(), id.clone());
+            let script = format!("perch-testserver --api {socket},GET,/v1/anything");
+            async move { exec(&host, &id, &script).await.unwrap() }
+        };
+        let declined = "503 {\"error\":\"the platform does not answer";
+        assert!(ask("/.fly/api").await.starts_with(declined));
+
+        // The agent is there, the API is not yet.
+        let MachineApi { monitors, api } = server.config().machine_api.unwrap();
+        let socket = std::os::unix::net::UnixListener::bind(&monitors).unwrap();
+        tokio::spawn(perch_host::inside::serve(host.clone(), socket, api.clone()));
+        assert!(ask("/.fly/api").await.starts_with(declined));
+
+        tokio::spawn(take(tokio::net::UnixListener::bind(&api).unwrap()));
+        for socket in ["/.fly/api", "/.perch/api"] {
+            assert_eq!(ask(socket).await.trim_end(), format!("200 web {id}"));
+        }
+
+        // Root, and yet not the machine's monitor: nobody speaks for a machine but that.
+        let (_client, connection) = std::os::unix::net::UnixStream::pair().unwrap();
+        let origin = Origin { machine: id.clone(), boot: 1 };
+        handover::pass(&monitors, &origin, connection.as_fd()).await.unwrap_err();
         host.remove_everything().await.unwrap();
     });
 }

@@ -118,7 +118,7 @@ impl Server {
         if !rustix::process::geteuid().is_root() {
             return skip(test, "root");
         }
-        for name in ["perch-init", "perch-monitor"] {
+        for name in ["perch-init", "perch-monitor", "perch-testserver"] {
             if !guest.join(name).exists() {
                 return skip(test, "target/guest (cargo xtask guest)");
             }
@@ -134,7 +134,7 @@ impl Server {
         fs::create_dir_all(&folder).unwrap();
         run("ip", &["netns", "add", &tag]);
         run("ip", &["-n", &tag, "link", "set", "lo", "up"]);
-        make_image(&folder);
+        make_image(&folder, &guest.join("perch-testserver"));
         let (directory, store) = (folder.clone(), OnceLock::new());
         let server = Arc::new(Self { tag, folder, guest, directory, store });
         server.inside(body);
@@ -324,7 +324,7 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn make_image(folder: &Path) {
+fn make_image(folder: &Path, testserver: &Path) {
     let tree = folder.join("tree");
     for dir in ["bin", "etc", "tmp", "proc", "dev", "sys", "root"] {
         fs::create_dir_all(tree.join(dir)).unwrap();
@@ -333,6 +333,7 @@ fn make_image(folder: &Path) {
     let busybox = Program::new("which").arg("busybox").output().unwrap();
     let busybox = String::from_utf8(busybox.stdout).unwrap();
     fs::copy(busybox.trim(), tree.join("bin/busybox")).unwrap();
+    fs::copy(testserver, tree.join("bin/perch-testserver")).unwrap();
     let list = Program::new(busybox.trim()).arg("--list").output().unwrap();
     for applet in String::from_utf8(list.stdout).unwrap().lines().filter(|one| *one != "busybox") {
         symlink("busybox", tree.join("bin").join(applet)).unwrap();
