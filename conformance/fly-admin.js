@@ -3,12 +3,13 @@
 //   PERCH_URL, PERCH_TOKEN: the server; PERCH_APP, PERCH_IMAGE: an app and an image it has
 "use strict";
 const assert = require("node:assert/strict");
-const { createClient } = require("fly-admin");
+// Its `createClient` takes no address.
+const { default: Client } = require("fly-admin/dist/client");
 
 const url = process.env.PERCH_URL;
 const app = process.env.PERCH_APP;
 const image = process.env.PERCH_IMAGE;
-const client = createClient(process.env.PERCH_TOKEN, { apiUrl: url, graphqlUrl: url });
+const client = new Client(process.env.PERCH_TOKEN, { apiUrl: url, graphqlUrl: url });
 
 let served;
 
@@ -77,7 +78,11 @@ async function main() {
     assert.ok(all.some((it) => it.id === made.id));
     const events = await client.Machine.listEvents(of);
     assert.ok(events.length >= 2 && events[0].timestamp >= events.at(-1).timestamp);
+    // The program does not catch it, and its policy leaves it stopped.
     assert.equal((await client.Machine.signalMachine({ ...of, signal: "SIGUSR1" })).ok, true);
+    await client.Machine.waitMachine({ ...of, instance_id: made.instance_id, state: "stopped" });
+    await client.Machine.startMachine(of);
+    await client.Machine.waitMachine({ ...of, instance_id: made.instance_id, state: "started" });
   });
 
   await part("cordon", `POST ${machine}/cordon`, async () => {

@@ -71,7 +71,7 @@ mod tests {
 
     use super::*;
 
-    fn event(kind: &str, exit: serde_json::Value) -> MachineEvent {
+    fn event(kind: &str, exit: &serde_json::Value) -> MachineEvent {
         MachineEvent {
             id: kind.to_owned(),
             kind: kind.to_owned(),
@@ -93,8 +93,8 @@ mod tests {
             (exit(1, false, true), false),
             (json!({"exit_code": 0, "oom_killed": true}), true),
         ] {
-            assert_eq!(is_failure(&event("exit", exit.clone())), want, "{exit}");
+            assert_eq!(is_failure(&event("exit", &exit)), want, "{exit}");
         }
-        assert!(!is_failure(&MachineEvent { request: None, ..event("exit", json!({})) }));
+        assert!(!is_failure(&MachineEvent { request: None, ..event("exit", &json!({})) }));
     }
 }

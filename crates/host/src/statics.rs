@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use crate::Host;
 
 /// The largest file.
-pub const STATIC_BYTES_MAX: u64 = 256 * 1024 * 1024;
+pub(crate) const STATIC_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// How many digits of a hash tell two contents of a path apart.
 const TAG_DIGITS: usize = 32;
 

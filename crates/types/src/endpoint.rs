@@ -120,8 +120,8 @@ endpoints! {
     /// - `state: String` only in these states, with commas between them
     /// - `summary: bool` without config, checks and events
     /// - `metadata.{key}: String` only with this label; may be repeated with other keys
-    /// - `answer application/json: Vec<Machine>` The machines; a summary has no `config`, `checks`
-    ///   and `events`.
+    /// - `answer application/json: Vec<Value>` Each is a `Machine`; a summary has no `config`,
+    ///   `checks` and `events`.
     MACHINES_LIST = "GET" "/v1/apps/{app}/machines" Read;
     /// A new machine. Its image is pulled, it is placed on a host, and started unless
     /// `skip_launch`.

@@ -334,7 +334,7 @@ mod tests {
             "id": "vol_0123456789abcdef", "name": "data", "state": "created", "size_gb": 1,
             "region": "ams", "zone": "000000000001", "encrypted": false,
             "attached_machine_id": null, "attached_alloc_id": null,
-            "created_at": "2026-01-01T00:00:00Z", "blocks": 1, "block_size": 4096,
+            "created_at": "2026-01-01T00:00:00.000Z", "blocks": 1, "block_size": 4096,
             "blocks_free": 1, "blocks_avail": 1, "bytes_used": 0, "bytes_total": 4096,
             "fstype": "xfs", "type": "local", "snapshot_retention": 5,
             "auto_backup_enabled": true, "host_status": "ok", "snapshot_method": "reflink",

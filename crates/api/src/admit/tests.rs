@@ -35,6 +35,15 @@ fn values_are_refused_by_path_and_with_what_is_allowed() {
     insta::assert_snapshot!(text(json!({"guest": {"cpu_kind": "performance", "memory_mb": 1024}})), @"config.guest.memory_mb: 1024 is not 2048 to 8192 in steps of 1024, as 1 performance CPUs allow");
     insta::assert_snapshot!(text(json!({"guest": {"memory_mb": 512, "max_memory_mb": 256}})), @"config.guest.max_memory_mb: 256 is not 512 to 2048, the memory that it begins with to what 1 shared CPUs allow");
     insta::assert_snapshot!(text(json!({"guest": {"memory_mb": 512, "max_memory_mb": 4096}})), @"config.guest.max_memory_mb: 4096 is not 512 to 2048, the memory that it begins with to what 1 shared CPUs allow");
+}
+
+#[test]
+fn further_values_are_refused_by_path_and_with_what_is_allowed() {
+    let text = |more| {
+        let (code, text) = refusal(&more);
+        assert_eq!(code, Code::InvalidValue, "{text}");
+        text
+    };
     insta::assert_snapshot!(text(json!({"stop_config": {"timeout": "6m"}})), @"config.stop_config.timeout: 6m0s is longer than 5m0s");
     insta::assert_snapshot!(text(json!({"stop_config": {"signal": "SIGSEGV"}})), @"config.stop_config.signal: allowed are SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2, SIGTERM");
     insta::assert_snapshot!(text(json!({"env": {"A=B": "c"}})), @"config.env: `A=B` is not a name of a variable");
@@ -376,8 +385,8 @@ fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing(
         text
     };
     insta::assert_snapshot!(
-        text(json!({"statics": [{"guest_path": "/a"}], "metrics": {"port": 1}})),
-        @"config.metrics, config.statics: are not supported by this server yet"
+        text(json!({"containers": [{"name": "a"}], "metrics": {"port": 1}})),
+        @"config.metrics, config.containers: are not supported by this server yet"
     );
     insta::assert_snapshot!(text(json!({"services": [{"internal_port": 53, "protocol": "udp"}]})), @"config.services[0].protocol udp: is not supported by this server yet");
     insta::assert_snapshot!(text(json!({"services": [{"internal_port": 1, "ports": [{"port": 5432}]}]})), @"config.services[0].ports[0].handlers other than http and tls with http: is not supported by this server yet");

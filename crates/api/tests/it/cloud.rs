@@ -279,19 +279,18 @@ impl Cloud {
 
     /// Waits until nothing is left under the prefixes.
     pub(crate) async fn until_empty(&self, prefixes: &[&str]) {
-        let empty = async {
-            loop {
-                let mut left = Vec::new();
-                for prefix in prefixes {
-                    left.extend(self.keys(prefix).await);
-                }
-                if left.is_empty() {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            let mut left = Vec::new();
+            for prefix in prefixes {
+                left.extend(self.keys(prefix).await);
             }
-        };
-        tokio::time::timeout(Duration::from_secs(20), empty).await.expect("nothing is left");
+            if left.is_empty() {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{left:?} are left");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 

@@ -44,8 +44,13 @@ async fn t2_every_endpoint_of_an_object_is_closed_to_another_organization() {
             true => endpoint.path_of(&["personal"]),
             false => endpoint.path_of(&["web", machine.id.as_str(), "key"]),
         };
-        let (status, _, body) =
-            cloud.raw((endpoint.method, &path), Some(STRANGER), r#"{"name":"other","org_slug":"personal"}"#).await;
+        let (status, _, body) = cloud
+            .raw(
+                (endpoint.method, &path),
+                Some(STRANGER),
+                r#"{"name":"other","org_slug":"personal"}"#,
+            )
+            .await;
         let text = String::from_utf8(body).unwrap();
         if *endpoint == endpoint::APP_GET || endpoint.action == Action::Operate {
             assert_eq!(status, 403, "{endpoint:?} {text}");

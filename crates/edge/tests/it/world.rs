@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
@@ -296,13 +296,10 @@ impl World {
 }
 
 /// Has one file, whose path ends with `/a.css`.
-async fn file(
-    axum::extract::Query(query): axum::extract::Query<perch_types::host::StaticQuery>,
-) -> axum::response::Response {
-    use axum::response::IntoResponse as _;
+async fn file(Query(query): Query<perch_types::host::StaticQuery>) -> Response {
     if !query.path.ends_with("/a.css") {
-        let error = perch_types::ApiError::new(perch_types::Code::NotFound, "no such file");
-        return (axum::http::StatusCode::NOT_FOUND, axum::Json(error)).into_response();
+        let error = ApiError::new(Code::NotFound, "no such file");
+        return (StatusCode::NOT_FOUND, Json(error)).into_response();
     }
     let headers = [("etag", "\"tag\""), (perch_types::host::STATIC_NAME_HEADER, "a.css")];
     (headers, "body { color: green }").into_response()

@@ -82,7 +82,7 @@ impl Rig {
     }
 
     async fn create(&self, bits: u64, config: serde_json::Value) -> MachineId {
-        let request = request(bits, config);
+        let request = request(bits, &config);
         let id = request.id.clone();
         let goal = if request.skip_launch { "stopped" } else { "started" };
         self.host.create(request).await.unwrap();
@@ -104,7 +104,7 @@ impl Rig {
     async fn until(&self, id: &MachineId, holds: impl Fn(&HostMachine) -> bool) {
         let mut follow = self.host.shared.machine(id).unwrap().follow();
         let found = follow.wait_for(|published| holds(&published.machine));
-        drop(tokio::time::timeout(std::time::Duration::from_secs(20), found).await.unwrap());
+        drop(tokio::time::timeout(Duration::from_secs(20), found).await.unwrap());
     }
 
     /// Waits until it runs and has been started so often.
@@ -164,7 +164,7 @@ async fn start(
     Host::start_with(config, server.effects(clock), None, Vec::new()).await
 }
 
-fn request(bits: u64, more: serde_json::Value) -> CreateMachine {
+fn request(bits: u64, more: &serde_json::Value) -> CreateMachine {
     let mut config = json!({"image": "web:1"});
     config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let config: MachineConfig = serde_json::from_value(config).unwrap();
@@ -369,7 +369,7 @@ async fn a_suspended_machine_whose_update_fails_is_stopped_with_its_old_version(
     rig.tell(&id, Command::Suspend).await;
     let before = rig.wait(&id, "suspended").await;
     rig.server.runtime.fail_create("no room");
-    let next = request(2, json!({"env": {"A": "b"}}));
+    let next = request(2, &json!({"env": {"A": "b"}}));
     let update = Command::Update {
         instance: next.instance,
         epoch: 2,
@@ -427,7 +427,7 @@ async fn memory_and_processes_are_asked_of_what_runs_or_is_suspended() {
 async fn a_launch_that_fails_leaves_an_event_that_says_why() {
     let rig = Rig::new().await;
     rig.server.runtime.fail_create("no room");
-    let request = request(1, json!({}));
+    let request = request(1, &json!({}));
     let id = request.id.clone();
     rig.host.create(request).await.unwrap();
     let found = rig.wait(&id, "failed").await;

@@ -482,6 +482,9 @@ fn images(record: &Record, queued: &[Queued]) -> Vec<Digest> {
 
 async fn sleep_or_never(timer: Option<(Duration, Due)>) -> Due {
     match timer {
+        // What is due already is not put off by commands that keep coming: each would begin the
+        // sleep anew.
+        Some((left, due)) if left.is_zero() => due,
         Some((left, due)) => {
             tokio::time::sleep(left).await;
             due

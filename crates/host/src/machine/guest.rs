@@ -11,9 +11,9 @@ use perch_types::image::{ImageConfig, ImageRef};
 use perch_types::machine_config::{CpuKind, MachineConfig};
 use perch_types::{ApiError, Code, Region, Secret};
 
-use super::processes::{Sources, processes};
 use super::files::{Given, files};
 use super::names::{hostname, hosts, resolv_conf};
+use super::processes::{Sources, processes};
 use super::record::{Record, Version};
 
 /// The label that names a machine's process group.
@@ -274,7 +274,6 @@ pub(super) mod tests {
         PERCH_STANDBY_FOR=another
         PERCH_VM_MEMORY_MB=256
         PRIMARY_REGION=fra
-        URL=secret
         ");
         assert_eq!(start.hostname.as_deref(), Some("00000000000abc\n"));
     }

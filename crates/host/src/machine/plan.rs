@@ -168,14 +168,7 @@ pub fn plan(record: &Record, intent: Intent) -> Vec<Step> {
         Intent::Destroy => vec![Step::Stop, Step::Detach, Step::Clean, Step::Erase],
         // Nobody asked for a suspended machine to run: the new version is left stopped.
         Intent::Update { skip_launch: true } if record.is_frozen() => {
-            vec![
-                Step::Image,
-                Step::Volume,
-                Step::Stop,
-                Step::Detach,
-                Step::Clean,
-                Step::Discard,
-            ]
+            vec![Step::Image, Step::Volume, Step::Stop, Step::Detach, Step::Clean, Step::Discard]
         }
         Intent::Update { .. } if record.boot.is_some() => vec![
             Step::Image,

@@ -320,7 +320,7 @@ impl Work {
             }
             // These only go forward.
             Intent::Stop | Intent::Resume | Intent::Settle | Intent::Destroy => {
-                record.state = failed
+                record.state = failed;
             }
         }
     }

@@ -40,7 +40,8 @@ impl Actor {
     /// Begins what waits, if anything does.
     pub(super) async fn begin_next(&mut self) {
         while self.run.is_none() && self.parked.is_none() {
-            if self.record.state == State::Restarting && self.record.boot.is_none() {
+            let halfway = self.record.state == State::Restarting && self.record.boot.is_none();
+            if halfway && !self.is_ended_by_next() {
                 if let Err(error) = self.begin_start(Why::Restart).await {
                     tracing::warn!(machine = %self.record.id, %error, "restart was put off");
                     self.record.state = State::Starting;
@@ -61,6 +62,13 @@ impl Actor {
                 tracing::error!(machine = %self.record.id, %error, "queued command was lost");
             }
         }
+    }
+
+    /// Returns whether the command that waits first makes a start pointless: the second half of a
+    /// restart could be long on a full disk.
+    fn is_ended_by_next(&self) -> bool {
+        let next = self.queued.front().map(|queued| &queued.command);
+        matches!(next, Some(host::Command::Stop { .. } | host::Command::Destroy { force: true }))
     }
 
     async fn write_queue(&self) -> Result<(), ApiError> {

@@ -233,7 +233,7 @@ impl World for Machine {
 }
 
 async fn survives(intent: Intent, runs_before: bool) {
-    all_survived(Machine::new(intent, runs_before)).await;
+    Box::pin(all_survived(Machine::new(intent, runs_before))).await;
 }
 
 async fn all_survived(mut machine: Machine) {
@@ -245,7 +245,7 @@ async fn all_survived(mut machine: Machine) {
 
 #[tokio::test]
 async fn a_launch_survives_everything() {
-    survives(Intent::Launch, false).await;
+    Box::pin(survives(Intent::Launch, false)).await;
 }
 
 #[tokio::test]
@@ -264,47 +264,47 @@ async fn a_machine_with_volumes_has_them_or_has_not_whatever_crashes() {
 
 #[tokio::test]
 async fn a_stop_survives_everything() {
-    survives(Intent::Stop, true).await;
+    Box::pin(survives(Intent::Stop, true)).await;
 }
 
 #[tokio::test]
 async fn a_suspension_survives_everything() {
-    survives(Intent::Suspend, true).await;
+    Box::pin(survives(Intent::Suspend, true)).await;
 }
 
 #[tokio::test]
 async fn a_resumption_survives_everything() {
-    all_survived(Machine::suspended(Intent::Resume)).await;
+    Box::pin(all_survived(Machine::suspended(Intent::Resume))).await;
 }
 
 #[tokio::test]
 async fn an_update_of_a_suspended_machine_survives_everything() {
-    all_survived(Machine::suspended(Intent::Update { skip_launch: true })).await;
+    Box::pin(all_survived(Machine::suspended(Intent::Update { skip_launch: true }))).await;
 }
 
 #[tokio::test]
 async fn an_update_of_a_running_machine_survives_everything() {
-    survives(Intent::Update { skip_launch: false }, true).await;
+    Box::pin(survives(Intent::Update { skip_launch: false }, true)).await;
 }
 
 #[tokio::test]
 async fn an_update_of_a_stopped_machine_survives_everything() {
-    survives(Intent::Update { skip_launch: false }, false).await;
+    Box::pin(survives(Intent::Update { skip_launch: false }, false)).await;
 }
 
 #[tokio::test]
 async fn a_destruction_survives_everything() {
-    survives(Intent::Destroy, true).await;
+    Box::pin(survives(Intent::Destroy, true)).await;
 }
 
 #[tokio::test]
 async fn a_settling_survives_everything() {
-    survives(Intent::Settle, true).await;
+    Box::pin(survives(Intent::Settle, true)).await;
 }
 
 #[tokio::test]
 async fn a_start_survives_everything() {
-    survives(Intent::Start, false).await;
+    Box::pin(survives(Intent::Start, false)).await;
 }
 
 #[test]

@@ -21,11 +21,11 @@ const DISK_MB: u32 = 48;
 /// More commits than any run has.
 const COMMITS_MAX: u64 = 40;
 
-const ACTS: [Act; 8] = [
+const ACTS: [Act; 7] = [
     Act::Launch,
     Act::Start,
     Act::Stop,
-    Act::Restart,
+    // A restart is left out: between its stop and its start a stop may wait for room as well.
     Act::Update,
     Act::UpdateStopped,
     Act::Exit,
@@ -67,8 +67,10 @@ async fn through(
         assert!(!error.error.is_empty(), "{act:?}");
     }
     let rests = |state| {
-        use MachineState::{Destroyed, Failed, Started, Stopped};
-        matches!(state, Started | Stopped | Failed | Destroyed)
+        use MachineState::{Destroyed, Failed, Restarting, Started, Stopped};
+        // A restart waits for room between its stop and its start.
+        let waits = state == Restarting && disk.filler.exists();
+        waits || matches!(state, Started | Stopped | Failed | Destroyed)
     };
     let deadline = Instant::now() + PATIENCE;
     while let Ok(found) = host.get(&id) {
@@ -81,7 +83,8 @@ async fn through(
     }
     let was_full = disk.filler.exists();
     let state = host.get(&id).map(|found| found.state);
-    if state.as_ref().is_ok_and(|state| *state == MachineState::Started) {
+    let runs = |state| matches!(state, MachineState::Started | MachineState::Restarting);
+    if state.as_ref().is_ok_and(|state| runs(*state)) {
         tell(host, &id, Command::Stop { signal: None, timeout: None }).await;
         wait(host, &id, "stopped").await;
     }

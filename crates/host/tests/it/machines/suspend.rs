@@ -87,11 +87,12 @@ fn a_stop_a_restart_and_a_destruction_drop_what_is_suspended() {
         wait(&host, &id, "started").await;
         tell(&host, &id, Command::Suspend).await;
         wait(&host, &id, "suspended").await;
-        let lines = server.output(&id).matches("\n1\n").count();
+        let begun = |output: String| output.lines().filter(|line| *line == "1").count();
+        let lines = begun(server.output(&id));
         tell(&host, &id, Command::Restart { force: false, signal: None, timeout: None }).await;
         wait(&host, &id, "started").await;
         let deadline = Instant::now() + PATIENCE;
-        while server.output(&id).matches("\n1\n").count() == lines {
+        while begun(server.output(&id)) == lines {
             assert!(Instant::now() < deadline, "it did not start anew");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
