@@ -110,8 +110,10 @@ fn schemathesis_finds_nothing_with_our_own_document() {
     let test = "schemathesis_finds_nothing_with_our_own_document";
     let Some(program) = tool(test, "python/bin/schemathesis") else { return };
     let Some(server) = Server::start(test) else { return };
+    // Not `ignored_auth`: a token that was refused too often is told to wait, which it takes for a
+    // fault. That no endpoint is open is tested in `api`.
     let checks = "not_a_server_error,status_code_conformance,content_type_conformance,\
-                  response_headers_conformance,response_schema_conformance,ignored_auth";
+                  response_headers_conformance,response_schema_conformance";
     let document = root().join("docs/openapi.json");
     server.schemathesis(&program, &document, "", &["--checks", checks]);
     server.cloud.finish().unwrap();
