@@ -144,6 +144,11 @@ impl Live {
         self.table.load().get(app).cloned()
     }
 
+    /// Returns whether the host has said anything yet: until then nothing is known of an app.
+    pub(crate) fn is_known(&self) -> bool {
+        *self.version.borrow() > 0
+    }
+
     /// Returns a receiver that hears of every change.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
@@ -421,5 +426,15 @@ pub(crate) mod tests {
         record.ready = true;
         record.generation.counter += 1;
         assert!(since(&record) > first);
+    }
+
+    #[test]
+    fn nothing_is_known_until_the_host_has_said_something() {
+        let (live, mut book) = (Live::default(), Book::new(HostId::from_bits(1), None));
+        assert!(!live.is_known());
+        take(&live, &mut book, WatchEvent::Heartbeat);
+        assert!(!live.is_known());
+        take(&live, &mut book, WatchEvent::Snapshot { machines: Vec::new() });
+        assert!(live.is_known());
     }
 }

@@ -198,7 +198,13 @@ enum Look {
 }
 
 fn look(shared: &Shared, wanted: &Wanted<'_>) -> Result<Look, Cause> {
-    let machines = shared.live.machines_of(wanted.app).ok_or(Cause::NoMachine)?;
+    let Some(machines) = shared.live.machines_of(wanted.app) else {
+        // Right after a restart of the server the host's first word may be a moment away.
+        return match shared.live.is_known() {
+            true => Err(Cause::NoMachine),
+            false => Ok(Look::Coming { is_started: false, again_at: None }),
+        };
+    };
     let now = Instant::now();
     let resting: Vec<(usize, Instant)> = machines
         .iter()

@@ -94,7 +94,8 @@ fn a_request_under_way_survives_the_polite_end_of_the_server() {
     let answer = slow.join().unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
     cloud.boot().unwrap();
-    assert_eq!(cloud.get("web", "/").unwrap().status, 200);
+    let answer = cloud.get("web", "/").unwrap();
+    assert_eq!(answer.status, 200, "{}\n{}", answer.text(), cloud.server_log());
     cloud.finish().unwrap();
 }
 
