@@ -149,6 +149,9 @@ pub struct Actor {
     inbox: mpsc::Receiver<Message>,
     published: watch::Sender<Arc<Published>>,
     watchers: Vec<Task>,
+    /// Follows the end of the boot with this number: once a boot, because each costs a place at
+    /// its monitor, however often it is frozen.
+    exit_watcher: Option<(u64, Task)>,
     /// When a destroyed machine is forgotten, by the boot clock.
     forget_boot_ms: Option<u64>,
     /// When this task began, by the boot clock.
@@ -214,6 +217,7 @@ impl Actor {
             inbox,
             published,
             watchers: Vec::new(),
+            exit_watcher: None,
             forget_boot_ms: None,
             began_boot_ms: shared.effects.clock.boot_ms(),
         };
@@ -392,12 +396,14 @@ impl Actor {
         self.readiness = Readiness::default();
         self.instance = instance.filter(|_| self.record.boot.is_some());
         let Some(instance) = &self.instance else {
+            self.exit_watcher = None;
             return;
         };
-        self.watchers.push(Task(tokio::spawn(fact::follow_exit(
-            Arc::clone(instance),
-            self.fact_sender.clone(),
-        ))));
+        let boot = instance.info().boot;
+        if self.exit_watcher.as_ref().is_none_or(|(of, _)| *of != boot) {
+            let follow = fact::follow_exit(Arc::clone(instance), self.fact_sender.clone());
+            self.exit_watcher = Some((boot, Task(tokio::spawn(follow))));
+        }
         let probe = ready::Probe::new(&self.shared, &self.record, instance);
         self.readiness = probe.first();
         // Its sockets are there while it is frozen, and nobody answers.

@@ -94,6 +94,7 @@ impl Actor {
             return Ok(());
         }
         self.watchers.clear();
+        self.exit_watcher = None;
         self.readiness = Readiness::default();
         let at = self.shared.instant();
         let now_ms = i64::try_from(self.shared.effects.clock.boot_ms()).unwrap_or(i64::MAX);

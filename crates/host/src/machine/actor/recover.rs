@@ -74,7 +74,14 @@ impl Actor {
     /// Opens a run that was dropped and has it undone.
     pub(super) async fn abandon(&mut self, id: RunId, why: &str) {
         let at_ms = i64::try_from(self.shared.effects.clock.boot_ms()).unwrap_or(i64::MAX);
+        // What the dropped run had on its way to the disk comes first: it may be its end.
+        let flushed: Result<(), perch_durable::Error> =
+            self.shared.db.write_reserved(|_| Ok(())).await;
+        if let Err(error) = flushed {
+            tracing::warn!(machine = %self.record.id, %error, "journal is not written");
+        }
         match self.shared.journal.open(id) {
+            Err(perch_durable::Error::NoSuchRun { .. }) => self.take_ended().await,
             Ok(mut open) => {
                 if let Err(error) = open.abandon(why, at_ms) {
                     tracing::warn!(machine = %self.record.id, %error, "run goes on");
@@ -87,6 +94,22 @@ impl Actor {
             }
         }
         tokio::task::yield_now().await;
+    }
+
+    /// Takes the record as a run left it that ended in the moment in which it was dropped.
+    async fn take_ended(&mut self) {
+        let id = self.record.id.clone();
+        match self.shared.db.read(|snapshot| RECORDS.get(snapshot, &id)) {
+            Ok(Some(record)) => {
+                self.record = record;
+                self.adopt().await;
+                self.publish();
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(machine = %self.record.id, %error, "record cannot be read");
+            }
+        }
     }
 
     /// Finds the boot that should run.

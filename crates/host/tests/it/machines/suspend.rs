@@ -200,3 +200,23 @@ fn a_start_during_a_suspension_takes_its_place() {
         host.remove_everything().await.unwrap();
     });
 }
+
+#[test]
+fn a_machine_is_suspended_as_often_as_anybody_likes() {
+    let test = "a_machine_is_suspended_as_often_as_anybody_likes";
+    Server::run(test, |server| async move {
+        let host = server.start().await;
+        let request = machine(1, COUNT);
+        let id = request.id.clone();
+        host.create(request).await.unwrap();
+        wait(&host, &id, "started").await;
+        // More often than a monitor has places for those who wait for its end.
+        for _ in 0..40 {
+            tell(&host, &id, Command::Suspend).await;
+            wait(&host, &id, "suspended").await;
+            tell(&host, &id, Command::Start).await;
+            wait(&host, &id, "started").await;
+        }
+        host.remove_everything().await.unwrap();
+    });
+}
