@@ -29,6 +29,7 @@ test-long: test ## Also what takes long: base images, both example apps, an emul
 
 check: ## Format, lints, structure
 	cargo fmt --all --check
+	cargo fmt --manifest-path conformance/flytrap/Cargo.toml --check
 	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	cargo xtask arch
 	cargo xtask tidy

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use perch_testkit::{Cloud, skipped};
+use perch_testkit::{Cloud, Options, skipped};
 use serde_json::json;
 
 /// Requests of one kind that schemathesis makes up for one operation.
@@ -37,9 +37,16 @@ struct Server {
 
 impl Server {
     fn start(test: &str) -> Option<Self> {
-        let cloud = Cloud::start(test).unwrap()?;
+        // `flytrap` can read the region codes that it knows, and no other.
+        let arguments = ["--region", "fra"].map(str::to_owned).to_vec();
+        let options = Options { arguments, ..Options::default() };
+        let cloud = Cloud::start_with(test, options).unwrap()?;
         let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
-        let machine = cloud.machine("web", &json!({"image": image}), "started").unwrap();
+        let services = json!([
+            {"protocol": "tcp", "internal_port": 8080, "ports": [{"port": 80, "handlers": ["http"]}]}
+        ]);
+        let config = json!({"image": image, "services": services});
+        let machine = cloud.machine("web", &config, "started").unwrap();
         let folder = tempfile::tempdir().unwrap();
         Some(Self { cloud, image, machine, folder })
     }
@@ -102,6 +109,19 @@ fn fly_admin_works_with_a_real_server() {
         skipped(test, line);
     }
     assert!(text.contains("passed: fly-admin deletion"), "{text}");
+    server.cloud.finish().unwrap();
+}
+
+#[test]
+fn flytrap_works_with_a_real_server_and_a_machines_environment() {
+    let test = "flytrap_works_with_a_real_server_and_a_machines_environment";
+    let Some(program) = tool(test, "flytrap/debug/conformance-flytrap") else { return };
+    let Some(server) = Server::start(test) else { return };
+    let environment = server.cloud.get("web", "/env").unwrap().text();
+    let of_machine = environment.lines().filter_map(|line| line.split_once('='));
+    let of_machine = of_machine.filter(|(name, _)| name.starts_with("FLY_"));
+    let text = server.run(Command::new(program).envs(of_machine));
+    assert!(text.contains("passed: flytrap environment"), "{text}");
     server.cloud.finish().unwrap();
 }
 
