@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use perch_store::{Expected, delete_doc, get_doc, list_docs, put_doc};
+use perch_store::{Expected, Op, delete_doc, get_doc, list_docs, put_doc, put_op};
 use perch_types::directory::{Document, PlacementDoc, Tombstone};
 use perch_types::host::{Command, HostMachine};
 use perch_types::{AppName, HostId, MachineId, MachineState, OrgSlug, Timestamp};
@@ -34,6 +34,12 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 pub(crate) struct DestroyPromise {
     pub(crate) app: AppName,
     pub(crate) due: Timestamp,
+}
+
+impl DestroyPromise {
+    fn after(shared: &Shared, app: &AppName, after: Duration) -> Self {
+        Self { app: app.clone(), due: shared.clock.now().plus(after) }
+    }
 }
 
 impl Document for DestroyPromise {
@@ -89,11 +95,21 @@ pub(crate) async fn promise(
     app: &AppName,
     after: Duration,
 ) -> Result<(), Error> {
-    let due = shared.clock.now().plus(after);
-    let promise = DestroyPromise { app: app.clone(), due };
     let key = (org.clone(), id.clone());
+    let promise = DestroyPromise::after(shared, app, after);
     let written = put_doc(shared.store.as_ref(), &key, &promise, Expected::Any).await;
     written.map_err(fault("write a promise")).map(drop)
+}
+
+/// Returns the operation that promises to destroy a machine after a while.
+pub(crate) fn promise_op(
+    shared: &Shared,
+    (org, id): (&OrgSlug, &MachineId),
+    app: &AppName,
+    after: Duration,
+) -> Result<Op, Error> {
+    let key = (org.clone(), id.clone());
+    put_op(&key, &DestroyPromise::after(shared, app, after)).map_err(fault("write a promise"))
 }
 
 /// Takes a promise back.

@@ -113,8 +113,9 @@ async fn write_and_ask(
     };
     let config = ConfigDoc { config: machine.config.clone(), created_at: now };
     let of = (&app.org, &machine.id);
-    reconcile::promise(&shared, of, &app.name, reconcile::CREATION_TIME).await?;
+    // With the placement or not at all: a creation that is refused leaves no promise behind.
     let mut beside = Beside::default();
+    beside.ops.push(reconcile::promise_op(&shared, of, &app.name, reconcile::CREATION_TIME)?);
     let mut nonce = None;
     if let Some(wanted) = lease {
         let free = Standing::Free(Expected::Absent);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
+use futures_util::future::{join, join_all};
 use perch_client::ListFilter;
 use perch_types::Code;
 use perch_types::api::CreateApp;
@@ -114,6 +115,27 @@ async fn a_deleted_app_takes_its_machines_along_and_frees_its_name() {
     let all = ListFilter { include_deleted: true, ..ListFilter::default() };
     let all = cloud.admin.machines(&web(), &all).await.unwrap();
     assert!(all.is_empty(), "the new app has none of the old one's machines");
+}
+
+/// A creation that the deletion overtakes is refused, with nothing left of it.
+#[tokio::test]
+async fn creations_beside_the_deletion_of_their_app_leave_nothing() {
+    let cloud = Cloud::start().await;
+    for _ in 0..8 {
+        cloud.app().await;
+        let body = r#"{"config":{"image":"web:1"}}"#;
+        let call = ("POST", "/v1/apps/web/machines");
+        let creations = (0..16).map(|_| cloud.raw(call, Some(ADMIN), body));
+        let deletion = cloud.raw(("DELETE", "/v1/apps/web"), Some(ADMIN), "");
+        let (made, deleted) = join(join_all(creations), deletion).await;
+        assert_eq!(deleted.0, 202);
+        for (status, ..) in made {
+            assert!(matches!(status, 200 | 404 | 409), "{status}");
+        }
+        cloud.until_empty(&["placements/", "configs/", "tombstones/"]).await;
+        cloud.host.machines.lock().unwrap().clear();
+        cloud.until_empty_woken(&["promises/"]).await;
+    }
 }
 
 #[tokio::test]

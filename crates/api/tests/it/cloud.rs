@@ -269,17 +269,23 @@ impl Cloud {
         listing.entries.into_iter().map(|entry| entry.key).collect()
     }
 
-    /// Waits until nothing is left under the prefixes, with a call that wakes the reconciler.
+    /// Has the reconciler make a pass now, and waits until nothing is left under the prefixes.
     pub(crate) async fn until_empty_woken(&self, prefixes: &[&str]) {
+        self.wake_reconciler().await;
+        self.until_empty(prefixes).await;
+    }
+
+    /// Deletes an app, which wakes the reconciler; the app's tombstone is there until a pass that
+    /// began after this call has ended.
+    pub(crate) async fn wake_reconciler(&self) {
         let name = Some("wakes-the-reconciler".to_owned());
         let app = self.admin.create_app(&CreateApp { name, ..CreateApp::default() }).await.unwrap();
         self.admin.delete_app(&app.name).await.unwrap();
-        self.until_empty(prefixes).await;
     }
 
     /// Waits until nothing is left under the prefixes.
     pub(crate) async fn until_empty(&self, prefixes: &[&str]) {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         loop {
             let mut left = Vec::new();
             for prefix in prefixes {
