@@ -62,6 +62,20 @@ pub enum Error {
         /// What did not match.
         reason: String,
     },
+    /// The monitor is older than what it is to be asked for.
+    #[error(
+        "{operation}: the monitor of machine {machine} speaks protocol {spoken}, this takes {needed}"
+    )]
+    Older {
+        /// What it was to be asked.
+        operation: &'static str,
+        /// Whose.
+        machine: String,
+        /// What it speaks.
+        spoken: u32,
+        /// What it would have to.
+        needed: u32,
+    },
     /// A message of the wrong shape.
     #[error("read a message: {0}")]
     Shape(String),
@@ -107,7 +121,7 @@ impl Error {
             Self::Ended(_) => Code::WrongState,
             Self::Timeout { .. } => Code::Unavailable,
             Self::Spec(_) => Code::InvalidValue,
-            Self::InUse { .. } => Code::PreconditionFailed,
+            Self::InUse { .. } | Self::Older { .. } => Code::PreconditionFailed,
             Self::NoFeature(_) => Code::UnsupportedKey,
             Self::File { source, .. } | Self::System { source, .. }
                 if source.raw_os_error() == Some(28) =>

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use perch_types::MachineId;
 use tokio::sync::{mpsc, watch};
 
-use crate::protocol::{PROTOCOL, ProcessInfo};
+use crate::protocol::{PROTOCOL, ProcessInfo, UNDERSTANDS_FROM};
 use crate::spec::{BootSpec, ExitReason, ExitStatus, MachineDir};
 use crate::{
     Adopted, EXEC_FRAMES_MAX, Ended, Error, ExecEvent, ExecOutput, ExecRequest, ExecStream,
@@ -162,6 +162,7 @@ impl Boot {
             code: 0,
             signal: None,
             oom_killed: false,
+            forks_refused: false,
             requested_stop: false,
             reason: ExitReason::Exited,
             message: String::new(),
@@ -192,6 +193,7 @@ impl Runtime for FakeRuntime {
         }
         let info = InstanceInfo {
             protocol: PROTOCOL,
+            understands_from: UNDERSTANDS_FROM,
             machine: machine.clone(),
             instance: spec.instance.clone(),
             boot: spec.boot,

@@ -131,7 +131,11 @@ impl Runtime for SandboxRuntime {
             && info.host_boot == process::host_boot().map_err(Error::system("read the boot id"))?
             && info.monitor.runs()
         {
-            let instance = SandboxInstance::new(dir.clone(), info);
+            let instance = match SandboxInstance::new(dir.clone(), info) {
+                // It runs, and nobody may say that it does not.
+                Err(error @ Error::Stranger { .. }) => return Err(error),
+                other => other,
+            };
             // The socket appears after the note; a machine that ends right now has neither, and
             // leaves its status.
             if let Ok(instance) = instance

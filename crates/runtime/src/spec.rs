@@ -230,6 +230,9 @@ pub struct ExitStatus {
     /// Whether the kernel killed a process of the machine for want of memory.
     #[serde(default)]
     pub oom_killed: bool,
+    /// Whether the kernel refused a process for want of room for one.
+    #[serde(default)]
+    pub forks_refused: bool,
     /// Whether [`crate::Instance::signal`], `stop` or `kill` came before.
     #[serde(default)]
     pub requested_stop: bool,

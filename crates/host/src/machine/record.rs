@@ -207,6 +207,11 @@ impl Record {
 
     /// Notes the end of the boot that ran, in the shape of contract 1.3.
     pub fn note_exit(&mut self, exit: &ExitStatus, how: Exiting, at: Instant) {
+        if exit.forks_refused {
+            // The exit itself does not say so. Whoever looks at machines that run may have come too
+            // late; the log says it already.
+            self.note_reached(Reached::Processes, at);
+        }
         let signal = self.boot.as_ref().map_or(0, |boot| boot.stop_signal);
         let request = ExitRequest {
             exit_event: exit_event(exit, how, signal, at.now),

@@ -385,6 +385,7 @@ pub fn lost_exit(record: &Record) -> ExitStatus {
         code: 137,
         signal: Some(9),
         oom_killed: false,
+        forks_refused: false,
         requested_stop: false,
         reason: ExitReason::MonitorLost,
         message: String::new(),

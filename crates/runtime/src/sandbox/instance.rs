@@ -40,8 +40,9 @@ pub(super) struct SandboxInstance {
 
 impl SandboxInstance {
     pub(super) fn new(dir: MachineDir, info: InstanceInfo) -> Result<Self, Error> {
-        if info.protocol > PROTOCOL {
-            let reason = format!("its protocol {} is newer than {PROTOCOL}", info.protocol);
+        if info.understands_from > PROTOCOL {
+            let from = info.understands_from;
+            let reason = format!("it understands protocol {from} and later, this is {PROTOCOL}");
             return Err(Error::Stranger { machine: dir.machine.to_string(), reason });
         }
         let init = info.init.open().map_err(|_| Error::Ended(dir.machine.to_string()))?;
@@ -77,7 +78,17 @@ impl SandboxInstance {
         }
     }
 
+    /// Refuses what this monitor would not understand.
+    fn check(&self, operation: &'static str, request: &Request) -> Result<(), Error> {
+        let (spoken, needed) = (self.info.protocol, request.since());
+        if needed <= spoken {
+            return Ok(());
+        }
+        Err(Error::Older { operation, machine: self.dir.machine.to_string(), spoken, needed })
+    }
+
     async fn request(&self, operation: &'static str, request: Request) -> Result<Answer, Error> {
+        self.check(operation, &request)?;
         let talk = async {
             let mut stream = self.greet().await?;
             frame::send(&mut stream, &request, FRAME_BYTES_MAX)
@@ -219,6 +230,7 @@ impl Instance for SandboxInstance {
             code: 137,
             signal: Some(9),
             oom_killed: false,
+            forks_refused: false,
             requested_stop: false,
             reason: ExitReason::MonitorLost,
             message: "the machine's monitor was killed".to_owned(),

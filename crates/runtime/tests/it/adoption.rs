@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use perch_runtime::{Adopted, ExitReason, Instance, Runtime as _};
+use perch_runtime::protocol::{Answer, CLIENTS_MAX, FRAME_BYTES_MAX, Request};
+use perch_runtime::{Adopted, ExitReason, Instance, Runtime as _, frame};
+use tokio::net::UnixStream;
 
 use crate::machine::{LIMIT, Machine, exec, wait};
 
@@ -69,6 +71,43 @@ async fn c4_a_wait_that_was_dropped_may_come_again_and_several_may_wait() {
     let other = adopt(&machine).await;
     let (one, two) = tokio::join!(wait(&*instance), wait(&*other));
     assert_eq!((one.code, one), (5, two));
+}
+
+/// Does what an agent does that waits for a machine's end and is killed meanwhile; `false` when
+/// the monitor had no place for it.
+async fn waits_and_dies(machine: &Machine) -> bool {
+    let mut stream = UnixStream::connect(machine.spec.dir.socket()).await.unwrap();
+    let hello = frame::receive::<Answer, _>(&mut stream, FRAME_BYTES_MAX).await;
+    // A place that is free is given up again only when the monitor has read this.
+    hello.is_ok() && frame::send(&mut stream, &Request::Wait, FRAME_BYTES_MAX).await.is_ok()
+}
+
+#[tokio::test]
+async fn c4_agents_that_died_while_they_waited_keep_no_place_at_the_monitor() {
+    let Some(machine) = Machine::new("dead agents") else {
+        return;
+    };
+    let instance = machine.boot("sleep 1000").await;
+    for dead in 0..=2 * CLIENTS_MAX {
+        let deadline = Instant::now() + LIMIT;
+        // The monitor hears of the last one's death a moment later.
+        while !waits_and_dies(&machine).await {
+            assert!(Instant::now() < deadline, "no place after {dead} dead agents");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    let deadline = Instant::now() + LIMIT;
+    while instance.stats().await.is_err() {
+        assert!(Instant::now() < deadline, "no answer after dead agents");
+    }
+    let other = adopt(&machine).await;
+    let (status, asked) = tokio::join!(wait(&*instance), async {
+        assert_eq!(exec(&*other, "echo still here").await.stdout, b"still here\n");
+        other.kill().await
+    });
+    asked.unwrap();
+    assert_eq!(status.reason, ExitReason::Killed);
+    machine.assert_clean();
 }
 
 #[tokio::test]

@@ -55,6 +55,28 @@ async fn an_exec_gets_its_input_and_gives_its_output_and_code() {
     wait(&*instance).await;
 }
 
+/// An agent is killed as often while output is on its way as in a quiet moment.
+#[tokio::test]
+async fn a_program_whose_caller_went_away_is_told() {
+    let Some(machine) = Machine::new("caller gone") else {
+        return;
+    };
+    let instance = machine.boot("sleep 1000").await;
+    for (name, work) in [("loud", "echo some"), ("quiet", "sleep 0.01")] {
+        let script = format!(
+            "trap '' PIPE; trap 'touch /tmp/{name}; exit' HUP; \
+             echo up; while :; do {work} 2>/dev/null; done"
+        );
+        let mut stream = instance.exec_stream(sh(&script)).await.unwrap();
+        assert!(matches!(stream.events.recv().await, Some(ExecEvent::Stdout(_))), "{name}");
+        drop(stream);
+        let told = format!("until [ -e /tmp/{name} ]; do sleep 0.01; done");
+        assert_eq!(exec(&*instance, &told).await.ended.code, 0, "{name}");
+    }
+    instance.kill().await.unwrap();
+    wait(&*instance).await;
+}
+
 #[tokio::test]
 async fn an_exec_with_a_terminal_has_a_size_that_changes() {
     let Some(machine) = Machine::new("terminal exec") else {

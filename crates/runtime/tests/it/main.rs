@@ -12,3 +12,4 @@ mod logs;
 mod machine;
 mod processes;
 mod program;
+mod versions;

@@ -31,6 +31,14 @@ fn exits(cloud: &Cloud, id: &str) -> Vec<Value> {
     events.map(|event| event["request"]["exit_event"].clone()).collect()
 }
 
+/// Whether the events name a limit that the machine ran into.
+fn reached(cloud: &Cloud, id: &str, limit: &str) -> Option<()> {
+    let path = format!("/v1/apps/greedy/machines/{id}/events");
+    let events = cloud.must("GET", &path, &Value::Null).ok()?;
+    let mut limits = events.as_array()?.iter().filter(|event| event["type"] == "limit");
+    limits.any(|event| event["request"]["limit"] == limit).then_some(())
+}
+
 fn says(cloud: &Cloud, id: &str, wanted: &str) -> Option<()> {
     let log = cloud.log("greedy", id).ok()?;
     log.iter().any(|line| line.contains(wanted)).then_some(())
@@ -89,6 +97,9 @@ fn x1_machines_that_take_all_they_can_get_harm_nobody_else() {
                 says(&cloud, &processes, "can't fork")
                     .or_else(|| exits(&cloud, &processes).first().map(drop))
             })
+        })
+        .and_then(|()| {
+            wait_for("the events to say so", LONG, || reached(&cloud, &processes, "processes"))
         })
         .and_then(|()| {
             wait_for("files to run out", LONG, || exits(&cloud, &files).first().map(drop))

@@ -51,6 +51,7 @@ fn exit(code: i32, signal: Option<i32>) -> ExitStatus {
         code,
         signal,
         oom_killed: false,
+        forks_refused: false,
         requested_stop: false,
         reason: ExitReason::Exited,
         message: String::new(),
@@ -105,6 +106,22 @@ fn a_program_that_cannot_be_executed_says_why() {
     let request: ExitRequest = serde_json::from_value(request).unwrap();
     assert_eq!(request.exit_event.error.as_deref(), Some("no such program: serve"));
     assert_eq!(request.exit_event.guest_exit_code, 127);
+}
+
+#[test]
+fn an_exit_for_want_of_processes_is_told_before_it_and_once() {
+    let exit = ExitStatus { forks_refused: true, ..exit(2, None) };
+    for was_seen_before in [false, true] {
+        let mut record = record();
+        record.boot = Some(Boot::new(1));
+        if was_seen_before {
+            record.note_reached(Reached::Processes, at(1)).unwrap();
+        }
+        record.note_exit(&exit, Exiting { asked: false, restarting: false }, at(2));
+        let kinds: Vec<&str> = record.events.iter().map(|event| event.kind.as_str()).collect();
+        assert_eq!(kinds, ["exit", "limit"]);
+        assert_eq!(record.events[1].request.clone().unwrap()["limit"], "processes");
+    }
 }
 
 #[test]

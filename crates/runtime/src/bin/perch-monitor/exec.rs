@@ -60,8 +60,7 @@ pub(crate) fn run(shared: &Shared, client: &UnixStream, exec: GuestExec) -> io::
     };
     let result = begin(shared, id, exec, &mailbox).and_then(|begun| match begun {
         Ok(streams) => {
-            frame::write(&mut writer, &Answer::Done, FRAME_BYTES_MAX)?;
-            Exec {
+            let mut exec = Exec {
                 id,
                 shared,
                 client,
@@ -70,8 +69,14 @@ pub(crate) fn run(shared: &Shared, client: &UnixStream, exec: GuestExec) -> io::
                 waiting: Vec::new(),
                 input_ends: false,
                 frames: FrameBuffer::default(),
+            };
+            let pumped = frame::write(&mut writer, &Answer::Done, FRAME_BYTES_MAX)
+                .and_then(|()| exec.pump());
+            if !pumped.as_ref().is_ok_and(|ended| *ended) {
+                // It may have ended by itself meanwhile.
+                exec.signal(libc::SIGHUP).ok();
             }
-            .pump()
+            pumped.map(drop)
         }
         Err(answer) => frame::write(&mut writer, &answer, FRAME_BYTES_MAX),
     });
@@ -142,22 +147,23 @@ struct Ready {
 }
 
 impl Exec<'_> {
-    fn pump(mut self) -> io::Result<()> {
+    /// Passes everything on until the program ends, or until the agent goes away: `false`.
+    fn pump(&mut self) -> io::Result<bool> {
         loop {
             let ready = self.wait()?;
             self.pass_on(1)?;
             self.feed();
             if ready.client && !self.listen()? {
-                self.signal(libc::SIGHUP)?;
-                return Ok(());
+                return Ok(false);
             }
             if ready.mailbox
                 && let Some((FromGuest::ExecEnded { ended, .. }, _)) = self.mailbox.take()
             {
-                return self.end(ended);
+                return self.end(ended).map(|()| true);
             }
             if ready.init {
-                return self.end(Ended { code: 137, signal: Some(libc::SIGKILL) });
+                let killed = Ended { code: 137, signal: Some(libc::SIGKILL) };
+                return self.end(killed).map(|()| true);
             }
         }
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perch_runtime::cgroup::{Hierarchies, Paths, remove_all};
-use perch_runtime::protocol::{Boot, InstanceInfo, PROTOCOL, ProcessInfo};
+use perch_runtime::protocol::{Boot, InstanceInfo, PROTOCOL, ProcessInfo, UNDERSTANDS_FROM};
 use perch_runtime::{BootSpec, Error, MachineDir, process};
 use perch_types::guest::{self, FromGuest};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -147,6 +147,7 @@ fn identify(spec: &BootSpec, pid: i32, paths: &Paths) -> Result<(InstanceInfo, O
     let own = rustix::process::getpid().as_raw_nonzero().get();
     let info = InstanceInfo {
         protocol: PROTOCOL,
+        understands_from: UNDERSTANDS_FROM,
         machine: spec.dir.machine.clone(),
         instance: spec.instance.clone(),
         boot: spec.boot,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use perch_runtime::log::{Stream, Writer};
-use perch_runtime::{Error, ExitStatus};
+use perch_runtime::{Error, ExitStatus, Pressure};
 use perch_types::guest::{Ended, FromGuest};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -292,7 +292,7 @@ impl State {
 }
 
 /// Makes the exit status of what is known at the end.
-fn status_of(life: &Life, init: Option<Ended>, oom_kills: u64) -> ExitStatus {
+fn status_of(life: &Life, init: Option<Ended>, pressure: Pressure) -> ExitStatus {
     use perch_runtime::ExitReason;
     let state = life.shared.state();
     let mut status = ExitStatus {
@@ -300,7 +300,8 @@ fn status_of(life: &Life, init: Option<Ended>, oom_kills: u64) -> ExitStatus {
         boot: life.shared.info.boot,
         code: 137,
         signal: Some(libc::SIGKILL),
-        oom_killed: oom_kills > 0,
+        oom_killed: pressure.oom_kills > 0,
+        forks_refused: pressure.forks_refused > 0,
         requested_stop: state.requested_stop,
         reason: ExitReason::Killed,
         message: String::new(),

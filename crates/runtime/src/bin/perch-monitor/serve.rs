@@ -64,10 +64,19 @@ fn serve(shared: &Arc<Shared>, client: &UnixStream) -> io::Result<()> {
     let hello = Answer::Hello(Box::new(shared.info.clone()));
     frame::write(&mut stream, &hello, FRAME_BYTES_MAX)?;
     loop {
-        let request: Request = frame::read(&mut stream, FRAME_BYTES_MAX)?;
+        let received = frame::read(&mut stream, FRAME_BYTES_MAX)?;
+        let request = match Request::understood(received) {
+            Ok(request) => request,
+            // A later agent may well know more: it is told, and goes on.
+            Err(reason) => {
+                frame::write(&mut stream, &Answer::Refused { reason }, FRAME_BYTES_MAX)?;
+                continue;
+            }
+        };
         let answer = match request {
             Request::Exec(exec) => return exec::run(shared, client, *exec),
-            Request::Wait => Answer::Ended(Box::new(wait(shared))),
+            Request::Wait => Answer::Ended(Box::new(wait(shared, client)?)),
+            Request::Start(start) => start_program(shared, client, *start)?,
             other => answer(shared, other),
         };
         frame::write(&mut stream, &answer, FRAME_BYTES_MAX)?;
@@ -76,7 +85,6 @@ fn serve(shared: &Arc<Shared>, client: &UnixStream) -> io::Result<()> {
 
 fn answer(shared: &Shared, request: Request) -> Answer {
     let result = match request {
-        Request::Start(start) => return start_program(shared, *start),
         Request::Stats => return Answer::Stats(stats(shared)),
         Request::Note { text } => {
             shared.queue.system(&words::note(&text));
@@ -93,9 +101,11 @@ fn answer(shared: &Shared, request: Request) -> Answer {
         }
         Request::Freeze => shared.hierarchies.freeze(&shared.paths.machine, true),
         Request::Thaw => shared.hierarchies.freeze(&shared.paths.machine, false),
-        Request::Boot(_) | Request::Wait | Request::Exec(_) | Request::ExecFrame(_) => {
-            Err(Error::Shape("a request that has no place here".to_owned()))
-        }
+        Request::Boot(_)
+        | Request::Start(_)
+        | Request::Wait
+        | Request::Exec(_)
+        | Request::ExecFrame(_) => Err(Error::Shape("a request that has no place here".to_owned())),
     };
     match result {
         Ok(()) => Answer::Done,
@@ -107,14 +117,14 @@ fn stats(shared: &Shared) -> Stats {
     Stats { log_dropped: shared.queue.dropped(), ..shared.hierarchies.stats(&shared.paths.machine) }
 }
 
-fn wait(shared: &Shared) -> ExitStatus {
-    shared.wait_for(|state| match &state.phase {
+fn wait(shared: &Shared, client: &UnixStream) -> io::Result<ExitStatus> {
+    shared.wait_for(client, |state| match &state.phase {
         Phase::Ended(status) => Some(status.as_ref().clone()),
         _ => None,
     })
 }
 
-fn start_program(shared: &Shared, start: GuestStart) -> Answer {
+fn start_program(shared: &Shared, client: &UnixStream, start: GuestStart) -> io::Result<Answer> {
     let accepted = shared.change(|state| {
         let accepted = state.phase == Phase::Created;
         if accepted {
@@ -124,15 +134,15 @@ fn start_program(shared: &Shared, start: GuestStart) -> Answer {
         accepted
     });
     if !accepted {
-        return Answer::Refused { reason: "the program was started before".to_owned() };
+        return Ok(Answer::Refused { reason: "the program was started before".to_owned() });
     }
     shared.queue.system(words::STARTING);
     if let Err(error) = shared.speaker.send(&ToGuest::Start(Box::new(start)), &[]) {
         // Half a message has no other half to come.
         shared.kill().ok();
-        return Answer::Refused { reason: format!("write to init: {error}") };
+        return Ok(Answer::Refused { reason: format!("write to init: {error}") });
     }
-    shared.wait_for(|state| match &state.phase {
+    shared.wait_for(client, |state| match &state.phase {
         Phase::Created | Phase::Starting => None,
         Phase::Running => Some(Answer::Done),
         Phase::NotExecutable { code, reason } => {

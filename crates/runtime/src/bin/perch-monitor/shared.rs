@@ -5,13 +5,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use perch_runtime::cgroup::{Hierarchies, Paths};
 use perch_runtime::protocol::InstanceInfo;
 use perch_runtime::{BootSpec, Error, ExitStatus, process};
 use perch_types::guest::FromGuest;
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use crate::guest::Speaker;
 use crate::queue::Queue;
@@ -42,6 +43,8 @@ pub(crate) struct State {
     pub(crate) killed: bool,
     pub(crate) kill_at_boot_ms: Option<u64>,
     pub(crate) clients: usize,
+    /// Of agents that wait for a change, at most one for each of `clients`.
+    waiting: Vec<Arc<Wake>>,
     pub(crate) execs: BTreeMap<u32, Arc<Mailbox>>,
     pub(crate) exec_last: u32,
 }
@@ -85,20 +88,44 @@ impl Shared {
 
     /// Changes the state and tells everybody who waits for a change.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        let result = change(&mut self.state());
+        let mut state = self.state();
+        let result = change(&mut state);
+        for one in &state.waiting {
+            one.wake();
+        }
+        drop(state);
         self.changed.notify_all();
         result
     }
 
-    /// Waits until `ready` finds what it looks for.
-    pub(crate) fn wait_for<T>(&self, mut ready: impl FnMut(&mut State) -> Option<T>) -> T {
-        let mut state = self.state();
-        loop {
-            if let Some(found) = ready(&mut state) {
-                return found;
+    /// Waits until `ready` finds what it looks for; an error when the agent that wants to know
+    /// hung up before. An agent that was killed must not keep its place until the machine's end.
+    pub(crate) fn wait_for<T>(
+        &self,
+        agent: &UnixStream,
+        mut ready: impl FnMut(&State) -> Option<T>,
+    ) -> io::Result<T> {
+        let wake = Arc::new(Wake::new()?);
+        self.state().waiting.push(Arc::clone(&wake));
+        let found = loop {
+            wake.clear();
+            if let Some(found) = ready(&self.state()) {
+                break Ok(found);
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+            let mut polled = [
+                PollFd::new(&wake.descriptor, PollFlags::IN),
+                PollFd::new(agent, PollFlags::RDHUP),
+            ];
+            match poll(&mut polled, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => break Err(error.into()),
+            }
+            if polled.iter().skip(1).any(|agent| !agent.revents().is_empty()) {
+                break Err(io::ErrorKind::ConnectionAborted.into());
+            }
+        };
+        self.state().waiting.retain(|one| !Arc::ptr_eq(one, &wake));
+        found
     }
 
     /// Waits until `ready` or until the time is over.

@@ -33,13 +33,18 @@ pub(crate) fn process_ended(process: u32, ended: Ended) -> String {
     format!("Process {process} {how}, the others are asked to end")
 }
 
-/// Returns what is said of an end: that memory ran out, if it did, and how the program ended.
-pub(crate) fn ended(status: &ExitStatus, memory_max_bytes: u64) -> Vec<String> {
+/// Returns what is said of an end: what ran out, if anything did, and how the program ended.
+pub(crate) fn ended(status: &ExitStatus, memory_max_bytes: u64, pids_max: u32) -> Vec<String> {
     let mut lines = Vec::new();
     if status.oom_killed {
         lines.push(format!(
             "Out of memory: the machine reached its {} MiB and a process in it was killed",
             memory_max_bytes >> 20
+        ));
+    }
+    if status.forks_refused {
+        lines.push(format!(
+            "Too many processes: the machine reached its {pids_max} and could make no other"
         ));
     }
     lines.push(match (status.reason, status.signal) {

@@ -37,6 +37,7 @@ pub(super) fn end(
     }
     let init = collect(&life.shared)?;
     let stats = life.shared.hierarchies.stats(&life.shared.paths.machine);
+    let pressure = life.shared.hierarchies.pressure(&life.shared.paths.machine);
     for output in &mut life.outputs {
         for _ in 0..LAST_PIECES_MAX {
             if !output.take(&life.shared) {
@@ -45,8 +46,9 @@ pub(super) fn end(
         }
         output.finish(&life.shared);
     }
-    let status = status_of(&life, init, stats.oom_kills);
-    for line in words::ended(&status, stats.memory_max_bytes) {
+    let status = status_of(&life, init, pressure);
+    let pids_max = life.shared.spec.limits.pids_max;
+    for line in words::ended(&status, stats.memory_max_bytes, pids_max) {
         life.shared.queue.system(&line);
     }
     life.shared.queue.close();
