@@ -16,6 +16,12 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::error::Error;
+#[cfg(test)]
+use crate::tests::between_steps;
+
+/// Where the tests end the process: after each thing that stays on the disk.
+#[cfg(not(test))]
+const fn between_steps() {}
 
 /// The file in the role's folder.
 pub const MASTER_FILE: &str = "master.json";
@@ -60,6 +66,8 @@ impl Master {
     /// Reads the master key in a folder, or makes it the first time.
     pub(crate) fn open(folder: &Path) -> Result<Self, Error> {
         let path = folder.join(MASTER_FILE);
+        // Whoever was killed while it wrote a new version left a key that nothing is wrapped with.
+        remove_new(&path)?;
         let data = match fs::metadata(&path) {
             Ok(data) => data,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -143,21 +151,20 @@ impl Master {
         let fault = |source: io::Error| Error::Write { path: path.clone(), source };
         let bytes = serde_json::to_vec(&file).map(Zeroizing::new);
         let bytes = bytes.map_err(|error| fault(error.into()))?;
-        let fresh = path.with_extension("new");
-        // One that a crash left may have other rights.
-        match fs::remove_file(&fresh) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fault(error)),
-            Ok(()) | Err(_) => {}
-        }
+        // One that is there may have other rights.
+        let fresh = remove_new(path)?;
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(&fresh)
             .map_err(fault)?;
+        between_steps();
         file.write_all(&bytes).map_err(fault)?;
+        between_steps();
         file.sync_all().map_err(fault)?;
         fs::rename(&fresh, path).map_err(fault)?;
+        between_steps();
         let folder = path.parent().unwrap_or(path);
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(fault)
     }
@@ -201,6 +208,17 @@ impl Master {
         let length = key.open_in_place(nonce, aad, &mut buffer).map_err(|_| Error::Unwrap)?.len();
         buffer.truncate(length);
         Ok(buffer)
+    }
+}
+
+/// Removes the file that a new version is written to; returns where it is.
+fn remove_new(path: &Path) -> Result<PathBuf, Error> {
+    let fresh = path.with_extension("new");
+    match fs::remove_file(&fresh) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Write { path: path.to_owned(), source })
+        }
+        Ok(()) | Err(_) => Ok(fresh),
     }
 }
 
@@ -309,6 +327,7 @@ mod tests {
         fs::write(folder.path().join("master.new"), "half").unwrap();
         let again = Master::open(folder.path()).unwrap();
         assert_eq!(again.unwrap(b"a", &wrapped).unwrap().as_slice(), b"one");
+        assert!(!folder.path().join("master.new").exists());
         assert_eq!(again.with_new_version().unwrap().version(), 2);
     }
 }

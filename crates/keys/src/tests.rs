@@ -1,3 +1,4 @@
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -58,7 +59,9 @@ impl Store for Counted {
             return Err(StoreError::Unavailable { operation: "txn", reason: "away".to_owned() });
         }
         self.changes_left.store(left - 1, Ordering::Release);
-        self.store.txn(compares, ops).await
+        let written = self.store.txn(compares, ops).await;
+        between_steps();
+        written
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
@@ -78,21 +81,59 @@ impl Store for Counted {
     }
 }
 
+/// After how many steps the process ends itself.
+static STEPS_LEFT: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Called after everything that stays when the process is killed.
+pub(crate) fn between_steps() {
+    if STEPS_LEFT.fetch_sub(1, Ordering::AcqRel) == 1 {
+        let own = rustix::process::getpid();
+        rustix::process::kill_process(own, rustix::process::Signal::KILL).unwrap();
+    }
+}
+
 struct World {
-    folder: tempfile::TempDir,
+    folder: Folder,
     store: Arc<Counted>,
     clock: Arc<HandClock>,
     host: HostId,
 }
 
+/// A folder of this test's, or one that another process made.
+enum Folder {
+    Own(tempfile::TempDir),
+    Given(PathBuf),
+}
+
+impl Folder {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Own(folder) => folder.path(),
+            Self::Given(path) => path,
+        }
+    }
+}
+
 impl World {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::at(Folder::Own(tempfile::tempdir().unwrap()))
+    }
+
+    fn at(folder: Folder) -> Self {
         let clock = Arc::new(HandClock::default());
         let file = folder.path().join("directory.db");
         let store = SqliteStore::open(file, Arc::clone(&clock) as Arc<dyn Clock>).unwrap();
         let store = Arc::new(Counted { store, changes_left: AtomicUsize::new(usize::MAX) });
         Self { folder, store, clock, host: HostId::from_bits(1) }
+    }
+
+    /// Makes sure that the key of every app opens.
+    async fn all_open(&self, keys: &Keys, names: &[&str]) {
+        for name in names {
+            let (of, head) = (of(name), self.head(&of(name)).await);
+            let sha256_hex = vec!["ab".repeat(32)];
+            keys.digests(&DigestsRequest { of, key: head.key, sha256_hex }).unwrap();
+        }
     }
 
     fn open(&self) -> Keys {
@@ -265,7 +306,7 @@ async fn t13_a_rotation_that_is_killed_anywhere_loses_no_key_and_can_be_run_agai
     for kill_at in 0..6 {
         let world = World::new();
         let keys = world.open();
-        for name in ["a", "b", "c"] {
+        for name in APPS {
             world.app(&keys, name).await;
         }
         world.store.changes_left.store(kill_at, Ordering::Release);
@@ -276,19 +317,80 @@ async fn t13_a_rotation_that_is_killed_anywhere_loses_no_key_and_can_be_run_agai
         assert!(failed, "{kill_at}");
         drop(keys);
         let again = world.open();
-        let all_open = async || {
-            for name in ["a", "b", "c"] {
-                let (of, head) = (of(name), world.head(&of(name)).await);
-                let sha256_hex = vec!["ab".repeat(32)];
-                let request = DigestsRequest { of, key: head.key, sha256_hex };
-                again.digests(&request).unwrap();
-            }
-        };
-        all_open().await;
+        world.all_open(&again, &APPS).await;
         world.store.changes_left.store(usize::MAX, Ordering::Release);
         again.rotate().await.unwrap();
-        all_open().await;
+        world.all_open(&again, &APPS).await;
     }
+}
+
+const APPS: [&str; 3] = ["a", "b", "c"];
+/// Set for a child of the test below: what it does, in which folder, and after how many steps it
+/// ends itself.
+const CHILD: &str = "PERCH_TEST_KILLED_KEYS";
+/// More steps than a rotation has.
+const STEPS_MAX: usize = 40;
+
+/// Not a test of its own: what the processes of the test below do.
+#[tokio::test]
+async fn keys_of_another_process() {
+    let Ok(words) = std::env::var(CHILD) else { return };
+    let words: Vec<&str> = words.split(' ').collect();
+    let [act, folder, steps] = words.as_slice() else { unreachable!() };
+    let folder = PathBuf::from(folder);
+    let world = World::at(Folder::Given(folder.clone()));
+    STEPS_LEFT.store(steps.parse().unwrap(), Ordering::Release);
+    let keys = world.open();
+    match *act {
+        "make" => {
+            for name in APPS {
+                world.app(&keys, name).await;
+            }
+        }
+        "rotate" => drop(keys.rotate().await.unwrap()),
+        _ => {
+            world.all_open(&keys, &APPS).await;
+            let names = std::fs::read_dir(&folder).unwrap().flatten().map(|file| file.file_name());
+            let keys: Vec<_> =
+                names.filter(|name| !name.to_string_lossy().starts_with("directory")).collect();
+            assert_eq!(keys, [MASTER_FILE], "nothing of a key is left half-way");
+        }
+    }
+}
+
+/// Runs a process that does something; returns whether it ended itself with SIGKILL.
+fn is_killed(act: &str, folder: &Path, steps: usize) -> bool {
+    use std::os::unix::process::ExitStatusExt as _;
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "tests::keys_of_another_process", "--nocapture"])
+        .env(CHILD, format!("{act} {} {steps}", folder.display()))
+        .output()
+        .unwrap();
+    let killed = output.status.signal() == Some(9);
+    assert!(killed || output.status.success(), "{act} {steps}: {output:?}");
+    killed
+}
+
+#[test]
+fn t13_keys_that_is_killed_at_every_step_of_a_rotation_loses_no_secret_and_leaves_no_file() {
+    let mut steps = 0;
+    loop {
+        steps += 1;
+        assert!(steps < STEPS_MAX, "a rotation has no end");
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!is_killed("make", folder.path(), usize::MAX));
+        let first = is_killed("rotate", folder.path(), steps);
+        assert!(!is_killed("look", folder.path(), usize::MAX));
+        // What was half done is gone on with, and killed again.
+        let second = is_killed("rotate", folder.path(), steps);
+        assert!(!is_killed("look", folder.path(), usize::MAX));
+        assert!(!is_killed("rotate", folder.path(), usize::MAX));
+        assert!(!is_killed("look", folder.path(), usize::MAX));
+        if !first && !second {
+            break;
+        }
+    }
+    assert!(steps > 6, "the file and every app's key are steps of it: {steps}");
 }
 
 #[tokio::test]
