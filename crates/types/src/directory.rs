@@ -159,6 +159,9 @@ pub struct LeaseDoc {
     pub description: String,
     /// When it ends.
     pub expires_at: Timestamp,
+    /// How long it was to hold when it was written, in seconds; 0 in documents from before.
+    #[serde(default)]
+    pub ttl_s: u64,
 }
 document!(LeaseDoc, "leases/", (org: OrgSlug, machine: MachineId));
 

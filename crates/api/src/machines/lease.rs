@@ -27,6 +27,8 @@ use crate::routes::{Caller, OfApp, Target};
 const TTL_DEFAULT_S: u64 = 60;
 /// The longest lease in seconds.
 pub(crate) const TTL_MAX_S: u64 = 24 * 60 * 60;
+/// How far a clock may be corrected, in seconds, without a lease ending for it.
+const CORRECTION_MAX_S: u64 = 10;
 /// The longest description in bytes.
 const DESCRIPTION_BYTES_MAX: usize = 1024;
 /// How often a write begins anew because another was faster.
@@ -186,6 +188,7 @@ pub(crate) fn take(
         Standing::Own(own) => {
             let mut lease = own.document.clone();
             lease.expires_at = expires_at;
+            lease.ttl_s = wanted.ttl_s;
             if let Some(description) = &wanted.description {
                 lease.description.clone_from(description);
             }
@@ -197,6 +200,7 @@ pub(crate) fn take(
                 owner: wanted.owner.clone(),
                 description: wanted.description.clone().unwrap_or_default(),
                 expires_at,
+                ttl_s: wanted.ttl_s,
             };
             (lease, *expected)
         }
@@ -273,10 +277,11 @@ async fn read(
     get_doc(shared.store.as_ref(), &(org.clone(), id.clone())).await.map_err(fault("read a lease"))
 }
 
-/// Returns whether a lease holds. One that ends later than any can was written before the clock
+/// Returns whether a lease holds. One that ends later than it could was written before the clock
 /// was set back: it has ended, else it would hold for as long as the clock was off.
 fn is_held(lease: &LeaseDoc, now: Timestamp) -> bool {
-    let latest = now.plus(std::time::Duration::from_secs(TTL_MAX_S));
+    let ttl_s = if lease.ttl_s == 0 { TTL_MAX_S } else { lease.ttl_s.min(TTL_MAX_S) };
+    let latest = now.plus(std::time::Duration::from_secs(ttl_s + CORRECTION_MAX_S));
     now < lease.expires_at && lease.expires_at <= latest
 }
 
@@ -327,29 +332,37 @@ fn description(text: Option<String>) -> Result<Option<String>, Failure> {
 mod tests {
     use super::*;
 
-    fn lease(expires_at_s: i64) -> LeaseDoc {
+    fn lease(expires_at_s: i64, ttl_s: u64) -> LeaseDoc {
         LeaseDoc {
             nonce: "a".to_owned(),
             owner: "me".to_owned(),
             description: String::new(),
             expires_at: Timestamp::from_unix_ms(expires_at_s * 1000),
+            ttl_s,
         }
     }
 
     #[test]
     fn a_lease_holds_until_its_end_and_never_longer_than_any_may() {
         let day = i64::try_from(TTL_MAX_S).unwrap();
-        for (expires_at_s, now_s, held) in [
-            (1_000_010, 1_000_000, true),
-            (1_000_010, 1_000_009, true),
-            (1_000_010, 1_000_010, false),
-            (1_000_010, 2_000_000, false),
-            (1_000_000 + day, 1_000_000, true),
-            // The clock was set back after it was acquired.
-            (1_000_001 + day, 1_000_000, false),
+        let correction = i64::try_from(CORRECTION_MAX_S).unwrap();
+        for (expires_at_s, ttl_s, now_s, held) in [
+            (1_000_010, 60, 1_000_000, true),
+            (1_000_010, 60, 1_000_009, true),
+            (1_000_010, 60, 1_000_010, false),
+            (1_000_010, 60, 2_000_000, false),
+            (1_000_000 + day, TTL_MAX_S, 1_000_000, true),
+            // The clock was set back after it was acquired, a little or by more than that.
+            (1_000_060 + correction, 60, 1_000_000, true),
+            (1_000_061 + correction, 60, 1_000_000, false),
+            (1_000_001 + correction + day, TTL_MAX_S, 1_000_000, false),
+            // A document of before, which does not say how long it was to hold.
+            (1_000_000 + day, 0, 1_000_000, true),
+            (1_000_001 + correction + day, 0, 1_000_000, false),
         ] {
             let now = Timestamp::from_unix_ms(now_s * 1000);
-            assert_eq!(is_held(&lease(expires_at_s), now), held, "{expires_at_s} {now_s}");
+            let held_now = is_held(&lease(expires_at_s, ttl_s), now);
+            assert_eq!(held_now, held, "{expires_at_s} {ttl_s} {now_s}");
         }
     }
 

@@ -27,6 +27,8 @@ pub(crate) const STRANGER: &str = "perch_stranger";
 pub(crate) struct TestClock {
     began: Instant,
     pub(crate) offset_ms: AtomicI64,
+    /// How far the clock that people set is off.
+    pub(crate) wall_ms: AtomicI64,
 }
 
 impl TestClock {
@@ -38,7 +40,7 @@ impl TestClock {
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
         let ms = i64::try_from(self.boot_ms()).unwrap();
-        Timestamp::from_unix_ms(1_700_000_000_000 + ms)
+        Timestamp::from_unix_ms(1_700_000_000_000 + ms + self.wall_ms.load(Ordering::Relaxed))
     }
 
     fn boot_ms(&self) -> u64 {
@@ -115,7 +117,8 @@ impl Cloud {
     async fn start_as(builder: bool, limits: Limits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let offset_ms = AtomicI64::new(1_000_000);
-        let clock = Arc::new(TestClock { began: Instant::now(), offset_ms });
+        let clock =
+            Arc::new(TestClock { began: Instant::now(), offset_ms, wall_ms: AtomicI64::new(0) });
         let file = folder.path().join("directory.db");
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&file, clock.clone()).unwrap());
         let view = ViewFollower::start(Arc::clone(&store), folder.path().join("view"));
@@ -204,6 +207,11 @@ impl Cloud {
     /// Turns the clock.
     pub(crate) fn turn(&self, ms: i64) {
         self.clock.offset_ms.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    /// Sets the clock that people set, forward or back; the other one goes on.
+    pub(crate) fn set_wall(&self, ms: i64) {
+        self.clock.wall_ms.fetch_add(ms, Ordering::Relaxed);
     }
 
     pub(crate) fn clock_plus(&self, ms: u64) -> Timestamp {
