@@ -49,15 +49,37 @@ pub struct ParseError {
 /// When it cannot be read, or is wrong somewhere.
 pub fn load(path: &Path) -> Result<(AppConfig, String), ConfigError> {
     let error = |source| ConfigError::Read { path: path.to_owned(), source };
-    let file = std::fs::File::open(path).map_err(error)?;
-    let mut text = String::new();
-    let read = file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text).map_err(error)?;
-    if u64::try_from(read).unwrap_or(u64::MAX) > CONFIG_BYTES_MAX {
-        return Err(error(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 1 MiB")));
-    }
+    let text = String::from_utf8(read(path)?);
+    let text = text.map_err(|_| error(io::Error::new(io::ErrorKind::InvalidData, "not UTF-8")))?;
     let config =
         parse(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source })?;
     Ok((config, text))
+}
+
+/// Reads the local files that `[[files]]` names, beside the configuration at `path`.
+///
+/// # Errors
+/// When one cannot be read.
+pub fn read_local_files(config: &mut AppConfig, path: &Path) -> Result<(), ConfigError> {
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
+    for file in &mut config.files {
+        if let Some(local) = &file.local_path {
+            file.local_content = Some(read(&folder.join(local))?);
+        }
+    }
+    Ok(())
+}
+
+/// Reads a file of at most [`CONFIG_BYTES_MAX`].
+fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    let error = |source| ConfigError::Read { path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(error)?;
+    let mut content = Vec::new();
+    let read = file.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut content).map_err(error)?;
+    if u64::try_from(read).unwrap_or(u64::MAX) > CONFIG_BYTES_MAX {
+        return Err(error(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 1 MiB")));
+    }
+    Ok(content)
 }
 
 /// Reads a configuration's text.
@@ -104,6 +126,22 @@ mod tests {
         .map(|text| parse(text).unwrap_err().to_string())
         .collect();
         insta::assert_snapshot!(faults.join("\n"));
+    }
+
+    #[test]
+    fn local_files_are_read_beside_the_configuration() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fly.toml");
+        let text = "[[files]]\nguest_path = \"/a\"\nlocal_path = \"conf/a\"\n";
+        std::fs::write(&path, text).unwrap();
+        let (mut config, _) = load(&path).unwrap();
+        let missing = read_local_files(&mut config, &path).unwrap_err().to_string();
+        assert!(missing.contains("conf/a"), "{missing}");
+        std::fs::create_dir(folder.path().join("conf")).unwrap();
+        std::fs::write(folder.path().join("conf/a"), "hello").unwrap();
+        read_local_files(&mut config, &path).unwrap();
+        let machine = config.to_machine_config("app", "i").unwrap();
+        assert_eq!(machine.files[0].raw_value.as_deref(), Some("aGVsbG8="));
     }
 
     #[test]

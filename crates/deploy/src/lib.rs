@@ -18,7 +18,7 @@ mod plan;
 mod undo;
 
 pub use apply::{Deployer, Limits, Outcome};
-pub use config::{CONFIG_BYTES_MAX, ConfigError, load, parse};
+pub use config::{CONFIG_BYTES_MAX, ConfigError, load, parse, read_local_files};
 pub use error::{Error, LOG_LINES_MAX};
 pub use fly_toml::{EditError, NewApp, new_fly_toml, with_app_name};
 pub use judge::{Mark, Verdict, judge};

@@ -7,6 +7,7 @@
 //! `expand` turns it into what a machine is created with, `support` knows what is not honoured.
 
 mod expand;
+mod files;
 mod mounts;
 mod read;
 mod support;
@@ -17,13 +18,15 @@ mod words;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub use expand::ExpandError;
+pub use files::FileSection;
 pub use mounts::MountSection;
 pub use support::{Severity, Unsupported};
 pub use words::{UnclosedQuote, split_words};
 
-use crate::machine_config::{CpuKind, Other, Signal};
+use crate::machine_config::{CpuKind, Other, Signal, StaticConfig};
 use crate::service::{
     Autostop, CheckKind, CheckProtocol, Concurrency, HttpHeader, Port, Protocol, empty_is_none,
 };
@@ -104,6 +107,25 @@ pub struct AppConfig {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub mounts: Vec<MountSection>,
+    /// Files that are written before the program starts.
+    #[serde(
+        default,
+        alias = "file",
+        deserialize_with = "read::one_or_many",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub files: Vec<FileSection>,
+    /// Files of the image that the edge serves, for every group.
+    #[serde(
+        default,
+        alias = "static",
+        deserialize_with = "read::one_or_many",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub statics: Vec<StaticConfig>,
+    /// Swap of every machine in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap_size_mb: Option<u32>,
     /// What follows an exit.
     #[serde(
         default,
@@ -356,6 +378,9 @@ pub struct VmSection {
     /// `shared` or `performance`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_kind: Option<CpuKind>,
+    /// What becomes of the root file system when a machine stops, as the API reads it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persist_rootfs: Option<Value>,
     /// The groups that it is about; none means those without an entry of their own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<String>,

@@ -55,7 +55,7 @@ struct Deployed {
 }
 
 pub(crate) async fn run(invocation: &Invocation, args: DeployArgs) -> Result {
-    let file = invocation.needed_config_file(&args.folder)?;
+    let mut file = invocation.needed_config_file(&args.folder)?;
     let name = match (&invocation.global.app, &file.config.app) {
         (Some(name), _) => app_name(name, "--app")?,
         (None, Some(name)) => app_name(name, &file.path.display().to_string())?,
@@ -67,6 +67,8 @@ pub(crate) async fn run(invocation: &Invocation, args: DeployArgs) -> Result {
         }
     };
     invocation.check_supported(&file.config)?;
+    perch_deploy::read_local_files(&mut file.config, &file.path)
+        .during("read the files that the app's machines get")?;
     // Contradictions of the file are found before minutes are spent on a build.
     for group in file.config.groups() {
         file.config.to_machine_config(group, "").during("understand the app's configuration")?;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use perch_client::{Api, ListFilter};
-use perch_deploy::{NewApp, new_fly_toml, with_app_name};
+use perch_deploy::{NewApp, new_fly_toml, read_local_files, with_app_name};
 use perch_scan::{Decision, Folder, LaunchPlan, Source, scan};
 use perch_types::api::{CreateApp, Platform};
 use perch_types::app_config::AppConfig;
@@ -187,6 +187,7 @@ async fn machines(api: &Api, app: &AppName) -> std::result::Result<usize, perch_
 fn from_file(args: &LaunchArgs, file: ConfigFile) -> Result<Proposal> {
     let ConfigFile { path, text, mut config } = copy_for(args, file)?;
     let shown = path.display().to_string();
+    read_local_files(&mut config, &path).during("read the files that the app's machines get")?;
     let name = match (&args.name, &config.app) {
         (Some(name), _) => app_name(name, "--name")?,
         (None, Some(name)) => app_name(name, &shown)?,

@@ -5,8 +5,6 @@
 use super::{
     AppConfig, CheckSection, HttpService, RestartWord, ServiceSection, VmSection, split_words,
 };
-use serde_json::Value;
-
 use crate::env::machine::PRIMARY_REGION;
 use crate::machine_config::{
     GuestConfig, InitConfig, MachineConfig, Other, RestartConfig, RestartPolicy, StopConfig,
@@ -87,6 +85,8 @@ impl AppConfig {
             guest: self.guest_of(group)?,
             restart: self.restart_of(group),
             mounts: self.mounts_of(group)?,
+            files: self.files_of(group)?,
+            statics: self.statics.clone(),
             ..MachineConfig::default()
         };
         config.env.insert("FLY_PROCESS_GROUP".to_owned(), group.to_owned());
@@ -153,6 +153,9 @@ impl AppConfig {
         for section in &self.mounts {
             check("mounts", &section.processes, false)?;
         }
+        for section in &self.files {
+            check("files", &section.processes, false)?;
+        }
         for section in &self.restart {
             check("restart", &section.processes, false)?;
         }
@@ -197,8 +200,7 @@ impl AppConfig {
                 init.cmd = words;
             }
         }
-        let swap = self.other.get("swap_size_mb").and_then(Value::as_u64);
-        init.swap_size_mb = swap.and_then(|swap| u32::try_from(swap).ok());
+        init.swap_size_mb = self.swap_size_mb;
         Ok(init)
     }
 
@@ -219,7 +221,7 @@ impl AppConfig {
         guest.cpu_kind = section.cpu_kind.or(guest.cpu_kind);
         guest.cpus = section.cpus.or(guest.cpus);
         guest.memory_mb = section.memory.or(section.memory_mb).or(guest.memory_mb);
-        if let Some(persist) = section.other.get("persist_rootfs") {
+        if let Some(persist) = &section.persist_rootfs {
             guest.other.insert("persist_rootfs".to_owned(), persist.clone());
         }
         Ok(Some(guest))

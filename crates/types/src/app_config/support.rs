@@ -31,8 +31,6 @@ pub struct Unsupported {
 use Severity::{Refuse, Warn};
 
 const TOP: &[(&str, Severity, &str)] = &[
-    ("files", Refuse, "copy the files into the image"),
-    ("statics", Refuse, "let the program serve them"),
     ("machine_config", Refuse, "write its keys into this file"),
     ("machine_checks", Refuse, "use `http_service.checks`"),
     ("container", Refuse, "a machine runs one program"),
@@ -69,13 +67,16 @@ const VM: &[(&str, Severity, &str)] = &[
     ("kernel_args", Warn, "machines share the host's kernel"),
 ];
 
+const STATIC: &[(&str, Severity, &str)] =
+    &[("tigris_bucket", Refuse, "only files of the image are served")];
+
 const EXPERIMENTAL: &[(&str, Severity, &str)] = &[
     ("machine_config", Refuse, "write its keys into this file"),
     ("auto_rollback", Warn, "a failed deploy always puts the old version back"),
     ("enable_consul", Refuse, "there is no such service"),
     ("enable_etcd", Refuse, "there is no such service"),
     ("lazy_load_images", Warn, "images are always kept on the host"),
-    ("attached", Warn, "secrets are not offered yet"),
+    ("attached", Warn, "use `perch secrets set`"),
     ("metrics_port", Warn, "metrics are not collected yet"),
     ("metrics_path", Warn, "metrics are not collected yet"),
 ];
@@ -115,6 +116,12 @@ impl AppConfig {
         }
         for mount in &self.mounts {
             section(&mut found, "mounts.", &mount.other, &[]);
+        }
+        for file in &self.files {
+            section(&mut found, "files.", &file.other, &[]);
+        }
+        for one in &self.statics {
+            section(&mut found, "statics.", &one.other, STATIC);
         }
         if let Some(experimental) = &self.experimental {
             section(&mut found, "experimental.", &experimental.other, EXPERIMENTAL);

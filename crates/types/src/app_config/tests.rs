@@ -1,10 +1,10 @@
 use super::*;
 
-fn config(json: serde_json::Value) -> AppConfig {
+fn config(json: Value) -> AppConfig {
     serde_json::from_value(json).unwrap()
 }
 
-fn machine(config: &AppConfig, group: &str) -> serde_json::Value {
+fn machine(config: &AppConfig, group: &str) -> Value {
     serde_json::to_value(config.to_machine_config(group, "web:1").unwrap()).unwrap()
 }
 
@@ -123,12 +123,13 @@ fn contradictions_name_both_sides() {
 #[test]
 fn what_is_not_honoured_is_told_by_name() {
     let config = config(serde_json::json!({
-        "files": [{"guest_path": "/a"}],
-        "metrics": {"port": 1}, "statics": [], "prmary_region": "ams",
+        "files": [{"guest_path": "/a"}], "swap_size_mb": 512,
+        "statics": {"guest_path": "/a", "url_prefix": "/", "tigris_bucket": "b"},
+        "metrics": {"port": 1}, "prmary_region": "ams",
         "build": {"builder": "x", "dockerfile": "https://example.com/Dockerfile"},
         "deploy": {"release_command": "migrate", "strategy": "bluegreen"},
         "http_service": {"internal_port": 80, "http_options": {"compress": true}},
-        "vm": {"gpu_kind": "l40s"}, "experimental": {"auto_rollback": true},
+        "vm": {"gpu_kind": "l40s", "persist_rootfs": "always"}, "experimental": {"auto_rollback": true},
     }));
     let lines: Vec<String> = config
         .unsupported()
@@ -136,11 +137,11 @@ fn what_is_not_honoured_is_told_by_name() {
         .map(|it| format!("{:?} {}: {}", it.severity, it.key, it.note))
         .collect();
     insta::assert_snapshot!(lines.join("\n"), @"
-    Refuse files: copy the files into the image
     Refuse build.builder: write a Dockerfile; buildpacks are not offered
     Refuse build.dockerfile: a Dockerfile must be a file of the source folder
     Refuse deploy.release_command: run it in the program's start for now
     Refuse vm.gpu_kind: no host has a GPU
+    Refuse statics.tigris_bucket: only files of the image are served
     Warn metrics: metrics are not collected yet
     Warn prmary_region: no such key is known; a typing error?
     Warn experimental.auto_rollback: a failed deploy always puts the old version back
