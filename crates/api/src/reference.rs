@@ -278,7 +278,8 @@ p{margin:.4rem 0}p.item{margin:.2rem 0 .2rem 1rem}.note{opacity:.7;font-size:.85
 code{background:var(--soft);padding:.1em .3em;border-radius:3px;font-size:.9em;\
 overflow-wrap:anywhere}\
 table{border-collapse:collapse;width:100%;font-size:.9rem}\
-td{border-top:1px solid var(--line);padding:.3rem .6rem .3rem 0;vertical-align:top}\
+td{border-top:1px solid var(--line);padding:.3rem .6rem .3rem 0;vertical-align:top;width:1%}\
+td:first-child{min-width:9rem}td:last-child{width:auto}td:first-child code{white-space:nowrap}\
 @media(max-width:50rem){body{display:block}nav{position:static;height:auto;border:0}}\
 </style></head><body>";
 
