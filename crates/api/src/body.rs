@@ -14,10 +14,15 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::config::Shared;
+use crate::machines::lease;
 use crate::reply::Failure;
+use crate::routes::{Leased, OfApp, Target};
 
 /// The largest body of JSON in bytes.
 pub(crate) const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Characters of a value, and of what is wrong with it, that an error shows.
+const SHOWN_CHARS_MAX: usize = 80;
+const FAULT_CHARS_MAX: usize = 200;
 /// Parameters of a query.
 const PARAMETERS_MAX: usize = 64;
 
@@ -29,9 +34,57 @@ impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for Json<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Self, Failure> {
-        let bytes = read(request, shared.limits.body_timeout).await?;
+        let bytes = read_leased(request, shared).await?;
         parse(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self)
     }
+}
+
+/// A body of JSON with secrets in it: its errors say where, and never what stands there.
+#[derive(Debug)]
+pub(crate) struct SecretJson<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for SecretJson<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Self, Failure> {
+        let bytes = read_leased(request, shared).await?;
+        let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+        let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+            let (path, reason) = (error.path().to_string(), error.into_inner());
+            let fault = reason.to_string();
+            let text = if !reason.is_data() {
+                format!("the body is not JSON: {fault}")
+            } else if fault.starts_with("missing field") {
+                format!("{path}: {fault}")
+            } else {
+                let (line, column) = (reason.line(), reason.column());
+                format!("{path}: is not of the kind it must be, at line {line} column {column}")
+            };
+            Failure::new(Code::InvalidRequest, text)
+        })?;
+        let trailing = |_| Failure::new(Code::InvalidRequest, "the body has more than one value");
+        deserializer.end().map_err(trailing)?;
+        Ok(Self(value))
+    }
+}
+
+/// Reads a body. It may take its time, in which somebody may acquire the lease of the machine that
+/// the request changes: that is looked at again.
+async fn read_leased(request: Request, shared: &Shared) -> Result<Bytes, Failure> {
+    let extensions = request.extensions();
+    let leased = match (extensions.get::<Leased>(), extensions.get::<OfApp>()) {
+        (Some(_), Some(OfApp(app))) => extensions.get::<Target>().cloned().map(|Target(target)| {
+            let nonce = lease::nonce(request.headers()).ok().flatten().map(str::to_owned);
+            (app.org.clone(), target.id.clone(), nonce)
+        }),
+        _ => None,
+    };
+    let bytes = read(request, shared.limits.body_timeout).await?;
+    if let Some((org, id, nonce)) = leased {
+        lease::guard(shared, (&org, &id), nonce.as_deref()).await?;
+    }
+    Ok(bytes)
 }
 
 async fn read(request: Request, patience: Duration) -> Result<Bytes, Failure> {
@@ -132,7 +185,8 @@ impl Parameters {
             None | Some("false" | "0") => Ok(false),
             Some("true" | "1") => Ok(true),
             Some(other) => {
-                let text = format!("{name}: `{other}` is not `true` or `false`");
+                let shown: String = other.chars().take(SHOWN_CHARS_MAX).collect();
+                let text = format!("{name}: `{shown}` is not `true` or `false`");
                 Err(Failure::new(Code::InvalidRequest, text))
             }
         }
@@ -145,8 +199,16 @@ impl Parameters {
     {
         self.get(name)
             .map(|text| {
-                text.parse().map_err(|error| {
-                    Failure::new(Code::InvalidRequest, format!("{name}: `{text}`: {error}"))
+                text.parse().map_err(|error: T::Err| {
+                    let shown: String = text.chars().take(SHOWN_CHARS_MAX).collect();
+                    let fault: String = error.to_string().chars().take(FAULT_CHARS_MAX).collect();
+                    // Some say themselves what they did not like.
+                    let text = if fault.contains(&format!("`{shown}`")) {
+                        format!("{name}: {fault}")
+                    } else {
+                        format!("{name}: `{shown}`: {fault}")
+                    };
+                    Failure::new(Code::InvalidRequest, text)
                 })
             })
             .transpose()

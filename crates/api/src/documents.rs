@@ -77,6 +77,22 @@ pub(crate) async fn app(
     Ok(found.map_err(fault("read an app"))?.map(|app| app.document))
 }
 
+/// Returns the condition that an app is the one that a request is about: it was not deleted, nor
+/// was another made under its name while a body was on its way.
+pub(crate) async fn still(store: &dyn Store, app: &AppDoc) -> Result<Compare, Error> {
+    let doc_key = (app.org.clone(), app.name.clone());
+    let key = AppDoc::key(&doc_key);
+    let found = get_doc::<AppDoc>(store, &doc_key).await.map_err(fault("read an app"))?;
+    Ok(match found {
+        // An app's document is never written again.
+        Some(found) if found.document.id == app.id => {
+            Compare::Revision { key, revision: found.revision }
+        }
+        Some(_) => Compare::Absent { key },
+        None => Compare::Exists { key },
+    })
+}
+
 /// Returns the apps of an organization, by name.
 pub(crate) async fn apps(store: &dyn Store, org: &OrgSlug) -> Result<Vec<AppDoc>, Error> {
     let found = list_docs_under::<AppDoc>(store, &format!("{org}/")).await;
@@ -169,7 +185,7 @@ pub(crate) async fn bury_app(shared: &Shared, app: &AppDoc) -> Result<(), Error>
     let grave = put_op(&(app.org.clone(), app.id.clone()), &tombstone);
     let grave = grave.map_err(fault("write a tombstone"))?;
     let key = (app.org.clone(), app.name.clone());
-    let there = Compare::Exists { key: AppDoc::key(&key) };
+    let there = still(shared.store.as_ref(), app).await?;
     // With the head goes the app's key: from now on nobody gets it any more.
     let ops = vec![grave, delete_op::<AppDoc>(&key), delete_op::<SecretsHead>(&key)];
     commit(shared.store.as_ref(), vec![there], ops, "bury an app").await?;
@@ -294,19 +310,18 @@ pub(crate) struct Beside {
 /// Writes a machine's placement and the configuration of its version, at once.
 pub(crate) async fn place(
     shared: &Shared,
-    (org, id): (&OrgSlug, &MachineId),
+    (app, id): (&AppDoc, &MachineId),
     (placement, config): (&PlacementDoc, &ConfigDoc),
     expected: Expected,
     beside: Beside,
 ) -> Result<Revision, Error> {
-    let key = (org.clone(), id.clone());
-    let config_key = config_key(org, &placement.app, id, &placement.instance);
+    let key = (app.org.clone(), id.clone());
+    let config_key = config_key(&app.org, &placement.app, id, &placement.instance);
     let encode = || fault("write a placement");
     let mut compares: Vec<_> = compare::<PlacementDoc>(&key, expected).into_iter().collect();
     compares.extend(compare::<ConfigDoc>(&config_key, Expected::Absent));
     // An app that was deleted in between must not get a machine that nobody would destroy.
-    let app_key = (org.clone(), placement.app.clone());
-    compares.push(Compare::Exists { key: AppDoc::key(&app_key) });
+    compares.push(still(shared.store.as_ref(), app).await?);
     compares.extend(beside.compares);
     let mut ops = vec![
         put_op(&key, placement).map_err(encode())?,

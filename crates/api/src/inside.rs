@@ -2,7 +2,8 @@
 //!
 //! Never takes from a request who is asking: the host says it with the connection, and a token that
 //! comes along counts for nothing. What a machine may not do to itself is whatever would give a
-//! program in it more than it has: another image, another program with other rights, its end.
+//! program in it more than it has: another image, another program with other rights, its end. Nor does it hold leases: it could keep
+//! its owner from stopping it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,7 +32,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const MACHINE: &str = "/v1/apps/{app}/machines/{machine}";
 
 /// What a machine may ask about itself, as methods and what follows [`MACHINE`].
-const ALLOWED: [(&str, &str); 25] = [
+const ALLOWED: [(&str, &str); 21] = [
     ("GET", ""),
     ("GET", "/wait"),
     ("GET", "/events"),
@@ -53,10 +54,6 @@ const ALLOWED: [(&str, &str); 25] = [
     ("PUT", "/metadata/{key}"),
     ("POST", "/metadata/{key}"),
     ("DELETE", "/metadata/{key}"),
-    ("GET", "/lease"),
-    ("POST", "/lease"),
-    ("PATCH", "/lease"),
-    ("DELETE", "/lease"),
 ];
 
 /// Serves machines. Cheap to clone.
@@ -208,6 +205,9 @@ mod tests {
             endpoint::MACHINE_EXEC,
             endpoint::MACHINE_ATTACH,
             endpoint::MACHINE_LOGS,
+            endpoint::MACHINE_LEASE_GET,
+            endpoint::MACHINE_LEASE_ACQUIRE,
+            endpoint::MACHINE_LEASE_RELEASE,
         ] {
             assert_eq!(
                 code(refused, Some("web"), Some(&own)),

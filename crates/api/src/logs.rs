@@ -64,12 +64,15 @@ pub(crate) async fn app(
     let mut position = Position::parse(parameters.get("next_token").unwrap_or_default())?;
     let (instance, region) = (parameters.get("instance"), parameters.get("region"));
     let placements = documents::placements(shared.store.as_ref(), &app.org).await?;
-    let mut records = Vec::new();
-    let asked = placements
+    let own = placements.into_iter().filter(|(_, placement)| placement.document.app == app.name);
+    let own: Vec<_> = own.collect();
+    // The token does not grow by machines that are gone.
+    position.next.retain(|id, _| own.iter().any(|(placed, _)| placed == id));
+    let (mut records, mut seen) = (Vec::new(), BTreeMap::new());
+    let asked = own
         .into_iter()
         .filter(|(id, placement)| {
-            placement.document.app == app.name
-                && instance.is_none_or(|instance| instance == id.as_str())
+            instance.is_none_or(|instance| instance == id.as_str())
                 && region.is_none_or(|region| region == placement.document.region.as_str())
         })
         .take(MACHINES_MAX);
@@ -79,7 +82,10 @@ pub(crate) async fn app(
         };
         // A machine whose host is away must not hide the others.
         match of_machine(host, &id, &position).await {
-            Ok(found) => records.extend(found),
+            Ok(found) => {
+                seen.extend(position.is_start().then(|| (id, after(&found))));
+                records.extend(found);
+            }
             Err(error) => {
                 tracing::warn!(error = chain(&error), machine = %id, "log not read");
             }
@@ -91,6 +97,7 @@ pub(crate) async fn app(
     if position.is_start() {
         // Without a token the newest; with one, what follows it without a gap.
         records.drain(..records.len().saturating_sub(APP_RECORDS_MAX));
+        position.next = seen;
     } else {
         records.truncate(APP_RECORDS_MAX);
     }
@@ -99,6 +106,11 @@ pub(crate) async fn app(
     }
     let meta = AppLogsMeta { next_token: position.token() };
     Ok(JsonReply(AppLogs { data: records.into_iter().map(entry).collect(), meta }))
+}
+
+/// Returns the number of the record that will follow these of a machine.
+fn after(records: &[LogRecord]) -> u64 {
+    records.last().map_or(0, |record| record.seq.saturating_add(1))
 }
 
 /// Where a reader is in the logs of an app: the next record of each machine it has seen, or a

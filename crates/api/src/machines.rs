@@ -36,15 +36,33 @@ fn config_digest(config: &MachineConfig) -> Result<String, Failure> {
     Ok(Sha256::digest(json).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// Refuses images of the platform's registry that the caller does not reach: what is run, and
+/// whose configurations become files.
+async fn own_images(
+    shared: &Shared,
+    caller: &Caller,
+    app: &AppDoc,
+    config: &MachineConfig,
+) -> Result<(), Failure> {
+    own_image(shared, caller, app, ("config.image", &config.image)).await?;
+    for (index, file) in config.files.iter().enumerate() {
+        if let Some(image) = &file.image_config {
+            let path = format!("config.files[{index}].image_config");
+            own_image(shared, caller, app, (&path, image)).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Refuses an image of the platform's registry that the caller does not reach: another
 /// organization's, and with a token for one app another app's.
 async fn own_image(
     shared: &Shared,
     caller: &Caller,
     app: &AppDoc,
-    config: &MachineConfig,
+    (path, image): (&str, &str),
 ) -> Result<(), Failure> {
-    let Ok(reference) = config.image.parse::<Reference>() else {
+    let Ok(reference) = image.parse::<Reference>() else {
         return Ok(());
     };
     let first = reference.repository().split('/').next().unwrap_or_default();
@@ -59,7 +77,7 @@ async fn own_image(
     if owner.is_some_and(reaches) {
         return Ok(());
     }
-    let text = format!("config.image: `{}` is unknown to the platform's registry", config.image);
+    let text = format!("{path}: `{image}` is unknown to the platform's registry");
     Err(Failure::new(Code::ImageUnknown, text))
 }
 

@@ -5,7 +5,7 @@
 //! machine that its host does not know without a promise is left alone: the host may have been
 //! restored from an older state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -170,6 +170,8 @@ async fn pass(shared: &Shared) -> Result<bool, Error> {
         due.insert(key, promise.document.due <= now);
     }
     let mut is_done = volumes_done;
+    // Hosts may be making these: they do not tell of a machine before its image is found.
+    let mut coming = BTreeSet::new();
     for (org, id, placement) in &placements {
         let is_buried =
             tombstones.iter().any(|(owner, _, stone)| owner == org && stone.app == placement.app);
@@ -180,6 +182,10 @@ async fn pass(shared: &Shared) -> Result<bool, Error> {
             continue;
         };
         let machine = machines.get(id);
+        if is_buried && promised == Some(false) && machine.is_none() {
+            coming.insert(id);
+            continue;
+        }
         let wanted = Wanted { is_buried, promised };
         is_done &= one(shared, (org, placement, id), machine, wanted).await?;
     }
@@ -194,7 +200,8 @@ async fn pass(shared: &Shared) -> Result<bool, Error> {
         let left = placements.iter().any(|(owner, id, placement)| {
             *owner == org && placement.app == stone.app && {
                 let machines = found.get(&placement.host);
-                !machines.is_some_and(|machines| is_gone(machines.get(id)))
+                let is_gone = machines.is_some_and(|machines| is_gone(machines.get(id)));
+                !is_gone || coming.contains(id)
             }
         });
         if left || with_volumes.contains(&app_id) {

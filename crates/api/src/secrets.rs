@@ -18,7 +18,7 @@ use perch_types::secrets::{
 };
 
 use self::change::{change, load};
-use crate::body::{Json, Parameters};
+use crate::body::{Parameters, SecretJson};
 use crate::config::Shared;
 use crate::reply::Failure;
 use crate::routes::OfApp;
@@ -54,7 +54,7 @@ pub(crate) async fn get(
 pub(crate) async fn update(
     State(shared): State<Arc<Shared>>,
     Extension(OfApp(app)): Extension<OfApp>,
-    Json(request): Json<UpdateSecrets>,
+    SecretJson(request): SecretJson<UpdateSecrets>,
 ) -> Answer<UpdatedSecrets> {
     let count = request.values.len();
     if count == 0 {
@@ -82,7 +82,7 @@ pub(crate) async fn set(
     State(shared): State<Arc<Shared>>,
     Extension(OfApp(app)): Extension<OfApp>,
     Path((_, name)): Path<(String, String)>,
-    Json(request): Json<SetSecret>,
+    SecretJson(request): SecretJson<SetSecret>,
 ) -> Result<(StatusCode, JsonReply<SecretIsSet>), Failure> {
     if let Some(fault) = name_fault(&name) {
         let shown: String = name.chars().take(80).collect();

@@ -9,15 +9,16 @@ use std::time::Duration;
 use axum::extract::{Path, State};
 use axum::{Extension, Json as JsonReply};
 use http::StatusCode;
-use perch_store::{Compare, Expected, Op, Store, Txn, compare, list_docs, list_docs_under, put_op};
+use perch_store::{Expected, Op, Store, Txn, compare, list_docs, list_docs_under, put_op};
 use perch_types::api::{CreateDeployToken, CreatedToken, TokenInfo, TokensCurrent};
-use perch_types::directory::{AppDoc, Document as _, TokenDoc};
+use perch_types::directory::{AppDoc, TokenDoc};
 use perch_types::{Code, OrgSlug, Secret, Timestamp};
 use sha2::{Digest as _, Sha256};
 
 use crate::auth::token_id;
 use crate::body::Json;
 use crate::config::Shared;
+use crate::documents;
 use crate::error::{Error, store as fault};
 use crate::reply::Failure;
 use crate::routes::{Caller, OfApp};
@@ -87,8 +88,7 @@ async fn write(shared: &Shared, app: &AppDoc, document: TokenDoc) -> Result<Crea
     let key = (app.org.clone(), hash);
     let mut compares: Vec<_> = compare::<TokenDoc>(&key, Expected::Absent).into_iter().collect();
     // An app that was deleted in between gets none.
-    let there = AppDoc::key(&(app.org.clone(), app.name.clone()));
-    compares.push(Compare::Exists { key: there });
+    compares.push(documents::still(store, app).await?);
     let ops = vec![put_op(&key, &document).map_err(fault("write a token"))?];
     let written = store.txn(compares, ops).await.and_then(Txn::or_conflict);
     written.map_err(fault("write a token"))?;

@@ -82,6 +82,12 @@ impl Error {
         }
     }
 
+    /// Returns whether it is certain that the server got nothing.
+    #[must_use]
+    pub fn is_unsent(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Tls { .. } | Self::Request { .. })
+    }
+
     /// Returns whether the server says that there is no such thing.
     #[must_use]
     pub fn is_not_found(&self) -> bool {

@@ -52,7 +52,9 @@ impl Images for StoredImages {
         let reference: Reference = reference
             .parse()
             .map_err(|error| Fault::permanent(Code::InvalidValue, format!("image: {error}")))?;
-        if let Some(stored) = self.stored(reference.digest()).await? {
+        // An image that came from elsewhere is not this repository's because its digest is known.
+        let is_from = |stored: &StoredImage| stored.is_from(&reference);
+        if let Some(stored) = self.stored(reference.digest()).await?.filter(is_from) {
             let hold = self.holds.hold(&stored.digest).await;
             // It may have gone before it was held.
             if self.stored(Some(&stored.digest)).await?.is_some() {

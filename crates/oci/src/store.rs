@@ -57,6 +57,17 @@ pub struct StoredImage {
     pub erofs: PathBuf,
     /// The erofs file's size.
     pub size_bytes: u64,
+    /// The reference that it was first pulled by.
+    reference: Reference,
+}
+
+impl StoredImage {
+    /// Returns whether it was pulled from the repository that a reference names.
+    #[must_use]
+    pub fn is_from(&self, reference: &Reference) -> bool {
+        let place = |it: &Reference| (it.registry().to_owned(), it.repository().to_owned());
+        place(&self.reference) == place(reference)
+    }
 }
 
 /// What the store takes on its disk.
@@ -267,7 +278,8 @@ impl Inner {
         let erofs = folder.join(EROFS);
         let size_bytes =
             std::fs::metadata(&erofs).map_err(|e| Error::io("look at", &erofs, e))?.len();
-        Ok(Some(StoredImage { digest: digest.clone(), config: record.config, erofs, size_bytes }))
+        let (config, reference) = (record.config, record.reference);
+        Ok(Some(StoredImage { digest: digest.clone(), config, erofs, size_bytes, reference }))
     }
 
     async fn alias(&self, resolved: &Resolved) -> Result<(), Error> {

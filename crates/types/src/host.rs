@@ -134,6 +134,9 @@ pub enum Command {
         config_digest: String,
         /// Do not start it if it does not run.
         skip_launch: bool,
+        /// The edge sends it nothing from now on; otherwise that stays as it is.
+        #[serde(default)]
+        cordoned: bool,
         /// What it needs of the app's secrets.
         #[serde(default)]
         secrets: SecretsWanted,

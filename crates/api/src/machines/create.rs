@@ -14,7 +14,7 @@ use perch_types::host::{CreateMachine, SecretsWanted};
 use perch_types::{Code, HostId, MachineConfig, MachineState};
 
 use super::lease::{self, Standing, Wanted};
-use super::{answer, config_digest, of_host, own_image, own_standbys};
+use super::{answer, config_digest, of_host, own_images, own_standbys};
 use crate::body::Json;
 use crate::config::Shared;
 use crate::documents::{self, Beside};
@@ -40,7 +40,7 @@ pub(crate) async fn create(
         Some(_) | None => names::machine_name()?,
     };
     let mut config = admit::admit(request.config)?;
-    own_image(&shared, &caller, &app, &config).await?;
+    own_images(&shared, &caller, &app, &config).await?;
     own_standbys(&shared, &app, &config).await?;
     let mut candidates = dedicated(candidates(&shared).await?, &config)?;
     let mounts = mounts::resolve(&shared, &app, &mut config, None, None)?;
@@ -124,7 +124,8 @@ async fn write_and_ask(
         beside.ops.push(lease::put(&app.org, &machine.id, &lease)?);
         nonce = Some(lease.nonce);
     }
-    documents::place(&shared, of, (&placement, &config), Expected::Absent, beside).await?;
+    documents::place(&shared, (&app, &machine.id), (&placement, &config), Expected::Absent, beside)
+        .await?;
     match host.client.create(&machine).await {
         Ok(made) => {
             // A promise that stays would destroy the machine: without its end nothing was made.

@@ -4,6 +4,7 @@
 //! several at once one is written, by compare-and-set on the placement; the others are told so.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::{Extension, Json as JsonReply};
@@ -15,7 +16,7 @@ use perch_types::{ApiError, Code, InstanceId, MachineConfig};
 
 use super::create::{no_such_host, wanted_secrets};
 use super::lease::{self, Standing, Wanted};
-use super::{answer, config_digest, of_host, own_image, own_standbys};
+use super::{answer, config_digest, of_host, own_images, own_standbys};
 use crate::body::Json;
 use crate::config::Shared;
 use crate::documents::{self, Beside, Placed};
@@ -37,7 +38,7 @@ pub(crate) async fn update(
     stays(&request, before)?;
     let current = request.current_version.filter(|version| !version.is_empty());
     if let Err(failure) = is_current(current.as_deref(), &before.instance) {
-        went_back(&target, current.as_deref()).await.map_err(|()| failure)?;
+        went_back(&shared, (&app, &target), current.as_deref()).await.map_err(|()| failure)?;
     }
     let mut config = admit::admit(request.config)?;
     if let Some(wanted) = admit::dedication(&config)
@@ -45,13 +46,14 @@ pub(crate) async fn update(
     {
         return Err(no_such_host(wanted, before.host.as_str()));
     }
-    own_image(&shared, &caller, &app, &config).await?;
+    own_images(&shared, &caller, &app, &config).await?;
     own_standbys(&shared, &app, &config).await?;
     let host = Some(before.host.clone());
     let mounts = mounts::resolve(&shared, &app, &mut config, Some(&target.id), host)?;
     let skip_launch = request.skip_launch || !config.standbys.is_empty();
     let secrets = wanted_secrets(request.skip_secrets, request.min_secrets_version);
-    let change = Change { config, skip_launch, current, standing, lease, secrets };
+    let cordoned = request.skip_service_registration;
+    let change = Change { config, skip_launch, cordoned, current, standing, lease, secrets };
     let made = tokio::spawn(async move {
         let _picked = mounts.picked;
         write_and_ask(shared, app, target, change).await
@@ -65,12 +67,16 @@ pub(crate) async fn update(
     }
 }
 
+/// How long it may take until a host is told of a version that is written.
+const TELLING_TIME: Duration = Duration::from_secs(180);
 /// How often the write begins anew because the lease was refreshed meanwhile.
 const ATTEMPTS_MAX: usize = 8;
 
 struct Change {
     config: MachineConfig,
     skip_launch: bool,
+    /// From now on the edge sends it nothing.
+    cordoned: bool,
     /// The version that the caller has seen.
     current: Option<String>,
     standing: Standing,
@@ -106,11 +112,24 @@ fn is_current(seen: Option<&str>, current: &InstanceId) -> Result<(), Failure> {
 
 /// The version that was written last may be one that the host could not bring: then the one
 /// before, which clients read, is the current one.
-async fn went_back(target: &Placed, seen: Option<&str>) -> Result<(), ()> {
+async fn went_back(
+    shared: &Shared,
+    (app, target): (&AppDoc, &Placed),
+    seen: Option<&str>,
+) -> Result<(), ()> {
     let host = target.host.as_ref().ok_or(())?;
     let machine = host.client.machine(&target.id).await.map_err(drop)?;
-    let is_current = machine.given_up.as_ref() == Some(&target.placement.document.instance)
-        && seen == Some(machine.instance.as_str());
+    let written = &target.placement.document;
+    let is_given_up = machine.given_up.as_ref() == Some(&written.instance);
+    // Or one that the host was never told of: whoever wrote it ended in between.
+    let mut is_unheard = machine.epoch < written.epoch && machine.state.is_settled();
+    if is_unheard {
+        let store = shared.store.as_ref();
+        let config = documents::config(store, &app.org, &target.id, written).await;
+        let written_at = config.map_err(drop)?.map(|config| config.created_at);
+        is_unheard = written_at.is_none_or(|at| at.plus(TELLING_TIME) <= shared.clock.now());
+    }
+    let is_current = (is_given_up || is_unheard) && seen == Some(machine.instance.as_str());
     if is_current { Ok(()) } else { Err(()) }
 }
 
@@ -138,7 +157,9 @@ async fn write_and_ask(
         attempts -= 1;
         let (mut beside, nonce) = lease_of(&shared, (&app, &target), &change)?;
         beside.ops.extend(documents::forget_versions(shared.store.as_ref(), of, before).await?);
-        match documents::place(&shared, of, (&placement, &config), expected, beside).await {
+        match documents::place(&shared, (&app, &target.id), (&placement, &config), expected, beside)
+            .await
+        {
             Ok(written) => break (written, nonce),
             Err(error) if attempts == 0 || !error.is_conflict() => return Err(error.into()),
             Err(error) => change.standing = again(&shared, (&app, &target), &change, error).await?,
@@ -150,6 +171,7 @@ async fn write_and_ask(
         config: Box::new(change.config.clone()),
         config_digest: placement.config_digest,
         skip_launch: change.skip_launch,
+        cordoned: change.cordoned,
         secrets: change.secrets,
     };
     match host.client.command(&target.id, &command).await {
@@ -163,8 +185,10 @@ async fn write_and_ask(
             Ok(answered)
         }
         Err(error) => {
-            // Only a refusal is certain; otherwise the new version is what should be.
-            if error.code().is_some_and(|code| code.status() < 500) {
+            // Only a refusal is certain, and what was not sent; otherwise the new version is what
+            // should be.
+            let is_refused = error.code().is_some_and(|code| code.status() < 500);
+            if is_refused || error.is_unsent() {
                 let refused = (&instance, written);
                 let store = shared.store.as_ref();
                 let undone = documents::unplace_version(store, of, before, refused).await;

@@ -27,7 +27,9 @@ pub(crate) async fn wait(
     let query = query(&parameters)?;
     let host = target.host()?;
     if let Some(instance) = &query.instance {
-        can_come(&target, instance).await?;
+        let by_id = parameters.get("instance_id").is_some();
+        let name = if by_id { "instance_id" } else { "version" };
+        can_come(&target, name, instance).await?;
     }
     let machine = host.client.wait(&target.id, &query).await.map_err(|error| {
         if error.code() == Some(Code::DeadlineExceeded) {
@@ -50,7 +52,7 @@ pub(crate) async fn wait(
 }
 
 /// Refuses to wait for a version that the machine has no more, or never had.
-async fn can_come(target: &Placed, instance: &InstanceId) -> Result<(), Failure> {
+async fn can_come(target: &Placed, name: &str, instance: &InstanceId) -> Result<(), Failure> {
     let current = &target.placement.document.instance;
     if instance == current {
         return Ok(());
@@ -61,7 +63,7 @@ async fn can_come(target: &Placed, instance: &InstanceId) -> Result<(), Failure>
     if *instance == machine.instance {
         return Ok(());
     }
-    let text = format!("instance_id: {instance} is not the machine's version, {current} is");
+    let text = format!("{name}: {instance} is not the machine's version, {current} is");
     Err(Failure::new(Code::InvalidRequest, text))
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use perch_seal::{PublicKey, Purpose};
 use perch_store::{
-    Compare, Error as StoreError, Expected, Op, Txn, Versioned, compare, delete_op, get_doc, put_op,
+    Error as StoreError, Expected, Op, Txn, Versioned, compare, delete_op, get_doc, put_op,
 };
 use perch_types::directory::{AppDoc, Document as _};
 use perch_types::keys::{AppRef, DigestsRequest};
@@ -18,6 +18,7 @@ use perch_types::{ApiError, AppName, Code, OrgSlug, Secret};
 use sha2::{Digest as _, Sha256};
 
 use crate::config::Shared;
+use crate::documents;
 use crate::error::{Error, store as fault};
 use crate::reply::Failure;
 
@@ -140,7 +141,7 @@ async fn try_change(
         None => Expected::Absent,
     };
     // An app that was deleted in between must not get secrets that nobody would take away.
-    let mut compares = vec![Compare::Exists { key: AppDoc::key(&key(app)) }];
+    let mut compares = vec![documents::still(shared.store.as_ref(), app).await?];
     compares.extend(compare::<SecretsHead>(&key(app), expected));
     let written = shared.store.txn(compares, ops).await.and_then(Txn::or_conflict);
     Ok(written.map(|_| Changed { version, set: answers }))

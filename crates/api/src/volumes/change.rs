@@ -71,8 +71,11 @@ pub(crate) async fn delete(
     let going = VolumePlacementDoc { going: true, ..target.placement.document.clone() };
     let key = (app.org.clone(), target.id.clone());
     let expected = Expected::Revision(target.placement.revision);
-    let written = put_doc(shared.store.as_ref(), &key, &going, expected).await;
-    written.map_err(fault("write a volume's placement"))?;
+    match put_doc(shared.store.as_ref(), &key, &going, expected).await {
+        // Another deletion, or the reconciler, was faster; the host was told all the same.
+        Ok(_) | Err(perch_store::Error::Conflict { .. }) => {}
+        Err(error) => return Err(fault("write a volume's placement")(error).into()),
+    }
     follow(&shared, &record).await;
     Ok(JsonReply(answer::volume(record, HostStatus::Ok)))
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::{Extension, Json as JsonReply};
-use perch_store::{Compare, Expected, Txn, compare, delete_doc, put_doc, put_op};
+use perch_store::{Expected, Txn, compare, delete_doc, put_doc, put_op};
 use perch_types::api::HostStatus;
-use perch_types::directory::{AppDoc, Document as _, VolumePlacementDoc, VolumeRecord};
+use perch_types::directory::{AppDoc, VolumePlacementDoc, VolumeRecord};
 use perch_types::host::{CreateVolume, VolumeSource};
 use perch_types::volume::{CreateVolumeRequest, SIZE_GB_DEFAULT, Volume};
 use perch_types::{Code, HostId, SnapshotId};
@@ -18,6 +18,7 @@ use super::admit::{self, New, Of};
 use super::{Target, answer, follow, of_host};
 use crate::body::Json;
 use crate::config::{Host, Shared};
+use crate::documents;
 use crate::error::store as fault;
 use crate::machines::create::candidates;
 use crate::names;
@@ -154,7 +155,7 @@ async fn write_and_ask(
     let mut compares: Vec<_> =
         compare::<VolumePlacementDoc>(&key, Expected::Absent).into_iter().collect();
     // An app that was deleted in between must not get a volume that nobody would destroy.
-    compares.push(Compare::Exists { key: AppDoc::key(&(app.org.clone(), app.name.clone())) });
+    compares.push(documents::still(store, &app).await?);
     let put = put_op(&key, &placement).map_err(fault("write a volume's placement"))?;
     let written = store.txn(compares, vec![put]).await.and_then(Txn::or_conflict);
     let revision = written.map_err(fault("write a volume's placement"))?;

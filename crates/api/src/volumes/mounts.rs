@@ -56,9 +56,11 @@ pub(crate) fn resolve(
     let view = shared.view.load();
     let mut picked = Picked { picks: shared.picks.clone(), ids: Vec::new() };
     let mut taken = shared.picks.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut own_ids = BTreeSet::new();
     for (index, mount) in config.mounts.iter_mut().enumerate() {
         let path = format!("config.mounts[{index}]");
-        let asked = Asked { view: &view, app, machine, host: host.as_ref(), taken: &taken };
+        let (host_now, own) = (host.as_ref(), &own_ids);
+        let asked = Asked { view: &view, app, machine, host: host_now, taken: &taken, own };
         let record = if mount.volume.is_empty() {
             asked.by_name(&path, mount)?.clone()
         } else {
@@ -68,6 +70,7 @@ pub(crate) fn resolve(
         mount.name = record.name;
         host = Some(record.host);
         let id = record.id;
+        own_ids.insert(id.clone());
         if taken.insert(id.clone()) {
             picked.ids.push(id);
         }
@@ -97,6 +100,8 @@ struct Asked<'a> {
     machine: Option<&'a MachineId>,
     host: Option<&'a HostId>,
     taken: &'a BTreeSet<VolumeId>,
+    /// Those that mounts before this one of the same machine mean.
+    own: &'a BTreeSet<VolumeId>,
 }
 
 impl<'a> Asked<'a> {
@@ -139,8 +144,12 @@ impl<'a> Asked<'a> {
                 record.name == mount.name
                     && record.state.is_usable()
                     && self.host.is_none_or(|host| *host == record.host)
-                    && !self.taken.contains(&record.id)
-                    && record.attached.as_ref().is_none_or(|other| Some(other) == self.machine)
+                    && !self.own.contains(&record.id)
+                    && match &record.attached {
+                        // Also while another change of the same machine is under way.
+                        Some(other) => Some(other) == self.machine,
+                        None => !self.taken.contains(&record.id),
+                    }
             })
             .collect();
         fitting.sort_by_key(|record| (record.attached.is_none(), record.created_at, &record.id));

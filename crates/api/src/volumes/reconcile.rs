@@ -25,20 +25,26 @@ enum Verdict {
     Wait,
     /// Tell its host to destroy it.
     Destroy,
+    /// Write down that it goes: whoever told its host to destroy it did not come to that.
+    Going,
     /// Remove its document.
     Forget,
 }
 
-/// Decides about a volume that nobody wants, or somebody may: `on_host` is what its host says, if
-/// it answered.
+/// Decides about a volume: whether nobody wants it any more, whether its host may be making it,
+/// and what its host says, if it answered.
 fn verdict(
     placement: &VolumePlacementDoc,
-    is_unwanted: bool,
+    (is_unwanted, is_coming): (bool, bool),
     on_host: Option<Option<&VolumeRecord>>,
 ) -> Verdict {
     match on_host {
         None if is_unwanted => Verdict::Wait,
         None => Verdict::Leave,
+        Some(None) if is_unwanted && is_coming => Verdict::Wait,
+        Some(Some(record)) if record.state.is_going() && placement.made && !placement.going => {
+            Verdict::Going
+        }
         Some(None) if is_unwanted || placement.going => Verdict::Forget,
         Some(Some(record)) if is_unwanted && !record.state.is_going() => match record.attached {
             // Its machine goes first.
@@ -62,9 +68,6 @@ pub(crate) async fn pass(
     let is_buried = |placement: &VolumePlacementDoc| {
         tombstones.iter().any(|(_, app_id, _)| *app_id == placement.app_id)
     };
-    let wants =
-        |placement: &VolumePlacementDoc| placement.going || !placement.made || is_buried(placement);
-    let found: Vec<_> = found.into_iter().filter(|(_, found)| wants(&found.document)).collect();
     if found.is_empty() {
         return Ok((true, Vec::new()));
     }
@@ -82,8 +85,9 @@ pub(crate) async fn pass(
         let is_late = placement.created_at.plus(CREATION_TIME) <= now;
         let on_host = hosts.get(&placement.host).map(|volumes| volumes.get(&id));
         let doc = (org, id);
+        let is_coming = !placement.made && !is_late;
         let is_unwanted = buried || (!placement.made && is_late);
-        match verdict(&placement, is_unwanted, on_host) {
+        match verdict(&placement, (is_unwanted, is_coming), on_host) {
             Verdict::Leave => {}
             Verdict::Wait => {
                 is_done = false;
@@ -97,6 +101,11 @@ pub(crate) async fn pass(
                 let expected = Expected::Revision(found.revision);
                 let written = put_doc(store, &doc, &going, expected).await;
                 written.map_err(fault("write a volume's placement"))?;
+            }
+            Verdict::Going => {
+                let going = VolumePlacementDoc { going: true, ..placement };
+                let written = put_doc(store, &doc, &going, Expected::Revision(found.revision));
+                written.await.map_err(fault("write a volume's placement"))?;
             }
             Verdict::Forget => {
                 let expected = Expected::Revision(found.revision);
@@ -177,7 +186,7 @@ mod tests {
 
     #[test]
     fn nothing_is_destroyed_that_nobody_gave_up_and_nothing_is_forgotten_that_is_there() {
-        use Verdict::{Destroy, Forget, Leave, Wait};
+        use Verdict::{Destroy, Forget, Going, Leave, Wait};
         let free = record(VolumeState::Created, false);
         let held = record(VolumeState::Created, true);
         let gone = record(VolumeState::PendingDestroy, false);
@@ -191,13 +200,16 @@ mod tests {
             (false, false, false, true, None, Wait),
             (true, false, true, false, Some(Some(&held)), Wait),
             (true, false, true, false, Some(Some(&free)), Destroy),
-            (true, false, true, false, Some(Some(&gone)), Leave),
+            (false, false, true, false, Some(None), Wait),
+            (true, false, true, false, Some(Some(&gone)), Going),
+            (true, false, false, false, Some(Some(&gone)), Going),
             (true, false, true, false, None, Wait),
             (true, true, false, true, Some(Some(&gone)), Leave),
             (true, true, false, true, Some(None), Forget),
         ] {
             let unwanted = buried || (!made && late);
-            let found = verdict(&placement((made, going)), unwanted, on_host);
+            let coming = !made && !late;
+            let found = verdict(&placement((made, going)), (unwanted, coming), on_host);
             assert_eq!(found, expected, "{made} {going} {buried} {late} {on_host:?}");
         }
     }

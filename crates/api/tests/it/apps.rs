@@ -5,11 +5,13 @@ use std::sync::atomic::Ordering;
 
 use futures_util::future::{join, join_all};
 use perch_client::ListFilter;
-use perch_types::Code;
-use perch_types::api::CreateApp;
+use perch_types::api::{CreateApp, LeaseRequest};
+use perch_types::{Code, MachineState};
 use serde_json::json;
 
 use crate::cloud::{ADMIN, Cloud, shown, web};
+use crate::every_field::send;
+use crate::fake_host::Creation;
 
 fn named(name: &str) -> CreateApp {
     CreateApp { name: Some(name.to_owned()), ..CreateApp::default() }
@@ -121,6 +123,7 @@ async fn a_deleted_app_takes_its_machines_along_and_frees_its_name() {
 #[tokio::test]
 async fn creations_beside_the_deletion_of_their_app_leave_nothing() {
     let cloud = Cloud::start().await;
+    *cloud.host.creation.lock().unwrap() = Creation::Slow;
     for _ in 0..8 {
         cloud.app().await;
         let body = r#"{"config":{"image":"web:1"}}"#;
@@ -133,7 +136,9 @@ async fn creations_beside_the_deletion_of_their_app_leave_nothing() {
             assert!(matches!(status, 200 | 404 | 409), "{status}");
         }
         cloud.until_empty(&["placements/", "configs/", "tombstones/"]).await;
-        cloud.host.machines.lock().unwrap().clear();
+        let left = std::mem::take(&mut *cloud.host.machines.lock().unwrap());
+        let lost = left.values().find(|machine| machine.state != MachineState::Destroyed);
+        assert!(lost.is_none(), "{lost:?} is nobody's and runs");
         cloud.until_empty_woken(&["promises/"]).await;
     }
 }
@@ -152,4 +157,55 @@ async fn a_name_stays_taken_while_the_machines_of_the_deleted_app_cannot_be_reac
     let _task = cloud.host.serve(&socket);
     cloud.until_empty(&["placements/", "tombstones/", "names/"]).await;
     cloud.admin.create_app(&named("web")).await.unwrap();
+}
+
+/// Sends the head of a request and holds its body until the second future is done.
+async fn slowly<F: Future>(cloud: &Cloud, path: &str, body: &'static str, meanwhile: F) -> u16 {
+    let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+    let chunks = futures_util::stream::once(async move {
+        receiver.await.ok();
+        Ok::<_, std::convert::Infallible>(body)
+    });
+    let call = ("POST", path);
+    let router = cloud.api.router();
+    let request = send(&router, call, Some(ADMIN), axum::body::Body::from_stream(chunks));
+    let meanwhile = async {
+        // The head is judged while the body is waited for.
+        tokio::task::yield_now().await;
+        cloud.admin.apps(None).await.unwrap();
+        meanwhile.await;
+        sender.send(()).ok();
+    };
+    join(request, meanwhile).await.0.0
+}
+
+/// The tokens of an app end with it: whoever began a request before does not reach the next app.
+#[tokio::test]
+async fn a_slow_body_does_not_reach_the_next_app_of_the_name() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let body = r#"{"config":{"image":"web:1"}}"#;
+    let status = slowly(&cloud, "/v1/apps/web/machines", body, async {
+        cloud.admin.delete_app(&web()).await.unwrap();
+        cloud.until_empty(&["tombstones/", "names/"]).await;
+        cloud.app().await;
+    })
+    .await;
+    assert_eq!(status, 409);
+    assert!(cloud.keys("placements/").await.is_empty());
+}
+
+/// Nor does it get past a lease that somebody acquired meanwhile.
+#[tokio::test]
+async fn a_slow_body_does_not_get_past_a_lease() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let id = cloud.machine(json!({"image": "web:1"})).await.id;
+    let status = slowly(&cloud, &format!("/v1/apps/web/machines/{id}/stop"), "{}", async {
+        let asked = LeaseRequest::default();
+        cloud.admin.acquire_lease(&web(), &id, &asked, None).await.unwrap();
+    })
+    .await;
+    assert_eq!(status, 409);
+    assert_eq!(cloud.admin.machine(&web(), &id).await.unwrap().state, MachineState::Started);
 }

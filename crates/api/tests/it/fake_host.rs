@@ -36,6 +36,8 @@ pub(crate) enum Creation {
     #[default]
     Works,
     Refused,
+    /// It takes a while, in which the host does not tell of the machine.
+    Slow,
     /// The machine is made, and the connection breaks before the answer.
     Breaks,
 }
@@ -202,6 +204,9 @@ async fn create(State(host): Shared, Json(asked): Json<CreateMachine>) -> Reply<
     if creation == Creation::Refused {
         return refused(Code::ImageUnknown, "pull image `nope`: manifest unknown");
     }
+    if creation == Creation::Slow {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
     host.volumes.attach(&asked.id, &asked.config).await?;
     let now = Timestamp::from_unix_ms(1_700_000_000_000);
     let state = if asked.skip_launch { MachineState::Stopped } else { MachineState::Started };
@@ -291,7 +296,8 @@ async fn command(
             match command {
                 Command::SetCordoned { cordoned } => machine.cordoned = cordoned,
                 Command::SetLabels { change, .. } => change.apply(&mut machine.config.metadata),
-                Command::Update { instance, epoch, config, .. } => {
+                Command::Update { instance, epoch, config, cordoned, .. } => {
+                    machine.cordoned |= cordoned;
                     machine.instance = instance;
                     machine.epoch = epoch;
                     machine.config = *config;

@@ -372,3 +372,75 @@ async fn a_host_without_room_is_not_chosen() {
     cloud.admin.stop(&web(), &second.id, &Default::default()).await.unwrap();
     cloud.machine(json!({"image": "a"})).await;
 }
+
+/// What an image was made with is for those who may run it.
+#[tokio::test]
+async fn the_configuration_of_a_foreign_image_does_not_become_a_file() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let body = json!({"config": {"image": "web:1", "files": [
+        {"guest_path": "/own", "image_config": "registry.internal/web:1"},
+        {"guest_path": "/x", "image_config": "registry.internal/strange:1"},
+    ]}})
+    .to_string();
+    let (status, error) = cloud.error(("POST", MACHINES), Some(ADMIN), body.as_str()).await;
+    assert_eq!((status, error.code), (422, Code::ImageUnknown));
+    assert!(error.error.starts_with("config.files[1].image_config: "), "{}", error.error);
+}
+
+#[tokio::test]
+async fn an_update_takes_a_machine_out_of_service_when_it_says_so() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let id = cloud.machine(json!({"image": "web:1"})).await.id;
+    let path = format!("{MACHINES}/{id}");
+    for (skip, cordoned) in [(false, false), (true, true), (false, true)] {
+        let body = json!({"config": {"image": "web:1"}, "skip_service_registration": skip});
+        let (status, ..) = cloud.raw(("POST", &path), Some(ADMIN), body.to_string()).await;
+        assert_eq!(status, 200);
+        assert_eq!(cloud.host.machines.lock().unwrap()[&id].cordoned, cordoned);
+    }
+}
+
+/// A version that its host was never told of is not the machine's.
+#[tokio::test]
+async fn an_update_that_was_not_sent_leaves_the_version_before() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let before = cloud.machine(json!({"image": "web:1"})).await;
+    let path = format!("{MACHINES}/{}", before.id);
+    let socket = cloud.folder.path().join("host.sock");
+    let body = json!({"config": {"image": "web:1"}, "current_version": before.instance_id});
+    let body = body.to_string();
+    cloud.host_task.abort();
+    std::fs::remove_file(&socket).unwrap();
+    let (status, ..) = cloud.raw(("POST", &path), Some(ADMIN), body.as_str()).await;
+    assert_eq!(status, 503);
+    let _task = cloud.host.serve(&socket);
+    let (status, _, answer) = cloud.raw(("POST", &path), Some(ADMIN), body.as_str()).await;
+    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&answer));
+}
+
+/// Nor is one whose writer ended before the host was told, once that is certain.
+#[tokio::test]
+async fn a_version_that_nobody_will_bring_is_not_waited_for() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let before = cloud.machine(json!({"image": "web:1"})).await;
+    let path = format!("{MACHINES}/{}", before.id);
+    let body = json!({"config": {"image": "web:1"}, "current_version": before.instance_id});
+    let (status, ..) = cloud.raw(("POST", &path), Some(ADMIN), body.to_string()).await;
+    assert_eq!(status, 200);
+    {
+        // As if the host had not heard of it.
+        let mut machines = cloud.host.machines.lock().unwrap();
+        let machine = machines.get_mut(&before.id).unwrap();
+        machine.instance = before.instance_id.clone();
+        machine.epoch = 1;
+    }
+    let (status, ..) = cloud.raw(("POST", &path), Some(ADMIN), body.to_string()).await;
+    assert_eq!(status, 412);
+    cloud.turn(200_000);
+    let (status, ..) = cloud.raw(("POST", &path), Some(ADMIN), body.to_string()).await;
+    assert_eq!(status, 200);
+}

@@ -125,6 +125,14 @@ async fn list(invocation: &Invocation, api: &Api, app: &AppName) -> Result {
 /// Reads NAME=VALUE from the command line.
 fn of_pairs(pairs: &[String]) -> Result<Values> {
     let mut values = Values::new();
+    let from_input =
+        pairs.iter().filter(|pair| pair.split_once('=').is_some_and(|it| it.1 == FROM_INPUT));
+    if from_input.count() > 1 {
+        return Err(CommandError::usage(
+            "standard input can be the value of one secret only",
+            "set the others with a command of their own, or use `perch secrets import`",
+        ));
+    }
     for (index, pair) in pairs.iter().enumerate() {
         let Some((name, value)) = pair.split_once('=') else {
             // It may be a value alone: it is not shown.
@@ -202,8 +210,14 @@ fn put(values: &mut Values, name: &str, value: Secret) -> Result {
 
 fn read_input() -> Result<Secret> {
     let mut text = String::new();
-    let read = std::io::stdin().lock().take(INPUT_BYTES_MAX).read_to_string(&mut text);
-    read.during("read standard input")?;
+    let read = std::io::stdin().lock().take(INPUT_BYTES_MAX + 1).read_to_string(&mut text);
+    let read = u64::try_from(read.during("read standard input")?).unwrap_or(u64::MAX);
+    if read > INPUT_BYTES_MAX {
+        return Err(CommandError::usage(
+            format!("standard input is longer than {INPUT_BYTES_MAX} bytes"),
+            "keep large values in a volume",
+        ));
+    }
     // What an editor or `echo` adds is not part of a value.
     let end = text.strip_suffix('\n').map_or(text.len(), str::len);
     text.truncate(end);

@@ -376,6 +376,7 @@ async fn a_suspended_machine_whose_update_fails_is_stopped_with_its_old_version(
         config: Box::new(next.config),
         config_digest: "next".to_owned(),
         skip_launch: false,
+        cordoned: false,
         secrets: perch_types::host::SecretsWanted::default(),
     };
     rig.tell(&id, update).await;

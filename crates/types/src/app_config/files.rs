@@ -82,12 +82,12 @@ mod tests {
             {"guest_path": "/etc/app.conf", "local_path": "app.conf"},
             {"guest_path": "/etc/other", "raw_value": "", "processes": ["worker"]},
         ]));
-        let unread = config.to_machine_config("app", "web:1").unwrap_err().to_string();
-        assert!(unread.contains("`local_path` of `files`"), "{unread}");
-        config.files[2].local_content = Some(b"\xff\x00".to_vec());
         config.processes = [("app", "a"), ("worker", "b")]
             .map(|(name, command)| (name.to_owned(), command.to_owned()))
             .into();
+        let unread = config.to_machine_config("app", "web:1").unwrap_err().to_string();
+        assert!(unread.contains("`local_path` of `files`"), "{unread}");
+        config.files[2].local_content = Some(b"\xff\x00".to_vec());
         let machine = config.to_machine_config("app", "web:1").unwrap();
         assert_eq!(
             serde_json::to_value(&machine.files).unwrap(),

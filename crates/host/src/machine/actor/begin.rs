@@ -113,6 +113,7 @@ impl Actor {
                 config,
                 config_digest,
                 skip_launch,
+                cordoned,
                 secrets,
             } => {
                 let image = queued.image.ok_or_else(|| {
@@ -122,7 +123,7 @@ impl Actor {
                 let config = *config;
                 let next =
                     Version { instance, epoch, config, config_digest, image, upper, secrets };
-                self.begin_update(next, skip_launch).await
+                self.begin_update(next, skip_launch, cordoned).await
             }
             host::Command::Destroy { .. } => self.begin_destroy(true).await,
             host::Command::SetCordoned { cordoned } => {
@@ -228,8 +229,14 @@ impl Actor {
         self.commit(record, Some(input)).await
     }
 
-    async fn begin_update(&mut self, next: Version, skip_launch: bool) -> Result<(), ApiError> {
+    async fn begin_update(
+        &mut self,
+        next: Version,
+        skip_launch: bool,
+        cordoned: bool,
+    ) -> Result<(), ApiError> {
         let mut record = self.record.clone();
+        record.cordoned |= cordoned;
         let runs = record.boot.is_some();
         let config = &record.version.config;
         let frozen = record.is_frozen();

@@ -125,6 +125,7 @@ fn update(number: u64, script: &str, old: &perch_types::host::CreateMachine) -> 
         config: Box::new(config),
         config_digest: format!("update {number}"),
         skip_launch: false,
+        cordoned: false,
         secrets: perch_types::host::SecretsWanted::default(),
     }
 }
@@ -152,10 +153,19 @@ fn an_update_takes_over_and_one_that_cannot_run_goes_back() {
                 mut config,
                 config_digest,
                 skip_launch,
+                cordoned,
                 secrets,
             } => {
                 config.init.exec = vec!["/nowhere".to_owned()];
-                Command::Update { instance, epoch, config, config_digest, skip_launch, secrets }
+                Command::Update {
+                    instance,
+                    epoch,
+                    config,
+                    config_digest,
+                    skip_launch,
+                    cordoned,
+                    secrets,
+                }
             }
             other => panic!("{other:?}"),
         };

@@ -168,6 +168,7 @@ fn an_update_that_is_under_way_names_both_images() {
             config: Box::new(config),
             config_digest: "2".to_owned(),
             skip_launch: false,
+            cordoned: false,
             secrets: perch_types::host::SecretsWanted::default(),
         };
         tell(&host, &id, update).await;

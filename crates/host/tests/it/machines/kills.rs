@@ -146,6 +146,7 @@ impl Act {
             config: Box::new(config),
             config_digest: format!("{number}-2"),
             skip_launch: false,
+            cordoned: false,
             secrets: perch_types::host::SecretsWanted::default(),
         }
     }

@@ -34,6 +34,7 @@ async fn update(
         config: Box::new(config),
         config_digest: format!("update-{number}"),
         skip_launch: false,
+        cordoned: false,
         secrets: perch_types::host::SecretsWanted::default(),
     };
     host.command(id, command).await?;

@@ -52,6 +52,7 @@ fn update(number: u64) -> Command {
         config: Box::new(config.unwrap()),
         config_digest: number.to_string(),
         skip_launch: true,
+        cordoned: false,
         secrets: perch_types::host::SecretsWanted::default(),
     }
 }
