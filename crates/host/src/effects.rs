@@ -180,6 +180,8 @@ pub struct Room {
     pub total_bytes: u64,
     /// Bytes of it that can still be written.
     pub free_bytes: u64,
+    /// Bytes of those that its volumes may still write before each is full.
+    pub promised_bytes: u64,
     /// Whether a copy shares the blocks of what it was made of.
     pub shares_blocks: bool,
 }
@@ -187,6 +189,10 @@ pub struct Room {
 /// The disks of volumes and snapshots.
 #[async_trait]
 pub trait VolumeDisks: Send + Sync + fmt::Debug {
+    /// Returns how many bytes a volume shares with no other disk: its copy shares them, and to
+    /// write them anew takes as many.
+    async fn own_bytes(&self, volume: &VolumeId) -> Result<u64, Fault>;
+
     /// Returns the image file that a machine mounts as a volume.
     fn image(&self, volume: &VolumeId) -> PathBuf;
 

@@ -234,7 +234,16 @@ impl VolumeDisks for FakeServer {
     }
 
     async fn room(&self) -> Result<Room, Fault> {
-        Ok(Room { total_bytes: POOL_BYTES, free_bytes: POOL_BYTES, shares_blocks: true })
+        Ok(Room {
+            total_bytes: POOL_BYTES,
+            free_bytes: POOL_BYTES,
+            promised_bytes: 0,
+            shares_blocks: true,
+        })
+    }
+
+    async fn own_bytes(&self, _volume: &VolumeId) -> Result<u64, Fault> {
+        Ok(0)
     }
 
     async fn make(&self, volume: &VolumeId, bytes: u64) -> Result<VolumeUsage, Fault> {

@@ -20,7 +20,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use perch_durable::Tx;
 use perch_types::directory::{Generation, VolumeRecord};
 use perch_types::{ApiError, MachineConfig, MachineId, SnapshotId, Timestamp, VolumeId};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::schema::VOLUMES;
 use crate::shared::{Shared, Stamps};
@@ -36,8 +36,7 @@ pub struct Book {
 /// One volume.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// Held while something is done to it.
-    pub(crate) turn: Mutex<()>,
+    turn: Arc<Mutex<()>>,
     known: RwLock<Known>,
 }
 
@@ -50,7 +49,25 @@ pub struct Known {
     pub snapshots: Vec<SnapshotRow>,
 }
 
+/// The right to do something to a volume. Whoever drives a run has it until the run's end.
+pub(crate) type Turn = OwnedMutexGuard<()>;
+
 impl Entry {
+    fn of(row: &VolumeRow) -> Self {
+        let known = Known { row: row.clone(), snapshots: Vec::new() };
+        Self { turn: Arc::default(), known: RwLock::new(known) }
+    }
+
+    /// Waits until nobody else does something to it.
+    pub(crate) async fn turn(&self) -> Turn {
+        Arc::clone(&self.turn).lock_owned().await
+    }
+
+    /// Returns the turn unless somebody has it.
+    pub(crate) fn try_turn(&self) -> Option<Turn> {
+        Arc::clone(&self.turn).try_lock_owned().ok()
+    }
+
     /// Returns what is known.
     pub(crate) fn known(&self) -> Known {
         self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -83,19 +100,27 @@ impl Book {
         })
     }
 
-    /// Takes a row that was committed, unless a newer one is known.
-    pub(crate) fn put(&self, row: VolumeRow) -> Arc<Entry> {
+    /// Takes the row of a volume that is being made; whoever makes it has the first turn, before
+    /// anybody else sees it.
+    pub(crate) fn put_new(&self, row: &VolumeRow) -> (Arc<Entry>, Option<Turn>) {
+        let entry = Arc::new(Entry::of(row));
+        let turn = entry.try_turn();
         let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
-        let entry = volumes.entry(row.record.id.clone()).or_insert_with(|| {
-            let known = Known { row: row.clone(), snapshots: Vec::new() };
-            Arc::new(Entry { turn: Mutex::default(), known: RwLock::new(known) })
-        });
+        let known =
+            Arc::clone(volumes.entry(row.record.id.clone()).or_insert_with(|| Arc::clone(&entry)));
+        let is_first = Arc::ptr_eq(&known, &entry);
+        (known, turn.filter(|_| is_first))
+    }
+
+    /// Takes a row that was committed, unless a newer one is known.
+    pub(crate) fn put(&self, row: VolumeRow) {
+        let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
+        let entry =
+            volumes.entry(row.record.id.clone()).or_insert_with(|| Arc::new(Entry::of(&row)));
         let mut known = entry.known.write().unwrap_or_else(PoisonError::into_inner);
         if known.row.record.generation <= row.record.generation {
             known.row = row;
         }
-        drop(known);
-        Arc::clone(entry)
     }
 
     /// Takes a snapshot that was committed, in place of what was known of it.

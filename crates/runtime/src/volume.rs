@@ -29,6 +29,85 @@ const XFS_IOC_FSGROWFSDATA: libc::Ioctl = 0x4010_586e;
 /// How much of the file system inodes may take, in percent: XFS's own default.
 const INODES_PERCENT: u32 = 25;
 
+const FS_IOC_FIEMAP: libc::Ioctl = 0xc020_660b_u32 as libc::Ioctl;
+/// Pieces of a file that the kernel is asked for at once, and how often at most.
+const PIECES_MAX: u32 = 128;
+const PIECE_ROUNDS_MAX: usize = 8192;
+const PIECE_IS_LAST: u32 = 0x1;
+const PIECE_IS_SHARED: u32 = 0x2000;
+
+/// The kernel's `struct fiemap_extent`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Piece {
+    at: u64,
+    physical: u64,
+    bytes: u64,
+    reserved: [u64; 2],
+    flags: u32,
+    more_reserved: [u32; 3],
+}
+
+/// The kernel's `struct fiemap`, with room for the answer.
+#[repr(C)]
+struct Pieces {
+    from: u64,
+    bytes: u64,
+    flags: u32,
+    found: u32,
+    room: u32,
+    reserved: u32,
+    all: [Piece; PIECES_MAX as usize],
+}
+
+/// Returns how many bytes of the disk an image takes that it shares with no other file: what it
+/// writes there anew takes no more. Where the file system cannot tell, nothing is shared.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn own_bytes(image: &Path) -> Result<u64, Error> {
+    use std::os::unix::fs::MetadataExt as _;
+    let file = File::open(image).map_err(Error::file("open", image))?;
+    let (mut from, mut own) = (0, 0_u64);
+    for _ in 0..PIECE_ROUNDS_MAX {
+        let mut pieces = Pieces {
+            from,
+            bytes: u64::MAX - from,
+            flags: 0,
+            found: 0,
+            room: PIECES_MAX,
+            reserved: 0,
+            all: [Piece::default(); PIECES_MAX as usize],
+        };
+        #[expect(unsafe_code, reason = "no safe binding")]
+        // SAFETY: the descriptor is open, and the kernel writes at most as many pieces as `room`
+        // says there is room for.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, &raw mut pieces) };
+        if result != 0 {
+            let error = io::Error::last_os_error();
+            return match error.raw_os_error() {
+                Some(libc::EOPNOTSUPP | libc::ENOTTY) => {
+                    let found = file.metadata().map_err(Error::file("read", image))?;
+                    Ok(found.blocks().saturating_mul(512))
+                }
+                _ => Err(Error::file("list the pieces of", image)(error)),
+            };
+        }
+        let found = usize::try_from(pieces.found.min(PIECES_MAX)).unwrap_or_default();
+        let all = pieces.all.get(..found).unwrap_or_default();
+        let alone = all.iter().filter(|piece| piece.flags & PIECE_IS_SHARED == 0);
+        own = alone.fold(own, |sum, piece| sum.saturating_add(piece.bytes));
+        match all.last() {
+            Some(last) if last.flags & PIECE_IS_LAST == 0 => {
+                from = last.at.saturating_add(last.bytes);
+            }
+            Some(_) | None => return Ok(own),
+        }
+    }
+    // Of what is not known, it is not said that it is there.
+    Ok(own)
+}
+
 /// The kernel's `struct xfs_growfs_data`.
 #[repr(C)]
 struct Grow {

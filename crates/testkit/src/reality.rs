@@ -1,16 +1,21 @@
-//! What there is of a host's machines, looked at from outside: processes, cgroups, interfaces,
-//! mounts, loop devices, files, and the rows of the host's own file.
+//! What there is of a host's machines and volumes, looked at from outside: processes, cgroups,
+//! interfaces, the firewall, mounts, loop devices, files, and the rows of the host's own file.
 //!
 //! Never asks the server: what its API says is compared with this.
 
+mod disks;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use perch_durable::{Frozen, Table};
 use serde_json::Value;
+
+use self::disks::Disks;
 
 const RECORDS: Table<String, Value> = Table::new("machines");
 const QUEUES: Table<String, Value> = Table::new("queues");
@@ -25,6 +30,8 @@ pub struct Place {
     pub run: PathBuf,
     /// The name of its cgroups.
     pub cgroup: String,
+    /// Where its volumes are.
+    pub pool: PathBuf,
 }
 
 /// What a machine is said to be.
@@ -43,6 +50,8 @@ struct Found {
     cgroups: usize,
     processes: usize,
     interfaces: usize,
+    /// Networks whose machines it may talk to, of those that its address is in.
+    networks_open: usize,
     loops: usize,
     disks: Vec<String>,
     has_run_folder: bool,
@@ -59,6 +68,7 @@ pub struct Reality {
     queued: Vec<String>,
     slots_taken: BTreeSet<u64>,
     open_runs: Vec<String>,
+    volumes: Disks,
 }
 
 impl Reality {
@@ -74,6 +84,7 @@ impl Reality {
         reality.look_at_mounts(place)?;
         reality.look_at_loops(place);
         reality.look_at_files(place);
+        reality.volumes = Disks::look(place)?;
         reality.look_at_rows(place)?;
         Ok(reality)
     }
@@ -119,6 +130,30 @@ impl Reality {
             let id = name.and_then(|name| name.strip_prefix('p'));
             if let Some(id) = id.filter(|id| id.len() == 14) {
                 self.machine(id).interfaces += 1;
+            }
+        }
+        self.look_at_firewall()
+    }
+
+    /// Finds out whether the firewall knows the networks that routes to machines are of.
+    fn look_at_firewall(&mut self) -> Result<()> {
+        let said = |program: &str, words: &[&str]| -> Result<String> {
+            let output = Command::new(program).args(words).output();
+            let output = output.with_context(|| format!("run {program}"))?;
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let rules = said("nft", &["list", "ruleset"])?;
+        let routes = said("ip", &["-6", "route", "show"])?;
+        for line in routes.lines() {
+            let mut words = line.split_whitespace();
+            let address = words.next().and_then(|word| word.parse::<Ipv6Addr>().ok());
+            let id = words.skip_while(|word| *word != "dev").nth(1);
+            let id = id.and_then(|name| name.strip_prefix('p')).filter(|id| id.len() == 14);
+            let (Some(address), Some(id)) = (address, id) else { continue };
+            let [a, b, c, ..] = address.segments();
+            let network = Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0);
+            if rules.contains(&format!("{network} . {network}")) {
+                self.machine(id).networks_open += 1;
             }
         }
         Ok(())
@@ -168,6 +203,7 @@ impl Reality {
         let file = Frozen::open(place.data.join("host.db")).context("open the host's file")?;
         let snapshot = file.snapshot();
         self.records = RECORDS.list(&snapshot)?.records.into_iter().collect();
+        self.volumes.take_rows(&snapshot)?;
         self.queued = QUEUES.list(&snapshot)?.records.into_iter().map(|(id, _)| id).collect();
         for (_, slots) in SLOTS.list(&snapshot)?.records {
             let taken = slots["taken"].as_array().into_iter().flatten();
@@ -179,6 +215,18 @@ impl Reality {
         let runs = query.query_map([], |row| row.get(0))?;
         self.open_runs = runs.collect::<Result<_, _>>()?;
         Ok(())
+    }
+
+    /// Returns whether a monitor or a process of a machine is there.
+    #[must_use]
+    pub fn has_processes(&self) -> bool {
+        self.machines.values().any(|found| found.monitors + found.processes > 0)
+    }
+
+    /// Returns in what this differs from what the API says of all volumes.
+    #[must_use]
+    pub fn volumes_said_otherwise(&self, said: &[Value]) -> Vec<String> {
+        self.volumes.said_otherwise(said)
     }
 
     /// Returns in what this differs from what the API says of all machines that are not destroyed;
@@ -225,6 +273,7 @@ impl Reality {
         wrong.extend(self.unfinished_files.iter().map(|file| format!("unfinished file {file}")));
         wrong.extend(self.open_runs.iter().map(|run| format!("unfinished run {run}")));
         wrong.extend(self.queued.iter().map(|id| format!("a command waits for {id}")));
+        wrong.extend(self.volumes.differences(said, &self.records));
         wrong
     }
 }
@@ -236,12 +285,12 @@ fn of_one(id: &str, runs: bool, found: &Found, record: Option<&Value>) -> Vec<St
     if !others.is_empty() {
         wrong.push(format!("machine {id} has disks of no version: {others:?}"));
     }
-    let counts = (found.monitors, found.interfaces, found.loops);
-    if runs && (counts != (1, 1, 1) || found.processes == 0 || found.disks.len() != 1) {
+    let counts = (found.monitors, found.interfaces, found.networks_open, found.loops);
+    if runs && (counts != (1, 1, 1, 1) || found.processes == 0 || found.disks.len() != 1) {
         wrong.push(format!("machine {id} is said to run, there is {found:?}"));
     }
     let left = (found.cgroups, found.has_run_folder);
-    if !runs && (counts != (0, 0, 0) || left != (0, false)) {
+    if !runs && (counts != (0, 0, 0, 0) || left != (0, false)) {
         wrong.push(format!("machine {id} is said not to run, there is {found:?}"));
     }
     wrong
@@ -277,6 +326,7 @@ mod tests {
             cgroups: 5,
             processes: 2,
             interfaces: 1,
+            networks_open: 1,
             loops: 1,
             disks: vec!["root-1.img".to_owned()],
             has_run_folder: true,
@@ -303,6 +353,7 @@ mod tests {
             Found { monitors: 0, ..running() },
             Found { processes: 0, ..running() },
             Found { interfaces: 0, ..running() },
+            Found { networks_open: 0, ..running() },
             Found { loops: 2, ..running() },
             Found { disks: vec!["root-1.img".to_owned(), "root-0.img".to_owned()], ..running() },
         ] {

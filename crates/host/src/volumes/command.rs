@@ -13,7 +13,7 @@ use perch_types::{ApiError, Code, SnapshotId, Timestamp, VolumeId};
 
 use super::record::{SnapshotRow, VolumeRow};
 use super::run::{Intent, Left, Work};
-use super::{Entry, Known, change};
+use super::{Entry, Turn, change};
 use crate::Host;
 use crate::effects::Room;
 use crate::schema::{SNAPSHOTS, VOLUMES};
@@ -122,13 +122,18 @@ impl Shared {
         }
         // What it is made of stays until it is made.
         let source = self.source_of(&asked)?;
-        let _turn = match &source {
-            Some(entry) => Some(entry.turn.lock().await),
-            None => None,
-        };
+        let mut turns = Vec::new();
+        if let Some(entry) = &source {
+            turns.push(turn_of(entry).await?);
+        }
         // It may have gone while this waited for its turn.
         self.source_of(&asked)?;
-        let room = self.room_for(u64::from(asked.size_gb)).await?;
+        // Whatever a source had for itself alone is shared from then on.
+        let shared_bytes = match &asked.source {
+            VolumeSource::Volume(source) => self.own_bytes(source).await?,
+            VolumeSource::Empty | VolumeSource::Snapshot(_) => 0,
+        };
+        let room = self.room_for(u64::from(asked.size_gb), shared_bytes).await?;
         let intent = match asked.source.clone() {
             VolumeSource::Empty => Intent::Create,
             VolumeSource::Snapshot(snapshot) => Intent::Restore { snapshot },
@@ -157,10 +162,13 @@ impl Shared {
         };
         let row = VolumeRow { record, backed_up_unix_ms: now.unix_ms() };
         let open = self.begin_volume_run(row.clone(), None, &intent).await?;
-        let entry = self.volumes.put(row);
-        let known = entry.known();
+        let (entry, turn) = self.volumes.put_new(&row);
+        turns.push(match turn {
+            Some(turn) => turn,
+            None => turn_of(&entry).await?,
+        });
         self.dirty.notify_one();
-        self.drive_volume(entry, open, intent, known).await
+        self.drive_volume((entry, turns), open, intent).await
     }
 
     /// Returns the volume that a new one is made of.
@@ -190,9 +198,15 @@ impl Shared {
         self.volumes.entry(&row.record.id).map(Some)
     }
 
-    /// Refuses what the pool has no room for. What volumes may hold together never exceeds the
-    /// pool, so that one that fills up does so alone.
-    async fn room_for(&self, more_gb: u64) -> Result<Room, ApiError> {
+    async fn own_bytes(&self, volume: &VolumeId) -> Result<u64, ApiError> {
+        self.effects.volumes.own_bytes(volume).await.map_err(|fault| fault.error)
+    }
+
+    /// Refuses what the pool has no room for: a volume of so many more GiB, or a copy of which so
+    /// many bytes may have to be written anew. What volumes may hold together never exceeds the
+    /// pool, and what they may still write is free in it and on the disk below, so that one that
+    /// fills up does so alone and none meets an end before its own.
+    async fn room_for(&self, more_gb: u64, shared_bytes: u64) -> Result<Room, ApiError> {
         let room = self.effects.volumes.room().await.map_err(|fault| fault.error)?;
         let hint = "destroy volumes, or give the pool more room (`perchd config`, `volumes`)";
         if room.free_bytes == 0 {
@@ -201,18 +215,25 @@ impl Shared {
         let promised_gb: u64 =
             self.volumes.all().iter().map(|known| u64::from(known.row.record.size_gb)).sum();
         let wanted = promised_gb.saturating_add(more_gb).saturating_mul(GIB);
-        if wanted <= room.total_bytes {
-            return Ok(room);
-        }
-        Err(ApiError::new(
-            Code::InsufficientCapacity,
-            format!(
+        let refused = |text| ApiError::new(Code::InsufficientCapacity, text).with_hint(hint);
+        if wanted > room.total_bytes {
+            return Err(refused(format!(
                 "the pool of volumes holds {} GiB, {promised_gb} GiB are promised, {more_gb} GiB \
                  more are asked for",
                 room.total_bytes / GIB
-            ),
-        )
-        .with_hint(hint))
+            )));
+        }
+        let more_bytes = more_gb.saturating_mul(GIB).saturating_add(shared_bytes);
+        if room.promised_bytes.saturating_add(more_bytes) > room.free_bytes {
+            return Err(refused(format!(
+                "the pool of volumes has {} MiB free, of which its volumes may still write {} MiB; \
+                 this takes {} MiB more",
+                room.free_bytes >> 20,
+                room.promised_bytes >> 20,
+                more_bytes >> 20
+            )));
+        }
+        Ok(room)
     }
 
     /// Makes a volume larger.
@@ -225,8 +246,7 @@ impl Shared {
         size_gb: u32,
     ) -> Result<VolumeRecord, ApiError> {
         let entry = self.volumes.entry(id)?;
-        let turn = Arc::clone(&entry);
-        let _turn = turn.turn.lock().await;
+        let turn = turn_of(&entry).await?;
         let known = entry.known();
         let record = &known.row.record;
         if !record.state.is_usable() {
@@ -242,8 +262,8 @@ impl Shared {
         if size_gb == record.size_gb && record.state == VolumeState::Created {
             return Ok(record.clone());
         }
-        self.room_for(u64::from(size_gb - record.size_gb)).await?;
-        self.run_volume(entry, Intent::Extend { size_gb }, None).await
+        self.room_for(u64::from(size_gb - record.size_gb), 0).await?;
+        self.run_volume((entry, turn), Intent::Extend { size_gb }, None).await
     }
 
     /// Makes a snapshot. The same id again is the same snapshot.
@@ -257,8 +277,7 @@ impl Shared {
         is_daily: bool,
     ) -> Result<VolumeRecord, ApiError> {
         let entry = self.volumes.entry(id)?;
-        let turn = Arc::clone(&entry);
-        let _turn = turn.turn.lock().await;
+        let turn = turn_of(&entry).await?;
         let known = entry.known();
         let record = &known.row.record;
         if known.snapshots.iter().any(|one| one.id == snapshot) {
@@ -274,7 +293,7 @@ impl Shared {
             )
             .with_hint("the oldest go by themselves: see `snapshot_retention`"));
         }
-        self.room_for(0).await?;
+        self.room_for(0, self.own_bytes(id).await?).await?;
         let row = SnapshotRow {
             id: snapshot.clone(),
             volume: id.clone(),
@@ -284,12 +303,12 @@ impl Shared {
             retention_days: record.snapshot_retention,
             is_whole: false,
         };
-        self.run_volume(entry, Intent::Snapshot { snapshot, is_daily }, Some(row)).await
+        self.run_volume((entry, turn), Intent::Snapshot { snapshot, is_daily }, Some(row)).await
     }
 
     async fn destroy_volume(self: &Arc<Self>, id: &VolumeId) -> Result<VolumeRecord, ApiError> {
         let entry = self.volumes.entry(id)?;
-        let _turn = entry.turn.lock().await;
+        let _turn = turn_of(&entry).await?;
         let id = id.clone();
         let due = self.effects.clock.now();
         let due = Timestamp::from_unix_ms(due.unix_ms().saturating_add(DESTROY_DELAY_MS));
@@ -334,10 +353,10 @@ impl Shared {
         Ok(row.record)
     }
 
-    /// Begins a run of a volume whose turn the caller has, and waits for its end.
+    /// Begins a run of a volume and waits for its end.
     pub(super) async fn run_volume(
         self: &Arc<Self>,
-        entry: Arc<Entry>,
+        (entry, turn): (Arc<Entry>, Turn),
         intent: Intent,
         snapshot: Option<SnapshotRow>,
     ) -> Result<VolumeRecord, ApiError> {
@@ -349,8 +368,7 @@ impl Shared {
         if let Some(snapshot) = snapshot {
             self.volumes.put_snapshot(snapshot);
         }
-        let known = entry.known();
-        self.drive_volume(entry, open, intent, known).await
+        self.drive_volume((entry, vec![turn]), open, intent).await
     }
 
     async fn begin_volume_run(
@@ -382,14 +400,15 @@ impl Shared {
         begun.map_err(|error| self.db_error(&error))
     }
 
-    /// Drives a run that has begun. The answer comes at its end, or before when that takes long.
+    /// Drives a run that has begun. The answer comes at its end, or before when that takes long;
+    /// nobody else has a turn with what it is about before its end.
     pub(super) async fn drive_volume(
         self: &Arc<Self>,
-        entry: Arc<Entry>,
+        (entry, turns): (Arc<Entry>, Vec<Turn>),
         open: OpenRun,
         intent: Intent,
-        known: Known,
     ) -> Result<VolumeRecord, ApiError> {
+        let known = entry.known();
         let id = known.row.record.id.clone();
         let mut work = Work {
             shared: Arc::clone(self),
@@ -402,6 +421,7 @@ impl Shared {
         let shared = Arc::clone(self);
         // Goes on whatever becomes of the caller.
         let driving = self.tasks.spawn(async move {
+            let _turns = turns;
             let driven = tokio::select! {
                 biased;
                 // As good as a crash: the next agent goes on with it.
@@ -464,6 +484,15 @@ impl Shared {
             }
         }
     }
+}
+
+/// Waits until nobody else does something to a volume, for as long as somebody waits for an answer.
+async fn turn_of(entry: &Entry) -> Result<Turn, ApiError> {
+    tokio::time::timeout(ANSWER_TIMEOUT, entry.turn()).await.map_err(|_| {
+        let id = entry.known().row.record.id;
+        ApiError::new(Code::Conflict, format!("volume {id} is still being copied or changed"))
+            .with_hint("try again when that is done")
+    })
 }
 
 /// Returns why a volume takes no command.

@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use perch_runtime::loopback::{FREE_TIMEOUT_MS, Loop};
-use perch_runtime::volume::Held;
+use perch_runtime::volume::{Held, own_bytes};
 use perch_types::volume::{GIB, VolumeUsage};
 use perch_types::{ApiError, Code, VolumeId};
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -236,6 +236,7 @@ impl Pool {
             room.free_bytes = room.free_bytes.min(disk_of(&self.folder)?.free_bytes);
         }
         room.free_bytes = room.free_bytes.saturating_sub(self.config.reserve_bytes);
+        room.promised_bytes = promised(&opened.root.join(VOLUMES))?;
         room.shares_blocks = opened.cloning == Cloning::Reflink;
         Ok(room)
     }
@@ -348,6 +349,33 @@ fn sync_folder(path: &Path) -> Result<(), Error> {
     opened.sync_all().map_err(Error::path("sync", folder))
 }
 
+/// Returns what the volumes in a folder may still write: all that is not there for each alone.
+fn promised(folder: &Path) -> Result<u64, Error> {
+    let mut sum = 0_u64;
+    for entry in fs::read_dir(folder).map_err(Error::path("list", folder))? {
+        let path = entry.map_err(Error::path("list", folder))?.path();
+        if path.extension().is_none_or(|extension| extension != "img") {
+            continue;
+        }
+        let size = match fs::metadata(&path) {
+            Ok(found) => found.len(),
+            // It was removed just now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(Error::path("read", &path)(error)),
+        };
+        let own = match own_bytes(&path) {
+            Err(perch_runtime::Error::File { source, .. })
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                continue;
+            }
+            own => own?,
+        };
+        sum = sum.saturating_add(size.saturating_sub(own));
+    }
+    Ok(sum)
+}
+
 /// Finds out how files are copied in a folder.
 fn probe(root: &Path) -> Result<Cloning, Error> {
     let (from, to) = (root.join("probe.from"), root.join("probe.to"));
@@ -364,6 +392,7 @@ fn disk_of(path: &Path) -> Result<Room, Error> {
     Ok(Room {
         total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
         free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+        promised_bytes: 0,
         shares_blocks: false,
     })
 }
@@ -392,6 +421,10 @@ impl VolumeDisks for Pool {
 
     async fn room(&self) -> Result<Room, Fault> {
         here(|| self.room_now())
+    }
+
+    async fn own_bytes(&self, volume: &VolumeId) -> Result<u64, Fault> {
+        here(|| Ok(own_bytes(&self.image(volume))?))
     }
 
     async fn make(&self, volume: &VolumeId, bytes: u64) -> Result<VolumeUsage, Fault> {

@@ -10,6 +10,7 @@ use perch_types::VolumeId;
 
 use super::record::SnapshotRow;
 use super::run::Intent;
+use super::{Entry, Turn};
 use crate::error::Error;
 use crate::schema::{SNAPSHOTS, VOLUMES};
 use crate::shared::Shared;
@@ -48,7 +49,10 @@ impl Shared {
             self.thaw_after(id, open).await;
         }
         for (id, open) in mine {
-            self.resume_volume(&id, open);
+            // Nobody else has begun yet.
+            let Ok(entry) = self.volumes.entry(&id) else { continue };
+            let turn = entry.try_turn();
+            self.resume_volume((entry, turn), open);
         }
         Ok(())
     }
@@ -72,19 +76,36 @@ impl Shared {
         }
     }
 
-    /// Goes on with a run that was parked: what it met may have changed.
-    pub(super) fn retry_volume(self: &Arc<Self>, id: &VolumeId) {
-        let idle = self.volumes.entry(id).is_ok_and(|entry| entry.turn.try_lock().is_ok());
-        let parked = self.db.read(|snapshot| Journal::unfinished_of(snapshot, id.as_str()));
-        if let (true, Ok(Some(run))) = (idle, parked) {
-            match self.journal.open(run) {
-                Ok(open) => self.resume_volume(id, open),
-                Err(error) => tracing::error!(volume = %id, %error, "run cannot be opened"),
+    /// Goes on with a run that has stopped: it was parked, or its journal could not be written. What
+    /// it met may have changed. Its state alone does not tell: a volume that is copied is as usable
+    /// as before. Returns whether there was such a run.
+    pub(super) fn retry_volume(self: &Arc<Self>, id: &VolumeId) -> bool {
+        let Ok(entry) = self.volumes.entry(id) else { return false };
+        // Whoever drives a run has the turn; with it in hand, a run that is found is nobody's.
+        let Some(turn) = entry.try_turn() else { return false };
+        let found = self
+            .db
+            .read(|snapshot| Journal::unfinished_of(snapshot, id.as_str()))
+            .and_then(|run| run.map(|run| self.journal.open(run)).transpose());
+        match found {
+            Ok(Some(open)) => {
+                self.resume_volume((entry, Some(turn)), open);
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::error!(volume = %id, %error, "run cannot be opened");
+                false
             }
         }
     }
 
-    fn resume_volume(self: &Arc<Self>, id: &VolumeId, mut open: OpenRun) {
+    fn resume_volume(
+        self: &Arc<Self>,
+        (entry, turn): (Arc<Entry>, Option<Turn>),
+        mut open: OpenRun,
+    ) {
+        let id = entry.known().row.record.id;
         let intent: Intent = match serde_json::from_value(open.state().input.clone()) {
             Ok(intent) => intent,
             Err(error) => {
@@ -98,14 +119,14 @@ impl Shared {
                 tracing::warn!(volume = %id, %error, "run stays parked");
             }
         }
-        let Ok(entry) = self.volumes.entry(id) else { return };
-        let (shared, id) = (Arc::clone(self), id.clone());
+        let shared = Arc::clone(self);
         self.tasks.spawn(async move {
-            let turn = Arc::clone(&entry);
-            let _turn = turn.turn.lock().await;
-            let known = entry.known();
-            if let Err(error) = shared.drive_volume(entry, open, intent, known).await {
-                tracing::warn!(volume = %id, %error, "run of an earlier agent did not succeed");
+            let turn = match turn {
+                Some(turn) => turn,
+                None => entry.turn().await,
+            };
+            if let Err(error) = shared.drive_volume((entry, vec![turn]), open, intent).await {
+                tracing::warn!(volume = %id, %error, "run that had stopped did not succeed");
             }
         });
     }

@@ -74,6 +74,10 @@ impl Shared {
 
     async fn grow_if_full(self: &Arc<Self>, id: &VolumeId, auto: AutoExtend) {
         let Ok(entry) = self.volumes.entry(id) else { return };
+        // This loop does not wait for a copy that takes long.
+        if entry.try_turn().is_none() {
+            return;
+        }
         let record = entry.known().row.record;
         let usage = match self.effects.volumes.usage(id).await {
             Ok(Some(usage)) if record.state == VolumeState::Created => usage,
@@ -95,10 +99,13 @@ impl Shared {
             if self.stopping.is_cancelled() {
                 return;
             }
-            if known.row.record.state != VolumeState::Created {
-                self.retry_volume(&known.row.record.id);
+            let entry = self.volumes.entry(&known.row.record.id);
+            if !entry.is_ok_and(|entry| entry.try_turn().is_some()) {
+                continue;
             }
-            self.tend_volume(&known).await;
+            if !self.retry_volume(&known.row.record.id) {
+                self.tend_volume(&known).await;
+            }
         }
     }
 
@@ -123,8 +130,7 @@ impl Shared {
     /// Does something that nobody asked for, if it is still due when its turn comes.
     async fn run_alone(self: &Arc<Self>, id: &VolumeId, intent: Intent) {
         let Ok(entry) = self.volumes.entry(id) else { return };
-        let turn = Arc::clone(&entry);
-        let _turn = turn.turn.lock().await;
+        let turn = entry.turn().await;
         let known = entry.known();
         let now = self.effects.clock.now();
         let is_due = match &intent {
@@ -142,7 +148,7 @@ impl Shared {
         if !is_due || self.volumes.entry(id).is_err() {
             return;
         }
-        if let Err(error) = self.run_volume(entry, intent.clone(), None).await {
+        if let Err(error) = self.run_volume((entry, turn), intent.clone(), None).await {
             tracing::warn!(volume = %id, run = ?intent, %error, "volume was not tended");
         }
     }

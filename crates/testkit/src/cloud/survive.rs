@@ -4,9 +4,12 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use perch_durable::{Db, Table};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -79,6 +82,7 @@ impl Cloud {
             data: self.data().join("host"),
             run: self.folder.path().join("r/host"),
             cgroup: self.instance.clone(),
+            pool: self.data().join("host/volumes/pool"),
         }
     }
 
@@ -93,6 +97,42 @@ impl Cloud {
         let pid = boot[who]["pid"].as_i64().context("read a process id")?;
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("read a process id")?;
         Ok(kill_process(pid, Signal::KILL).is_ok())
+    }
+
+    /// Does to everything what a power failure and a boot do: all processes are gone, and with
+    /// them mounts, loop devices, cgroups, interfaces, the firewall and what lies in /run. The
+    /// server then starts, and finds another boot id in its file than it has.
+    ///
+    /// # Errors
+    /// When something stays, or the server does not get ready.
+    pub fn reboot(&mut self) -> Result<()> {
+        if self.server.is_some() {
+            self.kill()?;
+        }
+        let place = self.place();
+        for machine in fs::read_dir(place.run.join("machines")).into_iter().flatten().flatten() {
+            let id = machine.file_name().to_string_lossy().into_owned();
+            for who in ["monitor", "init"] {
+                self.kill_inside(&id, who)?;
+            }
+        }
+        wait_for("the machines to end", REST, || {
+            let reality = Reality::look(&place).ok()?;
+            (!reality.has_processes()).then_some(())
+        })?;
+        let script = format!(
+            "for mount in $(grep -o '{0}[^ ]*' /proc/self/mounts | sort -r); do \
+               umount -l $mount || exit 1; done; rm -rf {0}/r; \
+             find /sys/fs/cgroup -depth -type d -path '*/{1}*' -exec rmdir {{}} \\;",
+            self.folder.path().display(),
+            self.instance
+        );
+        let output = Command::new("sh").args(["-c", &script]).output().context("run sh")?;
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "take away what a boot does: {complaint}");
+        super::own_network()?;
+        forget_boot(&place.data.join("host.db"))?;
+        self.boot()
     }
 
     /// Waits until what the API says of all machines of an app is what there is, and returns the
@@ -130,10 +170,29 @@ impl Cloud {
             }
         }
         if wrong.is_empty() {
-            wrong = Reality::look(place)?.differences(&said);
+            let volumes = self.must("GET", &format!("/v1/apps/{app}/volumes"), &Value::Null)?;
+            let reality = Reality::look(place)?;
+            wrong = reality.differences(&said);
+            wrong.extend(reality.volumes_said_otherwise(volumes.as_array().map_or(&[], |all| all)));
         }
         Ok((machines, wrong))
     }
+}
+
+/// Writes into a host's file that the server was booted another time when it was written.
+fn forget_boot(file: &Path) -> Result<()> {
+    let table: Table<String, Value> = Table::new("host");
+    let db = Db::open(file, &[]).context("open the host's file")?;
+    let written: Result<(), perch_durable::Error> = db
+        .write(move |tx| {
+            for (key, mut row) in table.list(tx)?.records {
+                row["server_boot"] = "another".into();
+                table.put(tx, &key, &row)?;
+            }
+            Ok(())
+        })
+        .wait();
+    written.context("write the host's file")
 }
 
 /// Returns the end of a log.

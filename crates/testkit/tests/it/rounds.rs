@@ -1,6 +1,6 @@
-//! Rounds of mixed operations, each with something killed at a random moment; after each round
-//! everything is looked at: no machine lost, none twice, nothing left over, and what the API says
-//! is what is.
+//! Rounds of mixed operations on machines and volumes, each with something killed at a random
+//! moment; after each round everything is looked at: nothing lost, nothing twice, nothing left
+//! over, and what the API says is what is.
 //!
 //! `PERCH_TEST_SEED` repeats a sequence of decisions (not of moments: two processes race),
 //! `PERCH_TEST_ROUNDS` sets their number.
@@ -17,6 +17,11 @@ const ROUNDS: u64 = 40;
 const ROUNDS_LONG: u64 = 200;
 /// Machines at once, so that the test stays light.
 const MACHINES_MAX: usize = 6;
+/// Volumes at once, destroyed ones not counted, and in all: each takes room for a while.
+const VOLUMES_MAX: usize = 3;
+const VOLUMES_ALL_MAX: usize = 24;
+/// The most that a volume is extended to.
+const SIZE_GB_MAX: u64 = 4;
 /// Operations of one round, each on a machine of its own.
 const OPERATIONS_MAX: u64 = 4;
 /// The longest that operations run before something is killed.
@@ -54,7 +59,23 @@ enum Operation {
     Cordon,
     Uncordon,
     Destroy,
+    /// A machine that has a volume, which the round chose.
+    CreateMounting,
+    VolumeCreate,
+    VolumeFork,
+    VolumeExtend,
+    VolumeSnapshot,
+    VolumeDestroy,
 }
+
+/// What is done to volumes.
+const OF_VOLUMES: [Operation; 5] = [
+    Operation::VolumeFork,
+    Operation::VolumeExtend,
+    Operation::VolumeSnapshot,
+    Operation::VolumeSnapshot,
+    Operation::VolumeDestroy,
+];
 
 /// Often what changes a machine's boots, seldom the rest.
 const OPERATIONS: [Operation; 15] = [
@@ -107,10 +128,22 @@ struct Known {
     may_be_gone: bool,
 }
 
+/// What must be true of a volume after a round.
+#[derive(Debug, Clone, Default)]
+struct KnownVolume {
+    size_gb: u64,
+    is_free: bool,
+    snapshots: usize,
+    may_be_gone: bool,
+}
+
 /// All that was asked for so far.
 struct Model {
     image: String,
     machines: BTreeMap<String, Known>,
+    volumes: BTreeMap<String, KnownVolume>,
+    /// All that were ever made.
+    volumes_all: usize,
     names: u64,
     gone: BTreeSet<String>,
 }
@@ -118,8 +151,17 @@ struct Model {
 /// An operation on its way, and what came of it.
 struct Asked {
     operation: Operation,
+    /// The machine, or the volume.
     machine: String,
     answer: Option<(u16, Value)>,
+}
+
+impl Operation {
+    /// Returns whether it is done to a volume and to no machine.
+    fn is_of_volume(self) -> bool {
+        let makes = matches!(self, Self::VolumeCreate | Self::VolumeFork);
+        makes || OF_VOLUMES.contains(&self)
+    }
 }
 
 fn config(image: &str, version: u64) -> Value {
@@ -135,8 +177,13 @@ impl Model {
     /// Chooses what a round does, at most one thing to a machine.
     fn choose(&mut self, dice: &mut Dice) -> Vec<(Operation, String)> {
         let mut free: Vec<String> = self.machines.keys().cloned().collect();
+        let mut volumes: Vec<String> = self.volumes.keys().cloned().collect();
         let mut chosen = Vec::new();
         for _ in 0..=dice.below(OPERATIONS_MAX) {
+            if dice.below(4) == 0 {
+                chosen.extend(self.choose_of_volumes(dice, &mut volumes));
+                continue;
+            }
             let count = self.machines.len() + chosen.len();
             if free.is_empty() || (count < MACHINES_MAX && dice.below(4) == 0) {
                 self.names += 1;
@@ -149,9 +196,38 @@ impl Model {
         chosen
     }
 
+    /// Chooses what is done to a volume, at most one thing to each.
+    fn choose_of_volumes(
+        &mut self,
+        dice: &mut Dice,
+        left: &mut Vec<String>,
+    ) -> Option<(Operation, String)> {
+        let is_room = self.volumes_all < VOLUMES_ALL_MAX && self.volumes.len() < VOLUMES_MAX;
+        if is_room && (left.is_empty() || dice.below(3) == 0) {
+            self.volumes_all += 1;
+            return Some((Operation::VolumeCreate, String::new()));
+        }
+        if left.is_empty() {
+            return None;
+        }
+        let index = usize::try_from(dice.below(left.len() as u64)).unwrap();
+        let volume = left.swap_remove(index);
+        let is_free = self.volumes[&volume].is_free;
+        if is_free && self.machines.len() < MACHINES_MAX && dice.below(2) == 0 {
+            return Some((Operation::CreateMounting, volume));
+        }
+        let operation = *dice.pick(&OF_VOLUMES);
+        let makes = operation == Operation::VolumeFork;
+        self.volumes_all += usize::from(makes && is_room);
+        (is_room || !makes).then_some((operation, volume))
+    }
+
     fn ask(&self, caller: &Caller, operation: Operation, machine: &str, round: u64) -> Asked {
         let of = format!("/v1/apps/web/machines/{machine}");
-        let new = config(&self.image, round);
+        let volumes = "/v1/apps/web/volumes".to_owned();
+        let of_volume = format!("{volumes}/{machine}");
+        // An update takes the machine's volume away.
+        let mut new = config(&self.image, round);
         let none = json!({});
         let (method, path, body) = match operation {
             Operation::Create => {
@@ -173,6 +249,20 @@ impl Model {
             Operation::Cordon => ("POST", format!("{of}/cordon"), none),
             Operation::Uncordon => ("POST", format!("{of}/uncordon"), none),
             Operation::Destroy => ("DELETE", format!("{of}?force=true"), Value::Null),
+            Operation::CreateMounting => {
+                new["mounts"] = json!([{"volume": machine, "path": "/data"}]);
+                ("POST", "/v1/apps/web/machines".to_owned(), json!({"config": new}))
+            }
+            Operation::VolumeCreate => ("POST", volumes, json!({"name": "data", "size_gb": 1})),
+            Operation::VolumeFork => {
+                ("POST", volumes, json!({"name": "fork", "source_volume_id": machine}))
+            }
+            Operation::VolumeExtend => {
+                let size_gb = (self.volumes[machine].size_gb + 1).min(SIZE_GB_MAX);
+                ("PUT", format!("{of_volume}/extend"), json!({"size_gb": size_gb}))
+            }
+            Operation::VolumeSnapshot => ("POST", format!("{of_volume}/snapshots"), none),
+            Operation::VolumeDestroy => ("DELETE", of_volume, Value::Null),
         };
         let answer = caller.call(method, &path, &body).ok();
         let answer = answer.map(|answer| {
@@ -188,7 +278,10 @@ impl Model {
         // Whatever the server says while a part of it is killed, it may have begun.
         let done = answer.as_ref().filter(|(status, _)| *status < 300);
         let refused = answer.as_ref().is_some_and(|(status, _)| (400..500).contains(status));
-        if *operation == Operation::Create {
+        if operation.is_of_volume() {
+            return self.learn_of_volume(asked);
+        }
+        if matches!(operation, Operation::Create | Operation::CreateMounting) {
             if let Some((_, body)) = done {
                 let id = body["id"].as_str().unwrap().to_owned();
                 let known = Known { state: Some("started"), ..Known::default() };
@@ -219,7 +312,7 @@ impl Model {
                 }
                 return;
             }
-            Operation::Create => return,
+            _ => return,
         };
         known.state = match (done, refused) {
             (Some(_), _) => state,
@@ -230,6 +323,67 @@ impl Model {
             known.instance =
                 done.and_then(|(_, body)| body["instance_id"].as_str().map(str::to_owned));
         }
+    }
+
+    fn learn_of_volume(&mut self, asked: &Asked) {
+        let Asked { operation, machine: id, answer } = asked;
+        let done = answer.as_ref().filter(|(status, _)| *status < 300).map(|(_, body)| body);
+        let refused = answer.as_ref().is_some_and(|(status, _)| (400..500).contains(status));
+        if matches!(operation, Operation::VolumeCreate | Operation::VolumeFork) {
+            if let Some(body) = done {
+                let size_gb = body["size_gb"].as_u64().unwrap();
+                let known = KnownVolume { size_gb, ..KnownVolume::default() };
+                self.volumes.insert(body["id"].as_str().unwrap().to_owned(), known);
+            }
+            return;
+        }
+        let known = self.volumes.get_mut(id).unwrap();
+        match (operation, done) {
+            (Operation::VolumeExtend, Some(body)) => {
+                known.size_gb = body["volume"]["size_gb"].as_u64().unwrap();
+            }
+            (Operation::VolumeSnapshot, Some(_)) => known.snapshots += 1,
+            (Operation::VolumeDestroy, Some(_)) => {
+                self.gone.insert(id.clone());
+                self.volumes.remove(id);
+            }
+            (Operation::VolumeDestroy, None) => known.may_be_gone = !refused,
+            _ => {}
+        }
+    }
+
+    /// Compares what the API says of volumes with what must be, and takes over what may have
+    /// become.
+    fn compare_volumes(&mut self, cloud: &Cloud) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let list = cloud.must("GET", "/v1/apps/web/volumes", &Value::Null).unwrap();
+        let mut found = BTreeMap::new();
+        for volume in list.as_array().unwrap().iter().filter(|one| one["state"] == "created") {
+            let id = volume["id"].as_str().unwrap().to_owned();
+            if self.gone.contains(&id) {
+                wrong.push(format!("volume {id} was destroyed and is there"));
+            }
+            let snapshots = format!("/v1/apps/web/volumes/{id}/snapshots");
+            let snapshots = cloud.must("GET", &snapshots, &Value::Null).unwrap();
+            let now = KnownVolume {
+                size_gb: volume["size_gb"].as_u64().unwrap(),
+                is_free: volume["attached_machine_id"].is_null(),
+                snapshots: snapshots.as_array().unwrap().len(),
+                may_be_gone: false,
+            };
+            found.insert(id, now);
+        }
+        for (id, known) in &self.volumes {
+            match found.get(id) {
+                None if !known.may_be_gone => wrong.push(format!("volume {id} is lost")),
+                Some(now) if now.size_gb < known.size_gb || now.snapshots < known.snapshots => {
+                    wrong.push(format!("volume {id} is {now:?}, expected {known:?}"));
+                }
+                _ => {}
+            }
+        }
+        self.volumes = found;
+        wrong
     }
 
     /// Compares what the API says with what must be, and takes over what may have become.
@@ -310,7 +464,14 @@ fn rounds_of_mixed_operations_with_kills_lose_nothing_and_leak_nothing() {
     let repeat = format!("PERCH_TEST_SEED={seed} PERCH_TEST_ROUNDS={rounds}");
     let mut dice = Dice(seed);
     let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
-    let mut model = Model { image, machines: BTreeMap::new(), names: 0, gone: BTreeSet::new() };
+    let mut model = Model {
+        image,
+        machines: BTreeMap::new(),
+        volumes: BTreeMap::new(),
+        volumes_all: 0,
+        names: 0,
+        gone: BTreeSet::new(),
+    };
     let mut accepted = 0;
     for round in 0..rounds {
         let chosen = model.choose(&mut dice);
@@ -348,7 +509,8 @@ fn rounds_of_mixed_operations_with_kills_lose_nothing_and_leak_nothing() {
             format!("{repeat}: round {round}, {victim:?} killed after {moment:?}: {answers:?}")
         };
         let machines = cloud.agrees("web").unwrap_or_else(|error| panic!("{}: {error:#}", what()));
-        let wrong = model.compare(&machines, was_inside_killed);
+        let mut wrong = model.compare(&machines, was_inside_killed);
+        wrong.extend(model.compare_volumes(&cloud));
         assert!(wrong.is_empty(), "{}: {wrong:#?}\n{machines:#?}", what());
     }
     assert!(accepted >= rounds, "{repeat}: only {accepted} operations were accepted");

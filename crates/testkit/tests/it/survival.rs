@@ -130,3 +130,80 @@ fn a_machine_whose_monitor_was_killed_is_started_again() {
     assert!(events.as_array().unwrap().iter().any(|event| event["type"] == "exit"), "{events}");
     cloud.finish().unwrap();
 }
+
+/// Makes a machine that writes down each of its starts on a volume.
+fn writing(cloud: &Cloud, policy: &str) -> (String, String) {
+    let asked = json!({"name": "data", "size_gb": 1});
+    let volume = cloud.must("POST", "/v1/apps/web/volumes", &asked).unwrap();
+    let volume = volume["id"].as_str().unwrap().to_owned();
+    let script = "echo started >> /data/starts; sync; exec sleep 100000";
+    let config = json!({
+        "image": "registry.internal/web:latest",
+        "init": {"exec": ["/bin/sh", "-c", script]},
+        "restart": {"policy": policy},
+        "mounts": [{"volume": volume, "path": "/data"}],
+    });
+    (cloud.machine("web", &config, "started").unwrap(), volume)
+}
+
+fn run(cloud: &Cloud, id: &str, script: &str) -> String {
+    let path = format!("/v1/apps/web/machines/{id}/exec");
+    let body = json!({"command": ["/bin/sh", "-c", script]});
+    cloud.must("POST", &path, &body).unwrap()["stdout"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn after_a_restart_of_the_server_machines_come_back_by_their_policy_with_their_data() {
+    let test = "after_a_restart_of_the_server_machines_come_back_by_their_policy_with_their_data";
+    let Some(mut cloud) = Cloud::start(test).unwrap() else {
+        return;
+    };
+    let Some(rests) = cloud.shell(test, "web", "exec sleep 100000").unwrap() else {
+        cloud.finish().unwrap();
+        return;
+    };
+    cloud.must("POST", &format!("/v1/apps/web/machines/{rests}/stop"), &json!({})).unwrap();
+    cloud.reaches("web", &rests, "stopped").unwrap();
+    let (always, data) = writing(&cloud, "always");
+    let (never, _) = writing(&cloud, "no");
+    let (frozen, _) = writing(&cloud, "always");
+    for id in [&always, &never, &frozen] {
+        wait_for("a line on the volume", Duration::from_secs(30), || {
+            (run(&cloud, id, "cat /data/starts; sync") == "started\n").then_some(())
+        })
+        .unwrap();
+    }
+    cloud.must("POST", &format!("/v1/apps/web/machines/{frozen}/suspend"), &json!({})).unwrap();
+    cloud.reaches("web", &frozen, "suspended").unwrap();
+    let snapshots = format!("/v1/apps/web/volumes/{data}/snapshots");
+    cloud.must("POST", &snapshots, &json!({})).unwrap();
+    let before = cloud.agrees("web").unwrap();
+
+    cloud.reboot().unwrap();
+    cloud.reaches("web", &always, "started").unwrap();
+    for id in [&rests, &never, &frozen] {
+        cloud.reaches("web", id, "stopped").unwrap();
+    }
+    let after = cloud.agrees("web").unwrap();
+    assert_eq!(before.len(), after.len());
+    for one in &before {
+        let same = after.iter().find(|other| other["id"] == one["id"]).unwrap();
+        for key in ["name", "private_ip", "instance_id", "config"] {
+            assert_eq!(one[key], same[key], "{key}");
+        }
+    }
+    let snapshots = cloud.must("GET", &snapshots, &Value::Null).unwrap();
+    assert_eq!(snapshots.as_array().unwrap().len(), 1, "{snapshots}");
+    for id in [&never, &frozen] {
+        cloud.must("POST", &format!("/v1/apps/web/machines/{id}/start"), &json!({})).unwrap();
+        cloud.reaches("web", id, "started").unwrap();
+    }
+    for id in [&always, &never, &frozen] {
+        wait_for("the second line", Duration::from_secs(30), || {
+            (run(&cloud, id, "cat /data/starts") == "started\nstarted\n").then_some(())
+        })
+        .unwrap();
+    }
+    cloud.agrees("web").unwrap();
+    cloud.finish().unwrap();
+}

@@ -124,6 +124,36 @@ async fn a_volume_grows_while_it_is_mounted_and_while_it_is_not() {
     assert_eq!(fs::read(mounted.0.join("file")).unwrap(), vec![7; 1 << 20]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_volumes_may_still_write_is_known_also_of_those_that_share_blocks() {
+    let test = "what_volumes_may_still_write_is_known_also_of_those_that_share_blocks";
+    if !can_run(test) {
+        return;
+    }
+    let rig = Rig::new(4 * GIB);
+    let promised = async || rig.pool.room().await.unwrap().promised_bytes >> 20;
+    let own = async || rig.pool.own_bytes(&id(1)).await.unwrap() >> 20;
+    rig.pool.make(&id(1), GIB).await.unwrap();
+    let (fresh, log) = (promised().await, own().await);
+    // The volume's log is there from the beginning.
+    assert!((900..1024).contains(&fresh) && log >= 64 && fresh + log >= 1023, "{fresh} {log}");
+    let mounted = Mounted::new(&rig, &id(1));
+    let write = || {
+        let file = File::create(mounted.0.join("file")).unwrap();
+        file.write_all_at(&vec![7; 40 << 20], 0).unwrap();
+        file.sync_all().unwrap();
+    };
+    write();
+    let (before, owned) = (promised().await, own().await);
+    assert!(before <= fresh - 39 && owned >= log + 39, "{before} {fresh} {owned} {log}");
+    // After a copy all that was written is shared, and may be written anew.
+    rig.pool.copy(&Disk::Volume(id(1)), &snapshot(1)).await.unwrap();
+    let (after, shared) = (promised().await, own().await);
+    assert!(shared <= owned - 39 && after >= before + 39, "{shared} {owned} {after} {before}");
+    write();
+    assert!(own().await >= shared + 39, "{} {shared}", own().await);
+}
+
 /// Appends numbers to a file, each synced before the next, until told to stop.
 fn write_numbers(path: &Path, until: &std::sync::atomic::AtomicBool) -> u64 {
     let file = File::create(path).unwrap();

@@ -1,6 +1,6 @@
 //! The disk is full from one commit of a run on, for every kind of run and every commit: whatever
-//! becomes of the run, the machine can be stopped and destroyed, and once there is room again
-//! everything goes on.
+//! becomes of the run, machine and volume can be stopped and destroyed, and once there is room
+//! again everything goes on.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -14,22 +14,33 @@ use perch_host::Host;
 use perch_types::MachineState;
 use perch_types::host::Command;
 
-use super::kills::{Act, check, start_telling};
+use super::acts::Act;
+use super::kills::{check, start_telling};
 use super::server::{PATIENCE, Server, tell, wait};
 
 const DISK_MB: u32 = 48;
 /// More commits than any run has.
 const COMMITS_MAX: u64 = 40;
 
-const ACTS: [Act; 7] = [
+const ACTS: [Act; 18] = [
     Act::Launch,
     Act::Start,
     Act::Stop,
-    // A restart is left out: between its stop and its start a stop may wait for room as well.
+    Act::Restart,
     Act::Update,
     Act::UpdateStopped,
     Act::Exit,
     Act::Destroy,
+    Act::Suspend,
+    Act::Resume,
+    Act::StopSuspended,
+    Act::LaunchMounted,
+    Act::DestroyMounted,
+    Act::VolumeCreate,
+    Act::VolumeExtend,
+    Act::VolumeSnapshot,
+    Act::VolumeFork,
+    Act::VolumePurge,
 ];
 
 /// Takes all the room there is.
@@ -52,6 +63,21 @@ struct Disk {
     commits: Arc<AtomicU64>,
 }
 
+/// Returns whether nothing is under way with machine and volumes. A restart may wait for room
+/// between its stop and its start.
+fn rests(host: &Host, disk: &Disk, act: Act, number: u64) -> bool {
+    use MachineState::{Destroyed, Failed, Restarting, Started, Stopped, Suspended};
+    let machine = match host.get(&act.request(number).id).map(|found| found.state) {
+        Ok(Restarting) => disk.filler.exists(),
+        Ok(state) => matches!(state, Started | Stopped | Suspended | Failed | Destroyed),
+        Err(_) => true,
+    };
+    let volumes = host.volumes();
+    let state = |state: &str| matches!(state, "created" | "pending_destroy");
+    let whole = |id| host.snapshots(id).unwrap().iter().all(|one| one.snapshot.status == "created");
+    machine && volumes.iter().all(|one| state(one.state.as_str()) && whole(&one.id))
+}
+
 /// Puts one act through a disk that is full from its commit `at` on; returns whether it got there.
 async fn through(
     server: &Server,
@@ -60,38 +86,33 @@ async fn through(
     (act, number, at): (Act, u64, u64),
 ) -> bool {
     let id = act.request(number).id;
-    act.prepare(host, number).await;
+    act.prepare(server, host, number).await;
     disk.commits.store(at, Ordering::SeqCst);
     // It may be refused, in plain words, but never hang.
     if let Err(error) = act.begin(host, number).await {
         assert!(!error.error.is_empty(), "{act:?}");
     }
-    let rests = |state| {
-        use MachineState::{Destroyed, Failed, Restarting, Started, Stopped};
-        // A restart waits for room between its stop and its start.
-        let waits = state == Restarting && disk.filler.exists();
-        waits || matches!(state, Started | Stopped | Failed | Destroyed)
-    };
     let deadline = Instant::now() + PATIENCE;
-    while let Ok(found) = host.get(&id) {
-        let over = act.is_reached(number, &found) || disk.filler.exists();
-        if over && rests(found.state) {
+    loop {
+        let over = act.is_reached(number, host) || disk.filler.exists();
+        if over && rests(host, disk, act, number) {
             break;
         }
-        assert!(Instant::now() < deadline, "{act:?}, full at {at}: {found:#?}");
+        let found = || (host.get(&id), host.volumes());
+        assert!(Instant::now() < deadline, "{act:?}, full at {at}: {:#?}", found());
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let was_full = disk.filler.exists();
-    let state = host.get(&id).map(|found| found.state);
-    let runs = |state| matches!(state, MachineState::Started | MachineState::Restarting);
-    if state.as_ref().is_ok_and(|state| runs(*state)) {
+    let runs = |state| {
+        use MachineState::{Restarting, Started, Suspended};
+        matches!(state, Started | Restarting | Suspended)
+    };
+    if host.get(&id).is_ok_and(|found| runs(found.state)) {
         tell(host, &id, Command::Stop { signal: None, timeout: None }).await;
         wait(host, &id, "stopped").await;
     }
-    if state.is_ok_and(|state| state != MachineState::Destroyed) {
-        tell(host, &id, Command::Destroy { force: true }).await;
-        wait(host, &id, "destroyed").await;
-    }
+    act.clean(server, host, number).await;
+    server.clock.turn(-server.clock.turned_ms());
     disk.commits.store(u64::MAX, Ordering::SeqCst);
     drop(std::fs::remove_file(&disk.filler));
     check(server, host, &format!("{act:?}, full at {at}")).await;

@@ -14,14 +14,15 @@ use std::time::{Duration, Instant};
 
 use perch_host::Host;
 use perch_testkit::{Place, Reality, Said};
-use perch_types::host::{Command, CreateMachine, HostMachine};
-use perch_types::machine_config::{RestartConfig, RestartPolicy, Signal, StopConfig};
-use perch_types::{ApiError, InstanceId, MachineId, MachineState};
+use perch_types::MachineState;
+use perch_types::host::HostMachine;
 
-use super::server::{PATIENCE, Server, exec, machine, tell, wait};
+use super::acts::Act;
+use super::server::{PATIENCE, Server};
 
-/// Set for a child that is an agent: the folder of its server, the act, the machine's number, and
-/// after which commit it ends; counted from the act's beginning or from the agent's own.
+/// Set for a child that is an agent: the folder of its server, the act, the machine's number,
+/// after which commit it ends, counted from the act's beginning or from the agent's own, and how
+/// far its clock is turned.
 const AGENT: &str = "PERCH_TEST_KILLED_AGENT";
 /// The name of the test that the child runs.
 const CHILD: &str = "machines::kills::agent_that_is_killed";
@@ -30,167 +31,12 @@ const LONG: &str = "PERCH_TEST_LONG";
 /// More commits than any run has.
 const COMMITS_MAX: u64 = 40;
 
-const SCRIPT: &str = "echo up; while [ ! -e /tmp/go ]; do sleep 0.02; done; rm /tmp/go; exit 0";
-
-/// What is done to a machine while the agent is killed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Act {
-    Launch,
-    Prepare,
-    LaunchNothing,
-    Start,
-    Stop,
-    Restart,
-    Update,
-    UpdateStopped,
-    UpdateToNothing,
-    Cordon,
-    Exit,
-    ExitAndRestart,
-    Destroy,
-    DestroyStopped,
-}
-
-const ACTS: [Act; 14] = [
-    Act::Launch,
-    Act::Prepare,
-    Act::LaunchNothing,
-    Act::Start,
-    Act::Stop,
-    Act::Restart,
-    Act::Update,
-    Act::UpdateStopped,
-    Act::UpdateToNothing,
-    Act::Cordon,
-    Act::Exit,
-    Act::ExitAndRestart,
-    Act::Destroy,
-    Act::DestroyStopped,
-];
-
-impl Act {
-    fn named(name: &str) -> Self {
-        ACTS.into_iter().find(|act| format!("{act:?}") == name).unwrap()
-    }
-
-    pub(super) fn request(self, number: u64) -> CreateMachine {
-        let mut request = machine(number, SCRIPT);
-        // A shell takes no notice of SIGINT, and nobody wants to wait for it.
-        let signal = Some(Signal::SigKill);
-        request.config.stop_config = Some(StopConfig { signal, ..StopConfig::default() });
-        request.skip_launch = self == Self::Prepare;
-        if self == Self::LaunchNothing {
-            request.config.init.exec = vec!["/no/such/program".to_owned()];
-        }
-        if self == Self::ExitAndRestart {
-            request.config.restart =
-                Some(RestartConfig { policy: Some(RestartPolicy::Always), ..Default::default() });
-        }
-        request
-    }
-
-    /// Brings the machine to where the act begins.
-    pub(super) async fn prepare(self, host: &Host, number: u64) {
-        let request = self.request(number);
-        let id = request.id.clone();
-        match self {
-            Self::Launch | Self::Prepare | Self::LaunchNothing => {}
-            Self::Start | Self::UpdateStopped | Self::DestroyStopped => {
-                host.create(CreateMachine { skip_launch: true, ..request }).await.unwrap();
-                wait(host, &id, "stopped").await;
-            }
-            Self::Stop
-            | Self::Restart
-            | Self::Update
-            | Self::UpdateToNothing
-            | Self::Cordon
-            | Self::Exit
-            | Self::ExitAndRestart
-            | Self::Destroy => {
-                host.create(request).await.unwrap();
-                wait(host, &id, "started").await;
-            }
-        }
-    }
-
-    /// Asks for the act; that may be refused.
-    pub(super) async fn begin(self, host: &Host, number: u64) -> Result<(), ApiError> {
-        let request = self.request(number);
-        let id = request.id.clone();
-        let command = match self {
-            Self::Launch | Self::Prepare | Self::LaunchNothing => {
-                return host.create(request).await.map(drop);
-            }
-            Self::Exit | Self::ExitAndRestart => {
-                return exec(host, &id, "touch /tmp/go").await.map(drop);
-            }
-            Self::Start => Command::Start,
-            Self::Stop => Command::Stop { signal: None, timeout: None },
-            Self::Restart => Command::Restart { force: true, signal: None, timeout: None },
-            Self::Update | Self::UpdateStopped | Self::UpdateToNothing => self.update(number),
-            Self::Cordon => Command::SetCordoned { cordoned: true },
-            Self::Destroy | Self::DestroyStopped => Command::Destroy { force: true },
-        };
-        host.command(&id, command).await.map(drop)
-    }
-
-    fn update(self, number: u64) -> Command {
-        let mut config = self.request(number).config;
-        config.env.insert("VERSION".to_owned(), "2".to_owned());
-        if self == Self::UpdateToNothing {
-            config.init.exec = vec!["/no/such/program".to_owned()];
-        }
-        Command::Update {
-            instance: second(number),
-            epoch: 2,
-            config: Box::new(config),
-            config_digest: format!("{number}-2"),
-            skip_launch: false,
-            cordoned: false,
-            secrets: perch_types::host::SecretsWanted::default(),
-        }
-    }
-
-    /// Returns whether the machine is where the act leads.
-    pub(super) fn is_reached(self, number: u64, found: &HostMachine) -> bool {
-        let first = self.request(number).instance;
-        let events = |kind: &str| found.events.iter().filter(|event| event.kind == kind).count();
-        match self {
-            Self::Launch | Self::Start => found.state == MachineState::Started,
-            Self::Prepare | Self::Stop | Self::Exit | Self::LaunchNothing => {
-                found.state == MachineState::Stopped
-            }
-            Self::Restart => {
-                found.state == MachineState::Started && events("start") == 2 && events("exit") == 1
-            }
-            Self::ExitAndRestart => found.state == MachineState::Started && events("start") == 2,
-            Self::Update | Self::UpdateStopped => {
-                found.state == MachineState::Started && found.instance == second(number)
-            }
-            Self::UpdateToNothing => {
-                found.state == MachineState::Started
-                    && found.instance == first
-                    && found.failure.is_some()
-            }
-            Self::Cordon => found.state == MachineState::Started && found.cordoned,
-            Self::Destroy | Self::DestroyStopped => found.state == MachineState::Destroyed,
-        }
-    }
-}
-
-fn second(number: u64) -> InstanceId {
-    InstanceId::from_parts(1_700_000_000_001, u128::from(number))
-}
-
-/// Waits until the act is over; what it says after that is `None` for a machine that is no more.
-async fn reached(host: &Host, act: Act, number: u64, id: &MachineId) {
+/// Waits until the act is over.
+async fn reached(host: &Host, act: Act, number: u64) {
     let deadline = Instant::now() + PATIENCE;
-    loop {
-        let found = host.get(id);
-        if found.as_ref().is_ok_and(|found| act.is_reached(number, found)) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{act:?}: {found:#?}");
+    while !act.is_reached(number, host) {
+        let found = || (host.get(&act.request(number).id), host.volumes());
+        assert!(Instant::now() < deadline, "{act:?}: {:#?}", found());
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
@@ -242,11 +88,13 @@ fn agent_that_is_killed() {
         return;
     };
     let words: Vec<&str> = words.split(' ').collect();
-    let [folder, act, number, at, from] = words.as_slice() else { unreachable!() };
+    let [folder, act, number, at, from, turned] = words.as_slice() else { unreachable!() };
     let act = Act::named(act);
     let (number, at): (u64, u64) = (number.parse().unwrap(), at.parse().unwrap());
     let is_recovering = *from == "start";
+    let turned: i64 = turned.parse().unwrap();
     Server::adopt(Path::new(folder), |server| async move {
+        server.clock.turn(turned);
         let commits = unarmed();
         if is_recovering {
             commits.store(at, Ordering::SeqCst);
@@ -256,7 +104,7 @@ fn agent_that_is_killed() {
             commits.store(at, Ordering::SeqCst);
             act.begin(&host, number).await.unwrap();
         }
-        reached(&host, act, number, &act.request(number).id).await;
+        reached(&host, act, number).await;
         std::io::stdout().write_all(b"over\n").unwrap();
         std::future::pending::<()>().await;
     });
@@ -264,7 +112,8 @@ fn agent_that_is_killed() {
 
 /// Runs an agent until it ends itself or the act is over; returns whether it ended itself.
 fn killed(server: &Server, act: Act, number: u64, at: u64, from: &str) -> bool {
-    let words = format!("{} {act:?} {number} {at} {from}", server.folder.display());
+    let (folder, turned) = (server.folder.display(), server.clock.turned_ms());
+    let words = format!("{folder} {act:?} {number} {at} {from} {turned}");
     let mut program = Program::new(std::env::current_exe().unwrap());
     program
         .args(["--exact", CHILD, "--nocapture"])
@@ -288,14 +137,21 @@ fn end(child: &mut Child, is_over: bool) {
 }
 
 fn said(host: &Host) -> Vec<Said> {
-    let runs = |machine: &HostMachine| machine.state == MachineState::Started;
+    let runs = |machine: &HostMachine| {
+        matches!(machine.state, MachineState::Started | MachineState::Suspended)
+    };
     host.list().iter().map(|one| Said { id: one.id.to_string(), runs: runs(one) }).collect()
 }
 
 /// Compares what the host says with what there is, once it is at rest.
 pub(super) async fn check(server: &Server, host: &Host, what: &str) {
     let config = server.config();
-    let place = Place { data: config.data_dir, run: config.run_dir, cgroup: config.cgroup };
+    let place = Place {
+        data: config.data_dir,
+        run: config.run_dir,
+        cgroup: config.cgroup,
+        pool: server.folder.join("pool/pool"),
+    };
     let deadline = Instant::now() + PATIENCE;
     loop {
         let wrong = Reality::look(&place).unwrap().differences(&said(host));
@@ -315,20 +171,18 @@ async fn survives(server: &Server, act: Act, first_number: u64, twice: bool) -> 
         let mut was_killed = true;
         for second in 1..=if twice { COMMITS_MAX } else { 1 } {
             number += 1;
-            let id = act.request(number).id;
             let host = start(server, unarmed()).await;
-            act.prepare(&host, number).await;
+            act.prepare(server, &host, number).await;
             stop(server, host).await;
             was_killed = killed(server, act, number, at, "act");
             let again = twice && was_killed && killed(server, act, number, second, "start");
             let host = start(server, unarmed()).await;
             let what = format!("{act:?}, killed at {at}, again at {second} ({again})");
-            reached(&host, act, number, &id).await;
+            reached(&host, act, number).await;
             check(server, &host, &what).await;
-            if host.get(&id).is_ok_and(|found| found.state != MachineState::Destroyed) {
-                tell(&host, &id, Command::Destroy { force: true }).await;
-                wait(&host, &id, "destroyed").await;
-            }
+            act.verify(&host, number).await;
+            act.clean(server, &host, number).await;
+            server.clock.turn(-server.clock.turned_ms());
             check(server, &host, &format!("{what}, destroyed")).await;
             stop(server, host).await;
             if !again {
@@ -358,13 +212,35 @@ fn all_survive(test: &str, acts: &'static [Act]) {
 #[test]
 fn what_begins_survives_a_kill_after_every_commit() {
     let test = "what_begins_survives_a_kill_after_every_commit";
-    all_survive(test, &[Act::Launch, Act::Prepare, Act::LaunchNothing, Act::Start]);
+    all_survive(
+        test,
+        &[
+            Act::Launch,
+            Act::Prepare,
+            Act::LaunchNothing,
+            Act::Start,
+            Act::Resume,
+            Act::LaunchMounted,
+        ],
+    );
 }
 
 #[test]
 fn what_ends_survives_a_kill_after_every_commit() {
     let test = "what_ends_survives_a_kill_after_every_commit";
-    all_survive(test, &[Act::Stop, Act::Exit, Act::Destroy, Act::DestroyStopped, Act::Cordon]);
+    all_survive(
+        test,
+        &[
+            Act::Stop,
+            Act::Exit,
+            Act::Destroy,
+            Act::DestroyStopped,
+            Act::Cordon,
+            Act::Suspend,
+            Act::StopSuspended,
+            Act::DestroyMounted,
+        ],
+    );
 }
 
 #[test]
@@ -372,7 +248,31 @@ fn what_changes_survives_a_kill_after_every_commit() {
     let test = "what_changes_survives_a_kill_after_every_commit";
     all_survive(
         test,
-        &[Act::Restart, Act::ExitAndRestart, Act::Update, Act::UpdateStopped, Act::UpdateToNothing],
+        &[
+            Act::Restart,
+            Act::ExitAndRestart,
+            Act::Update,
+            Act::UpdateStopped,
+            Act::UpdateToNothing,
+            Act::UpdateUnmounted,
+        ],
+    );
+}
+
+#[test]
+fn what_is_done_to_volumes_survives_a_kill_after_every_commit() {
+    let test = "what_is_done_to_volumes_survives_a_kill_after_every_commit";
+    all_survive(
+        test,
+        &[
+            Act::VolumeCreate,
+            Act::VolumeExtend,
+            Act::VolumeSnapshot,
+            Act::VolumeRestore,
+            Act::VolumeFork,
+            Act::VolumeDestroy,
+            Act::VolumePurge,
+        ],
     );
 }
 
@@ -384,7 +284,6 @@ fn a_launch_in_the_middle_of_which_the_agent_ends_is_finished_by_the_next() {
     Server::run(test, |server| async move {
         for round in 0..16_u64 {
             let number = 8_000 + round;
-            let id = Act::Launch.request(number).id;
             let inner = Arc::clone(&server);
             let agent = move || {
                 let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -402,19 +301,12 @@ fn a_launch_in_the_middle_of_which_the_agent_ends_is_finished_by_the_next() {
             let ended = tokio::task::spawn_blocking(|| std::thread::spawn(agent).join());
             ended.await.unwrap().unwrap();
             let host = start(&server, unarmed()).await;
-            reached(&host, Act::Launch, number, &id).await;
+            reached(&host, Act::Launch, number).await;
             check(&server, &host, &format!("ended after {round}")).await;
-            tell(&host, &id, Command::Destroy { force: true }).await;
-            wait(&host, &id, "destroyed").await;
+            Act::Launch.clean(&server, &host, number).await;
             stop(&server, host).await;
         }
         let host = start(&server, unarmed()).await;
         host.remove_everything().await.unwrap();
     });
-}
-
-#[test]
-fn every_act_is_put_through_it() {
-    // A list that a new act is forgotten in fails to compile in `prepare` and `begin`, and here.
-    assert!(ACTS.iter().all(|act| Act::named(&format!("{act:?}")) == *act));
 }

@@ -1,6 +1,7 @@
 //! Real machines, from creation to destruction.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "in a test a fault is a failure")]
 
+mod acts;
 mod adoption;
 mod ends;
 mod full;

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command as Program;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,32 @@ impl Clock for RealClock {
     fn boot_ms(&self) -> u64 {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         u64::try_from(now.tv_sec * 1_000 + now.tv_nsec / 1_000_000).unwrap()
+    }
+}
+
+/// The server's clocks, of which a test turns the one that people set.
+#[derive(Debug, Default)]
+pub(crate) struct TurnedClock(AtomicI64);
+
+impl TurnedClock {
+    /// Turns it forward, or back.
+    pub(crate) fn turn(&self, ms: i64) {
+        self.0.fetch_add(ms, Ordering::SeqCst);
+    }
+
+    /// Returns how far it is turned.
+    pub(crate) fn turned_ms(&self) -> i64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Clock for TurnedClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_unix_ms(RealClock.now().unix_ms() + self.turned_ms())
+    }
+
+    fn boot_ms(&self) -> u64 {
+        RealClock.boot_ms()
     }
 }
 
@@ -97,6 +123,7 @@ impl Images for OneImage {
 pub(crate) struct Server {
     tag: String,
     pub(crate) folder: PathBuf,
+    pub(crate) clock: Arc<TurnedClock>,
     guest: PathBuf,
     directory: PathBuf,
     store: OnceLock<Arc<dyn Store>>,
@@ -136,7 +163,8 @@ impl Server {
         run("ip", &["-n", &tag, "link", "set", "lo", "up"]);
         make_image(&folder, &guest.join("perch-testserver"));
         let (directory, store) = (folder.clone(), OnceLock::new());
-        let server = Arc::new(Self { tag, folder, guest, directory, store });
+        let clock = Arc::default();
+        let server = Arc::new(Self { tag, folder, clock, guest, directory, store });
         server.inside(body);
         server.assert_clean();
     }
@@ -151,7 +179,8 @@ impl Server {
         let directory = folder.join("agent");
         fs::create_dir_all(&directory).unwrap();
         let store = OnceLock::new();
-        let server = Arc::new(Self { tag, folder: folder.to_owned(), guest, directory, store });
+        let (folder, clock) = (folder.to_owned(), Arc::default());
+        let server = Arc::new(Self { tag, folder, clock, guest, directory, store });
         // The server is the other process's, which takes it away.
         let _kept = std::mem::ManuallyDrop::new(Arc::clone(&server));
         server.inside(body);
@@ -244,18 +273,19 @@ impl Server {
             volumes: Arc::new(self.pool()),
             secrets: Arc::new(perch_host::secrets::NoSecrets),
             runtime: Arc::new(runtime),
-            clock: Arc::new(RealClock),
+            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
         }
     }
 
-    /// Opens the pool of volumes.
+    /// Opens the pool of volumes, which is on another disk than the agent's file in the tests that
+    /// fill that one.
     pub(crate) fn pool(&self) -> Pool {
         let config = PoolConfig {
             size_bytes: 16 << 30,
             guard: self.guest.join("perch-monitor"),
             ..PoolConfig::default()
         };
-        Pool::open(&self.folder.join("data/volumes"), config).unwrap()
+        Pool::open(&self.folder.join("pool"), config).unwrap()
     }
 
     /// Starts the agent.

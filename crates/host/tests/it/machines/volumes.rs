@@ -1,6 +1,7 @@
 //! Volumes in real machines.
 
 use perch_host::Host;
+use perch_host::effects::VolumeDisks as _;
 use perch_types::host::{Command, CreateMachine, CreateVolume, VolumeCommand, VolumeSource};
 use perch_types::{Code, OrgSlug, SnapshotId, VolumeId};
 use serde_json::json;
@@ -10,7 +11,7 @@ use super::server::{Server, exec, machine, tell, wait};
 const STOP: Command = Command::Stop { signal: None, timeout: None };
 const IDLE: &str = "trap 'exit 0' INT; while :; do sleep 0.01; done";
 
-fn volume(bits: u128, source: VolumeSource) -> CreateVolume {
+pub(super) fn volume(bits: u128, source: VolumeSource) -> CreateVolume {
     CreateVolume {
         id: VolumeId::from_bits(bits),
         org: OrgSlug::personal(),
@@ -133,6 +134,30 @@ fn a_full_volume_hurts_nobody_else_and_grows_when_its_machine_says_so() {
         let first = run(&host, mounting(1, &full, &json!({}))).await;
         let auto = json!({"extend_threshold_percent": 60, "add_size_gb": 1, "size_gb_limit": 2});
         let second = run(&host, mounting(2, &grows, &auto)).await;
+        // Whatever else is in the pool, a volume can be written until it is full itself; what would
+        // take that away is refused.
+        let room = server.pool().room().await.unwrap();
+        let filler = std::fs::File::create(server.folder.join("pool/pool/filler")).unwrap();
+        let spare = 32 << 20;
+        let bytes = room.free_bytes - room.promised_bytes - spare;
+        let none = rustix::fs::FallocateFlags::empty();
+        rustix::fs::fallocate(&filler, none, 0, bytes).unwrap();
+        let refused = [
+            host.create_volume(volume(3, VolumeSource::Empty)).await,
+            host.create_volume(volume(3, VolumeSource::Volume(full.clone()))).await,
+            host.volume_command(&full, VolumeCommand::Extend { size_gb: 2 }).await,
+            host.volume_command(&full, VolumeCommand::Snapshot { id: SnapshotId::from_bits(9) })
+                .await,
+        ];
+        for refused in refused.map(|refused| refused.unwrap_err()) {
+            assert_eq!(refused.code, Code::InsufficientCapacity, "{refused}");
+            assert!(refused.error.contains("may still write"), "{refused}");
+        }
+        assert_eq!(host.volumes().len(), 2, "nothing is left of what was refused");
+        exec(&host, &first, "dd if=/dev/zero of=/data/fill bs=1M count=100 && sync").await.unwrap();
+        exec(&host, &first, "rm /data/fill && sync").await.unwrap();
+        std::fs::remove_file(server.folder.join("pool/pool/filler")).unwrap();
+
         let fill = "dd if=/dev/zero of=/data/fill bs=1M count=1200 2>&1; sync; echo done";
         let said = exec(&host, &first, fill).await.unwrap();
         assert!(said.contains("No space left"), "{said}");
@@ -145,6 +170,17 @@ fn a_full_volume_hurts_nobody_else_and_grows_when_its_machine_says_so() {
         host.tend_volumes().await;
         assert_eq!(host.volume(&grows).await.unwrap().size_gb, 2, "the limit holds");
         exec(&host, &first, "rm /data/fill && echo again > /data/file && sync").await.unwrap();
+
+        for id in [&first, &second] {
+            tell(&host, id, Command::Destroy { force: true }).await;
+            wait(&host, id, "destroyed").await;
+        }
+        for id in [&full, &grows] {
+            host.volume_command(id, VolumeCommand::Destroy).await.unwrap();
+        }
+        server.clock.turn(25 * 60 * 60 * 1000);
+        host.tend_volumes().await;
+        assert_eq!(host.volumes(), []);
         host.remove_everything().await.unwrap();
     });
 }
