@@ -98,11 +98,19 @@ impl Db {
     pub fn open_with(path: impl AsRef<Path>, options: &Options<'_>) -> Result<Self, Error> {
         let path = path.as_ref().to_path_buf();
         let lock = open::lock(&path)?;
-        let connection = open::writer(&path)?;
-        open::migrate(&connection, &path, options.migrations)?;
-        let reserve = Reserve::open(&path, options.reserve_bytes)?;
+        let reserve = Reserve::of(&path, options.reserve_bytes);
+        let connection = match open::prepared(&path, options.migrations) {
+            // The files beside a database that is open take room too.
+            Err(error) if open::is_full(&error) => {
+                reserve.release();
+                open::prepared(&path, options.migrations)?
+            }
+            prepared => prepared?,
+        };
+        let has_room = reserve.open()?;
         open::sync_folder(&path)?;
         let shared = Arc::new(Shared::default());
+        shared.full.store(!has_room, Ordering::Release);
         let (queue, jobs) = sync_channel(WRITE_QUEUE_MAX);
         let writer = Writer::new(connection, reserve, Arc::clone(&shared), jobs);
         let writer = std::thread::Builder::new()

@@ -99,11 +99,27 @@ pub trait Images: Send + Sync + fmt::Debug {
     async fn remove(&self, digest: &Digest, is_named: IsNamed<'_>) -> Result<bool, Fault>;
 }
 
+/// What a writable layer is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerWish {
+    /// Its size in GiB.
+    pub size_gb: u32,
+    /// Whether it is made anew in place of one that is there.
+    pub fresh: bool,
+    /// Whether a later boot may need it, so that it has to survive a loss of power.
+    pub kept: bool,
+}
+
 /// Machines' writable layers.
 #[async_trait]
 pub trait Rootfs: Send + Sync + fmt::Debug {
-    /// Makes an empty layer of a size at `path`, in place of what is there if `fresh`.
-    async fn prepare(&self, path: &Path, size_gb: u32, fresh: bool) -> Result<(), Fault>;
+    /// Makes an empty layer at `path`. One that is there and is not to be fresh is not touched: a
+    /// boot may run on it.
+    async fn prepare(&self, path: &Path, wish: LayerWish) -> Result<(), Fault>;
+
+    /// Makes a layer whole that was in use when the server went down. For one that no boot runs
+    /// on any more; waits a while for the last one to let go of it.
+    async fn repair(&self, path: &Path) -> Result<(), Fault>;
 
     /// Lists the layers in a machine's folder.
     async fn list(&self, folder: &Path) -> Result<Vec<PathBuf>, Fault>;
@@ -246,7 +262,9 @@ pub struct Effects {
 
 impl From<perch_runtime::Error> for Fault {
     fn from(error: perch_runtime::Error) -> Self {
-        let transient = matches!(error, perch_runtime::Error::Timeout { .. });
+        use perch_runtime::Error::{Silent, Stranger, Timeout};
+        // Of a monitor that is not understood a later release of the agent may make something.
+        let transient = matches!(error, Timeout { .. } | Silent { .. } | Stranger { .. });
         Self { error: ApiError::new(error.code(), chain(&error)), transient }
     }
 }

@@ -17,8 +17,8 @@ use perch_types::volume::{GIB, VolumeUsage};
 use perch_types::{Code, MachineId, VolumeId};
 
 use crate::effects::{
-    CachedImage, Disk, Effects, Fault, Images, Listeners, MountedImage, Networks, Resolved, Room,
-    Rootfs, VolumeDisks,
+    CachedImage, Disk, Effects, Fault, Images, LayerWish, Listeners, MountedImage, Networks,
+    Resolved, Room, Rootfs, VolumeDisks,
 };
 use crate::holds::{Hold, IsNamed};
 use crate::network::{ListenSocket, Listener, MachineNetwork, Pool, RESOLVER_V6, private_ip};
@@ -28,6 +28,8 @@ use crate::secrets::NoSecrets;
 #[derive(Debug, Default)]
 struct State {
     layers: BTreeSet<PathBuf>,
+    repaired: Vec<PathBuf>,
+    removals: u64,
     attached: BTreeMap<MachineId, u32>,
     listeners: Vec<Listener>,
     unknown_images: BTreeSet<String>,
@@ -87,6 +89,18 @@ impl FakeServer {
         self.state().used_percent = percent;
     }
 
+    /// Returns the layers that were looked at for repair, in order.
+    #[must_use]
+    pub fn repaired(&self) -> Vec<PathBuf> {
+        self.state().repaired.clone()
+    }
+
+    /// Returns how often a file or folder was removed.
+    #[must_use]
+    pub fn removals(&self) -> u64 {
+        self.state().removals
+    }
+
     /// Returns the layers there are.
     #[must_use]
     pub fn layers(&self) -> BTreeSet<PathBuf> {
@@ -141,8 +155,19 @@ impl Images for FakeServer {
 
 #[async_trait]
 impl Rootfs for FakeServer {
-    async fn prepare(&self, path: &Path, _size_gb: u32, _fresh: bool) -> Result<(), Fault> {
+    async fn prepare(&self, path: &Path, _wish: LayerWish) -> Result<(), Fault> {
         self.state().layers.insert(path.to_owned());
+        Ok(())
+    }
+
+    async fn repair(&self, path: &Path) -> Result<(), Fault> {
+        // Layers are in the folder of their machine.
+        let folder = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+        let machine = folder.and_then(|name| name.parse::<MachineId>().ok());
+        if machine.is_some_and(|machine| self.runtime.runs(&machine)) {
+            return Err(Fault::permanent(Code::Internal, "repair a layer that is mounted"));
+        }
+        self.state().repaired.push(path.to_owned());
         Ok(())
     }
 
@@ -152,7 +177,9 @@ impl Rootfs for FakeServer {
     }
 
     async fn remove(&self, path: &Path) -> Result<(), Fault> {
-        self.state().layers.retain(|layer| !layer.starts_with(path));
+        let mut state = self.state();
+        state.removals += 1;
+        state.layers.retain(|layer| !layer.starts_with(path));
         Ok(())
     }
 }

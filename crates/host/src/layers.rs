@@ -1,6 +1,7 @@
 //! Machines' writable layers: image files of ext4, cloned from a formatted template.
 //!
-//! Never mounts one: the monitor of a boot does, in a namespace of its own.
+//! Never mounts one: the monitor of a boot does, in a namespace of its own. Never writes to one
+//! that is mounted: whoever has it holds its lock.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -8,12 +9,16 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use perch_runtime::loopback::FREE_TIMEOUT_MS;
+use perch_runtime::process::try_lock;
 use perch_types::Code;
 use rustix::fs::SeekFrom;
+use tokio::time::Instant;
 
-use crate::effects::{Fault, Rootfs};
+use crate::effects::{Fault, LayerWish, Rootfs};
 
 /// The largest layer in GiB.
 const SIZE_GB_MAX: u32 = 1024;
@@ -22,6 +27,8 @@ pub(crate) const LAYER_PREFIX: &str = "root-";
 const GIB: u64 = 1024 * 1024 * 1024;
 /// One inode for so many bytes: enough for a tree of small files.
 const BYTES_PER_INODE: u32 = 16_384;
+/// How often a layer that is still in use is looked at again.
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// Where an ext4 file system says how it was left, and the two bits that matter.
 const EXT4_STATE_AT: u64 = 1024 + 0x3a;
 const EXT4_UNMOUNTED: u16 = 1;
@@ -83,13 +90,15 @@ impl Error {
         let path = path.to_owned();
         move |source| Self::File { operation, path, source: source.into() }
     }
+
+    fn is_full(&self) -> bool {
+        matches!(self, Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    }
 }
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
-        let full = matches!(&error, Error::File { source, .. }
-            if source.kind() == io::ErrorKind::StorageFull);
-        let code = if full { Code::NoSpace } else { Code::Internal };
+        let code = if error.is_full() { Code::NoSpace } else { Code::Internal };
         Self::permanent(code, crate::effects::chain(&error))
     }
 }
@@ -104,32 +113,42 @@ impl Layers {
         Ok(Self { templates: folder.to_owned(), making: Mutex::new(()) })
     }
 
-    /// Finds out how files are copied here.
+    /// Finds out how files are copied here; nothing when the disk is too full to tell.
     ///
     /// # Errors
     /// When no file can be made.
-    pub fn probe(&self) -> Result<Cloning, Error> {
+    pub fn probe(&self) -> Result<Option<Cloning>, Error> {
         let (from, to) = (self.templates.join("probe.from"), self.templates.join("probe.to"));
-        fs::write(&from, [1; 4096]).map_err(Error::file("write", &from))?;
-        let result = copy(&from, &to);
+        let result = fs::write(&from, [1; 4096])
+            .map_err(Error::file("write", &from))
+            .and_then(|()| copy(&from, &to));
         for path in [&from, &to] {
             remove(path)?;
         }
-        result
+        match result {
+            Err(error) if error.is_full() => Ok(None),
+            result => result.map(Some),
+        }
     }
 
-    fn prepare_now(&self, path: &Path, size_gb: u32, fresh: bool) -> Result<(), Error> {
-        if !fresh && path.exists() {
-            return repair(path);
+    fn prepare_now(&self, path: &Path, wish: LayerWish) -> Result<(), Error> {
+        if !wish.fresh && path.exists() {
+            return Ok(());
         }
-        let template = self.template(size_gb)?;
+        let template = self.template(wish.size_gb)?;
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(Error::file("create", parent))?;
         }
         // Beside the target, so that a crash leaves the target as it was.
         let new = path.with_extension("new");
         let placed = copy(&template, &new)
-            .and_then(|_| fs::rename(&new, path).map_err(Error::file("move into place", path)));
+            // Before its name: else the name alone may survive a loss of power.
+            .and_then(|_| if wish.kept { sync(&new) } else { Ok(()) })
+            .and_then(|()| fs::rename(&new, path).map_err(Error::file("move into place", path)))
+            .and_then(|()| match path.parent() {
+                Some(parent) if wish.kept => sync(parent),
+                Some(_) | None => Ok(()),
+            });
         if placed.is_err() {
             // The disk may be full of just this.
             remove(&new)?;
@@ -176,11 +195,15 @@ fn format(path: &Path) -> Result<(), Error> {
     Err(Error::Format { path: path.to_owned(), complaint })
 }
 
+/// Puts a file or folder on the disk.
+fn sync(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(Error::file("sync", path))
+}
+
 /// Repairs a layer that was in use when the server went down: without a journal nothing else makes
-/// it whole. One that was unmounted is left alone.
-fn repair(path: &Path) -> Result<(), Error> {
+/// it whole. One that was unmounted is left alone. The caller holds the lock of `file`.
+fn repair(file: &File, path: &Path) -> Result<(), Error> {
     let mut state = [0; 2];
-    let file = File::open(path).map_err(Error::file("open", path))?;
     file.read_exact_at(&mut state, EXT4_STATE_AT).map_err(Error::file("read", path))?;
     if u16::from_le_bytes(state) & (EXT4_UNMOUNTED | EXT4_FAULTY) == EXT4_UNMOUNTED {
         return Ok(());
@@ -292,12 +315,26 @@ pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Both take well under a millisecond but for the first of a size, so they are done where they
-/// are asked for, off the threads that answer.
+/// All take well under a millisecond but for the first of a size, one that has to be kept or
+/// repaired, so they are done where they are asked for, off the threads that answer.
 #[async_trait]
 impl Rootfs for Layers {
-    async fn prepare(&self, path: &Path, size_gb: u32, fresh: bool) -> Result<(), Fault> {
-        Ok(tokio::task::block_in_place(|| self.prepare_now(path, size_gb, fresh))?)
+    async fn prepare(&self, path: &Path, wish: LayerWish) -> Result<(), Fault> {
+        Ok(tokio::task::block_in_place(|| self.prepare_now(path, wish))?)
+    }
+
+    async fn repair(&self, path: &Path) -> Result<(), Fault> {
+        let file = File::open(path).map_err(Error::file("open", path))?;
+        // The loop device of a boot holds the lock for as long as the layer is mounted.
+        let deadline = Instant::now() + Duration::from_millis(FREE_TIMEOUT_MS);
+        while !try_lock(&file).map_err(Error::file("lock", path))? {
+            if Instant::now() > deadline {
+                let text = format!("repair {}: a boot still has it", path.display());
+                return Err(Fault::transient(Code::Internal, text));
+            }
+            tokio::time::sleep(LOCK_PAUSE).await;
+        }
+        Ok(tokio::task::block_in_place(|| repair(&file, path))?)
     }
 
     async fn list(&self, folder: &Path) -> Result<Vec<PathBuf>, Fault> {
@@ -319,12 +356,52 @@ mod tests {
 
     use super::*;
 
+    fn wish(fresh: bool) -> LayerWish {
+        LayerWish { size_gb: 2, fresh, kept: true }
+    }
+
+    fn state(path: &Path) -> u16 {
+        let mut state = [0; 2];
+        File::open(path).unwrap().read_exact_at(&mut state, EXT4_STATE_AT).unwrap();
+        u16::from_le_bytes(state)
+    }
+
+    /// Leaves a layer as it is when the power fails, or while it is mounted.
+    fn leave_unclean(path: &Path) {
+        let set = ["-w", "-R", "set_super_value state 0", path.to_str().unwrap()];
+        let output = Command::new("debugfs").args(set).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(state(path), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_layer_is_repaired_once_nobody_has_it_and_not_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let layers = Layers::open(&folder.path().join("templates")).unwrap();
+        let path = folder.path().join("machine/root-1.img");
+        layers.prepare(&path, wish(true)).await.unwrap();
+        leave_unclean(&path);
+        // As the loop device of a boot that runs: an update prepares the layer under it.
+        let mounted = File::open(&path).unwrap();
+        assert!(try_lock(&mounted).unwrap());
+        layers.prepare(&path, wish(false)).await.unwrap();
+        assert_eq!(state(&path), 0, "it was repaired under a boot");
+        let repaired = layers.repair(&path);
+        tokio::pin!(repaired);
+        let early = tokio::time::timeout(LOCK_PAUSE * 10, &mut repaired).await;
+        assert!(early.is_err(), "{early:?}");
+        assert_eq!(state(&path), 0, "it was repaired under a boot");
+        drop(mounted);
+        repaired.await.unwrap();
+        assert_eq!(state(&path), EXT4_UNMOUNTED);
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_layer_is_a_sparse_copy_of_its_template_and_is_kept_or_made_anew() {
         let folder = tempfile::tempdir().unwrap();
         let layers = Layers::open(&folder.path().join("templates")).unwrap();
         let path = folder.path().join("machine/root-1.img");
-        layers.prepare(&path, 2, true).await.unwrap();
+        layers.prepare(&path, wish(true)).await.unwrap();
         let found = fs::metadata(&path).unwrap();
         assert_eq!(found.len(), 2 * GIB);
         assert!(found.blocks() * 512 < 4 * 1024 * 1024, "{}", found.blocks());
@@ -334,26 +411,15 @@ mod tests {
         assert_eq!(magic, [0x53, 0xef]);
 
         file.write_all_at(b"mine", GIB).unwrap();
-        layers.prepare(&path, 2, false).await.unwrap();
+        layers.prepare(&path, wish(false)).await.unwrap();
+        layers.repair(&path).await.unwrap();
         let mut kept = [0; 4];
         File::open(&path).unwrap().read_exact_at(&mut kept, GIB).unwrap();
         assert_eq!(&kept, b"mine");
-        layers.prepare(&path, 2, true).await.unwrap();
+        layers.prepare(&path, wish(true)).await.unwrap();
         File::open(&path).unwrap().read_exact_at(&mut kept, GIB).unwrap();
         assert_eq!(kept, [0; 4]);
 
-        // As it is left when the power fails.
-        let state = |path: &Path| {
-            let mut state = [0; 2];
-            File::open(path).unwrap().read_exact_at(&mut state, EXT4_STATE_AT).unwrap();
-            u16::from_le_bytes(state)
-        };
-        assert_eq!(state(&path), EXT4_UNMOUNTED);
-        let set = ["-w", "-R", "set_super_value state 0", path.to_str().unwrap()];
-        let output = Command::new("debugfs").args(set).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        assert_eq!(state(&path), 0);
-        layers.prepare(&path, 2, false).await.unwrap();
         assert_eq!(state(&path), EXT4_UNMOUNTED);
 
         layers.remove(&path).await.unwrap();

@@ -46,6 +46,15 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// The monitor runs and does not answer as it should: nothing is known of its machine but that
+    /// it was not given up.
+    #[error("reach the monitor of machine {machine}, which runs")]
+    Silent {
+        /// Whose.
+        machine: String,
+        /// Why not.
+        source: Box<Error>,
+    },
     /// The monitor refused or could not do it; the text is its chain of causes.
     #[error("{operation}: {reason}")]
     Refused {
@@ -119,7 +128,7 @@ impl Error {
         match self {
             Self::NotExecutable { .. } => Code::ExitedAtOnce,
             Self::Ended(_) => Code::WrongState,
-            Self::Timeout { .. } => Code::Unavailable,
+            Self::Timeout { .. } | Self::Silent { .. } => Code::Unavailable,
             Self::Spec(_) => Code::InvalidValue,
             Self::InUse { .. } | Self::Older { .. } => Code::PreconditionFailed,
             Self::NoFeature(_) => Code::UnsupportedKey,

@@ -60,6 +60,8 @@ struct State {
     processes: Vec<Process>,
     pressure: Pressure,
     ignores_stop: bool,
+    silent: bool,
+    waits: u64,
 }
 
 /// Machines that exist in memory only. Clones share them, as the runtimes of an agent before and
@@ -108,6 +110,17 @@ impl FakeRuntime {
     /// Makes programs ignore the signals of `signal` and `stop` (a kill still ends them).
     pub fn ignore_signals(&self, ignore: bool) {
         self.state().ignores_stop = ignore;
+    }
+
+    /// Makes monitors run and not answer who wants to adopt their machines, or answer again.
+    pub fn set_silent(&self, silent: bool) {
+        self.state().silent = silent;
+    }
+
+    /// Returns how often a monitor was asked to tell the end of its machine.
+    #[must_use]
+    pub fn waits(&self) -> u64 {
+        self.state().waits
     }
 
     /// Ends the program of a machine with a code; nothing if it does not run.
@@ -221,6 +234,11 @@ impl Runtime for FakeRuntime {
             return Ok(Adopted::Gone);
         };
         let ended = boot.exit.borrow().clone();
+        if self.state().silent && ended.is_none() {
+            let source = Error::Timeout { operation: "greet", limit_ms: 0 };
+            let machine = dir.machine.to_string();
+            return Err(Error::Silent { machine, source: Box::new(source) });
+        }
         Ok(match ended {
             Some(status) => Adopted::Ended(status),
             None => Adopted::Running(Box::new(FakeInstance { runtime: self.clone(), boot })),
@@ -331,7 +349,15 @@ impl Instance for FakeInstance {
         Ok(self.boot.frozen.load(Ordering::Acquire))
     }
 
+    async fn over(&self) -> Result<(), Error> {
+        let mut exit = self.boot.exit.subscribe();
+        // The sender is a field of the boot that is held here.
+        drop(exit.wait_for(Option::is_some).await);
+        Ok(())
+    }
+
     async fn wait(&self) -> Result<ExitStatus, Error> {
+        self.runtime.state().waits += 1;
         let mut exit = self.boot.exit.subscribe();
         let ended = exit.wait_for(Option::is_some).await;
         ended

@@ -44,6 +44,10 @@ pub trait Runtime: Send + Sync + std::fmt::Debug {
     async fn create(&self, spec: &BootSpec) -> Result<Box<dyn Instance>, Error>;
 
     /// Finds the machine's latest boot again after a restart of the caller.
+    ///
+    /// # Errors
+    /// [`Error::Silent`] or [`Error::Stranger`] when its monitor runs and does not answer, or not
+    /// so that it is understood: the boot may run.
     async fn adopt(&self, dir: &MachineDir) -> Result<Adopted, Error>;
 
     /// Removes whatever a boot left behind: processes, cgroup, socket. May run any number of times.
@@ -100,6 +104,10 @@ pub trait Instance: Send + Sync + std::fmt::Debug {
 
     /// Waits for the end of the machine. May be dropped and called again.
     async fn wait(&self) -> Result<ExitStatus, Error>;
+
+    /// Waits until its processes have ended, which is a little before [`Instance::wait`] tells how.
+    /// Asks nobody, so that it takes no place at the monitor. May be dropped and called again.
+    async fn over(&self) -> Result<(), Error>;
 
     /// Runs a further program to its end and returns the beginnings of its output.
     async fn exec(&self, request: ExecRequest) -> Result<ExecOutput, Error>;

@@ -36,6 +36,21 @@ impl ProcessInfo {
         if start_ticks(self.pid)? == self.start_ticks { Ok(fd) } else { Err(gone()) }
     }
 
+    /// Opens it; `None` when it has ended and been collected.
+    ///
+    /// # Errors
+    /// When that cannot be told, for want of descriptors for example.
+    pub fn find(self) -> io::Result<Option<OwnedFd>> {
+        let opened = self.open();
+        match opened.as_ref().err().and_then(rustix::io::Errno::from_io_error) {
+            // The id may meanwhile be a thread's.
+            Some(rustix::io::Errno::SRCH | rustix::io::Errno::NOENT | rustix::io::Errno::INVAL) => {
+                Ok(None)
+            }
+            Some(_) | None => opened.map(Some),
+        }
+    }
+
     /// Returns whether it still runs (a process that ended and is not yet collected does not).
     #[must_use]
     pub fn runs(self) -> bool {
@@ -131,6 +146,9 @@ mod tests {
     fn a_process_with_another_start_time_is_not_opened() {
         let me = ProcessInfo::of(i32::try_from(std::process::id()).unwrap()).unwrap();
         assert!(me.runs());
-        assert!(!ProcessInfo { start_ticks: me.start_ticks + 1, ..me }.runs());
+        assert!(me.find().unwrap().is_some());
+        let other = ProcessInfo { start_ticks: me.start_ticks + 1, ..me };
+        assert!(!other.runs());
+        assert!(other.find().unwrap().is_none());
     }
 }

@@ -22,6 +22,10 @@ use instance::SandboxInstance;
 
 /// The longest that making a sandbox may take.
 pub const CREATE_TIMEOUT_MS: u64 = 30_000;
+/// How long a monitor that runs may take to greet or to end before it is called silent.
+pub const ADOPT_TIMEOUT_MS: u64 = 5_000;
+/// How often one that does neither is asked again.
+const ADOPT_PAUSE: Duration = Duration::from_millis(20);
 /// The longest that the processes of a dead boot may take to vanish.
 pub const CLEAN_TIMEOUT_MS: u64 = 10_000;
 
@@ -127,22 +131,27 @@ impl Runtime for SandboxRuntime {
     }
 
     async fn adopt(&self, dir: &MachineDir) -> Result<Adopted, Error> {
-        if let Some(info) = read_boot_file(dir)?
-            && info.host_boot == process::host_boot().map_err(Error::system("read the boot id"))?
-            && info.monitor.runs()
-        {
-            let instance = match SandboxInstance::new(dir.clone(), info) {
-                // It runs, and nobody may say that it does not.
-                Err(error @ Error::Stranger { .. }) => return Err(error),
-                other => other,
+        let began = Instant::now();
+        let limit = Duration::from_millis(ADOPT_TIMEOUT_MS);
+        while let Some(info) = running_monitor(dir)? {
+            let left = limit.saturating_sub(began.elapsed());
+            let silent = match tokio::time::timeout(left, greeted(dir, info)).await {
+                Ok(Ok(instance)) => return Ok(Adopted::Running(Box::new(instance))),
+                // It runs, and no patience makes it one that this release understands.
+                Ok(Err(error @ Error::Stranger { .. })) => return Err(error),
+                Ok(Err(error)) => error,
+                Err(_) => Error::Timeout { operation: "greet", limit_ms: ADOPT_TIMEOUT_MS },
             };
             // The socket appears after the note; a machine that ends right now has neither, and
             // leaves its status.
-            if let Ok(instance) = instance
-                && instance.greet().await.is_ok()
-            {
-                return Ok(Adopted::Running(Box::new(instance)));
+            if let Some(status) = ExitStatus::read(dir)? {
+                return Ok(Adopted::Ended(status));
             }
+            if began.elapsed() >= limit {
+                let (machine, source) = (dir.machine.to_string(), Box::new(silent));
+                return Err(Error::Silent { machine, source });
+            }
+            tokio::time::sleep(ADOPT_PAUSE).await;
         }
         Ok(ExitStatus::read(dir)?.map_or(Adopted::Gone, Adopted::Ended))
     }
@@ -170,13 +179,32 @@ impl Runtime for SandboxRuntime {
     }
 }
 
+/// Returns what the note of a boot says whose monitor runs.
+fn running_monitor(dir: &MachineDir) -> Result<Option<InstanceInfo>, Error> {
+    let Some(info) = read_boot_file(dir)? else {
+        return Ok(None);
+    };
+    if info.host_boot != process::host_boot().map_err(Error::system("read the boot id"))? {
+        return Ok(None);
+    }
+    let monitor = info.monitor.find().map_err(Error::system("look for the monitor"))?;
+    Ok(monitor.is_some_and(|monitor| process::is_running(&monitor)).then_some(info))
+}
+
+/// Reaches the monitor of a boot.
+async fn greeted(dir: &MachineDir, info: InstanceInfo) -> Result<SandboxInstance, Error> {
+    let instance = SandboxInstance::new(dir.clone(), info)?;
+    drop(instance.greet().await?);
+    Ok(instance)
+}
+
 /// Kills the monitor and the init that a boot's note names.
 fn kill_noted(dir: &MachineDir) -> Result<(), Error> {
     if let Some(info) = read_boot_file(dir)?
         && info.host_boot == process::host_boot().map_err(Error::system("read the boot id"))?
     {
         for one in [info.monitor, info.init] {
-            if let Ok(pidfd) = one.open() {
+            if let Some(pidfd) = one.find().map_err(Error::system("look for a process"))? {
                 process::kill(&pidfd).map_err(Error::system("kill a process"))?;
             }
         }

@@ -13,6 +13,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{FlockOperation, flock};
 
+use super::{Fault, fault};
 use crate::Error;
 
 /// The journal's and the tables' own schema; only ever appended to.
@@ -54,7 +55,25 @@ pub(super) fn sync_folder(database: &Path) -> Result<(), Error> {
         .map_err(|source| Error::Open { path: folder.to_path_buf(), source })
 }
 
-pub(super) fn writer(path: &Path) -> Result<Connection, Error> {
+/// Opens the connection that writes, with both schemas up to date.
+pub(super) fn prepared(path: &Path, migrations: &[&str]) -> Result<Connection, Error> {
+    let connection = writer(path)?;
+    migrate(&connection, path, migrations)?;
+    Ok(connection)
+}
+
+/// Returns whether the disk had no room for what opening takes.
+pub(super) fn is_full(error: &Error) -> bool {
+    match error {
+        Error::Open { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
+        Error::OpenDatabase { source, .. }
+        | Error::Migrate { source, .. }
+        | Error::Sql { source, .. } => fault(source) == Some(Fault::Full),
+        _ => false,
+    }
+}
+
+fn writer(path: &Path) -> Result<Connection, Error> {
     // Made here rather than by SQLite, so that nobody else can ever read it.
     OpenOptions::new()
         .write(true)
@@ -95,11 +114,7 @@ fn connect(
 
 /// Brings both schemas up to date: the crate's own, counted in a table of its own, and the
 /// caller's, counted in `user_version`.
-pub(super) fn migrate(
-    connection: &Connection,
-    path: &Path,
-    migrations: &[&str],
-) -> Result<(), Error> {
+fn migrate(connection: &Connection, path: &Path, migrations: &[&str]) -> Result<(), Error> {
     let own = own_version(connection)?;
     let callers: i64 = connection
         .pragma_query_value(None, "user_version", |row| row.get(0))

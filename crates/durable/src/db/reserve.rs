@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
 use super::open::beside;
 use crate::Error;
@@ -23,24 +23,35 @@ pub(super) struct Reserve {
 }
 
 impl Reserve {
-    /// A disk that is full already does not keep the file from opening: then there is no reserve
-    /// until there is room.
-    pub(super) fn open(database: &Path, bytes: u64) -> Result<Self, Error> {
-        let reserve = Self { path: beside(database, ".reserve"), bytes };
-        match reserve.take() {
-            Ok(()) => Ok(reserve),
-            Err(error) if error.kind() == ErrorKind::StorageFull => Ok(reserve),
-            Err(source) => Err(Error::Open { path: reserve.path, source }),
+    /// Names the reserve of a file, whether it is there or not.
+    pub(super) fn of(database: &Path, bytes: u64) -> Self {
+        Self { path: beside(database, ".reserve"), bytes }
+    }
+
+    /// Makes sure that the space is set aside; returns whether it is. A disk that is full already
+    /// does not keep the file from opening: then there is no reserve until there is room.
+    pub(super) fn open(&self) -> Result<bool, Error> {
+        match self.take() {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::StorageFull => Ok(false),
+            Err(source) => Err(Error::Open { path: self.path.clone(), source }),
         }
     }
 
-    /// Makes sure that the space is set aside.
+    /// Makes sure that the space is set aside. The last room of the disk never is: whoever frees
+    /// space needs some of it.
     pub(super) fn take(&self) -> io::Result<()> {
         if self.bytes == 0 {
             return Ok(());
         }
         if fs::metadata(&self.path).is_ok_and(|found| found.len() == self.bytes) {
             return Ok(());
+        }
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let found = statvfs(folder.unwrap_or(Path::new(".")))?;
+        let free = found.f_bavail.saturating_mul(found.f_frsize);
+        if free < self.bytes.saturating_add(self.bytes / 2) {
+            return Err(ErrorKind::StorageFull.into());
         }
         let made = self.allocate();
         if made.is_err() {

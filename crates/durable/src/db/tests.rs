@@ -271,6 +271,38 @@ fn work_that_frees_space_survives_being_the_first_to_meet_the_full_disk() {
     assert!(db.is_full());
 }
 
+/// A process that ends on a full disk comes back: only so can somebody free space.
+#[test]
+fn a_file_opens_on_a_full_disk_and_takes_work_that_frees_space() {
+    let Some(disk) = SmallDisk::mount("a_file_opens_on_a_full_disk") else {
+        return;
+    };
+    let path = disk.path().join("host.db");
+    let db = Db::open(&path, &[]).unwrap();
+    note(&db, "before", "kept").wait().unwrap();
+    drop(db);
+    let filler = disk.path().join("filler");
+    let mut file = File::create(&filler).unwrap();
+    for size in [64 * 1024, 1024, 1] {
+        while std::io::Write::write_all(&mut file, &vec![0; size]).is_ok() {}
+    }
+    drop(file);
+    for round in ["first", "second"] {
+        let db = Db::open(&path, &[]).unwrap();
+        assert_eq!(noted(&db, "before").as_deref(), Some("kept"));
+        assert!(db.is_full(), "{round}");
+        assert!(matches!(note(&db, "more", "no").wait(), Err(Error::Full)), "{round}");
+        let stop = db.write_reserved(|tx| NOTES.put(tx, &"stop".to_owned(), &"done".to_owned()));
+        stop.wait().unwrap();
+    }
+    std::fs::remove_file(&filler).unwrap();
+    let db = Db::open(&path, &[]).unwrap();
+    assert!(!db.is_full());
+    note(&db, "again", "yes").wait().unwrap();
+    let reserve = disk.path().join("host.db.reserve");
+    assert_eq!(std::fs::metadata(&reserve).unwrap().len(), RESERVE_BYTES);
+}
+
 #[test]
 fn a_copy_is_of_one_moment_though_the_owner_writes_on() {
     let folder = TempDir::new().unwrap();

@@ -61,8 +61,12 @@ impl Host {
         let layers = Layers::open(&config.data_dir.join("templates"))
             .map_err(|source| Error::Layers { source })?;
         findings.push(match layers.probe().map_err(|source| Error::Layers { source })? {
-            Cloning::Reflink => "layers: cloned by reflink".to_owned(),
-            Cloning::SparseCopy => "layers: copied, the file system has no reflink".to_owned(),
+            Some(Cloning::Reflink) => "layers: cloned by reflink".to_owned(),
+            Some(Cloning::SparseCopy) => {
+                "layers: copied, the file system has no reflink".to_owned()
+            }
+            // Whoever is to free space needs the agent.
+            None => "layers: cloned or copied, the disk is too full to tell".to_owned(),
         });
         let mounts = Mounts::open(&config.run_dir.join("images"))
             .map_err(|source| Error::Mounts { source })?;
@@ -216,8 +220,9 @@ async fn images(config: &Config, mounts: Mounts) -> Result<StoredImages, Error> 
 /// Reads what the host is, or makes it up the first time; returns it and whether the server was
 /// restarted since.
 async fn begin(db: &Db, id: HostId, server_boot: String) -> Result<(HostRow, bool), Error> {
+    // On a full disk the agent has to start all the same: machines are stopped and destroyed by it.
     let begun: Result<_, perch_durable::Error> = db
-        .write(move |tx| {
+        .write_reserved(move |tx| {
             let only = ONLY.to_owned();
             let mut row = HOST.get(tx, &only)?.unwrap_or_else(|| HostRow {
                 id: id.clone(),
@@ -280,7 +285,7 @@ fn make_folders(config: &Config) -> Result<(), Error> {
 }
 
 /// Keeps a copy of a binary under its digest, so that a machine that runs keeps the one it
-/// started with while the package is upgraded.
+/// started with while the package is upgraded. Without room for it the package's own is used.
 fn keep_binary(data_dir: &Path, binary: &Path) -> Result<PathBuf, Error> {
     let fault = |source: io::Error| Error::Binary { path: binary.to_owned(), source };
     let bytes = fs::read(binary).map_err(fault)?;
@@ -291,10 +296,19 @@ fn keep_binary(data_dir: &Path, binary: &Path) -> Result<PathBuf, Error> {
     if fs::read(&path).is_ok_and(|kept| kept == bytes) {
         return Ok(path);
     }
-    fs::create_dir_all(&folder).map_err(fault)?;
     let new = path.with_extension("new");
-    fs::write(&new, &bytes).map_err(fault)?;
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).map_err(fault)?;
-    fs::rename(&new, &path).map_err(fault)?;
-    Ok(path)
+    let kept = fs::create_dir_all(&folder)
+        .and_then(|()| fs::write(&new, &bytes))
+        .and_then(|()| fs::set_permissions(&new, fs::Permissions::from_mode(0o755)))
+        .and_then(|()| fs::rename(&new, &path));
+    match kept {
+        Ok(()) => Ok(path),
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            // Half of it would take room that somebody needs.
+            drop(fs::remove_file(&new));
+            tracing::warn!(binary = %binary.display(), "no room for a copy of the binary");
+            Ok(binary.to_owned())
+        }
+        Err(error) => Err(fault(error)),
+    }
 }

@@ -1,6 +1,8 @@
 //! Lives of machines on a server that is none: clocks that jump, schedules, standbys, limits.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+mod faults;
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use perch_runtime::Pressure;
 use perch_runtime::fake::Call;
@@ -18,10 +20,11 @@ use crate::network::NetworkConfig;
 const STOP: Command = Command::Stop { signal: None, timeout: None };
 const HOUR_MS: i64 = 3_600_000;
 
-/// The server's clocks; somebody sets the wall clock.
+/// The server's clocks; somebody sets the wall clock, and time passes sooner.
 #[derive(Debug, Default)]
 struct Turned {
     by_ms: AtomicI64,
+    passed_ms: AtomicU64,
 }
 
 impl Turned {
@@ -42,7 +45,7 @@ impl Clock for Turned {
     }
 
     fn boot_ms(&self) -> u64 {
-        Self::boot().unsigned_abs()
+        Self::boot().unsigned_abs() + self.passed_ms.load(Ordering::SeqCst)
     }
 }
 

@@ -140,6 +140,12 @@ pub struct Actor {
     readiness: Readiness,
     run: Option<Running>,
     parked: Option<RunId>,
+    /// When the parked run tries again, by the boot clock.
+    unpark_boot_ms: u64,
+    /// The end of the boot, which could not be journaled yet, and when that is tried again.
+    unwritten: Option<(Fact, u64)>,
+    /// When the command that waits first is tried again, by the boot clock.
+    queue_boot_ms: Option<u64>,
     /// Whether no request may be sent to the boot that runs.
     gate_closed: bool,
     gate: mpsc::Receiver<CloseGate>,
@@ -152,6 +158,8 @@ pub struct Actor {
     /// Follows the end of the boot with this number: once a boot, because each costs a place at
     /// its monitor, however often it is frozen.
     exit_watcher: Option<(u64, Task)>,
+    /// When the boot is looked for again whose monitor could not be asked, by the boot clock.
+    adopt_boot_ms: Option<u64>,
     /// When a destroyed machine is forgotten, by the boot clock.
     forget_boot_ms: Option<u64>,
     /// When this task began, by the boot clock.
@@ -209,6 +217,9 @@ impl Actor {
             readiness,
             run: None,
             parked: None,
+            unpark_boot_ms: 0,
+            unwritten: None,
+            queue_boot_ms: None,
             gate_closed: false,
             gate,
             gate_sender,
@@ -218,6 +229,7 @@ impl Actor {
             published,
             watchers: Vec::new(),
             exit_watcher: None,
+            adopt_boot_ms: None,
             forget_boot_ms: None,
             began_boot_ms: shared.effects.clock.boot_ms(),
         };
@@ -314,15 +326,22 @@ impl Actor {
                 .map_err(|error| crate::effects::Fault::from(error).error);
         }
         self.make_way(&queued.command).await;
+        let is_end = fact::is_end(&queued);
         if self.run.is_none() && self.parked.is_none() && self.queued.is_empty() {
             return self.begin(queued).await;
         }
-        self.enqueue(queued).await
+        self.enqueue(queued).await?;
+        if is_end && self.queue_boot_ms.take().is_some() {
+            queue::put_end_first(&mut self.queued);
+        }
+        Ok(())
     }
 
     /// Cuts short what the command makes pointless.
     async fn make_way(&mut self, command: &host::Command) {
-        let Some(run) = &self.run else { return };
+        let Some(run) = &self.run else {
+            return self.hasten(command).await;
+        };
         let is_end =
             matches!(command, host::Command::Stop { .. } | host::Command::Destroy { force: true });
         match run.intent {
@@ -366,7 +385,7 @@ impl Actor {
                 }
                 if let Ended::Parked { why } = &ended {
                     tracing::error!(%machine, run = run.intent.kind(), why, "run cannot go on");
-                    self.parked = Some(run.id);
+                    self.park(run.id);
                     self.record.failure = Some(ApiError::new(Code::Internal, why.clone()));
                     return self.publish();
                 }
@@ -383,8 +402,8 @@ impl Actor {
             Err(error) => {
                 let text = self.shared.db_error(&error);
                 tracing::error!(%machine, error = %text, "journal could not be written");
-                // Nothing more may happen to this machine in this process.
-                self.parked = Some(run.id);
+                // Nothing more may happen to this machine until it can be.
+                self.park(run.id);
             }
         }
     }
@@ -392,6 +411,7 @@ impl Actor {
     /// Keeps the boot that runs and follows its end and its readiness.
     fn take_instance(&mut self, instance: Option<Arc<dyn Instance>>) {
         self.watchers.clear();
+        self.adopt_boot_ms = None;
         self.gate_closed = false;
         self.readiness = Readiness::default();
         self.instance = instance.filter(|_| self.record.boot.is_some());

@@ -128,13 +128,13 @@ impl SandboxInstance {
 
     async fn monitor_gone(&self) -> Result<(), Error> {
         let watch = Error::system("watch the monitor");
-        match self.info.monitor.open() {
-            Ok(pidfd) => {
+        match self.info.monitor.find().map_err(Error::system("look for the monitor"))? {
+            Some(pidfd) => {
                 let pidfd = process::awaitable(pidfd).map_err(watch)?;
                 drop(pidfd.readable().await.map_err(Error::system("watch the monitor"))?);
                 Ok(())
             }
-            Err(_) => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -238,6 +238,14 @@ impl Instance for SandboxInstance {
             started_unix_ms: 0,
             ended_unix_ms: 0,
         }))
+    }
+
+    async fn over(&self) -> Result<(), Error> {
+        let watch = || Error::system("watch the machine");
+        let init = self.init.try_clone().map_err(watch())?;
+        let init = process::awaitable(init).map_err(watch())?;
+        drop(init.readable().await.map_err(watch())?);
+        Ok(())
     }
 
     async fn exec(&self, request: ExecRequest) -> Result<ExecOutput, Error> {

@@ -156,6 +156,15 @@ async fn f1_f2_the_root_is_private_and_no_host_path_is_seen() {
         assert!(!output.contains(hint), "{hint}: {output}");
     }
     assert!(output.contains("lowerdir=l,upperdir=d/u,workdir=d/w"), "{output}");
+
+    // Its own layer is behind a loop device, as everybody's are.
+    let script = "for f in /sys/block/*/loop/backing_file /sys/class/block/*/loop/backing_file \
+           /sys/dev/block/*/loop/backing_file /sys/devices/virtual/block/*/loop/backing_file; do \
+           cat $f 2>/dev/null; done; ls /sys/block /sys/devices/virtual/block | grep -c loop";
+    let Some(output) = inside("f2: block devices", &format!("{script}; true")).await else {
+        return;
+    };
+    assert_eq!(output, "0\n");
 }
 
 #[tokio::test]

@@ -3,10 +3,11 @@
 //! Never answers: the caller does, once the commit is done.
 
 use perch_durable::Journal;
+use perch_types::ApiError;
 use perch_types::host;
-use perch_types::{ApiError, Code};
 
 use super::Actor;
+use super::queue::put_end_first;
 use crate::machine::plan::Intent;
 use crate::machine::record::{Desired, Record, Source, Version};
 use crate::machine::restart::History;
@@ -18,8 +19,8 @@ use crate::schema::{self, Queued, RECORDS};
 const KILL: i32 = 9;
 /// How many failures of other machines are remembered.
 const STOOD_IN_MAX: usize = 16;
-/// How long a start that could not be journaled is put off, in milliseconds.
-const PUT_OFF_MS: u64 = 1_000;
+/// How long what could not be journaled is put off, in milliseconds.
+pub(super) const PUT_OFF_MS: u64 = 1_000;
 
 /// Why a machine is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +40,7 @@ pub(super) enum Why {
 impl Actor {
     /// Begins what waits, if anything does.
     pub(super) async fn begin_next(&mut self) {
-        while self.run.is_none() && self.parked.is_none() {
+        while self.run.is_none() && self.parked.is_none() && self.queue_boot_ms.is_none() {
             let halfway = self.record.state == State::Restarting && self.record.boot.is_none();
             if halfway && !self.is_ended_by_next() {
                 if let Err(error) = self.begin_start(Why::Restart).await {
@@ -53,14 +54,29 @@ impl Actor {
                 return;
             };
             // What was true when it was accepted may not be any more.
-            let admission = admit(self.record.state, &[], (&queued.command).into());
-            let begun = match admission {
-                Admission::Accept => self.begin(queued).await,
-                Admission::AlreadySo | Admission::Refuse(..) => self.write_queue().await,
-            };
-            if let Err(error) = begun {
-                tracing::error!(machine = %self.record.id, %error, "queued command was lost");
+            match admit(self.record.state, &[], (&queued.command).into()) {
+                Admission::Accept => {
+                    if let Err(error) = self.begin(queued.clone()).await {
+                        tracing::warn!(machine = %self.record.id, %error, "command was put off");
+                        self.put_back(queued);
+                    }
+                }
+                Admission::AlreadySo | Admission::Refuse(..) => {
+                    if let Err(error) = self.write_queue().await {
+                        // The next commit writes what waits again.
+                        tracing::warn!(machine = %self.record.id, %error, "queue is not written");
+                    }
+                }
             }
+        }
+    }
+
+    /// Has a command that was accepted wait again: there may be no room for it now. An end behind
+    /// it does not wait for that, because it frees space.
+    fn put_back(&mut self, queued: Queued) {
+        self.queued.push_front(queued);
+        if !put_end_first(&mut self.queued) {
+            self.queue_boot_ms = Some(self.boot_ms_after(PUT_OFF_MS));
         }
     }
 
@@ -116,9 +132,11 @@ impl Actor {
                 cordoned,
                 secrets,
             } => {
-                let image = queued.image.ok_or_else(|| {
-                    ApiError::new(Code::Internal, "the update's image was not resolved")
-                })?;
+                let Some(image) = queued.image else {
+                    // The one who asked saw to it; no later attempt would find one.
+                    tracing::error!(machine = %self.record.id, "image of an update is missing");
+                    return self.write_queue().await;
+                };
                 let upper = self.record.upper_for(&config, &image, &instance);
                 let config = *config;
                 let next =
@@ -199,8 +217,7 @@ impl Actor {
     }
 
     fn put_off(&mut self) {
-        let boot_ms = self.shared.effects.clock.boot_ms();
-        self.record.restart_boot_ms = Some(boot_ms.saturating_add(PUT_OFF_MS));
+        self.record.restart_boot_ms = Some(self.boot_ms_after(PUT_OFF_MS));
     }
 
     async fn begin_stop(

@@ -3,6 +3,7 @@
 //! Never waits: a decision and the beginning of a run.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use perch_runtime::{ExitReason, ExitStatus, Instance};
 use perch_types::ApiError;
@@ -10,7 +11,7 @@ use perch_types::api::{CheckState, CheckStatus};
 use tokio::sync::mpsc;
 
 use super::Actor;
-use super::begin::Why;
+use super::begin::{PUT_OFF_MS, Why};
 use crate::machine::plan::Intent;
 use crate::machine::record::{Boot, Desired, Exiting, Reached, Readiness};
 use crate::machine::restart::{Decision, Exit, after_suspension, decide};
@@ -18,8 +19,13 @@ use crate::machine::run::{Input, lost_exit};
 use crate::machine::state::{Fact, State};
 use crate::schema::Queued;
 
+/// After which a boot's end is awaited again when it could not be.
+const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
+
 impl Actor {
     pub(super) async fn fact(&mut self, fact: Fact) {
+        // Nobody tells of an end again: it is kept until it is journaled.
+        let kept = matches!(fact, Fact::Exited(_) | Fact::Lost { .. }).then(|| fact.clone());
         let result = match fact {
             Fact::Exited(exit) => self.exited(*exit).await,
             Fact::Lost { boot } => {
@@ -42,6 +48,7 @@ impl Actor {
         };
         if let Err(error) = result {
             tracing::error!(machine = %self.record.id, %error, "fact could not be journaled");
+            self.unwritten = kept.map(|fact| (fact, self.boot_ms_after(PUT_OFF_MS)));
         }
     }
 
@@ -153,21 +160,27 @@ fn health_lines(before: &[CheckStatus], now: &[CheckStatus]) -> Vec<String> {
         .collect()
 }
 
-fn is_end(queued: &Queued) -> bool {
+pub(super) fn is_end(queued: &Queued) -> bool {
     use perch_types::host::Command;
     matches!(queued.command, Command::Stop { .. } | Command::Destroy { .. })
 }
 
 /// Waits for the end of a boot and tells of it.
 pub(super) async fn follow_exit(instance: Arc<dyn Instance>, facts: mpsc::Sender<Fact>) {
-    let fact = match instance.wait().await {
-        Ok(exit) => Fact::Exited(Box::new(exit)),
-        Err(error) => {
-            let info = instance.info();
-            tracing::warn!(machine = %info.machine, error = %crate::effects::chain(&error),
-                "monitor is gone");
-            Fact::Lost { boot: info.boot }
+    let info = instance.info();
+    let fact = loop {
+        let error = match instance.wait().await {
+            Ok(exit) => break Fact::Exited(Box::new(exit)),
+            Err(error) => error,
+        };
+        let error_chain = crate::effects::chain(&error);
+        // Of any other fault, such as a want of descriptors, the boot knows nothing.
+        if matches!(error, perch_runtime::Error::Ended(_) | perch_runtime::Error::Shape(_)) {
+            tracing::warn!(machine = %info.machine, error = %error_chain, "monitor is gone");
+            break Fact::Lost { boot: info.boot };
         }
+        tracing::warn!(machine = %info.machine, error = %error_chain, "end cannot be awaited");
+        tokio::time::sleep(FOLLOW_PAUSE).await;
     };
     // The task may be ending.
     drop(facts.send(fact).await);

@@ -3,6 +3,7 @@
 //! Never carries one out. What waits counts already: as the version that will be, and as the
 //! labels that are shown.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use perch_types::directory::record_overflow;
@@ -101,6 +102,36 @@ impl Actor {
         }
         labels
     }
+}
+
+/// Puts an end of the machine before the commands that it makes pointless, which are dropped, and
+/// before those that it does not; returns whether anything changed. An update that came before a
+/// stop leaves the machine stopped, as it would have.
+pub(super) fn put_end_first(queued: &mut VecDeque<Queued>) -> bool {
+    let find = |is: fn(&Command) -> bool| queued.iter().position(|one| is(&one.command));
+    if let Some(at) = find(|command| matches!(command, Command::Destroy { .. })) {
+        return queued.drain(..at).count() > 0;
+    }
+    let stop = find(|command| matches!(command, Command::Stop { .. })).filter(|at| *at > 0);
+    let Some(stop) = stop.and_then(|at| Some((queued.drain(..at).collect(), queued.pop_front()?)))
+    else {
+        return false;
+    };
+    let (before, stop): (Vec<Queued>, Queued) = stop;
+    for mut one in before.into_iter().rev() {
+        match &mut one.command {
+            Command::Start | Command::Restart { .. } | Command::Suspend => continue,
+            Command::Update { skip_launch, .. } => *skip_launch = true,
+            Command::Stop { .. }
+            | Command::Destroy { .. }
+            | Command::Signal { .. }
+            | Command::SetCordoned { .. }
+            | Command::SetLabels { .. } => {}
+        }
+        queued.push_front(one);
+    }
+    queued.push_front(stop);
+    true
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use perch_durable::{OpenRun, RunId};
 use perch_runtime::{Adopted, Instance};
+use perch_types::host::Command;
 
 use super::Actor;
 use crate::effects::Fault;
@@ -15,6 +16,14 @@ use crate::machine::restart::{Decision, after_reboot};
 use crate::machine::run::{Input, lost_exit};
 use crate::machine::state::{Fact, State};
 use crate::schema::{self, RECORDS};
+
+/// How long a run that cannot go on waits before it tries again, in milliseconds.
+const PARKED_PAUSE_MS: u64 = 30_000;
+/// After which a boot whose monitor could not be asked is looked for again, in milliseconds.
+const ADOPT_AGAIN_MS: u64 = 1_000;
+
+/// After which a destroyed machine that could not be forgotten is tried again, in milliseconds.
+const FORGET_AGAIN_MS: u64 = 30_000;
 
 /// Where a task begins.
 #[derive(Debug)]
@@ -41,7 +50,7 @@ impl Actor {
             Ok(input) => input,
             Err(error) => {
                 tracing::error!(machine = %self.record.id, %error, "run cannot be read");
-                self.parked = Some(id);
+                self.park(id);
                 return;
             }
         };
@@ -55,17 +64,37 @@ impl Actor {
         self.start_run(open, input);
     }
 
+    /// Has a run that cannot go on wait before it tries again.
+    pub(super) fn park(&mut self, id: RunId) {
+        self.parked = Some(id);
+        self.unpark_boot_ms = self.boot_ms_after(PARKED_PAUSE_MS);
+    }
+
+    /// Has a parked run try again at once when the machine is to end, which waits for it; a boot
+    /// that is to be removed by force is killed meanwhile.
+    pub(super) async fn hasten(&mut self, command: &Command) {
+        let is_forced = matches!(command, Command::Destroy { force: true });
+        if self.parked.is_none() || !(is_forced || matches!(command, Command::Stop { .. })) {
+            return;
+        }
+        self.unpark_boot_ms = 0;
+        if let Some(instance) = self.instance.as_ref().filter(|_| is_forced) {
+            // The run's own steps say whether it worked.
+            drop(instance.kill().await);
+        }
+    }
+
     /// Lets a parked run try again.
     pub(super) async fn unpark(&mut self, id: RunId) {
         if self.shared.db.is_stopped() {
-            self.parked = Some(id);
+            self.park(id);
             return;
         }
         match self.shared.journal.open(id) {
             Ok(open) => self.resume(open),
             Err(error) => {
                 tracing::error!(machine = %self.record.id, %error, "parked run cannot be opened");
-                self.parked = Some(id);
+                self.park(id);
             }
         }
         tokio::task::yield_now().await;
@@ -90,7 +119,7 @@ impl Actor {
             }
             Err(error) => {
                 tracing::error!(machine = %self.record.id, %error, "run cannot be opened");
-                self.parked = Some(id);
+                self.park(id);
             }
         }
         tokio::task::yield_now().await;
@@ -120,6 +149,7 @@ impl Actor {
             }
             return;
         };
+        self.adopt_boot_ms = None;
         let dir = self.shared.machine_dir(&self.record.id);
         let adopted = self.shared.effects.runtime.adopt(&dir).await;
         match adopted {
@@ -141,10 +171,11 @@ impl Actor {
             Ok(Adopted::Running(_) | Adopted::Ended(_) | Adopted::Gone) => {
                 self.fact(Fact::Lost { boot: boot.number }).await;
             }
+            // It may run: nothing is done to it, and it is looked for again.
             Err(error) => {
                 tracing::error!(machine = %self.record.id,
-                    error = %crate::effects::chain(&error), "monitor cannot be asked");
-                self.fact(Fact::Lost { boot: boot.number }).await;
+                    error = %crate::effects::chain(&error), "monitor cannot be asked for now");
+                self.adopt_boot_ms = Some(self.boot_ms_after(ADOPT_AGAIN_MS));
             }
         }
     }
@@ -214,6 +245,7 @@ impl Actor {
         if let Err(error) = removed {
             let error = self.shared.db_error(&error);
             tracing::warn!(machine = %self.record.id, %error, "record stays for now");
+            self.forget_boot_ms = Some(self.boot_ms_after(FORGET_AGAIN_MS));
             return false;
         }
         self.shared.forget(&self.record.id);

@@ -12,8 +12,6 @@ use super::begin::Why;
 use crate::machine::restart::PAUSE_MS_MAX;
 use crate::machine::state::State;
 
-/// How long a run that cannot go on waits before it tries again.
-const PARKED_PAUSE: Duration = Duration::from_secs(30);
 /// How long a schedule is slept over before the wall clock is looked at again.
 const SCHEDULE_LOOK: Duration = Duration::from_secs(60);
 /// Over how long runs that were missed while the agent was down are spread, in milliseconds.
@@ -24,6 +22,12 @@ const MISSED_SPREAD_MS: i64 = 60_000;
 pub(super) enum Due {
     /// A parked run may try again.
     Unpark,
+    /// The end of the boot may be journaled now.
+    Unwritten,
+    /// The command that waits first may begin now.
+    Queue,
+    /// The boot whose monitor could not be asked is looked for again.
+    Adopt,
     /// A destroyed machine was kept long enough.
     Forget,
     /// The pause before a restart is over.
@@ -49,10 +53,23 @@ impl Actor {
         if self.run.is_some() {
             return None;
         }
-        if self.parked.is_some() {
-            return Some((PARKED_PAUSE, Due::Unpark));
-        }
         let boot_ms = self.shared.effects.clock.boot_ms();
+        let left = |due_ms: u64| Duration::from_millis(due_ms.saturating_sub(boot_ms));
+        if self.parked.is_some() {
+            return Some((left(self.unpark_boot_ms), Due::Unpark));
+        }
+        let again = [
+            self.unwritten.as_ref().map(|(_, due_ms)| (left(*due_ms), Due::Unwritten)),
+            self.queue_boot_ms.map(|due_ms| (left(due_ms), Due::Queue)),
+            self.adopt_boot_ms.map(|due_ms| (left(due_ms), Due::Adopt)),
+        ];
+        let again = again.into_iter().flatten().min_by_key(|(left, _)| *left);
+        let other = self.until_ordinary(boot_ms);
+        again.into_iter().chain(other).min_by_key(|(left, _)| *left)
+    }
+
+    /// Returns what is due next of what comes without any fault.
+    fn until_ordinary(&self, boot_ms: u64) -> Option<(Duration, Due)> {
         let left = |due_ms: u64| Duration::from_millis(due_ms.saturating_sub(boot_ms));
         if self.record.state == State::Destroyed {
             return Some((left(self.forget_boot_ms.unwrap_or(boot_ms)), Due::Forget));
@@ -63,6 +80,11 @@ impl Actor {
             return Some((left(due_ms).min(most), Due::Restart));
         }
         Some((self.until_schedule()?, Due::Schedule))
+    }
+
+    /// Returns the moment that comes so much later, by the boot clock.
+    pub(super) fn boot_ms_after(&self, pause_ms: u64) -> u64 {
+        self.shared.effects.clock.boot_ms().saturating_add(pause_ms)
     }
 
     fn until_schedule(&self) -> Option<Duration> {
@@ -110,6 +132,14 @@ impl Actor {
                     self.unpark(id).await;
                 }
             }
+            Due::Unwritten => {
+                if let Some((fact, _)) = self.unwritten.take() {
+                    self.fact(fact).await;
+                }
+            }
+            // It begins before the next wait.
+            Due::Queue => self.queue_boot_ms = None,
+            Due::Adopt => self.adopt().await,
             Due::Forget => return self.forget().await,
             Due::Restart => self.begin_automatic_start().await,
             Due::Schedule => self.schedule().await,

@@ -12,7 +12,7 @@ use perch_types::{HostId, InstanceId, VolumeId};
 
 use super::*;
 use crate::config::{Config, Limits};
-use crate::effects::{Images as _, Networks as _, Rootfs as _};
+use crate::effects::{Images as _, LayerWish, Networks as _, Rootfs as _};
 use crate::fake::FakeServer;
 use crate::machine::record::tests::record;
 use crate::machine::record::{Version, upper_name};
@@ -192,7 +192,8 @@ impl World for Machine {
         let mut work = self.work(&db);
         work.record.next = None;
         let upper = work.dir().state.join(&work.record.version.upper);
-        server.prepare(&upper, 1, true).await.unwrap();
+        let wish = LayerWish { size_gb: 1, fresh: true, kept: true };
+        server.prepare(&upper, wish).await.unwrap();
         let image = server.mount(&work.record.version.image).await.unwrap();
         work.image = Some(image);
         work.input.boot = 1;

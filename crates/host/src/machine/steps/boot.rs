@@ -33,6 +33,9 @@ pub(super) async fn undo(work: &mut Work) -> Result<(), Fault> {
 /// Makes the cage of a version's boot.
 pub(super) async fn make(work: &mut Work, version: &Version, number: u64) -> Result<(), Fault> {
     undo(work).await?;
+    let upper = rootfs::path(work, version);
+    // Only here does no boot of it run, and none can come in between.
+    work.shared.effects.rootfs.repair(&upper).await?;
     let image = match &work.image {
         Some(image) if version.image == work.record.incoming().image => image.clone(),
         _ => work.shared.effects.images.mount(&version.image).await?,
@@ -43,7 +46,7 @@ pub(super) async fn make(work: &mut Work, version: &Version, number: u64) -> Res
         boot: number,
         dir: work.dir(),
         lower: image.root,
-        upper: rootfs::path(work, version),
+        upper,
         ids: IdRange {
             first: work
                 .shared

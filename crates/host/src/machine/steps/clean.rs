@@ -7,13 +7,12 @@ use serde_json::Value;
 
 use super::rootfs;
 use crate::effects::Fault;
-use crate::machine::record::Record;
 use crate::machine::run::Work;
 
 pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
     work.instance = None;
     work.shared.effects.runtime.clean(&work.dir()).await?;
-    if !keeps_layer(&work.record) {
+    if !rootfs::is_kept(&work.record.version) {
         let path = rootfs::path(work, &work.record.version);
         work.shared.effects.rootfs.remove(&path).await?;
     }
@@ -27,14 +26,4 @@ pub(super) async fn erase(work: &mut Work) -> Result<Value, Fault> {
         work.shared.effects.rootfs.remove(&path).await?;
     }
     Ok(Value::Null)
-}
-
-/// Returns whether the layer may be needed by a later boot. Until then it takes space that
-/// somebody else could use.
-fn keeps_layer(record: &Record) -> bool {
-    use perch_types::machine_config::RootfsPersist;
-    match record.version.config.rootfs_persist() {
-        RootfsPersist::Never => false,
-        RootfsPersist::Restart | RootfsPersist::Always => true,
-    }
 }

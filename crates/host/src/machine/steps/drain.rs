@@ -20,7 +20,8 @@ pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
     if !serves || work.input.signal == KILL {
         return Ok(Value::Null);
     }
-    let Found::Running(instance) = work.find().await? else {
+    // Of a boot that cannot be asked now the next step finds out what becomes of it.
+    let Ok(Found::Running(instance)) = work.find().await else {
         return Ok(Value::Null);
     };
     let Some(counter) = work.close_gate().await else {
@@ -35,8 +36,9 @@ pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
                     "requests under way are cut off");
             }
         }
-        // It ended, or nobody knows: the next step finds out.
-        _ended = instance.wait() => {}
+        // The next step finds out how it ended. The monitor is not asked: each drain would take a
+        // place there that it keeps until the end.
+        Ok(()) = instance.over() => {}
     }
     Ok(Value::Null)
 }

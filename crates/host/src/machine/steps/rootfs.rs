@@ -5,16 +5,21 @@
 
 use std::path::PathBuf;
 
+use perch_types::machine_config::RootfsPersist;
 use serde_json::Value;
 
-use crate::effects::Fault;
+use crate::effects::{Fault, LayerWish};
 use crate::machine::record::Version;
 use crate::machine::run::Work;
 
 pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
     let version = work.record.incoming();
-    let (path, size_gb) = (path(work, version), version.config.rootfs_size_gb());
-    work.shared.effects.rootfs.prepare(&path, size_gb, work.input.fresh_root).await?;
+    let wish = LayerWish {
+        size_gb: version.config.rootfs_size_gb(),
+        fresh: work.input.fresh_root,
+        kept: is_kept(version),
+    };
+    work.shared.effects.rootfs.prepare(&path(work, version), wish).await?;
     Ok(Value::Null)
 }
 
@@ -39,6 +44,15 @@ pub(super) async fn discard(work: &mut Work) -> Result<Value, Fault> {
         }
     }
     Ok(Value::Null)
+}
+
+/// Returns whether a version's layer may be needed by a later boot. One that is not takes space
+/// that somebody else could use.
+pub(super) fn is_kept(version: &Version) -> bool {
+    match version.config.rootfs_persist() {
+        RootfsPersist::Never => false,
+        RootfsPersist::Restart | RootfsPersist::Always => true,
+    }
 }
 
 /// Returns where a version's layer is.

@@ -3,9 +3,9 @@
 //! Never waits for ever. May run twice: a boot that has ended leaves its status. Its undo, in an
 //! update that goes back, boots the old version again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use perch_runtime::Instance;
+use perch_runtime::{ExitStatus, Instance};
 use perch_types::Code;
 use serde_json::Value;
 
@@ -15,13 +15,16 @@ use crate::machine::run::{Executed, Found, Stopped, Work};
 
 /// How long the end of a machine may take beyond the grace, and again after a kill.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a boot whose monitor does not answer is looked for again.
+const FIND_PAUSE: Duration = Duration::from_secs(1);
 /// SIGKILL.
 const KILL: i32 = 9;
 
 pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
-    let exit = match work.find().await? {
-        Found::Running(instance) => Some(end(work, instance.as_ref()).await?),
-        Found::Ended(exit) => exit,
+    let exit = match find(work).await? {
+        Some(Found::Running(instance)) => end(work, instance.as_ref()).await?,
+        Some(Found::Ended(exit)) => exit,
+        None => force(work).await?,
     };
     work.instance = None;
     // A status of an earlier boot says nothing about this one.
@@ -31,7 +34,33 @@ pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
         .map_err(|error| Fault::permanent(Code::Internal, error.to_string()))
 }
 
-async fn end(work: &Work, instance: &dyn Instance) -> Result<perch_runtime::ExitStatus, Fault> {
+/// Finds the boot; nothing when its monitor runs and says nothing for as long as its program may
+/// take to end.
+async fn find(work: &mut Work) -> Result<Option<Found>, Fault> {
+    let began = Instant::now();
+    let patience = Duration::from_millis(work.input.grace_ms);
+    loop {
+        match work.find().await {
+            Err(fault) if fault.transient => {
+                if began.elapsed() >= patience {
+                    tracing::warn!(machine = %work.record.id, error = %fault,
+                        "monitor that does not answer is killed");
+                    return Ok(None);
+                }
+                tokio::time::sleep(FIND_PAUSE).await;
+            }
+            found => return found.map(Some),
+        }
+    }
+}
+
+/// Ends the boot from outside, without its monitor; nobody knows how it ended.
+async fn force(work: &Work) -> Result<Option<ExitStatus>, Fault> {
+    work.shared.effects.runtime.clean(&work.dir()).await?;
+    Ok(None)
+}
+
+async fn end(work: &Work, instance: &dyn Instance) -> Result<Option<ExitStatus>, Fault> {
     let input = work.input;
     let asked = if input.signal == KILL {
         instance.kill().await
@@ -42,13 +71,15 @@ async fn end(work: &Work, instance: &dyn Instance) -> Result<perch_runtime::Exit
     drop(asked);
     let limit = Duration::from_millis(input.grace_ms).saturating_add(END_TIMEOUT);
     if let Ok(exit) = tokio::time::timeout(limit, instance.wait()).await {
-        return Ok(exit?);
+        return Ok(Some(exit?));
     }
-    instance.kill().await?;
-    match tokio::time::timeout(END_TIMEOUT, instance.wait()).await {
-        Ok(exit) => Ok(exit?),
-        Err(_) => Err(Fault::transient(Code::Internal, "the machine does not end when killed")),
+    if instance.kill().await.is_ok()
+        && let Ok(exit) = tokio::time::timeout(END_TIMEOUT, instance.wait()).await
+    {
+        return Ok(Some(exit?));
     }
+    tracing::warn!(machine = %work.record.id, "monitor that does not end its machine is killed");
+    force(work).await
 }
 
 pub(super) async fn undo(work: &mut Work) -> Result<(), Fault> {

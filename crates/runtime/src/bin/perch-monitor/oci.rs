@@ -23,7 +23,7 @@ const CAPABILITIES: [&str; 12] = [
 ];
 
 /// What tells about the host, or reaches it.
-const MASKED: [&str; 12] = [
+const MASKED: [&str; 14] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -34,6 +34,9 @@ const MASKED: [&str; 12] = [
     "/proc/scsi",
     "/proc/timer_list",
     "/proc/timer_stats",
+    // Loop devices name the files of all machines and volumes of the server.
+    "/sys/block",
+    "/sys/devices/virtual/block",
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];

@@ -1,13 +1,15 @@
 //! What waits behind a run: labels that are seen at once, and versions in their order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use perch_types::host::{Command, WaitQuery};
 use perch_types::labels::{LABELS_MAX, LabelChange, Labels};
 use perch_types::{Code, GoDuration, InstanceId, MachineId};
 
+use super::put_end_first;
 use crate::machine::state::QUEUED_MAX;
 use crate::rpc::tests::{Rig, request};
+use crate::schema::Queued;
 
 fn id() -> MachineId {
     request().id
@@ -157,4 +159,47 @@ async fn what_is_destroyed_is_told_and_not_waited_for() {
     assert!(rig.host.list().is_empty());
     let all = rig.host.all();
     assert_eq!((all[0].id.clone(), all[0].events[0].kind.as_str()), (id(), "destroy"));
+}
+
+/// Commands that wait for room, before and after an end is put first.
+#[test]
+fn an_end_does_not_wait_for_the_room_that_it_frees() {
+    let name = |queued: &Queued| match &queued.command {
+        Command::Start => "start".to_owned(),
+        Command::Stop { .. } => "stop".to_owned(),
+        Command::Restart { .. } => "restart".to_owned(),
+        Command::Suspend => "suspend".to_owned(),
+        Command::Destroy { force } => format!("destroy {force}"),
+        Command::Update { skip_launch, .. } => format!("update {skip_launch}"),
+        other => format!("{other:?}").split(' ').next().unwrap_or_default().to_owned(),
+    };
+    let launched = || match update(1) {
+        Command::Update { instance, epoch, config, config_digest, secrets, .. } => {
+            Command::Update { instance, epoch, config, config_digest, secrets, skip_launch: false }
+        }
+        other => other,
+    };
+    let stop = || Command::Stop { signal: None, timeout: None };
+    let restart = Command::Restart { force: false, signal: None, timeout: None };
+    let destroy = || Command::Destroy { force: true };
+    for (commands, expected) in [
+        (vec![], ""),
+        (vec![Command::Start], "start"),
+        (vec![stop(), Command::Start], "stop, start"),
+        (vec![Command::Start, stop()], "stop"),
+        (vec![restart, Command::Suspend, stop(), Command::Start], "stop, start"),
+        (vec![launched(), merge(&["a=1"]), stop()], "stop, update true, SetLabels"),
+        (vec![launched(), Command::Start], "update false, start"),
+        (vec![launched(), stop(), destroy()], "destroy true"),
+        (vec![destroy()], "destroy true"),
+    ] {
+        let queued = commands.into_iter().map(|command| Queued { command, image: None });
+        let mut queued: VecDeque<Queued> = queued.collect();
+        let before: Vec<String> = queued.iter().map(name).collect();
+        let changed = put_end_first(&mut queued);
+        let after: Vec<String> = queued.iter().map(name).collect();
+        assert_eq!(after.join(", "), expected, "{before:?}");
+        assert_eq!(changed, before != after, "{before:?}");
+        assert!(!put_end_first(&mut queued), "{after:?}: once is enough");
+    }
 }
