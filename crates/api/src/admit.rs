@@ -5,6 +5,7 @@
 //! are kept and given back.
 
 mod checks;
+mod containers;
 mod dns;
 mod files;
 mod guest;
@@ -63,6 +64,7 @@ pub(crate) fn admit(mut config: MachineConfig) -> Result<MachineConfig, Failure>
     mounts::check(&mut config)?;
     services::check(&config)?;
     checks::check(&config)?;
+    containers::check(&config)?;
     metadata(&config)?;
     files::check("config.files", &config.files)?;
     statics::check(&config.statics)?;
@@ -113,6 +115,10 @@ pub(super) fn refuse<T>(text: impl Into<String>) -> Result<T, Failure> {
 }
 
 fn image(config: &MachineConfig) -> Result<(), Failure> {
+    // Every container has its own; clients leave the machine's empty.
+    if config.image.is_empty() && !config.containers.is_empty() {
+        return Ok(());
+    }
     if config.image.is_empty() {
         return refuse("config.image: is missing");
     }

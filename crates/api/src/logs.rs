@@ -200,11 +200,12 @@ fn entry(record: LogRecord) -> AppLogEntry {
         LogStream::Stderr => ("error", "app"),
         LogStream::System => ("info", "runner"),
     };
-    let meta = BTreeMap::from([
+    let mut meta = BTreeMap::from([
         ("instance".to_owned(), json!(record.machine)),
         ("region".to_owned(), json!(record.region)),
         ("event".to_owned(), json!({ "provider": provider })),
     ]);
+    meta.extend(record.container.map(|name| ("container".to_owned(), json!(name))));
     AppLogEntry {
         id: format!("{}-{}", record.machine, record.seq),
         attributes: AppLogAttributes {

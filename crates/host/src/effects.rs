@@ -121,6 +121,9 @@ pub trait Rootfs: Send + Sync + fmt::Debug {
     /// on any more; waits a while for the last one to let go of it.
     async fn repair(&self, path: &Path) -> Result<(), Fault>;
 
+    /// Makes an empty file system of a size in MiB at `path`, in place of what is there.
+    async fn prepare_volume(&self, path: &Path, size_mb: u64) -> Result<(), Fault>;
+
     /// Lists the layers in a machine's folder.
     async fn list(&self, folder: &Path) -> Result<Vec<PathBuf>, Fault>;
 
@@ -175,6 +178,12 @@ pub trait Networks: Send + Sync + fmt::Debug {
     /// # Errors
     /// When the kernel refuses.
     fn listeners(&self, namespace: OwnedFd) -> Result<Box<dyn Listeners>, Fault>;
+
+    /// Makes a TCP socket inside a network namespace, connected to nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn tcp_socket(&self, namespace: OwnedFd) -> Result<OwnedFd, Fault>;
 
     /// Removes everything of every machine, and the host's own part.
     async fn teardown(&self) -> Result<(), Fault>;

@@ -171,6 +171,11 @@ impl Rootfs for FakeServer {
         Ok(())
     }
 
+    async fn prepare_volume(&self, path: &Path, _size_mb: u64) -> Result<(), Fault> {
+        self.state().layers.insert(path.to_owned());
+        Ok(())
+    }
+
     async fn list(&self, folder: &Path) -> Result<Vec<PathBuf>, Fault> {
         let state = self.state();
         Ok(state.layers.iter().filter(|path| path.starts_with(folder)).cloned().collect())
@@ -221,6 +226,11 @@ impl Networks for FakeServer {
 
     fn listeners(&self, _namespace: OwnedFd) -> Result<Box<dyn Listeners>, Fault> {
         Ok(Box::new(self.clone()))
+    }
+
+    fn tcp_socket(&self, _namespace: OwnedFd) -> Result<OwnedFd, Fault> {
+        crate::network::tcp_socket()
+            .map_err(|error| Fault::permanent(Code::Internal, error.to_string()))
     }
 
     async fn teardown(&self) -> Result<(), Fault> {

@@ -10,7 +10,7 @@ mod resources;
 mod tidy;
 mod usage;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ pub use open::{Deps, take_restored_state};
 use crate::drains::Sender;
 use crate::effects::Resolved;
 use crate::heartbeat::Beat;
+use crate::holds::Hold;
 use crate::machine::actor::{Actor, Handle, Origin};
 use crate::machine::plan::Intent;
 use crate::machine::record::{Desired, Record, Source, Version, upper_name};
@@ -109,12 +110,12 @@ impl Host {
         honour::check(&request.config, honour::Swap::of_server())?;
         self.check_room()?;
         // The image stays from now on: first it is held, then the machine names it.
-        let Resolved { image, hold: _hold } = self.resolve(&request.config.image).await?;
+        let (image, others, _holds) = self.resolve_all(&request.config).await?;
         let _creating = self.creating.lock().await;
         if let Some(found) = self.existing(&request)? {
             return Ok(found);
         }
-        let handle = self.make(request, image).await?;
+        let handle = self.make(request, (image, others)).await?;
         Ok(handle.published().machine.clone())
     }
 
@@ -182,7 +183,28 @@ impl Host {
         }
     }
 
-    async fn make(&self, request: CreateMachine, image: ImageRef) -> Result<Handle, ApiError> {
+    /// Resolves all images that a configuration needs: the first, the others, and holds of all.
+    async fn resolve_all(
+        &self,
+        config: &MachineConfig,
+    ) -> Result<(ImageRef, Vec<ImageRef>, Vec<Hold>), ApiError> {
+        let (mut images, mut holds) = (VecDeque::new(), Vec::new());
+        for reference in config.image_references() {
+            let Resolved { image, hold } = self.resolve(reference).await?;
+            images.push_back(image);
+            holds.push(hold);
+        }
+        let first = images.pop_front();
+        let first =
+            first.ok_or_else(|| ApiError::new(Code::InvalidValue, "config.image: is missing"))?;
+        Ok((first, images.into(), holds))
+    }
+
+    async fn make(
+        &self,
+        request: CreateMachine,
+        image: (ImageRef, Vec<ImageRef>),
+    ) -> Result<Handle, ApiError> {
         let intent = if request.skip_launch { Intent::Prepare } else { Intent::Launch };
         let mut record = self.first_record(request, image);
         let mut input = Input { fresh_root: true, ..Input::new(intent) };
@@ -225,7 +247,11 @@ impl Host {
         self.spawn(record, Vec::new(), origin)
     }
 
-    fn first_record(&self, request: CreateMachine, image: ImageRef) -> Record {
+    fn first_record(
+        &self,
+        request: CreateMachine,
+        (image, others): (ImageRef, Vec<ImageRef>),
+    ) -> Record {
         let at = self.shared.instant();
         let upper = upper_name(&request.instance);
         let mut record = Record {
@@ -244,6 +270,7 @@ impl Host {
                 config: request.config,
                 config_digest: request.config_digest,
                 image,
+                others,
                 upper,
                 secrets: request.secrets,
             },
@@ -292,8 +319,8 @@ impl Host {
                 honour::check(config, honour::Swap::of_server())?;
                 self.check_room()?;
                 self.check_volumes(id, config)?;
-                let resolved = self.resolve(&config.image).await?;
-                honour::check_layer(&handle.published().machine, config, &resolved.image)?;
+                let resolved = self.resolve_all(config).await?;
+                honour::check_layer(&handle.published().machine, config, &resolved.0)?;
                 Some(resolved)
             }
             Command::Start
@@ -305,8 +332,11 @@ impl Host {
             | Command::SetCordoned { .. }
             | Command::SetLabels { .. } => None,
         };
-        let (image, _hold) = resolved.map(|Resolved { image, hold }| (image, hold)).unzip();
-        handle.command(Queued { command, image }).await
+        let (image, others, _holds) = match resolved {
+            Some((image, others, holds)) => (Some(image), others, holds),
+            None => (None, Vec::new(), Vec::new()),
+        };
+        handle.command(Queued { command, image, others }).await
     }
 
     /// Returns a machine; a destroyed one for a while.

@@ -22,6 +22,8 @@ use crate::effects::{Fault, LayerWish, Rootfs};
 
 /// The largest layer in GiB.
 const SIZE_GB_MAX: u32 = 1024;
+/// The smallest volume that containers share, in MiB: less holds no file system.
+const VOLUME_MB_MIN: u64 = 4;
 /// What the names of layers begin with.
 pub(crate) const LAYER_PREFIX: &str = "root-";
 const GIB: u64 = 1024 * 1024 * 1024;
@@ -149,6 +151,23 @@ impl Layers {
                 Some(parent) if wish.kept => sync(parent),
                 Some(_) | None => Ok(()),
             });
+        if placed.is_err() {
+            // The disk may be full of just this.
+            remove(&new)?;
+        }
+        placed
+    }
+
+    /// Makes an empty file system of any size. It is small and not a template of others.
+    fn prepare_volume_now(path: &Path, size_mb: u64) -> Result<(), Error> {
+        let new = path.with_extension("new");
+        remove(&new)?;
+        let file = private(&new).map_err(Error::file("create", &new))?;
+        let bytes = size_mb.clamp(VOLUME_MB_MIN, u64::from(SIZE_GB_MAX) * 1024) << 20;
+        let placed = file.set_len(bytes).map_err(Error::file("size", &new)).and_then(|()| {
+            format(&new)?;
+            fs::rename(&new, path).map_err(Error::file("move into place", path))
+        });
         if placed.is_err() {
             // The disk may be full of just this.
             remove(&new)?;
@@ -335,6 +354,10 @@ impl Rootfs for Layers {
             tokio::time::sleep(LOCK_PAUSE).await;
         }
         Ok(tokio::task::block_in_place(|| repair(&file, path))?)
+    }
+
+    async fn prepare_volume(&self, path: &Path, size_mb: u64) -> Result<(), Fault> {
+        Ok(tokio::task::block_in_place(|| Self::prepare_volume_now(path, size_mb))?)
     }
 
     async fn list(&self, folder: &Path) -> Result<Vec<PathBuf>, Fault> {

@@ -90,6 +90,7 @@ impl Log {
                 Stream::System => LogStream::System,
             },
             message: String::from_utf8_lossy(&record.line).into_owned(),
+            container: record.container.clone(),
             machine: self.machine.clone(),
             region: self.region.clone(),
             dropped: record.dropped_before,

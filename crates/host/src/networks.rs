@@ -69,6 +69,10 @@ impl Networks for KernelNetworks {
         Ok(Box::new(Kernel(SocketDiag::open(namespace.as_fd())?)))
     }
 
+    fn tcp_socket(&self, namespace: OwnedFd) -> Result<OwnedFd, Fault> {
+        Ok(crate::network::tcp_socket_inside(namespace.as_fd())?)
+    }
+
     async fn teardown(&self) -> Result<(), Fault> {
         self.network.clone().teardown().await?;
         Ok(())

@@ -294,7 +294,9 @@ impl Publisher {
             };
             tracing::warn!(machine = %machine.id, why, "machine is laid down");
             let command = Command::Destroy { force: true };
-            if let Err(error) = handle.command(Queued { command, image: None }).await {
+            if let Err(error) =
+                handle.command(Queued { command, image: None, others: Vec::new() }).await
+            {
                 tracing::warn!(machine = %machine.id, %error, "machine is not laid down");
             }
         }

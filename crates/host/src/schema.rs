@@ -38,6 +38,9 @@ pub struct Queued {
     /// The image of an update, resolved.
     #[serde(default)]
     pub(crate) image: Option<ImageRef>,
+    /// The further images of one with containers, resolved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) others: Vec<ImageRef>,
 }
 
 /// What the host is.

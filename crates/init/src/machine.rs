@@ -41,15 +41,17 @@ struct Base {
 struct Machine {
     channel: Channel,
     signals: Signals,
-    base: Base,
+    /// Nothing until the first start.
+    base: Option<Base>,
     mains: Mains,
     stop_signal: i32,
+    stays: bool,
     execs: BTreeMap<i32, u32>,
 }
 
 /// Runs the machine to its end.
 pub(crate) fn run() -> io::Result<()> {
-    let mut channel = Channel::take()?;
+    let channel = Channel::take()?;
     // Whoever kills the monitor kills the machine; nobody inside may look into PID 1, which has
     // seen every secret.
     set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -58,33 +60,16 @@ pub(crate) fn run() -> io::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let signals = Signals::new()?;
     channel.send(&FromGuest::Hello { protocol: PROTOCOL }, None)?;
-    let Some(start) = first(&mut channel)? else {
-        return Ok(());
+    let mut machine = Machine {
+        channel,
+        signals,
+        base: None,
+        mains: Mains::default(),
+        stop_signal: 0,
+        stays: false,
+        execs: BTreeMap::new(),
     };
-    files::prepare(Path::new("/"), &start);
-    let placed = placed::write(Path::new("/"), &start.files);
-    let pids = match placed.and_then(|()| start_mains(&channel, &start)) {
-        Ok(pids) => pids,
-        Err(Refusal { code, reason }) => {
-            return channel.send(&FromGuest::StartFailed { code, reason }, None);
-        }
-    };
-    let GuestStart { env, user, cwd, stop_signal, stop_grace_ms, .. } = start;
-    let base = Base { env, user, cwd };
-    let mains = Mains::new(&pids, Duration::from_millis(stop_grace_ms));
-    Machine { channel, signals, base, mains, stop_signal, execs: BTreeMap::new() }.serve()
-}
-
-/// Waits for the first message; `None` when the monitor went away instead.
-fn first(channel: &mut Channel) -> io::Result<Option<GuestStart>> {
-    loop {
-        match channel.next()? {
-            Some(ToGuest::Start(start)) => return Ok(Some(*start)),
-            Some(_) => return Err(io::Error::other("another message came before the start")),
-            None if channel.fill()? => {}
-            None => return Ok(None),
-        }
-    }
+    machine.serve()
 }
 
 fn account(user: &str) -> Result<Account, Refusal> {
@@ -148,11 +133,13 @@ fn own_outputs(account: &Account) {
 }
 
 impl Machine {
-    fn serve(mut self) -> io::Result<()> {
+    fn serve(&mut self) -> io::Result<()> {
         loop {
             let (left, report) = self.mains.patience(Instant::now());
-            if let Some(report) = report {
-                return self.channel.send(&report, None);
+            if let Some(report) = report
+                && self.end(&report)?
+            {
+                return Ok(());
             }
             let limit = left.and_then(|left| Timespec::try_from(left).ok());
             let (said, signalled) = {
@@ -175,7 +162,9 @@ impl Machine {
                     return Ok(());
                 }
                 while let Some(message) = self.channel.next()? {
-                    self.obey(message)?;
+                    if self.obey(message)? {
+                        return Ok(());
+                    }
                 }
             }
         }
@@ -217,8 +206,10 @@ impl Machine {
                 }
                 Then::Wait => continue,
                 Then::End(report) => {
-                    self.channel.send(&report, None)?;
-                    return Ok(true);
+                    if self.end(&report)? {
+                        return Ok(true);
+                    }
+                    continue;
                 }
             }
             if let Some(id) = self.execs.remove(&pid) {
@@ -227,19 +218,71 @@ impl Machine {
         }
     }
 
-    fn obey(&mut self, message: ToGuest) -> io::Result<()> {
+    /// Starts the program; `true` when init shall end because it could not.
+    fn begin(&mut self, start: GuestStart) -> io::Result<bool> {
+        if self.base.is_some() && (!self.stays || self.mains.run()) {
+            return Err(io::Error::other("a second start came"));
+        }
+        self.stays = start.stays;
+        files::prepare(Path::new("/"), &start);
+        let placed = placed::write(Path::new("/"), &start.files);
+        let started = placed.and_then(|()| start_mains(&self.channel, &start));
+        let GuestStart { env, user, cwd, stop_signal, stop_grace_ms, .. } = start;
+        self.base = Some(Base { env, user, cwd });
+        self.stop_signal = stop_signal;
+        match started {
+            Ok(pids) => {
+                self.mains = Mains::new(&pids, Duration::from_millis(stop_grace_ms));
+                Ok(false)
+            }
+            Err(Refusal { code, reason }) => self.end(&FromGuest::StartFailed { code, reason }),
+        }
+    }
+
+    /// Reports the program's end; `true` when init ends too. One that stays first ends everything
+    /// that the program left: the next start finds nothing of it.
+    fn end(&mut self, report: &FromGuest) -> io::Result<bool> {
+        if self.stays {
+            self.end_all()?;
+            self.mains = Mains::default();
+        }
+        self.channel.send(report, None)?;
+        Ok(!self.stays)
+    }
+
+    /// Kills and collects every process but init.
+    fn end_all(&mut self) -> io::Result<()> {
+        loop {
+            #[expect(unsafe_code, reason = "no safe binding for all processes")]
+            // SAFETY: sends a signal and touches no memory. As PID 1 it reaches the processes of
+            // its own namespace, and not itself.
+            let _none_left = unsafe { libc::kill(-1, libc::SIGKILL) };
+            let (pid, status) = match wait(WaitOptions::empty()) {
+                Ok(Some(found)) => found,
+                Ok(None) | Err(rustix::io::Errno::INTR) => continue,
+                Err(rustix::io::Errno::CHILD) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            if let Some(id) = self.execs.remove(&pid.as_raw_nonzero().get())
+                && let Some(ended) = ended(status)
+            {
+                self.channel.send(&FromGuest::ExecEnded { id, ended }, None)?;
+            }
+        }
+    }
+
+    /// Does what the monitor asks; `true` when init shall end.
+    fn obey(&mut self, message: ToGuest) -> io::Result<bool> {
         match message {
-            ToGuest::Start(_) => Err(io::Error::other("a second start came")),
+            ToGuest::Start(start) => return self.begin(*start),
             ToGuest::Signal { signal } => {
                 self.signal_mains(signal);
-                Ok(())
             }
             ToGuest::SignalExec { id, signal } => {
                 let found = self.execs.iter().find(|(_, one)| **one == id);
                 if let Some((pid, _)) = found {
                     send(*pid, signal, true);
                 }
-                Ok(())
             }
             ToGuest::Exec { id, exec } => {
                 let given = if exec.tty.is_some() {
@@ -248,14 +291,12 @@ impl Machine {
                     let mut next = || self.channel.descriptor();
                     Some((next()?, next()?, next()?))
                 };
-                match self.run_exec(id, &exec, given) {
-                    Ok(()) => Ok(()),
-                    Err(Refusal { code, reason }) => {
-                        self.channel.send(&FromGuest::ExecFailed { id, code, reason }, None)
-                    }
+                if let Err(Refusal { code, reason }) = self.run_exec(id, &exec, given) {
+                    self.channel.send(&FromGuest::ExecFailed { id, code, reason }, None)?;
                 }
             }
         }
+        Ok(false)
     }
 
     fn run_exec(
@@ -268,8 +309,11 @@ impl Machine {
             let reason = format!("{EXECS_MAX} further programs run already");
             return Err(Refusal::new(CODE_NOT_EXECUTABLE, reason));
         }
-        let account = account(exec.user.as_ref().unwrap_or(&self.base.user))?;
-        let mut env = self.base.env.clone();
+        let Some(base) = self.base.as_ref().filter(|_| self.mains.run()) else {
+            return Err(Refusal::new(CODE_NOT_EXECUTABLE, "the program does not run"));
+        };
+        let account = account(exec.user.as_ref().unwrap_or(&base.user))?;
+        let mut env = base.env.clone();
         env.extend(exec.env.clone());
         let (streams, master) = match (given, exec.tty) {
             (Some((stdin, stdout, stderr)), _) => (Streams::Given(stdin, stdout, stderr), None),
@@ -279,7 +323,7 @@ impl Machine {
                 (Streams::Terminal(slave), Some(master))
             }
         };
-        let cwd = exec.cwd.as_ref().unwrap_or(&self.base.cwd);
+        let cwd = exec.cwd.as_ref().unwrap_or(&base.cwd);
         let program = Program { argv: &exec.argv, env: &env, cwd, account: &account };
         let pid = program.spawn(streams)?;
         self.execs.insert(pid, id);

@@ -22,7 +22,7 @@ pub(crate) enum Then {
 }
 
 /// The main processes that run.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Mains {
     /// Which process has which number.
     running: BTreeMap<i32, u32>,
@@ -39,6 +39,11 @@ impl Mains {
     pub(crate) fn new(pids: &[i32], grace: Duration) -> Self {
         let running = pids.iter().copied().zip(0_u32..).collect();
         Self { running, several: pids.len() > 1, end: None, grace, kill_at: None }
+    }
+
+    /// Returns whether one of them runs.
+    pub(crate) fn run(&self) -> bool {
+        !self.running.is_empty()
     }
 
     /// Returns the processes that run.

@@ -15,8 +15,9 @@ use tokio::sync::{mpsc, watch};
 use crate::protocol::{PROTOCOL, ProcessInfo, UNDERSTANDS_FROM};
 use crate::spec::{BootSpec, ExitReason, ExitStatus, MachineDir};
 use crate::{
-    Adopted, EXEC_FRAMES_MAX, Ended, Error, ExecEvent, ExecOutput, ExecRequest, ExecStream,
-    GuestExec, GuestStart, Instance, InstanceInfo, Memory, Pressure, Process, Runtime, Stats,
+    Adopted, ContainerStart, Containers, EXEC_FRAMES_MAX, Ended, Error, ExecEvent, ExecOutput,
+    ExecRequest, ExecStream, GuestExec, GuestStart, Instance, InstanceInfo, Memory, Pressure,
+    Process, Runtime, Stats,
 };
 
 /// What was done to a machine, in order.
@@ -26,6 +27,8 @@ pub enum Call {
     Create(u64),
     /// Its program was started with this.
     Start(Box<GuestStart>),
+    /// Its containers were started with these.
+    StartContainers(Vec<ContainerStart>),
     /// A signal was sent.
     Signal(i32),
     /// It was asked to stop with this signal and grace.
@@ -180,6 +183,7 @@ impl Boot {
             reason: ExitReason::Exited,
             message: String::new(),
             process: None,
+            container: None,
             started_unix_ms: 0,
             ended_unix_ms: 0,
         };
@@ -303,6 +307,31 @@ impl Instance for FakeInstance {
             });
             return Err(Error::NotExecutable { code, reason });
         }
+        Ok(())
+    }
+
+    async fn start_containers(&self, containers: Vec<ContainerStart>) -> Result<(), Error> {
+        self.act(Call::StartContainers(containers))
+    }
+
+    async fn containers(&self, seen: u64) -> Result<Containers, Error> {
+        if seen == 0 {
+            return Ok(Containers { counter: 1, ..Containers::default() });
+        }
+        self.wait().await?;
+        Err(Error::Ended(self.boot.info.machine.to_string()))
+    }
+
+    async fn container_health(
+        &self,
+        _container: usize,
+        _start: u32,
+        _healthy: bool,
+    ) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn stop_unwell(&self, _container: usize, _start: u32) -> Result<(), Error> {
         Ok(())
     }
 

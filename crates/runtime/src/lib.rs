@@ -4,6 +4,7 @@
 
 pub mod cgroup;
 pub mod clock;
+pub mod containers;
 pub mod error;
 pub mod fake;
 pub mod frame;
@@ -23,6 +24,7 @@ use std::os::fd::OwnedFd;
 use async_trait::async_trait;
 
 pub use cgroup::Pressure;
+pub use containers::{ContainerSpec, ContainerStart, Containers};
 pub use error::Error;
 pub use fake::FakeRuntime;
 pub use memory::Memory;
@@ -81,6 +83,28 @@ pub trait Instance: Send + Sync + std::fmt::Debug {
     /// [`Error::NotExecutable`] when there is no such program or it may not be executed; the
     /// machine has then ended with code 127 or 126.
     async fn start(&self, start: GuestStart) -> Result<(), Error>;
+
+    /// Executes the programs of a machine's containers, each when those that it waits for have come
+    /// so far. Comes once, instead of [`Instance::start`]. Returns once the first was executed.
+    ///
+    /// # Errors
+    /// As [`Instance::start`], when none can be executed.
+    async fn start_containers(&self, containers: Vec<ContainerStart>) -> Result<(), Error>;
+
+    /// Returns how the containers stand, once that is something else than at the counter `seen`.
+    async fn containers(&self, seen: u64) -> Result<Containers, Error>;
+
+    /// Says whether a container's health checks pass. Says nothing of another start of it.
+    async fn container_health(
+        &self,
+        container: usize,
+        start: u32,
+        healthy: bool,
+    ) -> Result<(), Error>;
+
+    /// Stops a container that is not well, unless it was started again meanwhile; its restart
+    /// policy says what follows.
+    async fn stop_unwell(&self, container: usize, start: u32) -> Result<(), Error>;
 
     /// Sends a signal to the main program.
     async fn signal(&self, signal: i32) -> Result<(), Error>;

@@ -24,6 +24,9 @@ pub const RECORDS_MAX: usize = 10_000;
 const HEAD_BYTES: usize = 4 + 8 + 8 + 1 + 8;
 /// Set beside the stream when the line goes on in the next record.
 const CONTINUES: u8 = 0x80;
+/// Set beside the stream when the name of a container stands before the line: its length in one
+/// byte, and its bytes.
+const NAMED: u8 = 0x40;
 
 /// Where a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,6 +52,8 @@ pub struct Record {
     pub continues: bool,
     /// How many lines were dropped right before it because they came too fast.
     pub dropped_before: u64,
+    /// The container that wrote it, of a machine that has several.
+    pub container: Option<String>,
     /// The line without its end, at most [`LINE_BYTES_MAX`]; any bytes at all.
     pub line: Vec<u8>,
 }
@@ -75,14 +80,27 @@ impl Stream {
 impl Record {
     fn encode(&self, to: &mut Vec<u8>) {
         let line = self.line.get(..LINE_BYTES_MAX).unwrap_or(&self.line);
-        let length = u32::try_from(line.len()).unwrap_or_default();
+        let name = self.name();
+        let length = u32::try_from(line.len().saturating_add(name.len())).unwrap_or_default();
         let continues = if self.continues { CONTINUES } else { 0 };
+        let named = if name.is_empty() { 0 } else { NAMED };
         to.extend(length.to_be_bytes());
         to.extend(self.seq.to_be_bytes());
         to.extend(self.unix_ms.to_be_bytes());
-        to.push(self.stream.byte() | continues);
+        to.push(self.stream.byte() | continues | named);
         to.extend(self.dropped_before.to_be_bytes());
+        to.extend(name);
         to.extend(line);
+    }
+
+    /// Returns what stands before the line.
+    fn name(&self) -> Vec<u8> {
+        let Some(name) = &self.container else {
+            return Vec::new();
+        };
+        let length = u8::try_from(name.len()).unwrap_or_default();
+        let bytes = name.bytes().take(usize::from(length));
+        std::iter::once(length).chain(bytes).collect()
     }
 
     /// Reads the next record; `None` at the end or at one that is not written whole.
@@ -97,15 +115,26 @@ impl Record {
         let (stream, dropped) = rest.split_at(1);
         let length = usize::try_from(big_endian(length)).unwrap_or(usize::MAX);
         let byte = stream.first().copied().unwrap_or_default();
-        let Some(stream) = Stream::of(byte & !CONTINUES) else {
+        let Some(stream) = Stream::of(byte & !CONTINUES & !NAMED) else {
             return Ok(None);
         };
-        if length > LINE_BYTES_MAX {
+        if length > LINE_BYTES_MAX.saturating_add(usize::from(u8::MAX)).saturating_add(1) {
             return Ok(None);
         }
         let mut line = vec![0; length];
         if !filled(from, &mut line)? {
             return Ok(None);
+        }
+        let mut container = None;
+        if byte & NAMED != 0 {
+            let Some((length, rest)) = line.split_first() else {
+                return Ok(None);
+            };
+            let Some((name, rest)) = rest.split_at_checked(usize::from(*length)) else {
+                return Ok(None);
+            };
+            container = Some(String::from_utf8_lossy(name).into_owned());
+            line = rest.to_vec();
         }
         Ok(Some(Self {
             seq: big_endian(seq),
@@ -113,12 +142,14 @@ impl Record {
             stream,
             continues: byte & CONTINUES != 0,
             dropped_before: big_endian(dropped),
+            container,
             line,
         }))
     }
 
     fn encoded_bytes(&self) -> u64 {
-        u64::try_from(HEAD_BYTES.saturating_add(self.line.len())).unwrap_or(u64::MAX)
+        let bytes = HEAD_BYTES.saturating_add(self.name().len()).saturating_add(self.line.len());
+        u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 }
 

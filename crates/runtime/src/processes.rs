@@ -29,8 +29,12 @@ pub const TICKS_PER_SECOND: u64 = 100;
 /// One process of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Process {
-    /// Its id inside the machine.
+    /// Its id inside the machine, or inside its container if there are several.
     pub pid: i32,
+    /// Its id on the server.
+    pub host_pid: i32,
+    /// Which table of processes it is in: of several containers each has its own.
+    pub table: u64,
     /// When it started, in ticks since the server booted.
     pub start_ticks: u64,
     /// CPU time so far, in ticks.
@@ -51,14 +55,16 @@ pub struct Process {
 /// When there is no such cgroup.
 pub fn list(hierarchies: &Hierarchies, group: &Path) -> Result<Vec<Process>, Error> {
     let mut budget = DESCRIPTORS_MAX;
-    let ids = hierarchies.processes(group)?;
+    let mut ids = hierarchies.processes(group)?;
+    // Containers number their processes each from 1: only the server's own numbers are unique.
+    ids.sort_unstable();
+    ids.dedup();
     let mut found: Vec<Process> = ids
         .into_iter()
         .take(PROCESSES_MAX)
         .filter_map(|pid| look(pid, group, &mut budget).ok().flatten())
         .collect();
-    found.sort_unstable_by_key(|process| process.pid);
-    found.dedup_by_key(|process| process.pid);
+    found.sort_unstable_by_key(|process| (process.pid, process.host_pid));
     Ok(found)
 }
 
@@ -80,6 +86,11 @@ fn look(pid: i32, group: &Path, budget: &mut usize) -> io::Result<Option<Process
     let rss_kb: u64 = field(&status, "VmRSS:").and_then(first_number).unwrap_or(0);
     Ok(Some(Process {
         pid: inside,
+        host_pid: pid,
+        table: link(folder.as_fd(), c"ns/pid")
+            .ok()
+            .and_then(|target| inode(&target, "pid"))
+            .unwrap_or_default(),
         start_ticks: times.start,
         cpu_ticks: times.cpu,
         rss_bytes: rss_kb.saturating_mul(1024),
@@ -117,14 +128,14 @@ fn sockets(folder: BorrowedFd<'_>, budget: &mut usize) -> io::Result<Vec<u64>> {
         let Ok(target) = link(descriptors.as_fd(), entry.file_name()) else {
             continue;
         };
-        found.extend(socket_inode(&target));
+        found.extend(inode(&target, "socket"));
     }
     Ok(found)
 }
 
-/// Reads the target of a socket's link, `socket:[inode]`.
-fn socket_inode(target: &[u8]) -> Option<u64> {
-    let inode = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+/// Reads the target of a link to what has no path, such as `socket:[inode]`.
+fn inode(target: &[u8], kind: &str) -> Option<u64> {
+    let inode = target.strip_prefix(kind.as_bytes())?.strip_prefix(b":[")?.strip_suffix(b"]")?;
     std::str::from_utf8(inode).ok()?.parse().ok()
 }
 
@@ -219,9 +230,10 @@ mod tests {
 
     #[test]
     fn sockets_are_told_from_other_links() {
-        assert_eq!(socket_inode(b"socket:[123]"), Some(123));
-        assert_eq!(socket_inode(b"/tmp/socket:[1]"), None);
-        assert_eq!(socket_inode(b"socket:[x]"), None);
+        assert_eq!(inode(b"socket:[123]", "socket"), Some(123));
+        assert_eq!(inode(b"/tmp/socket:[1]", "socket"), None);
+        assert_eq!(inode(b"socket:[x]", "socket"), None);
+        assert_eq!(inode(b"socket:[1]", "pid"), None);
         assert_eq!(field(b"Name:\tx\nNSpid:\t10\t2\n", "NSpid:"), Some("\t10\t2"));
     }
 }

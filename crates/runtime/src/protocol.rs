@@ -13,6 +13,7 @@ use perch_types::{InstanceId, MachineId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::containers::{ContainerStart, Containers};
 use crate::spec::{BootSpec, ExitStatus};
 
 /// The version of these messages. An agent speaks to monitors of this and every lower version, and
@@ -106,6 +107,37 @@ pub enum Request {
     Boot(Box<Boot>),
     /// Execute the program.
     Start(Box<GuestStart>),
+    /// What one of several containers shall start with; comes for each before
+    /// [`Request::StartContainers`], because all together may be more than a frame.
+    PrepareContainer {
+        /// Which.
+        container: usize,
+        /// With what.
+        start: Box<ContainerStart>,
+    },
+    /// Execute the programs of the containers, in their order.
+    StartContainers,
+    /// Answer when the containers stand otherwise than at this counter.
+    Containers {
+        /// The counter of the last answer.
+        seen: u64,
+    },
+    /// Whether a container's health checks pass.
+    ContainerHealth {
+        /// Which.
+        container: usize,
+        /// Which start of it they were about.
+        start: u32,
+        /// Whether they do.
+        healthy: bool,
+    },
+    /// Stop a container that is not well.
+    StopUnwell {
+        /// Which.
+        container: usize,
+        /// Which start of it.
+        start: u32,
+    },
     /// A signal to the main program.
     Signal {
         /// Which.
@@ -155,7 +187,12 @@ impl Request {
             | Self::Stats
             | Self::Exec(_)
             | Self::ExecFrame(_) => FIRST,
-            Self::Note { .. } => 2,
+            Self::Note { .. }
+            | Self::PrepareContainer { .. }
+            | Self::StartContainers
+            | Self::Containers { .. }
+            | Self::ContainerHealth { .. }
+            | Self::StopUnwell { .. } => 2,
         }
     }
 
@@ -198,6 +235,8 @@ pub enum Answer {
     },
     /// It has ended.
     Ended(Box<ExitStatus>),
+    /// How the containers stand.
+    Containers(Containers),
     /// What it uses.
     Stats(Stats),
     /// A frame of an exec.
@@ -293,6 +332,7 @@ mod tests {
                 Answer::Done
                 | Answer::Refused { .. }
                 | Answer::NotExecutable { .. }
+                | Answer::Containers(_)
                 | Answer::Stats(_)
                 | Answer::ExecFrame(_) => {}
             }

@@ -8,6 +8,7 @@ use perch_types::{InstanceId, MachineId};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::containers::{CONTAINERS_MAX, ContainerSpec, SHARED_MAX, SharedSpec};
 
 /// Where a machine keeps its files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,6 +171,12 @@ pub struct BootSpec {
     /// Folders of the host.
     #[serde(default)]
     pub mounts: Vec<Mount>,
+    /// The containers of a machine that has several; the first has `lower` as its root.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<ContainerSpec>,
+    /// What its containers share.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared: Vec<SharedSpec>,
     /// The agent's socket for connections that come out of the machine by its API socket; without
     /// it the machine has none.
     #[serde(default)]
@@ -204,6 +211,16 @@ impl BootSpec {
         }
         if self.mounts.len() > MOUNTS_MAX || self.volumes.len() > MOUNTS_MAX {
             return refuse("too many mounts");
+        }
+        if self.containers.len() > CONTAINERS_MAX || self.shared.len() > SHARED_MAX {
+            return refuse("too many containers or volumes that they share");
+        }
+        let mounts = self.containers.iter().flat_map(|container| &container.shared);
+        if mounts.into_iter().any(|mount| mount.volume >= self.shared.len()) {
+            return refuse("a container names a volume that is not there");
+        }
+        if self.containers.iter().any(|one| one.shared.len() > SHARED_MAX) {
+            return refuse("a container has too many volumes");
         }
         if self.limits.memory_bytes < 4 * 1024 * 1024 {
             return refuse("less than 4 MiB of memory");
@@ -245,6 +262,9 @@ pub struct ExitStatus {
     /// Which of several main processes ended first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<u32>,
+    /// The container whose end it was, of a machine that has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
     /// When the program was executed, in milliseconds since 1970; 0 if it never was.
     #[serde(default)]
     pub started_unix_ms: u64,

@@ -137,9 +137,21 @@ pub struct Machine {
     /// Whether it is out of routing.
     #[serde(default)]
     pub cordoned: bool,
+    /// How its containers stand, if it has several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<ContainerSummary>,
     /// The version of the app's secrets that its last boot saw.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets_version: Option<u64>,
+}
+
+/// How a container stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSummary {
+    /// Its name.
+    pub name: String,
+    /// `created`, `starting`, `started`, `stopping`, `restarting`, `stopped` or `failed`.
+    pub state: String,
 }
 
 /// Whether the host of a machine answers.
@@ -207,6 +219,9 @@ pub struct ExitEvent {
     /// Which of several main processes ended first, in the order of `config.processes`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<u32>,
+    /// The container whose end it was, of a machine that has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
 }
 
 /// What a check says.
@@ -326,6 +341,9 @@ pub struct ExecRequest {
     /// Seconds it may take; default 60.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<u64>,
+    /// The container, of a machine that has several; the first that runs when unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
 }
 
 /// Answer of an exec.
@@ -473,6 +491,9 @@ pub struct LogRecord {
     pub machine: MachineId,
     /// Where it ran.
     pub region: Region,
+    /// The container that wrote it, of a machine that has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
     /// Records dropped right before this one.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dropped: u64,

@@ -28,6 +28,9 @@ pub struct ExecSpec {
     /// Columns of the terminal.
     #[serde(default)]
     pub cols: u16,
+    /// The container, of a machine that has several; the first that runs when unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
 }
 
 /// One message of a session.

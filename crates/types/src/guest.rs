@@ -65,6 +65,10 @@ pub struct GuestStart {
     /// and folder are what they start from. None has a terminal.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<GuestProcess>,
+    /// Whether init outlives the program: it kills what the program left, reports its end and waits
+    /// for another start. The monitor ends it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stays: bool,
     /// The signal that asks the others to end when the first of several has ended.
     #[serde(default)]
     pub stop_signal: i32,
@@ -120,6 +124,9 @@ pub struct GuestExec {
     /// A terminal of this size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tty: Option<TerminalSize>,
+    /// The container, of a machine that has several; `None` is the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
 }
 
 /// The size of a terminal in characters.
@@ -145,7 +152,8 @@ pub struct Ended {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToGuest {
-    /// Start the main program; comes once, first.
+    /// Start the main program; comes first, and again only when [`GuestStart::stays`] was set and
+    /// the program has ended.
     Start(Box<GuestStart>),
     /// Run a further program. Without a terminal three descriptors come along: its standard input,
     /// output and error.
@@ -180,7 +188,7 @@ pub enum FromGuest {
     },
     /// The main program was executed. With a terminal its master comes along.
     Started,
-    /// The main program could not be executed; init ends.
+    /// The main program could not be executed; init ends unless it stays.
     StartFailed {
         /// [`CODE_NOT_FOUND`] or [`CODE_NOT_EXECUTABLE`].
         code: i32,
@@ -194,8 +202,8 @@ pub enum FromGuest {
         /// How.
         ended: Ended,
     },
-    /// The main program ended; init ends and everything with it. Of several processes it is the
-    /// end of the first that ended.
+    /// The main program ended; init ends unless it stays, and everything else with it. Of several
+    /// processes it is the end of the first that ended.
     Ended(Ended),
     /// A further program was executed. With a terminal its master comes along.
     ExecStarted {

@@ -219,6 +219,9 @@ pub struct HostMachine {
     pub events: Vec<MachineEvent>,
     /// What its checks say.
     pub checks: Vec<CheckStatus>,
+    /// How its containers stand, if it has several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<crate::api::ContainerSummary>,
     /// The version of the app's secrets that its last boot saw; nothing before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets_version: Option<u64>,

@@ -12,6 +12,7 @@ use crate::schedule::Schedule;
 use crate::service::{Check, Service};
 use crate::time::GoDuration;
 
+mod container;
 mod dns;
 mod files;
 mod guest;
@@ -23,6 +24,11 @@ mod rootfs;
 mod statics;
 mod stop;
 
+pub use container::{
+    ContainerCondition, ContainerConfig, ContainerDependency, ContainerMount, ExecHealthcheck,
+    Healthcheck, HealthcheckKind, HttpHealthcheck, StorageType, TcpHealthcheck, TempDir,
+    UnhealthyPolicy, VolumeConfig,
+};
 pub use dns::{DnsConfig, DnsOption};
 pub use files::{FILE_MODE_DEFAULT, FileConfig};
 pub use guest::{CpuKind, GUEST_CPUS_DEFAULT, GuestConfig};
@@ -76,6 +82,12 @@ pub struct MachineConfig {
     /// Several main processes instead of one.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<ProcessConfig>,
+    /// Several images instead of one.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<ContainerConfig>,
+    /// What containers share and what ends with the boot.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeConfig>,
     /// What follows an exit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<RestartConfig>,
@@ -118,14 +130,27 @@ impl MachineConfig {
         self.stop_config.as_ref().and_then(|stop| stop.signal).unwrap_or(STOP_SIGNAL_DEFAULT)
     }
 
-    /// Returns how long a stop may take, clamped to [`STOP_TIMEOUT_MAX`].
+    /// Returns how long a stop may take, clamped to [`STOP_TIMEOUT_MAX`]. Containers may be stopped
+    /// one after another: unless something else was said they have all their times together.
     #[must_use]
     pub fn stop_timeout(&self) -> GoDuration {
-        self.stop_config
-            .as_ref()
-            .and_then(|stop| stop.timeout)
-            .unwrap_or(STOP_TIMEOUT_DEFAULT)
-            .min(STOP_TIMEOUT_MAX)
+        let own = self.stop_config.as_ref().and_then(|stop| stop.timeout);
+        let of_containers = || {
+            let each = self.containers.iter().map(|one| one.stop_timeout(STOP_TIMEOUT_DEFAULT));
+            GoDuration::new(each.map(GoDuration::get).sum())
+        };
+        own.unwrap_or_else(|| of_containers().max(STOP_TIMEOUT_DEFAULT)).min(STOP_TIMEOUT_MAX)
+    }
+
+    /// Returns the references of the images that it needs: the program's, or every container's in
+    /// their order, and then those of volumes that are images.
+    #[must_use]
+    pub fn image_references(&self) -> Vec<&str> {
+        if self.containers.is_empty() {
+            return vec![&self.image];
+        }
+        let containers = self.containers.iter().map(|one| one.image.as_str());
+        containers.chain(self.volumes.iter().filter_map(VolumeConfig::image)).collect()
     }
 
     /// Returns the restart policy with its default.

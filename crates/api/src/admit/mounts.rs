@@ -16,7 +16,7 @@ const MOUNTS_MAX: usize = 8;
 /// The longest path.
 const PATH_BYTES_MAX: usize = 255;
 /// Folders that are the platform's own.
-const OWN: [&str; 4] = ["/proc", "/sys", "/dev", "/.fly"];
+const OWN: [&str; 5] = ["proc", "sys", "dev", ".fly", ".perch"];
 
 pub(super) fn check(config: &mut MachineConfig) -> Result<(), Failure> {
     if config.mounts.len() > MOUNTS_MAX {
@@ -50,7 +50,8 @@ pub(super) fn check(config: &mut MachineConfig) -> Result<(), Failure> {
     Ok(())
 }
 
-fn path(at: &str, path: &str) -> Result<(), Failure> {
+/// Refuses what is no folder of a machine on which something can be mounted.
+pub(super) fn path(at: &str, path: &str) -> Result<(), Failure> {
     let shown: String = path.chars().take(80).collect();
     let bad = |rule: &str| refuse(format!("{at}.path: `{shown}` is not {rule}"));
     if !path.starts_with('/') || path.len() > PATH_BYTES_MAX || path.contains('\0') {
@@ -59,9 +60,8 @@ fn path(at: &str, path: &str) -> Result<(), Failure> {
     if path.split('/').any(|part| matches!(part, "." | "..")) {
         return bad("a path without `.` and `..`");
     }
-    let plain = path.trim_end_matches('/');
-    let is_own = OWN.iter().any(|own| plain == *own || plain.starts_with(&format!("{own}/")));
-    if plain.is_empty() || is_own {
+    let first = path.split('/').find(|part| !part.is_empty());
+    if first.is_none_or(|first| OWN.contains(&first)) {
         return bad("a folder of the machine's own; /, /proc, /sys, /dev and /.fly are not");
     }
     Ok(())

@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+mod containers;
+
 use super::admit;
 use perch_types::{Code, MachineConfig};
 
@@ -385,8 +387,8 @@ fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing(
         text
     };
     insta::assert_snapshot!(
-        text(json!({"containers": [{"name": "a"}], "metrics": {"port": 1}})),
-        @"config.metrics, config.containers: are not supported by this server yet"
+        text(json!({"spot": {"max_price_fraction": 0.5}, "metrics": {"port": 1}})),
+        @"config.metrics, config.spot: are not supported by this server yet"
     );
     insta::assert_snapshot!(text(json!({"services": [{"internal_port": 53, "protocol": "udp"}]})), @"config.services[0].protocol udp: is not supported by this server yet");
     insta::assert_snapshot!(text(json!({"services": [{"internal_port": 1, "ports": [{"port": 5432}]}]})), @"config.services[0].ports[0].handlers other than http and tls with http: is not supported by this server yet");
@@ -400,6 +402,10 @@ fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing(
             "config.dns.dns_forward_rules",
         ),
         (json!({"restart": {"gpu_bid_price": 0.5}}), "config.restart.gpu_bid_price"),
+        (
+            json!({"containers": [{"name": "a", "image": "a", "restart": {"gpu_bid_price": 0.5}}]}),
+            "config.containers[0].restart.gpu_bid_price",
+        ),
         (
             json!({"services": [{"internal_port": 1, "force_instance_key": "a"}]}),
             "config.services[0].force_instance_key",

@@ -9,8 +9,7 @@ use serde_json::Value;
 
 use crate::reply::Failure;
 
-pub(super) const TOP: [&str; 6] =
-    ["metrics", "containers", "volumes", "cache_drive", "spot", "vm_type"];
+pub(super) const TOP: [&str; 4] = ["metrics", "cache_drive", "spot", "vm_type"];
 const INIT: [&str; 1] = ["kernel_args"];
 const GUEST: [&str; 3] = ["gpus", "gpu_kind", "kernel_args"];
 const DNS: [&str; 1] = ["dns_forward_rules"];
@@ -27,6 +26,12 @@ pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
     }
     if let Some(restart) = &config.restart {
         collect(&mut found, "config.restart", &restart.other, &["gpu_bid_price"]);
+    }
+    for (index, one) in config.containers.iter().enumerate() {
+        if let Some(restart) = &one.restart {
+            let path = format!("config.containers[{index}].restart");
+            collect(&mut found, &path, &restart.other, &["gpu_bid_price"]);
+        }
     }
     if let Some(dns) = &config.dns {
         collect(&mut found, "config.dns", &dns.other, &DNS);

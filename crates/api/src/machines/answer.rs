@@ -44,6 +44,7 @@ pub(crate) fn of_host(machine: HostMachine) -> Machine {
         nonce: None,
         host_status: HostStatus::Ok,
         cordoned: machine.cordoned,
+        containers: machine.containers,
         secrets_version: machine.secrets_version,
     }
 }
@@ -69,6 +70,7 @@ pub(crate) fn of_record(record: &MachineRecord, mut config: MachineConfig) -> Ma
         nonce: None,
         host_status: HostStatus::Unreachable,
         cordoned: record.cordoned,
+        containers: Vec::new(),
         secrets_version: None,
     }
 }

@@ -21,8 +21,7 @@ pub(crate) const EXEC_TIMEOUT_MAX_S: u64 = 300;
 /// Words of a command.
 const WORDS_MAX: usize = 256;
 
-/// What a client sends: the request, and a key of machines that have several containers. Not
-/// flattened, so that an error names the field.
+/// What a client sends: the request, whose list may be null.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Body {
     /// One string, split as a shell splits words.
@@ -33,7 +32,7 @@ pub(crate) struct Body {
     stdin: Option<String>,
     /// Seconds it may take, at most 300; default 60.
     timeout: Option<u64>,
-    /// Not supported by this server yet.
+    /// The container, of a machine that has several; the first that runs when unset.
     container: Option<String>,
 }
 
@@ -42,12 +41,9 @@ pub(crate) async fn exec(
     Extension(Target(target)): Extension<Target>,
     Json(body): Json<Body>,
 ) -> Result<JsonReply<ExecResponse>, Failure> {
-    if body.container.is_some_and(|name| !name.is_empty()) {
-        let text = "container: is not supported by this server yet";
-        return Err(Failure::new(Code::UnsupportedKey, text));
-    }
-    let command = body.command.unwrap_or_default();
-    let asked = ExecRequest { cmd: body.cmd, command, stdin: body.stdin, timeout: body.timeout };
+    let Body { cmd, command, stdin, timeout, container } = body;
+    let command = command.unwrap_or_default();
+    let asked = ExecRequest { cmd, command, stdin, timeout, container };
     let exec = admit(asked)?;
     let host = target.host()?;
     let answer = host.client.exec(&target.id, &exec).await;
@@ -78,6 +74,7 @@ fn admit(mut exec: ExecRequest) -> Result<ExecRequest, Failure> {
     if let Some(timeout) = exec.timeout.filter(|timeout| *timeout > EXEC_TIMEOUT_MAX_S) {
         return bad(format!("timeout: {timeout} is not 1 to {EXEC_TIMEOUT_MAX_S} seconds"));
     }
+    exec.container = exec.container.filter(|name| !name.is_empty());
     // Zero is how clients write "the default".
     exec.timeout = exec.timeout.filter(|timeout| *timeout > 0);
     Ok(exec)

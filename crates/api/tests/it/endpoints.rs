@@ -128,6 +128,8 @@ async fn every_endpoint_is_served_and_has_a_call_of_the_client() {
     assert_eq!(api.wait(&app, id, &wait).await.unwrap().state.as_str(), "started");
     let exec = ExecRequest { cmd: Some("echo 'a b'".to_owned()), ..ExecRequest::default() };
     assert_eq!(api.exec(&app, id, &exec).await.unwrap().stdout, "echo|a b");
+    let exec = ExecRequest { container: Some("db".to_owned()), ..exec };
+    assert_eq!(api.exec(&app, id, &exec).await.unwrap().stdout, "db: echo|a b");
     let spec = ExecSpec { command: vec!["sh".to_owned()], ..ExecSpec::default() };
     drop(api.attach(&app, id, &spec).await.unwrap());
     let order = ProcessOrder { sort_by: Some("rss".to_owned()), descending: true };

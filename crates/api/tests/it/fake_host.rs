@@ -237,6 +237,7 @@ async fn create(State(host): Shared, Json(asked): Json<CreateMachine>) -> Reply<
         created_at: now,
         updated_at: now,
         events: vec![event("start", 2), event("launch", 1)],
+        containers: Vec::new(),
         checks: vec![CheckStatus {
             name: "servicecheck-00-http-8080".to_owned(),
             status: CheckState::Passing,
@@ -345,7 +346,8 @@ async fn exec(Param(_): Param<MachineId>, Json(exec): Json<ExecRequest>) -> Json
     Json(ExecResponse {
         exit_code: 3,
         exit_signal: None,
-        stdout: exec.command.join("|"),
+        stdout: exec.container.map(|name| format!("{name}: ")).unwrap_or_default()
+            + &exec.command.join("|"),
         stderr: exec.stdin.unwrap_or_default(),
     })
 }
@@ -416,6 +418,7 @@ async fn logs(Param(id): Param<MachineId>, Query(query): Query<LogsQuery>) -> Re
             timestamp: Timestamp::from_unix_ms(1_700_000_000_000 + seq.cast_signed()),
             stream: if seq == 3 { LogStream::Stderr } else { LogStream::Stdout },
             message: format!("line {seq}\u{1b}[31m"),
+            container: None,
             machine: id.clone(),
             region: FakeHost::region(),
             dropped: 0,

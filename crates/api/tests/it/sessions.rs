@@ -15,7 +15,7 @@ async fn a_session_goes_through_in_both_directions_and_ends_with_the_exit() {
     cloud.app().await;
     let machine = cloud.machine(json!({"image": "web:1"})).await;
     let command = vec!["sh".to_owned(), "-c".to_owned(), "écho".to_owned()];
-    let spec = ExecSpec { command, tty: true, rows: 24, cols: 80 };
+    let spec = ExecSpec { command, tty: true, rows: 24, cols: 80, container: None };
     let session = cloud.admin.attach(&web(), &machine.id, &spec).await.unwrap();
     let (mut reader, mut writer) = session.split();
     let said = Frame::Stdout("sh -c écho".into());

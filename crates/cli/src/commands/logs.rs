@@ -90,8 +90,10 @@ fn print(invocation: &Invocation, entry: &AppLogEntry) {
         return;
     }
     let it = &entry.attributes;
+    let container = it.meta.get("container").and_then(serde_json::Value::as_str);
+    let from = container.map(|name| format!("{name} ")).unwrap_or_default();
     invocation.ui.data(format!(
-        "{} {} {} [{}] {}",
+        "{} {} {} [{from}{}] {}",
         it.timestamp,
         it.instance,
         it.region,
@@ -173,5 +175,6 @@ fn print_record(invocation: &Invocation, record: &LogRecord) {
         LogStream::System => "system",
     };
     let message = record.message.replace('\n', "\\n");
-    invocation.ui.data(format!("{} [{stream}] {message}", record.timestamp));
+    let from = record.container.as_ref().map(|name| format!("{name} ")).unwrap_or_default();
+    invocation.ui.data(format!("{} [{from}{stream}] {message}", record.timestamp));
 }

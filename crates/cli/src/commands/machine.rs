@@ -245,11 +245,12 @@ fn machine_lines(machine: &Machine) -> Vec<String> {
         row(["version", machine.instance_id.as_str()]),
         row(["region", machine.region.as_str()]),
         row(["address", &machine.private_ip]),
-        row(["image", &config.image]),
+        row(["image", config.image_references().first().copied().unwrap_or_default()]),
         row(["size", &format!("{} CPU, {} MB", config.cpus(), config.memory_mb())]),
         row(["created", &machine.created_at.to_string()]),
     ];
     let mut lines = table(&rows);
+    lines.extend(container_lines(machine));
     if !machine.checks.is_empty() {
         lines.push(String::new());
         let mut rows = vec![row(["CHECK", "STATUS", "OUTPUT"])];
@@ -266,6 +267,21 @@ fn machine_lines(machine: &Machine) -> Vec<String> {
         let more = more_of(event);
         row([&event.kind, &event.status, &event.source, &age(then, now), &more])
     }));
+    lines.extend(table(&rows));
+    lines
+}
+
+fn container_lines(machine: &Machine) -> Vec<String> {
+    if machine.containers.is_empty() {
+        return Vec::new();
+    }
+    let mut rows = vec![row(["CONTAINER", "STATE", "IMAGE"])];
+    rows.extend(machine.containers.iter().map(|one| {
+        let mut all = machine.config.containers.iter();
+        let image = all.find(|config| config.name == one.name).map(|config| config.image.as_str());
+        row([one.name.as_str(), one.state.as_str(), image.unwrap_or_default()])
+    }));
+    let mut lines = vec![String::new()];
     lines.extend(table(&rows));
     lines
 }

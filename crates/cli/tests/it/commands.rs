@@ -118,6 +118,35 @@ fn machine_run_says_the_id_and_sends_what_was_asked() {
 }
 
 #[test]
+fn machine_run_takes_a_configuration_of_containers_and_status_shows_them() {
+    let fake = Fake::start().with_app("web");
+    let perch = Perch::of(&fake).with("NO_COLOR", "1");
+    let config = serde_json::json!({
+        "env": {"A": "1"},
+        "containers": [{"name": "db", "image": "db:1"}, {"name": "web", "image": "web:2"}],
+    });
+    perch.file("machine.json", &config.to_string());
+    let line = "machine run -a web --machine-config machine.json -e B=2 -m 512";
+    let id = perch.run(line).good();
+    let sent = fake.world().requests[0].config.clone();
+    assert_eq!(serde_json::to_value(&sent.containers).unwrap(), config["containers"]);
+    assert_eq!((sent.env.len(), sent.memory_mb(), sent.image.as_str()), (2, 512, ""));
+    let summary = |name: &str, state: &str| perch_types::api::ContainerSummary {
+        name: name.to_owned(),
+        state: state.to_owned(),
+    };
+    fake.world().machines[0].containers = vec![summary("db", "started"), summary("web", "created")];
+    let shown = perch.run(&format!("machine status -a web {}", id.trim())).good();
+    let table = "CONTAINER  STATE    IMAGE\ndb         started  db:1\nweb        created  web:2\n";
+    assert!(shown.contains(table), "{shown}");
+    let program = perch.run(&format!("machine exec -a web --container db {} ls", id.trim()));
+    assert_eq!(program.code, 7, "{program:?}");
+    let none = perch.run("machine run -a web --machine-config none.json");
+    assert!(none.stderr.contains("read the machine's configuration from `none.json`"), "{none:?}");
+    assert_eq!(perch.run("machine run -a web").code, 2);
+}
+
+#[test]
 fn machine_list_status_and_changes() {
     let fake = one_machine();
     let perch = Perch::of(&fake).with("NO_COLOR", "1");

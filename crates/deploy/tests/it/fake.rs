@@ -182,6 +182,7 @@ impl World {
             nonce: None,
             host_status: HostStatus::Ok,
             cordoned: false,
+            containers: Vec::new(),
             secrets_version: None,
         };
         self.machines.push(machine);
@@ -249,6 +250,7 @@ impl World {
                 exited_at: Timestamp::from_unix_ms(THEN),
                 error: None,
                 process: None,
+                container: None,
             },
             restart_count: 1,
         };
@@ -462,6 +464,19 @@ fn machines(world: &mut World, method: &Method, path: &[&str], body: &Bytes) -> 
     one_machine(world, (method.as_str(), rest), &id, body)
 }
 
+fn log_record(machine: &MachineId, seq: usize, line: &str) -> LogRecord {
+    LogRecord {
+        seq: u64::try_from(seq).unwrap(),
+        timestamp: Timestamp::from_unix_ms(THEN),
+        stream: LogStream::Stdout,
+        message: line.to_owned(),
+        container: None,
+        machine: machine.clone(),
+        region: "local".parse().unwrap(),
+        dropped: 0,
+    }
+}
+
 fn one_machine(world: &mut World, call: (&str, &[&str]), id: &MachineId, body: &Bytes) -> Response {
     match call {
         ("GET", []) => json(200, world.machine(id).unwrap()),
@@ -530,16 +545,8 @@ fn one_machine(world: &mut World, call: (&str, &[&str]), id: &MachineId, body: &
             json(200, &WaitResponse { ok: true, state, version, event_id: String::new() })
         }
         ("GET", ["logs"]) => {
-            let record = |(seq, line): (usize, &String)| LogRecord {
-                seq: u64::try_from(seq).unwrap(),
-                timestamp: Timestamp::from_unix_ms(THEN),
-                stream: LogStream::Stdout,
-                message: line.clone(),
-                machine: id.clone(),
-                region: "local".parse().unwrap(),
-                dropped: 0,
-            };
-            lines(world.log.iter().enumerate().map(record))
+            let all = world.log.iter().enumerate();
+            lines(all.map(|(seq, line)| log_record(id, seq, line)))
         }
         _ => StatusCode::NOT_FOUND.into_response(),
     }

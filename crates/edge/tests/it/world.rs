@@ -161,6 +161,7 @@ fn host_machine(record: &MachineRecord) -> HostMachine {
         updated_at: record.updated_at,
         events: Vec::new(),
         checks: Vec::new(),
+        containers: Vec::new(),
         secrets_version: None,
         failure: None,
         given_up: None,

@@ -14,6 +14,7 @@ use perch_types::{ApiError, Code, InstanceId, MachineConfig, MachineId};
 use super::Host;
 use crate::effects::Fault;
 use crate::logs::Log;
+use crate::machine::containers;
 use crate::machine::state::State;
 use crate::words;
 
@@ -145,15 +146,16 @@ impl Host {
             return Err(ApiError::new(Code::InvalidRequest, "command: name a program"));
         }
         let timeout_s = request.timeout.unwrap_or(EXEC_TIMEOUT_S_DEFAULT);
+        let instance = self.running(id).await?;
+        let container = self.container_of(id, request.container)?;
         let request = perch_runtime::ExecRequest {
-            exec: GuestExec { argv, ..GuestExec::default() },
+            exec: GuestExec { argv, container, ..GuestExec::default() },
             stdin: request.stdin.unwrap_or_default().into_bytes(),
             timeout_ms: timeout_s
                 .saturating_mul(1_000)
                 .clamp(1, perch_runtime::EXEC_TIMEOUT_MS_MAX),
             output_bytes_max: 0,
         };
-        let instance = self.running(id).await?;
         let output = instance.exec(request).await.map_err(|error| Fault::from(error).error)?;
         if output.timed_out {
             return Err(ApiError::new(
@@ -179,9 +181,21 @@ impl Host {
         }
         let tty =
             spec.tty.then_some(perch_runtime::TerminalSize { rows: spec.rows, cols: spec.cols });
-        let exec = GuestExec { argv: spec.command, tty, ..GuestExec::default() };
         let instance = self.running(id).await?;
+        let container = self.container_of(id, spec.container)?;
+        let exec = GuestExec { argv: spec.command, tty, container, ..GuestExec::default() };
         instance.exec_stream(exec).await.map_err(|error| Fault::from(error).error)
+    }
+
+    /// Returns the container of a machine in which a program is run.
+    fn container_of(
+        &self,
+        id: &MachineId,
+        wanted: Option<String>,
+    ) -> Result<Option<String>, ApiError> {
+        let published = self.shared.machine(id)?.published();
+        containers::choose(&published.machine.containers, wanted)
+            .map_err(|text| ApiError::new(Code::InvalidRequest, format!("container: {text}")))
     }
 
     /// Returns a machine's log.

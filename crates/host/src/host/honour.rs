@@ -67,8 +67,13 @@ pub(super) fn check_layer(
     config: &MachineConfig,
     image: &ImageRef,
 ) -> Result<(), ApiError> {
-    let keeps =
-        config.rootfs_persist() == RootfsPersist::Always && image.digest == before.image_ref.digest;
+    let others = |config: &MachineConfig| {
+        let references = config.image_references().into_iter().skip(1);
+        references.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let keeps = config.rootfs_persist() == RootfsPersist::Always
+        && image.digest == before.image_ref.digest
+        && others(config) == others(&before.config);
     let (now, wanted) = (before.config.rootfs_size_gb(), config.rootfs_size_gb());
     if !keeps || now == wanted {
         return Ok(());

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use perch_runtime::{Memory, Process, processes::TICKS_PER_SECOND};
 use perch_types::api::{ListenSocket, MachineMemory, ProcessStat};
-use perch_types::{ApiError, Code, MachineId};
+use perch_types::{ApiError, Code, MachineConfig, MachineId};
 
 use super::Host;
 use crate::effects::Fault;
@@ -23,9 +23,16 @@ impl Host {
     /// # Errors
     /// When it does not run.
     pub async fn processes(&self, id: &MachineId) -> Result<Vec<ProcessStat>, ApiError> {
-        let (instance, _) = self.alive(id).await?;
+        let (instance, config) = self.alive(id).await?;
         let refused = |error: perch_runtime::Error| Fault::from(error).error;
         let found = instance.processes().await.map_err(refused)?;
+        let inits = if config.containers.is_empty() {
+            Vec::new()
+        } else {
+            // No counter is that high: the answer comes at once.
+            instance.containers(u64::MAX).await.map_err(refused)?.inits
+        };
+        let names = container_names(&config, &inits, &found);
         let namespace = instance.network_namespace().map_err(refused)?;
         let networks = &self.shared.effects.networks;
         let mut listeners = networks.listeners(namespace).map_err(|fault| fault.error)?;
@@ -36,7 +43,11 @@ impl Host {
             .collect();
         let clock = &self.shared.effects.clock;
         let now = Now { boot_ms: clock.boot_ms(), unix_s: clock.now().unix_s() };
-        Ok(found.into_iter().map(|process| stat(process, &sockets, now)).collect())
+        let each = found.into_iter().map(|process| {
+            let container = names.get(&process.table).cloned();
+            ProcessStat { container, ..stat(process, &sockets, now) }
+        });
+        Ok(each.collect())
     }
 
     /// Returns a machine's memory.
@@ -102,6 +113,20 @@ const fn in_mb(memory: Memory) -> MachineMemory {
     }
 }
 
+/// Returns the names of containers by their tables of processes.
+fn container_names(
+    config: &MachineConfig,
+    inits: &[i32],
+    processes: &[Process],
+) -> BTreeMap<u64, String> {
+    let table_of = |init: i32| {
+        let found = processes.iter().find(|process| process.host_pid == init);
+        found.map(|process| process.table)
+    };
+    let each = config.containers.iter().zip(inits);
+    each.filter_map(|(one, init)| Some((table_of(*init)?, one.name.clone()))).collect()
+}
+
 fn stat(process: Process, sockets: &BTreeMap<u64, SocketAddr>, now: Now) -> ProcessStat {
     let ticks = now.boot_ms / (1000 / TICKS_PER_SECOND);
     let ran_ticks = ticks.saturating_sub(process.start_ticks);
@@ -120,6 +145,7 @@ fn stat(process: Process, sockets: &BTreeMap<u64, SocketAddr>, now: Now) -> Proc
             .take(SOCKETS_MAX)
             .map(|address| ListenSocket { proto: "tcp".to_owned(), address: address.to_string() })
             .collect(),
+        ..ProcessStat::default()
     }
 }
 
@@ -128,9 +154,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_process_is_of_the_container_whose_init_is_in_its_table() {
+        let containers = serde_json::json!({"containers": [{"name": "web"}, {"name": "db"}]});
+        let config: MachineConfig = serde_json::from_value(containers).unwrap();
+        let process = |host_pid, table| Process { host_pid, table, ..Process::default() };
+        let processes = [process(10, 5), process(11, 5), process(12, 6)];
+        let names = container_names(&config, &[10, 12], &processes);
+        assert_eq!(names, BTreeMap::from([(5, "web".to_owned()), (6, "db".to_owned())]));
+        // One that has ended since has no processes either.
+        assert_eq!(container_names(&config, &[10, 13], &processes).len(), 1);
+    }
+
+    #[test]
     fn times_are_of_the_process_and_sockets_are_those_that_listen() {
         let process = Process {
             pid: 7,
+            host_pid: 1007,
+            table: 1,
             start_ticks: 1_000,
             cpu_ticks: 50,
             rss_bytes: 4096,

@@ -246,7 +246,7 @@ impl Actor {
             }
             match self.wake().await {
                 Wake::Fact(fact) => self.fact(fact).await,
-                Wake::RunEnded(finished) => self.run_ended(*finished).await,
+                Wake::RunEnded(finished) => Box::pin(self.run_ended(*finished)).await,
                 Wake::CloseGate(reply) => self.close_gate(reply),
                 Wake::Message(message) => self.message(message).await,
                 Wake::Due(due) => {
@@ -413,7 +413,7 @@ impl Actor {
         self.watchers.clear();
         self.adopt_boot_ms = None;
         self.gate_closed = false;
-        self.readiness = Readiness::default();
+        let containers = std::mem::take(&mut self.readiness).containers;
         self.instance = instance.filter(|_| self.record.boot.is_some());
         let Some(instance) = &self.instance else {
             self.exit_watcher = None;
@@ -428,6 +428,9 @@ impl Actor {
         self.readiness = probe.first();
         // Its sockets are there while it is frozen, and nobody answers.
         if self.record.is_frozen() {
+            if !containers.is_empty() {
+                self.readiness.containers = containers;
+            }
             return;
         }
         self.watchers.push(Task(tokio::spawn(probe.follow(self.fact_sender.clone()))));
@@ -452,6 +455,7 @@ impl Actor {
             input,
             instance: self.instance.clone(),
             image: None,
+            others: Vec::new(),
             secrets_version: None,
             fault: None,
             gate: Some(self.gate_sender.clone()),
@@ -501,8 +505,9 @@ impl Actor {
 /// Returns the images that a machine needs now or will by what waits.
 fn images(record: &Record, queued: &[Queued]) -> Vec<Digest> {
     let own = [Some(&record.version), record.next.as_ref()];
-    let own = own.into_iter().flatten().map(|version| &version.image);
-    let coming = queued.iter().filter_map(|one| one.image.as_ref());
+    let own = own.into_iter().flatten();
+    let own = own.flat_map(|version| std::iter::once(&version.image).chain(&version.others));
+    let coming = queued.iter().flat_map(|one| one.image.iter().chain(&one.others));
     own.chain(coming).filter_map(|image| image.digest.clone()).collect()
 }
 

@@ -18,7 +18,7 @@ use perch_types::service::{
 use perch_types::{GoDuration, MachineConfig, Timestamp};
 use tokio::sync::mpsc;
 
-pub use attempt::{Attempt, Request};
+pub use attempt::{Attempt, Dial, Request};
 
 /// The time between two checks when nothing else was said.
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(15);
@@ -151,7 +151,7 @@ pub async fn follow(
     let mut told: Option<(CheckState, String)> = None;
     let mut failures = 0_usize;
     loop {
-        let (passed, output) = check.attempt.carry_out(check.timeout).await;
+        let (passed, output) = check.attempt.carry_out(check.timeout, &Dial::Direct).await;
         let age = Duration::from_millis(clock.boot_ms().saturating_sub(began_ms));
         let now = (judge(passed, ran.saturating_add(age), check.grace), output);
         if told.as_ref() != Some(&now) {
@@ -207,7 +207,10 @@ mod tests {
         let found: Vec<String> = checks
             .iter()
             .map(|one| {
-                let address = one.attempt.address();
+                let (Attempt::Tcp { address } | Attempt::Http { address, .. }) = &one.attempt
+                else {
+                    panic!("a connection is needed");
+                };
                 let Check { name, gates, interval, timeout, grace, .. } = one;
                 format!("{name} {address:?} {gates} {interval:?} {timeout:?} {grace:?}")
             })

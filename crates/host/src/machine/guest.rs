@@ -76,6 +76,8 @@ pub fn guest_start(
         hosts: Some(hosts(&record.id, config, around)),
         resolv_conf: Some(resolv_conf(config, around)),
         files: files(&config.files, given)?,
+        // One of a machine of containers does.
+        stays: false,
     })
 }
 

@@ -4,8 +4,10 @@
 
 pub mod actor;
 pub mod checks;
+pub mod containers;
 pub mod files;
 pub mod guest;
+pub mod health;
 pub mod names;
 pub mod plan;
 pub mod processes;

@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perch_runtime::Instance;
+use perch_types::machine_config::ContainerConfig;
 use perch_types::service::Protocol;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::checks::{self, Check, Verdict};
+use super::health::{self, Standing};
 use super::record::{Readiness, Record};
 use super::state::Fact;
 use crate::network::Listener;
@@ -36,6 +38,8 @@ pub struct Probe {
     ports: BTreeSet<u16>,
     checks: Vec<Check>,
     ran: Duration,
+    containers: Vec<ContainerConfig>,
+    instance: Arc<dyn Instance>,
     namespace: Option<OwnedFd>,
 }
 
@@ -58,6 +62,8 @@ impl Probe {
             ports,
             checks,
             ran: ran(record, shared.effects.clock.now()),
+            containers: config.containers.clone(),
+            instance: Arc::clone(instance),
             namespace: instance.network_namespace().ok(),
         }
     }
@@ -65,7 +71,8 @@ impl Probe {
     /// Returns what is known before anything was asked. Checks are listed at once.
     #[must_use]
     pub fn first(&self) -> Readiness {
-        self.readiness(judge(&self.ports, &[]), &self.unknown())
+        let standing = health::first(&self.containers, self.shared.effects.clock.now());
+        self.readiness(judge(&self.ports, &[]), &self.unknown(), &standing)
     }
 
     fn unknown(&self) -> Vec<Verdict> {
@@ -73,12 +80,21 @@ impl Probe {
         self.checks.iter().map(|_| Verdict::unknown(now)).collect()
     }
 
-    fn readiness(&self, because: Option<String>, verdicts: &[Verdict]) -> Readiness {
+    fn readiness(
+        &self,
+        because: Option<String>,
+        verdicts: &[Verdict],
+        standing: &Standing,
+    ) -> Readiness {
         let because = because.or_else(|| checks::first_failing(&self.checks, verdicts));
+        let because = because.or_else(|| standing.because.clone());
+        let mut all = checks::statuses(&self.checks, verdicts);
+        all.extend(standing.checks.iter().cloned());
         Readiness {
             ready: because.is_none(),
             because,
-            checks: checks::statuses(&self.checks, verdicts),
+            checks: all,
+            containers: standing.containers.clone(),
         }
     }
 
@@ -87,7 +103,7 @@ impl Probe {
         let Some(namespace) = self.namespace.as_ref().and_then(|fd| fd.try_clone().ok()) else {
             return;
         };
-        if self.ports.is_empty() && self.checks.is_empty() {
+        if self.ports.is_empty() && self.checks.is_empty() && self.containers.is_empty() {
             return;
         }
         let mut listeners = match self.shared.effects.networks.listeners(namespace) {
@@ -104,6 +120,16 @@ impl Probe {
             let clock = Arc::clone(&self.shared.effects.clock);
             tasks.spawn(checks::follow(check.clone(), (clock, self.ran), index, sender.clone()));
         }
+        let mut standing = health::first(&self.containers, self.shared.effects.clock.now());
+        let (sender, mut standings) = mpsc::channel(VERDICTS_MAX);
+        if !self.containers.is_empty() {
+            tasks.spawn(health::follow(
+                Arc::clone(&self.shared),
+                Arc::clone(&self.instance),
+                self.containers.clone(),
+                sender,
+            ));
+        }
         let mut told = self.first();
         let mut because = judge(&self.ports, &[]);
         let mut looks = 0_usize;
@@ -114,7 +140,7 @@ impl Probe {
                     Err(error) => Some(error.to_string()),
                 };
             }
-            let now = self.readiness(because.clone(), &verdicts);
+            let now = self.readiness(because.clone(), &verdicts, &standing);
             if now != told {
                 told = now.clone();
                 let fact = Fact::Readiness { boot: self.boot, readiness: now };
@@ -126,6 +152,7 @@ impl Probe {
             looks = looks.saturating_add(1);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
+                Some(now) = standings.recv() => standing = now,
                 Some((index, verdict)) = news.recv() => {
                     if let Some(slot) = verdicts.get_mut(index) {
                         *slot = verdict;

@@ -30,6 +30,10 @@ pub struct Version {
     pub config_digest: String,
     /// The image, resolved.
     pub image: ImageRef,
+    /// The further images of one with containers, resolved: in the order of
+    /// [`MachineConfig::image_references`] after the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<ImageRef>,
     /// The file name of its writable layer in the machine's folder.
     pub upper: String,
     /// What it needs of the app's secrets.
@@ -152,6 +156,8 @@ pub struct Readiness {
     pub because: Option<String>,
     /// Its checks.
     pub checks: Vec<CheckStatus>,
+    /// Its containers.
+    pub containers: Vec<perch_types::api::ContainerSummary>,
 }
 
 /// How a boot's end came about and what follows.
@@ -283,16 +289,24 @@ impl Record {
     }
 
     /// Returns the name of a version's writable layer: the old one's if the layer is to be kept
-    /// always and the image is the same.
+    /// always and every image is the same. Containers have their folders in it by their number.
     #[must_use]
     pub fn upper_for(
         &self,
         config: &MachineConfig,
-        image: &ImageRef,
+        (image, others): (&ImageRef, &[ImageRef]),
         instance: &InstanceId,
     ) -> String {
+        let before = &self.version;
+        let digests =
+            |all: &[ImageRef]| all.iter().map(|one| one.digest.clone()).collect::<Vec<_>>();
+        let names = |config: &MachineConfig| {
+            config.containers.iter().map(|one| one.name.clone()).collect::<Vec<_>>()
+        };
         let keeps = config.rootfs_persist() == RootfsPersist::Always
-            && image.digest == self.version.image.digest;
+            && image.digest == before.image.digest
+            && digests(others) == digests(&before.others)
+            && names(config) == names(&before.config);
         if keeps { self.version.upper.clone() } else { upper_name(instance) }
     }
 }
@@ -318,6 +332,7 @@ fn exit_event(exit: &ExitStatus, how: Exiting, signal: i32, now: Timestamp) -> E
         },
         error: error_of(exit),
         process: exit.process,
+        container: exit.container.clone(),
     }
 }
 

@@ -150,6 +150,8 @@ pub struct Work {
     pub instance: Option<Arc<dyn Instance>>,
     /// The image, once its step ran in this process.
     pub image: Option<MountedImage>,
+    /// The further images of one with containers, once their step ran in this process.
+    pub others: Vec<MountedImage>,
     /// The version of the app's secrets that the program at hand was given.
     pub secrets_version: Option<u64>,
     /// Why it is given up, with its code.
@@ -390,6 +392,7 @@ pub fn lost_exit(record: &Record) -> ExitStatus {
         reason: ExitReason::MonitorLost,
         message: String::new(),
         process: None,
+        container: None,
         started_unix_ms: 0,
         ended_unix_ms: 0,
     }

@@ -35,6 +35,7 @@ pub use address::{
 };
 pub use config::{CONNECTIONS_MAX, INTERFACE_GROUP, MTU_BYTES, NetworkConfig};
 pub use listeners::{ListenSocket, Listener, SocketDiag};
+pub use namespace::{tcp_socket, tcp_socket_inside};
 pub(crate) use public::public_address;
 pub use slots::{Exhausted, QUARANTINE_MS, Slots};
 

@@ -9,6 +9,7 @@ fn line(text: &str) -> Record {
         stream: Stream::Stdout,
         continues: false,
         dropped_before: 0,
+        container: None,
         line: text.as_bytes().to_vec(),
     }
 }
@@ -108,4 +109,18 @@ proptest::proptest! {
         let mut bytes = bytes.as_slice();
         while let Ok(Some(_)) = Record::decode(&mut bytes) {}
     }
+}
+
+#[test]
+fn a_record_keeps_the_name_of_its_container() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(dir.path(), 1 << 20).unwrap();
+    for name in [None, Some("web"), Some("")] {
+        writer.add(Record { container: name.map(str::to_owned), ..line("hello") }).unwrap();
+    }
+    writer.flush().unwrap();
+    let found = read(dir.path(), 0, 10).unwrap();
+    let names: Vec<_> = found.iter().map(|one| one.container.as_deref()).collect();
+    assert_eq!(names, [None, Some("web"), Some("")]);
+    assert_eq!(texts(&found), ["hello"; 3]);
 }

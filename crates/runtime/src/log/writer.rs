@@ -85,6 +85,7 @@ impl Writer {
             stream: Stream::System,
             continues: false,
             dropped_before: 0,
+            container: None,
             line: text.as_bytes().to_vec(),
         })
     }

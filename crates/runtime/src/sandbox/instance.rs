@@ -16,8 +16,8 @@ use crate::cgroup::Hierarchies;
 use crate::protocol::{Answer, FRAME_BYTES_MAX, InstanceInfo, PROTOCOL, Request, Stats};
 use crate::spec::{ExitReason, ExitStatus, MachineDir};
 use crate::{
-    Error, ExecOutput, ExecRequest, ExecStream, GuestExec, GuestStart, Instance, Memory, Pressure,
-    Process, frame, memory, process, processes,
+    ContainerStart, Containers, Error, ExecOutput, ExecRequest, ExecStream, GuestExec, GuestStart,
+    Instance, Memory, Pressure, Process, frame, memory, process, processes,
 };
 
 /// The longest that a monitor may take to answer.
@@ -174,6 +174,42 @@ impl Instance for SandboxInstance {
         self.done("start the program", Request::Start(Box::new(start))).await
     }
 
+    async fn start_containers(&self, containers: Vec<ContainerStart>) -> Result<(), Error> {
+        for (container, start) in containers.into_iter().enumerate() {
+            let request = Request::PrepareContainer { container, start: Box::new(start) };
+            self.done("prepare a container", request).await?;
+        }
+        self.done("start the containers", Request::StartContainers).await
+    }
+
+    async fn containers(&self, seen: u64) -> Result<Containers, Error> {
+        // It answers when there is something to tell, however long that takes.
+        let mut stream = self.greet().await?;
+        frame::send(&mut stream, &Request::Containers { seen }, FRAME_BYTES_MAX)
+            .await
+            .map_err(|source| self.lost("write to", source))?;
+        let answer = frame::receive(&mut stream, FRAME_BYTES_MAX).await;
+        match answer.map_err(|source| self.lost("read from", source))? {
+            Answer::Containers(containers) => Ok(containers),
+            Answer::Ended(_) => Err(Error::Ended(self.dir.machine.to_string())),
+            other => Err(Error::Shape(format!("unexpected answer about containers: {other:?}"))),
+        }
+    }
+
+    async fn container_health(
+        &self,
+        container: usize,
+        start: u32,
+        healthy: bool,
+    ) -> Result<(), Error> {
+        let request = Request::ContainerHealth { container, start, healthy };
+        self.done("tell of a container's health", request).await
+    }
+
+    async fn stop_unwell(&self, container: usize, start: u32) -> Result<(), Error> {
+        self.done("stop a container", Request::StopUnwell { container, start }).await
+    }
+
     async fn note(&self, text: &str) -> Result<(), Error> {
         self.done("write into the log", Request::Note { text: text.to_owned() }).await
     }
@@ -235,6 +271,7 @@ impl Instance for SandboxInstance {
             reason: ExitReason::MonitorLost,
             message: "the machine's monitor was killed".to_owned(),
             process: None,
+            container: None,
             started_unix_ms: 0,
             ended_unix_ms: 0,
         }))

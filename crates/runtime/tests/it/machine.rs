@@ -83,6 +83,8 @@ impl Machine {
             },
             hostname: "perchtest".to_owned(),
             mounts: Vec::new(),
+            containers: Vec::new(),
+            shared: Vec::new(),
             agent: None,
             volumes: Vec::new(),
             log: LogLimits::default(),

@@ -6,6 +6,7 @@
 
 mod adoption;
 mod cage;
+mod containers;
 mod exec;
 mod limits;
 mod logs;

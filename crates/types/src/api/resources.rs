@@ -7,8 +7,11 @@ use serde::{Deserialize, Serialize};
 /// One process of a machine. Names and folders are the machine's own words.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ProcessStat {
-    /// Its id inside the machine.
+    /// Its id inside the machine, or inside its container if there are several.
     pub pid: i32,
+    /// Its container, of a machine that has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
     /// When it started, in seconds since 1970.
     pub stime: u64,
     /// How long it has run, in seconds.

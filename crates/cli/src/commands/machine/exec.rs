@@ -46,6 +46,9 @@ pub(crate) struct ExecArgs {
     /// Give the program no terminal, even when there is one
     #[arg(short = 'T', long)]
     no_tty: bool,
+    /// Container to run it in [default: the first that runs]
+    #[arg(long, value_name = "NAME")]
+    container: Option<String>,
     /// Seconds it may take; only without a terminal
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
@@ -71,8 +74,12 @@ pub(crate) async fn run(
         return Box::pin(interactive(invocation, api, app, args, tty)).await;
     }
     let what = what(&args);
-    let request =
-        ExecRequest { command: args.command, timeout: args.timeout, ..ExecRequest::default() };
+    let request = ExecRequest {
+        command: args.command,
+        timeout: args.timeout,
+        container: args.container,
+        ..ExecRequest::default()
+    };
     let answer = api.exec(app, &args.id, &request).await.during(&what)?;
     if invocation.ui.is_json() {
         invocation.ui.json(&answer);
@@ -101,6 +108,7 @@ async fn interactive(
         tty,
         rows: size.map_or(0, |it| it.rows),
         cols: size.map_or(0, |it| it.cols),
+        container: args.container,
     };
     let session = api.attach(app, &args.id, &spec).await.during(&what)?;
     let end = Box::pin(carry(session, tty)).await;

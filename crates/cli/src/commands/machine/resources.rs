@@ -68,11 +68,15 @@ pub(crate) async fn ps(
 }
 
 fn process_table(processes: &[ProcessStat]) -> Vec<String> {
+    let several = processes.iter().any(|process| process.container.is_some());
     let mut rows = vec![row(["PID", "CPU", "MEMORY", "RUNS", "LISTENS", "FOLDER", "COMMAND"])];
+    if several && let Some(head) = rows.first_mut() {
+        head.insert(0, "CONTAINER".to_owned());
+    }
     rows.extend(processes.iter().map(|process| {
         let listens: Vec<&str> =
             process.listen_sockets.iter().map(|socket| socket.address.as_str()).collect();
-        row([
+        let mut cells = row([
             &process.pid.to_string(),
             &format!("{}%", process.cpu),
             &format!("{} MB", process.rss.div_ceil(1 << 20)),
@@ -80,7 +84,11 @@ fn process_table(processes: &[ProcessStat]) -> Vec<String> {
             &if listens.is_empty() { "-".to_owned() } else { listens.join(",") },
             &process.directory,
             &process.command.chars().take(COMMAND_CHARACTERS_MAX).collect::<String>(),
-        ])
+        ]);
+        if several {
+            cells.insert(0, process.container.clone().unwrap_or_default());
+        }
+        cells
     }));
     table(&rows)
 }

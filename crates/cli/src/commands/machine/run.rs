@@ -2,6 +2,7 @@
 //!
 //! Never builds: it takes a ready image.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -9,7 +10,7 @@ use perch_client::{Api, WaitFor};
 use perch_types::AppName;
 use perch_types::MachineConfig;
 use perch_types::api::CreateMachineRequest;
-use perch_types::machine_config::{GuestConfig, RestartConfig, RestartPolicy};
+use perch_types::machine_config::RestartPolicy;
 use perch_types::service::{Handler, Port, Service};
 
 use crate::error::{CommandError, During as _, Result};
@@ -21,10 +22,14 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// Image's reference
-    image: String,
+    #[arg(required_unless_present = "machine_config")]
+    image: Option<String>,
     /// Program and arguments instead of the image's
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
+    /// File with a machine's configuration as JSON; options win over what it says
+    #[arg(long, value_name = "FILE")]
+    machine_config: Option<PathBuf>,
     /// Name of the machine
     #[arg(short, long)]
     name: Option<String>,
@@ -95,9 +100,17 @@ pub(crate) async fn run(
 }
 
 fn request(args: RunArgs) -> Result<CreateMachineRequest> {
-    let mut config =
-        MachineConfig { image: args.image, auto_destroy: args.rm, ..MachineConfig::default() };
-    config.init.cmd = args.command;
+    let mut config = match &args.machine_config {
+        Some(path) => read(path)?,
+        None => MachineConfig::default(),
+    };
+    if let Some(image) = args.image {
+        config.image = image;
+    }
+    config.auto_destroy |= args.rm;
+    if !args.command.is_empty() {
+        config.init.cmd = args.command;
+    }
     for pair in &args.env {
         let (name, value) = pair.split_once('=').ok_or_else(|| {
             CommandError::usage(format!("`{pair}` is no variable"), "`--env NAME=VALUE`")
@@ -105,16 +118,18 @@ fn request(args: RunArgs) -> Result<CreateMachineRequest> {
         config.env.insert(name.to_owned(), value.to_owned());
     }
     if args.memory.is_some() || args.cpus.is_some() {
-        config.guest =
-            Some(GuestConfig { cpus: args.cpus, memory_mb: args.memory, ..GuestConfig::default() });
+        let guest = config.guest.get_or_insert_default();
+        guest.cpus = args.cpus.or(guest.cpus);
+        guest.memory_mb = args.memory.or(guest.memory_mb);
     }
     let policy = args.restart.map(|restart| match restart {
         Restart::No => RestartPolicy::No,
         Restart::Always => RestartPolicy::Always,
         Restart::OnFailure => RestartPolicy::OnFailure,
     });
-    config.restart =
-        policy.map(|it| RestartConfig { policy: Some(it), ..RestartConfig::default() });
+    if policy.is_some() {
+        config.restart.get_or_insert_default().policy = policy;
+    }
     if let Some(internal_port) = args.port {
         let port = |port, handlers| Port { port: Some(port), handlers, ..Port::default() };
         config.services.push(Service {
@@ -132,4 +147,11 @@ fn request(args: RunArgs) -> Result<CreateMachineRequest> {
         region: args.region,
         ..CreateMachineRequest::default()
     })
+}
+
+/// Reads a machine's configuration from a file.
+fn read(path: &Path) -> Result<MachineConfig> {
+    let what = || format!("read the machine's configuration from `{}`", path.display());
+    let text = std::fs::read_to_string(path).during(what())?;
+    serde_json::from_str(&text).during(what())
 }

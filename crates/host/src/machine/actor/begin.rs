@@ -137,10 +137,19 @@ impl Actor {
                     tracing::error!(machine = %self.record.id, "image of an update is missing");
                     return self.write_queue().await;
                 };
-                let upper = self.record.upper_for(&config, &image, &instance);
+                let others = queued.others;
+                let upper = self.record.upper_for(&config, (&image, &others), &instance);
                 let config = *config;
-                let next =
-                    Version { instance, epoch, config, config_digest, image, upper, secrets };
+                let next = Version {
+                    instance,
+                    epoch,
+                    config,
+                    config_digest,
+                    image,
+                    others,
+                    upper,
+                    secrets,
+                };
                 self.begin_update(next, skip_launch, cordoned).await
             }
             host::Command::Destroy { .. } => self.begin_destroy(true).await,

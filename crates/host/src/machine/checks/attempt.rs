@@ -3,7 +3,10 @@
 //!
 //! Never follows a redirect, and never connects to another address than the one it was given.
 
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,10 +14,12 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use perch_runtime::{ExecRequest, GuestExec, Instance};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::tls;
+use crate::shared::Shared;
 
 /// Bytes of an answer that are kept, and read at most.
 const OUTPUT_BYTES_MAX: usize = 1024;
@@ -40,6 +45,78 @@ pub enum Attempt {
         /// Which.
         request: Request,
     },
+    /// A program inside a container.
+    Exec {
+        /// The container.
+        container: String,
+        /// The program and its arguments.
+        command: Vec<String>,
+    },
+}
+
+/// By which way an attempt is made.
+#[derive(Debug, Clone, Default)]
+pub enum Dial {
+    /// From the host, to an address of the machine.
+    #[default]
+    Direct,
+    /// From inside the machine.
+    Inside {
+        /// Its network namespace.
+        namespace: Arc<OwnedFd>,
+        /// What makes a socket in it.
+        shared: Arc<Shared>,
+        /// What runs a program in it.
+        instance: Arc<dyn Instance>,
+    },
+}
+
+impl Dial {
+    /// Returns the way that begins inside a boot.
+    #[must_use]
+    pub fn inside(namespace: OwnedFd, shared: &Arc<Shared>, instance: &Arc<dyn Instance>) -> Self {
+        let (shared, instance) = (Arc::clone(shared), Arc::clone(instance));
+        Self::Inside { namespace: Arc::new(namespace), shared, instance }
+    }
+
+    async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let Self::Inside { namespace, shared, .. } = self else {
+            return TcpStream::connect(address).await;
+        };
+        let namespace = namespace.try_clone()?;
+        let socket = shared.effects.networks.tcp_socket(namespace).map_err(io::Error::other)?;
+        TcpSocket::from_std_stream(socket.into()).connect(address).await
+    }
+
+    async fn exec(
+        &self,
+        container: &str,
+        command: &[String],
+        limit: Duration,
+    ) -> Result<(bool, String), String> {
+        let Self::Inside { instance, .. } = self else {
+            return Err("a program is run inside a machine only".to_owned());
+        };
+        let exec = GuestExec {
+            argv: command.to_vec(),
+            container: Some(container.to_owned()),
+            ..GuestExec::default()
+        };
+        let timeout_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1);
+        let request = ExecRequest {
+            exec,
+            timeout_ms,
+            output_bytes_max: OUTPUT_BYTES_MAX,
+            ..ExecRequest::default()
+        };
+        let output = instance.exec(request).await.map_err(|error| chain(&error))?;
+        if output.timed_out {
+            return Err(format!("no end within {limit:?}"));
+        }
+        let said = if output.stdout.is_empty() { &output.stderr } else { &output.stdout };
+        let said = format!("exit {} {}", output.ended.code, String::from_utf8_lossy(said));
+        Ok((output.ended.code == 0, said))
+    }
 }
 
 /// A request, its defaults filled in.
@@ -60,29 +137,28 @@ pub struct Request {
 }
 
 impl Attempt {
-    /// Returns where it goes.
-    #[must_use]
-    pub const fn address(&self) -> SocketAddr {
-        match self {
-            Self::Tcp { address } | Self::Http { address, .. } => *address,
-        }
-    }
-
     /// Tries; returns whether it passed, and what was answered.
-    pub(super) async fn carry_out(&self, limit: Duration) -> (bool, String) {
+    pub async fn carry_out(&self, limit: Duration, dial: &Dial) -> (bool, String) {
         let deadline = tokio::time::Instant::now() + limit;
+        let connect = async |address: SocketAddr| {
+            let stream = dial.connect(address).await;
+            stream.map_err(|error| format!("connect to port {}: {error}", address.port()))
+        };
         let attempt = async {
-            let address = self.address();
-            let stream = TcpStream::connect(address)
-                .await
-                .map_err(|error| format!("connect to port {}: {error}", address.port()))?;
             match self {
-                Self::Tcp { .. } => Ok((true, "connected".to_owned())),
-                Self::Http { request, .. } if request.tls => {
-                    let stream = tls::connect(stream, request, address.ip()).await?;
-                    ask(stream, request, address, deadline).await
+                Self::Tcp { address } => {
+                    connect(*address).await.map(|_stream| (true, "connected".to_owned()))
                 }
-                Self::Http { request, .. } => ask(stream, request, address, deadline).await,
+                Self::Http { address, request } => {
+                    let stream = connect(*address).await?;
+                    if request.tls {
+                        let stream = tls::connect(stream, request, address.ip()).await?;
+                        ask(stream, request, *address, deadline).await
+                    } else {
+                        ask(stream, request, *address, deadline).await
+                    }
+                }
+                Self::Exec { container, command } => dial.exec(container, command, limit).await,
             }
         };
         let (passed, output) = match tokio::time::timeout_at(deadline, attempt).await {

@@ -4,6 +4,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use perch_types::api::ContainerSummary;
 use perch_types::directory::{Generation, MACHINE_RECORD_BYTES_MAX, MachineRecord};
 use perch_types::host::HostMachine;
 use perch_types::{HostId, Region};
@@ -61,10 +62,21 @@ pub fn host_machine(
         updated_at: record.updated_at,
         events: record.events.clone(),
         checks: readiness.checks.clone(),
+        containers: containers(record, readiness),
         secrets_version: record.secrets_version,
         failure: record.failure.clone(),
         given_up: record.given_up.clone(),
     }
+}
+
+/// Returns how the containers stand; without a boot that was asked they do not run.
+fn containers(record: &Record, readiness: &Readiness) -> Vec<ContainerSummary> {
+    if !readiness.containers.is_empty() {
+        return readiness.containers.clone();
+    }
+    let state = if record.boot.is_some() || record.boots == 0 { "created" } else { "stopped" };
+    let each = record.version.config.containers.iter();
+    each.map(|one| ContainerSummary { name: one.name.clone(), state: state.to_owned() }).collect()
 }
 
 /// Returns what the directory gets of a machine, at most [`MACHINE_RECORD_BYTES_MAX`] of JSON:
@@ -90,7 +102,7 @@ pub fn machine_record(machine: &HostMachine, place: &Place) -> MachineRecord {
         metadata: config.metadata.clone(),
         skip_dns: config.dns.as_ref().is_some_and(|dns| dns.skip_registration),
         statics: config.statics.clone(),
-        image: config.image.clone(),
+        image: config.image_references().first().copied().unwrap_or_default().to_owned(),
         cpus: config.cpus(),
         cpu_kind: config.cpu_kind(),
         memory_mb: config.memory_mb(),

@@ -22,6 +22,7 @@ pub(crate) fn record() -> Record {
             config,
             config_digest: "aa".to_owned(),
             image: ImageRef::default(),
+            others: Vec::new(),
             secrets: SecretsWanted::default(),
         },
         next: None,
@@ -56,6 +57,7 @@ fn exit(code: i32, signal: Option<i32>) -> ExitStatus {
         reason: ExitReason::Exited,
         message: String::new(),
         process: None,
+        container: None,
         started_unix_ms: 0,
         ended_unix_ms: 1_700_000_000_500,
     }
@@ -146,8 +148,24 @@ fn a_layer_is_kept_as_long_as_the_configuration_says() {
         assert_eq!(record.begins_fresh(true), after_exit, "{persist}");
         assert_eq!(record.begins_fresh(false), after_stop, "{persist}");
         let next = InstanceId::from_parts(1_700_000_000_001, 8);
-        let upper = record.upper_for(&record.version.config, &ImageRef::default(), &next);
-        assert_eq!(upper == record.version.upper, persist == "always");
+        let config = record.version.config.clone();
+        let keeps = |config: &MachineConfig, others: &[ImageRef]| {
+            let upper = record.upper_for(config, (&ImageRef::default(), others), &next);
+            upper == record.version.upper
+        };
+        assert_eq!(keeps(&config, &[]), persist == "always");
+        // What one container wrote must not become another's.
+        let other = ImageRef {
+            digest: Some(perch_types::image::Digest::from_sha256(&[1; 32])),
+            ..ImageRef::default()
+        };
+        assert!(!keeps(&config, &[other]), "{persist}");
+        let mut named = config;
+        named.containers.push(perch_types::machine_config::ContainerConfig {
+            name: "web".to_owned(),
+            ..Default::default()
+        });
+        assert!(!keeps(&named, &[]), "{persist}");
     }
 }
 

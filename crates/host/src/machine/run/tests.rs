@@ -170,6 +170,7 @@ impl Machine {
             input: self.input,
             instance: None,
             image: None,
+            others: Vec::new(),
             secrets_version: None,
             fault: None,
             gate: None,

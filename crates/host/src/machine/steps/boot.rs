@@ -8,12 +8,11 @@ use std::sync::Arc;
 use perch_runtime::{BootSpec, IdRange, Instance};
 use serde_json::Value;
 
-use super::{rootfs, volume};
+use super::{image, rootfs, volume};
 use crate::effects::Fault;
-use crate::machine::guest;
-use crate::machine::names;
 use crate::machine::record::Version;
 use crate::machine::run::Work;
+use crate::machine::{containers, guest, names};
 
 /// User ids of one machine.
 pub const IDS_PER_MACHINE: u32 = 65_536;
@@ -33,19 +32,17 @@ pub(super) async fn undo(work: &mut Work) -> Result<(), Fault> {
 /// Makes the cage of a version's boot.
 pub(super) async fn make(work: &mut Work, version: &Version, number: u64) -> Result<(), Fault> {
     undo(work).await?;
+    let images = image::all(work, version).await?;
     let upper = rootfs::path(work, version);
     // Only here does no boot of it run, and none can come in between.
     work.shared.effects.rootfs.repair(&upper).await?;
-    let image = match &work.image {
-        Some(image) if version.image == work.record.incoming().image => image.clone(),
-        _ => work.shared.effects.images.mount(&version.image).await?,
-    };
+    let (containers, shared) = containers::specs(&version.config, &images, &upper);
     let config = &version.config;
     let spec = BootSpec {
         instance: version.instance.clone(),
         boot: number,
         dir: work.dir(),
-        lower: image.root,
+        lower: images.into_iter().next().map(|image| image.root).unwrap_or_default(),
         upper,
         ids: IdRange {
             first: work
@@ -58,6 +55,8 @@ pub(super) async fn make(work: &mut Work, version: &Version, number: u64) -> Res
         limits: guest::limits(config),
         hostname: names::hostname(&work.record.id, config),
         mounts: Vec::new(),
+        containers,
+        shared,
         agent: work.shared.config.machine_api.as_ref().map(|api| api.monitors.clone()),
         volumes: volume::of(work, version),
         log: work.shared.config.limits.log,

@@ -12,6 +12,7 @@ use crate::machine::run::Work;
 pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
     work.instance = None;
     work.shared.effects.runtime.clean(&work.dir()).await?;
+    rootfs::remove_volumes(work, &work.record.version).await?;
     if !rootfs::is_kept(&work.record.version) {
         let path = rootfs::path(work, &work.record.version);
         work.shared.effects.rootfs.remove(&path).await?;
@@ -24,6 +25,7 @@ pub(super) async fn erase(work: &mut Work) -> Result<Value, Fault> {
     for upper in [Some(&work.record.version), work.record.next.as_ref()].into_iter().flatten() {
         let path = rootfs::path(work, upper);
         work.shared.effects.rootfs.remove(&path).await?;
+        rootfs::remove_volumes(work, upper).await?;
     }
     Ok(Value::Null)
 }

@@ -6,12 +6,13 @@
 use perch_types::Code;
 use serde_json::Value;
 
+use super::image;
 use crate::effects::Fault;
 use crate::machine::files::{self, Given};
-use crate::machine::guest;
 use crate::machine::plan::Intent;
 use crate::machine::record::Version;
 use crate::machine::run::{ExecuteOutput, Executed, Work};
+use crate::machine::{containers, guest};
 
 pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
     let version = work.record.incoming().clone();
@@ -30,10 +31,7 @@ pub(super) async fn execute(work: &mut Work, version: &Version) -> Result<Execut
     let Some(instance) = work.instance.clone() else {
         return Err(Fault::permanent(Code::Internal, "the cage ended before its program began"));
     };
-    let image = match &work.image {
-        Some(image) if version.image == work.record.incoming().image => image.clone(),
-        _ => work.shared.effects.images.mount(&version.image).await?,
-    };
+    let images = image::all(work, version).await?;
     let around = work.shared.surroundings(&work.record)?;
     let secrets = work.shared.secrets_of(&work.record, version.secrets).await?;
     work.secrets_version = secrets.as_ref().map(|secrets| secrets.version);
@@ -41,9 +39,18 @@ pub(super) async fn execute(work: &mut Work, version: &Version) -> Result<Execut
         secrets: secrets.unwrap_or_default().values,
         image_configs: files::image_configs(work, version).await?,
     };
-    let start = guest::guest_start(&work.record, version, &image.config, &around, &given)
-        .map_err(|error| Fault { error, transient: false })?;
-    match instance.start(start).await {
+    let refused = |error| Fault { error, transient: false };
+    let record = &work.record;
+    let started = if version.config.containers.is_empty() {
+        let image = images.into_iter().next().map(|image| image.config).unwrap_or_default();
+        let start =
+            guest::guest_start(record, version, &image, &around, &given).map_err(refused)?;
+        instance.start(start).await
+    } else {
+        let starts = containers::starts(record, version, &images, (&around, &given));
+        instance.start_containers(starts.map_err(refused)?).await
+    };
+    match started {
         Ok(()) => Ok(Executed::Started),
         Err(error @ perch_runtime::Error::NotExecutable { .. }) => {
             work.fault = Some(Fault::from(error).error);

@@ -9,6 +9,7 @@ use perch_types::machine_config::RootfsPersist;
 use serde_json::Value;
 
 use crate::effects::{Fault, LayerWish};
+use crate::machine::containers;
 use crate::machine::record::Version;
 use crate::machine::run::Work;
 
@@ -19,7 +20,12 @@ pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
         fresh: work.input.fresh_root,
         kept: is_kept(version),
     };
-    work.shared.effects.rootfs.prepare(&path(work, version), wish).await?;
+    let path = path(work, version);
+    work.shared.effects.rootfs.prepare(&path, wish).await?;
+    for (volume, size_mb) in containers::disks(&version.config) {
+        let path = containers::disk_path(&path, volume);
+        work.shared.effects.rootfs.prepare_volume(&path, size_mb).await?;
+    }
     Ok(Value::Null)
 }
 
@@ -30,6 +36,16 @@ pub(super) async fn undo(work: &mut Work) -> Result<(), Fault> {
     if work.input.fresh_root && !is_used {
         let path = path(work, record.incoming());
         work.shared.effects.rootfs.remove(&path).await?;
+        remove_volumes(work, record.incoming()).await?;
+    }
+    Ok(())
+}
+
+/// Removes what the containers of a version share, which ends with the boot.
+pub(super) async fn remove_volumes(work: &Work, version: &Version) -> Result<(), Fault> {
+    for (volume, _) in containers::disks(&version.config) {
+        let path = containers::disk_path(&path(work, version), volume);
+        work.shared.effects.rootfs.remove(&path).await?;
     }
     Ok(())
 }
@@ -39,7 +55,9 @@ pub(super) async fn discard(work: &mut Work) -> Result<Value, Fault> {
     let keep = work.record.incoming().upper.clone();
     let folder = work.dir().state;
     for layer in work.shared.effects.rootfs.list(&folder).await? {
-        if layer.file_name().is_none_or(|name| name != keep.as_str()) {
+        // What containers share lies beside the layer and has its name.
+        let name = layer.file_name().and_then(|name| name.to_str());
+        if name.is_none_or(|name| !name.starts_with(keep.as_str())) {
             work.shared.effects.rootfs.remove(&layer).await?;
         }
     }

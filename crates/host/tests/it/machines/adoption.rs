@@ -12,7 +12,7 @@ use perch_types::host::Command;
 use super::server::{PATIENCE, Server, exec, machine, tell, wait};
 
 /// Set for a child that is an agent: the folder of its server.
-const AGENT: &str = "PERCH_TEST_AGENT";
+pub(super) const AGENT: &str = "PERCH_TEST_AGENT";
 /// The name of the test that the child runs.
 const CHILD: &str = "machines::adoption::agent_of_another_test";
 
@@ -37,10 +37,12 @@ fn agent_of_another_test() {
     });
 }
 
-fn agent(folder: &Path) -> Child {
+/// Starts a process that is an agent on a server, and does what the test `child` says until it is
+/// killed. Returns once it said `ready`.
+pub(super) fn agent(folder: &Path, child: &str) -> Child {
     let mut program = Program::new(std::env::current_exe().unwrap());
     program
-        .args(["--exact", CHILD, "--nocapture"])
+        .args(["--exact", child, "--nocapture"])
         .env(AGENT, folder)
         .stdout(Stdio::piped())
         .process_group(0);
@@ -54,7 +56,7 @@ fn agent(folder: &Path) -> Child {
     panic!("the agent ended: {:?}", child.wait());
 }
 
-fn pid(server: &Server, id: &perch_types::MachineId) -> String {
+pub(super) fn pid(server: &Server, id: &perch_types::MachineId) -> String {
     let path = server.folder.join("run/machines").join(id.as_str()).join("boot.json");
     let text = std::fs::read_to_string(path).unwrap();
     let boot: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -66,7 +68,7 @@ fn c4_a_killed_agent_finds_its_machines_and_finishes_what_it_began() {
     Server::run(
         "c4_a_killed_agent_finds_its_machines_and_finishes_what_it_began",
         |server| async move {
-            let mut child = agent(&server.folder);
+            let mut child = agent(&server.folder, CHILD);
             let (first, second) = (machine(1, "").id, machine(2, "").id);
             let before = pid(&server, &first);
             child.kill().unwrap();

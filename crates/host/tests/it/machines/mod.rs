@@ -3,6 +3,7 @@
 
 mod acts;
 mod adoption;
+mod containers;
 mod ends;
 mod full;
 mod images;

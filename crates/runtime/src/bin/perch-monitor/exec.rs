@@ -37,6 +37,7 @@ struct Streams {
 
 struct Exec<'a> {
     id: u32,
+    container: usize,
     shared: &'a Shared,
     client: &'a UnixStream,
     mailbox: Arc<Mailbox>,
@@ -51,17 +52,20 @@ pub(crate) fn run(shared: &Shared, client: &UnixStream, exec: GuestExec) -> io::
     let tty = exec.tty.is_some();
     let mut writer = client;
     let mailbox = Arc::new(Mailbox::new(tty)?);
-    let id = match register(shared, &mailbox) {
-        Ok(id) => id,
+    let found = shared.container(exec.container.as_deref());
+    let registered = found.and_then(|found| Ok((found, register(shared, &mailbox)?)));
+    let (container, id) = match registered {
+        Ok(registered) => registered,
         Err(reason) => {
             let answer = Answer::Refused { reason };
             return frame::write(&mut writer, &answer, FRAME_BYTES_MAX);
         }
     };
-    let result = begin(shared, id, exec, &mailbox).and_then(|begun| match begun {
+    let result = begin(shared, (container, id), exec, &mailbox).and_then(|begun| match begun {
         Ok(streams) => {
             let mut exec = Exec {
                 id,
+                container,
                 shared,
                 client,
                 mailbox,
@@ -101,7 +105,7 @@ fn register(shared: &Shared, mailbox: &Arc<Mailbox>) -> Result<u32, String> {
 /// Asks init to execute the program.
 fn begin(
     shared: &Shared,
-    id: u32,
+    (container, id): (usize, u32),
     exec: GuestExec,
     mailbox: &Mailbox,
 ) -> io::Result<Result<Streams, Answer>> {
@@ -109,13 +113,13 @@ fn begin(
     let message = |exec| ToGuest::Exec { id, exec: Box::new(exec) };
     let mut streams = Streams { input: None, stdout: None, stderr: None, tty: mailbox.tty };
     if mailbox.tty {
-        shared.speaker.send(&message(exec), &[])?;
+        shared.speaker(container).send(&message(exec), &[])?;
     } else {
         let (stdin, input) = pipe_in(owner)?;
         let (out, stdout) = pipe_out(owner)?;
         let (err, stderr) = pipe_out(owner)?;
         let theirs = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
-        shared.speaker.send(&message(exec), &theirs)?;
+        shared.speaker(container).send(&message(exec), &theirs)?;
         (streams.input, streams.stdout, streams.stderr) = (Some(input), Some(out), Some(err));
     }
     let mut polled = [
@@ -199,7 +203,7 @@ impl Exec<'_> {
     }
 
     fn signal(&self, signal: i32) -> io::Result<()> {
-        self.shared.speaker.send(&ToGuest::SignalExec { id: self.id, signal }, &[])
+        self.shared.speaker(self.container).send(&ToGuest::SignalExec { id: self.id, signal }, &[])
     }
 
     /// Passes output on, at most so many pieces of each stream.

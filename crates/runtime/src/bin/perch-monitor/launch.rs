@@ -21,6 +21,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::container::{self, Parts};
 use crate::descriptors::pipe_out;
 use crate::guest::{Listener, Speaker};
+use crate::members::{self, Heard, Making};
 use crate::mounts::Root;
 use crate::shared::{self, Shared, Wake};
 use crate::{clock, oci, seccomp};
@@ -43,6 +44,7 @@ pub(crate) struct Running {
     pub(crate) init: Listener,
     pub(crate) stdout: OwnedFd,
     pub(crate) stderr: OwnedFd,
+    pub(crate) others: Vec<Heard>,
     pub(crate) socket: UnixListener,
     /// Held to the end: the machine has no other boot meanwhile.
     pub(crate) alone: fs::File,
@@ -115,17 +117,26 @@ fn make(
     let binary = fs::File::open(&init).map_err(Error::file("open", &init))?;
     let filters = seccomp::compile()?;
     let root = Root::mount(&spec)?;
-    let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
-    let (ours, theirs) = pair.map_err(Error::system("make a socket to init"))?;
+    let (ours, theirs) = socket_to_init()?;
     let (stdout, to_stdout) = pipe_out(spec.ids.first).map_err(Error::system("make a pipe"))?;
     let (stderr, to_stderr) = pipe_out(spec.ids.first).map_err(Error::system("make a pipe"))?;
-    let config = oci::config(&spec, &root.path, &paths.machine, &hierarchies);
-    let parts =
-        Parts { init: binary.into(), socket: theirs, outputs: [to_stdout, to_stderr], filters };
+    let config = oci::config(&spec, &root.path, (&paths.machine, &hierarchies), None);
+    let init = binary.try_clone().map_err(Error::system("copy a descriptor"))?.into();
+    let outputs = [to_stdout, to_stderr];
+    let parts = Parts { init, socket: theirs, outputs, filters: filters.clone() };
     let pid = container::create(spec.dir.machine.as_str(), &spec.dir.run, &config, parts)?;
     let (info, pidfd) = identify(&spec, pid, paths)?;
     let (speaker, mut listener) = speak(ours)?;
     await_hello(&mut listener)?;
+    let making = Making {
+        spec: &spec,
+        root: &root,
+        paths,
+        hierarchies: &hierarchies,
+        binary: &binary,
+        filters: &filters,
+    };
+    let (members, others) = members::make(&making, pid)?.into_iter().unzip();
     let socket = listen(&spec, &info)?;
     let parts = shared::Parts {
         spec,
@@ -134,10 +145,11 @@ fn make(
         hierarchies,
         paths: paths.clone(),
         speaker,
+        members,
         wake: Wake::new().map_err(Error::system("make an event"))?,
     };
     let shared = Arc::new(Shared::new(parts));
-    Ok(Running { shared, root, init: listener, stdout, stderr, socket, alone })
+    Ok(Running { shared, root, init: listener, stdout, stderr, others, socket, alone })
 }
 
 fn identify(spec: &BootSpec, pid: i32, paths: &Paths) -> Result<(InstanceInfo, OwnedFd), Error> {
@@ -159,7 +171,13 @@ fn identify(spec: &BootSpec, pid: i32, paths: &Paths) -> Result<(InstanceInfo, O
     Ok((info, pidfd))
 }
 
-fn speak(ours: OwnedFd) -> Result<(Speaker, Listener), Error> {
+/// Makes the two ends of a socket between the monitor and an init.
+pub(crate) fn socket_to_init() -> Result<(OwnedFd, OwnedFd), Error> {
+    socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(Error::system("make a socket to init"))
+}
+
+pub(crate) fn speak(ours: OwnedFd) -> Result<(Speaker, Listener), Error> {
     let limit = Some(Duration::from_secs(SEND_TIMEOUT_S));
     rustix::net::sockopt::set_socket_timeout(&ours, rustix::net::sockopt::Timeout::Send, limit)
         .map_err(Error::system("limit the socket to init"))?;
@@ -167,7 +185,7 @@ fn speak(ours: OwnedFd) -> Result<(Speaker, Listener), Error> {
     Ok((Speaker::new(ours), Listener::new(other)))
 }
 
-fn await_hello(listener: &mut Listener) -> Result<(), Error> {
+pub(crate) fn await_hello(listener: &mut Listener) -> Result<(), Error> {
     let mut polled = [PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)];
     let limit = Timespec { tv_sec: HELLO_TIMEOUT_S, tv_nsec: 0 };
     match poll(&mut polled, Some(&limit)) {

@@ -3,6 +3,7 @@
 //! Never ends before the status is on the disk, and never reports it before the next boot could
 //! begin.
 
+mod containers;
 mod ending;
 
 use std::os::fd::OwnedFd;
@@ -18,6 +19,7 @@ use crate::descriptors::{Read, read};
 use crate::guest::Listener;
 use crate::launch::Running;
 use crate::lines::Lines;
+use crate::members::Heard;
 use crate::shared::{Phase, Shared, State};
 use crate::{api, clock, serve, words};
 
@@ -34,8 +36,8 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    fn new(from: OwnedFd, stream: Stream) -> Self {
-        Self { from: Some(from), lines: Lines::new(stream) }
+    fn new(from: OwnedFd, stream: Stream, container: Option<&str>) -> Self {
+        Self { from: Some(from), lines: Lines::new(stream, container.map(str::to_owned)) }
     }
 
     /// Takes up what is there, at most one piece; returns whether there may be more.
@@ -65,6 +67,9 @@ impl Output {
 struct Life {
     shared: Arc<Shared>,
     init: Option<Listener>,
+    /// Inits of the containers beside the first.
+    others: Vec<Option<Listener>>,
+    several: containers::Several,
     outputs: Vec<Output>,
     ended: Option<Ended>,
     process: Option<u32>,
@@ -74,7 +79,7 @@ struct Life {
 
 /// Keeps a machine to its end.
 pub(crate) fn live(running: Running, wanted: bool) -> Result<(), Error> {
-    let Running { shared, mut root, init, stdout, stderr, socket, alone } = running;
+    let Running { shared, mut root, init, stdout, stderr, others, socket, alone } = running;
     let log = spawn_log(&shared)?;
     let signals = termination_signals().map_err(Error::system("read signals"))?;
     let server = Arc::clone(&shared);
@@ -89,9 +94,23 @@ pub(crate) fn live(running: Running, wanted: bool) -> Result<(), Error> {
             .spawn(move || api::hand_over(&server, &socket, &agent))
             .map_err(Error::system("start a thread"))?;
     }
+    let first = shared.spec.containers.first().map(|one| one.name.as_str());
+    let mut outputs = vec![
+        Output::new(stdout, Stream::Stdout, first),
+        Output::new(stderr, Stream::Stderr, first),
+    ];
+    let mut inits = Vec::new();
+    for (index, Heard { init, stdout, stderr }) in others.into_iter().enumerate() {
+        let name = Some(containers::name(&shared, index.saturating_add(1)));
+        outputs.push(Output::new(stdout, Stream::Stdout, name));
+        outputs.push(Output::new(stderr, Stream::Stderr, name));
+        inits.push(Some(init));
+    }
     let mut life = Life {
-        outputs: vec![Output::new(stdout, Stream::Stdout), Output::new(stderr, Stream::Stderr)],
+        outputs,
         init: Some(init),
+        others: inits,
+        several: containers::Several::default(),
         ended: None,
         process: None,
         fault: None,
@@ -150,7 +169,8 @@ impl Life {
     fn turn(&mut self) -> Result<bool, Error> {
         let shared = Arc::clone(&self.shared);
         let kill_at = shared.state().kill_at_boot_ms;
-        let limit = kill_at.map(|at| {
+        let due = [kill_at, self.several.due_ms()].into_iter().flatten().min();
+        let limit = due.map(|at| {
             let wait_ms = at.saturating_sub(clock::boot_ms());
             Timespec {
                 tv_sec: i64::try_from(wait_ms / 1000).unwrap_or(i64::MAX),
@@ -166,6 +186,9 @@ impl Life {
         }
         if let Some(init) = &self.init {
             polled.push(PollFd::from_borrowed_fd(init.as_fd(), PollFlags::IN));
+        }
+        for other in self.others.iter().flatten() {
+            polled.push(PollFd::from_borrowed_fd(other.as_fd(), PollFlags::IN));
         }
         for output in &self.outputs {
             if let Some(from) = &output.from {
@@ -196,6 +219,13 @@ impl Life {
         if self.init.is_some() && ready.next().unwrap_or_default() {
             self.hear();
         }
+        for index in 0..self.others.len() {
+            let there = self.others.get(index).is_some_and(Option::is_some);
+            if there && ready.next().unwrap_or_default() {
+                self.hear_other(index);
+            }
+        }
+        self.orchestrate()?;
         Ok(init_ended)
     }
 
@@ -211,12 +241,36 @@ impl Life {
         Ok(())
     }
 
+    /// Takes up what the init of a container beside the first said.
+    fn hear_other(&mut self, index: usize) {
+        let Some(mut init) = self.others.get_mut(index).and_then(Option::take) else {
+            return;
+        };
+        let container = index.saturating_add(1);
+        let fault = match self.hear_all(&mut init, container) {
+            Ok(true) => {
+                if let Some(place) = self.others.get_mut(index) {
+                    *place = Some(init);
+                }
+                return;
+            }
+            Ok(false) => "its init ended".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        // The machine is ending already, or it cannot go on without one of its inits.
+        if self.ended.is_none() && !self.shared.state().killed {
+            let name = containers::name(&self.shared, container);
+            self.fault.get_or_insert(format!("container {name}: {fault}"));
+            self.shared.kill().ok();
+        }
+    }
+
     /// Takes up what init said. One that breaks the protocol is killed.
     fn hear(&mut self) {
         let Some(mut init) = self.init.take() else {
             return;
         };
-        match self.hear_all(&mut init) {
+        match self.hear_all(&mut init, 0) {
             Ok(true) => self.init = Some(init),
             Ok(false) => {}
             Err(error) => {
@@ -227,10 +281,13 @@ impl Life {
         }
     }
 
-    fn hear_all(&mut self, init: &mut Listener) -> std::io::Result<bool> {
+    fn hear_all(&mut self, init: &mut Listener, container: usize) -> std::io::Result<bool> {
         let open = init.fill()?;
         while let Some(message) = init.next()? {
-            self.understand(message, init)?;
+            match containers::understand(self, &message, container) {
+                Some(event) => self.shared.state().events.push_back(event),
+                None => self.understand(message, init)?,
+            }
         }
         Ok(open)
     }
@@ -241,7 +298,7 @@ impl Life {
             FromGuest::Started => {
                 let tty = shared.change(|state| state.program_started())?;
                 if tty {
-                    self.outputs.push(Output::new(init.terminal()?, Stream::Stdout));
+                    self.outputs.push(Output::new(init.terminal()?, Stream::Stdout, None));
                 }
             }
             FromGuest::StartFailed { code, reason } => {
@@ -306,6 +363,10 @@ fn status_of(life: &Life, init: Option<Ended>, pressure: Pressure) -> ExitStatus
         reason: ExitReason::Killed,
         message: String::new(),
         process: life.process,
+        container: life
+            .several
+            .finished
+            .map(|index| containers::name(&life.shared, index).to_owned()),
         started_unix_ms: state.started_unix_ms,
         ended_unix_ms: clock::unix_ms(),
     };

@@ -8,12 +8,13 @@ use perch_runtime::log::{LINE_BYTES_MAX, Record, Stream};
 #[derive(Debug)]
 pub(crate) struct Lines {
     stream: Stream,
+    container: Option<String>,
     begun: Vec<u8>,
 }
 
 impl Lines {
-    pub(crate) const fn new(stream: Stream) -> Self {
-        Self { stream, begun: Vec::new() }
+    pub(crate) const fn new(stream: Stream, container: Option<String>) -> Self {
+        Self { stream, container, begun: Vec::new() }
     }
 
     fn record(&mut self, unix_ms: u64, continues: bool) -> Record {
@@ -23,6 +24,7 @@ impl Lines {
             stream: self.stream,
             continues,
             dropped_before: 0,
+            container: self.container.clone(),
             line: std::mem::take(&mut self.begun),
         }
     }
@@ -97,7 +99,7 @@ mod tests {
     use super::*;
 
     fn cut(pieces: &[&[u8]]) -> Vec<(Vec<u8>, bool)> {
-        let mut lines = Lines::new(Stream::Stdout);
+        let mut lines = Lines::new(Stream::Stdout, None);
         let mut found = Vec::new();
         for piece in pieces {
             lines.push(piece, 1, |record| {

@@ -1,7 +1,8 @@
 //! The monitor: makes the sandbox of one boot of one machine, keeps its log and its exit status,
 //! and lets agents talk to it.
 //!
-//! Never restarts anything, and never depends on the agent that started it.
+//! Never restarts a machine (a container of one it does, as its policy says), and never depends on
+//! the agent that started it.
 
 mod api;
 mod container;
@@ -11,6 +12,7 @@ mod guest;
 mod launch;
 mod life;
 mod lines;
+mod members;
 mod mounts;
 mod oci;
 mod queue;

@@ -6,6 +6,7 @@
 mod api;
 mod idmap;
 mod place;
+mod several;
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -24,12 +25,15 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use api::Api;
 pub(crate) use idmap::IdMap;
+use several::Several;
 
 /// What is mounted for a boot.
 #[derive(Debug)]
 pub(crate) struct Root {
     /// Where the root tree is, in this process's mount namespace.
     pub(crate) path: PathBuf,
+    /// Those of further containers.
+    pub(crate) several: Several,
     /// The machine's API socket.
     pub(crate) api: Option<UnixListener>,
     stage: PathBuf,
@@ -52,6 +56,7 @@ impl Root {
         let lower = clone_tree(&spec.lower)?;
         idmap.apply(&lower).map_err(Error::file("map the ids of", &spec.lower))?;
         let (loop_device, upper) = mount_upper(&spec.upper)?;
+        several::make_folders(&upper, spec)?;
         idmap.apply(&upper).map_err(Error::file("map the ids of", &spec.upper))?;
         let mut volumes = Vec::new();
         let mut trees = Vec::new();
@@ -67,7 +72,7 @@ impl Root {
             &stage,
             "tmpfs",
             MountFlags::NOSUID | MountFlags::NODEV,
-            c"mode=0711,size=64k",
+            c"mode=0711,size=1m",
         )
         .map_err(at("mount a tmpfs on", &stage))?;
         for name in ["l", "d", "root"] {
@@ -76,32 +81,37 @@ impl Root {
         }
         attach(&lower, &stage.join("l"))?;
         attach(&upper, &stage.join("d"))?;
+        let several = Several::stage(&idmap, spec, &stage)?;
         // Relative names, because they can be read inside the machine (F2).
         std::env::set_current_dir(&stage).map_err(Error::file("enter", &stage))?;
         let path = stage.join("root");
         let api = spec.agent.as_ref().map(|_| Api::make()).transpose()?;
         let mounted = idmap.as_root_of_machine(|| {
             mount_overlay(&path)?;
-            for one in &spec.mounts {
-                mount_folder(&idmap, &path, one)?;
-            }
-            for (tree, target) in &trees {
-                attach_inside(tree, &path, target)?;
-            }
-            if let Some(api) = &api {
-                api.attach(&path)?;
+            several.finish(spec, &path, &stage)?;
+            for (index, root) in std::iter::once(&path).chain(&several.roots).enumerate() {
+                for one in &spec.mounts {
+                    mount_folder(&idmap, root, one)?;
+                }
+                for (tree, target) in &trees {
+                    attach_once_more(tree, index > 0, root, target)?;
+                }
+                if let Some(api) = &api {
+                    api.attach(root, index > 0)?;
+                }
             }
             Ok(())
         });
         std::env::set_current_dir("/").map_err(Error::file("enter", "/"))?;
         mounted?;
         let api = api.map(|api| api.listener);
-        Ok(Self { path, api, stage, loop_device, volumes })
+        Ok(Self { path, several, api, stage, loop_device, volumes })
     }
 
     /// Unmounts it, and waits until the image file is free for the next boot.
     pub(crate) fn unmount(&self) -> Result<(), Error> {
         unmount_all(&self.path)?;
+        self.several.unmount()?;
         for name in ["d", "l"] {
             let path = self.stage.join(name);
             unmount(&path, UnmountFlags::empty()).map_err(at("unmount", path))?;
@@ -183,6 +193,22 @@ fn attach_inside(tree: &OwnedFd, root: &Path, target: &str) -> Result<(), Error>
         .map_err(Error::file("create the mount point", target))?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(tree, "", &folder, "", flags).map_err(at("mount on", target))
+}
+
+/// Attaches a mount inside a root tree, or a copy of it where it is attached already.
+fn attach_once_more(tree: &OwnedFd, again: bool, root: &Path, target: &str) -> Result<(), Error> {
+    if !again {
+        return attach_inside(tree, root, target);
+    }
+    attach_inside(&copy_of(tree, target)?, root, target)
+}
+
+/// Takes a copy of a mount that is attached.
+fn copy_of(tree: &OwnedFd, name: &str) -> Result<OwnedFd, Error> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(tree, "", flags).map_err(at("take a copy of", name))
 }
 
 /// Opens a folder below `root`, making it and its parents as needed; `root` is the root for every

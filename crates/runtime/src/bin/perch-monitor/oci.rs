@@ -5,6 +5,8 @@
 use perch_runtime::{BootSpec, cgroup::Hierarchies};
 use serde_json::{Value, json};
 
+use crate::members::Joined;
+
 /// What root in a machine may do with what belongs to the machine. Less than engines usually
 /// give: no device nodes and no entries in the host's audit log.
 const CAPABILITIES: [&str; 12] = [
@@ -44,20 +46,24 @@ const MASKED: [&str; 14] = [
 const READ_ONLY: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Returns the papers of a boot whose root tree is at `root`.
+/// Returns the papers of a container whose root tree is at `root`: of the first, which makes all
+/// namespaces, or of one that joins some of them.
 pub(crate) fn config(
     spec: &BootSpec,
     root: &std::path::Path,
-    cgroup: &std::path::Path,
-    hierarchies: &Hierarchies,
+    (cgroup, hierarchies): (&std::path::Path, &Hierarchies),
+    joined: Option<&Joined>,
 ) -> Value {
     let files_max = files_max(spec.limits.files_max);
     let ids = json!([{ "containerID": 0, "hostID": spec.ids.first, "size": spec.ids.count }]);
     let namespaces: Vec<Value> = ["user", "pid", "ipc", "uts", "mount", "cgroup", "network"]
         .iter()
-        .map(|kind| json!({ "type": kind }))
+        .map(|kind| match joined.and_then(|joined| joined.path(kind)) {
+            Some(path) => json!({ "type": kind, "path": path }),
+            None => json!({ "type": kind }),
+        })
         .collect();
-    json!({
+    let mut papers = json!({
         "ociVersion": "1.0.2",
         "root": { "path": root },
         "hostname": spec.hostname,
@@ -82,19 +88,25 @@ pub(crate) fn config(
         "mounts": mounts(spec, hierarchies),
         "linux": {
             "namespaces": namespaces,
-            "uidMappings": ids,
-            "gidMappings": ids,
             "cgroupsPath": std::path::Path::new("/").join(cgroup),
             // No rules for devices, which on cgroup v1 cost ten milliseconds a start: a device
             // node can be neither made (no CAP_MKNOD, and the user namespace forbids it) nor
             // opened (every mount but /dev is nodev), and /dev holds the harmless ones only.
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
-            "rootfsPropagation": "private",
-            // Its network is its own: any program may listen on port 80.
-            "sysctl": { "net.ipv4.ip_unprivileged_port_start": "0" }
+            "rootfsPropagation": "private"
         }
-    })
+    });
+    if joined.is_none()
+        && let Some(linux) = papers.get_mut("linux").and_then(Value::as_object_mut)
+    {
+        linux.insert("uidMappings".to_owned(), ids.clone());
+        linux.insert("gidMappings".to_owned(), ids);
+        // Its network is its own: any program may listen on port 80.
+        let sysctl = json!({ "net.ipv4.ip_unprivileged_port_start": "0" });
+        linux.insert("sysctl".to_owned(), sysctl);
+    }
+    papers
 }
 
 fn mounts(spec: &BootSpec, hierarchies: &Hierarchies) -> Vec<Value> {

@@ -83,6 +83,7 @@ impl Queue {
             stream: Stream::System,
             continues: false,
             dropped_before: std::mem::take(&mut state.dropped_since),
+            container: None,
             line: text.as_bytes().to_vec(),
         };
         state.bytes = state.bytes.saturating_add(record.line.len()).saturating_add(RECORD_BYTES);

@@ -8,19 +8,23 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use perch_runtime::containers::{ContainerStart, ContainerState, ContainerStatus, Event};
 use perch_runtime::error::chain;
 use perch_runtime::protocol::{Answer, CLIENTS_MAX, FRAME_BYTES_MAX, Request};
 use perch_runtime::{Error, ExitStatus, GuestStart, Stats, frame};
 use perch_types::guest::ToGuest;
 
 use crate::life::STACK_BYTES;
-use crate::shared::{Phase, Shared};
+use crate::shared::{Phase, Shared, State};
 use crate::{clock, exec, words};
 
 /// How long an agent may take to take up an answer.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest grace of a stop, in milliseconds: the contract's.
 const GRACE_MS_MAX: u64 = 300_000;
+/// How much later than a stop's grace the whole of a machine with containers is killed, in
+/// milliseconds.
+const CONTAINERS_MORE_MS: u64 = 1_000;
 /// The highest number of a signal.
 const SIGNAL_MAX: i32 = 31;
 
@@ -77,6 +81,8 @@ fn serve(shared: &Arc<Shared>, client: &UnixStream) -> io::Result<()> {
             Request::Exec(exec) => return exec::run(shared, client, *exec),
             Request::Wait => Answer::Ended(Box::new(wait(shared, client)?)),
             Request::Start(start) => start_program(shared, client, *start)?,
+            Request::StartContainers => start_containers(shared, client)?,
+            Request::Containers { seen } => containers(shared, client, seen)?,
             other => answer(shared, other),
         };
         frame::write(&mut stream, &answer, FRAME_BYTES_MAX)?;
@@ -85,6 +91,15 @@ fn serve(shared: &Arc<Shared>, client: &UnixStream) -> io::Result<()> {
 
 fn answer(shared: &Shared, request: Request) -> Answer {
     let result = match request {
+        Request::PrepareContainer { container, start } => {
+            return prepare_container(shared, container, *start);
+        }
+        Request::ContainerHealth { container, start, healthy } => {
+            shared.happened(Event::Health(container, start, healthy))
+        }
+        Request::StopUnwell { container, start } => {
+            shared.happened(Event::Unwell(container, start))
+        }
         Request::Stats => return Answer::Stats(stats(shared)),
         Request::Note { text } => {
             shared.queue.system(&words::note(&text));
@@ -103,6 +118,8 @@ fn answer(shared: &Shared, request: Request) -> Answer {
         Request::Thaw => shared.hierarchies.freeze(&shared.paths.machine, false),
         Request::Boot(_)
         | Request::Start(_)
+        | Request::StartContainers
+        | Request::Containers { .. }
         | Request::Wait
         | Request::Exec(_)
         | Request::ExecFrame(_) => Err(Error::Shape("a request that has no place here".to_owned())),
@@ -124,24 +141,76 @@ fn wait(shared: &Shared, client: &UnixStream) -> io::Result<ExitStatus> {
     })
 }
 
-fn start_program(shared: &Shared, client: &UnixStream, start: GuestStart) -> io::Result<Answer> {
+/// Answers once the containers stand otherwise than at the counter that was seen.
+fn containers(shared: &Shared, client: &UnixStream, seen: u64) -> io::Result<Answer> {
+    shared.wait_for(client, |state| match &state.phase {
+        Phase::Ended(status) => Some(Answer::Ended(status.clone())),
+        _ if state.containers.counter == seen => None,
+        _ => Some(Answer::Containers(state.containers.clone())),
+    })
+}
+
+/// Notes that the machine's program, or its containers, are about to be executed; `false` if they
+/// were before.
+fn begin(shared: &Shared, change: impl FnOnce(&mut State)) -> bool {
     let accepted = shared.change(|state| {
         let accepted = state.phase == Phase::Created;
         if accepted {
             state.phase = Phase::Starting;
-            state.tty = start.tty;
+            change(state);
         }
         accepted
     });
-    if !accepted {
+    if accepted {
+        shared.queue.system(words::STARTING);
+    }
+    accepted
+}
+
+fn prepare_container(shared: &Shared, container: usize, start: ContainerStart) -> Answer {
+    if container >= shared.spec.containers.len() {
+        return Answer::Refused { reason: "the machine has no such container".to_owned() };
+    }
+    let mut state = shared.state();
+    if state.phase != Phase::Created {
+        return Answer::Refused { reason: "the containers were started before".to_owned() };
+    }
+    state.prepared.insert(container, start);
+    Answer::Done
+}
+
+fn start_containers(shared: &Shared, client: &UnixStream) -> io::Result<Answer> {
+    let count = shared.spec.containers.len();
+    if count == 0 || shared.state().prepared.len() != count {
+        return Ok(Answer::Refused { reason: "not all containers were prepared".to_owned() });
+    }
+    let take = |state: &mut State| {
+        state.starts = Some(std::mem::take(&mut state.prepared).into_values().collect());
+    };
+    if !begin(shared, take) {
+        return Ok(Answer::Refused { reason: "the containers were started before".to_owned() });
+    }
+    shared.wake.wake();
+    await_start(shared, client)
+}
+
+fn start_program(shared: &Shared, client: &UnixStream, start: GuestStart) -> io::Result<Answer> {
+    if !shared.spec.containers.is_empty() {
+        return Ok(Answer::Refused { reason: "the machine has containers".to_owned() });
+    }
+    if !begin(shared, |state| state.tty = start.tty) {
         return Ok(Answer::Refused { reason: "the program was started before".to_owned() });
     }
-    shared.queue.system(words::STARTING);
-    if let Err(error) = shared.speaker.send(&ToGuest::Start(Box::new(start)), &[]) {
+    if let Err(error) = shared.speaker(0).send(&ToGuest::Start(Box::new(start)), &[]) {
         // Half a message has no other half to come.
         shared.kill().ok();
         return Ok(Answer::Refused { reason: format!("write to init: {error}") });
     }
+    await_start(shared, client)
+}
+
+/// Answers once the first program was executed, or cannot be.
+fn await_start(shared: &Shared, client: &UnixStream) -> io::Result<Answer> {
     shared.wait_for(client, |state| match &state.phase {
         Phase::Created | Phase::Starting => None,
         Phase::Running => Some(Answer::Done),
@@ -169,7 +238,20 @@ fn signal_program(shared: &Shared, signal: i32) -> Result<(), Error> {
     if !running {
         return Err(Error::Spec("the program does not run".to_owned()));
     }
-    shared.speaker.send(&ToGuest::Signal { signal }, &[]).map_err(Error::system("write to init"))
+    let each = shared.state().containers.each.clone();
+    if each.is_empty() {
+        return send_signal(shared, 0, signal);
+    }
+    let runs = |one: &ContainerStatus| {
+        matches!(one.state, ContainerState::Started | ContainerState::Stopping)
+    };
+    let running = each.iter().enumerate().filter(|(_, one)| runs(one));
+    running.map(|(index, _)| index).try_for_each(|index| send_signal(shared, index, signal))
+}
+
+fn send_signal(shared: &Shared, container: usize, signal: i32) -> Result<(), Error> {
+    let message = ToGuest::Signal { signal };
+    shared.speaker(container).send(&message, &[]).map_err(Error::system("write to init"))
 }
 
 /// Returns whether a signal is one that people end programs with.
@@ -179,7 +261,11 @@ fn ends_programs(signal: i32) -> bool {
 
 /// Sends a signal and sets the time of the kill.
 pub(crate) fn stop(shared: &Shared, signal: i32, grace_ms: u64) -> Result<(), Error> {
-    let kill_at = clock::boot_ms().saturating_add(grace_ms.min(GRACE_MS_MAX));
+    let grace_ms = grace_ms.min(GRACE_MS_MAX);
+    let has_containers = !shared.spec.containers.is_empty();
+    // Containers are killed one by one, in their order; this is for an init that does not listen.
+    let more_ms = if has_containers { CONTAINERS_MORE_MS } else { 0 };
+    let kill_at = clock::boot_ms().saturating_add(grace_ms).saturating_add(more_ms);
     // A frozen program hears nothing.
     shared.hierarchies.freeze(&shared.paths.machine, false)?;
     shared.change(|state| {
@@ -191,6 +277,9 @@ pub(crate) fn stop(shared: &Shared, signal: i32, grace_ms: u64) -> Result<(), Er
     shared.wake.wake();
     if shared.state().phase == Phase::Running {
         shared.queue.system(&words::stopping(signal));
+    }
+    if has_containers && shared.state().phase == Phase::Running {
+        return shared.happened(Event::Stop(signal, grace_ms));
     }
     match signal_program(shared, signal) {
         // Nothing runs that could end by itself.

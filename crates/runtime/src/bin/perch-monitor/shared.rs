@@ -9,13 +9,18 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use perch_runtime::cgroup::{Hierarchies, Paths};
+use perch_runtime::containers::{ContainerStart, Containers, Event};
 use perch_runtime::protocol::InstanceInfo;
 use perch_runtime::{BootSpec, Error, ExitStatus, process};
 use perch_types::guest::FromGuest;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use crate::guest::Speaker;
+use crate::members::Member;
 use crate::queue::Queue;
+
+/// What may have happened to containers before the main thread looks.
+const EVENTS_MAX: usize = 1024;
 
 /// How far the program has come.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -47,6 +52,14 @@ pub(crate) struct State {
     waiting: Vec<Arc<Wake>>,
     pub(crate) execs: BTreeMap<u32, Arc<Mailbox>>,
     pub(crate) exec_last: u32,
+    /// What containers shall start with, until all are there.
+    pub(crate) prepared: BTreeMap<usize, ContainerStart>,
+    /// What the containers shall start with, until the main thread takes it.
+    pub(crate) starts: Option<Vec<ContainerStart>>,
+    /// What happened to the containers and the main thread has not seen yet.
+    pub(crate) events: VecDeque<Event>,
+    /// How they stand.
+    pub(crate) containers: Containers,
 }
 
 /// What every thread may use.
@@ -57,7 +70,9 @@ pub(crate) struct Shared {
     pub(crate) init: OwnedFd,
     pub(crate) hierarchies: Hierarchies,
     pub(crate) paths: Paths,
-    pub(crate) speaker: Speaker,
+    speaker: Speaker,
+    /// The containers beside the first.
+    pub(crate) members: Vec<Member>,
     pub(crate) queue: Queue,
     pub(crate) wake: Wake,
     state: Mutex<State>,
@@ -66,8 +81,10 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { spec, info, init, hierarchies, paths, speaker, wake } = parts;
+        let Parts { spec, info, init, hierarchies, paths, speaker, members, wake } = parts;
         let queue = Queue::new(spec.log.bytes_per_second_max);
+        let inits = std::iter::once(info.init.pid).chain(members.iter().map(|one| one.pid));
+        let containers = Containers { inits: inits.collect(), ..Containers::default() };
         Self {
             spec,
             info,
@@ -75,9 +92,10 @@ impl Shared {
             hierarchies,
             paths,
             speaker,
+            members,
             queue,
             wake,
-            state: Mutex::default(),
+            state: Mutex::new(State { containers, ..State::default() }),
             changed: Condvar::new(),
         }
     }
@@ -139,10 +157,46 @@ impl Shared {
         drop(self.changed.wait_timeout_while(state, limit, |state| !ready(state)));
     }
 
+    /// Speaks to the init of a container; a machine without containers is its own first.
+    pub(crate) fn speaker(&self, container: usize) -> &Speaker {
+        let member = container.checked_sub(1).and_then(|index| self.members.get(index));
+        member.map_or(&self.speaker, |member| &member.speaker)
+    }
+
+    /// Returns the number of a container by its name; without a name it is the first.
+    pub(crate) fn container(&self, name: Option<&str>) -> Result<usize, String> {
+        let Some(name) = name else {
+            return Ok(0);
+        };
+        let mut all = self.spec.containers.iter();
+        all.position(|one| one.name == name).ok_or_else(|| {
+            let names: Vec<&str> =
+                self.spec.containers.iter().map(|one| one.name.as_str()).collect();
+            let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            format!("there is no container `{name}`; there are: {names}")
+        })
+    }
+
+    /// Tells the main thread what happened to a container.
+    pub(crate) fn happened(&self, event: Event) -> Result<(), Error> {
+        let taken = self.change(|state| {
+            let taken = state.events.len() < EVENTS_MAX;
+            if taken {
+                state.events.push_back(event);
+            }
+            taken
+        });
+        self.wake.wake();
+        if taken { Ok(()) } else { Err(Error::Spec("too much happens at once".to_owned())) }
+    }
+
     /// Kills everything in the machine.
     pub(crate) fn kill(&self) -> Result<(), Error> {
         // Killing PID 1 ends its whole namespace. A frozen machine has to move to die.
         process::kill(&self.init).map_err(Error::system("kill the machine"))?;
+        for member in &self.members {
+            member.kill()?;
+        }
         self.hierarchies.freeze(&self.paths.machine, false)?;
         self.hierarchies.kill(&self.paths.machine)
     }
@@ -156,6 +210,7 @@ pub(crate) struct Parts {
     pub(crate) hierarchies: Hierarchies,
     pub(crate) paths: Paths,
     pub(crate) speaker: Speaker,
+    pub(crate) members: Vec<Member>,
     pub(crate) wake: Wake,
 }
 

@@ -33,6 +33,29 @@ pub(crate) fn process_ended(process: u32, ended: Ended) -> String {
     format!("Process {process} {how}, the others are asked to end")
 }
 
+/// A container's program is about to be executed.
+pub(crate) fn container_starting(name: &str) -> String {
+    format!("Starting container {name}")
+}
+
+/// A container's program could not be executed.
+pub(crate) fn container_not_started(name: &str, reason: &str) -> String {
+    format!("Container {name} was not started: {}", shown(reason))
+}
+
+/// A container's program ended.
+pub(crate) fn container_ended(name: &str, ended: Ended) -> String {
+    match ended.signal {
+        Some(signal) => format!("Container {name} was ended by signal {}", signal_name(signal)),
+        None => format!("Container {name} exited with code: {}", ended.code),
+    }
+}
+
+/// A container's program is sent a signal.
+pub(crate) fn container_signal(name: &str, signal: i32) -> String {
+    format!("Sending signal {} to container {name}", signal_name(signal))
+}
+
 /// Returns what is said of an end: what ran out, if anything did, and how the program ended.
 pub(crate) fn ended(status: &ExitStatus, memory_max_bytes: u64, pids_max: u32) -> Vec<String> {
     let mut lines = Vec::new();

@@ -49,7 +49,7 @@ async fn a_request_passes_on_success_only() {
         ),
     ] {
         let address = server(answer, b"").await;
-        let (passed, output) = get(address).carry_out(LIMIT).await;
+        let (passed, output) = get(address).carry_out(LIMIT, &Dial::Direct).await;
         assert_eq!((passed, output.as_str()), want);
     }
 }
@@ -57,21 +57,21 @@ async fn a_request_passes_on_success_only() {
 #[tokio::test]
 async fn an_answer_without_an_end_is_cut_and_its_status_counts() {
     let address = server("HTTP/1.1 200 OK\r\n\r\n", &[b'x'; 512]).await;
-    let (passed, output) = get(address).carry_out(LIMIT).await;
+    let (passed, output) = get(address).carry_out(LIMIT, &Dial::Direct).await;
     assert!(passed);
     assert_eq!(output.len(), OUTPUT_BYTES_MAX);
     let address = server("HTTP/1.1 200 OK\r\n", b"A: xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\r\n").await;
-    let (passed, output) = get(address).carry_out(LIMIT).await;
+    let (passed, output) = get(address).carry_out(LIMIT, &Dial::Direct).await;
     assert!(!passed, "a head without an end: {output}");
 }
 
 #[tokio::test]
 async fn no_answer_ends_with_the_timeout() {
     let (listener, address) = listener().await;
-    let (passed, output) = get(address).carry_out(Duration::from_millis(30)).await;
+    let (passed, output) = get(address).carry_out(Duration::from_millis(30), &Dial::Direct).await;
     assert_eq!((passed, output.as_str()), (false, "no answer within 30ms"));
     drop(listener);
-    let (passed, output) = Attempt::Tcp { address }.carry_out(LIMIT).await;
+    let (passed, output) = Attempt::Tcp { address }.carry_out(LIMIT, &Dial::Direct).await;
     assert!(!passed);
     assert!(output.starts_with(&format!("connect to port {}", address.port())), "{output}");
 }
@@ -93,7 +93,7 @@ async fn the_request_has_the_headers_that_were_asked_for() {
         headers: vec![pair("Host", "web.example"), pair("X-A", "1"), pair("X-A", "2")],
         ..Request::default()
     };
-    assert!(Attempt::Http { address, request }.carry_out(LIMIT).await.0);
+    assert!(Attempt::Http { address, request }.carry_out(LIMIT, &Dial::Direct).await.0);
     let sent = server.await.unwrap().to_ascii_lowercase();
     assert!(sent.starts_with("post /up?a=1 http/1.1\r\n"), "{sent}");
     for line in ["host: web.example", "x-a: 1", "x-a: 2", "user-agent: perch-check"] {
@@ -107,14 +107,14 @@ async fn a_certificate_is_checked_unless_that_is_skipped() {
     let key = rcgen::generate_simple_self_signed(vec!["web.example".to_owned()]).unwrap();
     let certificate = key.cert.der().clone();
     let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.signing_key.serialize_der()));
-    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
         .with_single_cert(vec![certificate], private)
         .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     let (listener, address) = listener().await;
     tokio::spawn(async move {
         loop {
@@ -136,11 +136,11 @@ async fn a_certificate_is_checked_unless_that_is_skipped() {
             request: Request { tls: true, skip_verify, server_name, ..request },
         }
     };
-    assert_eq!(https(true).carry_out(LIMIT).await, (true, "200 safe".to_owned()));
-    let (passed, output) = https(false).carry_out(LIMIT).await;
+    assert_eq!(https(true).carry_out(LIMIT, &Dial::Direct).await, (true, "200 safe".to_owned()));
+    let (passed, output) = https(false).carry_out(LIMIT, &Dial::Direct).await;
     assert!(!passed, "a certificate that nobody signed: {output}");
     assert!(output.starts_with("speak TLS: "), "{output}");
-    assert!(!get(address).carry_out(LIMIT).await.0, "plain HTTP to a TLS port");
+    assert!(!get(address).carry_out(LIMIT, &Dial::Direct).await.0, "plain HTTP to a TLS port");
 }
 
 #[test]

@@ -36,6 +36,11 @@ pub(super) fn end(
         life.hear();
     }
     let init = collect(&life.shared)?;
+    // The first container's init may have ended alone.
+    for member in &life.shared.members {
+        member.kill()?;
+        member.collect()?;
+    }
     let stats = life.shared.hierarchies.stats(&life.shared.paths.machine);
     let pressure = life.shared.hierarchies.pressure(&life.shared.paths.machine);
     for output in &mut life.outputs {

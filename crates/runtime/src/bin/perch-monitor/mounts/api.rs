@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use perch_runtime::Error;
 use perch_types::guest::{API_FOLDERS, API_SOCKET};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
-use super::{at, make_folder};
+use super::{at, copy_of, make_folder};
 
 /// A file system with the socket, attached nowhere yet.
 pub(super) struct Api {
@@ -50,18 +50,12 @@ impl Api {
     }
 
     /// Attaches it below `root`, as root of the machine, who owns the folders it is mounted on.
-    pub(super) fn attach(&self, root: &Path) -> Result<(), Error> {
+    /// `again` when it is below another root already.
+    pub(super) fn attach(&self, root: &Path, again: bool) -> Result<(), Error> {
         for (index, folder) in API_FOLDERS.iter().enumerate() {
             let target = make_folder(root, Path::new(folder))
                 .map_err(Error::file("create the mount point", folder))?;
-            let copy = if index == 0 {
-                None
-            } else {
-                let flags = OpenTreeFlags::OPEN_TREE_CLONE
-                    | OpenTreeFlags::OPEN_TREE_CLOEXEC
-                    | OpenTreeFlags::AT_EMPTY_PATH;
-                Some(open_tree(&self.tree, "", flags).map_err(at("take a copy of", folder))?)
-            };
+            let copy = if index == 0 && !again { None } else { Some(copy_of(&self.tree, folder)?) };
             let tree = copy.as_ref().unwrap_or(&self.tree);
             let flags =
                 MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
