@@ -49,7 +49,7 @@ pub(crate) async fn list(
 
 /// Names that mean something else: the repositories of base images, and what an address with
 /// them would promise.
-const RESERVED_NAMES: [&str; 4] = ["base", "api", "registry", "www"];
+const RESERVED_NAMES: [&str; 5] = ["base", "api", "registry", "www", "oidc"];
 
 pub(crate) async fn create(
     State(shared): State<Arc<Shared>>,
@@ -150,6 +150,7 @@ fn answer(shared: &Shared, app: &AppDoc) -> App {
     };
     let volumes = volumes::read::of_app(&view, app);
     let volumes = volumes.filter(|volume| !volume.state.is_going()).count();
+    let hostname = format!("{}.{}", app.name, shared.platform.domain);
     App {
         id: app.id.clone(),
         internal_numeric_id: app.number,
@@ -165,7 +166,8 @@ fn answer(shared: &Shared, app: &AppDoc) -> App {
             internal_numeric_id: 1,
         },
         created_at: app.created_at,
-        hostname: format!("{}.{}", app.name, shared.platform.domain),
+        cname_target: hostname.clone(),
+        hostname,
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +35,8 @@ pub struct Config {
     pub view: ViewHandle,
     /// What this platform is: domain, ports, version, region.
     pub platform: Platform,
+    /// The public addresses of its server.
+    pub public_ips: Vec<IpAddr>,
     /// The regions; the first is the nearest unless the platform's own is among them.
     pub regions: Vec<RegionInfo>,
     /// The builder's socket, when one runs.
@@ -124,6 +127,7 @@ pub(crate) struct Shared {
     pub(crate) hosts: BTreeMap<HostId, Host>,
     pub(crate) view: ViewHandle,
     pub(crate) platform: Platform,
+    pub(crate) public_ips: Vec<IpAddr>,
     pub(crate) regions: Vec<RegionInfo>,
     pub(crate) builder_socket: Option<PathBuf>,
     pub(crate) keys: Option<KeysClient>,
@@ -141,6 +145,8 @@ pub(crate) struct Shared {
     pub(crate) secret_turns: Turns,
     // So do creations of tokens.
     pub(crate) granting: Mutex<()>,
+    // And assignments of addresses.
+    pub(crate) assigning: Mutex<()>,
     pub(crate) meter: Meter,
 }
 
@@ -175,6 +181,7 @@ impl Api {
             hosts: config.hosts.into_iter().map(|host| (host.id.clone(), host)).collect(),
             view: config.view,
             platform: config.platform,
+            public_ips: config.public_ips,
             regions: config.regions,
             builder_socket: config.builder_socket,
             keys: config.keys_socket.map(KeysClient::new),
@@ -189,6 +196,7 @@ impl Api {
             creating_app: Mutex::new(()),
             secret_turns: Turns::default(),
             granting: Mutex::new(()),
+            assigning: Mutex::new(()),
             meter: Meter::new(config.limits.rates),
         });
         reconcile::spawn(&shared);

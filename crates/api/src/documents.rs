@@ -12,6 +12,8 @@ use perch_types::directory::{
     AppDoc, AppNameClaim, ConfigDoc, Document as _, LeaseDoc, NetworkCounter, NetworkDoc,
     PlacementDoc, Tombstone,
 };
+use perch_types::ips;
+use perch_types::network_policy;
 use perch_types::secrets::{self, SecretsHead};
 use perch_types::{AppName, Code, InstanceId, MachineId, OrgSlug};
 
@@ -217,19 +219,21 @@ pub(crate) async fn forget_app(
     app_id: &str,
     name: &AppName,
 ) -> Result<(), Error> {
-    forget_secrets(store, org, name).await?;
+    forget_under(store, &secrets::prefix(org, name)).await?;
+    forget_under(store, &ips::prefix(org, name)).await?;
+    forget_under(store, &network_policy::prefix(org, name)).await?;
     let stone = (org.clone(), app_id.to_owned());
     let compares = vec![Compare::Exists { key: Tombstone::key(&stone) }];
     let ops = vec![delete_op::<Tombstone>(&stone), delete_op::<AppNameClaim>(&(name.clone(),))];
     commit(store, compares, ops, "forget an app").await.map(drop)
 }
 
-/// Removes everything that lies under an app's secrets, before another app gets its name.
-async fn forget_secrets(store: &dyn Store, org: &OrgSlug, app: &AppName) -> Result<(), Error> {
-    let found = store.list(&secrets::prefix(org, app)).await.map_err(fault("list secrets"))?;
+/// Removes everything of an app that lies under a prefix, before another app gets its name.
+async fn forget_under(store: &dyn Store, prefix: &str) -> Result<(), Error> {
+    let found = store.list(prefix).await.map_err(fault("list what an app had"))?;
     for batch in found.entries.chunks(perch_store::TXN_OPS_MAX) {
         let ops = batch.iter().map(|entry| Op::delete(entry.key.clone())).collect();
-        commit(store, Vec::new(), ops, "forget secrets").await?;
+        commit(store, Vec::new(), ops, "forget what an app had").await?;
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ pub(crate) use exec::EXEC_TIMEOUT_MAX_S;
 
 use perch_types::directory::AppDoc;
 use perch_types::image::Reference;
+use perch_types::machine_config::FileConfig;
 use perch_types::{ApiError, Code, MachineConfig, MachineId};
 use sha2::{Digest as _, Sha256};
 
@@ -44,14 +45,32 @@ async fn own_images(
     app: &AppDoc,
     config: &MachineConfig,
 ) -> Result<(), Failure> {
-    own_image(shared, caller, app, ("config.image", &config.image)).await?;
-    for (index, file) in config.files.iter().enumerate() {
-        if let Some(image) = &file.image_config {
-            let path = format!("config.files[{index}].image_config");
-            own_image(shared, caller, app, (&path, image)).await?;
-        }
+    for (path, image) in images(config) {
+        own_image(shared, caller, app, (&path, image)).await?;
     }
     Ok(())
+}
+
+/// Returns every image that a configuration names, with the path to it.
+fn images(config: &MachineConfig) -> Vec<(String, &str)> {
+    fn of_files<'a>(path: &str, files: &'a [FileConfig]) -> Vec<(String, &'a str)> {
+        let named = |(index, file): (usize, &'a FileConfig)| {
+            Some((format!("{path}files[{index}].image_config"), file.image_config.as_deref()?))
+        };
+        files.iter().enumerate().filter_map(named).collect()
+    }
+    let mut images = vec![("config.image".to_owned(), config.image.as_str())];
+    images.extend(of_files("config.", &config.files));
+    for (index, container) in config.containers.iter().enumerate() {
+        let path = format!("config.containers[{index}].");
+        images.push((format!("{path}image"), &container.image));
+        images.extend(of_files(&path, &container.files));
+    }
+    for (index, volume) in config.volumes.iter().enumerate() {
+        let image = volume.image.as_deref();
+        images.extend(image.map(|image| (format!("config.volumes[{index}].image"), image)));
+    }
+    images
 }
 
 /// Refuses an image of the platform's registry that the caller does not reach: another

@@ -37,6 +37,21 @@ pub(crate) fn volume_id() -> Result<VolumeId, Error> {
     random().map(VolumeId::from_bits)
 }
 
+/// What ids of network policies begin with.
+const NETWORK_POLICY: &str = "np_";
+
+/// Returns a new network policy's id.
+pub(crate) fn network_policy_id() -> Result<String, Error> {
+    random().map(|bits| format!("{NETWORK_POLICY}{:016x}", low_half(bits)))
+}
+
+/// Returns whether a text can be a network policy's id.
+pub(crate) fn is_network_policy_id(text: &str) -> bool {
+    let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    let digits = text.strip_prefix(NETWORK_POLICY);
+    digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(digit))
+}
+
 /// Returns a new snapshot's id.
 pub(crate) fn snapshot_id() -> Result<SnapshotId, Error> {
     random().map(SnapshotId::from_bits)

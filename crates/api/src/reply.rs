@@ -47,6 +47,11 @@ impl Failure {
         Self(Box::new(self.0.with_hint(hint)), self.1)
     }
 
+    /// Returns the code.
+    pub(crate) const fn code(&self) -> Code {
+        self.0.code
+    }
+
     /// Returns the error.
     #[cfg(test)]
     pub(crate) fn error(&self) -> &ApiError {

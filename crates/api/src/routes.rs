@@ -23,8 +23,8 @@ use crate::documents::{self, Placed};
 use crate::machines::lease::{self, Standing};
 use crate::reply::{Failure, finish, no_such_method, no_such_path};
 use crate::{
-    apps, builds, inside, logs, machines, orgs, placements, platform, reference, secrets, sessions,
-    tokens, volumes,
+    apps, builds, inside, ips, logs, machines, network_policies, oidc, orgs, placements, platform,
+    reference, secrets, sessions, tokens, volumes,
 };
 
 /// How long an ordinary request may take.
@@ -68,11 +68,52 @@ struct Guard {
 /// Returns the whole router.
 pub(crate) fn router(shared: &Arc<Shared>) -> Router {
     let routes = Routes { router: Router::new(), shared: Arc::clone(shared) };
-    let routes = routes
+    let routes = of_volumes_and_secrets(of_machines(of_apps(routes)));
+    routes
+        .router
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(from_fn_with_state(Arc::clone(shared), finish))
+        .with_state(Arc::clone(shared))
+}
+
+fn of_apps(routes: Routes) -> Routes {
+    routes
         .serve(endpoint::APPS_LIST, apps::list)
         .serve(endpoint::APPS_CREATE, apps::create)
         .serve(endpoint::APP_GET, apps::get)
         .serve(endpoint::APP_DELETE, apps::delete)
+        .serve(endpoint::ORG_MACHINES, orgs::machines)
+        .serve(endpoint::APP_LOGS, logs::app)
+        .serve(endpoint::NETWORK_POLICIES_LIST, network_policies::list)
+        .serve(endpoint::NETWORK_POLICIES_LIST_SLASH, network_policies::list)
+        .serve(endpoint::NETWORK_POLICY_SET, network_policies::set)
+        .serve(endpoint::NETWORK_POLICY_DELETE, network_policies::delete)
+        .serve(endpoint::IPS_LIST, ips::list)
+        .serve(endpoint::IPS_ASSIGN, ips::assign)
+        .serve(endpoint::IP_RELEASE, ips::release)
+        .serve(endpoint::APP_BUILD, builds::build)
+        .serve(endpoint::APP_DEPLOY_TOKEN, tokens::create)
+        .serve(endpoint::APP_TOKENS_LIST, tokens::list)
+        .serve(endpoint::APP_TOKEN_REVOKE, tokens::revoke)
+        .serve(endpoint::PLACEMENTS, placements::placements)
+        .serve(endpoint::REGIONS, platform::regions)
+        .serve(endpoint::PLATFORM, platform::platform)
+        .serve(endpoint::SYSTEM_USAGE, platform::usage)
+        .serve(endpoint::SYSTEM_PRUNE, platform::prune)
+        .serve(endpoint::IMAGES_LIST, platform::images)
+        .serve(endpoint::IMAGES_BOOTSTRAP, builds::bootstrap)
+        .serve(endpoint::TOKEN_CURRENT, tokens::current)
+        .serve(endpoint::TOKEN_OIDC, oidc::create)
+        .serve(endpoint::TOKENS_AUTHENTICATE, tokens::check::authenticate)
+        .serve(endpoint::TOKENS_AUTHORIZE, tokens::check::authorize)
+        .serve(endpoint::TOKEN_KMS, tokens::check::kms)
+        .serve(endpoint::OPENAPI, reference::document)
+        .serve(endpoint::REFERENCE, reference::page)
+}
+
+fn of_machines(routes: Routes) -> Routes {
+    routes
         .serve(endpoint::MACHINES_LIST, machines::read::list)
         .serve(endpoint::MACHINES_CREATE, machines::create::create)
         .serve(endpoint::MACHINE_GET, machines::read::get)
@@ -103,15 +144,25 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
         .serve(endpoint::MACHINE_METADATA_KEY_GET, machines::metadata::get)
         .serve(endpoint::MACHINE_METADATA_KEY_SET, machines::metadata::set)
         .serve(endpoint::MACHINE_METADATA_KEY_DELETE, machines::metadata::delete)
-        .serve(endpoint::ORG_MACHINES, orgs::machines)
         .serve(endpoint::MACHINE_LOGS, logs::machine)
+}
+
+fn of_volumes_and_secrets(routes: Routes) -> Routes {
+    routes
         .serve(endpoint::SECRETS_LIST, secrets::list)
         .serve(endpoint::SECRETS_UPDATE, secrets::update)
         .serve(endpoint::SECRET_GET, secrets::get)
         .serve(endpoint::SECRET_SET, secrets::set)
         .serve(endpoint::SECRET_DELETE, secrets::delete)
-        .serve(endpoint::APP_LOGS, logs::app)
-        .serve(endpoint::APP_BUILD, builds::build)
+        .serve(endpoint::SECRET_KEYS_LIST, secrets::keys::list)
+        .serve(endpoint::SECRET_KEY_GET, secrets::keys::get)
+        .serve(endpoint::SECRET_KEY_SET, secrets::keys::set)
+        .serve(endpoint::SECRET_KEY_GENERATE, secrets::keys::generate)
+        .serve(endpoint::SECRET_KEY_DELETE, secrets::keys::delete)
+        .serve(endpoint::SECRET_KEY_ENCRYPT, secrets::keys::encrypt)
+        .serve(endpoint::SECRET_KEY_DECRYPT, secrets::keys::decrypt)
+        .serve(endpoint::SECRET_KEY_SIGN, secrets::keys::sign)
+        .serve(endpoint::SECRET_KEY_VERIFY, secrets::keys::verify)
         .serve(endpoint::VOLUMES_LIST, volumes::read::list)
         .serve(endpoint::VOLUMES_CREATE, volumes::create::create)
         .serve(endpoint::VOLUME_GET, volumes::read::get)
@@ -121,25 +172,6 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
         .serve(endpoint::SNAPSHOTS_LIST, volumes::read::snapshots)
         .serve(endpoint::SNAPSHOTS_CREATE, volumes::change::snapshot)
         .serve(endpoint::ORG_VOLUMES, volumes::org::list)
-        .serve(endpoint::APP_DEPLOY_TOKEN, tokens::create)
-        .serve(endpoint::APP_TOKENS_LIST, tokens::list)
-        .serve(endpoint::APP_TOKEN_REVOKE, tokens::revoke)
-        .serve(endpoint::PLACEMENTS, placements::placements)
-        .serve(endpoint::REGIONS, platform::regions)
-        .serve(endpoint::PLATFORM, platform::platform)
-        .serve(endpoint::SYSTEM_USAGE, platform::usage)
-        .serve(endpoint::SYSTEM_PRUNE, platform::prune)
-        .serve(endpoint::IMAGES_LIST, platform::images)
-        .serve(endpoint::IMAGES_BOOTSTRAP, builds::bootstrap)
-        .serve(endpoint::TOKEN_CURRENT, tokens::current)
-        .serve(endpoint::OPENAPI, reference::document)
-        .serve(endpoint::REFERENCE, reference::page);
-    routes
-        .router
-        .fallback(no_such_path)
-        .method_not_allowed_fallback(no_such_method)
-        .layer(from_fn_with_state(Arc::clone(shared), finish))
-        .with_state(Arc::clone(shared))
 }
 
 impl Routes {

@@ -3,6 +3,9 @@
 //! Never answers a value: they can be written here and are read inside machines only.
 
 mod change;
+pub(crate) mod keys;
+pub(crate) mod role;
+mod values;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +20,7 @@ use perch_types::secrets::{
     UpdateSecrets, UpdatedSecrets, name_fault, value_fault,
 };
 
-use self::change::{change, load};
+use self::change::{Wanted, change, load};
 use crate::body::{Parameters, SecretJson};
 use crate::config::Shared;
 use crate::reply::Failure;
@@ -73,9 +76,9 @@ pub(crate) async fn update(
             return Err(Failure::new(Code::InvalidValue, format!("values.{shown}: {fault}")));
         }
     }
-    let changed = change(&shared, &app, &request.values).await?;
+    let changed = change(&shared, &app, Wanted::Values(&request.values)).await?;
     let version = changed.version;
-    Ok(JsonReply(UpdatedSecrets { secrets: changed.set, version, version_older: version }))
+    Ok(JsonReply(UpdatedSecrets { secrets: changed.values, version, version_older: version }))
 }
 
 pub(crate) async fn set(
@@ -92,9 +95,9 @@ pub(crate) async fn set(
         return Err(Failure::new(Code::InvalidValue, format!("value: {fault}")));
     }
     let values = BTreeMap::from([(name, Some(request.value))]);
-    let mut changed = change(&shared, &app, &values).await?;
+    let mut changed = change(&shared, &app, Wanted::Values(&values)).await?;
     let version = changed.version;
-    let Some(secret) = changed.set.pop() else {
+    let Some(secret) = changed.values.pop() else {
         return Err(Failure::new(Code::Internal, "the platform has a fault"));
     };
     let answer = SecretIsSet { secret, version, version_older: version };
@@ -109,7 +112,8 @@ pub(crate) async fn delete(
     if !load(&shared, &app).await?.values.contains_key(&name) {
         return Err(unknown(&name));
     }
-    let version = change(&shared, &app, &BTreeMap::from([(name, None)])).await?.version;
+    let gone = BTreeMap::from([(name, None)]);
+    let version = change(&shared, &app, Wanted::Values(&gone)).await?.version;
     Ok(JsonReply(SecretIsGone { version, version_older: version }))
 }
 

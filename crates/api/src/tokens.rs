@@ -2,6 +2,8 @@
 //!
 //! Never keeps a token's text: it is in one answer, its SHA-256 in the directory.
 
+pub(crate) mod check;
+
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;

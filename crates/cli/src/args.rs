@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use perch_types::env::{API_TOKEN, API_URL};
 
 use crate::commands::{
-    apps, auth, build, deploy, explain, images, launch, logs, machine, open, secrets, status,
+    apps, auth, build, deploy, explain, images, ips, launch, logs, machine, open, secrets, status,
     system, tokens, volumes,
 };
 
@@ -67,6 +67,9 @@ pub(crate) enum Command {
     /// Work with volumes and their snapshots
     #[command(subcommand, visible_alias = "volume", visible_alias = "vol")]
     Volumes(volumes::VolumesCommand),
+    /// Work with the app's public addresses
+    #[command(subcommand, visible_alias = "ip")]
+    Ips(ips::IpsCommand),
     /// Set, list and take away the app's secrets
     #[command(subcommand)]
     Secrets(secrets::SecretsCommand),

@@ -8,6 +8,7 @@ pub(crate) mod build;
 pub(crate) mod deploy;
 pub(crate) mod explain;
 pub(crate) mod images;
+pub(crate) mod ips;
 pub(crate) mod launch;
 pub(crate) mod logs;
 pub(crate) mod machine;
@@ -34,6 +35,7 @@ pub(crate) async fn run(invocation: &Invocation, command: Command) -> Result {
         Command::Apps(command) => Box::pin(apps::run(invocation, command)).await,
         Command::Machine(command) => Box::pin(machine::run(invocation, command)).await,
         Command::Volumes(command) => Box::pin(volumes::run(invocation, command)).await,
+        Command::Ips(command) => Box::pin(ips::run(invocation, command)).await,
         Command::Secrets(command) => Box::pin(secrets::run(invocation, command)).await,
         Command::Images(command) => Box::pin(images::run(invocation, command)).await,
         Command::Open(args) => Box::pin(open::run(invocation, args)).await,

@@ -2,9 +2,11 @@
 //!
 //! Never keeps anything between two calls but connections.
 
+mod ips;
 mod lease;
 mod machine;
 mod resources;
+mod secret_keys;
 mod secrets;
 mod tokens;
 mod volumes;

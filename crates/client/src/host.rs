@@ -15,7 +15,7 @@ use perch_types::directory::{Generation, VolumeRecord};
 use perch_types::exec::ExecSpec;
 use perch_types::host::{
     Accepted, Command, CreateMachine, CreateVolume, Drained, HostInfo, HostMachine, HostSnapshot,
-    LogsQuery, PREFIX, VolumeCommand, WATCH_HEARTBEAT_MS, WaitQuery, WatchEvent,
+    LogsQuery, PREFIX, PoolRoom, VolumeCommand, WATCH_HEARTBEAT_MS, WaitQuery, WatchEvent,
 };
 use perch_types::{MachineId, SnapshotId, VolumeId};
 
@@ -295,6 +295,14 @@ impl HostClient {
     /// When there is no such snapshot or the host does not answer.
     pub async fn snapshot(&self, id: &SnapshotId) -> Result<HostSnapshot, HostError> {
         self.connection.json(request(Method::GET, &format!("/snapshots/{id}"))).await
+    }
+
+    /// Returns what the pool of volumes has left.
+    ///
+    /// # Errors
+    /// When the pool cannot be read or the host does not answer.
+    pub async fn pool_room(&self) -> Result<PoolRoom, HostError> {
+        self.connection.json(request(Method::GET, "/pool")).await
     }
 
     /// Returns what the host is.

@@ -1,14 +1,15 @@
 //! The calls of the role `keys` (`types::keys`), over its Unix sockets.
 //!
-//! Never sees a value: digests are of hashes.
+//! Never sees the value of an app secret: digests are of hashes.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Method;
 use perch_types::keys::{
-    AppRef, DIGESTS, Digests, DigestsRequest, FOR_HOST, HostKey, HostKeyRequest, MAKE, PREFIX,
-    ROTATE, Rotated,
+    AppRef, DIGESTS, Digests, DigestsRequest, FOR_HOST, HostKey, HostKeyRequest, MAKE,
+    MAKE_SECRET_KEY, MadeSecretKey, MakeSecretKey, PREFIX, ROTATE, Rotated, SecretKeyUsed,
+    USE_SECRET_KEY, UseSecretKey,
 };
 use perch_types::secrets::AppKey;
 
@@ -47,6 +48,22 @@ impl KeysClient {
     /// When the role refuses or does not answer.
     pub async fn digests(&self, request_of: &DigestsRequest) -> Result<Digests, Error> {
         self.connection.json(request(DIGESTS).with_json(request_of)?).await
+    }
+
+    /// Makes a secret key, or has one sealed.
+    ///
+    /// # Errors
+    /// When the key is none of its type, or the role does not answer.
+    pub async fn make_secret_key(&self, made: &MakeSecretKey) -> Result<MadeSecretKey, Error> {
+        self.connection.json(request(MAKE_SECRET_KEY).with_json(made)?).await
+    }
+
+    /// Does something with a secret key.
+    ///
+    /// # Errors
+    /// When the key or its type does not do it, or the role does not answer.
+    pub async fn use_secret_key(&self, used: &UseSecretKey) -> Result<SecretKeyUsed, Error> {
+        self.connection.json(request(USE_SECRET_KEY).with_json(used)?).await
     }
 
     /// Returns the key of an app, sealed to the host that asks.

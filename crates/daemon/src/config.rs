@@ -2,11 +2,13 @@
 //!
 //! Never binds a port or writes a file: all of it is checked before anything is done.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use perch_types::Region;
+use perch_types::ips::ADDRESSES_MAX;
 use serde::{Deserialize, Serialize};
 
 /// Where the server looks for its file when no flag names one.
@@ -28,6 +30,9 @@ pub(crate) struct Config {
     pub(crate) api_names: Vec<String>,
     /// The edge, plain HTTP.
     pub(crate) http: SocketAddr,
+    /// Public addresses of this server at which apps are reached; the one of `http`, or those that
+    /// the server speaks to the internet from, when there are none here.
+    pub(crate) public_ips: Vec<IpAddr>,
     /// Apps are served at `<app>.<domain>`.
     pub(crate) domain: String,
     /// Where this server stands, as its operator calls it.
@@ -122,6 +127,7 @@ impl Default for Config {
             api_tls: None,
             api_names: Vec::new(),
             http: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80)),
+            public_ips: Vec::new(),
             domain: "perch.localhost".to_owned(),
             region: "loc".parse().unwrap_or_else(|_| unreachable!("three lowercase letters")),
             user: "perch".to_owned(),
@@ -276,6 +282,17 @@ impl Config {
             MEMORY_OVERCOMMIT.end(),
             self.memory_overcommit
         );
+        let mut seen = BTreeSet::new();
+        for ip in &self.public_ips {
+            ensure!(
+                !ip.is_unspecified() && !ip.is_multicast() && seen.insert(ip),
+                "`public_ips` are addresses of this server, each once; {ip} is not fine"
+            );
+        }
+        ensure!(
+            self.public_ips.len() <= ADDRESSES_MAX,
+            "`public_ips` are at most {ADDRESSES_MAX} addresses"
+        );
         let labels_fine = self.domain.split('.').all(|label| {
             (1..=63).contains(&label.len())
                 && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -286,6 +303,22 @@ impl Config {
             self.domain
         );
         Ok(())
+    }
+
+    /// Returns the addresses at which apps are reached.
+    pub(crate) fn public_ips(&self) -> Vec<IpAddr> {
+        if !self.public_ips.is_empty() {
+            return self.public_ips.clone();
+        }
+        match self.http.ip() {
+            IpAddr::V4(any) if any.is_unspecified() => {
+                perch_host::network::public_addresses().filter(IpAddr::is_ipv4).collect()
+            }
+            IpAddr::V6(any) if any.is_unspecified() => {
+                perch_host::network::public_addresses().collect()
+            }
+            bound => vec![bound],
+        }
     }
 
     /// Returns names and addresses that the API's certificate is made for.
@@ -314,6 +347,16 @@ mod tests {
     }
 
     #[test]
+    fn apps_are_reached_where_the_operator_says_or_where_the_edge_is_bound() {
+        let bound = Config { http: "192.0.2.7:80".parse().unwrap(), ..Config::default() };
+        assert_eq!(bound.public_ips(), ["192.0.2.7".parse::<IpAddr>().unwrap()]);
+        let said = ["198.51.100.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        let config = Config { public_ips: said.into(), ..bound };
+        config.check().unwrap();
+        assert_eq!(config.public_ips(), said);
+    }
+
+    #[test]
     fn a_flag_outweighs_the_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "domain = \"a.example\"\nregion = \"ams\"\n").unwrap();
@@ -339,6 +382,9 @@ mod tests {
             ("[volumes]\ncolour = 1", "colour"),
             ("[rates.read]\nper_minute = 1\nburst = -1", "burst"),
             ("[rates]\ncolour = 1", "colour"),
+            ("public_ips = [\"0.0.0.0\"]", "public_ips"),
+            ("public_ips = [\"192.0.2.1\", \"192.0.2.1\"]", "public_ips"),
+            ("public_ips = [\"web\"]", "public_ips"),
             ("memory_overcommit = 0.0", "0.1 to 64"),
             ("memory_overcommit = nan", "memory_overcommit"),
             ("machines_ipv4 = \"8.8.0.0/16\"", "private block"),

@@ -14,6 +14,7 @@ mod body;
 mod cause;
 mod forward;
 mod headers;
+mod issuer;
 mod listen;
 mod live;
 mod patience;
@@ -43,6 +44,7 @@ use crate::statics::Statics;
 use crate::wake::Wakes;
 
 pub use crate::cause::Cause;
+pub use crate::issuer::{Documents, Issuer};
 
 /// A loop that has not turned for this long is wedged.
 const WEDGED_MS: u64 = 20_000;
@@ -65,6 +67,8 @@ pub struct Config {
     pub listeners: Vec<TcpListener>,
     /// Apps are served at `<app>.<domain>`.
     pub domain: String,
+    /// What the platform itself serves at a host name.
+    pub issuer: Option<Issuer>,
     /// Where this server stands.
     pub region: Region,
     /// This server; only its machines are connected to.
@@ -127,6 +131,8 @@ impl fmt::Debug for Config {
 /// What every loop of an edge shares.
 pub(crate) struct Shared {
     pub(crate) domain: String,
+    pub(crate) issuer: Option<Issuer>,
+    pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) region: Region,
     pub(crate) view: ViewHandle,
     pub(crate) live: Arc<Live>,
@@ -164,6 +170,8 @@ impl Edge {
         let now = config.clock.boot_ms();
         let shared = Arc::new(Shared {
             domain: config.domain,
+            issuer: config.issuer,
+            runtime: tokio::runtime::Handle::current(),
             region: config.region,
             view: config.view,
             live: Arc::clone(&live),

@@ -205,6 +205,9 @@ impl Worker {
             return Err(Cause::BadRequest);
         }
         let host = route::host_of(&parts)?;
+        if let Some(issuer) = self.shared.issuer.as_ref().filter(|issuer| issuer.host == host) {
+            return issuer.answer(&self.shared.runtime, &parts).await;
+        }
         let view = self.shared.view.load();
         let app = route::app_of(&host, &self.shared.domain, &view).ok_or(Cause::UnknownHost)?;
         drop(view);

@@ -12,11 +12,13 @@ use async_trait::async_trait;
 use perch_runtime::Runtime;
 use perch_types::clock::Clock;
 use perch_types::image::{Digest, ImageConfig, ImageRef};
+use perch_types::network_policy::Allowed;
 use perch_types::volume::VolumeUsage;
 use perch_types::{ApiError, Code, MachineId, SnapshotId, VolumeId};
 
 use crate::holds::{Hold, IsNamed};
 use crate::network::{ListenSocket, Listener, MachineNetwork};
+use crate::policies::Policies;
 use crate::secrets::Secrets;
 
 /// Why an effect was not reached.
@@ -164,6 +166,9 @@ pub trait Networks: Send + Sync + fmt::Debug {
     /// Returns the address that machines' requests to the internet come from, if it is public.
     fn public_address(&self) -> Option<IpAddr>;
 
+    /// Closes a network namespace in which nothing runs yet but for what is allowed.
+    async fn confine(&self, namespace: OwnedFd, allowed: Allowed) -> Result<(), Fault>;
+
     /// Connects a machine that does not run yet.
     async fn attach(&self, namespace: OwnedFd, machine: MachineNetwork) -> Result<(), Fault>;
 
@@ -263,6 +268,8 @@ pub struct Effects {
     pub volumes: Arc<dyn VolumeDisks>,
     /// Apps' secrets.
     pub secrets: Arc<dyn Secrets>,
+    /// Apps' network policies.
+    pub policies: Arc<dyn Policies>,
     /// Cages.
     pub runtime: Arc<dyn Runtime>,
     /// Time.

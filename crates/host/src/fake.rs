@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use perch_runtime::FakeRuntime;
 use perch_types::clock::Clock;
 use perch_types::image::{Digest, ImageConfig, ImageRef, Reference};
+use perch_types::network_policy::Allowed;
 use perch_types::volume::{GIB, VolumeUsage};
 use perch_types::{Code, MachineId, VolumeId};
 
@@ -22,6 +23,7 @@ use crate::effects::{
 };
 use crate::holds::{Hold, IsNamed};
 use crate::network::{ListenSocket, Listener, MachineNetwork, Pool, RESOLVER_V6, private_ip};
+use crate::policies::NoPolicies;
 use crate::secrets::NoSecrets;
 
 /// What there is on a server.
@@ -62,6 +64,7 @@ impl FakeServer {
             networks: Arc::new(self.clone()),
             volumes: Arc::new(self.clone()),
             secrets: Arc::new(NoSecrets),
+            policies: Arc::new(NoPolicies),
             runtime: Arc::new(self.runtime.clone()),
             clock,
         }
@@ -208,6 +211,10 @@ impl Networks for FakeServer {
 
     fn public_address(&self) -> Option<IpAddr> {
         None
+    }
+
+    async fn confine(&self, _namespace: OwnedFd, _allowed: Allowed) -> Result<(), Fault> {
+        Ok(())
     }
 
     async fn attach(&self, _namespace: OwnedFd, machine: MachineNetwork) -> Result<(), Fault> {

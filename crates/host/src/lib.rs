@@ -26,6 +26,7 @@ pub mod machine;
 mod mounts;
 pub mod network;
 mod networks;
+pub mod policies;
 mod pressure;
 mod publish;
 pub mod rpc;

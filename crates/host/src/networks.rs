@@ -7,6 +7,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use async_trait::async_trait;
 use perch_types::MachineId;
+use perch_types::network_policy::Allowed;
 
 use crate::effects::{Fault, Listeners, Networks};
 use crate::network::{
@@ -49,6 +50,11 @@ impl Networks for KernelNetworks {
 
     fn public_address(&self) -> Option<IpAddr> {
         public_address()
+    }
+
+    async fn confine(&self, namespace: OwnedFd, allowed: Allowed) -> Result<(), Fault> {
+        self.network.confine(namespace, allowed).await?;
+        Ok(())
     }
 
     async fn attach(&self, namespace: OwnedFd, machine: MachineNetwork) -> Result<(), Fault> {

@@ -23,6 +23,7 @@ use perch_types::secrets::{SecretDoc, SecretsHead, prefix};
 use perch_types::{ApiError, AppName, Code, OrgSlug, Secret};
 use tokio::time::timeout;
 
+pub(crate) use self::kept::write_private;
 use self::kept::{Keeper, Kept, KeptSecret};
 use crate::effects::{Fault, chain};
 use crate::error::Error;

@@ -157,17 +157,23 @@ impl Machine {
             if signalled && self.take_signals()? {
                 return Ok(());
             }
-            if said {
-                if !self.channel.fill()? {
-                    return Ok(());
-                }
-                while let Some(message) = self.channel.next()? {
-                    if self.obey(message)? {
-                        return Ok(());
-                    }
-                }
+            if said && self.hear()? {
+                return Ok(());
             }
         }
+    }
+
+    /// Obeys what the monitor said; `true` when that is over.
+    fn hear(&mut self) -> io::Result<bool> {
+        if !self.channel.fill()? {
+            return Ok(true);
+        }
+        while let Some(message) = self.channel.next()? {
+            if self.obey(message)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Handles the signals that arrived; `true` when the machine has ended.

@@ -8,6 +8,7 @@ use perch_types::keys::{AppRef, DIGEST_DIGITS};
 use perch_types::secrets::AppKey;
 use zeroize::Zeroizing;
 
+use crate::envelope;
 use crate::error::Error;
 use crate::master::Master;
 
@@ -69,6 +70,16 @@ impl AppSecret {
         let mut digits: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         digits.truncate(DIGEST_DIGITS);
         digits
+    }
+
+    /// Returns the key under which the app's secret keys are sealed. It is made of what no host
+    /// gets, so nobody but `keys` opens them.
+    pub(crate) fn for_secret_keys(&self) -> Zeroizing<[u8; envelope::KEY_BYTES]> {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.inner.as_slice());
+        let tag = hmac::sign(&key, &perch_seal::bind(&[b"perch secret keys 1"]));
+        let mut derived = Zeroizing::new([0; envelope::KEY_BYTES]);
+        derived.copy_from_slice(tag.as_ref());
+        derived
     }
 
     /// Seals what opens the app's secrets to a host.

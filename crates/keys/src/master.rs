@@ -8,13 +8,13 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use perch_types::Secret;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::envelope;
 use crate::error::Error;
 #[cfg(test)]
 use crate::tests::between_steps;
@@ -31,8 +31,6 @@ const FILE_FORMAT: u32 = 1;
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 /// The format of what is wrapped.
 const WRAPPED_FORMAT: u8 = 1;
-/// The length of a master key in bytes.
-const KEY_BYTES: usize = 32;
 
 #[derive(Serialize, Deserialize)]
 struct OnDisk {
@@ -47,7 +45,7 @@ struct KeyOnDisk {
     key: Secret,
 }
 
-type Key = Zeroizing<[u8; KEY_BYTES]>;
+type Key = Zeroizing<[u8; envelope::KEY_BYTES]>;
 
 /// The master key in all the versions that still open something; the newest is the last.
 pub(crate) struct Master {
@@ -105,7 +103,7 @@ impl Master {
         for KeyOnDisk { version, key } in file.keys {
             let decoded = BASE64.decode(key.expose()).map(Zeroizing::new);
             let decoded = decoded.map_err(|_| bad("a key is not base64"))?;
-            if decoded.len() != KEY_BYTES {
+            if decoded.len() != envelope::KEY_BYTES {
                 return Err(bad("a key has another length"));
             }
             let mut key = Key::default();
@@ -172,16 +170,10 @@ impl Master {
     /// Wraps bytes with the newest version, bound to what they are for; returns base64.
     pub(crate) fn wrap(&self, bound_to: &[u8], plain: &[u8]) -> Result<String, Error> {
         let (version, key) = &self.newest;
-        let key = RandomizedNonceKey::new(&AES_256_GCM, key.as_slice());
-        let key = key.map_err(|_| Error::Library)?;
-        let mut buffer = Zeroizing::new(plain.to_vec());
-        let aad = Aad::from(associated(*version, bound_to));
-        let nonce = key.seal_in_place_append_tag(aad, &mut *buffer);
-        let nonce = nonce.map_err(|_| Error::Library)?;
+        let sealed = envelope::seal(key, &associated(*version, bound_to), plain)?;
         let mut wrapped = vec![WRAPPED_FORMAT];
         wrapped.extend(version.to_be_bytes());
-        wrapped.extend(nonce.as_ref());
-        wrapped.extend(buffer.iter());
+        wrapped.extend(sealed);
         Ok(BASE64.encode(wrapped))
     }
 
@@ -195,19 +187,11 @@ impl Master {
         let Some((&WRAPPED_FORMAT, rest)) = bytes.split_first() else {
             return Err(Error::Unwrap);
         };
-        let (version, rest) = rest.split_first_chunk::<4>().ok_or(Error::Unwrap)?;
-        let (nonce, ciphertext) = rest.split_first_chunk::<NONCE_LEN>().ok_or(Error::Unwrap)?;
+        let (version, sealed) = rest.split_first_chunk::<4>().ok_or(Error::Unwrap)?;
         let version = u32::from_be_bytes(*version);
         let all = self.older.iter().chain(std::iter::once(&self.newest));
         let (_, key) = all.into_iter().find(|(one, _)| *one == version).ok_or(Error::Unwrap)?;
-        let key = RandomizedNonceKey::new(&AES_256_GCM, key.as_slice());
-        let key = key.map_err(|_| Error::Library)?;
-        let mut buffer = Zeroizing::new(ciphertext.to_vec());
-        let nonce = Nonce::assume_unique_for_key(*nonce);
-        let aad = Aad::from(associated(version, bound_to));
-        let length = key.open_in_place(nonce, aad, &mut buffer).map_err(|_| Error::Unwrap)?.len();
-        buffer.truncate(length);
-        Ok(buffer)
+        envelope::open(key, &associated(version, bound_to), sealed)
     }
 }
 

@@ -12,8 +12,9 @@ use axum::routing::post;
 use axum::{Json, Router};
 use http::StatusCode;
 use perch_types::keys::{
-    AppRef, DIGESTS, Digests, DigestsRequest, FOR_HOST, HostKey, HostKeyRequest, MAKE, PREFIX,
-    ROTATE, Rotated,
+    AppRef, DIGESTS, Digests, DigestsRequest, FOR_HOST, HostKey, HostKeyRequest, MAKE,
+    MAKE_SECRET_KEY, MadeSecretKey, MakeSecretKey, PREFIX, ROTATE, Rotated, SecretKeyUsed,
+    USE_SECRET_KEY, UseSecretKey,
 };
 use perch_types::secrets::AppKey;
 use perch_types::{ApiError, Code, HostId};
@@ -52,6 +53,8 @@ pub fn for_api(keys: Keys) -> Router {
     Router::new()
         .route(&format!("{PREFIX}{MAKE}"), post(make))
         .route(&format!("{PREFIX}{DIGESTS}"), post(digests))
+        .route(&format!("{PREFIX}{MAKE_SECRET_KEY}"), post(make_secret_key))
+        .route(&format!("{PREFIX}{USE_SECRET_KEY}"), post(use_secret_key))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(keys)
 }
@@ -78,6 +81,22 @@ async fn make(State(keys): State<Keys>, body: Body<AppRef>) -> Reply<AppKey> {
 async fn digests(State(keys): State<Keys>, body: Body<DigestsRequest>) -> Reply<Digests> {
     let Json(request) = body?;
     Ok(Json(keys.digests(&request)?))
+}
+
+async fn make_secret_key(
+    State(keys): State<Keys>,
+    body: Body<MakeSecretKey>,
+) -> Reply<MadeSecretKey> {
+    let Json(request) = body?;
+    Ok(Json(keys.make_secret_key(&request)?))
+}
+
+async fn use_secret_key(
+    State(keys): State<Keys>,
+    body: Body<UseSecretKey>,
+) -> Reply<SecretKeyUsed> {
+    let Json(request) = body?;
+    Ok(Json(keys.use_secret_key(&request)?))
 }
 
 async fn key_for_host(State(of): State<Arc<OfHost>>, body: Body<HostKeyRequest>) -> Reply<HostKey> {

@@ -53,7 +53,7 @@ pub enum Error {
         /// Whose.
         machine: String,
         /// Why not.
-        source: Box<Error>,
+        source: Box<Self>,
     },
     /// The monitor refused or could not do it; the text is its chain of causes.
     #[error("{operation}: {reason}")]

@@ -2,6 +2,7 @@
 //!
 //! Never more than shapes; names and optionality follow the contract to the letter.
 
+mod identity;
 mod lease;
 mod machine;
 mod placements;
@@ -19,6 +20,10 @@ use crate::machine_config::{MachineConfig, Signal, null_is_default};
 use crate::state::MachineState;
 use crate::time::{GoDuration, Timestamp};
 
+pub use identity::{
+    AuthenticateTokens, AuthorizeTokens, Authorized, AuthorizedAccess, CaveatSet, CreateOidcToken,
+    TokenAccess, TokenNonce, VerifiedToken,
+};
 pub use lease::{Lease, LeaseReleased, LeaseReply, LeaseRequest};
 pub use machine::{
     MachineVersion, MetadataValue, OrgMachine, OrgMachineConfig, OrgMachines, SetMetadata,
@@ -56,6 +61,9 @@ pub struct App {
     pub created_at: Timestamp,
     /// The name at which the edge serves it.
     pub hostname: String,
+    /// What a host name of one's own is to be an alias of: the same name.
+    #[serde(default)]
+    pub cname_target: String,
 }
 
 /// An organization as answered inside an app.

@@ -252,6 +252,38 @@ endpoints! {
     SECRET_SET = "POST" "/v1/apps/{app}/secrets/{secret_name}" Write;
     /// Takes a secret away.
     SECRET_DELETE = "DELETE" "/v1/apps/{app}/secrets/{secret_name}" Write;
+    /// Secret keys of an app, without what is secret of them (contract 1.9).
+    ///
+    /// - `types: String` only keys of these types, with commas between them
+    /// - `min_version: u64` refused unless the app's secrets have this version or a later one
+    SECRET_KEYS_LIST = "GET" "/v1/apps/{app}/secretkeys" Read;
+    /// One secret key, without what is secret of it.
+    ///
+    /// - `min_version: u64` refused unless the app's secrets have this version or a later one
+    SECRET_KEY_GET = "GET" "/v1/apps/{app}/secretkeys/{secret_name}" Read;
+    /// Sets a secret key, also one that is there: what was encrypted with that cannot be decrypted
+    /// any more.
+    SECRET_KEY_SET = "POST" "/v1/apps/{app}/secretkeys/{secret_name}" Write;
+    /// Makes a secret key that nobody ever sees; otherwise as setting one.
+    SECRET_KEY_GENERATE = "POST" "/v1/apps/{app}/secretkeys/{secret_name}/generate" Write;
+    /// Takes a secret key away.
+    SECRET_KEY_DELETE = "DELETE" "/v1/apps/{app}/secretkeys/{secret_name}" Write;
+    /// Encrypts with a secret key of type `xaes256gcm`, `nacl_box` or `nacl_secretbox`.
+    ///
+    /// - `min_version: u64` refused unless the app's secrets have this version or a later one
+    SECRET_KEY_ENCRYPT = "POST" "/v1/apps/{app}/secretkeys/{secret_name}/encrypt" Write;
+    /// Decrypts what was encrypted with the same key.
+    ///
+    /// - `min_version: u64` refused unless the app's secrets have this version or a later one
+    SECRET_KEY_DECRYPT = "POST" "/v1/apps/{app}/secretkeys/{secret_name}/decrypt" Write;
+    /// Signs with a secret key of another type.
+    ///
+    /// - `min_version: u64` refused unless the app's secrets have this version or a later one
+    SECRET_KEY_SIGN = "POST" "/v1/apps/{app}/secretkeys/{secret_name}/sign" Write;
+    /// Verifies a signature of the same key.
+    ///
+    /// - `min_version: u64` refused unless the app's secrets have this version or a later one
+    SECRET_KEY_VERIFY = "POST" "/v1/apps/{app}/secretkeys/{secret_name}/verify" Write;
     /// Newest log records of an app in the contract's shape (3.5).
     ///
     /// - `next_token: String` go on where an answer before ended
@@ -296,6 +328,22 @@ endpoints! {
     /// - `cursor: String` go on where the page with this `next_cursor` ended
     /// - `limit: 1..=1000` how many at most
     ORG_VOLUMES = "GET" "/v1/orgs/{org}/volumes" Read;
+    /// Addresses of an app (contract 1.11): those of the server at which it is to be reached.
+    IPS_LIST = "GET" "/v1/apps/{app}/ip_assignments" Read;
+    /// Assigns one of the server's public addresses to an app. One that it has is answered again.
+    IPS_ASSIGN = "POST" "/v1/apps/{app}/ip_assignments" Write;
+    /// Releases an address of an app.
+    IP_RELEASE = "DELETE" "/v1/apps/{app}/ip_assignments/{ip}" Write;
+    /// Network policies of an app (contract 1.11), in the order in which they were made.
+    NETWORK_POLICIES_LIST = "GET" "/v1/apps/{app}/network_policies" Read;
+    /// The same, as the contract spells it.
+    NETWORK_POLICIES_LIST_SLASH = "GET" "/v1/apps/{app}/network_policies/" Read;
+    /// Makes a network policy, or changes the one whose id the body has. It holds for a machine from
+    /// its next start. A rule closes its direction for everything that no rule allows; what comes
+    /// through the edge is not affected.
+    NETWORK_POLICY_SET = "POST" "/v1/apps/{app}/network_policies" Write;
+    /// Takes a network policy away; machines follow at their next start.
+    NETWORK_POLICY_DELETE = "DELETE" "/v1/apps/{app}/network_policies/{policy}" Write;
     /// Where machines would be placed now, region by region (contract 1.11). Nothing is reserved.
     PLACEMENTS = "POST" "/v1/platform/placements" Read;
     /// Regions, and which is nearest (contract 1.11).
@@ -316,6 +364,19 @@ endpoints! {
     IMAGES_BOOTSTRAP = "POST" "/v1/images/bootstrap" Operate;
     /// What the caller's token is (contract 1.12).
     TOKEN_CURRENT = "GET" "/v1/tokens/current" Read;
+    /// A signed token that says which machine asks (contract 1.12), for ten minutes. Only a machine
+    /// may ask, from inside: over `/.fly/api`.
+    ///
+    /// - `answer text/plain: String` The token, a JWT.
+    TOKEN_OIDC = "POST" "/v1/tokens/oidc" Read;
+    /// What the tokens of a header are, those that are known and hold.
+    TOKENS_AUTHENTICATE = "POST" "/v1/tokens/authenticate" Read;
+    /// Whether a header's tokens allow something.
+    TOKENS_AUTHORIZE = "POST" "/v1/tokens/authorize" Read;
+    /// Always refused: this platform has no such service.
+    ///
+    /// - `answer text/plain: String` Never.
+    TOKEN_KMS = "POST" "/v1/tokens/kms" Read;
     /// This document.
     ///
     /// - `answer application/json: object` The document, in the shape of OpenAPI 3.0.

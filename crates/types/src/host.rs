@@ -26,6 +26,7 @@
 //! | `POST /volumes/{id}/command` | [`VolumeCommand`] | [`crate::directory::VolumeRecord`] once it is done, or journaled |
 //! | `GET /volumes/{id}/snapshots` | | `[`[`HostSnapshot`]`]`, newest first |
 //! | `GET /snapshots/{id}` | | [`HostSnapshot`] |
+//! | `GET /pool` | | [`PoolRoom`] |
 //! | `GET /watch` | query [`WatchQuery`] | lines of [`WatchEvent`], the snapshot first |
 //! | `GET /info` | | [`HostInfo`] |
 //! | `GET /usage` | | [`crate::api::DiskUsage`] |
@@ -91,6 +92,13 @@ pub struct SecretsWanted {
     /// It must see at least this version.
     #[serde(default)]
     pub min_version: u64,
+}
+
+/// What a host's pool of volumes has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolRoom {
+    /// GiB that can still be promised to volumes.
+    pub free_gb: u64,
 }
 
 /// What may be asked of a machine.

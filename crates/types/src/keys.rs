@@ -1,19 +1,23 @@
 //! What the api and the host ask of the role `keys`, and what it answers.
 //!
-//! Never a value of a secret: what goes to `keys` to be digested is hashed before. It is spoken
-//! over two Unix sockets, HTTP/1.1 with JSON bodies under [`PREFIX`]; errors are
-//! [`crate::ApiError`].
+//! Never a value of an app secret: what goes to `keys` to be digested is hashed before. A secret key
+//! goes there to be sealed, and never comes back. It is spoken over two Unix sockets, HTTP/1.1 with
+//! JSON bodies under [`PREFIX`]; errors are [`crate::ApiError`].
 //!
 //! | socket | path, always `POST` | body | answer |
 //! |---|---|---|---|
 //! | the api's | [`MAKE`] | [`AppRef`] | [`crate::secrets::AppKey`] |
 //! | the api's | [`DIGESTS`] | [`DigestsRequest`] | [`Digests`] |
+//! | the api's | [`MAKE_SECRET_KEY`] | [`MakeSecretKey`] | [`MadeSecretKey`] |
+//! | the api's | [`USE_SECRET_KEY`] | [`UseSecretKey`] | [`SecretKeyUsed`] |
 //! | the host's | [`FOR_HOST`] | [`HostKeyRequest`] | [`HostKey`] |
 //! | the host's | [`ROTATE`] | | [`Rotated`] |
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{AppName, OrgSlug};
+use crate::octets::Octets;
+use crate::secret_keys::{Decrypt, Encrypt, SecretKeyType, Sign, Verify};
 use crate::secrets::AppKey;
 
 /// What every path starts with.
@@ -22,6 +26,10 @@ pub const PREFIX: &str = "/keys/v1";
 pub const MAKE: &str = "/make";
 /// Makes digests of values.
 pub const DIGESTS: &str = "/digests";
+/// Makes a secret key, or takes one, and seals it.
+pub const MAKE_SECRET_KEY: &str = "/secret-keys/make";
+/// Does something with a secret key.
+pub const USE_SECRET_KEY: &str = "/secret-keys/use";
 /// Gives a host the key of an app that it runs a machine of.
 pub const FOR_HOST: &str = "/for-host";
 /// Makes a new master key and wraps every app's key with it.
@@ -59,6 +67,76 @@ pub struct DigestsRequest {
 pub struct Digests {
     /// In the order of the request, hexadecimal.
     pub digests: Vec<String>,
+}
+
+/// Which secret key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretKeyRef {
+    /// Of which app.
+    #[serde(flatten)]
+    pub of: AppRef,
+    /// The app's key.
+    pub key: AppKey,
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub kind: SecretKeyType,
+    /// The version with which it is set.
+    pub version: u64,
+}
+
+/// A secret key is to be made, or taken and sealed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MakeSecretKey {
+    /// Which.
+    #[serde(flatten)]
+    pub which: SecretKeyRef,
+    /// The key, where it is not to be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<Octets>,
+}
+
+/// A secret key that `keys` has sealed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeSecretKey {
+    /// The key, base64.
+    pub sealed: String,
+    /// Its public half, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<Octets>,
+}
+
+/// Something is to be done with a secret key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UseSecretKey {
+    /// Which.
+    #[serde(flatten)]
+    pub which: SecretKeyRef,
+    /// The key, as [`MadeSecretKey`] has it.
+    pub sealed: String,
+    /// What.
+    pub action: KeyAction,
+}
+
+/// What is to be done with a secret key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyAction {
+    /// Encrypt something.
+    Encrypt(Encrypt),
+    /// Decrypt something.
+    Decrypt(Decrypt),
+    /// Sign something.
+    Sign(Sign),
+    /// Look whether a signature is right; the answer is empty then.
+    Verify(Verify),
+}
+
+/// What was made with a secret key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretKeyUsed {
+    /// The ciphertext, the plaintext, the signature, or nothing.
+    pub output: Octets,
 }
 
 /// A host wants the key of an app.

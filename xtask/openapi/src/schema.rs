@@ -335,6 +335,13 @@ fn by_hand(name: &str) -> Option<Value> {
                 {"type": "boolean"}
             ]
         }),
+        "Octets" => json!({
+            "oneOf": [
+                {"type": "string", "format": "byte"},
+                {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}}
+            ],
+            "example": "aGVsbG8="
+        }),
         "Secret" => json!({"type": "string", "format": "password"}),
         "Digest" => text("^sha256:[0-9a-f]{64}$"),
         "MachineId" => text("^[0-9a-f]{14}$"),

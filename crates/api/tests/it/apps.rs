@@ -26,6 +26,7 @@ async fn an_app_is_answered_in_the_contracts_shape() {
     let app = shown(&body, &["id", "created_at"]);
     insta::assert_snapshot!(app, @r#"
     {
+      "cname_target": "web.perch.test",
       "created_at": "[created_at]",
       "hostname": "web.perch.test",
       "id": "[id]",

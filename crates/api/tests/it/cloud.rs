@@ -146,6 +146,7 @@ impl Cloud {
                 registry: "127.0.0.1:4280".to_owned(),
                 region: region.clone(),
             },
+            public_ips: ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().unwrap()).into(),
             regions: vec![RegionInfo {
                 code: region,
                 name: "Frankfurt".to_owned(),

@@ -5,17 +5,26 @@ use std::time::Duration;
 use perch_client::{ListFilter, Page, ProcessOrder, WaitFor, body_of};
 use perch_types::api::{ExecRequest, LeaseRequest, StopRequest, UpdateMetadata};
 use perch_types::build::BuildRequest;
-use perch_types::endpoint::{self, Action};
+use perch_types::endpoint::{self, Action, Endpoint};
 use perch_types::exec::ExecSpec;
 use perch_types::host::LogsQuery;
+use perch_types::ips::{AssignIp, IpType};
 use perch_types::machine_config::Signal;
+use perch_types::secret_keys::{Decrypt, Encrypt, SecretKeyType, SetSecretKey, Sign, Verify};
 use perch_types::secrets::{SetSecret, UpdateSecrets};
-use perch_types::{Code, OrgSlug, Secret};
+use perch_types::{AppName, Code, Octets, OrgSlug, Secret};
 use serde_json::json;
 
 use crate::cloud::{ADMIN, Cloud, STRANGER, request};
 
 const ID: &str = "00000000000001";
+/// Endpoints that answer nothing without a body of their own.
+const ABOUT_TOKENS: [Endpoint; 4] = [
+    endpoint::TOKEN_OIDC,
+    endpoint::TOKENS_AUTHENTICATE,
+    endpoint::TOKENS_AUTHORIZE,
+    endpoint::TOKEN_KMS,
+];
 
 /// T1: no token, no answer.
 #[tokio::test]
@@ -63,6 +72,9 @@ async fn t2_every_endpoint_of_an_object_is_closed_to_another_organization() {
         } else if [endpoint::APPS_CREATE, endpoint::PLACEMENTS].contains(endpoint) {
             // The organization is not theirs.
             assert_eq!(status, 403, "{endpoint:?} {text}");
+        } else if ABOUT_TOKENS.contains(endpoint) {
+            // They are about nothing but what the body has.
+            assert!((400..500).contains(&status), "{endpoint:?} {text}");
         } else {
             assert_eq!(status, 200, "{endpoint:?} {text}");
             assert!(!text.contains("\"web\""), "{endpoint:?} {text}");
@@ -149,11 +161,11 @@ async fn every_endpoint_is_served_and_has_a_call_of_the_client() {
     let values = [("A".to_owned(), Some(Secret::new("y")))].into();
     assert_eq!(api.update_secrets(&app, &UpdateSecrets { values }).await.unwrap().version, 2);
     assert_eq!(api.delete_secret(&app, "A").await.unwrap().version, 3);
+    keys_and_addresses(api, &app).await;
     let build = BuildRequest { tag: "v1".to_owned(), ..BuildRequest::default() };
-    let error = api.build(&app, &build, body_of("tar")).await.unwrap_err();
-    assert_eq!(error.code(), Some(Code::Unavailable));
-    let error = api.bootstrap_images(false).await.unwrap_err();
-    assert_eq!(error.code(), Some(Code::Unavailable));
+    let built = api.build(&app, &build, body_of("tar")).await;
+    assert_eq!(built.unwrap_err().code(), Some(Code::Unavailable));
+    assert_eq!(api.bootstrap_images(false).await.unwrap_err().code(), Some(Code::Unavailable));
     assert_eq!(api.regions().await.unwrap().nearest.as_str(), "fra");
     assert_eq!(api.platform().await.unwrap().domain, "perch.test");
     let images: Vec<_> =
@@ -162,6 +174,29 @@ async fn every_endpoint_is_served_and_has_a_call_of_the_client() {
     assert_eq!(api.current_tokens().await.unwrap().tokens[0].name, "admin");
     api.delete_machine(&app, id, true).await.unwrap();
     api.delete_app(&app).await.unwrap();
+}
+
+async fn keys_and_addresses(api: &perch_client::Api, app: &AppName) {
+    let of = |kind| SetSecretKey { kind, value: None };
+    let sealing = api.set_secret_key(app, "box", &of(SecretKeyType::NaclBox)).await.unwrap();
+    assert_eq!((sealing.version, sealing.key.public_key.unwrap().len()), (4, 32));
+    let signing = SetSecretKey { kind: SecretKeyType::Hs256, value: Some(vec![7; 32].into()) };
+    assert_eq!(api.set_secret_key(app, "sig", &signing).await.unwrap().version, 5);
+    assert_eq!(api.secret_keys(app).await.unwrap().secret_keys.len(), 2);
+    assert_eq!(api.secret_key(app, "sig").await.unwrap().kind, SecretKeyType::Hs256);
+    let plaintext = Octets::from(b"text".to_vec());
+    let encrypt = Encrypt { plaintext: plaintext.clone(), ..Encrypt::default() };
+    let ciphertext = api.encrypt(app, "box", &encrypt).await.unwrap().ciphertext;
+    let decrypt = Decrypt { ciphertext, ..Decrypt::default() };
+    assert_eq!(api.decrypt(app, "box", &decrypt).await.unwrap().plaintext, plaintext);
+    let sign = Sign { plaintext: plaintext.clone() };
+    let signature = api.sign(app, "sig", &sign).await.unwrap().signature;
+    api.verify(app, "sig", &Verify { plaintext, signature }).await.unwrap();
+    assert_eq!(api.delete_secret_key(app, "sig").await.unwrap().version, 6);
+    let wanted = AssignIp { kind: IpType::V6, ..AssignIp::default() };
+    let ip = api.assign_ip(app, &wanted).await.unwrap().ip;
+    assert_eq!(api.ips(app).await.unwrap().ips[0].ip, ip);
+    api.release_ip(app, ip).await.unwrap();
 }
 
 /// The calls above are those of the table: none is missing, none is served beside it.

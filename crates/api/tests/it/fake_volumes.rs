@@ -8,7 +8,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use perch_store::{Expected, Store, put_doc};
 use perch_types::directory::{Generation, VolumeRecord};
-use perch_types::host::{CreateVolume, HostSnapshot, VolumeCommand, VolumeSource};
+use perch_types::host::{CreateVolume, HostSnapshot, PoolRoom, VolumeCommand, VolumeSource};
 use perch_types::volume::{GIB, VolumeSnapshot, VolumeState, VolumeUsage};
 use perch_types::{ApiError, Code, HostId, MachineId, SnapshotId, Timestamp, VolumeId};
 
@@ -106,6 +106,7 @@ pub(crate) fn routes() -> Router<Arc<FakeHost>> {
         .route("/volumes/{id}/command", post(command))
         .route("/volumes/{id}/snapshots", get(snapshots))
         .route("/snapshots/{id}", get(snapshot))
+        .route("/pool", get(pool))
 }
 
 async fn create(State(host): Shared, Json(asked): Json<CreateVolume>) -> Reply<VolumeRecord> {
@@ -149,6 +150,13 @@ async fn create(State(host): Shared, Json(asked): Json<CreateVolume>) -> Reply<V
 
 async fn list(State(host): Shared) -> Json<Vec<VolumeRecord>> {
     Json(host.volumes.volumes.lock().unwrap().values().cloned().collect())
+}
+
+/// There is room for ten.
+async fn pool(State(host): Shared) -> Json<PoolRoom> {
+    let volumes = host.volumes.volumes.lock().unwrap();
+    let promised: u64 = volumes.values().map(|one| u64::from(one.size_gb)).sum();
+    Json(PoolRoom { free_gb: 10_u64.saturating_sub(promised) })
 }
 
 async fn one(State(host): Shared, Param(id): Param<VolumeId>) -> Reply<VolumeRecord> {

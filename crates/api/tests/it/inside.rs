@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 use crate::cloud::{ADMIN, Cloud, web};
 
 /// Sends requests over a connection of a machine's; returns all that comes back.
-async fn ask(inside: &Inside, who: &MachineIdentity, requests: &str) -> String {
+pub(crate) async fn ask(inside: &Inside, who: &MachineIdentity, requests: &str) -> String {
     let (mut outer, inner) = UnixStream::pair().unwrap();
     let serving = tokio::spawn({
         let (inside, who) = (inside.clone(), who.clone());

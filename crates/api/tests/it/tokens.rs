@@ -187,11 +187,37 @@ async fn placements_say_where_machines_would_go_and_reserve_nothing() {
         (r#"{"org_slug":"personal","region":"syd"}"#, 422, "region: `syd` has no host"),
         (r#"{"org_slug":"personal","count":10001}"#, 422, "count: 10001 is not"),
         (r#"{"org_slug":"personal","weights":{"colour":1}}"#, 422, "weights.colour: allowed"),
-        (r#"{"org_slug":"personal","volume_name":"data"}"#, 422, "volume_name: is not supported"),
+        (r#"{"org_slug":"personal","volume_name":"a b"}"#, 422, "volume_name: `a b` is not"),
+        (
+            r#"{"org_slug":"personal","volume_size_bytes":99999999999999999}"#,
+            422,
+            "volume_size_bytes: 99999999999999999 is not",
+        ),
         (r#"{"org_slug":"personal","compute":{"cpus":3}}"#, 422, "compute.cpus: 3 is not one of"),
     ] {
         let (got, text) = ask(body).await;
         assert!(got == status && text.contains(words), "{body}: {got} {text}");
     }
     assert_eq!(cloud.keys("placements/").await, [""; 0]);
+
+    // Sixteen of 256 MiB have memory; how many have a volume is what counts.
+    let with = async |volume: &str| {
+        let small = r#"{"org_slug":"personal","compute":{"memory_mb":256},"#;
+        ask(&format!("{small}{volume}}}")).await.1
+    };
+    let none = r#"{"regions":[]}"#;
+    assert_eq!(with(r#""volume_name":"data""#).await, none);
+    for size_gb in [1, 2] {
+        let body = format!(r#"{{"name":"data","size_gb":{size_gb}}}"#);
+        let made = cloud.raw(("POST", "/v1/apps/web/volumes"), Some(ADMIN), body).await;
+        assert_eq!(made.0, 200);
+    }
+    let gib = 1_u64 << 30;
+    assert_eq!(with(r#""volume_name":"data""#).await, of(2));
+    assert_eq!(with(r#""volume_name":"other""#).await, none);
+    // One is there that is large enough, and for three there is room.
+    let large = format!(r#""volume_name":"data","volume_size_bytes":{}"#, 2 * gib);
+    assert_eq!(with(&large).await, of(4));
+    assert_eq!(with(&format!(r#""volume_size_bytes":{}"#, 2 * gib)).await, of(3));
+    assert_eq!(with(&format!(r#""volume_size_bytes":{}"#, 2 * gib + 1)).await, of(2));
 }

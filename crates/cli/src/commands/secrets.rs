@@ -2,6 +2,8 @@
 //!
 //! Never prints a value, not even one that was just typed.
 
+pub(crate) mod keys;
+
 use std::collections::BTreeMap;
 use std::io::Read as _;
 
@@ -51,6 +53,9 @@ pub(crate) enum SecretsCommand {
     },
     /// Have machines that run begin anew, to see secrets that were staged
     Deploy,
+    /// Make, import and delete keys that the platform uses for the app
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
 }
 
 /// How a change takes effect.
@@ -86,6 +91,7 @@ pub(crate) async fn run(invocation: &Invocation, command: SecretsCommand) -> Res
             let version = api.secrets(&app).await.during(what)?.version;
             deploy_version(invocation, (&api, &app), version).await
         }
+        SecretsCommand::Keys(command) => keys::run(invocation, command).await,
     }
 }
 

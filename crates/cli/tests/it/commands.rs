@@ -394,3 +394,47 @@ fn secrets_go_in_and_names_come_out() {
         assert!(!wrong.stderr.contains("hunter2"), "{wrong:?}");
     }
 }
+
+#[test]
+fn secret_keys_are_made_imported_and_deleted_and_never_shown() {
+    let fake = Fake::start().with_app("web");
+    let perch = Perch::of(&fake);
+    assert!(perch.run("secrets keys list -a web").stderr.contains("has no secret keys"));
+    perch.run("secrets keys generate nacl_box seal -a web").good();
+    let set = perch.run_with("secrets keys import hs256 mac -a web", "aHVudGVyMg==\n");
+    assert!(set.code == 0 && !set.stderr.contains("aHVu") && set.stdout.is_empty(), "{set:?}");
+    let value = fake.world().secret_keys["mac"].value.clone();
+    assert_eq!(value.unwrap().expose(), b"hunter2");
+    insta::assert_snapshot!(perch.run("secrets keys list -a web").good(), @"
+    NAME  TYPE      PUBLIC KEY  UPDATED AT
+    mac   hs256                 2023-11-14T22:13:20.000Z
+    seal  nacl_box              2023-11-14T22:13:20.000Z
+    ");
+    let again = perch.run("secrets keys generate nacl_box seal -a web");
+    assert_eq!(again.code, 1);
+    assert!(again.stderr.contains("`--force`"), "{again:?}");
+    perch.run("secrets keys generate es256 seal --force -a web").good();
+    let asked = perch.run("secrets keys delete mac -a web");
+    assert!(asked.code == 1 && asked.stderr.contains("`--yes`"), "{asked:?}");
+    perch.run("secrets keys delete mac --yes -a web").good();
+    assert_eq!(fake.world().secret_keys.keys().collect::<Vec<_>>(), ["seal"]);
+    for line in ["secrets keys generate rsa a -a web", "secrets keys import hs256 1a -a web"] {
+        assert_eq!(perch.run_with(line, "aHVudGVyMg==").code, 2, "{line}");
+    }
+}
+
+#[test]
+fn addresses_are_allocated_listed_and_released() {
+    let fake = Fake::start().with_app("web");
+    let perch = Perch::of(&fake);
+    assert!(perch.run("ips list -a web").stderr.contains("has no addresses"));
+    assert_eq!(perch.run("ips allocate-v4 --shared -a web").good(), "192.0.2.1\n");
+    assert_eq!(perch.run("ips allocate-v6 -r fra -a web").good(), "2001:db8::1\n");
+    let list = perch.run("ips list -a web").good();
+    let lines: Vec<Vec<&str>> =
+        list.lines().map(|line| line.split_whitespace().take(3).collect()).collect();
+    assert_eq!(lines[1..], [["192.0.2.1", "shared_v4", "fra"], ["2001:db8::1", "v6", "fra"]]);
+    perch.run("ips release 192.0.2.1 -a web").good();
+    assert_eq!(fake.world().ips.len(), 1);
+    assert_eq!(perch.run("ips release web -a web").code, 2);
+}

@@ -10,6 +10,9 @@ mod errors;
 #[path = "../../../deploy/tests/it/fake.rs"]
 mod fake;
 #[cfg(test)]
+#[path = "../../../deploy/tests/it/fake_app.rs"]
+mod fake_app;
+#[cfg(test)]
 mod help;
 #[cfg(test)]
 mod launch;

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use async_trait::async_trait;
 use axum::Router;
 use axum::extract::Request;
 use perch_api::serve::{Listener, ServeLimits};
 use perch_api::{Api, Inside, PushTokens};
 use perch_client::HostClient;
-use perch_edge::Edge;
+use perch_edge::{Documents, Edge, Issuer};
 use perch_registry::Registry;
 use perch_store::{SqliteStore, Store, ViewFollower, ViewHandle};
 use perch_types::api::{Platform, RegionInfo};
@@ -76,6 +77,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         }],
         view: view.clone(),
         platform: platform(&setup.config),
+        public_ips: setup.config.public_ips(),
         regions: vec![region(&setup.config)],
         builder_socket: Some(setup.config.run_dir.join(BUILDER_SOCKET)),
         keys_socket: Some(setup.config.run_dir.join(KEYS_SOCKET)),
@@ -92,9 +94,11 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     serve_api(&setup, &mut sockets, &router, &mut tasks)?;
     let addresses = roles::host::resolver_addresses(&setup.config)?;
     serve_names(&addresses, &mut sockets, &view, &mut tasks)?;
+    let issuer = Issuer { host: api.identity_host(), documents: Arc::new(Identities(api)) };
     let mut edge = Edge::start(perch_edge::Config {
         listeners: sockets.take(Purpose::Http),
         domain: setup.config.domain.clone(),
+        issuer: Some(issuer),
         region: setup.config.region.clone(),
         host_id: setup.host_id.clone(),
         host,
@@ -117,6 +121,17 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         tokio::time::timeout(EDGE_END_MAX, edge.ended()).await.ok();
     }
     outcome.map(drop)
+}
+
+/// The documents with which identity tokens are checked, as the edge serves them.
+#[derive(Debug)]
+struct Identities(Api);
+
+#[async_trait]
+impl Documents for Identities {
+    async fn get(&self, path: &str) -> Option<Vec<u8>> {
+        self.0.identity_document(path).await
+    }
 }
 
 /// Serves the directory to the host, and a part of it to the keys.

@@ -22,13 +22,16 @@ use perch_types::build::{BUILD_HEADER, BuildEvent};
 use perch_types::exec::{ExecExit, Frame, UPGRADE, decode, encode};
 use perch_types::id::{InstanceId, ulid};
 use perch_types::image::ImageRef;
+use perch_types::ips::IpAssignment;
 use perch_types::labels::LabelChange;
-use perch_types::secrets::{AppSecret, AppSecrets, UpdateSecrets, UpdatedSecrets};
+use perch_types::secret_keys::SetSecretKey;
 use perch_types::{
     ApiError, Code, MachineConfig, MachineId, MachineState, OrgSlug, Region, Secret, Timestamp,
 };
 use serde::Serialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::fake_app;
 
 /// The token that the fake accepts.
 pub(crate) const TOKEN: &str = "secret-token";
@@ -82,7 +85,11 @@ pub(crate) struct World {
     pub(crate) requests: Vec<CreateMachineRequest>,
     /// The app's secrets.
     pub(crate) secrets: BTreeMap<String, String>,
-    secrets_version: u64,
+    pub(crate) secrets_version: u64,
+    /// The app's secret keys: what was sent of each.
+    pub(crate) secret_keys: BTreeMap<String, SetSecretKey>,
+    /// The app's addresses.
+    pub(crate) ips: Vec<IpAssignment>,
     counter: u64,
     port: u16,
 }
@@ -149,6 +156,7 @@ impl World {
                 internal_numeric_id: 1,
             },
             created_at: Timestamp::from_unix_ms(THEN),
+            cname_target: format!("{name}.localhost"),
             hostname: format!("{name}.localhost"),
             app_role: None,
         };
@@ -262,7 +270,7 @@ impl World {
     }
 }
 
-fn json(status: u16, value: &impl Serialize) -> Response {
+pub(crate) fn json(status: u16, value: &impl Serialize) -> Response {
     let status = StatusCode::from_u16(status).unwrap();
     (status, serde_json::to_string(value).unwrap()).into_response()
 }
@@ -306,7 +314,13 @@ async fn serve(State(fake): State<Fake>, request: Request) -> Response {
             }
             machines(&mut world, &parts.method, rest, &body)
         }
-        ["v1", "apps", _, "secrets"] => secrets(&mut world, &parts.method, &body),
+        ["v1", "apps", _, "secretkeys", rest @ ..] => {
+            fake_app::secret_keys(&mut world, &parts.method, rest, &body)
+        }
+        ["v1", "apps", _, "secrets"] => fake_app::secrets(&mut world, &parts.method, &body),
+        ["v1", "apps", _, "ip_assignments", rest @ ..] => {
+            fake_app::ips(&mut world, &parts.method, rest, &body)
+        }
         ["v1", "apps", _, "builds"] => {
             world.contexts.push(body);
             let header = parts.headers.get(BUILD_HEADER).unwrap().to_str().unwrap().to_owned();
@@ -315,31 +329,6 @@ async fn serve(State(fake): State<Fake>, request: Request) -> Response {
         }
         rest => platform(&mut world, &parts.method, rest, &body),
     }
-}
-
-fn secrets(world: &mut World, method: &Method, body: &Bytes) -> Response {
-    if method == Method::POST {
-        let update: UpdateSecrets = serde_json::from_slice(body).unwrap();
-        for (name, value) in update.values {
-            match value {
-                Some(value) => world.secrets.insert(name, value.expose().to_owned()),
-                None => world.secrets.remove(&name),
-            };
-        }
-        world.secrets_version += 1;
-    }
-    let version = world.secrets_version;
-    let secrets = world.secrets.keys().map(|name| AppSecret {
-        name: name.clone(),
-        digest: "0011223344556677".to_owned(),
-        created_at: Timestamp::from_unix_ms(THEN),
-        updated_at: Timestamp::from_unix_ms(THEN),
-    });
-    let secrets = secrets.collect();
-    if method == Method::POST {
-        return json(200, &UpdatedSecrets { secrets, version, version_older: version });
-    }
-    json(200, &AppSecrets { secrets, version })
 }
 
 fn edge(world: &World, headers: &HeaderMap) -> Response {

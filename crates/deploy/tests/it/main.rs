@@ -7,6 +7,8 @@ mod apply;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+mod fake_app;
+#[cfg(test)]
 mod plans;
 #[cfg(test)]
 mod verdicts;

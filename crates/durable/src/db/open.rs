@@ -64,13 +64,16 @@ pub(super) fn prepared(path: &Path, migrations: &[&str]) -> Result<Connection, E
 
 /// Returns whether the disk had no room for what opening takes.
 pub(super) fn is_full(error: &Error) -> bool {
-    match error {
-        Error::Open { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
-        Error::OpenDatabase { source, .. }
-        | Error::Migrate { source, .. }
-        | Error::Sql { source, .. } => fault(source) == Some(Fault::Full),
-        _ => false,
+    if let Error::Open { source, .. } = error {
+        return source.kind() == std::io::ErrorKind::StorageFull;
     }
+    if let Error::OpenDatabase { source, .. }
+    | Error::Migrate { source, .. }
+    | Error::Sql { source, .. } = error
+    {
+        return fault(source) == Some(Fault::Full);
+    }
+    false
 }
 
 fn writer(path: &Path) -> Result<Connection, Error> {

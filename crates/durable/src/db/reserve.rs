@@ -48,7 +48,7 @@ impl Reserve {
             return Ok(());
         }
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let found = statvfs(folder.unwrap_or(Path::new(".")))?;
+        let found = statvfs(folder.unwrap_or_else(|| Path::new(".")))?;
         let free = found.f_bavail.saturating_mul(found.f_frsize);
         if free < self.bytes.saturating_add(self.bytes / 2) {
             return Err(ErrorKind::StorageFull.into());

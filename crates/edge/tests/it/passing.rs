@@ -260,3 +260,23 @@ fn changes_of_routes_drop_no_request() {
     });
     assert!(first.count() > 0 && second.count() > 0);
 }
+
+#[test]
+fn the_platforms_own_documents_are_at_a_host_name_of_their_own() {
+    let world = World::new(Vec::new());
+    let found = world.get("oidc", "/personal/.well-known/jwks");
+    assert!(found.starts_with("HTTP/1.1 200 "), "{found}");
+    assert!(found.contains("content-type: application/json") && found.ends_with("{\"keys\":[]}"));
+    for path in ["/personal/.well-known/other", "/"] {
+        let none = world.get("oidc", path);
+        assert!(none.starts_with("HTTP/1.1 404 "), "{none}");
+    }
+    let post = world.raw(
+        b"POST /personal/.well-known/jwks HTTP/1.1\r\nHost: oidc.perch.localhost\r\n\
+          Connection: close\r\nContent-Length: 0\r\n\r\n",
+    );
+    assert!(post.starts_with("HTTP/1.1 404 "), "{post}");
+    // An app is not found there, and the documents at no app.
+    let app = world.get("web", "/personal/.well-known/jwks");
+    assert!(!app.contains("\"keys\""), "{app}");
+}

@@ -251,6 +251,10 @@ impl World {
         let config = Config {
             listeners: vec![listener],
             domain: "perch.localhost".to_owned(),
+            issuer: Some(perch_edge::Issuer {
+                host: "oidc.perch.localhost".to_owned(),
+                documents: Arc::new(OneDocument),
+            }),
             region: "ams".parse().unwrap(),
             host_id: HostId::from_bits(1),
             host: HostClient::new(&socket),
@@ -293,6 +297,17 @@ impl World {
             )
             .as_bytes(),
         )
+    }
+}
+
+/// Documents of the platform: one, at one path.
+#[derive(Debug)]
+struct OneDocument;
+
+#[async_trait::async_trait]
+impl perch_edge::Documents for OneDocument {
+    async fn get(&self, path: &str) -> Option<Vec<u8>> {
+        (path == "/personal/.well-known/jwks").then(|| b"{\"keys\":[]}".to_vec())
     }
 }
 

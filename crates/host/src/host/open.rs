@@ -27,6 +27,7 @@ use crate::images::StoredImages;
 use crate::layers::{Cloning, Layers};
 use crate::mounts::Mounts;
 use crate::networks::KernelNetworks;
+use crate::policies::KeptPolicies;
 use crate::schema::{HOST, HostRow, ONLY, QUEUES, RECORDS};
 use crate::secrets::{AppKeys, SealedSecrets};
 use crate::shared::{Begin, Shared};
@@ -88,12 +89,18 @@ impl Host {
             deps.keys,
             Arc::clone(&deps.clock),
         )?;
+        let policies = KeptPolicies::open(
+            config.data_dir.join("policies"),
+            Arc::clone(&deps.store),
+            Arc::clone(&deps.clock),
+        )?;
         let effects = Effects {
             images: Arc::new(images),
             rootfs: Arc::new(layers),
             networks: Arc::new(networks),
             volumes: Arc::new(pool),
             secrets: Arc::new(secrets),
+            policies: Arc::new(policies),
             runtime: Arc::new(runtime),
             clock: deps.clock,
         };

@@ -49,6 +49,7 @@ impl Shared {
             })
         };
         self.effects.secrets.forget_unused(&is_named_app).await.map_err(refused)?;
+        self.effects.policies.forget_unused(&is_named_app).await.map_err(refused)?;
         let is_named = |digest: &Digest| self.names_image(digest);
         images.unmount_unused(&is_named).await.map_err(refused)?;
         let stored = images.list().await.map_err(refused)?;

@@ -6,6 +6,8 @@
 //! no shared segment. One nftables table judges all of them by interface group, routing table
 //! and network, so that attaching a machine costs a handful of netlink messages and no rule.
 //!
+//! What an app's network policies leave open is a table in the machine's own namespace.
+//!
 //! Opening it turns on IP forwarding for the whole host, as every container engine does.
 
 mod address;
@@ -15,6 +17,7 @@ mod listeners;
 mod namespace;
 mod netlink;
 mod nft;
+mod policy;
 mod public;
 mod rules;
 mod slots;
@@ -23,10 +26,11 @@ mod sysctl;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::thread;
 
 use perch_types::MachineId;
+use perch_types::network_policy::Allowed;
 use tokio::sync::{mpsc, oneshot};
 
 pub use address::{
@@ -37,6 +41,7 @@ pub use config::{CONNECTIONS_MAX, INTERFACE_GROUP, MTU_BYTES, NetworkConfig};
 pub use listeners::{ListenSocket, Listener, SocketDiag};
 pub use namespace::{tcp_socket, tcp_socket_inside};
 pub(crate) use public::public_address;
+pub use public::public_addresses;
 pub use slots::{Exhausted, QUARANTINE_MS, Slots};
 
 use links::Links;
@@ -244,6 +249,16 @@ impl Network {
     ) -> Result<Attached, Error> {
         let attached = self.addresses(&machine)?;
         self.run(move |worker| worker.attach(&namespace, &machine, attached)).await
+    }
+
+    /// Closes the network namespace of a machine that does not run yet but for what is allowed. May
+    /// run twice.
+    ///
+    /// # Errors
+    /// When the kernel or nft refuse.
+    pub async fn confine(&self, namespace: OwnedFd, allowed: Allowed) -> Result<(), Error> {
+        let rules = policy::ruleset(&allowed, self.pool);
+        self.run(move |_| namespace::inside(namespace.as_fd(), || nft::load(&rules))).await
     }
 
     /// Removes a machine's interface; returns whether there was one.

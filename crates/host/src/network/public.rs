@@ -13,7 +13,12 @@ const FAR: [(IpAddr, IpAddr); 2] = [
 /// Returns the address that requests to the internet come from, if it is a public one: IPv6 first,
 /// as it is in the contract (5.4). Behind somebody else's translation of addresses there is none.
 pub(crate) fn public_address() -> Option<IpAddr> {
-    FAR.iter().filter_map(|(any, far)| source(*any, *far)).find(|address| is_public(*address))
+    public_addresses().next()
+}
+
+/// Returns the public addresses of both families.
+pub fn public_addresses() -> impl Iterator<Item = IpAddr> {
+    FAR.iter().filter_map(|(any, far)| source(*any, *far)).filter(|address| is_public(*address))
 }
 
 fn source(any: IpAddr, far: IpAddr) -> Option<IpAddr> {

@@ -7,7 +7,7 @@ use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use perch_types::directory::VolumeRecord;
-use perch_types::host::{CreateVolume, HostSnapshot, VolumeCommand};
+use perch_types::host::{CreateVolume, HostSnapshot, PoolRoom, VolumeCommand};
 use perch_types::{ApiError, Code, SnapshotId, VolumeId};
 
 use super::{Answer, Refusal, body, internal};
@@ -20,6 +20,7 @@ pub(super) fn routes() -> Router<Host> {
         .route("/volumes/{id}/command", post(command))
         .route("/volumes/{id}/snapshots", get(snapshots))
         .route("/snapshots/{id}", get(snapshot))
+        .route("/pool", get(pool))
 }
 
 fn volume_id(text: &str) -> Result<VolumeId, Refusal> {
@@ -37,6 +38,10 @@ async fn create(
 
 async fn list(State(host): State<Host>) -> Json<Vec<VolumeRecord>> {
     Json(host.volumes())
+}
+
+async fn pool(State(host): State<Host>) -> Answer<PoolRoom> {
+    Ok(Json(host.pool_room().await?))
 }
 
 async fn one(State(host): State<Host>, Path(id): Path<String>) -> Answer<VolumeRecord> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use perch_durable::{Ended, Journal, OpenRun, drive};
 use perch_types::directory::VolumeRecord;
-use perch_types::host::{CreateVolume, HostSnapshot, VolumeCommand, VolumeSource};
+use perch_types::host::{CreateVolume, HostSnapshot, PoolRoom, VolumeCommand, VolumeSource};
 use perch_types::volume::{DESTROY_DELAY_MS, GIB, SIZE_GB_MAX, SNAPSHOTS_MAX, VolumeState};
 use perch_types::{ApiError, Code, SnapshotId, Timestamp, VolumeId};
 
@@ -35,6 +35,16 @@ impl Host {
     #[must_use]
     pub fn volumes(&self) -> Vec<VolumeRecord> {
         self.shared.volumes.all().into_iter().map(|known| known.row.record).collect()
+    }
+
+    /// Returns what the pool of volumes has left.
+    ///
+    /// # Errors
+    /// When the pool cannot be read.
+    pub async fn pool_room(&self) -> Result<PoolRoom, ApiError> {
+        let room = self.shared.effects.volumes.room().await.map_err(|fault| fault.error)?;
+        let left = (room.total_bytes / GIB).saturating_sub(self.shared.promised_gb());
+        Ok(PoolRoom { free_gb: if room.free_bytes == 0 { 0 } else { left } })
     }
 
     /// Returns a volume with how full it is now.
@@ -202,6 +212,11 @@ impl Shared {
         self.effects.volumes.own_bytes(volume).await.map_err(|fault| fault.error)
     }
 
+    /// Returns what volumes may hold together.
+    fn promised_gb(&self) -> u64 {
+        self.volumes.all().iter().map(|known| u64::from(known.row.record.size_gb)).sum()
+    }
+
     /// Refuses what the pool has no room for: a volume of so many more GiB, or a copy of which so
     /// many bytes may have to be written anew. What volumes may hold together never exceeds the
     /// pool, and what they may still write is free in it and on the disk below, so that one that
@@ -212,8 +227,7 @@ impl Shared {
         if room.free_bytes == 0 {
             return Err(ApiError::new(Code::NoSpace, "the pool of volumes is full").with_hint(hint));
         }
-        let promised_gb: u64 =
-            self.volumes.all().iter().map(|known| u64::from(known.row.record.size_gb)).sum();
+        let promised_gb = self.promised_gb();
         let wanted = promised_gb.saturating_add(more_gb).saturating_mul(GIB);
         let refused = |text| ApiError::new(Code::InsufficientCapacity, text).with_hint(hint);
         if wanted > room.total_bytes {

@@ -24,10 +24,11 @@ pub struct PlacementsRequest {
     /// How many; 0 or nothing asks how many each region has room for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
-    /// The volume that each mounts. Not supported by this server yet.
+    /// The volume that each mounts: one of this name that no machine has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_name: Option<String>,
-    /// That volume's size. Not supported by this server yet.
+    /// That volume's size at least. Where there is none of the name, or no name, a new one of this
+    /// size counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_size_bytes: Option<u64>,
     /// What counts more: `region` (the order of preference) or `spread` (as many in each). Equal

@@ -3,6 +3,7 @@
 use super::*;
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn containers_are_refused_by_path_and_with_what_is_allowed() {
     let with = |mut first: Value, more: Value| {
         let mut web = json!({"name": "web", "image": "web:1"});

@@ -27,9 +27,6 @@ pub(crate) struct RunArgs {
     /// Program and arguments instead of the image's
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
-    /// File with a machine's configuration as JSON; options win over what it says
-    #[arg(long, value_name = "FILE")]
-    machine_config: Option<PathBuf>,
     /// Name of the machine
     #[arg(short, long)]
     name: Option<String>,
@@ -57,6 +54,9 @@ pub(crate) struct RunArgs {
     /// Do not wait for its start
     #[arg(short, long)]
     detach: bool,
+    /// Machine's configuration as a JSON file; options win over it
+    #[arg(long, value_name = "FILE")]
+    machine_config: Option<PathBuf>,
 }
 
 /// The words of `--restart`.

@@ -18,14 +18,14 @@ const WRITES: usize = 4096;
 
 /// Keeps the state file from taking any write, until it is dropped.
 struct Jam {
-    release: mpsc::Sender<()>,
+    release: mpsc::SyncSender<()>,
     db: Db,
 }
 
 impl Jam {
     fn new(db: &Db) -> Self {
-        let (begun, begins) = mpsc::channel();
-        let (release, released) = mpsc::channel::<()>();
+        let (begun, begins) = mpsc::sync_channel(1);
+        let (release, released) = mpsc::sync_channel::<()>(1);
         drop(db.write(move |_| {
             begun.send(()).unwrap();
             let _released = released.recv();
@@ -111,6 +111,7 @@ fn update(bits: u64, config: &serde_json::Value) -> Command {
         config: Box::new(next.config),
         config_digest: next.config_digest,
         skip_launch: false,
+        cordoned: false,
         secrets: SecretsWanted::default(),
     }
 }

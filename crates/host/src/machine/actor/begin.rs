@@ -37,6 +37,14 @@ pub(super) enum Why {
     StandIn(String),
 }
 
+/// What an update wants besides its version.
+struct Wish {
+    /// Do not start what does not run.
+    skip_launch: bool,
+    /// The edge sends it nothing from now on.
+    cordoned: bool,
+}
+
 impl Actor {
     /// Begins what waits, if anything does.
     pub(super) async fn begin_next(&mut self) {
@@ -150,7 +158,7 @@ impl Actor {
                     upper,
                     secrets,
                 };
-                self.begin_update(next, skip_launch, cordoned).await
+                self.begin_update(next, Wish { skip_launch, cordoned }).await
             }
             host::Command::Destroy { .. } => self.begin_destroy(true).await,
             host::Command::SetCordoned { cordoned } => {
@@ -258,8 +266,7 @@ impl Actor {
     async fn begin_update(
         &mut self,
         next: Version,
-        skip_launch: bool,
-        cordoned: bool,
+        Wish { skip_launch, cordoned }: Wish,
     ) -> Result<(), ApiError> {
         let mut record = self.record.clone();
         record.cordoned |= cordoned;

@@ -29,6 +29,12 @@ pub(super) async fn attach(work: &mut Work) -> Result<(), Fault> {
     let Some(instance) = &work.instance else {
         return Err(Fault::permanent(Code::Internal, "the cage ended before it was connected"));
     };
+    let allowed = work.shared.allowed_of(&work.record).await?;
+    // Before the interface is there: nothing passes that should not.
+    if !allowed.is_everything() {
+        let namespace = instance.network_namespace()?;
+        work.shared.effects.networks.confine(namespace, allowed).await?;
+    }
     let namespace = instance.network_namespace()?;
     let network = machine_network(&work.record);
     work.shared.effects.networks.attach(namespace, network).await

@@ -272,6 +272,7 @@ impl Server {
             networks: Arc::new(KernelNetworks::open(config.network).await.unwrap()),
             volumes: Arc::new(self.pool()),
             secrets: Arc::new(perch_host::secrets::NoSecrets),
+            policies: Arc::new(perch_host::policies::NoPolicies),
             runtime: Arc::new(runtime),
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
         }

@@ -14,3 +14,4 @@ mod frame;
 mod isolation;
 mod lab;
 mod lifecycle;
+mod policy;

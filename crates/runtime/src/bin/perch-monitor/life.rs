@@ -260,7 +260,7 @@ impl Life {
         // The machine is ending already, or it cannot go on without one of its inits.
         if self.ended.is_none() && !self.shared.state().killed {
             let name = containers::name(&self.shared, container);
-            self.fault.get_or_insert(format!("container {name}: {fault}"));
+            self.fault.get_or_insert_with(|| format!("container {name}: {fault}"));
             self.shared.kill().ok();
         }
     }

@@ -88,7 +88,7 @@ impl Root {
         let api = spec.agent.as_ref().map(|_| Api::make()).transpose()?;
         let mounted = idmap.as_root_of_machine(|| {
             mount_overlay(&path)?;
-            several.finish(spec, &path, &stage)?;
+            Several::finish(spec, &path, &stage)?;
             for (index, root) in std::iter::once(&path).chain(&several.roots).enumerate() {
                 for one in &spec.mounts {
                     mount_folder(&idmap, root, one)?;

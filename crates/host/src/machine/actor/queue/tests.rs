@@ -175,7 +175,15 @@ fn an_end_does_not_wait_for_the_room_that_it_frees() {
     };
     let launched = || match update(1) {
         Command::Update { instance, epoch, config, config_digest, secrets, .. } => {
-            Command::Update { instance, epoch, config, config_digest, secrets, skip_launch: false }
+            Command::Update {
+                instance,
+                epoch,
+                config,
+                config_digest,
+                secrets,
+                cordoned: false,
+                skip_launch: false,
+            }
         }
         other => other,
     };
@@ -193,7 +201,8 @@ fn an_end_does_not_wait_for_the_room_that_it_frees() {
         (vec![launched(), stop(), destroy()], "destroy true"),
         (vec![destroy()], "destroy true"),
     ] {
-        let queued = commands.into_iter().map(|command| Queued { command, image: None });
+        let queued =
+            commands.into_iter().map(|command| Queued { command, image: None, others: Vec::new() });
         let mut queued: VecDeque<Queued> = queued.collect();
         let before: Vec<String> = queued.iter().map(name).collect();
         let changed = put_end_first(&mut queued);

@@ -105,7 +105,7 @@ impl Several {
 
     /// Mounts the overlays of the further containers and the shared volumes in all of them; the
     /// caller does as root of the machine, in the folder of the stage.
-    pub(super) fn finish(&self, spec: &BootSpec, first: &Path, stage: &Path) -> Result<(), Error> {
+    pub(super) fn finish(spec: &BootSpec, first: &Path, stage: &Path) -> Result<(), Error> {
         for (index, container) in spec.containers.iter().enumerate() {
             let [image, changes, work, root] = names(index);
             let root = if index == 0 { first.to_owned() } else { stage.join(root) };
