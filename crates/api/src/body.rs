@@ -58,8 +58,9 @@ impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for SecretJson<T> {
             } else if fault.starts_with("missing field") {
                 format!("{path}: {fault}")
             } else {
-                let (line, column) = (reason.line(), reason.column());
-                format!("{path}: is not of the kind it must be, at line {line} column {column}")
+                // What follows the last of these words is of the type, not of the value.
+                let expected = fault.rsplit_once(", expected ").map_or("another", |it| it.1);
+                format!("{path}: is not of the kind it must be; expected {expected}")
             };
             Failure::new(Code::InvalidRequest, text)
         })?;

@@ -163,8 +163,11 @@ async fn write_and_ask(
         Ok(made) => {
             placement.made = true;
             let expected = Expected::Revision(revision);
-            let written = put_doc(store, &key, &placement, expected).await;
-            written.map_err(fault("write a volume's placement"))?;
+            match put_doc(store, &key, &placement, expected).await {
+                // The reconciler was faster.
+                Ok(_) | Err(perch_store::Error::Conflict { .. }) => {}
+                Err(error) => return Err(fault("write a volume's placement")(error).into()),
+            }
             follow(&shared, &made).await;
             Ok(made)
         }

@@ -1,5 +1,5 @@
-//! What is to be done about volumes without anybody asking again: half-made ones are taken back,
-//! those of deleted apps are destroyed, documents of those that are gone are removed.
+//! What is to be done about volumes without anybody asking again: half-made ones are taken up if
+//! their host has them, those of deleted apps are destroyed, documents of those that are gone are removed.
 //!
 //! Never destroys a volume for want of a document, and never forgets one that its host has lost:
 //! that host may have been restored from an older state.
@@ -25,28 +25,35 @@ enum Verdict {
     Wait,
     /// Tell its host to destroy it.
     Destroy,
+    /// Write down that it is there: whoever asked its host for it did not come to that. It is
+    /// listed, so it must not go without a word.
+    Made,
     /// Write down that it goes: whoever told its host to destroy it did not come to that.
     Going,
     /// Remove its document.
     Forget,
 }
 
-/// Decides about a volume: whether nobody wants it any more, whether its host may be making it,
+/// Decides about a volume: whether its app was deleted, whether the time of its creation is over,
 /// and what its host says, if it answered.
 fn verdict(
     placement: &VolumePlacementDoc,
-    (is_unwanted, is_coming): (bool, bool),
+    (is_buried, is_late): (bool, bool),
     on_host: Option<Option<&VolumeRecord>>,
 ) -> Verdict {
+    let is_half = !placement.made;
+    let is_unwanted = is_buried || (is_half && is_late);
     match on_host {
         None if is_unwanted => Verdict::Wait,
         None => Verdict::Leave,
-        Some(None) if is_unwanted && is_coming => Verdict::Wait,
+        // Its host may be making it.
+        Some(None) if is_unwanted && is_half && !is_late => Verdict::Wait,
+        Some(None) if is_unwanted || placement.going => Verdict::Forget,
         Some(Some(record)) if record.state.is_going() && placement.made && !placement.going => {
             Verdict::Going
         }
-        Some(None) if is_unwanted || placement.going => Verdict::Forget,
-        Some(Some(record)) if is_unwanted && !record.state.is_going() => match record.attached {
+        Some(Some(record)) if is_half && !is_buried && record.state.is_usable() => Verdict::Made,
+        Some(Some(record)) if is_buried && !record.state.is_going() => match record.attached {
             // Its machine goes first.
             Some(_) => Verdict::Wait,
             None => Verdict::Destroy,
@@ -85,9 +92,7 @@ pub(crate) async fn pass(
         let is_late = placement.created_at.plus(CREATION_TIME) <= now;
         let on_host = hosts.get(&placement.host).map(|volumes| volumes.get(&id));
         let doc = (org, id);
-        let is_coming = !placement.made && !is_late;
-        let is_unwanted = buried || (!placement.made && is_late);
-        match verdict(&placement, (is_unwanted, is_coming), on_host) {
+        match verdict(&placement, (buried, is_late), on_host) {
             Verdict::Leave => {}
             Verdict::Wait => {
                 is_done = false;
@@ -101,6 +106,15 @@ pub(crate) async fn pass(
                 let expected = Expected::Revision(found.revision);
                 let written = put_doc(store, &doc, &going, expected).await;
                 written.map_err(fault("write a volume's placement"))?;
+            }
+            Verdict::Made => {
+                let made = VolumePlacementDoc { made: true, ..placement };
+                let written = put_doc(store, &doc, &made, Expected::Revision(found.revision));
+                match written.await {
+                    // Whoever asked for it was still there.
+                    Ok(_) | Err(perch_store::Error::Conflict { .. }) => {}
+                    Err(error) => return Err(fault("write a volume's placement")(error)),
+                }
             }
             Verdict::Going => {
                 let going = VolumePlacementDoc { going: true, ..placement };
@@ -186,7 +200,7 @@ mod tests {
 
     #[test]
     fn nothing_is_destroyed_that_nobody_gave_up_and_nothing_is_forgotten_that_is_there() {
-        use Verdict::{Destroy, Forget, Going, Leave, Wait};
+        use Verdict::{Destroy, Forget, Going, Leave, Made, Wait};
         let free = record(VolumeState::Created, false);
         let held = record(VolumeState::Created, true);
         let gone = record(VolumeState::PendingDestroy, false);
@@ -196,7 +210,9 @@ mod tests {
             (true, false, false, true, None, Leave),
             (false, false, false, false, Some(None), Leave),
             (false, false, false, true, Some(None), Forget),
-            (false, false, false, true, Some(Some(&free)), Destroy),
+            (false, false, false, false, Some(Some(&free)), Made),
+            (false, false, false, true, Some(Some(&free)), Made),
+            (false, false, true, true, Some(Some(&free)), Destroy),
             (false, false, false, true, None, Wait),
             (true, false, true, false, Some(Some(&held)), Wait),
             (true, false, true, false, Some(Some(&free)), Destroy),
@@ -207,9 +223,7 @@ mod tests {
             (true, true, false, true, Some(Some(&gone)), Leave),
             (true, true, false, true, Some(None), Forget),
         ] {
-            let unwanted = buried || (!made && late);
-            let coming = !made && !late;
-            let found = verdict(&placement((made, going)), (unwanted, coming), on_host);
+            let found = verdict(&placement((made, going)), (buried, late), on_host);
             assert_eq!(found, expected, "{made} {going} {buried} {late} {on_host:?}");
         }
     }

@@ -116,12 +116,19 @@ impl Cloud {
                 self.kill_inside(&id, who)?;
             }
         }
+        // With a hierarchy of the first version a frozen process takes no signal, not even this.
+        let thaw = format!(
+            "find /sys/fs/cgroup -path '*/{}*' -name freezer.state \
+               -exec sh -c 'echo THAWED >$0' {{}} \\;",
+            self.instance
+        );
+        Command::new("sh").args(["-c", &thaw]).status().context("run sh")?;
         wait_for("the machines to end", REST, || {
             let reality = Reality::look(&place).ok()?;
             (!reality.has_processes()).then_some(())
         })?;
         let script = format!(
-            "for mount in $(grep -o '{0}[^ ]*' /proc/self/mounts | sort -r); do \
+            "for mount in $(cut -d ' ' -f 2 /proc/self/mounts | grep '^{0}/' | sort -r); do \
                umount -l $mount || exit 1; done; rm -rf {0}/r; \
              find /sys/fs/cgroup -depth -type d -path '*/{1}*' -exec rmdir {{}} \\;",
             self.folder.path().display(),

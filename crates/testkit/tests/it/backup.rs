@@ -17,8 +17,8 @@ fn a_backup_of_a_running_server_is_restored_onto_an_empty_one() {
     let key = "/v1/apps/web/secretkeys/box";
     let made = json!({"type": "nacl_secretbox"});
     cloud.must("POST", &format!("{key}/generate"), &made).unwrap();
-    let text = json!({"plaintext": "aGVsbG8="});
-    let sealed = cloud.must("POST", &format!("{key}/encrypt"), &text).unwrap();
+    let plain = json!({"plaintext": "aGVsbG8="});
+    let sealed = cloud.must("POST", &format!("{key}/encrypt"), &plain).unwrap();
     let services: Value = serde_json::from_str(super::survival::SERVICE).unwrap();
     let config = json!({"image": image, "services": services, "env": {"COLOUR": "green"}});
     let runs = cloud.machine("web", &config, "started").unwrap();
@@ -67,7 +67,7 @@ fn a_backup_of_a_running_server_is_restored_onto_an_empty_one() {
     assert_eq!(env.status, 200);
     assert!(env.text().lines().any(|line| line == "TOKEN=sealed"), "{}", env.text());
     let opened = cloud.must("POST", &format!("{key}/decrypt"), &sealed).unwrap();
-    assert_eq!(opened, text, "what was encrypted before is decrypted after");
+    assert_eq!(opened, plain, "what was encrypted before is decrypted after");
     assert_eq!(cloud.machine_of("web", &rests).unwrap()["state"], "stopped");
     let start = format!("/v1/apps/web/machines/{rests}/start");
     cloud.must("POST", &start, &Value::Null).unwrap();

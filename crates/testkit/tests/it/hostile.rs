@@ -13,11 +13,12 @@ const BREATH: Duration = Duration::from_millis(50);
 /// Requests that a neighbour answers meanwhile, at least.
 const REQUESTS_MIN: usize = 20;
 
-fn greedy(cloud: &Cloud, script: &str, policy: &str) -> String {
+fn greedy(cloud: &Cloud, script: &str, policy: &str, memory_mb: u32) -> String {
     let config = json!({
         "image": "registry.internal/greedy:latest",
         "init": {"exec": ["/bin/sh", "-c", script]},
         "restart": {"policy": policy},
+        "guest": {"cpu_kind": "shared", "cpus": 1, "memory_mb": memory_mb},
     });
     let body = json!({"config": config});
     let machine = cloud.must("POST", "/v1/apps/greedy/machines", &body).unwrap();
@@ -68,13 +69,15 @@ fn x1_machines_that_take_all_they_can_get_harm_nobody_else() {
         cloud.machine("web", &json!({"image": image, "services": services}), "started").unwrap();
     assert_eq!(cloud.get("web", "/").unwrap().status, 200);
 
-    let memory = greedy(&cloud, "exec tail /dev/zero", "always");
-    let log = greedy(&cloud, "exec yes", "no");
-    let processes = greedy(&cloud, "while sleep 1000 & do :; done", "no");
+    let memory = greedy(&cloud, "exec tail /dev/zero", "always", 256);
+    let log = greedy(&cloud, "exec yes", "no", 256);
+    // With memory for more processes than it may have.
+    let processes = greedy(&cloud, "while sleep 1000 & do :; done", "no", 2048);
     let files = greedy(
         &cloud,
         "ulimit -n 2048; i=3; while eval \"exec $i<>/dev/null\"; do i=$((i+1)); done; exit 9",
         "no",
+        256,
     );
     let over = AtomicBool::new(false);
     let answers = std::thread::scope(|scope| {

@@ -156,6 +156,7 @@ fn a_full_volume_hurts_nobody_else_and_grows_when_its_machine_says_so() {
         assert_eq!(host.volumes().len(), 2, "nothing is left of what was refused");
         exec(&host, &first, "dd if=/dev/zero of=/data/fill bs=1M count=100 && sync").await.unwrap();
         exec(&host, &first, "rm /data/fill && sync").await.unwrap();
+        drop(filler);
         std::fs::remove_file(server.folder.join("pool/pool/filler")).unwrap();
 
         let fill = "dd if=/dev/zero of=/data/fill bs=1M count=1200 2>&1; sync; echo done";
