@@ -16,6 +16,7 @@ use perch_types::image::{Digest, ImageConfig, ImageRef, Reference};
 use perch_types::network_policy::Allowed;
 use perch_types::volume::{GIB, VolumeUsage};
 use perch_types::{Code, MachineId, VolumeId};
+use tokio::sync::watch;
 
 use crate::effects::{
     CachedImage, Disk, Effects, Fault, Images, LayerWish, Listeners, MountedImage, Networks,
@@ -37,6 +38,8 @@ struct State {
     unknown_images: BTreeSet<String>,
     disks: BTreeMap<Disk, u64>,
     frozen: BTreeSet<Disk>,
+    /// Disks that were made, copied to, grown or removed, in that order.
+    touched: Vec<Disk>,
     used_percent: u64,
 }
 
@@ -44,6 +47,7 @@ struct State {
 #[derive(Debug, Clone, Default)]
 pub struct FakeServer {
     state: Arc<Mutex<State>>,
+    disks_held: watch::Sender<bool>,
     /// Its machines.
     pub runtime: FakeRuntime,
 }
@@ -85,6 +89,24 @@ impl FakeServer {
     pub fn disks(&self) -> (BTreeMap<Disk, u64>, BTreeSet<Disk>) {
         let state = self.state();
         (state.disks.clone(), state.frozen.clone())
+    }
+
+    /// Has whatever is being done to a disk take until this is told to let go.
+    pub fn hold_disks(&self, held: bool) {
+        self.disks_held.send_replace(held);
+    }
+
+    /// Returns how often somebody began to make, copy to, grow or remove a disk.
+    #[must_use]
+    pub fn touches(&self, disk: &Disk) -> usize {
+        self.state().touched.iter().filter(|touched| *touched == disk).count()
+    }
+
+    async fn touch(&self, disk: &Disk) {
+        self.state().touched.push(disk.clone());
+        let mut held = self.disks_held.subscribe();
+        // An error means that nobody can hold it any more.
+        held.wait_for(|held| !*held).await.map(drop).ok();
     }
 
     /// Makes all volumes that full.
@@ -291,8 +313,10 @@ impl VolumeDisks for FakeServer {
     }
 
     async fn make(&self, volume: &VolumeId, bytes: u64) -> Result<VolumeUsage, Fault> {
+        let disk = Disk::Volume(volume.clone());
+        self.touch(&disk).await;
         let mut state = self.state();
-        state.disks.insert(Disk::Volume(volume.clone()), bytes);
+        state.disks.insert(disk, bytes);
         Ok(state.usage(bytes))
     }
 
@@ -300,17 +324,22 @@ impl VolumeDisks for FakeServer {
         self.state().frozen.insert(from.clone());
         // A crash finds it frozen.
         tokio::task::yield_now().await;
+        self.touch(to).await;
         let mut state = self.state();
+        if !state.frozen.remove(from) {
+            return Err(Fault::permanent(Code::Internal, "somebody wrote to what was copied"));
+        }
         let bytes = state.disks.get(from).copied();
         let bytes = bytes.ok_or_else(|| Fault::permanent(Code::Internal, "no such disk"))?;
         state.disks.insert(to.clone(), bytes);
-        state.frozen.remove(from);
         Ok(state.usage(bytes))
     }
 
     async fn grow(&self, volume: &VolumeId, bytes: u64) -> Result<VolumeUsage, Fault> {
+        let disk = Disk::Volume(volume.clone());
+        self.touch(&disk).await;
         let mut state = self.state();
-        let disk = state.disks.get_mut(&Disk::Volume(volume.clone()));
+        let disk = state.disks.get_mut(&disk);
         let disk = disk.ok_or_else(|| Fault::permanent(Code::Internal, "no such disk"))?;
         *disk = bytes.max(*disk);
         let bytes = *disk;
@@ -329,6 +358,7 @@ impl VolumeDisks for FakeServer {
     }
 
     async fn remove(&self, disk: &Disk) -> Result<(), Fault> {
+        self.touch(disk).await;
         self.state().disks.remove(disk);
         Ok(())
     }

@@ -2,7 +2,8 @@
 //!
 //! Never touches a disk itself: the pool does (`effects::VolumeDisks`). Every change is journaled
 //! like a machine's: the record and the run's beginning in one commit, its end and the record in
-//! another. One volume does one thing at a time.
+//! another. One volume does one thing at a time: the task that drives a run has the turns of all
+//! volumes that it touches, until it ends.
 //!
 //! `record` is what is kept, `run` the steps, `command` what is asked for, `tend` what happens by
 //! itself, `pool` the disk.
@@ -100,16 +101,11 @@ impl Book {
         })
     }
 
-    /// Takes the row of a volume that is being made; whoever makes it has the first turn, before
-    /// anybody else sees it.
-    pub(crate) fn put_new(&self, row: &VolumeRow) -> (Arc<Entry>, Option<Turn>) {
-        let entry = Arc::new(Entry::of(row));
-        let turn = entry.try_turn();
+    /// Takes a new volume that was committed, whose turn its maker has.
+    pub(crate) fn put_new(&self, entry: &Arc<Entry>) {
+        let id = entry.known().row.record.id;
         let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
-        let known =
-            Arc::clone(volumes.entry(row.record.id.clone()).or_insert_with(|| Arc::clone(&entry)));
-        let is_first = Arc::ptr_eq(&known, &entry);
-        (known, turn.filter(|_| is_first))
+        volumes.entry(id).or_insert_with(|| Arc::clone(entry));
     }
 
     /// Takes a row that was committed, unless a newer one is known.
@@ -285,3 +281,6 @@ impl Shared {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use perch_types::volume::{DESTROY_DELAY_MS, GIB, SIZE_GB_MAX, SNAPSHOTS_MAX, Vol
 use perch_types::{ApiError, Code, SnapshotId, Timestamp, VolumeId};
 
 use super::record::{SnapshotRow, VolumeRow};
-use super::run::{Intent, Left, Work};
+use super::run::{Intent, Left, Work, keep_changes};
 use super::{Entry, Turn, change};
 use crate::Host;
 use crate::effects::Room;
@@ -21,6 +21,19 @@ use crate::shared::Shared;
 
 /// How long an answer waits for the end of what was asked for; it goes on without the answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// With what a run begins.
+#[derive(Debug)]
+pub(super) struct Start {
+    /// The volume.
+    pub(super) entry: Arc<Entry>,
+    /// Its turn, and that of what it is made of.
+    pub(super) turns: Vec<Turn>,
+    /// What is to be done.
+    pub(super) intent: Intent,
+    /// The snapshot that is to be made.
+    pub(super) snapshot: Option<SnapshotRow>,
+}
 
 impl Host {
     /// Makes a volume. The same request again gets the same answer.
@@ -115,7 +128,7 @@ fn no_snapshot(id: &SnapshotId) -> ApiError {
 }
 
 impl Shared {
-    async fn create_volume(
+    pub(super) async fn create_volume(
         self: &Arc<Self>,
         asked: CreateVolume,
     ) -> Result<VolumeRecord, ApiError> {
@@ -159,7 +172,7 @@ impl Shared {
             host: self.id.clone(),
             region: self.config.region.clone(),
             generation,
-            state: intent.under_way(VolumeState::Creating),
+            state: VolumeState::Creating,
             size_gb: asked.size_gb,
             attached: None,
             usage: Default::default(),
@@ -171,14 +184,10 @@ impl Shared {
             updated_at: now,
         };
         let row = VolumeRow { record, backed_up_unix_ms: now.unix_ms() };
-        let open = self.begin_volume_run(row.clone(), None, &intent).await?;
-        let (entry, turn) = self.volumes.put_new(&row);
-        turns.push(match turn {
-            Some(turn) => turn,
-            None => turn_of(&entry).await?,
-        });
-        self.dirty.notify_one();
-        self.drive_volume((entry, turns), open, intent).await
+        // Nobody else sees it yet, so its first turn is free.
+        let entry = Arc::new(Entry::of(&row));
+        turns.extend(entry.try_turn());
+        self.run_volume(Start { entry, turns, intent, snapshot: None }).await
     }
 
     /// Returns the volume that a new one is made of.
@@ -260,7 +269,7 @@ impl Shared {
         size_gb: u32,
     ) -> Result<VolumeRecord, ApiError> {
         let entry = self.volumes.entry(id)?;
-        let turn = turn_of(&entry).await?;
+        let turns = vec![turn_of(&entry).await?];
         let known = entry.known();
         let record = &known.row.record;
         if !record.state.is_usable() {
@@ -277,7 +286,8 @@ impl Shared {
             return Ok(record.clone());
         }
         self.room_for(u64::from(size_gb - record.size_gb), 0).await?;
-        self.run_volume((entry, turn), Intent::Extend { size_gb }, None).await
+        let intent = Intent::Extend { size_gb };
+        self.run_volume(Start { entry, turns, intent, snapshot: None }).await
     }
 
     /// Makes a snapshot. The same id again is the same snapshot.
@@ -291,7 +301,7 @@ impl Shared {
         is_daily: bool,
     ) -> Result<VolumeRecord, ApiError> {
         let entry = self.volumes.entry(id)?;
-        let turn = turn_of(&entry).await?;
+        let turns = vec![turn_of(&entry).await?];
         let known = entry.known();
         let record = &known.row.record;
         if known.snapshots.iter().any(|one| one.id == snapshot) {
@@ -317,7 +327,8 @@ impl Shared {
             retention_days: record.snapshot_retention,
             is_whole: false,
         };
-        self.run_volume((entry, turn), Intent::Snapshot { snapshot, is_daily }, Some(row)).await
+        let (intent, snapshot) = (Intent::Snapshot { snapshot, is_daily }, Some(row));
+        self.run_volume(Start { entry, turns, intent, snapshot }).await
     }
 
     async fn destroy_volume(self: &Arc<Self>, id: &VolumeId) -> Result<VolumeRecord, ApiError> {
@@ -370,19 +381,55 @@ impl Shared {
     /// Begins a run of a volume and waits for its end.
     pub(super) async fn run_volume(
         self: &Arc<Self>,
-        (entry, turn): (Arc<Entry>, Turn),
-        intent: Intent,
-        snapshot: Option<SnapshotRow>,
+        start: Start,
     ) -> Result<VolumeRecord, ApiError> {
+        let Start { entry, turns, intent, snapshot } = start;
         let mut row = entry.known().row;
         row.record.state = intent.under_way(row.record.state);
         (row.record.generation, row.record.updated_at) = self.stamps().stamp();
-        let open = self.begin_volume_run(row.clone(), snapshot.clone(), &intent).await?;
-        self.took(vec![row]);
-        if let Some(snapshot) = snapshot {
-            self.volumes.put_snapshot(snapshot);
+        let (shared, id) = (Arc::clone(self), row.record.id.clone());
+        // From before the first write: a caller that goes away leaves no run that only the file
+        // knows.
+        let work = async move {
+            let open = shared.begin_volume_run(row.clone(), snapshot.clone(), &intent).await?;
+            if intent.makes_volume() {
+                shared.volumes.put_new(&entry);
+            }
+            shared.took(vec![row]);
+            if let Some(snapshot) = snapshot {
+                shared.volumes.put_snapshot(snapshot);
+            }
+            shared.drive_volume(&entry, open, intent).await
+        };
+        self.with_turns(&id, turns, Box::pin(work)).await
+    }
+
+    /// Does something to a volume in a task that has the turns for it: they last as long as it
+    /// does, whatever becomes of the caller. The answer comes at its end, or before when that takes
+    /// long.
+    pub(super) async fn with_turns(
+        self: &Arc<Self>,
+        id: &VolumeId,
+        turns: Vec<Turn>,
+        work: impl Future<Output = Result<VolumeRecord, ApiError>> + Send + 'static,
+    ) -> Result<VolumeRecord, ApiError> {
+        let stopping = self.stopping.clone();
+        let driving = self.tasks.spawn(async move {
+            let _turns = turns;
+            tokio::select! {
+                biased;
+                // As good as a crash: the next agent goes on with it.
+                () = stopping.cancelled() => {
+                    Err(ApiError::new(Code::Unavailable, "the server's agent is ending"))
+                }
+                done = work => done,
+            }
+        });
+        match tokio::time::timeout(ANSWER_TIMEOUT, driving).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(ApiError::new(Code::Internal, "the volume's run was given up")),
+            Err(_) => self.volumes.entry(id).map(|entry| entry.known().row.record),
         }
-        self.drive_volume((entry, vec![turn]), open, intent).await
     }
 
     async fn begin_volume_run(
@@ -396,9 +443,8 @@ impl Shared {
         let frees = matches!(intent, Intent::Purge | Intent::Expire { .. });
         let work = move |tx: &perch_durable::Tx<'_>| {
             let mut row = row.clone();
-            // A machine may have taken or left it since.
             if let Some(now) = VOLUMES.get(tx, &row.record.id)? {
-                row.record.attached = now.record.attached;
+                keep_changes(&mut row, &now);
             }
             VOLUMES.put(tx, &row.record.id, &row)?;
             if let Some(snapshot) = &snapshot {
@@ -414,11 +460,10 @@ impl Shared {
         begun.map_err(|error| self.db_error(&error))
     }
 
-    /// Drives a run that has begun. The answer comes at its end, or before when that takes long;
-    /// nobody else has a turn with what it is about before its end.
+    /// Drives a run that has begun, in a task that has the turns for it.
     pub(super) async fn drive_volume(
         self: &Arc<Self>,
-        (entry, turns): (Arc<Entry>, Vec<Turn>),
+        entry: &Entry,
         open: OpenRun,
         intent: Intent,
     ) -> Result<VolumeRecord, ApiError> {
@@ -432,26 +477,8 @@ impl Shared {
             fault: None,
             left: None,
         };
-        let shared = Arc::clone(self);
-        // Goes on whatever becomes of the caller.
-        let driving = self.tasks.spawn(async move {
-            let _turns = turns;
-            let driven = tokio::select! {
-                biased;
-                // As good as a crash: the next agent goes on with it.
-                () = shared.stopping.cancelled() => None,
-                ended = drive(&shared.journal, open, &mut work) => Some(ended),
-            };
-            match driven {
-                Some(ended) => shared.volume_run_ended(&id, ended.map(|(ended, _)| ended), work),
-                None => Err(ApiError::new(Code::Unavailable, "the server's agent is ending")),
-            }
-        });
-        match tokio::time::timeout(ANSWER_TIMEOUT, driving).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(ApiError::new(Code::Internal, "the volume's run was given up")),
-            Err(_) => Ok(entry.known().row.record),
-        }
+        let ended = drive(&self.journal, open, &mut work).await;
+        self.volume_run_ended(&id, ended.map(|(ended, _)| ended), work)
     }
 
     fn volume_run_ended(

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use perch_durable::{Journal, OpenRun};
 use perch_types::VolumeId;
@@ -14,6 +15,9 @@ use super::{Entry, Turn};
 use crate::error::Error;
 use crate::schema::{SNAPSHOTS, VOLUMES};
 use crate::shared::Shared;
+
+/// How long a run that goes on waits until nothing else is done to its source.
+const SOURCE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 impl Shared {
     /// Reads the volumes and goes on with their runs, which are taken out of `runs`.
@@ -48,11 +52,15 @@ impl Shared {
         for (id, open) in &mine {
             self.thaw_after(id, open).await;
         }
-        for (id, open) in mine {
-            // Nobody else has begun yet.
-            let Ok(entry) = self.volumes.entry(&id) else { continue };
-            let turn = entry.try_turn();
-            self.resume_volume((entry, turn), open);
+        // All turns before the first run: one may want another's volume as its source.
+        let turns = mine.into_iter().filter_map(|(id, open)| {
+            let entry = self.volumes.entry(&id).ok()?;
+            let turn = entry.try_turn()?;
+            Some((entry, turn, open))
+        });
+        let turns: Vec<(Arc<Entry>, Turn, OpenRun)> = turns.collect();
+        for (entry, turn, open) in turns {
+            self.resume_volume(entry, turn, open);
         }
         Ok(())
     }
@@ -78,33 +86,29 @@ impl Shared {
 
     /// Goes on with a run that has stopped: it was parked, or its journal could not be written. What
     /// it met may have changed. Its state alone does not tell: a volume that is copied is as usable
-    /// as before. Returns whether there was such a run.
+    /// as before. Returns whether something has to end before anything else is done to the volume.
     pub(super) fn retry_volume(self: &Arc<Self>, id: &VolumeId) -> bool {
-        let Ok(entry) = self.volumes.entry(id) else { return false };
+        let Ok(entry) = self.volumes.entry(id) else { return true };
         // Whoever drives a run has the turn; with it in hand, a run that is found is nobody's.
-        let Some(turn) = entry.try_turn() else { return false };
+        let Some(turn) = entry.try_turn() else { return true };
         let found = self
             .db
             .read(|snapshot| Journal::unfinished_of(snapshot, id.as_str()))
             .and_then(|run| run.map(|run| self.journal.open(run)).transpose());
         match found {
             Ok(Some(open)) => {
-                self.resume_volume((entry, Some(turn)), open);
+                self.resume_volume(entry, turn, open);
                 true
             }
             Ok(None) => false,
             Err(error) => {
                 tracing::error!(volume = %id, %error, "run cannot be opened");
-                false
+                true
             }
         }
     }
 
-    fn resume_volume(
-        self: &Arc<Self>,
-        (entry, turn): (Arc<Entry>, Option<Turn>),
-        mut open: OpenRun,
-    ) {
+    fn resume_volume(self: &Arc<Self>, entry: Arc<Entry>, turn: Turn, mut open: OpenRun) {
         let id = entry.known().row.record.id;
         let intent: Intent = match serde_json::from_value(open.state().input.clone()) {
             Ok(intent) => intent,
@@ -121,13 +125,39 @@ impl Shared {
         }
         let shared = Arc::clone(self);
         self.tasks.spawn(async move {
-            let turn = match turn {
-                Some(turn) => turn,
-                None => entry.turn().await,
-            };
-            if let Err(error) = shared.drive_volume((entry, vec![turn]), open, intent).await {
+            let mut turns = vec![turn];
+            // A source is whole, so it never waits for what is made of it.
+            if let Some(source) = shared.source_of_run(&intent) {
+                let waited = tokio::select! {
+                    biased;
+                    () = shared.stopping.cancelled() => return,
+                    waited = tokio::time::timeout(SOURCE_TIMEOUT, source.turn()) => waited,
+                };
+                let Ok(turn) = waited else {
+                    tracing::warn!(volume = %id, "run waits for its source");
+                    return;
+                };
+                turns.push(turn);
+            }
+            let driver = Arc::clone(&shared);
+            let work = async move { driver.drive_volume(&entry, open, intent).await };
+            if let Err(error) = shared.with_turns(&id, turns, work).await {
                 tracing::warn!(volume = %id, %error, "run that had stopped did not succeed");
             }
         });
+    }
+
+    /// Returns the other volume that a run reads; nothing when that is no more.
+    fn source_of_run(&self, intent: &Intent) -> Option<Arc<Entry>> {
+        let source = match intent {
+            Intent::Fork { source } => source.clone(),
+            Intent::Restore { snapshot } => self.volumes.snapshot(snapshot)?.0.record.id,
+            Intent::Create
+            | Intent::Extend { .. }
+            | Intent::Snapshot { .. }
+            | Intent::Expire { .. }
+            | Intent::Purge => return None,
+        };
+        self.volumes.entry(&source).ok()
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Never decides whether it may be done: `command` did. Every step may run twice: disks are made
 //! beside their place and moved there, a file system only grows, what is gone is gone, and a copy
-//! first lets go on what an earlier one may have stopped.
+//! first lets go on what an earlier one may have stopped: nobody else can be copying then, because
+//! the run has the turn of what it copies.
 
 use std::sync::Arc;
 
@@ -83,6 +84,12 @@ impl Intent {
             Self::Snapshot { .. } => &[COPY],
             Self::Expire { .. } | Self::Purge => &[REMOVE],
         }
+    }
+
+    /// Returns whether the volume is made by it.
+    #[must_use]
+    pub const fn makes_volume(&self) -> bool {
+        matches!(self, Self::Create | Self::Restore { .. } | Self::Fork { .. })
     }
 
     /// Returns the run for the journal. What makes something has an undo; a volume that grows, and
@@ -279,6 +286,13 @@ impl Work {
     }
 }
 
+/// Keeps what a machine or an update changed since a row was read.
+pub(super) fn keep_changes(row: &mut VolumeRow, now: &VolumeRow) {
+    row.record.attached.clone_from(&now.record.attached);
+    row.record.snapshot_retention = now.record.snapshot_retention;
+    row.record.auto_backup = now.record.auto_backup;
+}
+
 /// Writes what a run left. What a machine or an update changed meanwhile stays.
 fn write(
     tx: &perch_durable::Tx<'_>,
@@ -294,9 +308,7 @@ fn write(
     match &mut left.row {
         Some(row) => {
             if let Some(now) = VOLUMES.get(tx, id)? {
-                row.record.attached = now.record.attached;
-                row.record.snapshot_retention = now.record.snapshot_retention;
-                row.record.auto_backup = now.record.auto_backup;
+                keep_changes(row, &now);
             }
             VOLUMES.put(tx, id, row)
         }

@@ -11,6 +11,7 @@ use perch_types::volume::{VolumeState, VolumeUsage};
 use perch_types::{SnapshotId, VolumeId};
 
 use super::Known;
+use super::command::Start;
 use super::run::Intent;
 use crate::Host;
 use crate::heartbeat::BEAT_MS;
@@ -94,14 +95,10 @@ impl Shared {
         }
     }
 
-    async fn tend_volumes(self: &Arc<Self>) {
+    pub(super) async fn tend_volumes(self: &Arc<Self>) {
         for known in self.volumes.all() {
             if self.stopping.is_cancelled() {
                 return;
-            }
-            let entry = self.volumes.entry(&known.row.record.id);
-            if !entry.is_ok_and(|entry| entry.try_turn().is_some()) {
-                continue;
             }
             if !self.retry_volume(&known.row.record.id) {
                 self.tend_volume(&known).await;
@@ -127,10 +124,10 @@ impl Shared {
         self.note_usage(known).await;
     }
 
-    /// Does something that nobody asked for, if it is still due when its turn comes.
+    /// Does something that nobody asked for, if it is still due and nobody else does something.
     async fn run_alone(self: &Arc<Self>, id: &VolumeId, intent: Intent) {
         let Ok(entry) = self.volumes.entry(id) else { return };
-        let turn = entry.turn().await;
+        let Some(turn) = entry.try_turn() else { return };
         let known = entry.known();
         let now = self.effects.clock.now();
         let is_due = match &intent {
@@ -144,11 +141,12 @@ impl Shared {
             | Intent::Extend { .. }
             | Intent::Snapshot { .. } => false,
         };
-        // It may have been purged while this waited.
+        // It may have been purged before this had its turn.
         if !is_due || self.volumes.entry(id).is_err() {
             return;
         }
-        if let Err(error) = self.run_volume((entry, turn), intent.clone(), None).await {
+        let start = Start { entry, turns: vec![turn], intent: intent.clone(), snapshot: None };
+        if let Err(error) = self.run_volume(start).await {
             tracing::warn!(volume = %id, run = ?intent, %error, "volume was not tended");
         }
     }

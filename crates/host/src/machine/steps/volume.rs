@@ -21,7 +21,7 @@ pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
         };
         let record = work.shared.volumes.entry(&id).map_err(refused)?.known().row.record;
         if record.size_gb < size_gb {
-            work.shared.extend_volume(&id, size_gb).await.map_err(refused)?;
+            Box::pin(work.shared.extend_volume(&id, size_gb)).await.map_err(refused)?;
         }
     }
     Ok(Value::Null)

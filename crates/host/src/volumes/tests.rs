@@ -1,0 +1,204 @@
+//! Volumes on a server that is none: who has the turn, and what becomes of runs that nobody drives.
+
+use std::time::Duration;
+
+use perch_durable::Db;
+use perch_types::OrgSlug;
+use perch_types::directory::VolumeRecord;
+use perch_types::host::{CreateVolume, VolumeSource};
+use perch_types::volume::VolumeState;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::effects::Disk;
+use crate::fake::FakeServer;
+use crate::machine::run::tests::shared_of;
+
+struct Rig {
+    shared: Arc<Shared>,
+    server: FakeServer,
+    _folder: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let (folder, server) = (tempfile::tempdir().unwrap(), FakeServer::new());
+        let db = Db::open(folder.path().join("host.db"), &[]).unwrap();
+        Self { shared: shared_of(&server, &db), server, _folder: folder }
+    }
+
+    /// Ends the agent in the middle of what it does; the next one goes on.
+    async fn restart(&mut self) {
+        self.shared.stopping.cancel();
+        self.wait().await;
+        self.shared = shared_of(&self.server, &self.shared.db);
+        let left = self.shared.journal.unfinished().unwrap().runs.into_iter();
+        let mut runs = left.map(|run| (run.state().owner.clone(), run)).collect();
+        self.shared.recover_volumes(&mut runs).await.unwrap();
+        assert!(runs.is_empty());
+    }
+
+    async fn create(&self, bits: u128, source: VolumeSource) -> VolumeRecord {
+        self.shared.create_volume(asked(bits, source)).await.unwrap()
+    }
+
+    /// Waits until work has begun with a disk, and has the one who asked for it go away.
+    async fn leave(&self, work: JoinHandle<Result<VolumeRecord, ApiError>>, touched: &Disk) {
+        let before = self.server.touches(touched);
+        self.until(|| self.server.touches(touched) > before).await;
+        work.abort();
+        assert!(work.await.unwrap_err().is_cancelled());
+    }
+
+    async fn until(&self, holds: impl Fn() -> bool) {
+        let held = async {
+            while !holds() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), held).await.unwrap();
+    }
+
+    fn has_turn(&self, id: &VolumeId) -> bool {
+        self.shared.volumes.entry(id).unwrap().try_turn().is_some()
+    }
+
+    /// Lets the server go on, and waits until nothing is done to any volume.
+    async fn finish(&self) {
+        self.server.hold_disks(false);
+        self.wait().await;
+        self.shared.tasks.reopen();
+    }
+
+    async fn wait(&self) {
+        self.shared.tasks.close();
+        tokio::time::timeout(Duration::from_secs(60), self.shared.tasks.wait()).await.unwrap();
+    }
+
+    fn known(&self, id: &VolumeId) -> Known {
+        self.shared.volumes.entry(id).unwrap().known()
+    }
+}
+
+fn id(bits: u128) -> VolumeId {
+    VolumeId::from_bits(bits)
+}
+
+fn snapshot(bits: u128) -> SnapshotId {
+    SnapshotId::from_bits(bits)
+}
+
+fn asked(bits: u128, source: VolumeSource) -> CreateVolume {
+    CreateVolume {
+        id: id(bits),
+        org: OrgSlug::personal(),
+        app: "web".parse().unwrap(),
+        app_id: "app_1".to_owned(),
+        name: "data".to_owned(),
+        size_gb: 1,
+        source,
+        // What is made is over at once, but nothing looks before it is told to.
+        snapshot_retention: 0,
+        auto_backup: false,
+    }
+}
+
+#[tokio::test]
+async fn a_volume_that_is_being_made_is_made_once_whoever_looks_at_it_and_whoever_goes_away() {
+    for source in
+        [VolumeSource::Empty, VolumeSource::Volume(id(1)), VolumeSource::Snapshot(snapshot(1))]
+    {
+        let rig = Rig::new();
+        rig.create(1, VolumeSource::Empty).await;
+        rig.shared.snapshot_volume(&id(1), snapshot(1), false).await.unwrap();
+        rig.server.hold_disks(true);
+        let (shared, create) = (Arc::clone(&rig.shared), asked(2, source.clone()));
+        let making = tokio::spawn(async move { shared.create_volume(create).await });
+        let disk = Disk::Volume(id(2));
+        rig.leave(making, &disk).await;
+        assert!(!rig.has_turn(&id(2)), "{source:?}");
+        // What it is made of stays as it is.
+        assert_eq!(rig.has_turn(&id(1)), source == VolumeSource::Empty, "{source:?}");
+        // Were it driven a second time, its disk would be replaced under a machine.
+        assert!(rig.shared.retry_volume(&id(2)), "{source:?}");
+        if source != VolumeSource::Empty {
+            rig.shared.tend_volumes().await;
+            let known = rig.known(&id(1));
+            assert_eq!(known.snapshots.len(), 1, "{source:?}: it was removed meanwhile");
+        }
+        rig.finish().await;
+        assert_eq!(rig.known(&id(2)).row.record.state, VolumeState::Created, "{source:?}");
+        // A copy is grown after it is made.
+        let touches = if source == VolumeSource::Empty { 1 } else { 2 };
+        assert_eq!(rig.server.touches(&disk), touches, "{source:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_volume_that_grows_has_the_turn_until_it_has_grown_though_its_launch_was_cut_short() {
+    let rig = Rig::new();
+    rig.create(1, VolumeSource::Empty).await;
+    rig.server.hold_disks(true);
+    let shared = Arc::clone(&rig.shared);
+    let growing = tokio::spawn(async move { shared.extend_volume(&id(1), 3).await });
+    rig.leave(growing, &Disk::Volume(id(1))).await;
+    assert!(!rig.has_turn(&id(1)));
+    rig.shared.tend_volumes().await;
+    rig.finish().await;
+    assert_eq!(rig.server.touches(&Disk::Volume(id(1))), 2, "made, and grown once");
+    assert_eq!(rig.known(&id(1)).row.record.size_gb, 3);
+}
+
+#[tokio::test]
+async fn a_snapshot_is_of_one_moment_though_its_volume_is_forked_while_it_is_copied() {
+    let rig = Rig::new();
+    rig.create(1, VolumeSource::Empty).await;
+    rig.server.hold_disks(true);
+    let shared = Arc::clone(&rig.shared);
+    let copying =
+        tokio::spawn(async move { shared.snapshot_volume(&id(1), snapshot(1), false).await });
+    rig.leave(copying, &Disk::Snapshot(snapshot(1))).await;
+    assert!(!rig.has_turn(&id(1)), "another would let writing go on");
+    let (shared, fork) = (Arc::clone(&rig.shared), asked(2, VolumeSource::Volume(id(1))));
+    let forking = tokio::spawn(async move { shared.create_volume(fork).await });
+    rig.server.hold_disks(false);
+    assert_eq!(forking.await.unwrap().unwrap().state, VolumeState::Created);
+    rig.finish().await;
+    let snapshots = rig.known(&id(1)).snapshots;
+    assert!(snapshots.len() == 1 && snapshots[0].is_whole, "{snapshots:?}");
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_before_the_first_write_leaves_nothing_half_known() {
+    let rig = Rig::new();
+    let create = rig.shared.create_volume(asked(1, VolumeSource::Empty));
+    tokio::time::timeout(Duration::ZERO, create).await.unwrap_err();
+    rig.finish().await;
+    assert_eq!(rig.known(&id(1)).row.record.state, VolumeState::Created);
+    let id = id(1);
+    let growing = rig.shared.extend_volume(&id, 3);
+    tokio::time::timeout(Duration::ZERO, growing).await.unwrap_err();
+    rig.finish().await;
+    assert_eq!(rig.known(&id).row.record.size_gb, 3);
+}
+
+#[tokio::test]
+async fn a_run_that_goes_on_after_a_restart_has_the_turn_of_its_source_too() {
+    for source in [VolumeSource::Volume(id(1)), VolumeSource::Snapshot(snapshot(1))] {
+        let mut rig = Rig::new();
+        rig.create(1, VolumeSource::Empty).await;
+        rig.shared.snapshot_volume(&id(1), snapshot(1), false).await.unwrap();
+        rig.server.hold_disks(true);
+        let (shared, create) = (Arc::clone(&rig.shared), asked(2, source.clone()));
+        let making = tokio::spawn(async move { shared.create_volume(create).await });
+        let disk = Disk::Volume(id(2));
+        rig.leave(making, &disk).await;
+        let before = rig.server.touches(&disk);
+        rig.restart().await;
+        rig.until(|| rig.server.touches(&disk) > before).await;
+        assert!(!rig.has_turn(&id(1)) && !rig.has_turn(&id(2)), "{source:?}");
+        rig.finish().await;
+        assert!(rig.has_turn(&id(1)) && rig.has_turn(&id(2)), "{source:?}");
+        assert_eq!(rig.known(&id(2)).row.record.state, VolumeState::Created, "{source:?}");
+    }
+}
