@@ -41,6 +41,8 @@ struct State {
     /// Disks that were made, copied to, grown or removed, in that order.
     touched: Vec<Disk>,
     used_percent: u64,
+    pool_bytes: Option<u64>,
+    free_bytes: Option<u64>,
 }
 
 /// A server that is none.
@@ -107,6 +109,12 @@ impl FakeServer {
         let mut held = self.disks_held.subscribe();
         // An error means that nobody can hold it any more.
         held.wait_for(|held| !*held).await.map(drop).ok();
+    }
+
+    /// Gives the pool so many bytes, of which so many can still be written.
+    pub fn set_pool(&self, bytes: u64, free_bytes: u64) {
+        let mut state = self.state();
+        (state.pool_bytes, state.free_bytes) = (Some(bytes), Some(free_bytes));
     }
 
     /// Makes all volumes that full.
@@ -300,10 +308,14 @@ impl VolumeDisks for FakeServer {
     }
 
     async fn room(&self) -> Result<Room, Fault> {
+        let state = self.state();
+        let total_bytes = state.pool_bytes.unwrap_or(POOL_BYTES);
+        let volumes = state.disks.iter().filter(|(disk, _)| matches!(disk, Disk::Volume(_)));
         Ok(Room {
-            total_bytes: POOL_BYTES,
-            free_bytes: POOL_BYTES,
-            promised_bytes: 0,
+            total_bytes,
+            free_bytes: state.free_bytes.unwrap_or(total_bytes),
+            // As if nothing had been written.
+            promised_bytes: volumes.map(|(_, bytes)| bytes).sum(),
             shares_blocks: true,
         })
     }

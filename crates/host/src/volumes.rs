@@ -16,6 +16,7 @@ pub mod run;
 pub mod tend;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use perch_durable::Tx;
@@ -32,6 +33,38 @@ use record::{SnapshotRow, VolumeRow};
 #[derive(Debug, Default)]
 pub struct Book {
     volumes: RwLock<BTreeMap<VolumeId, Arc<Entry>>>,
+    /// Held from the look at the pool's room until what was admitted is known.
+    admission: Arc<Mutex<()>>,
+    /// Bytes that were admitted, for which the pool's files do not stand yet.
+    admitted: Arc<AtomicU64>,
+}
+
+/// Room of the pool that was given to a run. Its volume counts with its whole size as soon as it is
+/// known; what its disk may write is counted here until the disk itself tells.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    turn: Option<Turn>,
+    bytes: u64,
+    admitted: Arc<AtomicU64>,
+}
+
+impl Admission {
+    /// Takes so many bytes.
+    pub(crate) fn take(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.admitted.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// Lets the next one look: what was admitted is known.
+    pub(crate) fn is_known(&mut self) {
+        self.turn = None;
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.admitted.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
 }
 
 /// One volume.
@@ -106,6 +139,17 @@ impl Book {
         let id = entry.known().row.record.id;
         let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
         volumes.entry(id).or_insert_with(|| Arc::clone(entry));
+    }
+
+    /// Waits until nobody else is between the look at the pool's room and its promise.
+    pub(crate) async fn admission(&self) -> Admission {
+        let turn = Some(Arc::clone(&self.admission).lock_owned().await);
+        Admission { turn, bytes: 0, admitted: Arc::clone(&self.admitted) }
+    }
+
+    /// Returns the bytes that were admitted and for which no disk stands yet.
+    pub(crate) fn admitted_bytes(&self) -> u64 {
+        self.admitted.load(Ordering::Acquire)
     }
 
     /// Takes a row that was committed, unless a newer one is known.

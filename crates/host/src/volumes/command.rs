@@ -13,7 +13,7 @@ use perch_types::{ApiError, Code, SnapshotId, Timestamp, VolumeId};
 
 use super::record::{SnapshotRow, VolumeRow};
 use super::run::{Intent, Left, Work, keep_changes};
-use super::{Entry, Turn, change};
+use super::{Admission, Entry, Turn, change};
 use crate::Host;
 use crate::effects::Room;
 use crate::schema::{SNAPSHOTS, VOLUMES};
@@ -33,6 +33,8 @@ pub(super) struct Start {
     pub(super) intent: Intent,
     /// The snapshot that is to be made.
     pub(super) snapshot: Option<SnapshotRow>,
+    /// What it may take of the pool.
+    pub(super) admission: Option<Admission>,
 }
 
 impl Host {
@@ -135,28 +137,31 @@ impl Shared {
         if let Ok(entry) = self.volumes.entry(&asked.id) {
             return Ok(entry.known().row.record);
         }
-        let all = self.volumes.all();
-        let max = self.config.limits.volumes_max;
-        if all.len() >= max {
-            return Err(ApiError::new(
-                Code::InsufficientCapacity,
-                format!("host has {} volumes, the limit is {max}", all.len()),
-            ));
-        }
         // What it is made of stays until it is made.
         let source = self.source_of(&asked)?;
         let mut turns = Vec::new();
         if let Some(entry) = &source {
             turns.push(turn_of(entry).await?);
         }
-        // It may have gone while this waited for its turn.
+        let mut admission = self.admission().await?;
+        // While this waited it may have been made, or what it is made of may have gone.
+        if let Ok(entry) = self.volumes.entry(&asked.id) {
+            return Ok(entry.known().row.record);
+        }
         self.source_of(&asked)?;
+        let (count, max) = (self.volumes.all().len(), self.config.limits.volumes_max);
+        if count >= max {
+            return Err(ApiError::new(
+                Code::InsufficientCapacity,
+                format!("host has {count} volumes, the limit is {max}"),
+            ));
+        }
         // Whatever a source had for itself alone is shared from then on.
         let shared_bytes = match &asked.source {
             VolumeSource::Volume(source) => self.own_bytes(source).await?,
             VolumeSource::Empty | VolumeSource::Snapshot(_) => 0,
         };
-        let room = self.room_for(u64::from(asked.size_gb), shared_bytes).await?;
+        let room = self.room_for(&mut admission, u64::from(asked.size_gb), shared_bytes).await?;
         let intent = match asked.source.clone() {
             VolumeSource::Empty => Intent::Create,
             VolumeSource::Snapshot(snapshot) => Intent::Restore { snapshot },
@@ -187,7 +192,8 @@ impl Shared {
         // Nobody else sees it yet, so its first turn is free.
         let entry = Arc::new(Entry::of(&row));
         turns.extend(entry.try_turn());
-        self.run_volume(Start { entry, turns, intent, snapshot: None }).await
+        let admission = Some(admission);
+        self.run_volume(Start { entry, turns, intent, snapshot: None, admission }).await
     }
 
     /// Returns the volume that a new one is made of.
@@ -217,6 +223,14 @@ impl Shared {
         self.volumes.entry(&row.record.id).map(Some)
     }
 
+    /// Waits until nobody else is between the look at the pool's room and its promise.
+    async fn admission(&self) -> Result<Admission, ApiError> {
+        tokio::time::timeout(ANSWER_TIMEOUT, self.volumes.admission()).await.map_err(|_| {
+            ApiError::new(Code::Unavailable, "the pool of volumes does not answer")
+                .with_hint("try again in a moment")
+        })
+    }
+
     async fn own_bytes(&self, volume: &VolumeId) -> Result<u64, ApiError> {
         self.effects.volumes.own_bytes(volume).await.map_err(|fault| fault.error)
     }
@@ -230,7 +244,12 @@ impl Shared {
     /// many bytes may have to be written anew. What volumes may hold together never exceeds the
     /// pool, and what they may still write is free in it and on the disk below, so that one that
     /// fills up does so alone and none meets an end before its own.
-    async fn room_for(&self, more_gb: u64, shared_bytes: u64) -> Result<Room, ApiError> {
+    async fn room_for(
+        &self,
+        admission: &mut Admission,
+        more_gb: u64,
+        shared_bytes: u64,
+    ) -> Result<Room, ApiError> {
         let room = self.effects.volumes.room().await.map_err(|fault| fault.error)?;
         let hint = "destroy volumes, or give the pool more room (`perchd config`, `volumes`)";
         if room.free_bytes == 0 {
@@ -247,15 +266,17 @@ impl Shared {
             )));
         }
         let more_bytes = more_gb.saturating_mul(GIB).saturating_add(shared_bytes);
-        if room.promised_bytes.saturating_add(more_bytes) > room.free_bytes {
+        let promised_bytes = room.promised_bytes.saturating_add(self.volumes.admitted_bytes());
+        if promised_bytes.saturating_add(more_bytes) > room.free_bytes {
             return Err(refused(format!(
                 "the pool of volumes has {} MiB free, of which its volumes may still write {} MiB; \
                  this takes {} MiB more",
                 room.free_bytes >> 20,
-                room.promised_bytes >> 20,
+                promised_bytes >> 20,
                 more_bytes >> 20
             )));
         }
+        admission.take(more_bytes);
         Ok(room)
     }
 
@@ -285,9 +306,10 @@ impl Shared {
         if size_gb == record.size_gb && record.state == VolumeState::Created {
             return Ok(record.clone());
         }
-        self.room_for(u64::from(size_gb - record.size_gb), 0).await?;
-        let intent = Intent::Extend { size_gb };
-        self.run_volume(Start { entry, turns, intent, snapshot: None }).await
+        let mut admission = self.admission().await?;
+        self.room_for(&mut admission, u64::from(size_gb - record.size_gb), 0).await?;
+        let (intent, admission) = (Intent::Extend { size_gb }, Some(admission));
+        self.run_volume(Start { entry, turns, intent, snapshot: None, admission }).await
     }
 
     /// Makes a snapshot. The same id again is the same snapshot.
@@ -317,7 +339,8 @@ impl Shared {
             )
             .with_hint("the oldest go by themselves: see `snapshot_retention`"));
         }
-        self.room_for(0, self.own_bytes(id).await?).await?;
+        let mut admission = self.admission().await?;
+        self.room_for(&mut admission, 0, self.own_bytes(id).await?).await?;
         let row = SnapshotRow {
             id: snapshot.clone(),
             volume: id.clone(),
@@ -328,7 +351,8 @@ impl Shared {
             is_whole: false,
         };
         let (intent, snapshot) = (Intent::Snapshot { snapshot, is_daily }, Some(row));
-        self.run_volume(Start { entry, turns, intent, snapshot }).await
+        let admission = Some(admission);
+        self.run_volume(Start { entry, turns, intent, snapshot, admission }).await
     }
 
     async fn destroy_volume(self: &Arc<Self>, id: &VolumeId) -> Result<VolumeRecord, ApiError> {
@@ -383,7 +407,7 @@ impl Shared {
         self: &Arc<Self>,
         start: Start,
     ) -> Result<VolumeRecord, ApiError> {
-        let Start { entry, turns, intent, snapshot } = start;
+        let Start { entry, turns, intent, snapshot, mut admission } = start;
         let mut row = entry.known().row;
         row.record.state = intent.under_way(row.record.state);
         (row.record.generation, row.record.updated_at) = self.stamps().stamp();
@@ -398,6 +422,9 @@ impl Shared {
             shared.took(vec![row]);
             if let Some(snapshot) = snapshot {
                 shared.volumes.put_snapshot(snapshot);
+            }
+            if let Some(admission) = &mut admission {
+                admission.is_known();
             }
             shared.drive_volume(&entry, open, intent).await
         };

@@ -145,7 +145,8 @@ impl Shared {
         if !is_due || self.volumes.entry(id).is_err() {
             return;
         }
-        let start = Start { entry, turns: vec![turn], intent: intent.clone(), snapshot: None };
+        let (turns, run) = (vec![turn], intent.clone());
+        let start = Start { entry, turns, intent: run, snapshot: None, admission: None };
         if let Err(error) = self.run_volume(start).await {
             tracing::warn!(volume = %id, run = ?intent, %error, "volume was not tended");
         }

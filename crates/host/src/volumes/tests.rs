@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use perch_durable::Db;
-use perch_types::OrgSlug;
 use perch_types::directory::VolumeRecord;
 use perch_types::host::{CreateVolume, VolumeSource};
-use perch_types::volume::VolumeState;
+use perch_types::volume::{GIB, VolumeState};
+use perch_types::{Code, OrgSlug};
 use tokio::task::JoinHandle;
 
 use super::*;
@@ -201,4 +201,49 @@ async fn a_run_that_goes_on_after_a_restart_has_the_turn_of_its_source_too() {
         assert!(rig.has_turn(&id(1)) && rig.has_turn(&id(2)), "{source:?}");
         assert_eq!(rig.known(&id(2)).row.record.state, VolumeState::Created, "{source:?}");
     }
+}
+
+#[tokio::test]
+async fn two_who_ask_for_one_volume_at_once_both_get_it() {
+    let rig = Rig::new();
+    let make = || rig.shared.create_volume(asked(1, VolumeSource::Empty));
+    let (one, other) = tokio::join!(make(), make());
+    assert_eq!((one.unwrap().id, other.unwrap().id), (id(1), id(1)));
+    rig.finish().await;
+    assert_eq!(rig.server.touches(&Disk::Volume(id(1))), 1);
+}
+
+#[tokio::test]
+async fn two_that_fit_alone_do_not_both_get_the_last_of_the_pool() {
+    // The pool is too small, or what is free in it.
+    for (pool_gb, free_gb) in [(2, 2), (9, 2)] {
+        let rig = Rig::new();
+        rig.server.set_pool(pool_gb * GIB, free_gb * GIB);
+        rig.create(1, VolumeSource::Empty).await;
+        let make = |bits| rig.shared.create_volume(asked(bits, VolumeSource::Empty));
+        let first = id(1);
+        let grow = rig.shared.extend_volume(&first, 2);
+        let (one, other, grown) = tokio::join!(make(2), make(3), grow);
+        let all = [one, other, grown];
+        let refused = all.iter().filter_map(|one| one.as_ref().err());
+        let codes: Vec<Code> = refused.map(|error| error.code).collect();
+        assert_eq!(codes, [Code::InsufficientCapacity; 2], "{all:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_being_made_counts_before_its_disk_is_there_and_once_when_it_is() {
+    let rig = Rig::new();
+    rig.server.set_pool(9 * GIB, 2 * GIB);
+    rig.server.hold_disks(true);
+    let shared = Arc::clone(&rig.shared);
+    let making =
+        tokio::spawn(async move { shared.create_volume(asked(1, VolumeSource::Empty)).await });
+    rig.leave(making, &Disk::Volume(id(1))).await;
+    let large = || CreateVolume { size_gb: 2, ..asked(2, VolumeSource::Empty) };
+    let refused = rig.shared.create_volume(large()).await.unwrap_err();
+    assert_eq!(refused.code, Code::InsufficientCapacity, "{refused}");
+    rig.finish().await;
+    rig.create(3, VolumeSource::Empty).await;
+    assert_eq!(rig.shared.volumes.admitted_bytes(), 0);
 }
