@@ -58,7 +58,8 @@ pub struct Pool {
 #[derive(Debug, Clone)]
 struct Opened {
     root: PathBuf,
-    cloning: Cloning,
+    /// Nothing until it was found out, for which the pool must not be full.
+    cloning: Option<Cloning>,
 }
 
 /// What can go wrong with the pool.
@@ -116,6 +117,12 @@ impl Error {
             Self::Format { .. } | Self::Disk { .. } | Self::File { .. } => None,
         }
     }
+
+    /// Returns whether there is no room left.
+    fn is_full(&self) -> bool {
+        let kind = self.io().map(io::Error::kind);
+        matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
 }
 
 impl From<perch_runtime::Error> for Error {
@@ -133,10 +140,7 @@ impl From<layers::Error> for Error {
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         let kind = error.io().map(io::Error::kind);
-        let code = match kind {
-            Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => Code::NoSpace,
-            _ => Code::Internal,
-        };
+        let code = if error.is_full() { Code::NoSpace } else { Code::Internal };
         // Somebody else holds the image for a moment.
         let transient = matches!(
             kind,
@@ -175,9 +179,25 @@ impl Pool {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns where the disks are, and finds out how they are copied there.
     fn opened(&self) -> Result<Opened, Error> {
         let mut known = self.lock();
-        if let Some(opened) = known.as_ref() {
+        let mut opened = self.found(&mut known)?;
+        if opened.cloning.is_none() {
+            opened.cloning = probe(&opened.root)?;
+            *known = Some(opened.clone());
+        }
+        Ok(opened)
+    }
+
+    /// Returns where the disks are. Writes nothing to a pool that was used before, so that one
+    /// that is full can be made emptier.
+    fn root(&self) -> Result<PathBuf, Error> {
+        Ok(self.found(&mut self.lock())?.root)
+    }
+
+    fn found(&self, known: &mut Option<Opened>) -> Result<Opened, Error> {
+        if let Some(opened) = known {
             return Ok(opened.clone());
         }
         let root = match &self.config.dir {
@@ -188,9 +208,7 @@ impl Pool {
             let path = root.join(name);
             fs::create_dir_all(&path).map_err(Error::path("create", &path))?;
         }
-        let opened = Opened { cloning: probe(&root)?, root };
-        *known = Some(opened.clone());
-        Ok(opened)
+        Ok(known.insert(Opened { root, cloning: None }).clone())
     }
 
     /// Mounts the pool's own image, making it the first time and larger if it is to be.
@@ -237,12 +255,12 @@ impl Pool {
         }
         room.free_bytes = room.free_bytes.saturating_sub(self.config.reserve_bytes);
         room.promised_bytes = promised(&opened.root.join(VOLUMES))?;
-        room.shares_blocks = opened.cloning == Cloning::Reflink;
+        room.shares_blocks = opened.cloning == Some(Cloning::Reflink);
         Ok(room)
     }
 
     fn make_now(&self, volume: &VolumeId, bytes: u64) -> Result<VolumeUsage, Error> {
-        let path = Self::path(&self.opened()?.root, &Disk::Volume(volume.clone()));
+        let path = Self::path(&self.root()?, &Disk::Volume(volume.clone()));
         let label: String =
             volume.as_str().trim_start_matches("vol_").chars().take(LABEL_BYTES_MAX).collect();
         make_image(&path, bytes, Some(&label), &[])?;
@@ -250,7 +268,7 @@ impl Pool {
     }
 
     fn copy_now(&self, from: &Disk, to: &Disk) -> Result<VolumeUsage, Error> {
-        let root = self.opened()?.root;
+        let root = self.root()?;
         let (source, target) = (Self::path(&root, from), Self::path(&root, to));
         let new = target.with_extension("new");
         remove(&new)?;
@@ -279,14 +297,14 @@ impl Pool {
     }
 
     fn grow_now(&self, volume: &VolumeId, bytes: u64) -> Result<VolumeUsage, Error> {
-        let path = Self::path(&self.opened()?.root, &Disk::Volume(volume.clone()));
+        let path = Self::path(&self.root()?, &Disk::Volume(volume.clone()));
         let held = Held::any(&path)?;
         held.grow(bytes)?;
         Ok(held.usage()?)
     }
 
     fn remove_now(&self, disk: &Disk) -> Result<(), Error> {
-        let root = self.opened()?.root;
+        let root = self.root()?;
         let path = Self::path(&root, disk);
         remove(&path.with_extension("new"))?;
         remove(&path)?;
@@ -376,15 +394,18 @@ fn promised(folder: &Path) -> Result<u64, Error> {
     Ok(sum)
 }
 
-/// Finds out how files are copied in a folder.
-fn probe(root: &Path) -> Result<Cloning, Error> {
+/// Finds out how files are copied in a folder; nothing when it is too full for that.
+fn probe(root: &Path) -> Result<Option<Cloning>, Error> {
     let (from, to) = (root.join("probe.from"), root.join("probe.to"));
-    fs::write(&from, [1; 4096]).map_err(Error::path("write", &from))?;
-    let cloning = copy(&from, &to);
+    let written = fs::write(&from, [1; 4096]).map_err(Error::path("write", &from));
+    let found = written.and_then(|()| Ok(copy(&from, &to)?));
     for path in [&from, &to] {
         remove(path)?;
     }
-    Ok(cloning?)
+    match found {
+        Err(error) if error.is_full() => Ok(None),
+        other => other.map(Some),
+    }
 }
 
 fn disk_of(path: &Path) -> Result<Room, Error> {
@@ -463,10 +484,14 @@ impl VolumeDisks for Pool {
 
     fn findings(&self) -> Vec<String> {
         let finding = match (self.lock().as_ref(), &self.config.dir) {
-            (Some(Opened { cloning: Cloning::Reflink, root }), _) => {
+            (Some(Opened { cloning: Some(Cloning::Reflink), root }), _) => {
                 format!("volumes: in {}, snapshots share their blocks", root.display())
             }
-            (Some(Opened { cloning: Cloning::SparseCopy, root }), _) => format!(
+            (Some(Opened { cloning: None, root }), _) => format!(
+                "volumes: {} is full, nothing is made there until something was removed",
+                root.display()
+            ),
+            (Some(Opened { cloning: Some(Cloning::SparseCopy), root }), _) => format!(
                 "volumes: in {}, whose file system has no reflink: a snapshot copies the whole \
                  volume while writing to it is stopped",
                 root.display()

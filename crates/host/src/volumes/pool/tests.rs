@@ -303,3 +303,33 @@ async fn a_folder_of_the_operators_without_reflink_says_so_and_copies() {
     assert!(dir.exists() && fs::read_dir(&dir).unwrap().next().is_none());
     rustix::mount::unmount(&dir, UnmountFlags::empty()).unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_a_full_pool_can_be_removed_after_a_restart() {
+    if !can_run("what_is_in_a_full_pool_can_be_removed_after_a_restart") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("dir");
+    fs::create_dir(&dir).unwrap();
+    rustix::mount::mount("tmpfs", &dir, "tmpfs", MountFlags::empty(), c"size=1m").unwrap();
+    let config = PoolConfig { dir: Some(dir.clone()), ..PoolConfig::default() };
+    let before = Pool::open(&folder.path().join("volumes"), config.clone()).unwrap();
+    for disk in [before.image(&id(1)), Pool::path(&dir, &snapshot(1))] {
+        let mut file = File::create(disk).unwrap();
+        while file.metadata().unwrap().len() < 512 << 10 && file.write_all(&[7; 4096]).is_ok() {}
+    }
+    let mut filler = File::create(dir.join("filler")).unwrap();
+    while filler.write_all(&[7; 4096]).is_ok() {}
+    drop(filler);
+    let pool = Pool::open(&folder.path().join("volumes"), config).unwrap();
+    assert!(pool.findings()[0].contains("is full"), "{:?}", pool.findings());
+    assert_eq!(pool.room().await.unwrap().free_bytes, 0);
+    pool.remove(&snapshot(1)).await.unwrap();
+    pool.remove(&Disk::Volume(id(1))).await.unwrap();
+    assert!(!pool.image(&id(1)).exists() && !dir.join("probe.from").exists());
+    // It is found out now.
+    assert!(pool.room().await.unwrap().free_bytes > 900 << 10);
+    assert!(pool.findings()[0].contains("no reflink"), "{:?}", pool.findings());
+    rustix::mount::unmount(&dir, UnmountFlags::empty()).unwrap();
+}
