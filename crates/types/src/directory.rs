@@ -221,6 +221,9 @@ pub struct VolumeRecord {
     /// Whether snapshots are full copies, because the pool cannot share blocks.
     #[serde(default)]
     pub copies: bool,
+    /// Why the daily snapshot that is due could not be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_error: Option<String>,
     /// Until when its data is kept, once it is to go.
     #[serde(default)]
     pub destroy_at: Option<Timestamp>,

@@ -180,6 +180,9 @@ pub struct Volume {
     /// How snapshots are made, Perch's own: `reflink` shares blocks with the volume, `copy` copies
     /// all of it while writing is stopped.
     pub snapshot_method: String,
+    /// Why the daily snapshot that is due could not be made, Perch's own; it is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_error: Option<String>,
 }
 
 /// Body of a volume's creation.

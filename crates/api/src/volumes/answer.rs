@@ -32,6 +32,7 @@ pub(super) fn volume(record: VolumeRecord, host_status: HostStatus) -> Volume {
         auto_backup_enabled: record.auto_backup,
         host_status,
         snapshot_method: if record.copies { "copy" } else { "reflink" }.to_owned(),
+        snapshot_error: record.snapshot_error,
     }
 }
 

@@ -142,6 +142,7 @@ mod tests {
             snapshot_retention: 5,
             auto_backup: true,
             copies: false,
+            snapshot_error: None,
             destroy_at: None,
             created_at: Timestamp::from_unix_ms(updated_ms),
             updated_at: Timestamp::from_unix_ms(updated_ms),

@@ -140,6 +140,7 @@ async fn create(State(host): Shared, Json(asked): Json<CreateVolume>) -> Reply<V
         snapshot_retention: asked.snapshot_retention,
         auto_backup: asked.auto_backup,
         copies: false,
+        snapshot_error: None,
         destroy_at: None,
         created_at: now,
         updated_at: now,

@@ -192,7 +192,7 @@ fn show(invocation: &Invocation, volume: &Volume) {
         (true, days) => format!("daily, kept {days} days"),
         (false, days) => format!("by hand, kept {days} days"),
     };
-    let rows = [
+    let mut rows = vec![
         row(["volume", volume.id.as_str()]),
         row(["name", &volume.name]),
         row(["state", volume.state.as_str()]),
@@ -207,6 +207,7 @@ fn show(invocation: &Invocation, volume: &Volume) {
         row(["made by", &volume.snapshot_method]),
         row(["created", &volume.created_at.to_string()]),
     ];
+    rows.extend(volume.snapshot_error.iter().map(|error| row(["no snapshot", error])));
     table(&rows).iter().for_each(|line| invocation.ui.data(line));
 }
 

@@ -114,6 +114,7 @@ impl Host {
                         record.snapshot_retention =
                             snapshot_retention.unwrap_or(record.snapshot_retention);
                         record.auto_backup = auto_backup.unwrap_or(record.auto_backup);
+                        record.snapshot_error.take_if(|_| !record.auto_backup);
                     })
                     .await
             }
@@ -184,6 +185,7 @@ impl Shared {
             snapshot_retention: asked.snapshot_retention,
             auto_backup: asked.auto_backup,
             copies: !room.shares_blocks,
+            snapshot_error: None,
             destroy_at: None,
             created_at: now,
             updated_at: now,

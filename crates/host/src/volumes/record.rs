@@ -143,6 +143,7 @@ pub(crate) mod tests {
                 snapshot_retention: 5,
                 auto_backup: true,
                 copies: false,
+                snapshot_error: None,
                 destroy_at: None,
                 created_at: now,
                 updated_at: now,

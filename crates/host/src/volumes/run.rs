@@ -268,6 +268,7 @@ impl Work {
                         let usage = usage(COPY).unwrap_or_default();
                         left.made = Some(SnapshotRow { usage, is_whole: true, ..known.clone() });
                         row.record.usage = usage;
+                        row.record.snapshot_error = None;
                         if *is_daily {
                             row.backed_up_unix_ms = stamp.1.unix_ms();
                         }

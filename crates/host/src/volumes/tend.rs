@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use perch_types::machine_config::AutoExtend;
 use perch_types::volume::{VolumeState, VolumeUsage};
-use perch_types::{SnapshotId, VolumeId};
+use perch_types::{Code, SnapshotId, VolumeId};
 
 use super::Known;
 use super::command::Start;
@@ -21,6 +21,8 @@ use crate::shared::{Shared, random};
 const BEATS_PER_ROUND: u64 = 15;
 /// How much the fullness has to change to be noted, in parts of the whole.
 const NOTED_PARTS: u64 = 200;
+/// How much is kept of why a daily snapshot was not made.
+const SNAPSHOT_ERROR_CHARS_MAX: usize = 500;
 
 /// Runs until the agent ends.
 pub(crate) async fn tend(shared: Arc<Shared>) {
@@ -117,11 +119,30 @@ impl Shared {
         }
         if known.row.wants_backup(now) {
             let snapshot = SnapshotId::from_bits(random());
-            if let Err(error) = self.snapshot_volume(id, snapshot, true).await {
-                tracing::warn!(volume = %id, %error, "daily snapshot was not made");
+            match self.snapshot_volume(id, snapshot, true).await {
+                Ok(_) => {}
+                // Somebody was faster: the next round comes soon.
+                Err(error) if matches!(error.code, Code::Conflict | Code::Unavailable) => {
+                    tracing::debug!(volume = %id, %error, "daily snapshot waits");
+                }
+                Err(error) => self.note_no_snapshot(known, error.error).await,
             }
         }
         self.note_usage(known).await;
+    }
+
+    /// Says once why the daily snapshot was not made, where the volume's owner sees it too.
+    async fn note_no_snapshot(self: &Arc<Self>, known: &Known, error: String) {
+        let id = &known.row.record.id;
+        let error: String = error.chars().take(SNAPSHOT_ERROR_CHARS_MAX).collect();
+        if known.row.record.snapshot_error.is_some() {
+            return;
+        }
+        tracing::warn!(volume = %id, error, "daily snapshot was not made");
+        let noted = self.write_volume(id, move |row| row.record.snapshot_error = Some(error)).await;
+        if let Err(error) = noted {
+            tracing::warn!(volume = %id, %error, "reason was not noted");
+        }
     }
 
     /// Does something that nobody asked for, if it is still due and nobody else does something.

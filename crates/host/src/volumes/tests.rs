@@ -247,3 +247,27 @@ async fn what_is_being_made_counts_before_its_disk_is_there_and_once_when_it_is(
     rig.create(3, VolumeSource::Empty).await;
     assert_eq!(rig.shared.volumes.admitted_bytes(), 0);
 }
+
+#[tokio::test]
+async fn a_daily_snapshot_that_does_not_fit_says_so_until_one_does() {
+    let rig = Rig::new();
+    let keeps =
+        CreateVolume { auto_backup: true, snapshot_retention: 5, ..asked(1, VolumeSource::Empty) };
+    rig.shared.create_volume(keeps).await.unwrap();
+    let two_days_ago = |row: &mut VolumeRow| row.backed_up_unix_ms -= 2 * record::DAY_MS;
+    rig.shared.write_volume(&id(1), two_days_ago).await.unwrap();
+    rig.server.set_pool(2 * GIB, GIB / 2);
+    rig.shared.tend_volumes().await;
+    let known = rig.known(&id(1));
+    assert_eq!(known.snapshots, []);
+    let error = known.row.record.snapshot_error.unwrap();
+    assert!(error.contains("has 512 MiB free"), "{error}");
+    // It is not written again, also when the numbers in it are others.
+    rig.server.set_pool(2 * GIB, GIB / 4);
+    rig.shared.tend_volumes().await;
+    assert_eq!(rig.known(&id(1)).row.record.generation, known.row.record.generation);
+    rig.server.set_pool(2 * GIB, GIB);
+    rig.shared.tend_volumes().await;
+    let known = rig.known(&id(1));
+    assert_eq!((known.snapshots.len(), known.row.record.snapshot_error), (1, None));
+}
