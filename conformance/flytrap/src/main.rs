@@ -25,7 +25,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     hold("the total is the number of apps", apps.total == apps.apps.len())?;
     let entry = apps.iter().find(|entry| entry.name == app).ok_or("the app is not listed")?;
     hold("the app has one machine", entry.machine_count == 1)?;
-    hold("the app has an id and a network", !entry.id.is_empty() && !entry.network_name.is_empty())?;
+    hold(
+        "the app has an id and a network",
+        !entry.id.is_empty() && !entry.network_name.is_empty(),
+    )?;
     println!("passed: flytrap apps");
 
     let machines = client.machines(&app).await?;
