@@ -18,7 +18,7 @@ use crate::shared::Shared;
 /// Connections that are taken in a second; more wait in the kernel's queue.
 const CONNECTIONS_PER_SECOND_MAX: u32 = 64;
 /// How long somebody who is told that there is no API may take to send the request.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+const REQUEST_TIMEOUT_MS: u64 = 1_000;
 /// The pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 /// The most of such a request that is read.
@@ -55,14 +55,25 @@ pub(crate) fn hand_over(shared: &Shared, socket: &UnixListener, agent: &Path) {
     }
 }
 
-/// Answers that there is nobody. The request is read first, because a connection that is closed
-/// with something unread breaks before its answer arrives.
+/// Answers that there is nobody. The request is read, before and after, because a connection that is
+/// closed with something unread, or on its way, breaks before its answer arrives.
 fn decline(mut connection: &UnixStream) -> io::Result<()> {
-    connection.set_read_timeout(Some(REQUEST_TIMEOUT))?;
-    connection.set_write_timeout(Some(REQUEST_TIMEOUT))?;
-    let _some = connection.read(&mut [0; REQUEST_BYTES])?;
+    let until_ms = clock::boot_ms().saturating_add(REQUEST_TIMEOUT_MS);
+    let patience = || Duration::from_millis(until_ms.saturating_sub(clock::boot_ms()).max(1));
+    connection.set_read_timeout(Some(patience()))?;
+    connection.set_write_timeout(Some(patience()))?;
+    let mut request = [0; REQUEST_BYTES];
+    let mut left = REQUEST_BYTES.saturating_sub(connection.read(&mut request)?);
     connection.write_all(UNAVAILABLE.as_bytes())?;
-    connection.shutdown(Shutdown::Write)
+    connection.shutdown(Shutdown::Write)?;
+    while left > 0 && clock::boot_ms() < until_ms {
+        connection.set_read_timeout(Some(patience()))?;
+        match connection.read(&mut request)? {
+            0 => break,
+            count => left = left.saturating_sub(count),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -76,13 +87,16 @@ mod tests {
     }
 
     #[test]
-    fn somebody_without_an_agent_is_answered() {
+    fn somebody_without_an_agent_is_answered_whole_however_the_request_comes() {
         let (mut inside, outside) = UnixStream::pair().unwrap();
-        inside.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-        decline(&outside).unwrap();
-        drop(outside);
-        let mut answer = String::new();
-        inside.read_to_string(&mut answer).unwrap();
-        assert_eq!(answer, UNAVAILABLE);
+        inside.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+        let declined = std::thread::spawn(move || decline(&outside));
+        let mut answer = vec![0; UNAVAILABLE.len()];
+        inside.read_exact(&mut answer).unwrap();
+        inside.write_all(b"\r\n").unwrap();
+        assert_eq!(inside.read(&mut [0]).unwrap(), 0);
+        drop(inside);
+        declined.join().unwrap().unwrap();
+        assert_eq!(answer, UNAVAILABLE.as_bytes());
     }
 }
