@@ -10,8 +10,10 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use perch_runtime::clock;
 use perch_runtime::loopback::{FREE_TIMEOUT_MS, Loop};
 use perch_runtime::volume::{Held, own_bytes};
 use perch_types::volume::{GIB, VolumeUsage};
@@ -30,6 +32,8 @@ const LOG: &str = "size=64m";
 /// Folders of the pool.
 const VOLUMES: &str = "volumes";
 const SNAPSHOTS: &str = "snapshots";
+/// The pause between two attempts to unmount what is busy.
+const UNMOUNT_PAUSE: Duration = Duration::from_millis(10);
 /// Characters that the name of an XFS file system holds.
 const LABEL_BYTES_MAX: usize = 12;
 
@@ -324,8 +328,7 @@ impl Pool {
             return Ok(());
         }
         if root.exists() && is_mounted(&root)? {
-            rustix::mount::unmount(&root, UnmountFlags::empty())
-                .map_err(Error::path("unmount", &root))?;
+            unmount(&root)?;
         }
         remove(&self.folder)?;
         Ok(())
@@ -431,6 +434,19 @@ fn is_mounted(point: &Path) -> Result<bool, Error> {
 /// answer.
 fn here<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Fault> {
     Ok(tokio::task::block_in_place(work)?)
+}
+
+/// Unmounts the pool. The loop device of a volume lets go of its file a moment after it was freed.
+fn unmount(root: &Path) -> Result<(), Error> {
+    let until_ms = clock::boot_ms().saturating_add(FREE_TIMEOUT_MS);
+    loop {
+        match rustix::mount::unmount(root, UnmountFlags::empty()) {
+            Err(rustix::io::Errno::BUSY) if clock::boot_ms() < until_ms => {
+                clock::pause(UNMOUNT_PAUSE);
+            }
+            done => return done.map_err(Error::path("unmount", root)),
+        }
+    }
 }
 
 #[async_trait]

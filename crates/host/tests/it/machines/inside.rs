@@ -141,13 +141,15 @@ fn a_connection_reaches_the_api_with_the_machines_name_and_is_declined_while_nob
             async move { exec(&host, &id, &script).await.unwrap() }
         };
         let declined = "503 {\"error\":\"the platform does not answer";
-        assert!(ask("/.fly/api").await.starts_with(declined));
+        let answer = ask("/.fly/api").await;
+        assert!(answer.starts_with(declined), "{answer}");
 
         // The agent is there, the API is not yet.
         let MachineApi { monitors, api } = server.config().machine_api.unwrap();
         let socket = std::os::unix::net::UnixListener::bind(&monitors).unwrap();
         tokio::spawn(perch_host::inside::serve(host.clone(), socket, api.clone()));
-        assert!(ask("/.fly/api").await.starts_with(declined));
+        let answer = ask("/.fly/api").await;
+        assert!(answer.starts_with(declined), "{answer}");
 
         tokio::spawn(take(tokio::net::UnixListener::bind(&api).unwrap()));
         for socket in ["/.fly/api", "/.perch/api"] {
