@@ -17,8 +17,9 @@ use crate::shared::Shared;
 
 /// Connections that are taken in a second; more wait in the kernel's queue.
 const CONNECTIONS_PER_SECOND_MAX: u32 = 64;
-/// How long somebody who is told that there is no API may take to send the request.
-const REQUEST_TIMEOUT_MS: u64 = 1_000;
+/// How long somebody who is told that there is no API may take to send the request. A program that
+/// has used up its share of the processors stands still for a while.
+const REQUEST_TIMEOUT_MS: u64 = 10_000;
 /// The pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 /// The most of such a request that is read.
