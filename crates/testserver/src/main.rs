@@ -84,13 +84,14 @@ fn api(request: &str) -> Result<String, String> {
     let body = parts.next().unwrap_or_default();
     let answer = || -> io::Result<String> {
         let mut stream = UnixStream::connect(socket)?;
-        write!(
-            stream,
+        let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
              Authorization: Bearer made-up\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\n\r\n{body}",
             body.len()
-        )?;
+        );
+        // In one piece, as clients do.
+        stream.write_all(request.as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
