@@ -61,6 +61,8 @@ pub(crate) fn hand_over(shared: &Shared, socket: &UnixListener, agent: &Path) {
 fn decline(mut connection: &UnixStream) -> io::Result<()> {
     let until_ms = clock::boot_ms().saturating_add(REQUEST_TIMEOUT_MS);
     let patience = || Duration::from_millis(until_ms.saturating_sub(clock::boot_ms()).max(1));
+    // Whoever had it in between may have wanted it not to block, which is the connection's, not theirs.
+    connection.set_nonblocking(false)?;
     connection.set_read_timeout(Some(patience()))?;
     connection.set_write_timeout(Some(patience()))?;
     let mut request = [0; REQUEST_BYTES];
