@@ -89,6 +89,17 @@ enum Before {
     Suspended,
 }
 
+/// What is done to a volume by itself.
+pub(super) const VOLUME_ACTS: [Act; 7] = [
+    Act::VolumeCreate,
+    Act::VolumeExtend,
+    Act::VolumeSnapshot,
+    Act::VolumeRestore,
+    Act::VolumeFork,
+    Act::VolumeDestroy,
+    Act::VolumePurge,
+];
+
 impl Act {
     pub(super) fn named(name: &str) -> Self {
         ACTS.into_iter().find(|act| format!("{act:?}") == name).unwrap()
@@ -139,16 +150,7 @@ impl Act {
 
     /// Returns whether it is done to a volume, which a machine may have meanwhile.
     pub(super) fn is_of_volume(self) -> bool {
-        matches!(
-            self,
-            Self::VolumeCreate
-                | Self::VolumeExtend
-                | Self::VolumeSnapshot
-                | Self::VolumeRestore
-                | Self::VolumeFork
-                | Self::VolumeDestroy
-                | Self::VolumePurge
-        )
+        VOLUME_ACTS.contains(&self)
     }
 
     pub(super) fn request(self, number: u64) -> CreateMachine {

@@ -17,7 +17,7 @@ use perch_testkit::{Place, Reality, Said};
 use perch_types::MachineState;
 use perch_types::host::HostMachine;
 
-use super::acts::Act;
+use super::acts::{Act, VOLUME_ACTS};
 use super::server::{PATIENCE, Server};
 
 /// Set for a child that is an agent: the folder of its server, the act, the machine's number,
@@ -262,18 +262,7 @@ fn what_changes_survives_a_kill_after_every_commit() {
 #[test]
 fn what_is_done_to_volumes_survives_a_kill_after_every_commit() {
     let test = "what_is_done_to_volumes_survives_a_kill_after_every_commit";
-    all_survive(
-        test,
-        &[
-            Act::VolumeCreate,
-            Act::VolumeExtend,
-            Act::VolumeSnapshot,
-            Act::VolumeRestore,
-            Act::VolumeFork,
-            Act::VolumeDestroy,
-            Act::VolumePurge,
-        ],
-    );
+    all_survive(test, &VOLUME_ACTS);
 }
 
 /// What `systemctl restart` does in the middle of work: the agent ends by itself, and takes the
