@@ -23,6 +23,7 @@ import layout
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 GUEST = f"{ROOT}/target/guest"
 SERVER = "/perch-testserver"
+IDLE_S = 2
 SERVICE = [{"internal_port": 8080, "protocol": "tcp",
             "ports": [{"port": 80, "handlers": ["http"]}]}]
 
@@ -64,10 +65,12 @@ class Cloud:
 
     @property
     def connection(self):
-        """A connection of the thread's own."""
-        if not hasattr(self.connections, "own"):
-            self.connections.own = http.client.HTTPConnection("127.0.0.1", self.api, timeout=120)
-        return self.connections.own
+        """A connection of the thread's own; a new one when the server may have ended it for lying idle."""
+        own, now = self.connections, time.monotonic()
+        if now - getattr(own, "used", 0) > IDLE_S:
+            own.connection = http.client.HTTPConnection("127.0.0.1", self.api, timeout=120)
+        own.used = now
+        return own.connection
 
     def call(self, method, path, body=None):
         self.connection.request(
