@@ -17,7 +17,7 @@ use perch_types::host::{
     Accepted, Command, CreateMachine, CreateVolume, Drained, HostInfo, HostMachine, HostSnapshot,
     LogsQuery, PREFIX, PoolRoom, VolumeCommand, WATCH_HEARTBEAT_MS, WaitQuery, WatchEvent,
 };
-use perch_types::{MachineId, SnapshotId, VolumeId};
+use perch_types::{AppName, MachineId, SnapshotId, VolumeId};
 
 use crate::connection::{Connection, RequestParts};
 use crate::error::HostError;
@@ -62,6 +62,15 @@ impl HostClient {
     /// When the host does not answer.
     pub async fn machines(&self) -> Result<Vec<HostMachine>, HostError> {
         self.connection.json(request(Method::GET, "/machines")).await
+    }
+
+    /// Returns the machines of an app that the host has.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub async fn machines_of(&self, app: &AppName) -> Result<Vec<HostMachine>, HostError> {
+        let parts = request(Method::GET, "/machines").with_query("app", app.as_str());
+        self.connection.json(parts).await
     }
 
     /// Returns a machine; a destroyed one for a while.

@@ -21,7 +21,7 @@ use perch_types::clock::Clock;
 use perch_types::directory::Generation;
 use perch_types::host::{Accepted, Command, CreateMachine, HostInfo, HostMachine, WatchEvent};
 use perch_types::image::{Digest, ImageRef};
-use perch_types::{ApiError, Code, HostId, MachineConfig, MachineId};
+use perch_types::{ApiError, AppName, Code, HostId, MachineConfig, MachineId};
 use tokio::sync::{Mutex, broadcast};
 use tokio::task::JoinSet;
 
@@ -351,6 +351,14 @@ impl Host {
     #[must_use]
     pub fn all(&self) -> Vec<HostMachine> {
         self.shared.all().iter().map(|handle| handle.published().machine.clone()).collect()
+    }
+
+    /// Returns the machines of an app, destroyed ones too, by id.
+    #[must_use]
+    pub fn of_app(&self, app: &AppName) -> Vec<HostMachine> {
+        let published = self.shared.all().into_iter().map(|handle| handle.published());
+        let of_app = published.filter(|published| published.machine.app == *app);
+        of_app.map(|published| published.machine.clone()).collect()
     }
 
     /// Returns all machines that are not destroyed, by id.

@@ -8,7 +8,8 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +17,7 @@ use perch_runtime::loopback::FREE_TIMEOUT_MS;
 use perch_runtime::process::try_lock;
 use perch_types::Code;
 use rustix::fs::SeekFrom;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::effects::{Fault, LayerWish, Rootfs};
@@ -29,6 +31,8 @@ pub(crate) const LAYER_PREFIX: &str = "root-";
 const GIB: u64 = 1024 * 1024 * 1024;
 /// One inode for so many bytes: enough for a tree of small files.
 const BYTES_PER_INODE: u32 = 16_384;
+/// Layers that are given back to the disk at once; one more is waited for by who removes it.
+const REMOVALS_MAX: u32 = 32;
 /// How often a layer that is still in use is looked at again.
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// Where an ext4 file system says how it was left, and the two bits that matter.
@@ -40,6 +44,11 @@ const EXT4_FAULTY: u16 = 2;
 #[derive(Debug)]
 pub struct Layers {
     templates: PathBuf,
+    /// Removed layers whose blocks the disk has not taken back yet.
+    gone: PathBuf,
+    gone_count: AtomicU64,
+    /// Places for those that are being taken back.
+    removals: Arc<Semaphore>,
     /// Held while a template is made.
     making: Mutex<()>,
 }
@@ -106,13 +115,21 @@ impl From<Error> for Fault {
 }
 
 impl Layers {
-    /// Keeps templates in a folder, which is made.
+    /// Keeps templates in a folder, which is made, and removes what a crash left of removed layers.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn open(folder: &Path) -> Result<Self, Error> {
-        fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
-        Ok(Self { templates: folder.to_owned(), making: Mutex::new(()) })
+        let gone = folder.join("gone");
+        remove(&gone)?;
+        fs::create_dir_all(&gone).map_err(Error::file("create", &gone))?;
+        Ok(Self {
+            templates: folder.to_owned(),
+            gone,
+            gone_count: AtomicU64::new(0),
+            removals: Arc::new(Semaphore::new(REMOVALS_MAX as usize)),
+            making: Mutex::new(()),
+        })
     }
 
     /// Finds out how files are copied here; nothing when the disk is too full to tell.
@@ -131,6 +148,28 @@ impl Layers {
             Err(error) if error.is_full() => Ok(None),
             result => result.map(Some),
         }
+    }
+
+    /// Removes a layer. Its blocks go back behind the caller's back: a disk that discards takes
+    /// tens of milliseconds for them, in which a machine would count as not stopped yet.
+    fn remove_now(&self, path: &Path) -> Result<(), Error> {
+        let Ok(place) = Arc::clone(&self.removals).try_acquire_owned() else {
+            return remove(path);
+        };
+        let gone = self.gone.join(self.gone_count.fetch_add(1, Ordering::Relaxed).to_string());
+        match fs::rename(path, &gone) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // Another file system, or one that is full: then here and now.
+            Err(_) => return remove(path),
+        }
+        drop(tokio::task::spawn_blocking(move || {
+            if let Err(error) = remove(&gone) {
+                tracing::warn!(%error, "removed layer still takes room");
+            }
+            drop(place);
+        }));
+        Ok(())
     }
 
     fn prepare_now(&self, path: &Path, wish: LayerWish) -> Result<(), Error> {
@@ -339,7 +378,14 @@ pub(crate) fn remove(path: &Path) -> Result<(), Error> {
 #[async_trait]
 impl Rootfs for Layers {
     async fn prepare(&self, path: &Path, wish: LayerWish) -> Result<(), Fault> {
-        Ok(tokio::task::block_in_place(|| self.prepare_now(path, wish))?)
+        match tokio::task::block_in_place(|| self.prepare_now(path, wish)) {
+            // What is being given back may be just what is missing.
+            Err(error) if error.is_full() => {
+                drop(self.removals.acquire_many(REMOVALS_MAX).await);
+                Ok(tokio::task::block_in_place(|| self.prepare_now(path, wish))?)
+            }
+            prepared => Ok(prepared?),
+        }
     }
 
     async fn repair(&self, path: &Path) -> Result<(), Fault> {
@@ -368,7 +414,7 @@ impl Rootfs for Layers {
         Ok(tokio::task::block_in_place(|| {
             // A crash may have come between the copy and its place.
             remove(&path.with_extension("new"))?;
-            remove(path)
+            self.remove_now(path)
         })?)
     }
 }
@@ -417,6 +463,28 @@ mod tests {
         drop(mounted);
         repaired.await.unwrap();
         assert_eq!(state(&path), EXT4_UNMOUNTED);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_removed_layer_is_gone_at_once_and_its_blocks_a_moment_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let templates = folder.path().join("templates");
+        let layers = Layers::open(&templates).unwrap();
+        let path = folder.path().join("machine/root-1.img");
+        layers.prepare(&path, wish(true)).await.unwrap();
+        layers.remove(&path).await.unwrap();
+        assert!(!path.exists());
+        layers.remove(&path).await.unwrap();
+        let _all = layers.removals.acquire_many(REMOVALS_MAX).await.unwrap();
+        assert_eq!(fs::read_dir(templates.join("gone")).unwrap().count(), 0);
+        // Nobody is waited for when all places are taken.
+        fs::write(&path, "a layer").unwrap();
+        layers.remove(&path).await.unwrap();
+        assert!(!path.exists());
+        // What a crash leaves goes with the next start.
+        fs::write(templates.join("gone/7"), "a layer").unwrap();
+        let _again = Layers::open(&templates).unwrap();
+        assert_eq!(fs::read_dir(templates.join("gone")).unwrap().count(), 0);
     }
 
     #[tokio::test(flavor = "multi_thread")]

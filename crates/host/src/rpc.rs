@@ -16,8 +16,8 @@ use perch_types::api::{
     ReclaimedMemory, SetMemory,
 };
 use perch_types::host::{
-    Accepted, Command, CreateMachine, Drained, HostInfo, HostMachine, LogsQuery, PREFIX,
-    STATIC_NAME_HEADER, StaticQuery, WaitQuery, WatchQuery,
+    Accepted, Command, CreateMachine, Drained, HostInfo, HostMachine, LogsQuery, MachinesQuery,
+    PREFIX, STATIC_NAME_HEADER, StaticQuery, WaitQuery, WatchQuery,
 };
 use perch_types::{ApiError, Code, MachineId};
 
@@ -106,8 +106,15 @@ async fn create(
     Ok(Json(created.map_err(|_| internal())??))
 }
 
-async fn list(State(host): State<Host>) -> Json<Vec<HostMachine>> {
-    Json(host.all())
+async fn list(
+    State(host): State<Host>,
+    asked: Result<Query<MachinesQuery>, QueryRejection>,
+) -> Answer<Vec<HostMachine>> {
+    let MachinesQuery { app } = query(asked)?;
+    Ok(Json(match app {
+        Some(app) => host.of_app(&app),
+        None => host.all(),
+    }))
 }
 
 async fn one(State(host): State<Host>, Path(id): Path<String>) -> Answer<HostMachine> {

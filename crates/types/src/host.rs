@@ -265,6 +265,14 @@ pub struct StaticQuery {
     pub path: String,
 }
 
+/// Query of a list of machines.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MachinesQuery {
+    /// Only those of this app; else all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+}
+
 /// Query of a wait.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct WaitQuery {

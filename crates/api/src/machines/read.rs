@@ -10,7 +10,8 @@ use axum::extract::State;
 use axum::{Extension, Json as JsonReply};
 use perch_types::api::{Machine, MachineEvent, MachineVersion};
 use perch_types::directory::{AppDoc, PlacementDoc};
-use perch_types::{ApiError, Code, HostId, MachineId};
+use perch_types::{ApiError, Code, HostId, MachineConfig, MachineId};
+use serde::Serialize;
 use serde_json::Value;
 
 use super::filter::{Filter, Seen};
@@ -56,7 +57,7 @@ pub(crate) async fn list(
     State(shared): State<Arc<Shared>>,
     Extension(OfApp(app)): Extension<OfApp>,
     parameters: Parameters,
-) -> Result<JsonReply<Value>, Failure> {
+) -> Result<JsonReply<Listed>, Failure> {
     let filter = Filter::of(&parameters)?;
     let mut machines = all(&shared, &app).await?;
     machines.retain(|Machine { state, region, config, .. }| {
@@ -65,15 +66,32 @@ pub(crate) async fn list(
     machines.sort_unstable_by(|one, other| {
         (one.created_at, &one.id).cmp(&(other.created_at, &other.id))
     });
-    let mut listed = serde_json::to_value(machines)
-        .map_err(|_| Failure::new(Code::Internal, "the platform has a fault"))?;
-    if filter.summary {
-        let machines = listed.as_array_mut().into_iter().flatten();
-        for machine in machines.filter_map(Value::as_object_mut) {
-            machine.retain(|key, _| !LEFT_OUT.contains(&key.as_str()));
-        }
+    if !filter.summary {
+        return Ok(JsonReply(Listed::Whole(machines)));
     }
-    Ok(JsonReply(listed))
+    let summaries = machines.into_iter().map(summary).collect::<Result<_, _>>();
+    let summaries =
+        summaries.map_err(|_| Failure::new(Code::Internal, "the platform has a fault"))?;
+    Ok(JsonReply(Listed::Summaries(summaries)))
+}
+
+/// The machines of an app. They are many: whole ones go to their text without a detour.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Listed {
+    Whole(Vec<Machine>),
+    Summaries(Vec<Value>),
+}
+
+/// Leaves out what a summary has not, the large parts before they are anything else.
+fn summary(mut machine: Machine) -> serde_json::Result<Value> {
+    machine.config = MachineConfig::default();
+    machine.events.clear();
+    let mut summary = serde_json::to_value(machine)?;
+    if let Some(fields) = summary.as_object_mut() {
+        fields.retain(|key, _| !LEFT_OUT.contains(&key.as_str()));
+    }
+    Ok(summary)
 }
 
 pub(crate) async fn versions(
@@ -126,7 +144,7 @@ async fn all(shared: &Shared, app: &AppDoc) -> Result<Vec<Machine>, Failure> {
     let mut machines = Vec::new();
     for (host, placed) in by_host {
         let answered = match shared.hosts.get(&host) {
-            Some(host) => host.client.machines().await.map_err(Some),
+            Some(host) => host.client.machines_of(&app.name).await.map_err(Some),
             None => Err(None),
         };
         match answered {

@@ -22,8 +22,8 @@ use perch_types::api::{
 use perch_types::directory::{Generation, MachineRecord};
 use perch_types::exec::{ExecExit, ExecSpec, Frame, decode, encode};
 use perch_types::host::{
-    Accepted, Command, CreateMachine, EXEC_HEADER, HostInfo, HostMachine, LogsQuery, WaitQuery,
-    WatchEvent,
+    Accepted, Command, CreateMachine, EXEC_HEADER, HostInfo, HostMachine, LogsQuery, MachinesQuery,
+    WaitQuery, WatchEvent,
 };
 use perch_types::image::ImageRef;
 use perch_types::{ApiError, Code, HostId, MachineId, MachineState, Region, Timestamp};
@@ -253,8 +253,14 @@ async fn create(State(host): Shared, Json(asked): Json<CreateMachine>) -> Reply<
     Ok(Json(machine))
 }
 
-async fn list(State(host): Shared) -> Json<Vec<HostMachine>> {
-    Json(host.machines.lock().unwrap().values().cloned().collect())
+async fn list(
+    State(host): Shared,
+    Query(MachinesQuery { app }): Query<MachinesQuery>,
+) -> Json<Vec<HostMachine>> {
+    let machines = host.machines.lock().unwrap();
+    let asked =
+        machines.values().filter(|machine| app.as_ref().is_none_or(|app| machine.app == *app));
+    Json(asked.cloned().collect())
 }
 
 async fn one(State(host): Shared, Param(id): Param<MachineId>) -> Reply<HostMachine> {

@@ -90,7 +90,8 @@ fn request(kind: u16, flags: u16, message: &impl Emitable) -> Request {
     Request { kind, flags, acknowledged: true, body }
 }
 
-fn index_of(socket: &UdpSocket, name: &str) -> Result<Option<u32>, Error> {
+/// Returns the number of an interface, if there is one of that name in the socket's namespace.
+pub(super) fn index_of(socket: &UdpSocket, name: &str) -> Result<Option<u32>, Error> {
     match name_to_index(socket, name) {
         Ok(index) => Ok(Some(index)),
         Err(rustix::io::Errno::NODEV) => Ok(None),
@@ -108,6 +109,11 @@ impl Links {
     pub(super) fn open() -> Result<Self, Error> {
         let channel = Channel::open(ROUTE).map_err(|source| Error::OpenSocket { source })?;
         Ok(Self { channel, socket: any_socket()? })
+    }
+
+    /// Returns another handle on the socket that names become indexes by.
+    pub(super) fn any_socket(&self) -> Result<UdpSocket, Error> {
+        self.socket.try_clone().map_err(|source| Error::OpenSocket { source })
     }
 
     /// Makes the pair, one end in the machine's namespace, and sets both ends up.

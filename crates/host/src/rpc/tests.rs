@@ -116,6 +116,11 @@ async fn a_machine_is_made_once_and_another_of_its_id_is_refused() {
     let (status, again) = rig.ask(Method::POST, "/machines", Some(body)).await;
     assert_eq!((status, &again["state"]), (StatusCode::OK, &json!("started")));
     assert_eq!(again["private_ip"], made["private_ip"]);
+    let app = made["app"].as_str().unwrap();
+    for (query, want) in [("", 1), (&*format!("?app={app}"), 1), ("?app=another", 0)] {
+        let (status, listed) = rig.ask(Method::GET, &format!("/machines{query}"), None).await;
+        assert_eq!((status, listed.as_array().unwrap().len()), (StatusCode::OK, want), "{query}");
+    }
 
     let other = CreateMachine { config_digest: "bb".to_owned(), ..request() };
     let other = serde_json::to_value(other).unwrap();
