@@ -419,6 +419,7 @@ async fn logs(Param(id): Param<MachineId>, Query(query): Query<LogsQuery>) -> Re
             stream: if seq == 3 { LogStream::Stderr } else { LogStream::Stdout },
             message: format!("line {seq}\u{1b}[31m"),
             container: None,
+            process: (seq == 4).then_some(1),
             machine: id.clone(),
             region: FakeHost::region(),
             dropped: 0,
