@@ -361,6 +361,7 @@ pub(crate) mod tests {
             metadata: std::collections::BTreeMap::new(),
             skip_dns: false,
             statics: Vec::new(),
+            containers: Vec::new(),
             image: "web:1".to_owned(),
             cpus: 1,
             cpu_kind: Default::default(),
