@@ -141,11 +141,13 @@ fn admit(caller: &Caller, request: CreateApp) -> Result<NewApp, Failure> {
 
 fn answer(shared: &Shared, app: &AppDoc) -> App {
     let view = shared.view.load();
-    let machines = view.machines_of(&app.name).count();
+    let machines = view.machines_of(&app.org, &app.name).count();
     let rests = |state| matches!(state, MachineState::Stopped | MachineState::Suspended);
     let status = match machines {
         0 => "pending",
-        _ if view.machines_of(&app.name).all(|machine| rests(machine.state)) => "suspended",
+        _ if view.machines_of(&app.org, &app.name).all(|machine| rests(machine.state)) => {
+            "suspended"
+        }
         _ => "deployed",
     };
     let volumes = volumes::read::of_app(&view, app);

@@ -5,8 +5,6 @@
 //! program in it more than it has: another image, another program with other rights, its end. Nor does it hold leases: it could keep
 //! its owner from stopping it.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -22,7 +20,7 @@ use tokio::net::UnixStream;
 use crate::auth::Principal;
 use crate::config::Api;
 use crate::reply::Failure;
-use crate::serve::{Peer, ServeLimits, connection};
+use crate::serve::{Limiter, Patient, Peer, ServeLimits, connection};
 
 /// Connections of one machine at once.
 const CONNECTIONS_OF_MACHINE_MAX: usize = 16;
@@ -60,54 +58,27 @@ const ALLOWED: [(&str, &str); 21] = [
 #[derive(Debug, Clone)]
 pub struct Inside {
     router: Router,
-    connections: Arc<Mutex<BTreeMap<MachineId, usize>>>,
+    connections: Limiter<MachineId>,
 }
 
 impl Inside {
     /// Makes it of a running API.
     #[must_use]
     pub fn new(api: &Api) -> Self {
-        Self { router: api.router(), connections: Arc::default() }
+        Self { router: api.router(), connections: Limiter::new(CONNECTIONS_OF_MACHINE_MAX) }
     }
 
     /// Serves one connection to its end.
     pub async fn serve(&self, stream: UnixStream, who: MachineIdentity) {
-        let Some(_place) = self.take_place(&who.machine) else {
+        let Some(_place) = self.connections.take(&who.machine) else {
             tracing::debug!(machine = %who.machine, "machine has too many connections to its API");
             return;
         };
         let router = self.router.clone().layer(from_fn(without_token)).layer(Extension(who));
         let limits = ServeLimits { header_read_timeout: IDLE_TIMEOUT, ..ServeLimits::default() };
         let (_never, ended) = tokio::sync::watch::channel(false);
+        let stream = Patient::new(stream, limits.stall_timeout);
         connection(stream, router, Peer(None), (limits, ended)).await;
-    }
-
-    fn take_place(&self, machine: &MachineId) -> Option<Place> {
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = connections.entry(machine.clone()).or_default();
-        if *count >= CONNECTIONS_OF_MACHINE_MAX {
-            return None;
-        }
-        *count += 1;
-        Some(Place { machine: machine.clone(), connections: Arc::clone(&self.connections) })
-    }
-}
-
-/// A connection's place among its machine's.
-struct Place {
-    machine: MachineId,
-    connections: Arc<Mutex<BTreeMap<MachineId, usize>>>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = connections.get_mut(&self.machine) {
-            *count -= 1;
-            if *count == 0 {
-                connections.remove(&self.machine);
-            }
-        }
     }
 }
 

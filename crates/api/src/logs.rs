@@ -32,6 +32,8 @@ const APP_RECORDS_MAX: usize = 100;
 const MACHINE_RECORDS_MAX: usize = 1000;
 /// Machines of an app that are asked for one answer.
 const MACHINES_MAX: usize = 64;
+/// The label that names a machine's process group (contract 1.13).
+const GROUP_KEY: &str = "fly_process_group";
 /// Records of a machine's log that can be asked for by `last`.
 const LAST_MAX: u64 = 100_000;
 
@@ -105,7 +107,10 @@ pub(crate) async fn app(
         position.pass(record);
     }
     let meta = AppLogsMeta { next_token: position.token() };
-    Ok(JsonReply(AppLogs { data: records.into_iter().map(entry).collect(), meta }))
+    let view = shared.view.load();
+    let group = |id: &MachineId| view.machine(id)?.metadata.get(GROUP_KEY).cloned();
+    let data = records.into_iter().map(|record| entry(group(&record.machine), record)).collect();
+    Ok(JsonReply(AppLogs { data, meta }))
 }
 
 /// Returns the number of the record that will follow these of a machine.
@@ -194,7 +199,8 @@ async fn of_machine(
     Ok(records)
 }
 
-fn entry(record: LogRecord) -> AppLogEntry {
+/// Makes an entry. Which group, container and process it is of is more than the contract has.
+fn entry(group: Option<String>, record: LogRecord) -> AppLogEntry {
     let (level, provider) = match record.stream {
         LogStream::Stdout => ("info", "app"),
         LogStream::Stderr => ("error", "app"),
@@ -205,7 +211,9 @@ fn entry(record: LogRecord) -> AppLogEntry {
         ("region".to_owned(), json!(record.region)),
         ("event".to_owned(), json!({ "provider": provider })),
     ]);
+    meta.extend(group.map(|name| ("process_group".to_owned(), json!(name))));
     meta.extend(record.container.map(|name| ("container".to_owned(), json!(name))));
+    meta.extend(record.process.map(|number| ("process".to_owned(), json!(number))));
     AppLogEntry {
         id: format!("{}-{}", record.machine, record.seq),
         attributes: AppLogAttributes {

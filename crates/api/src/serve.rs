@@ -1,22 +1,31 @@
-//! Serves a router on a listener: a bounded number of connections, each with a limit on how long
-//! a request's head may take and how large it may be.
+//! Serves a router on a listener: a bounded number of connections, all together and of one address,
+//! each with a limit on how long a request's head may take and how large it may be, and on how long
+//! the client may take nothing of its answer.
 //!
 //! Never knows a route. Streams are given as they are accepted, so TLS and Unix sockets are the
 //! same here.
 
+mod limiter;
+mod stall;
+
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, watch};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+
+pub(crate) use self::limiter::Limiter;
+use self::limiter::{Place, client_of};
+pub(crate) use self::stall::Patient;
 
 /// Where requests come in.
 pub enum Listener {
@@ -43,8 +52,14 @@ impl std::fmt::Debug for Listener {
 pub struct ServeLimits {
     /// Connections at once; more wait in the kernel's queue.
     pub connections_max: usize,
+    /// Connections of one address at once; more are closed at once. They cannot wait in the
+    /// kernel's queue: it is the same for all addresses.
+    pub connections_of_address_max: usize,
     /// How long the head of a request may take, and how long a connection may be idle.
     pub header_read_timeout: Duration,
+    /// How long a client may take nothing of what it is sent. A stream with nothing to send, as of
+    /// a log that is followed, is not counted.
+    pub stall_timeout: Duration,
     /// Header lines of a request.
     pub headers_max: usize,
     /// Bytes of a request's head.
@@ -59,7 +74,9 @@ impl Default for ServeLimits {
     fn default() -> Self {
         Self {
             connections_max: 1024,
+            connections_of_address_max: CONNECTIONS_OF_ADDRESS_MAX,
             header_read_timeout: Duration::from_secs(30),
+            stall_timeout: STALL_TIMEOUT,
             headers_max: 64,
             head_bytes_max: 64 * 1024,
             handshake_timeout: Duration::from_secs(10),
@@ -72,8 +89,21 @@ impl Default for ServeLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer(pub Option<SocketAddr>);
 
+/// A quarter of all connections, so that no address alone keeps others out. It is many because one
+/// address may be many clients: an office behind one, a proxy before the API, and on loopback every
+/// client of the server itself. A busy client has some ten connections: its calls at once, its
+/// waits for machines and the log that it follows.
+const CONNECTIONS_OF_ADDRESS_MAX: usize = 256;
+/// As long as the edge waits for a client of an app.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long to wait after an accept that failed, such as for too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// After how long a silence the kernel asks a client whether it is still there, how often, and how
+/// many times without an answer. Nothing else would find out that somebody who follows a quiet log
+/// has lost the network.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_PAUSE: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES_MAX: u32 = 4;
 
 /// Serves until `shutdown` completes; then requests under way may finish.
 pub async fn serve(
@@ -83,6 +113,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) {
     let permits = Arc::new(Semaphore::new(limits.connections_max));
+    let addresses = Limiter::new(limits.connections_of_address_max);
     let (ending, ended) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -96,21 +127,14 @@ pub async fn serve(
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
+        let Ok(place) = place_of(&addresses, peer) else {
+            tracing::debug!(?peer, "connection closed: its address has too many");
+            continue;
+        };
         let (router, ended) = (router.clone(), ended.clone());
         connections.spawn(async move {
-            let _permit = permit;
-            match stream {
-                Accepted::Tcp(stream) => connection(stream, router, peer, (limits, ended)).await,
-                Accepted::Unix(stream) => connection(stream, router, peer, (limits, ended)).await,
-                Accepted::Tls(stream, acceptor) => {
-                    let handshake = acceptor.accept(stream);
-                    match tokio::time::timeout(limits.handshake_timeout, handshake).await {
-                        Ok(Ok(stream)) => connection(stream, router, peer, (limits, ended)).await,
-                        Ok(Err(error)) => tracing::debug!(%error, "tls handshake refused"),
-                        Err(_) => tracing::debug!("tls handshake timed out"),
-                    }
-                }
-            }
+            let _held = (permit, place);
+            accepted_connection(stream, router, peer, (limits, ended)).await;
         });
     }
     drop(listener);
@@ -121,13 +145,23 @@ pub async fn serve(
     }
 }
 
-enum Accepted {
-    Tcp(tokio::net::TcpStream),
-    Tls(tokio::net::TcpStream, TlsAcceptor),
-    Unix(tokio::net::UnixStream),
+/// An address that has all its places.
+struct Full;
+
+/// Takes a place of the peer's address. Peers on a Unix socket have none and need none: who they
+/// may be is the file's mode's business.
+fn place_of(addresses: &Limiter<IpAddr>, peer: Peer) -> Result<Option<Place<IpAddr>>, Full> {
+    let place = peer.0.map(|address| addresses.take(&client_of(address.ip())).ok_or(Full));
+    place.transpose()
 }
 
-type Connected = (Accepted, Peer, tokio::sync::OwnedSemaphorePermit);
+enum Accepted {
+    Tcp(TcpStream),
+    Tls(TcpStream, TlsAcceptor),
+    Unix(UnixStream),
+}
+
+type Connected = (Accepted, Peer, OwnedSemaphorePermit);
 
 async fn accept(listener: &Listener, permits: &Arc<Semaphore>) -> Option<Connected> {
     let permit = Arc::clone(permits).acquire_owned().await.ok()?;
@@ -148,6 +182,8 @@ async fn accept(listener: &Listener, permits: &Arc<Semaphore>) -> Option<Connect
             if let Accepted::Tcp(tcp) | Accepted::Tls(tcp, _) = &stream {
                 // Best effort: answers are small and should not wait for each other.
                 tcp.set_nodelay(true).ok();
+                // Also: without it a client that is gone costs its place for longer.
+                keep_alive(tcp).ok();
             }
             Some((stream, peer, permit))
         }
@@ -158,6 +194,40 @@ async fn accept(listener: &Listener, permits: &Arc<Semaphore>) -> Option<Connect
     }
 }
 
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_PAUSE)?;
+    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES_MAX)?;
+    Ok(())
+}
+
+async fn accepted_connection(
+    stream: Accepted,
+    router: axum::Router,
+    peer: Peer,
+    (limits, ended): (ServeLimits, watch::Receiver<bool>),
+) {
+    let limit = limits.stall_timeout;
+    match stream {
+        Accepted::Tcp(stream) => {
+            connection(Patient::new(stream, limit), router, peer, (limits, ended)).await;
+        }
+        Accepted::Unix(stream) => {
+            connection(Patient::new(stream, limit), router, peer, (limits, ended)).await;
+        }
+        Accepted::Tls(stream, acceptor) => {
+            let handshake = acceptor.accept(Patient::new(stream, limit));
+            match tokio::time::timeout(limits.handshake_timeout, handshake).await {
+                Ok(Ok(stream)) => connection(stream, router, peer, (limits, ended)).await,
+                Ok(Err(error)) => tracing::debug!(%error, "tls handshake refused"),
+                Err(_) => tracing::debug!("tls handshake timed out"),
+            }
+        }
+    }
+}
+
+/// Serves one connection to its end. Its socket is a [`Patient`] one, below TLS if there is any.
 pub(crate) async fn connection<S>(
     stream: S,
     router: axum::Router,
@@ -185,5 +255,25 @@ pub(crate) async fn connection<S>(
     };
     if let Err(error) = outcome {
         tracing::debug!(%error, "connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_is_silent_is_asked_whether_it_is_still_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let _client = TcpStream::connect(address).await.unwrap();
+        let accepted = accept(&Listener::Tcp(listener), &Arc::new(Semaphore::new(1))).await;
+        let (Accepted::Tcp(stream), ..) = accepted.unwrap() else {
+            panic!("it is TCP");
+        };
+        assert!(sockopt::socket_keepalive(&stream).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&stream).unwrap(), KEEPALIVE_IDLE);
+        assert_eq!(sockopt::tcp_keepintvl(&stream).unwrap(), KEEPALIVE_PAUSE);
+        assert_eq!(sockopt::tcp_keepcnt(&stream).unwrap(), KEEPALIVE_PROBES_MAX);
     }
 }

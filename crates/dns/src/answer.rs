@@ -113,7 +113,8 @@ impl<'a> Scope<'a> {
 
     /// The machines of an app that have names, whatever their state.
     fn registered(&self, app: &AppName) -> impl Iterator<Item = &'a MachineRecord> {
-        self.view.machines_of(app).filter(|machine| self.sees(machine))
+        let machines = self.view.machines_of(&self.asking.org, app);
+        machines.filter(|machine| self.sees(machine))
     }
 
     fn sees(&self, machine: &MachineRecord) -> bool {

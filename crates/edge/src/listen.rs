@@ -14,7 +14,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use perch_types::AppName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -25,6 +24,7 @@ use crate::body::{ReplyBody, RequestBody};
 use crate::cause::Cause;
 use crate::forward::{Hop, Outbound, Refused};
 use crate::headers::{self, Seen};
+use crate::live::AppKey;
 use crate::patience::Patient;
 use crate::pool::Pool;
 use crate::reply::{self, Access};
@@ -182,7 +182,7 @@ impl Worker {
         Access {
             request_id: &id,
             method: &method,
-            app: passage.app.as_ref(),
+            app: passage.app.as_ref().map(|app| &app.name),
             status: response.status().as_u16(),
             cause,
             took: began.elapsed(),
@@ -244,7 +244,7 @@ impl Worker {
     /// Offers the request to one machine after the other while nothing of it was sent.
     async fn offer(
         &self,
-        app: &AppName,
+        app: &AppKey,
         mut outbound: Box<Outbound>,
     ) -> Result<Response<ReplyBody>, Cause> {
         let mut tried = Tried::default();
@@ -296,7 +296,7 @@ impl Worker {
 
 /// What is known of a request on its way.
 struct Passage<'a> {
-    app: Option<AppName>,
+    app: Option<AppKey>,
     client: &'a HeaderValue,
     request_id: &'a HeaderValue,
     link: &'a Link,

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use perch_client::HostClient;
 use perch_types::directory::MachineRecord;
 use perch_types::host::WatchEvent;
-use perch_types::{AppName, HostId, MachineId, MachineState};
+use perch_types::{AppName, HostId, MachineId, MachineState, OrgSlug};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -123,12 +123,33 @@ impl Drop for InFlight {
     }
 }
 
+/// An app and who owns it.
+///
+/// A name is one organization's at a time, and another's only once nothing is left of the app that
+/// had it. But that is the directory's word, and what is known here may be behind it: by the name
+/// alone, the next app of a name could be answered by a machine of the one before.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct AppKey {
+    pub(crate) org: OrgSlug,
+    pub(crate) name: AppName,
+}
+
+impl AppKey {
+    fn of(machine: &MachineRecord) -> Self {
+        Self { org: machine.org.clone(), name: machine.app.clone() }
+    }
+
+    fn has(&self, machine: &MachineRecord) -> bool {
+        (&self.org, &self.name) == (&machine.org, &machine.app)
+    }
+}
+
 type Machines = Arc<[Arc<Target>]>;
 
 /// The snapshot and the news that it changed.
 #[derive(Debug)]
 pub(crate) struct Live {
-    table: ArcSwap<HashMap<AppName, Machines>>,
+    table: ArcSwap<HashMap<AppKey, Machines>>,
     version: watch::Sender<u64>,
 }
 
@@ -140,7 +161,7 @@ impl Default for Live {
 
 impl Live {
     /// Returns the machines of an app on this server, by id.
-    pub(crate) fn machines_of(&self, app: &AppName) -> Option<Machines> {
+    pub(crate) fn machines_of(&self, app: &AppKey) -> Option<Machines> {
         self.table.load().get(app).cloned()
     }
 
@@ -154,7 +175,7 @@ impl Live {
         self.version.subscribe()
     }
 
-    fn publish(&self, table: HashMap<AppName, Machines>) {
+    fn publish(&self, table: HashMap<AppKey, Machines>) {
         self.table.store(Arc::new(table));
         self.version.send_modify(|version| *version += 1);
     }
@@ -219,9 +240,9 @@ fn take(live: &Live, book: &mut Book, event: WatchEvent) {
                 let known = known.get(&record.id).map(AsRef::as_ref);
                 book.put(record, known);
             }
-            let mut by_app: HashMap<AppName, Vec<Arc<Target>>> = HashMap::new();
+            let mut by_app: HashMap<AppKey, Vec<Arc<Target>>> = HashMap::new();
             for target in book.machines.values() {
-                by_app.entry(target.record.app.clone()).or_default().push(Arc::clone(target));
+                by_app.entry(AppKey::of(&target.record)).or_default().push(Arc::clone(target));
             }
             let table = by_app
                 .into_iter()
@@ -233,7 +254,7 @@ fn take(live: &Live, book: &mut Book, event: WatchEvent) {
             live.publish(table);
         }
         WatchEvent::Changed { machine } => {
-            let app = machine.app.clone();
+            let app = AppKey::of(&machine);
             let known = book.machines.get(&machine.id).cloned();
             if known.as_ref().is_some_and(|known| known.record.generation > machine.generation) {
                 return;
@@ -244,7 +265,7 @@ fn take(live: &Live, book: &mut Book, event: WatchEvent) {
         WatchEvent::Removed { id } => {
             book.draining.remove(&id);
             if let Some(target) = book.machines.remove(&id) {
-                book.publish_app(live, &target.record.app);
+                book.publish_app(live, &AppKey::of(&target.record));
             }
         }
     }
@@ -290,9 +311,9 @@ impl Book {
         self.draining.insert(record.id.clone(), Draining(waiting));
     }
 
-    fn publish_app(&self, live: &Live, app: &AppName) {
+    fn publish_app(&self, live: &Live, app: &AppKey) {
         let mut targets: Vec<_> =
-            self.machines.values().filter(|target| &target.record.app == app).cloned().collect();
+            self.machines.values().filter(|target| app.has(&target.record)).cloned().collect();
         targets.sort_by(|a, b| a.record.id.cmp(&b.record.id));
         let mut table = HashMap::clone(&live.table.load());
         if targets.is_empty() {
@@ -314,7 +335,7 @@ fn is_ending(record: &MachineRecord) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use perch_types::directory::Generation;
-    use perch_types::{InstanceId, MachineState, OrgSlug, Timestamp};
+    use perch_types::{InstanceId, MachineState, Timestamp};
 
     use super::*;
 
@@ -340,6 +361,7 @@ pub(crate) mod tests {
             metadata: std::collections::BTreeMap::new(),
             skip_dns: false,
             statics: Vec::new(),
+            containers: Vec::new(),
             image: "web:1".to_owned(),
             cpus: 1,
             cpu_kind: Default::default(),
@@ -349,13 +371,17 @@ pub(crate) mod tests {
         }
     }
 
+    fn web() -> AppKey {
+        AppKey { org: OrgSlug::personal(), name: "web".parse().unwrap() }
+    }
+
     fn book() -> Book {
         Book::new(HostId::from_bits(1), None)
     }
 
     #[test]
     fn a_change_keeps_what_is_in_flight() {
-        let (live, mut book, app) = (Live::default(), book(), "web".parse().unwrap());
+        let (live, mut book, app) = (Live::default(), book(), web());
         let first = record(1, "web", MachineState::Started);
         take(&live, &mut book, WatchEvent::Snapshot { machines: vec![first.clone()] });
         let guard = live.machines_of(&app).unwrap()[0].load.begin(None).unwrap();
@@ -372,7 +398,7 @@ pub(crate) mod tests {
 
     #[test]
     fn an_older_record_changes_nothing_and_another_hosts_is_not_taken() {
-        let (live, mut book, app) = (Live::default(), book(), "web".parse().unwrap());
+        let (live, mut book, app) = (Live::default(), book(), web());
         let mut new = record(1, "web", MachineState::Started);
         new.generation.counter = 5;
         take(&live, &mut book, WatchEvent::Changed { machine: Box::new(new) });
@@ -386,6 +412,32 @@ pub(crate) mod tests {
         assert_eq!(machines[0].record.state, MachineState::Started);
         take(&live, &mut book, WatchEvent::Removed { id: MachineId::from_bits(1) });
         assert!(live.machines_of(&app).is_none());
+    }
+
+    #[test]
+    fn an_app_has_no_machine_of_another_organizations_app_of_its_name() {
+        let (live, mut book, ours) = (Live::default(), book(), web());
+        let theirs = AppKey { org: "theirs".parse().unwrap(), ..web() };
+        let known = |live: &Live| {
+            let ids = |app: &AppKey| -> Vec<MachineId> {
+                let machines = live.machines_of(app).unwrap_or_default();
+                machines.iter().map(|target| target.record.id.clone()).collect()
+            };
+            (ids(&ours), ids(&theirs))
+        };
+        let mut left = record(1, "web", MachineState::Started);
+        left.org = theirs.org.clone();
+        let own = record(2, "web", MachineState::Started);
+        let (one, two) = (MachineId::from_bits(1), MachineId::from_bits(2));
+        let machines = vec![left.clone(), own.clone()];
+        take(&live, &mut book, WatchEvent::Snapshot { machines });
+        assert_eq!(known(&live), (vec![two.clone()], vec![one.clone()]));
+        for machine in [left, own] {
+            take(&live, &mut book, WatchEvent::Changed { machine: Box::new(machine) });
+            assert_eq!(known(&live), (vec![two.clone()], vec![one.clone()]));
+        }
+        take(&live, &mut book, WatchEvent::Removed { id: one });
+        assert_eq!(known(&live), (vec![two], Vec::new()));
     }
 
     #[tokio::test]
@@ -412,7 +464,7 @@ pub(crate) mod tests {
 
     #[test]
     fn how_long_a_machine_is_as_it_is_survives_news_that_change_nothing() {
-        let (live, mut book, app) = (Live::default(), book(), "web".parse().unwrap());
+        let (live, mut book, app) = (Live::default(), book(), web());
         let mut record = record(1, "web", MachineState::Started);
         record.ready = false;
         let mut since = |record: &MachineRecord| {

@@ -8,6 +8,7 @@ use perch_types::AppName;
 use perch_types::view::View;
 
 use crate::cause::Cause;
+use crate::live::AppKey;
 
 /// The longest host name (RFC 1035, section 2.3.4).
 const HOST_BYTES_MAX: usize = 253;
@@ -47,13 +48,17 @@ fn without_port(authority: &str) -> Option<&str> {
 }
 
 /// Returns the app that a host name leads to: `<app>.<domain>`, or a name that was claimed.
-pub(crate) fn app_of(host: &str, domain: &str, view: &View) -> Option<AppName> {
+pub(crate) fn app_of(host: &str, domain: &str, view: &View) -> Option<AppKey> {
     let of_domain = host
         .strip_suffix(domain)
         .and_then(|rest| rest.strip_suffix('.'))
         .and_then(|label| label.parse::<AppName>().ok())
-        .filter(|app| view.app(app).is_some());
-    of_domain.or_else(|| view.hostname(host).map(|claim| claim.app.clone()))
+        .and_then(|name| view.app(&name))
+        .map(|app| AppKey { org: app.org.clone(), name: app.name.clone() });
+    of_domain.or_else(|| {
+        let claim = view.hostname(host)?;
+        Some(AppKey { org: claim.org.clone(), name: claim.app.clone() })
+    })
 }
 
 #[cfg(test)]
@@ -106,17 +111,26 @@ mod tests {
             created_at: Timestamp::UNIX_EPOCH,
         };
         let claim = HostnameClaim { org: org.clone(), app: app.clone() };
+        let key = AppKey { org: org.clone(), name: app.clone() };
+        // Its app is gone, and the name is another organization's now.
+        let stale = HostnameClaim { org: "gone".parse().unwrap(), app: app.clone() };
+        let gone = AppKey { org: stale.org.clone(), name: app.clone() };
         let mut view = View::default();
-        view.apply(&AppDoc::key(&(org, app.clone())), Some(&serde_json::to_vec(&doc).unwrap()))
-            .unwrap();
+        view.apply(&AppDoc::key(&(org, app)), Some(&serde_json::to_vec(&doc).unwrap())).unwrap();
         view.apply(
             &HostnameClaim::key(&("shop.example".to_owned(),)),
             Some(&serde_json::to_vec(&claim).unwrap()),
         )
         .unwrap();
+        view.apply(
+            &HostnameClaim::key(&("old.example".to_owned(),)),
+            Some(&serde_json::to_vec(&stale).unwrap()),
+        )
+        .unwrap();
         for (host, want) in [
-            ("web.perch.localhost", Some(&app)),
-            ("shop.example", Some(&app)),
+            ("web.perch.localhost", Some(&key)),
+            ("shop.example", Some(&key)),
+            ("old.example", Some(&gone)),
             ("other.perch.localhost", None),
             ("perch.localhost", None),
             ("a.web.perch.localhost", None),

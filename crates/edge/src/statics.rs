@@ -9,11 +9,11 @@ use http::request::Parts;
 use http::{Method, Response, StatusCode};
 use perch_client::HostClient;
 use perch_types::host::STATIC_NAME_HEADER;
-use perch_types::{AppName, MachineId, MachineState};
+use perch_types::{MachineId, MachineState};
 use tokio::runtime::Handle;
 
 use crate::body::ReplyBody;
-use crate::live::{Live, Target};
+use crate::live::{AppKey, Live, Target};
 
 /// Types by the ending of a file's name.
 const TYPES: [(&str, &str); 30] = [
@@ -65,7 +65,7 @@ impl Statics {
     pub(crate) async fn answer(
         &self,
         live: &Live,
-        app: &AppName,
+        app: &AppKey,
         request: &Parts,
     ) -> Option<Response<ReplyBody>> {
         if request.method != Method::GET && request.method != Method::HEAD {
@@ -84,7 +84,7 @@ impl Statics {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => {
                 if error.code() != Some(perch_types::Code::NotFound) {
-                    tracing::warn!(%app, %error, "file of an image not served");
+                    tracing::warn!(app = %app.name, %error, "file of an image not served");
                 }
                 return None;
             }

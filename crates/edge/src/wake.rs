@@ -10,14 +10,14 @@ use std::time::Duration;
 use perch_client::HostClient;
 use perch_types::directory::{Generation, MachineRecord};
 use perch_types::host::Command;
-use perch_types::{AppName, Code, MachineId, MachineState};
+use perch_types::{Code, MachineId, MachineState};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::Shared;
 use crate::cause::Cause;
-use crate::live::{InFlight, Target};
+use crate::live::{AppKey, InFlight, Target};
 use crate::pick::{self, Pick};
 
 /// How often a machine is started for one request: it may end right after its start.
@@ -130,7 +130,7 @@ impl Drop for Held<'_> {
 /// What a request asks for, and what was already tried for it.
 #[derive(Debug)]
 pub(crate) struct Wanted<'a> {
-    pub(crate) app: &'a AppName,
+    pub(crate) app: &'a AppKey,
     pub(crate) port: u16,
     pub(crate) tried: &'a Tried,
     pub(crate) random: u64,

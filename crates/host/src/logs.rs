@@ -91,6 +91,7 @@ impl Log {
             },
             message: String::from_utf8_lossy(&record.line).into_owned(),
             container: record.container.clone(),
+            process: record.process.map(u32::from),
             machine: self.machine.clone(),
             region: self.region.clone(),
             dropped: record.dropped_before,

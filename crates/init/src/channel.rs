@@ -8,7 +8,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use perch_types::guest::{
-    FROM_GUEST_BYTES_MAX, FrameBuffer, FromGuest, SOCKET_FD, TO_GUEST_BYTES_MAX, ToGuest, encode,
+    FROM_GUEST_BYTES_MAX, FrameBuffer, FromGuest, SOCKET_FD, TO_GUEST_BYTES_MAX,
+    TO_GUEST_DESCRIPTORS_MAX, ToGuest, encode,
 };
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{
@@ -16,8 +17,6 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-/// The most descriptors that one message brings along.
-const DESCRIPTORS_MAX: usize = 3;
 /// The most bytes taken up at once.
 const PIECE_BYTES: usize = 16 * 1024;
 
@@ -46,7 +45,8 @@ impl Channel {
     /// Takes up what has arrived; `false` at the end of the stream: the monitor is gone.
     pub(crate) fn fill(&mut self) -> io::Result<bool> {
         let mut piece = [0; PIECE_BYTES];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(TO_GUEST_DESCRIPTORS_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut slices = [IoSliceMut::new(&mut piece)];
         let flags = RecvFlags::CMSG_CLOEXEC;

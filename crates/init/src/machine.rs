@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -82,9 +83,16 @@ fn terminal(size: TerminalSize, account: &Account) -> Result<Terminal, Refusal> 
         .map_err(|error| Refusal::new(CODE_NOT_EXECUTABLE, format!("open a terminal: {error}")))
 }
 
+/// A main process's own standard output and error.
+type Outputs = (OwnedFd, OwnedFd);
+
 /// Starts the main processes, or none: one that cannot be executed ends init and with it the
 /// others.
-fn start_mains(channel: &Channel, start: &GuestStart) -> Result<Vec<i32>, Refusal> {
+fn start_mains(
+    channel: &Channel,
+    start: &GuestStart,
+    outputs: Vec<Outputs>,
+) -> Result<Vec<i32>, Refusal> {
     let mut pids = Vec::new();
     let mut master = None;
     if start.processes.is_empty() {
@@ -94,15 +102,17 @@ fn start_mains(channel: &Channel, start: &GuestStart) -> Result<Vec<i32>, Refusa
             master = Some(terminal.master);
             Streams::Terminal(terminal.slave)
         } else {
-            own_outputs(&account);
+            own(init_outputs(), &account);
             Streams::Log
         };
         let program =
             Program { argv: &start.argv, env: &start.env, cwd: &start.cwd, account: &account };
         pids.push(program.spawn(streams)?);
     }
+    let mut outputs = outputs.into_iter();
     for (number, process) in start.processes.iter().enumerate() {
-        pids.push(start_process(start, process).map_err(|Refusal { code, reason }| {
+        let started = start_process(start, process, outputs.next());
+        pids.push(started.map_err(|Refusal { code, reason }| {
             Refusal::new(code, format!("process {number}: {reason}"))
         })?);
     }
@@ -112,21 +122,39 @@ fn start_mains(channel: &Channel, start: &GuestStart) -> Result<Vec<i32>, Refusa
     Ok(pids)
 }
 
-fn start_process(start: &GuestStart, process: &GuestProcess) -> Result<i32, Refusal> {
+fn start_process(
+    start: &GuestStart,
+    process: &GuestProcess,
+    outputs: Option<Outputs>,
+) -> Result<i32, Refusal> {
     let account = account(process.user.as_ref().unwrap_or(&start.user))?;
-    own_outputs(&account);
+    let streams = match outputs {
+        Some((stdout, stderr)) => {
+            own([stdout.as_fd(), stderr.as_fd()], &account);
+            Streams::Outputs(stdout, stderr)
+        }
+        None => {
+            own(init_outputs(), &account);
+            Streams::Log
+        }
+    };
     let mut env = start.env.clone();
     env.retain(|name, _| !process.without.contains(name));
     env.extend(process.env.clone());
     let program = Program { argv: &process.argv, env: &env, cwd: &start.cwd, account: &account };
-    program.spawn(Streams::Log)
+    program.spawn(streams)
+}
+
+/// Returns init's own outputs, which are the machine's log.
+const fn init_outputs() -> [BorrowedFd<'static>; 2] {
+    [rustix::stdio::stdout(), rustix::stdio::stderr()]
 }
 
 /// Lets a program that is not root open `/dev/stdout` and `/dev/stderr` by name.
-fn own_outputs(account: &Account) {
+fn own(outputs: [BorrowedFd<'_>; 2], account: &Account) {
     let uid = Some(rustix::fs::Uid::from_raw(account.uid));
     let gid = Some(rustix::fs::Gid::from_raw(account.gid));
-    for output in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
+    for output in outputs {
         // Writing to the descriptors themselves works in any case.
         rustix::fs::fchown(output, uid, gid).ok();
     }
@@ -230,9 +258,10 @@ impl Machine {
             return Err(io::Error::other("a second start came"));
         }
         self.stays = start.stays;
+        let outputs = self.outputs(&start)?;
         files::prepare(Path::new("/"), &start);
         let placed = placed::write(Path::new("/"), &start.files);
-        let started = placed.and_then(|()| start_mains(&self.channel, &start));
+        let started = placed.and_then(|()| start_mains(&self.channel, &start, outputs));
         let GuestStart { env, user, cwd, stop_signal, stop_grace_ms, .. } = start;
         self.base = Some(Base { env, user, cwd });
         self.stop_signal = stop_signal;
@@ -243,6 +272,15 @@ impl Machine {
             }
             Err(Refusal { code, reason }) => self.end(&FromGuest::StartFailed { code, reason }),
         }
+    }
+
+    /// Takes the outputs that came along for the main processes, in their order.
+    fn outputs(&mut self, start: &GuestStart) -> io::Result<Vec<Outputs>> {
+        let count = if start.outputs { start.processes.len() } else { 0 };
+        let mut next = || -> io::Result<Outputs> {
+            Ok((self.channel.descriptor()?, self.channel.descriptor()?))
+        };
+        (0..count).map(|_| next()).collect()
     }
 
     /// Reports the program's end; `true` when init ends too. One that stays first ends everything
@@ -309,7 +347,7 @@ impl Machine {
         &mut self,
         id: u32,
         exec: &GuestExec,
-        given: Option<(std::os::fd::OwnedFd, std::os::fd::OwnedFd, std::os::fd::OwnedFd)>,
+        given: Option<(OwnedFd, OwnedFd, OwnedFd)>,
     ) -> Result<(), Refusal> {
         if self.execs.len() >= EXECS_MAX {
             let reason = format!("{EXECS_MAX} further programs run already");

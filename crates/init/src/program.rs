@@ -43,6 +43,8 @@ impl Refusal {
 pub(crate) enum Streams {
     /// Nothing to read, and init's own outputs: the machine's log.
     Log,
+    /// Nothing to read, and two descriptors for the outputs.
+    Outputs(OwnedFd, OwnedFd),
     /// Three descriptors.
     Given(OwnedFd, OwnedFd, OwnedFd),
     /// A terminal.
@@ -108,6 +110,10 @@ fn connect(command: &mut Command, streams: Streams) -> io::Result<bool> {
     match streams {
         Streams::Log => {
             command.stdin(Stdio::null());
+            Ok(false)
+        }
+        Streams::Outputs(stdout, stderr) => {
+            command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
             Ok(false)
         }
         Streams::Given(stdin, stdout, stderr) => {

@@ -27,6 +27,11 @@ const CONTINUES: u8 = 0x80;
 /// Set beside the stream when the name of a container stands before the line: its length in one
 /// byte, and its bytes.
 const NAMED: u8 = 0x40;
+/// Set beside the stream when the number of a process stands before the line, in one byte, behind
+/// the name of a container if there is one.
+const NUMBERED: u8 = 0x20;
+/// The most bytes that stand before a line.
+const PREFIX_BYTES_MAX: usize = 1 + 255 + 1;
 
 /// Where a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,6 +59,8 @@ pub struct Record {
     pub dropped_before: u64,
     /// The container that wrote it, of a machine that has several.
     pub container: Option<String>,
+    /// The main process that wrote it, of a machine that has several, in their order.
+    pub process: Option<u8>,
     /// The line without its end, at most [`LINE_BYTES_MAX`]; any bytes at all.
     pub line: Vec<u8>,
 }
@@ -80,27 +87,30 @@ impl Stream {
 impl Record {
     fn encode(&self, to: &mut Vec<u8>) {
         let line = self.line.get(..LINE_BYTES_MAX).unwrap_or(&self.line);
-        let name = self.name();
-        let length = u32::try_from(line.len().saturating_add(name.len())).unwrap_or_default();
+        let prefix = self.prefix();
+        let length = u32::try_from(line.len().saturating_add(prefix.len())).unwrap_or_default();
         let continues = if self.continues { CONTINUES } else { 0 };
-        let named = if name.is_empty() { 0 } else { NAMED };
+        let named = if self.container.is_some() { NAMED } else { 0 };
+        let numbered = if self.process.is_some() { NUMBERED } else { 0 };
         to.extend(length.to_be_bytes());
         to.extend(self.seq.to_be_bytes());
         to.extend(self.unix_ms.to_be_bytes());
-        to.push(self.stream.byte() | continues | named);
+        to.push(self.stream.byte() | continues | named | numbered);
         to.extend(self.dropped_before.to_be_bytes());
-        to.extend(name);
+        to.extend(prefix);
         to.extend(line);
     }
 
     /// Returns what stands before the line.
-    fn name(&self) -> Vec<u8> {
-        let Some(name) = &self.container else {
-            return Vec::new();
-        };
-        let length = u8::try_from(name.len()).unwrap_or_default();
-        let bytes = name.bytes().take(usize::from(length));
-        std::iter::once(length).chain(bytes).collect()
+    fn prefix(&self) -> Vec<u8> {
+        let mut prefix = Vec::new();
+        if let Some(name) = &self.container {
+            let length = u8::try_from(name.len()).unwrap_or_default();
+            prefix.push(length);
+            prefix.extend(name.bytes().take(usize::from(length)));
+        }
+        prefix.extend(self.process);
+        prefix
     }
 
     /// Reads the next record; `None` at the end or at one that is not written whole.
@@ -115,27 +125,38 @@ impl Record {
         let (stream, dropped) = rest.split_at(1);
         let length = usize::try_from(big_endian(length)).unwrap_or(usize::MAX);
         let byte = stream.first().copied().unwrap_or_default();
-        let Some(stream) = Stream::of(byte & !CONTINUES & !NAMED) else {
+        let Some(stream) = Stream::of(byte & !CONTINUES & !NAMED & !NUMBERED) else {
             return Ok(None);
         };
-        if length > LINE_BYTES_MAX.saturating_add(usize::from(u8::MAX)).saturating_add(1) {
+        if length > LINE_BYTES_MAX.saturating_add(PREFIX_BYTES_MAX) {
             return Ok(None);
         }
         let mut line = vec![0; length];
         if !filled(from, &mut line)? {
             return Ok(None);
         }
+        let mut rest = line.as_slice();
         let mut container = None;
         if byte & NAMED != 0 {
-            let Some((length, rest)) = line.split_first() else {
+            let Some((length, named)) = rest.split_first() else {
                 return Ok(None);
             };
-            let Some((name, rest)) = rest.split_at_checked(usize::from(*length)) else {
+            let Some((name, line)) = named.split_at_checked(usize::from(*length)) else {
                 return Ok(None);
             };
             container = Some(String::from_utf8_lossy(name).into_owned());
-            line = rest.to_vec();
+            rest = line;
         }
+        let mut process = None;
+        if byte & NUMBERED != 0 {
+            let Some((number, line)) = rest.split_first() else {
+                return Ok(None);
+            };
+            process = Some(*number);
+            rest = line;
+        }
+        let prefix = line.len().saturating_sub(rest.len());
+        line.drain(..prefix);
         Ok(Some(Self {
             seq: big_endian(seq),
             unix_ms: big_endian(unix_ms),
@@ -143,12 +164,13 @@ impl Record {
             continues: byte & CONTINUES != 0,
             dropped_before: big_endian(dropped),
             container,
+            process,
             line,
         }))
     }
 
     fn encoded_bytes(&self) -> u64 {
-        let bytes = HEAD_BYTES.saturating_add(self.name().len()).saturating_add(self.line.len());
+        let bytes = HEAD_BYTES.saturating_add(self.prefix().len()).saturating_add(self.line.len());
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 }

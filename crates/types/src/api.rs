@@ -502,6 +502,10 @@ pub struct LogRecord {
     /// The container that wrote it, of a machine that has several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
+    /// The main process that wrote it, of a machine that has several, in the order of
+    /// `config.processes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<u32>,
     /// Records dropped right before this one.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dropped: u64,
@@ -557,7 +561,8 @@ pub struct AppLogAttributes {
     pub instance: String,
     /// Where it ran.
     pub region: String,
-    /// Free-form.
+    /// Free-form: `instance`, `region` and `event`, and which `process_group`, `container` and
+    /// `process` it is of, where there are several.
     #[serde(default)]
     pub meta: BTreeMap<String, Value>,
 }

@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::api::ContainerSummary;
 use crate::id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region, VolumeId};
 use crate::machine_config::{CpuKind, MachineConfig, StaticConfig};
 use crate::service::Service;
@@ -337,6 +338,10 @@ pub struct MachineRecord {
     /// Files of its image that the edge serves.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub statics: Vec<StaticConfig>,
+    /// How its containers stand, if it has several: for whoever asks while its host is away. The
+    /// first to be left out of a record that is too large.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<ContainerSummary>,
     /// The image's reference as configured.
     pub image: String,
     /// CPUs.

@@ -20,6 +20,8 @@ pub const FROM_GUEST_BYTES_MAX: usize = 16 * 1024;
 pub const REASON_BYTES_MAX: usize = 1024;
 /// How many main processes there may be.
 pub const PROCESSES_MAX: usize = 8;
+/// The most descriptors that come along with one message to init: two outputs of each process.
+pub const TO_GUEST_DESCRIPTORS_MAX: usize = 2 * PROCESSES_MAX;
 /// The most bytes of [`GuestStart::files`] together, as they are written.
 pub const FILES_BYTES_MAX: usize = 512 * 1024;
 /// How many programs may run by [`ToGuest::Exec`] at once.
@@ -65,6 +67,10 @@ pub struct GuestStart {
     /// and folder are what they start from. None has a terminal.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<GuestProcess>,
+    /// Whether standard output and error of each of them come along as descriptors, so that what
+    /// they say can be told apart; else they are init's own. The monitor sets it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub outputs: bool,
     /// Whether init outlives the program: it kills what the program left, reports its end and waits
     /// for another start. The monitor ends it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -145,9 +145,15 @@ impl View {
         self.machines.values()
     }
 
-    /// Returns the machines of an app, by id.
-    pub fn machines_of(&self, app: &AppName) -> impl Iterator<Item = &MachineRecord> {
-        self.machines_of.get(app).into_iter().flatten().filter_map(|id| self.machines.get(id))
+    /// Returns the machines of an organization's app, by id. One that another organization had
+    /// under the name may not be forgotten yet.
+    pub fn machines_of(
+        &self,
+        org: &OrgSlug,
+        app: &AppName,
+    ) -> impl Iterator<Item = &MachineRecord> {
+        let ids = self.machines_of.get(app).into_iter().flatten();
+        ids.filter_map(|id| self.machines.get(id)).filter(move |machine| machine.org == *org)
     }
 
     /// Returns the machine that owns a private address.

@@ -70,7 +70,7 @@ pub(crate) fn of_record(record: &MachineRecord, mut config: MachineConfig) -> Ma
         nonce: None,
         host_status: HostStatus::Unreachable,
         cordoned: record.cordoned,
-        containers: Vec::new(),
+        containers: record.containers.clone(),
         secrets_version: None,
     }
 }

@@ -5,8 +5,10 @@ use std::sync::atomic::Ordering;
 
 use futures_util::future::{join, join_all};
 use perch_client::ListFilter;
+use perch_store::{Expected, get_doc, put_doc};
 use perch_types::api::{CreateApp, LeaseRequest};
-use perch_types::{Code, MachineState};
+use perch_types::directory::MachineRecord;
+use perch_types::{Code, MachineId, MachineState, OrgSlug};
 use serde_json::json;
 
 use crate::cloud::{ADMIN, Cloud, shown, web};
@@ -158,6 +160,22 @@ async fn a_name_stays_taken_while_the_machines_of_the_deleted_app_cannot_be_reac
     let _task = cloud.host.serve(&socket);
     cloud.until_empty(&["placements/", "tombstones/", "names/"]).await;
     cloud.admin.create_app(&named("web")).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_left_of_another_organizations_app_of_the_name_is_not_counted() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let own = cloud.machine(json!({"image": "web:1"})).await;
+    let store = cloud.store.as_ref();
+    let key = (OrgSlug::personal(), web(), own.id);
+    let found = get_doc::<MachineRecord>(store, &key).await.unwrap().unwrap();
+    let (org, id): (OrgSlug, _) = ("others".parse().unwrap(), MachineId::from_bits(99));
+    let left = MachineRecord { org: org.clone(), id: id.clone(), ..found.document };
+    put_doc(store, &(org, web(), id), &left, Expected::Any).await.unwrap();
+    // The view hears of this one after that.
+    cloud.machine(json!({"image": "web:1"})).await;
+    assert_eq!(cloud.admin.app(&web()).await.unwrap().machine_count, 2);
 }
 
 /// Sends the head of a request and holds its body until the second future is done.

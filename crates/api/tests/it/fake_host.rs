@@ -16,8 +16,8 @@ use http::StatusCode;
 use hyper_util::rt::TokioIo;
 use perch_store::{Expected, Store, delete_doc, put_doc};
 use perch_types::api::{
-    CheckState, CheckStatus, ExecRequest, ExecResponse, LogRecord, LogStream, MachineEvent,
-    MachineMemory, ProcessStat, ReclaimMemory, ReclaimedMemory, SetMemory,
+    CheckState, CheckStatus, ContainerSummary, ExecRequest, ExecResponse, LogRecord, LogStream,
+    MachineEvent, MachineMemory, ProcessStat, ReclaimMemory, ReclaimedMemory, SetMemory,
 };
 use perch_types::directory::{Generation, MachineRecord};
 use perch_types::exec::{ExecExit, ExecSpec, Frame, decode, encode};
@@ -190,6 +190,7 @@ fn record(machine: &HostMachine, host: &HostId) -> MachineRecord {
         metadata: machine.config.metadata.clone(),
         skip_dns: false,
         statics: Vec::new(),
+        containers: machine.containers.clone(),
         image: machine.config.image.clone(),
         cpus: machine.config.cpus(),
         cpu_kind: machine.config.cpu_kind(),
@@ -211,6 +212,9 @@ async fn create(State(host): Shared, Json(asked): Json<CreateMachine>) -> Reply<
     let now = Timestamp::from_unix_ms(1_700_000_000_000);
     let state = if asked.skip_launch { MachineState::Stopped } else { MachineState::Started };
     let because = host.not_ready_because.lock().unwrap().clone();
+    let each = asked.config.containers.iter();
+    let started = |name: &String| ContainerSummary { name: name.clone(), state: "started".into() };
+    let containers = each.map(|one| started(&one.name)).collect();
     let machine = HostMachine {
         id: asked.id.clone(),
         org: asked.org,
@@ -237,7 +241,7 @@ async fn create(State(host): Shared, Json(asked): Json<CreateMachine>) -> Reply<
         created_at: now,
         updated_at: now,
         events: vec![event("start", 2), event("launch", 1)],
-        containers: Vec::new(),
+        containers,
         checks: vec![CheckStatus {
             name: "servicecheck-00-http-8080".to_owned(),
             status: CheckState::Passing,
@@ -425,6 +429,7 @@ async fn logs(Param(id): Param<MachineId>, Query(query): Query<LogsQuery>) -> Re
             stream: if seq == 3 { LogStream::Stderr } else { LogStream::Stdout },
             message: format!("line {seq}\u{1b}[31m"),
             container: None,
+            process: (seq == 4).then_some(1),
             machine: id.clone(),
             region: FakeHost::region(),
             dropped: 0,

@@ -344,6 +344,22 @@ async fn a_host_that_is_away_leaves_what_was_known_last() {
 }
 
 #[tokio::test]
+async fn how_the_containers_stood_is_known_without_their_host() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let containers =
+        json!([{"name": "web", "image": "web:1"}, {"name": "proxy", "image": "proxy:1"}]);
+    let machine = cloud.machine(json!({"containers": containers})).await;
+    let names: Vec<_> = machine.containers.iter().map(|one| one.name.as_str()).collect();
+    assert_eq!(names, ["web", "proxy"]);
+    cloud.host_task.abort();
+    std::fs::remove_file(cloud.folder.path().join("host.sock")).unwrap();
+    let known = cloud.admin.machine(&web(), &machine.id).await.unwrap();
+    assert_eq!(known.host_status, HostStatus::Unreachable);
+    assert_eq!(known.containers, machine.containers);
+}
+
+#[tokio::test]
 async fn why_a_machine_is_not_ready_is_a_check() {
     let cloud = Cloud::start().await;
     cloud.app().await;

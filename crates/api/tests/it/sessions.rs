@@ -67,15 +67,19 @@ async fn logs_come_as_lines_and_follow_stays_open() {
 async fn l1_the_logs_of_an_app_go_on_where_they_were_left() {
     let cloud = Cloud::start().await;
     cloud.app().await;
-    let machine = cloud.machine(json!({"image": "web:1"})).await;
+    let labels = json!({"fly_process_group": "worker"});
+    let machine = cloud.machine(json!({"image": "web:1", "metadata": labels})).await;
     let first = cloud.admin.app_logs(&web(), None).await.unwrap();
     let entry = serde_json::to_string_pretty(&first.data[3].attributes.meta).unwrap();
     assert!(entry.contains("\"provider\": \"app\""), "{entry}");
     assert_eq!(first.data[3].attributes.level, "error");
+    let meta = |index: usize, key: &str| first.data[index].attributes.meta.get(key).cloned();
+    assert_eq!(meta(3, "process_group"), Some(json!("worker")));
+    assert_eq!((meta(3, "process"), meta(4, "process")), (None, Some(json!(1))));
     assert_eq!(first.data[3].id, format!("{}-3", machine.id));
     let (_, _, body) = cloud.raw(("GET", "/api/v1/apps/web/logs"), Some(ADMIN), "").await;
     assert!(String::from_utf8(body).unwrap().contains(r"line 0\u001b[31m"));
-    let token = first.meta.next_token;
+    let token = first.meta.next_token.clone();
     let second = cloud.admin.app_logs(&web(), Some(&token)).await.unwrap();
     assert_eq!((second.data.len(), &second.meta.next_token), (0, &token));
     let since = cloud.admin.app_logs(&web(), Some("1700000000006000000")).await.unwrap();

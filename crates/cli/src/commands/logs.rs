@@ -10,6 +10,7 @@ use perch_client::Api;
 use perch_types::api::{AppLogEntry, LogRecord, LogStream};
 use perch_types::host::LogsQuery;
 use perch_types::{AppName, MachineId, MachineState};
+use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use crate::error::{During as _, Result};
@@ -21,6 +22,8 @@ const LAST: u64 = 100;
 /// How many entries of an app the platform returns at once (contract 3.5); so many mean that there
 /// are more.
 const PAGE_ENTRIES: usize = 100;
+/// The process group of apps that have one, which is not worth a word.
+const GROUP_DEFAULT: &str = "app";
 /// Between two questions for new entries, and before a log that broke off is asked for again.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long a log that is followed may be silent before its machine is looked at.
@@ -90,8 +93,10 @@ fn print(invocation: &Invocation, entry: &AppLogEntry) {
         return;
     }
     let it = &entry.attributes;
-    let container = it.meta.get("container").and_then(serde_json::Value::as_str);
-    let from = container.map(|name| format!("{name} ")).unwrap_or_default();
+    let named = |key: &str| it.meta.get(key).and_then(Value::as_str);
+    let group = named("process_group").filter(|name| *name != GROUP_DEFAULT);
+    let process = it.meta.get("process").and_then(Value::as_u64);
+    let from = origin([group, named("container")], process);
     invocation.ui.data(format!(
         "{} {} {} [{from}{}] {}",
         it.timestamp,
@@ -175,6 +180,29 @@ fn print_record(invocation: &Invocation, record: &LogRecord) {
         LogStream::System => "system",
     };
     let message = record.message.replace('\n', "\\n");
-    let from = record.container.as_ref().map(|name| format!("{name} ")).unwrap_or_default();
+    let from = origin([None, record.container.as_deref()], record.process.map(u64::from));
     invocation.ui.data(format!("{} [{from}{stream}] {message}", record.timestamp));
+}
+
+/// Returns what stands before a line's stream: whose it is, where there are several.
+fn origin(names: [Option<&str>; 2], process: Option<u64>) -> String {
+    let names = names.into_iter().flatten().map(|name| format!("{name} "));
+    names.chain(process.map(|number| format!("process {number} "))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_whose_it_is_where_there_are_several() {
+        for (names, process, want) in [
+            ([None, None], None, ""),
+            ([Some("worker"), None], None, "worker "),
+            ([None, Some("proxy")], None, "proxy "),
+            ([Some("worker"), None], Some(1), "worker process 1 "),
+        ] {
+            assert_eq!(origin(names, process), want);
+        }
+    }
 }

@@ -460,6 +460,7 @@ fn log_record(machine: &MachineId, seq: usize, line: &str) -> LogRecord {
         stream: LogStream::Stdout,
         message: line.to_owned(),
         container: None,
+        process: None,
         machine: machine.clone(),
         region: "local".parse().unwrap(),
         dropped: 0,

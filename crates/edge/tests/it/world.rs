@@ -190,6 +190,7 @@ pub(crate) fn machine(id: u64, app: &str, state: MachineState, port: u16) -> Mac
         metadata: BTreeMap::new(),
         skip_dns: false,
         statics: Vec::new(),
+        containers: Vec::new(),
         image: "web:1".to_owned(),
         cpus: 1,
         cpu_kind: Default::default(),

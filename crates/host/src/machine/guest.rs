@@ -69,6 +69,8 @@ pub fn guest_start(
         cwd: image.working_dir.clone(),
         tty: version.config.init.tty,
         processes,
+        // Only the monitor has descriptors to give.
+        outputs: false,
         stop_signal: version.config.stop_signal().number(),
         stop_grace_ms: u64::try_from(version.config.stop_timeout().get().as_millis())
             .unwrap_or(u64::MAX),

@@ -10,6 +10,7 @@ fn line(text: &str) -> Record {
         continues: false,
         dropped_before: 0,
         container: None,
+        process: None,
         line: text.as_bytes().to_vec(),
     }
 }
@@ -112,15 +113,24 @@ proptest::proptest! {
 }
 
 #[test]
-fn a_record_keeps_the_name_of_its_container() {
+fn a_record_keeps_the_name_of_its_container_and_the_number_of_its_process() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::open(dir.path(), 1 << 20).unwrap();
-    for name in [None, Some("web"), Some("")] {
-        writer.add(Record { container: name.map(str::to_owned), ..line("hello") }).unwrap();
+    let given = [
+        (None, None),
+        (Some("web"), None),
+        (Some(""), None),
+        (None, Some(0)),
+        (Some("web"), Some(7)),
+    ];
+    for (name, process) in given {
+        let container = name.map(str::to_owned);
+        writer.add(Record { container, process, ..line("hello") }).unwrap();
     }
     writer.flush().unwrap();
     let found = read(dir.path(), 0, 10).unwrap();
-    let names: Vec<_> = found.iter().map(|one| one.container.as_deref()).collect();
-    assert_eq!(names, [None, Some("web"), Some("")]);
-    assert_eq!(texts(&found), ["hello"; 3]);
+    let kept: Vec<_> = found.iter().map(|one| (one.container.as_deref(), one.process)).collect();
+    assert_eq!(kept, given);
+    assert_eq!(texts(&found), ["hello"; 5]);
+    assert_eq!(next_seq(dir.path()).unwrap(), 6);
 }

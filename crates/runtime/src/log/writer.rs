@@ -86,6 +86,7 @@ impl Writer {
             continues: false,
             dropped_before: 0,
             container: None,
+            process: None,
             line: text.as_bytes().to_vec(),
         })
     }

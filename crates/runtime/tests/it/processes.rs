@@ -1,6 +1,6 @@
 //! Several main processes in one machine.
 
-use perch_runtime::log::Stream;
+use perch_runtime::log::{self, Stream};
 use perch_runtime::{Error, GuestProcess, GuestStart};
 
 use crate::machine::{Machine, env, exec, wait};
@@ -42,11 +42,13 @@ async fn the_first_process_that_ends_ends_the_machine_and_is_told() {
 }
 
 #[tokio::test]
-async fn each_process_has_its_own_user_and_environment() {
+async fn each_process_has_its_own_user_environment_and_outputs() {
     let Some(machine) = Machine::new("process environment") else {
         return;
     };
-    let script = "echo $0 $(id -u) $SHARED $OWN $TOKEN; until [ -e /tmp/go ]; do sleep 0.01; done";
+    let script = "echo $0 $(id -u) $SHARED $OWN $TOKEN; echo $0 warns >&2; \
+        until [ -e /tmp/both ]; do sleep 0.01; done; echo $0 by name > /dev/stdout; \
+        until [ -e /tmp/go ]; do sleep 0.01; done";
     let mut web = process(script);
     web.argv.push("web".to_owned());
     web.user = Some("web".to_owned());
@@ -57,8 +59,22 @@ async fn each_process_has_its_own_user_and_environment() {
     let instance = machine.boot_with(several(vec![web, plain])).await;
     machine.wait_for_output("web 33 yes 1 secret\n").await;
     machine.wait_for_output("plain 0 yes\n").await;
+    exec(&*instance, "touch /tmp/both").await;
+    machine.wait_for_output("web by name\n").await;
+    machine.wait_for_output("plain by name\n").await;
     exec(&*instance, "touch /tmp/go").await;
     assert_eq!(wait(&*instance).await.code, 0);
+    let records = log::read(&machine.spec.dir.log_dir(), 0, log::RECORDS_MAX).unwrap();
+    for record in records {
+        let process = match record.line.split(|byte| *byte == b' ').next() {
+            _ if record.stream == Stream::System => None,
+            Some(b"web") => Some(0),
+            Some(b"plain") => Some(1),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(record.process, process, "{}", String::from_utf8_lossy(&record.line));
+    }
+    assert!(machine.output(Stream::Stderr).contains("web warns"));
 }
 
 #[tokio::test]

@@ -80,7 +80,7 @@ fn containers(record: &Record, readiness: &Readiness) -> Vec<ContainerSummary> {
 }
 
 /// Returns what the directory gets of a machine, at most [`MACHINE_RECORD_BYTES_MAX`] of JSON:
-/// labels are left out before anything that routing needs.
+/// containers and labels are left out before anything that routing needs.
 #[must_use]
 pub fn machine_record(machine: &HostMachine, place: &Place) -> MachineRecord {
     let config = &machine.config;
@@ -102,6 +102,7 @@ pub fn machine_record(machine: &HostMachine, place: &Place) -> MachineRecord {
         metadata: config.metadata.clone(),
         skip_dns: config.dns.as_ref().is_some_and(|dns| dns.skip_registration),
         statics: config.statics.clone(),
+        containers: machine.containers.clone(),
         image: config.image_references().first().copied().unwrap_or_default().to_owned(),
         cpus: config.cpus(),
         cpu_kind: config.cpu_kind(),
@@ -109,6 +110,9 @@ pub fn machine_record(machine: &HostMachine, place: &Place) -> MachineRecord {
         created_at: machine.created_at,
         updated_at: machine.updated_at,
     };
+    if !fits(&record) {
+        record.containers.clear();
+    }
     if !fits(&record) {
         record.metadata.retain(|label, _| LABELS_KEPT.contains(&label.as_str()));
     }

@@ -169,6 +169,30 @@ fn a_layer_is_kept_as_long_as_the_configuration_says() {
     }
 }
 
+fn place() -> Place {
+    Place {
+        host: perch_types::HostId::from_bits(1),
+        region: "ams".parse().unwrap(),
+        private_ip: std::net::Ipv6Addr::LOCALHOST,
+        private_ipv4: std::net::Ipv4Addr::LOCALHOST,
+    }
+}
+
+#[test]
+fn the_directory_hears_how_the_containers_stand() {
+    let mut record = record();
+    record.version.config =
+        serde_json::from_value(serde_json::json!({"containers": [{"name": "web"}]})).unwrap();
+    let containers = vec![perch_types::api::ContainerSummary {
+        name: "web".to_owned(),
+        state: "restarting".to_owned(),
+    }];
+    let readiness = Readiness { containers: containers.clone(), ..Readiness::default() };
+    let generation = perch_types::directory::Generation::default();
+    let machine = host_machine(&record, &readiness, generation, &place());
+    assert_eq!(machine_record(&machine, &place()).containers, containers);
+}
+
 #[test]
 fn a_record_for_the_directory_fits_whatever_its_owner_wrote() {
     let mut record = record();
@@ -176,20 +200,17 @@ fn a_record_for_the_directory_fits_whatever_its_owner_wrote() {
     record.version.config = serde_json::from_value(serde_json::json!({
         "image": "web:1",
         "metadata": {"a": long, "b": long, "fly_process_group": "web"},
+        "containers": [{"name": "web"}],
         "services": [{"internal_port": 80, "ports": [{"port": 443}],
             "checks": [{"type": "http", "path": "/up"}]}],
     }))
     .unwrap();
-    let place = Place {
-        host: perch_types::HostId::from_bits(1),
-        region: "ams".parse().unwrap(),
-        private_ip: std::net::Ipv6Addr::LOCALHOST,
-        private_ipv4: std::net::Ipv4Addr::LOCALHOST,
-    };
+    let place = place();
     let generation = perch_types::directory::Generation::default();
     let machine = host_machine(&record, &Readiness::default(), generation, &place);
     let published = machine_record(&machine, &place);
     assert!(serde_json::to_vec(&published).unwrap().len() <= 4096);
+    assert!(published.containers.is_empty(), "they go first");
     assert_eq!(published.metadata.keys().collect::<Vec<_>>(), ["fly_process_group"]);
     assert_eq!(published.services, record.version.config.services);
 }

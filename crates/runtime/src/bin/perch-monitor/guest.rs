@@ -9,7 +9,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use perch_types::guest::{
-    FROM_GUEST_BYTES_MAX, FrameBuffer, FromGuest, TO_GUEST_BYTES_MAX, ToGuest, encode,
+    FROM_GUEST_BYTES_MAX, FrameBuffer, FromGuest, TO_GUEST_BYTES_MAX, TO_GUEST_DESCRIPTORS_MAX,
+    ToGuest, encode,
 };
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -22,7 +23,7 @@ use crate::clock;
 const MESSAGES_PER_SECOND_MAX: u32 = 512;
 /// The most descriptors that wait for their message.
 const DESCRIPTORS_MAX: usize = 4;
-/// The most descriptors in one message either way.
+/// The most descriptors in one message of init.
 const DESCRIPTORS_PER_MESSAGE_MAX: usize = 3;
 /// The type of devpts, from `statfs`.
 const DEVPTS_MAGIC: u64 = 0x1cd1;
@@ -45,8 +46,8 @@ impl Speaker {
         let mut rest = frame.as_slice();
         let mut with = with;
         while !rest.is_empty() {
-            let mut space = [MaybeUninit::uninit();
-                rustix::cmsg_space!(ScmRights(DESCRIPTORS_PER_MESSAGE_MAX))];
+            let mut space =
+                [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(TO_GUEST_DESCRIPTORS_MAX))];
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
             if !with.is_empty() {
                 ancillary.push(SendAncillaryMessage::ScmRights(with));

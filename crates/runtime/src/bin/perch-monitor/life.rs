@@ -20,7 +20,7 @@ use crate::guest::Listener;
 use crate::launch::Running;
 use crate::lines::Lines;
 use crate::members::Heard;
-use crate::shared::{Phase, Shared, State};
+use crate::shared::{Phase, ProcessOutput, Shared, State};
 use crate::{api, clock, serve, words};
 
 /// The stack of a thread: they parse small messages.
@@ -38,6 +38,11 @@ pub(crate) struct Output {
 impl Output {
     fn new(from: OwnedFd, stream: Stream, container: Option<&str>) -> Self {
         Self { from: Some(from), lines: Lines::new(stream, container.map(str::to_owned)) }
+    }
+
+    fn of_process(output: ProcessOutput) -> Self {
+        let ProcessOutput { process, stream, from } = output;
+        Self { from: Some(from), lines: Lines::of_process(stream, process) }
     }
 
     /// Takes up what is there, at most one piece; returns whether there may be more.
@@ -167,6 +172,7 @@ fn termination_signals() -> std::io::Result<OwnedFd> {
 impl Life {
     /// Waits for the next thing and handles it; `true` when init has ended.
     fn turn(&mut self) -> Result<bool, Error> {
+        self.adopt_outputs();
         let shared = Arc::clone(&self.shared);
         let kill_at = shared.state().kill_at_boot_ms;
         let due = [kill_at, self.several.due_ms()].into_iter().flatten().min();
@@ -227,6 +233,12 @@ impl Life {
         }
         self.orchestrate()?;
         Ok(init_ended)
+    }
+
+    /// Takes over what the main processes write, once they are being started.
+    fn adopt_outputs(&mut self) {
+        let outputs = std::mem::take(&mut self.shared.state().outputs);
+        self.outputs.extend(outputs.into_iter().map(Output::of_process));
     }
 
     /// Somebody asked the monitor itself to end: it passes that on.

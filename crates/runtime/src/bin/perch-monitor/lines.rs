@@ -9,12 +9,18 @@ use perch_runtime::log::{LINE_BYTES_MAX, Record, Stream};
 pub(crate) struct Lines {
     stream: Stream,
     container: Option<String>,
+    process: Option<u8>,
     begun: Vec<u8>,
 }
 
 impl Lines {
     pub(crate) const fn new(stream: Stream, container: Option<String>) -> Self {
-        Self { stream, container, begun: Vec::new() }
+        Self { stream, container, process: None, begun: Vec::new() }
+    }
+
+    /// Of one of several main processes.
+    pub(crate) const fn of_process(stream: Stream, process: u8) -> Self {
+        Self { stream, container: None, process: Some(process), begun: Vec::new() }
     }
 
     fn record(&mut self, unix_ms: u64, continues: bool) -> Record {
@@ -25,6 +31,7 @@ impl Lines {
             continues,
             dropped_before: 0,
             container: self.container.clone(),
+            process: self.process,
             line: std::mem::take(&mut self.begun),
         }
     }

@@ -84,6 +84,7 @@ impl Queue {
             continues: false,
             dropped_before: std::mem::take(&mut state.dropped_since),
             container: None,
+            process: None,
             line: text.as_bytes().to_vec(),
         };
         state.bytes = state.bytes.saturating_add(record.line.len()).saturating_add(RECORD_BYTES);

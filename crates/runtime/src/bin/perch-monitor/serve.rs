@@ -3,6 +3,7 @@
 //! Never answers anybody but root, and never lets one slow agent hold up another.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::thread;
@@ -10,12 +11,14 @@ use std::time::Duration;
 
 use perch_runtime::containers::{ContainerStart, ContainerState, ContainerStatus, Event};
 use perch_runtime::error::chain;
+use perch_runtime::log::Stream;
 use perch_runtime::protocol::{Answer, CLIENTS_MAX, FRAME_BYTES_MAX, Request};
 use perch_runtime::{Error, ExitStatus, GuestStart, Stats, frame};
-use perch_types::guest::ToGuest;
+use perch_types::guest::{PROCESSES_MAX, ToGuest};
 
+use crate::descriptors::pipe_out;
 use crate::life::STACK_BYTES;
-use crate::shared::{Phase, Shared, State};
+use crate::shared::{Phase, ProcessOutput, Shared, State};
 use crate::{clock, exec, words};
 
 /// How long an agent may take to take up an answer.
@@ -194,19 +197,55 @@ fn start_containers(shared: &Shared, client: &UnixStream) -> io::Result<Answer> 
     await_start(shared, client)
 }
 
-fn start_program(shared: &Shared, client: &UnixStream, start: GuestStart) -> io::Result<Answer> {
+fn start_program(
+    shared: &Shared,
+    client: &UnixStream,
+    mut start: GuestStart,
+) -> io::Result<Answer> {
     if !shared.spec.containers.is_empty() {
         return Ok(Answer::Refused { reason: "the machine has containers".to_owned() });
     }
-    if !begin(shared, |state| state.tty = start.tty) {
+    let count = start.processes.len();
+    if count > PROCESSES_MAX {
+        let reason = format!("{count} processes are more than {PROCESSES_MAX}");
+        return Ok(Answer::Refused { reason });
+    }
+    let (outputs, given) = match process_outputs(shared, count) {
+        Ok(made) => made,
+        Err(error) => return Ok(Answer::Refused { reason: format!("make a pipe: {error}") }),
+    };
+    let tty = start.tty;
+    if !begin(shared, |state| (state.tty, state.outputs) = (tty, outputs)) {
         return Ok(Answer::Refused { reason: "the program was started before".to_owned() });
     }
-    if let Err(error) = shared.speaker(0).send(&ToGuest::Start(Box::new(start)), &[]) {
+    shared.wake.wake();
+    start.outputs = !given.is_empty();
+    let with: Vec<BorrowedFd<'_>> = given.iter().map(AsFd::as_fd).collect();
+    if let Err(error) = shared.speaker(0).send(&ToGuest::Start(Box::new(start)), &with) {
         // Half a message has no other half to come.
         shared.kill().ok();
         return Ok(Answer::Refused { reason: format!("write to init: {error}") });
     }
+    // Theirs alone from here on: their end is the end of what is read.
+    drop(given);
     await_start(shared, client)
+}
+
+/// Makes the outputs of so many main processes: what is read, and what each writes, in the order
+/// in which init takes them.
+fn process_outputs(
+    shared: &Shared,
+    count: usize,
+) -> io::Result<(Vec<ProcessOutput>, Vec<OwnedFd>)> {
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for process in (0_u8..).take(count) {
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let (from, to) = pipe_out(shared.spec.ids.first)?;
+            ours.push(ProcessOutput { process, stream, from });
+            theirs.push(to);
+        }
+    }
+    Ok((ours, theirs))
 }
 
 /// Answers once the first program was executed, or cannot be.

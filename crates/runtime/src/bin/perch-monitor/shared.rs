@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use perch_runtime::cgroup::{Hierarchies, Paths};
 use perch_runtime::containers::{ContainerStart, Containers, Event};
+use perch_runtime::log::Stream;
 use perch_runtime::protocol::InstanceInfo;
 use perch_runtime::{BootSpec, Error, ExitStatus, process};
 use perch_types::guest::FromGuest;
@@ -38,6 +39,14 @@ pub(crate) enum Phase {
     Ended(Box<ExitStatus>),
 }
 
+/// What one of several main processes writes.
+#[derive(Debug)]
+pub(crate) struct ProcessOutput {
+    pub(crate) process: u8,
+    pub(crate) stream: Stream,
+    pub(crate) from: OwnedFd,
+}
+
 /// What changes while the machine runs.
 #[derive(Debug, Default)]
 pub(crate) struct State {
@@ -52,6 +61,8 @@ pub(crate) struct State {
     waiting: Vec<Arc<Wake>>,
     pub(crate) execs: BTreeMap<u32, Arc<Mailbox>>,
     pub(crate) exec_last: u32,
+    /// What the main processes write, until the main thread takes it.
+    pub(crate) outputs: Vec<ProcessOutput>,
     /// What containers shall start with, until all are there.
     pub(crate) prepared: BTreeMap<usize, ContainerStart>,
     /// What the containers shall start with, until the main thread takes it.

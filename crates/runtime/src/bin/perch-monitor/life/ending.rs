@@ -35,6 +35,7 @@ pub(super) fn end(
     if life.init.is_some() {
         life.hear();
     }
+    life.adopt_outputs();
     let init = collect(&life.shared)?;
     // The first container's init may have ended alone.
     for member in &life.shared.members {

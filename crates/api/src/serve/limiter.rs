@@ -1,0 +1,93 @@
+//! How many connections one client has at once.
+//!
+//! Never waits: over the limit there is no place.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Connections at once, by client.
+type Counts<K> = Arc<Mutex<BTreeMap<K, usize>>>;
+
+/// Gives places for connections. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Limiter<K> {
+    max: usize,
+    counts: Counts<K>,
+}
+
+impl<K: Ord + Clone> Limiter<K> {
+    /// Makes one that gives each client so many places.
+    pub(crate) fn new(max: usize) -> Self {
+        Self { max, counts: Counts::default() }
+    }
+
+    /// Takes a place of a client's, `None` when it has all of them.
+    pub(crate) fn take(&self, client: &K) -> Option<Place<K>> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.get(client).copied().unwrap_or_default();
+        if count >= self.max {
+            return None;
+        }
+        counts.insert(client.clone(), count + 1);
+        Some(Place { client: client.clone(), counts: Arc::clone(&self.counts) })
+    }
+}
+
+/// A place that is given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Place<K: Ord> {
+    client: K,
+    counts: Counts<K>,
+}
+
+impl<K: Ord> Drop for Place<K> {
+    fn drop(&mut self) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.client);
+            }
+        }
+    }
+}
+
+/// Returns whom an address counts for: itself, or its /64, of which one client has every address.
+pub(crate) fn client_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        v4 @ IpAddr::V4(_) => v4,
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_client_has_its_places_and_gets_them_back() {
+        let limiter = Limiter::new(2);
+        let mut held: Vec<_> = (0..2).map(|_| limiter.take(&1).unwrap()).collect();
+        assert!(limiter.take(&1).is_none());
+        let other = limiter.take(&2).unwrap();
+        held.pop();
+        assert!(limiter.take(&1).is_some());
+        drop((held, other));
+        assert!(limiter.counts.lock().unwrap().is_empty(), "nobody is remembered for nothing");
+    }
+
+    #[test]
+    fn one_client_is_one_address_however_it_is_written_and_a_whole_network_of_version_6() {
+        for (address, client) in [
+            ("192.0.2.7", "192.0.2.7"),
+            ("::ffff:192.0.2.7", "192.0.2.7"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+            ("2001:db8:1:2:ffff::", "2001:db8:1:2::"),
+            ("2001:db8:1:3::1", "2001:db8:1:3::"),
+        ] {
+            let client: IpAddr = client.parse().unwrap();
+            assert_eq!(client_of(address.parse().unwrap()), client, "{address}");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! A connection whose peer has to take what it is sent.
+//!
+//! Never ends one over which nothing waits to be sent, nor one whose peer takes something of it,
+//! however slowly. Never reads on from a peer that takes nothing: its further requests would be
+//! answered into memory.
+
+use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+/// A socket whose peer must take something within a limit. Stands right on the socket, below TLS:
+/// only there is seen what the peer takes.
+#[derive(Debug)]
+pub(crate) struct Patient<S> {
+    socket: S,
+    limit: Duration,
+    /// Runs while the peer takes nothing of what waits.
+    stall: Option<Pin<Box<Sleep>>>,
+    /// Who would read meanwhile.
+    reader: Option<Waker>,
+}
+
+impl<S> Patient<S> {
+    pub(crate) fn new(socket: S, limit: Duration) -> Self {
+        Self { socket, limit, stall: None, reader: None }
+    }
+
+    /// Ends the wait for the peer.
+    fn moved(&mut self) {
+        self.stall = None;
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+}
+
+impl<S: AsFd> Patient<S> {
+    /// Passes on what became of a write that began with `bytes`, unless the peer has taken nothing
+    /// for too long.
+    fn judge(
+        &mut self,
+        polled: Poll<io::Result<usize>>,
+        bytes: &[u8],
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if polled.is_ready() {
+            self.moved();
+            return polled;
+        }
+        let limit = self.limit;
+        let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        if stall.as_mut().poll(context).is_pending() {
+            return Poll::Pending;
+        }
+        // The kernel wakes a writer only when a good part of its buffer is free again. A slow
+        // reader may have taken less than that, and there is room for what it took.
+        let sent = match send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Err(Errno::AGAIN) => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "the other side takes nothing"))
+            }
+            sent => sent.map_err(io::Error::from),
+        };
+        self.moved();
+        Poll::Ready(sent)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.stall.is_some() {
+            this.reader = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        Pin::new(&mut this.socket).poll_read(context, buf)
+    }
+}
+
+impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Patient<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.socket).poll_write(context, bytes);
+        this.judge(polled, bytes, context)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.socket).poll_write_vectored(context, slices);
+        let first = slices.iter().find(|slice| !slice.is_empty());
+        this.judge(polled, first.map(|slice| &**slice).unwrap_or_default(), context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    /// One of the pieces that a socket's buffer takes whole or not at all, and holds several of.
+    const PIECE: [u8; 16 * 1024] = [7; 16 * 1024];
+    const SHORT: Duration = Duration::from_millis(20);
+    /// More than any test takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// Makes a connection that holds as much as it can, to a peer that has taken nothing yet.
+    async fn full(limit: Duration) -> (Patient<UnixStream>, UnixStream) {
+        let (socket, peer) = UnixStream::pair().unwrap();
+        socket.writable().await.unwrap();
+        let mut stream = Patient::new(socket, limit);
+        while let Some(written) = stream.write(&PIECE).now_or_never() {
+            assert_eq!(written.unwrap(), PIECE.len());
+        }
+        (stream, peer)
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_is_given_up() {
+        let (mut stream, _deaf) = full(SHORT).await;
+        let written = tokio::time::timeout(LONG, stream.write(&PIECE)).await.expect("it ends");
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let (mut stream, _deaf) = full(SHORT).await;
+        let slices = [IoSlice::new(&[]), IoSlice::new(&PIECE)];
+        let written = tokio::time::timeout(LONG, stream.write_vectored(&slices)).await;
+        assert_eq!(written.expect("it ends").unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_little_is_not() {
+        let (mut stream, mut slow) = full(SHORT).await;
+        for _ in 0..3 {
+            // Less than what the kernel would wake the writer for.
+            slow.read_exact(&mut [0; PIECE.len()]).await.unwrap();
+            assert_eq!(stream.write(&PIECE).await.unwrap(), PIECE.len());
+            // The limit begins anew.
+            assert!(stream.write(&PIECE).now_or_never().is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_read_of_a_peer_while_it_takes_nothing() {
+        let (mut stream, mut peer) = full(LONG).await;
+        peer.write_all(b"more").await.unwrap();
+        stream.socket.readable().await.unwrap();
+        let mut more = [0; 4];
+        assert!(stream.read_exact(&mut more).now_or_never().is_none());
+        let (mut reading, mut writing) = tokio::io::split(stream);
+        let read = tokio::spawn(async move {
+            reading.read_exact(&mut more).await.unwrap();
+            more
+        });
+        let written = tokio::spawn(async move { writing.write_all(&PIECE).await });
+        let (mut taking, _asking) = peer.into_split();
+        let taken = async move { tokio::io::copy(&mut taking, &mut tokio::io::sink()).await };
+        let taken = tokio::spawn(taken);
+        let read = tokio::time::timeout(LONG, read).await.expect("it goes on");
+        assert_eq!(&read.unwrap(), b"more");
+        written.await.unwrap().unwrap();
+        taken.abort();
+    }
+}
