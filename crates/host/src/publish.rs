@@ -20,7 +20,6 @@ use perch_types::{AppName, HostId, MachineId, OrgSlug, VolumeId};
 use crate::effects::chain;
 use crate::heartbeat::BEAT_MS;
 use crate::machine::actor::Handle;
-use crate::machine::record::machine_record;
 use crate::machine::state::State;
 use crate::schema::{HOST, ONLY, Queued};
 use crate::shared::Shared;
@@ -327,15 +326,7 @@ impl Shared {
     /// Returns what the directory should have of a machine.
     #[must_use]
     pub fn record_of(&self, handle: &Handle) -> MachineRecord {
-        let published = handle.published();
-        let machine = &published.machine;
-        let place = crate::machine::record::Place {
-            host: self.id.clone(),
-            region: machine.region.clone(),
-            private_ip: machine.private_ip,
-            private_ipv4: machine.private_ipv4,
-        };
-        let mut record = machine_record(machine, &place);
+        let mut record = handle.published().machine.record(self.id.clone());
         // What was said before the directory gave an incarnation counts as said by it.
         record.generation.incarnation = self.incarnation.load(Ordering::Acquire);
         record

@@ -29,7 +29,7 @@ use timers::Due;
 
 use super::plan::Intent;
 use super::ready;
-use super::record::{Readiness, Record, host_machine, machine_record};
+use super::record::{Readiness, Record, host_machine};
 use super::run::{CloseGate, Input, Work};
 use super::state::{Admission, Command, Fact, State, admit};
 use super::suspend;
@@ -491,7 +491,7 @@ impl Actor {
             self.shared.untidy.store(true, Ordering::Release);
             WatchEvent::Removed { id: machine.id.clone() }
         } else {
-            WatchEvent::Changed { machine: Box::new(machine_record(&machine, &place)) }
+            WatchEvent::Changed { machine: Box::new(machine.record(place.host)) }
         };
         let instance = self.instance.clone();
         let config_digest = self.record.version.config_digest.clone();
