@@ -436,14 +436,22 @@ impl Actor {
         self.watchers.push(Task(tokio::spawn(probe.follow(self.fact_sender.clone()))));
     }
 
-    /// Publishes that the boot gets no more requests, before the run that asks for it ends it.
+    /// Publishes that the boot gets no more requests, before the run that asks for it ends it. What
+    /// was published when the run began has said so for a boot that is not to serve meanwhile: those
+    /// who send requests close the gate and tell of its end with that record.
     fn close_gate(&mut self, reply: CloseGate) {
         if reply.is_closed() {
             // The run was given up.
             return;
         }
         self.gate_closed = true;
-        self.publish();
+        let is_said = {
+            let published = self.published.borrow();
+            !published.machine.ready && published.machine.state.is_ending()
+        };
+        if !is_said {
+            self.publish();
+        }
         let _heard = reply.send(self.published.borrow().machine.generation.counter);
     }
 
