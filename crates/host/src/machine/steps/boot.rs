@@ -44,6 +44,7 @@ pub(super) async fn make(work: &mut Work, version: &Version, number: u64) -> Res
         dir: work.dir(),
         lower: images.into_iter().next().map(|image| image.root).unwrap_or_default(),
         upper,
+        scratch: !rootfs::is_kept(version),
         ids: IdRange {
             first: work
                 .shared
