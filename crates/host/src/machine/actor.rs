@@ -464,6 +464,7 @@ impl Actor {
             instance: self.instance.clone(),
             image: None,
             others: Vec::new(),
+            ahead: None,
             secrets_version: None,
             fault: None,
             gate: Some(self.gate_sender.clone()),
