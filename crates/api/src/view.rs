@@ -2,15 +2,19 @@
 //!
 //! Never fails for it: the host's answer is the truth, the view only follows.
 
-use perch_types::MachineState;
 use perch_types::host::HostMachine;
+use perch_types::{HostId, MachineState};
 
 use crate::config::Shared;
 
 /// Returns once the view holds the machine at least at the answer's generation, or after
-/// [`crate::Limits::view_timeout`].
-pub(crate) async fn follow(shared: &Shared, machine: &HostMachine) {
+/// [`crate::Limits::view_timeout`]. What a host says of a machine that the view knows goes into it
+/// at once; that one is new or gone for good the view hears by way of the directory.
+pub(crate) async fn follow(shared: &Shared, host: &HostId, machine: &HostMachine) {
     let may_be_gone = matches!(machine.state, MachineState::Destroying | MachineState::Destroyed);
+    if !may_be_gone && shared.view.take_known_machine(machine.record(host.clone())) {
+        return;
+    }
     let held = shared.view.wait_for(
         |view| match view.machine(&machine.id) {
             Some(known) => known.generation >= machine.generation,

@@ -201,8 +201,7 @@ impl<X: Executor> Driver<'_, X> {
             return self.park(format!("this release does not know step {name}")).await;
         }
         // The commit of `begin` covers the first step.
-        let is_covered = index == 0 && self.run.state().point_of_no_return != Some(0)
-            || step.status != crate::Status::Waiting;
+        let is_covered = index == 0 || step.status != crate::Status::Waiting;
         self.run.step_started(&name, self.executor.now_ms())?;
         if commit == Commit::Own && !is_covered {
             self.flush(Moment::Step(&name)).await?;

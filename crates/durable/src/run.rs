@@ -31,10 +31,10 @@ impl fmt::Display for RunId {
 
 /// How the start of a step reaches the disk.
 ///
-/// The commit of `begin`, and that of every step marked [`Commit::Own`], also covers the
-/// [`Commit::Shared`] steps that follow it: after a crash all of them count as perhaps started.
-/// They are then run again, or undone, even if they never ran. So a creation whose only `Own`
-/// step is the boot commits three times: begin, boot, end.
+/// The commit of `begin` covers the first step, of whatever kind. It, and that of every step marked
+/// [`Commit::Own`], also covers the [`Commit::Shared`] steps that follow: after a crash all of them
+/// count as perhaps started. They are then run again, or undone, even if they never ran. So a
+/// creation whose only `Own` step is the boot commits three times: begin, boot, end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Commit {
@@ -80,7 +80,8 @@ pub struct NewRun {
     /// The steps, in order.
     pub steps: Vec<Step>,
     /// The index of the first step that cannot be undone: once it started, the run only goes
-    /// forward. `None`: every step has an undo. Its step always gets a commit of its own.
+    /// forward. `None`: every step has an undo. Its step always gets a commit of its own, unless it
+    /// is the first: then the run is decided by its beginning.
     pub point_of_no_return: Option<usize>,
 }
 
@@ -401,9 +402,8 @@ impl RunState {
         let first = last.map_or(0, |index| index + 1);
         let covered = |index: usize, step: &StepState| match step.commit {
             Commit::Shared => true,
-            // The commit of `begin` covers the first step, but never decides that there is no
-            // way back.
-            Commit::Own => index == 0 && self.point_of_no_return != Some(0),
+            // The commit of `begin` covers the first step.
+            Commit::Own => index == 0,
         };
         let steps = self.steps.iter().enumerate().skip(first);
         steps

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use perch_client::HostClient;
 use perch_types::directory::MachineRecord;
 use perch_types::host::WatchEvent;
-use perch_types::{AppName, HostId, MachineId, MachineState, OrgSlug};
+use perch_types::{AppName, HostId, MachineId, OrgSlug};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -298,7 +298,8 @@ impl Book {
     /// before it sends the signal.
     fn drain(&mut self, record: &MachineRecord, load: &Arc<Load>) {
         self.draining.remove(&record.id);
-        let (true, Some(host)) = (is_ending(record), self.host.clone()) else {
+        let is_ending = !record.ready && record.state.is_ending();
+        let (true, Some(host)) = (is_ending, self.host.clone()) else {
             return;
         };
         let (id, load, generation) = (record.id.clone(), Arc::clone(load), record.generation);
@@ -323,13 +324,6 @@ impl Book {
         }
         live.publish(table);
     }
-}
-
-/// Returns whether a machine's program is about to be ended, or was.
-fn is_ending(record: &MachineRecord) -> bool {
-    use MachineState::{Destroying, Replacing, Restarting, Stopping, Suspending};
-    !record.ready
-        && matches!(record.state, Stopping | Restarting | Replacing | Suspending | Destroying)
 }
 
 #[cfg(test)]

@@ -376,7 +376,8 @@ impl Host {
         let all = self.shared.all();
         let machines =
             all.iter().filter(|handle| handle.published().machine.state != State::Destroyed);
-        let machines = machines.map(|handle| self.shared.record_of(handle)).collect();
+        let records = machines.map(|handle| self.shared.record_of(&handle.published().machine));
+        let machines = records.collect();
         (WatchEvent::Snapshot { machines }, receiver)
     }
 

@@ -15,15 +15,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use perch_store::Store;
 use perch_types::clock::Clock;
-use perch_types::network_policy::{Allowed, NetworkPolicy, POLICIES_MAX, prefix};
+use perch_types::network_policy::{NetworkPolicy, POLICIES_MAX, prefix};
 use perch_types::{AppName, Code, OrgSlug};
 use tokio::time::timeout;
 
 use crate::effects::{Fault, chain};
 use crate::error::Error;
-use crate::machine::record::Record;
 use crate::secrets::{IsNamedApp, write_private};
-use crate::shared::Shared;
 
 /// How long the directory may take before what was kept answers for it: a boot waits.
 const DIRECTORY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -195,17 +193,6 @@ impl Policies for KeptPolicies {
             }
         }
         Ok(())
-    }
-}
-
-impl Shared {
-    /// Returns what may pass to and from a machine that starts now.
-    ///
-    /// # Errors
-    /// When the app's policies cannot be had.
-    pub async fn allowed_of(&self, record: &Record) -> Result<Allowed, Fault> {
-        let policies = self.effects.policies.of_app(&record.org, &record.app).await?;
-        Ok(Allowed::of(&policies, &record.id, &record.incoming().config.metadata))
     }
 }
 

@@ -4,23 +4,23 @@
 //! changes, slower while the directory is down; machines run on meanwhile.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use perch_store::{
-    Error, Expected, LeaseId, Op, Revision, Store, delete_doc, get_doc, list_docs, put_doc,
+    Compare, Error, Expected, LeaseId, Op, Revision, Store, TXN_OPS_MAX, compare, delete_doc,
+    delete_op, get_doc, list_docs, put_doc, put_op,
 };
 use perch_types::directory::{
     Document as _, Generation, HostDoc, MachineRecord, PlacementDoc, VolumeRecord,
 };
-use perch_types::host::Command;
+use perch_types::host::{Command, HostMachine};
 use perch_types::{AppName, HostId, MachineId, OrgSlug, VolumeId};
 
 use crate::effects::chain;
 use crate::heartbeat::BEAT_MS;
 use crate::machine::actor::Handle;
-use crate::machine::record::machine_record;
 use crate::machine::state::State;
 use crate::schema::{HOST, ONLY, Queued};
 use crate::shared::Shared;
@@ -31,6 +31,8 @@ const ALIVE_TTL_S: u32 = 15;
 const ALIVE_EVERY_MS: u64 = 5_000;
 /// How often everything is compared although nothing changed.
 const FULL_EVERY_MS: u64 = 30_000;
+/// How long changes gather once some were told: each telling is a commit of the directory.
+const GATHER: Duration = Duration::from_millis(5);
 /// The first pause after a fault; doubled each time.
 const PAUSE_MS: u64 = 100;
 /// The longest pause after a fault.
@@ -55,20 +57,29 @@ pub(crate) async fn publish(shared: Arc<Shared>, store: Arc<dyn Store>) {
         let shared = Arc::clone(&publisher.shared);
         let now_ms = shared.effects.clock.boot_ms();
         shared.heartbeats.beat("publish", now_ms);
-        match publisher.round(now_ms).await {
-            Ok(()) => pause_ms = 0,
+        let has_told = match publisher.round(now_ms).await {
+            Ok(has_told) => {
+                pause_ms = 0;
+                has_told
+            }
             Err(error) => {
                 if pause_ms == 0 {
                     tracing::warn!(error = %chain(&error), "directory does not take records");
                 }
                 publisher.full_ms = 0;
                 pause_ms = (pause_ms * 2).clamp(PAUSE_MS, PAUSE_MS_MAX);
+                false
             }
-        }
+        };
+        let gather = if has_told { GATHER } else { Duration::ZERO };
         let rest = Duration::from_millis(if pause_ms == 0 { BEAT_MS } else { pause_ms });
+        let news = async {
+            tokio::time::sleep(gather).await;
+            shared.dirty.notified().await;
+        };
         tokio::select! {
             () = shared.stopping.cancelled() => return publisher.leave().await,
-            () = shared.dirty.notified(), if pause_ms == 0 => {}
+            () = news, if pause_ms == 0 => {}
             () = tokio::time::sleep(rest) => {}
         }
     }
@@ -95,8 +106,18 @@ struct Told {
     revision: Revision,
 }
 
+/// What the directory is to hear of one machine.
+struct News {
+    id: MachineId,
+    compare: Option<Compare>,
+    op: Op,
+    /// What it says; nothing when the machine is gone.
+    generation: Option<Generation>,
+}
+
 impl Publisher {
-    async fn round(&mut self, now_ms: u64) -> Result<(), Error> {
+    /// Does what is to be done now; returns whether anything was told of machines.
+    async fn round(&mut self, now_ms: u64) -> Result<bool, Error> {
         if !self.is_registered {
             self.register().await?;
             self.is_registered = true;
@@ -107,10 +128,9 @@ impl Publisher {
             self.lay_down().await?;
             self.full_ms = now_ms.max(1);
         }
-        for handle in self.shared.all() {
-            self.tell(&handle).await?;
-        }
-        self.tell_volumes().await
+        let has_told = self.tell_machines().await?;
+        self.tell_volumes().await?;
+        Ok(has_told)
     }
 
     /// Tells what changed of volumes, and which are no more.
@@ -245,25 +265,56 @@ impl Publisher {
         Ok(())
     }
 
-    /// Tells what changed of one machine.
-    async fn tell(&mut self, handle: &Handle) -> Result<(), Error> {
-        let record = self.shared.record_of(handle);
-        let told = self.told.get(&handle.id).copied();
-        if told.is_some_and(|told| told.generation >= record.generation) {
-            return Ok(());
-        }
-        let key = (record.org.clone(), record.app.clone(), record.id.clone());
-        let expected = told.map_or(Expected::Absent, |told| Expected::Revision(told.revision));
-        if is_gone(handle) {
-            if told.is_some() {
-                delete_doc::<MachineRecord>(self.store.as_ref(), &key, expected).await?;
-                self.told.remove(&handle.id);
+    /// Tells what changed of machines, many in one transaction; returns whether anything did.
+    async fn tell_machines(&mut self) -> Result<bool, Error> {
+        let news = self.news()?;
+        for batch in news.chunks(TXN_OPS_MAX) {
+            let compares = batch.iter().filter_map(|one| one.compare.clone()).collect();
+            let ops = batch.iter().map(|one| one.op.clone()).collect();
+            let revision = self.store.txn(compares, ops).await?.or_conflict()?;
+            for one in batch {
+                match one.generation {
+                    Some(generation) => {
+                        self.told.insert(one.id.clone(), Told { generation, revision });
+                    }
+                    None => {
+                        self.told.remove(&one.id);
+                    }
+                }
             }
-            return Ok(());
         }
-        let revision = put_doc(self.store.as_ref(), &key, &record, expected).await?;
-        self.told.insert(record.id, Told { generation: record.generation, revision });
-        Ok(())
+        Ok(!news.is_empty())
+    }
+
+    fn news(&self) -> Result<Vec<News>, Error> {
+        let machines = self.shared.machines.read().unwrap_or_else(PoisonError::into_inner);
+        machines.values().filter_map(|handle| self.news_of(handle).transpose()).collect()
+    }
+
+    /// Returns what the directory has not heard of a machine.
+    fn news_of(&self, handle: &Handle) -> Result<Option<News>, Error> {
+        let published = handle.published();
+        let machine = &published.machine;
+        let generation = self.shared.known_as(machine.generation);
+        let is_gone = machine.state == State::Destroyed;
+        let told = self.told.get(&machine.id);
+        let is_news = told.map_or(!is_gone, |told| told.generation < generation);
+        if !is_news {
+            return Ok(None);
+        }
+        let key = (machine.org.clone(), machine.app.clone(), machine.id.clone());
+        let expected = told.map_or(Expected::Absent, |told| Expected::Revision(told.revision));
+        let op = if is_gone {
+            delete_op::<MachineRecord>(&key)
+        } else {
+            put_op(&key, &self.shared.record_of(machine))?
+        };
+        Ok(Some(News {
+            id: machine.id.clone(),
+            compare: compare::<MachineRecord>(&key, expected),
+            op,
+            generation: (!is_gone).then_some(generation),
+        }))
     }
 
     /// Destroys machines whose app is deleted or whose placement is another host's.
@@ -326,25 +377,91 @@ fn alive_key(host: &HostId) -> String {
 impl Shared {
     /// Returns what the directory should have of a machine.
     #[must_use]
-    pub fn record_of(&self, handle: &Handle) -> MachineRecord {
-        let published = handle.published();
-        let machine = &published.machine;
-        let place = crate::machine::record::Place {
-            host: self.id.clone(),
-            region: machine.region.clone(),
-            private_ip: machine.private_ip,
-            private_ipv4: machine.private_ipv4,
-        };
-        let mut record = machine_record(machine, &place);
-        // What was said before the directory gave an incarnation counts as said by it.
-        record.generation.incarnation = self.incarnation.load(Ordering::Acquire);
+    pub fn record_of(&self, machine: &HostMachine) -> MachineRecord {
+        let mut record = machine.record(self.id.clone());
+        record.generation = self.known_as(record.generation);
         record
+    }
+
+    /// Returns a generation as the directory knows it: what was said before it gave an incarnation
+    /// counts as said by that.
+    fn known_as(&self, generation: Generation) -> Generation {
+        Generation { incarnation: self.incarnation.load(Ordering::Acquire), ..generation }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use perch_durable::Db;
+    use perch_store::SqliteStore;
+
     use super::*;
+    use crate::fake::FakeServer;
+    use crate::machine::actor::{Actor, Origin};
+    use crate::machine::record::Desired;
+    use crate::machine::record::tests::record;
+    use crate::machine::run::tests::shared_of;
+
+    /// Makes the task of a machine that does not run, known to the host.
+    fn stopped(shared: &Arc<Shared>, bits: u64) -> Handle {
+        let mut record = record();
+        record.id = MachineId::from_bits(bits);
+        (record.state, record.desired) = (State::Stopped, Desired::Stopped);
+        let handle = Actor::spawn(shared, record, Vec::new(), Origin::Recovered(None)).unwrap();
+        shared.machines.write().unwrap().insert(handle.id.clone(), handle.clone());
+        handle
+    }
+
+    #[tokio::test]
+    async fn what_changed_together_is_told_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = Db::open(folder.path().join("host.db"), &[]).unwrap();
+        let shared = shared_of(&FakeServer::new(), &db);
+        let clock = Arc::clone(&shared.effects.clock);
+        let store = SqliteStore::open(folder.path().join("directory.db"), clock).unwrap();
+        let store: Arc<dyn Store> = Arc::new(store);
+        let count = u64::try_from(TXN_OPS_MAX).unwrap() + 3;
+        let handles: Vec<Handle> = (1..=count).map(|bits| stopped(&shared, bits)).collect();
+        let mut publisher = Publisher {
+            shared: Arc::clone(&shared),
+            store: Arc::clone(&store),
+            told: BTreeMap::new(),
+            told_volumes: BTreeMap::new(),
+            alive: None,
+            full_ms: 0,
+            is_registered: true,
+        };
+        let revisions = async || {
+            let found = list_docs::<MachineRecord>(store.as_ref()).await.unwrap();
+            let found = found.documents.into_iter();
+            found.map(|(_, found)| found.revision.0).collect::<Vec<_>>()
+        };
+        while publisher.tell_machines().await.unwrap() {
+            tokio::task::yield_now().await;
+        }
+        let first = revisions().await;
+        assert_eq!(first.len(), handles.len());
+
+        for handle in &handles {
+            let command = Command::SetCordoned { cordoned: true };
+            handle.command(Queued { command, image: None, others: Vec::new() }).await.unwrap();
+        }
+        assert!(publisher.tell_machines().await.unwrap());
+        let mut second = revisions().await;
+        second.dedup();
+        assert_eq!(second.len(), 2, "a transaction holds {TXN_OPS_MAX}: {second:?}");
+        assert!(!publisher.tell_machines().await.unwrap());
+
+        let gone = &handles[0];
+        let command = Command::Destroy { force: true };
+        gone.command(Queued { command, image: None, others: Vec::new() }).await.unwrap();
+        let mut follow = gone.follow();
+        let destroyed = follow.wait_for(|published| published.machine.state == State::Destroyed);
+        drop(tokio::time::timeout(Duration::from_secs(20), destroyed).await.unwrap());
+        assert!(publisher.tell_machines().await.unwrap());
+        assert_eq!(revisions().await.len(), handles.len() - 1);
+        assert!(!publisher.tell_machines().await.unwrap());
+    }
 
     #[test]
     fn an_overcommitted_server_promises_more_than_it_has() {

@@ -17,7 +17,6 @@ use async_trait::async_trait;
 use perch_seal::{PrivateKey, PublicKey, Purpose};
 use perch_store::Store;
 use perch_types::clock::Clock;
-use perch_types::host::SecretsWanted;
 use perch_types::keys::{HostKey, HostKeyRequest};
 use perch_types::secrets::{SecretDoc, SecretsHead, prefix};
 use perch_types::{ApiError, AppName, Code, OrgSlug, Secret};
@@ -27,8 +26,6 @@ pub(crate) use self::kept::write_private;
 use self::kept::{Keeper, Kept, KeptSecret};
 use crate::effects::{Fault, chain};
 use crate::error::Error;
-use crate::machine::record::Record;
-use crate::shared::Shared;
 
 /// How long the directory may take before what was kept answers for it: a boot waits.
 const DIRECTORY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -295,32 +292,6 @@ impl Secrets for SealedSecrets {
             }
         }
         Ok(())
-    }
-}
-
-impl Shared {
-    /// Returns the secrets that a boot of a version is to see, open; nothing for a version that
-    /// runs without.
-    ///
-    /// # Errors
-    /// When they cannot be had or opened, or are older than the version needs.
-    pub async fn secrets_of(
-        &self,
-        record: &Record,
-        wanted: SecretsWanted,
-    ) -> Result<Option<OpenSecrets>, Fault> {
-        if wanted.skip {
-            return Ok(None);
-        }
-        let secrets = self.effects.secrets.of_app(&record.org, &record.app, record.secrets_version);
-        let secrets = secrets.await?;
-        if secrets.version < wanted.min_version {
-            let (version, min) = (secrets.version, wanted.min_version);
-            let text =
-                format!("the app's secrets are known in version {version}, not yet in {min}");
-            return Err(Fault::transient(Code::Unavailable, text));
-        }
-        Ok(Some(secrets))
     }
 }
 

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -55,15 +56,21 @@ pub enum Hierarchies {
 }
 
 impl Hierarchies {
-    /// Finds out which there are.
+    /// Finds out which there are. A process that found them does not look again: they are there
+    /// before anything that makes machines, and the list of mounts is long.
     ///
     /// # Errors
     /// There is no procfs, or no cgroup file system at all.
     pub fn detect() -> Result<Self, Error> {
+        static FOUND: OnceLock<Hierarchies> = OnceLock::new();
+        if let Some(found) = FOUND.get() {
+            return Ok(found.clone());
+        }
         let path = "/proc/self/mounts";
         let mounts = fs::read_to_string(path).map_err(Error::file("read", path))?;
-        Self::parse(&mounts)
-            .ok_or_else(|| Error::file("find", "/sys/fs/cgroup")(io::ErrorKind::NotFound))
+        let found = Self::parse(&mounts)
+            .ok_or_else(|| Error::file("find", "/sys/fs/cgroup")(io::ErrorKind::NotFound))?;
+        Ok(FOUND.get_or_init(|| found).clone())
     }
 
     fn parse(mounts: &str) -> Option<Self> {

@@ -162,6 +162,10 @@ pub struct BootSpec {
     pub lower: PathBuf,
     /// The image file of an ext4 file system for what the machine writes.
     pub upper: PathBuf,
+    /// Whether that is of no use to anybody once this boot has ended: then nothing of it has to
+    /// outlive the server.
+    #[serde(default)]
+    pub scratch: bool,
     /// The machine's ids.
     pub ids: IdRange,
     /// What it may use.

@@ -136,13 +136,22 @@ impl ViewHandle {
         tokio::time::timeout(deadline, waiting).await.ok().flatten()
     }
 
-    /// Takes a machine's record that came straight from its host, ahead of the directory. An
-    /// older generation than the known one is left out.
-    pub fn put_machine(&self, machine: MachineRecord) {
+    /// Takes a machine's record that came straight from its host, ahead of the directory, unless
+    /// the view has a newer one; returns whether it holds one as new now. A machine that it does not
+    /// know is not taken: that it is there, and that it is gone for good, the directory says alone.
+    #[must_use]
+    pub fn take_known_machine(&self, machine: MachineRecord) -> bool {
         let documents = self.shared.documents();
-        let mut view = View::clone(&self.shared.view.load());
-        view.put_machine(machine);
-        self.shared.publish(view, documents);
+        let now = self.load();
+        let Some(known) = now.machine(&machine.id) else {
+            return false;
+        };
+        if known.generation < machine.generation {
+            let mut view = View::clone(&now);
+            view.put_machine(machine);
+            self.shared.publish(view, documents);
+        }
+        true
     }
 }
 

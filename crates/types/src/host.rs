@@ -37,7 +37,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 use crate::api::{CheckStatus, MachineEvent};
-use crate::directory::{Generation, MachineRecord};
+use crate::directory::{Generation, MACHINE_RECORD_BYTES_MAX, MachineRecord};
 use crate::id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region, SnapshotId, VolumeId};
 use crate::image::ImageRef;
 use crate::labels::LabelChange;
@@ -239,6 +239,70 @@ pub struct HostMachine {
     /// The version that its last update could not bring; it stayed what it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given_up: Option<InstanceId>,
+}
+
+/// Labels that the platform itself reads; they go last when a record is too large.
+const LABELS_KEPT: [&str; 4] =
+    ["fly_process_group", "fly_platform_version", "fly_release_id", "fly_release_version"];
+
+impl HostMachine {
+    /// Returns what the directory gets of it from its host, at most [`MACHINE_RECORD_BYTES_MAX`] of
+    /// JSON: containers and labels are left out before anything that routing needs.
+    #[must_use]
+    pub fn record(&self, host: HostId) -> MachineRecord {
+        let config = &self.config;
+        let mut record = MachineRecord {
+            id: self.id.clone(),
+            org: self.org.clone(),
+            app: self.app.clone(),
+            name: self.name.clone(),
+            host,
+            region: self.region.clone(),
+            instance: self.instance.clone(),
+            generation: self.generation,
+            state: self.state,
+            ready: self.ready,
+            cordoned: self.cordoned,
+            private_ip: self.private_ip,
+            private_ipv4: self.private_ipv4,
+            services: config.services.clone(),
+            metadata: config.metadata.clone(),
+            skip_dns: config.dns.as_ref().is_some_and(|dns| dns.skip_registration),
+            statics: config.statics.clone(),
+            containers: self.containers.clone(),
+            image: config.image_references().first().copied().unwrap_or_default().to_owned(),
+            cpus: config.cpus(),
+            cpu_kind: config.cpu_kind(),
+            memory_mb: config.memory_mb(),
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+        };
+        if !fits(&record) {
+            record.containers.clear();
+        }
+        if !fits(&record) {
+            record.metadata.retain(|label, _| LABELS_KEPT.contains(&label.as_str()));
+        }
+        if !fits(&record) {
+            record.metadata.clear();
+        }
+        if !fits(&record) {
+            // Routing reads no check and no key that it does not know.
+            for service in &mut record.services {
+                service.checks.clear();
+                service.other.clear();
+                for port in &mut service.ports {
+                    port.other.clear();
+                }
+            }
+        }
+        while !fits(&record) && record.services.pop().is_some() {}
+        record
+    }
+}
+
+fn fits(record: &MachineRecord) -> bool {
+    serde_json::to_vec(record).is_ok_and(|json| json.len() <= MACHINE_RECORD_BYTES_MAX)
 }
 
 /// Who a connection out of a machine speaks for: the machine itself, as its host says.

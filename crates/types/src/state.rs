@@ -74,6 +74,26 @@ impl MachineState {
         }
     }
 
+    /// Returns whether the program of a machine in this state is about to be ended or frozen, or
+    /// was: if the machine is not ready then, no request is sent to it any more.
+    #[must_use]
+    pub const fn is_ending(self) -> bool {
+        match self {
+            Self::Stopping
+            | Self::Suspending
+            | Self::Restarting
+            | Self::Replacing
+            | Self::Destroying => true,
+            Self::Created
+            | Self::Starting
+            | Self::Started
+            | Self::Stopped
+            | Self::Suspended
+            | Self::Destroyed
+            | Self::Failed => false,
+        }
+    }
+
     /// Returns the word of the API.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -144,7 +144,7 @@ pub(super) async fn command(
     let host = target.host()?;
     let accepted = host.client.command(&target.id, command).await;
     let accepted = accepted.map_err(|error| of_host(error, &target.id))?;
-    view::follow(shared, &accepted.machine).await;
+    view::follow(shared, &host.id, &accepted.machine).await;
     Ok(accepted)
 }
 

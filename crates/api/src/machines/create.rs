@@ -133,7 +133,7 @@ async fn write_and_ask(
                 take_back(&shared, &app, &machine).await;
                 return Err(error.into());
             }
-            view::follow(&shared, &made).await;
+            view::follow(&shared, &host.id, &made).await;
             mounts::follow(&shared, &made.config, &made.id).await;
             Ok(Machine { nonce, ..answer::of_host(made) })
         }

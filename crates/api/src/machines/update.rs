@@ -176,7 +176,7 @@ async fn write_and_ask(
     };
     match host.client.command(&target.id, &command).await {
         Ok(Accepted { machine, .. }) => {
-            view::follow(&shared, &machine).await;
+            view::follow(&shared, &host.id, &machine).await;
             let mut answered = Machine { nonce, ..answer::of_host(machine) };
             // The host may still run the version before; clients wait for the one in the answer.
             answered.instance_id = instance.clone();

@@ -50,6 +50,8 @@ pub(crate) struct FakeHost {
     pub(crate) creation: Mutex<Creation>,
     pub(crate) refuses_updates: AtomicBool,
     pub(crate) not_ready_because: Mutex<Option<String>>,
+    /// The directory hears of nothing any more.
+    pub(crate) is_silent: AtomicBool,
     pub(crate) volumes: FakeVolumes,
     store: Arc<dyn Store>,
     counter: AtomicU64,
@@ -81,6 +83,7 @@ impl FakeHost {
             creation: Mutex::default(),
             refuses_updates: AtomicBool::default(),
             not_ready_because: Mutex::default(),
+            is_silent: AtomicBool::default(),
             volumes: FakeVolumes::new(Arc::clone(&store)),
             store,
             counter: AtomicU64::new(1),
@@ -150,12 +153,15 @@ impl FakeHost {
     }
 
     async fn publish(&self, machine: &HostMachine) {
+        if self.is_silent.load(Ordering::Relaxed) {
+            return;
+        }
         let key = (machine.org.clone(), machine.app.clone(), machine.id.clone());
         let store = self.store.as_ref();
         if machine.state == MachineState::Destroyed {
             delete_doc::<MachineRecord>(store, &key, Expected::Any).await.unwrap();
         } else {
-            put_doc(store, &key, &record(machine, &self.id), Expected::Any).await.unwrap();
+            put_doc(store, &key, &machine.record(self.id.clone()), Expected::Any).await.unwrap();
         }
     }
 }
@@ -168,35 +174,6 @@ fn event(kind: &str, number: u64) -> MachineEvent {
         source: "user".to_owned(),
         timestamp: 1_700_000_000_000,
         request: None,
-    }
-}
-
-fn record(machine: &HostMachine, host: &HostId) -> MachineRecord {
-    MachineRecord {
-        id: machine.id.clone(),
-        org: machine.org.clone(),
-        app: machine.app.clone(),
-        name: machine.name.clone(),
-        host: host.clone(),
-        region: machine.region.clone(),
-        instance: machine.instance.clone(),
-        generation: machine.generation,
-        state: machine.state,
-        ready: machine.ready,
-        cordoned: machine.cordoned,
-        private_ip: machine.private_ip,
-        private_ipv4: machine.private_ipv4,
-        services: machine.config.services.clone(),
-        metadata: machine.config.metadata.clone(),
-        skip_dns: false,
-        statics: Vec::new(),
-        containers: machine.containers.clone(),
-        image: machine.config.image.clone(),
-        cpus: machine.config.cpus(),
-        cpu_kind: machine.config.cpu_kind(),
-        memory_mb: machine.config.memory_mb(),
-        created_at: machine.created_at,
-        updated_at: machine.updated_at,
     }
 }
 
@@ -447,7 +424,7 @@ async fn logs(Param(id): Param<MachineId>, Query(query): Query<LogsQuery>) -> Re
 
 async fn watch_all(State(host): Shared) -> String {
     let machines = host.machines.lock().unwrap();
-    let machines = machines.values().map(|machine| record(machine, &host.id)).collect();
+    let machines = machines.values().map(|machine| machine.record(host.id.clone())).collect();
     let lines = [WatchEvent::Snapshot { machines }, WatchEvent::Heartbeat];
     lines.iter().map(|line| serde_json::to_string(line).unwrap() + "\n").collect()
 }

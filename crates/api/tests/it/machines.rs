@@ -389,6 +389,21 @@ async fn a_host_without_room_is_not_chosen() {
     cloud.machine(json!({"image": "a"})).await;
 }
 
+#[tokio::test]
+async fn what_a_host_has_answered_is_known_before_the_directory_hears_of_it() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let machine = cloud.machine(json!({"image": "web:1"})).await;
+    cloud.host.is_silent.store(true, Ordering::Relaxed);
+    cloud.admin.stop(&web(), &machine.id, &Default::default()).await.unwrap();
+    // Without the host, what is listed comes out of the view.
+    cloud.host_task.abort();
+    std::fs::remove_file(cloud.folder.path().join("host.sock")).unwrap();
+    let listed = cloud.admin.machines(&web(), &ListFilter::default()).await.unwrap();
+    assert_eq!(listed[0].host_status, HostStatus::Unreachable);
+    assert_eq!(listed[0].state, MachineState::Stopped);
+}
+
 /// What an image was made with is for those who may run it.
 #[tokio::test]
 async fn the_configuration_of_a_foreign_image_does_not_become_a_file() {

@@ -118,6 +118,22 @@ fn a_creation_with_one_costly_step_commits_three_times() {
 }
 
 #[test]
+fn a_run_without_a_way_back_is_decided_by_its_beginning() {
+    let bench = Bench::new();
+    let mut script = Script { results: [error(false)].into(), ..Script::default() };
+    assert_eq!(bench.drive(&mut script, Some(0)).unwrap(), Ended::Done);
+    assert_eq!(&script.asked[..3], ["a 1", "a 2", "b 1"]);
+    assert_eq!(bench.commits.load(Ordering::SeqCst), 3, "begin, c, the end");
+
+    // A crash after the beginning: nobody can call off what may have happened.
+    drop(block_on(bench.journal.begin_alone(plan(Some(0)), 0)).unwrap());
+    let mut run = bench.journal.unfinished().unwrap().runs.pop().unwrap();
+    assert!(run.abandon("stop", 9).is_err());
+    let (ended, _) = block_on(drive(&bench.journal, run, &mut Script::default())).unwrap();
+    assert_eq!(ended, Ended::Done);
+}
+
+#[test]
 fn a_transient_error_is_repeated_until_its_window_ends() {
     let bench = Bench::new();
     let mut script = Script { results: [error(true), error(true)].into(), ..Script::default() };

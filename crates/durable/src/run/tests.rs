@@ -111,7 +111,10 @@ fn after_a_crash_the_shared_steps_behind_a_commit_count_as_started() {
     let to_c = [started("a"), done("a"), started("b"), done("b"), started("c")];
     assert_eq!(names(&to_c), ["d"]);
     assert_eq!(names(&to_c[..4]), [""; 0], "c has a commit of its own");
-    assert_eq!(state(Some(0)).perhaps_started(), [""; 0], "begin decides nothing");
+    let run = state(Some(0));
+    assert_eq!(run.perhaps_started(), ["a", "b"]);
+    let run = after(run, &[started("a")]);
+    assert!(run.is_past_return(), "begin has decided what has no way back");
 }
 
 #[test]

@@ -439,3 +439,33 @@ async fn a_launch_that_fails_leaves_an_event_that_says_why() {
     assert_eq!(failed.status, "failed");
     assert!(failed.request.clone().unwrap()["error"].as_str().unwrap().contains("no room"));
 }
+
+/// The edge answers the record with which the stop began, and is not asked again.
+#[tokio::test]
+async fn a_machine_that_is_stopped_is_drained_by_what_was_said_first() {
+    let rig = Rig::new().await;
+    let service = json!({"protocol": "tcp", "internal_port": 80, "ports": [{"port": 80}]});
+    let id = rig.create(1, json!({"services": [service]})).await;
+    let sender = rig.host.join_senders();
+    let (_, mut changes) = rig.host.watch();
+    rig.tell(&id, STOP).await;
+    let mut said = Vec::new();
+    while said.is_empty() {
+        if let WatchEvent::Changed { machine } = changes.recv().await.unwrap().as_ref()
+            && machine.state == State::Stopping
+        {
+            said.push(machine.generation);
+        }
+    }
+    rig.host.drained(&id, said[0]).unwrap();
+    rig.wait(&id, "stopped").await;
+    drop(sender);
+    while let Ok(event) = changes.try_recv() {
+        if let WatchEvent::Changed { machine } = event.as_ref()
+            && machine.state == State::Stopping
+        {
+            said.push(machine.generation);
+        }
+    }
+    assert_eq!(said.len(), 1, "it was said again: {said:?}");
+}

@@ -29,7 +29,7 @@ use timers::Due;
 
 use super::plan::Intent;
 use super::ready;
-use super::record::{Readiness, Record, host_machine, machine_record};
+use super::record::{Readiness, Record, host_machine};
 use super::run::{CloseGate, Input, Work};
 use super::state::{Admission, Command, Fact, State, admit};
 use super::suspend;
@@ -436,14 +436,22 @@ impl Actor {
         self.watchers.push(Task(tokio::spawn(probe.follow(self.fact_sender.clone()))));
     }
 
-    /// Publishes that the boot gets no more requests, before the run that asks for it ends it.
+    /// Publishes that the boot gets no more requests, before the run that asks for it ends it. What
+    /// was published when the run began has said so for a boot that is not to serve meanwhile: those
+    /// who send requests close the gate and tell of its end with that record.
     fn close_gate(&mut self, reply: CloseGate) {
         if reply.is_closed() {
             // The run was given up.
             return;
         }
         self.gate_closed = true;
-        self.publish();
+        let is_said = {
+            let published = self.published.borrow();
+            !published.machine.ready && published.machine.state.is_ending()
+        };
+        if !is_said {
+            self.publish();
+        }
         let _heard = reply.send(self.published.borrow().machine.generation.counter);
     }
 
@@ -456,6 +464,7 @@ impl Actor {
             instance: self.instance.clone(),
             image: None,
             others: Vec::new(),
+            ahead: None,
             secrets_version: None,
             fault: None,
             gate: Some(self.gate_sender.clone()),
@@ -491,7 +500,7 @@ impl Actor {
             self.shared.untidy.store(true, Ordering::Release);
             WatchEvent::Removed { id: machine.id.clone() }
         } else {
-            WatchEvent::Changed { machine: Box::new(machine_record(&machine, &place)) }
+            WatchEvent::Changed { machine: Box::new(machine.record(place.host)) }
         };
         let instance = self.instance.clone();
         let config_digest = self.record.version.config_digest.clone();

@@ -3,6 +3,7 @@
 //! Never decides what should run.
 
 pub mod actor;
+pub mod ahead;
 pub mod checks;
 pub mod containers;
 pub mod files;

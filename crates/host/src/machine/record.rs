@@ -15,7 +15,7 @@ use super::state::State;
 
 mod publish;
 
-pub use publish::{Place, host_machine, machine_record};
+pub use publish::{Place, host_machine};
 
 /// One version of a machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

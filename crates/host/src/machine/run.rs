@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
+use super::ahead::Ahead;
 use super::plan::{Intent, Step, journaled, plan, point_of_no_return};
 use super::record::{Boot, Desired, Exiting, Instant, Record, Source};
 use super::state::State;
@@ -152,6 +153,8 @@ pub struct Work {
     pub image: Option<MountedImage>,
     /// The further images of one with containers, once their step ran in this process.
     pub others: Vec<MountedImage>,
+    /// What is read of the directory for the boot that is being made.
+    pub ahead: Option<Ahead>,
     /// The version of the app's secrets that the program at hand was given.
     pub secrets_version: Option<u64>,
     /// Why it is given up, with its code.

@@ -193,3 +193,25 @@ async fn t4_a_secret_is_on_no_disk_and_in_no_argument() {
     instance.kill().await.unwrap();
     wait(&*instance).await;
 }
+
+#[tokio::test]
+async fn only_a_layer_that_outlives_its_boot_is_forced_to_the_disk() {
+    for scratch in [true, false] {
+        let Some(mut machine) = Machine::new("layer") else {
+            return;
+        };
+        machine.spec.scratch = scratch;
+        let instance = machine.boot("exec sleep 1000").await;
+        let mounts = format!("/proc/{}/mountinfo", instance.info().monitor.pid);
+        let mounts = std::fs::read_to_string(mounts).unwrap();
+        let is_layer = |line: &&str| {
+            let at = line.split(' ').nth(4).unwrap_or_default();
+            at.ends_with("/d") && line.contains(" - ext4 ")
+        };
+        let layer = mounts.lines().find(is_layer).unwrap();
+        assert_eq!(layer.contains("nobarrier"), scratch, "{layer}");
+        instance.kill().await.unwrap();
+        wait(&*instance).await;
+        machine.assert_clean();
+    }
+}

@@ -74,6 +74,7 @@ impl Machine {
             dir: MachineDir::below(&folder.path().join("s"), &folder.path().join("r"), &machine),
             lower,
             upper,
+            scratch: true,
             ids: IdRange { first: 1_000_000, count: 65_536 },
             limits: Limits {
                 memory_bytes: 64 << 20,

@@ -4,7 +4,8 @@ use std::{path::Path, sync::Arc};
 
 use perch_store::testing::Subject as _;
 use perch_store::{Expected, RemoteStore, Store, ViewFollower, put_doc};
-use perch_types::{AppName, OrgSlug, directory::AppDoc};
+use perch_types::directory::{AppDoc, Generation, MachineRecord};
+use perch_types::{AppName, MachineId, OrgSlug};
 
 use crate::support::{PATIENCE, Remote};
 
@@ -75,6 +76,47 @@ async fn a_view_follows_survives_the_directory_and_catches_up() {
     create(store.as_ref(), "third").await;
     sees(&view, &["second", "third"]).await;
     sees(&late, &["second", "third"]).await;
+}
+
+fn machine(state: &str, counter: u64) -> MachineRecord {
+    let generation = Generation { incarnation: 1, counter };
+    serde_json::from_value(serde_json::json!({
+        "id": MachineId::from_bits(1), "org": "personal", "app": "web", "name": "one",
+        "host": perch_types::HostId::from_bits(1), "region": "fra",
+        "instance": perch_types::InstanceId::from_parts(1, 1), "generation": generation,
+        "state": state, "ready": false, "private_ip": "fdaa:0:1::2", "private_ipv4": "10.209.0.2",
+        "image": "web:1", "cpus": 1, "memory_mb": 256,
+        "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z",
+    }))
+    .unwrap()
+}
+
+#[tokio::test]
+async fn a_machine_may_be_taken_straight_from_its_host_once_the_directory_knows_it() {
+    let remote = Remote::new().await;
+    let store = remote.store();
+    let view = ViewFollower::start(Arc::clone(&store), remote.folder.path().join("view.json"));
+    assert!(!view.take_known_machine(machine("started", 5)), "nobody knows whether it is gone");
+    let first = machine("started", 5);
+    let key = (first.org.clone(), first.app.clone(), first.id.clone());
+    put_doc(store.as_ref(), &key, &first, Expected::Absent).await.unwrap();
+    let holds = async |state: &str, counter: u64| {
+        let wanted = machine(state, counter);
+        let found = view.wait_for(|view| view.machine(&wanted.id) == Some(&wanted), PATIENCE);
+        assert!(found.await.is_some(), "{:?}", view.load());
+    };
+    holds("started", 5).await;
+    assert!(view.take_known_machine(machine("stopped", 7)));
+    holds("stopped", 7).await;
+    assert!(view.take_known_machine(machine("stopping", 6)), "it holds a newer one");
+    holds("stopped", 7).await;
+    // The directory may be behind, and says when it is gone.
+    put_doc(store.as_ref(), &key, &machine("stopping", 6), Expected::Any).await.unwrap();
+    perch_store::delete_doc::<MachineRecord>(store.as_ref(), &key, Expected::Any).await.unwrap();
+    let gone = view.wait_for(|view| view.machine(&first.id).is_none(), PATIENCE);
+    assert!(gone.await.is_some());
+    assert!(!view.take_known_machine(machine("started", 8)));
+    assert!(view.load().machine(&first.id).is_none());
 }
 
 #[tokio::test]

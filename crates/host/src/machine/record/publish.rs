@@ -5,16 +5,12 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use perch_types::api::ContainerSummary;
-use perch_types::directory::{Generation, MACHINE_RECORD_BYTES_MAX, MachineRecord};
+use perch_types::directory::Generation;
 use perch_types::host::HostMachine;
 use perch_types::{HostId, Region};
 
 use super::{Readiness, Record};
 use crate::machine::state::State;
-
-/// Labels that the platform itself reads; they go last when a record is too large.
-const LABELS_KEPT: [&str; 4] =
-    ["fly_process_group", "fly_platform_version", "fly_release_id", "fly_release_version"];
 
 /// Where a machine is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,62 +73,4 @@ fn containers(record: &Record, readiness: &Readiness) -> Vec<ContainerSummary> {
     let state = if record.boot.is_some() || record.boots == 0 { "created" } else { "stopped" };
     let each = record.version.config.containers.iter();
     each.map(|one| ContainerSummary { name: one.name.clone(), state: state.to_owned() }).collect()
-}
-
-/// Returns what the directory gets of a machine, at most [`MACHINE_RECORD_BYTES_MAX`] of JSON:
-/// containers and labels are left out before anything that routing needs.
-#[must_use]
-pub fn machine_record(machine: &HostMachine, place: &Place) -> MachineRecord {
-    let config = &machine.config;
-    let mut record = MachineRecord {
-        id: machine.id.clone(),
-        org: machine.org.clone(),
-        app: machine.app.clone(),
-        name: machine.name.clone(),
-        host: place.host.clone(),
-        region: machine.region.clone(),
-        instance: machine.instance.clone(),
-        generation: machine.generation,
-        state: machine.state,
-        ready: machine.ready,
-        cordoned: machine.cordoned,
-        private_ip: machine.private_ip,
-        private_ipv4: machine.private_ipv4,
-        services: config.services.clone(),
-        metadata: config.metadata.clone(),
-        skip_dns: config.dns.as_ref().is_some_and(|dns| dns.skip_registration),
-        statics: config.statics.clone(),
-        containers: machine.containers.clone(),
-        image: config.image_references().first().copied().unwrap_or_default().to_owned(),
-        cpus: config.cpus(),
-        cpu_kind: config.cpu_kind(),
-        memory_mb: config.memory_mb(),
-        created_at: machine.created_at,
-        updated_at: machine.updated_at,
-    };
-    if !fits(&record) {
-        record.containers.clear();
-    }
-    if !fits(&record) {
-        record.metadata.retain(|label, _| LABELS_KEPT.contains(&label.as_str()));
-    }
-    if !fits(&record) {
-        record.metadata.clear();
-    }
-    if !fits(&record) {
-        // Routing reads no check and no key that it does not know.
-        for service in &mut record.services {
-            service.checks.clear();
-            service.other.clear();
-            for port in &mut service.ports {
-                port.other.clear();
-            }
-        }
-    }
-    while !fits(&record) && record.services.pop().is_some() {}
-    record
-}
-
-fn fits(record: &MachineRecord) -> bool {
-    serde_json::to_vec(record).is_ok_and(|json| json.len() <= MACHINE_RECORD_BYTES_MAX)
 }

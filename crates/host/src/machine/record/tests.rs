@@ -208,7 +208,7 @@ fn a_record_for_the_directory_fits_whatever_its_owner_wrote() {
     let place = place();
     let generation = perch_types::directory::Generation::default();
     let machine = host_machine(&record, &Readiness::default(), generation, &place);
-    let published = machine_record(&machine, &place);
+    let published = machine.record(place.host);
     assert!(serde_json::to_vec(&published).unwrap().len() <= 4096);
     assert!(published.containers.is_empty(), "they go first");
     assert_eq!(published.metadata.keys().collect::<Vec<_>>(), ["fly_process_group"]);

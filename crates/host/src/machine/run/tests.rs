@@ -171,6 +171,7 @@ impl Machine {
             instance: None,
             image: None,
             others: Vec::new(),
+            ahead: None,
             secrets_version: None,
             fault: None,
             gate: None,

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::{image, rootfs, volume};
 use crate::effects::Fault;
+use crate::machine::ahead::Ahead;
 use crate::machine::record::Version;
 use crate::machine::run::Work;
 use crate::machine::{containers, guest, names};
@@ -31,6 +32,7 @@ pub(super) async fn undo(work: &mut Work) -> Result<(), Fault> {
 
 /// Makes the cage of a version's boot.
 pub(super) async fn make(work: &mut Work, version: &Version, number: u64) -> Result<(), Fault> {
+    work.ahead = Some(Ahead::begin(&work.shared.effects, &work.record, version.secrets));
     undo(work).await?;
     let images = image::all(work, version).await?;
     let upper = rootfs::path(work, version);
@@ -44,6 +46,7 @@ pub(super) async fn make(work: &mut Work, version: &Version, number: u64) -> Res
         dir: work.dir(),
         lower: images.into_iter().next().map(|image| image.root).unwrap_or_default(),
         upper,
+        scratch: !rootfs::is_kept(version),
         ids: IdRange {
             first: work
                 .shared

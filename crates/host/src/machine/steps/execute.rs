@@ -12,7 +12,7 @@ use crate::machine::files::{self, Given};
 use crate::machine::plan::Intent;
 use crate::machine::record::Version;
 use crate::machine::run::{ExecuteOutput, Executed, Work};
-use crate::machine::{containers, guest};
+use crate::machine::{ahead, containers, guest};
 
 pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
     let version = work.record.incoming().clone();
@@ -33,7 +33,7 @@ pub(super) async fn execute(work: &mut Work, version: &Version) -> Result<Execut
     };
     let images = image::all(work, version).await?;
     let around = work.shared.surroundings(&work.record)?;
-    let secrets = work.shared.secrets_of(&work.record, version.secrets).await?;
+    let secrets = ahead::secrets(work, version.secrets).await?;
     work.secrets_version = secrets.as_ref().map(|secrets| secrets.version);
     let given = Given {
         secrets: secrets.unwrap_or_default().values,

@@ -7,6 +7,7 @@ use perch_types::Code;
 use serde_json::Value;
 
 use crate::effects::Fault;
+use crate::machine::ahead;
 use crate::machine::run::Work;
 use crate::shared::machine_network;
 
@@ -26,10 +27,10 @@ pub(super) async fn detach(work: &mut Work) -> Result<Value, Fault> {
 
 /// Connects the boot at hand.
 pub(super) async fn attach(work: &mut Work) -> Result<(), Fault> {
-    let Some(instance) = &work.instance else {
+    let Some(instance) = work.instance.clone() else {
         return Err(Fault::permanent(Code::Internal, "the cage ended before it was connected"));
     };
-    let allowed = work.shared.allowed_of(&work.record).await?;
+    let allowed = ahead::allowed(work).await?;
     // Before the interface is there: nothing passes that should not.
     if !allowed.is_everything() {
         let namespace = instance.network_namespace()?;

@@ -14,19 +14,29 @@ use crate::machine::record::Version;
 use crate::machine::run::Work;
 
 pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
-    let version = work.record.incoming();
-    let wish = LayerWish {
-        size_gb: version.config.rootfs_size_gb(),
-        fresh: work.input.fresh_root,
-        kept: is_kept(version),
-    };
+    prepare(work, work.record.incoming(), work.input.fresh_root).await?;
+    Ok(Value::Null)
+}
+
+async fn prepare(work: &Work, version: &Version, fresh: bool) -> Result<(), Fault> {
+    let size_gb = version.config.rootfs_size_gb();
+    let wish = LayerWish { size_gb, fresh, kept: is_kept(version) };
     let path = path(work, version);
     work.shared.effects.rootfs.prepare(&path, wish).await?;
     for (volume, size_mb) in containers::disks(&version.config) {
         let path = containers::disk_path(&path, volume);
         work.shared.effects.rootfs.prepare_volume(&path, size_mb).await?;
     }
-    Ok(Value::Null)
+    Ok(())
+}
+
+/// Makes the layer of a version that boots once more whole, if the server was restarted since: one
+/// that is not kept was not meant to outlive that, and begins anew.
+pub(super) async fn outlive(work: &Work, version: &Version) -> Result<(), Fault> {
+    if work.shared.rebooted && !is_kept(version) {
+        prepare(work, version, true).await?;
+    }
+    Ok(())
 }
 
 /// Removes the layer that the run made. One that is kept, or that a running version uses, stays.

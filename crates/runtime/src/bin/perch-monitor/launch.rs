@@ -112,11 +112,13 @@ fn make(
         let reason = "processes of another boot are still in the machine's cgroup";
         return Err(Error::Spec(reason.to_owned()));
     }
-    hierarchies.create(&paths.machine)?;
-    hierarchies.limit(&paths.machine, &spec.limits)?;
     let binary = fs::File::open(&init).map_err(Error::file("open", &init))?;
     let filters = seccomp::compile()?;
     let root = Root::mount(&spec)?;
+    // Behind the mounts: the process that moves the monitor into its cgroup may have to wait for
+    // every processor, and until then nobody makes a cgroup.
+    hierarchies.create(&paths.machine)?;
+    hierarchies.limit(&paths.machine, &spec.limits)?;
     let (ours, theirs) = socket_to_init()?;
     let (stdout, to_stdout) = pipe_out(spec.ids.first).map_err(Error::system("make a pipe"))?;
     let (stderr, to_stderr) = pipe_out(spec.ids.first).map_err(Error::system("make a pipe"))?;

@@ -55,7 +55,7 @@ impl Root {
         leave_host_mounts()?;
         let lower = clone_tree(&spec.lower)?;
         idmap.apply(&lower).map_err(Error::file("map the ids of", &spec.lower))?;
-        let (loop_device, upper) = mount_upper(&spec.upper)?;
+        let (loop_device, upper) = mount_upper(&spec.upper, spec.scratch)?;
         several::make_folders(&upper, spec)?;
         idmap.apply(&upper).map_err(Error::file("map the ids of", &spec.upper))?;
         let mut volumes = Vec::new();
@@ -146,15 +146,21 @@ fn attach(tree: &OwnedFd, to: &Path) -> Result<(), Error> {
         .map_err(at("mount on", to))
 }
 
-/// Mounts the image file that holds what the machine writes, attached nowhere yet.
-fn mount_upper(image: &Path) -> Result<(Loop, OwnedFd), Error> {
+/// Mounts the image file that holds what the machine writes, attached nowhere yet. Of one that is
+/// scratch nothing is put on the disk for its own sake: by default the mount alone, and again its
+/// end, wait for all of the file to be there.
+fn mount_upper(image: &Path, scratch: bool) -> Result<(Loop, OwnedFd), Error> {
     let (device, held) = Loop::attach(image, loopback::FREE_TIMEOUT_MS)?;
     let options = |operation| at(operation, image);
     let context = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC).map_err(options("open ext4 for"))?;
     fsconfig_set_string(context.as_fd(), "source", device.path())
         .map_err(options("configure ext4 for"))?;
-    // What the machine deletes becomes free on the host again.
-    fsconfig_set_flag(context.as_fd(), "discard").map_err(options("configure ext4 for"))?;
+    // What the machine deletes becomes free on the host again. The tables of inodes are holes of the
+    // template's file and read as zeros: nobody has to write them.
+    let flags = ["discard", "noinit_itable"].into_iter().chain(scratch.then_some("nobarrier"));
+    for flag in flags {
+        fsconfig_set_flag(context.as_fd(), flag).map_err(options("configure ext4 for"))?;
+    }
     fsconfig_create(context.as_fd()).map_err(options("mount the ext4 file system of"))?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV

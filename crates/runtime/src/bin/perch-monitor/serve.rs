@@ -28,6 +28,11 @@ const GRACE_MS_MAX: u64 = 300_000;
 /// How much later than a stop's grace the whole of a machine with containers is killed, in
 /// milliseconds.
 const CONTAINERS_MORE_MS: u64 = 1_000;
+/// How long the processes of a machine are waited for here to stand still; whoever asked for it
+/// looks again later.
+const FREEZE_PATIENCE_MS: u64 = 20;
+/// How often they are looked at.
+const FREEZE_PAUSE: Duration = Duration::from_micros(100);
 /// The highest number of a signal.
 const SIGNAL_MAX: i32 = 31;
 
@@ -117,7 +122,7 @@ fn answer(shared: &Shared, request: Request) -> Answer {
             });
             shared.kill()
         }
-        Request::Freeze => shared.hierarchies.freeze(&shared.paths.machine, true),
+        Request::Freeze => freeze(shared),
         Request::Thaw => shared.hierarchies.freeze(&shared.paths.machine, false),
         Request::Boot(_)
         | Request::Start(_)
@@ -135,6 +140,18 @@ fn answer(shared: &Shared, request: Request) -> Answer {
 
 fn stats(shared: &Shared) -> Stats {
     Stats { log_dropped: shared.queue.dropped(), ..shared.hierarchies.stats(&shared.paths.machine) }
+}
+
+/// Freezes the machine. Its processes mostly stand still a moment later, which nothing announces on
+/// cgroup v1: here that moment costs nobody a timer.
+fn freeze(shared: &Shared) -> Result<(), Error> {
+    let group = &shared.paths.machine;
+    shared.hierarchies.freeze(group, true)?;
+    let until_ms = clock::boot_ms().saturating_add(FREEZE_PATIENCE_MS);
+    while !shared.hierarchies.is_frozen(group)? && clock::boot_ms() < until_ms {
+        clock::pause(FREEZE_PAUSE);
+    }
+    Ok(())
 }
 
 fn wait(shared: &Shared, client: &UnixStream) -> io::Result<ExitStatus> {

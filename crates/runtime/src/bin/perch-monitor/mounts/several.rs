@@ -81,7 +81,8 @@ impl Several {
                     .map_err(at("mount a tmpfs on", path))?;
             }
             SharedSpec::Disk { image } => {
-                let (device, tree) = mount_upper(image)?;
+                // It begins empty with each boot.
+                let (device, tree) = mount_upper(image, true)?;
                 let files =
                     openat(&tree, FILES, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
                         .map_err(at("open a folder in", image))?;
