@@ -190,7 +190,7 @@ fn the_directory_hears_how_the_containers_stand() {
     let readiness = Readiness { containers: containers.clone(), ..Readiness::default() };
     let generation = perch_types::directory::Generation::default();
     let machine = host_machine(&record, &readiness, generation, &place());
-    assert_eq!(machine_record(&machine, &place()).containers, containers);
+    assert_eq!(machine.record(place().host).containers, containers);
 }
 
 #[test]
