@@ -43,7 +43,7 @@ pub(crate) struct Config {
     pub(crate) keys_user: String,
     /// Tells installations on one server apart: interfaces, firewall table, cgroups.
     pub(crate) instance: String,
-    /// Private IPv4 addresses of machines on this server.
+    /// Private IPv4 addresses of machines on this server; another block counts once no machine runs.
     pub(crate) machines_ipv4: Ipv4Pool,
     /// The first user id of machines' ranges.
     pub(crate) machines_uid_base: u32,

@@ -34,6 +34,7 @@ struct State {
     repaired: Vec<PathBuf>,
     removals: u64,
     attached: BTreeMap<MachineId, u32>,
+    addresses: Option<Pool>,
     listeners: Vec<Listener>,
     unknown_images: BTreeSet<String>,
     disks: BTreeMap<Disk, u64>,
@@ -74,6 +75,11 @@ impl FakeServer {
             runtime: Arc::new(self.runtime.clone()),
             clock,
         }
+    }
+
+    /// Gives machines addresses of another pool.
+    pub fn set_addresses(&self, pool: Pool) {
+        self.state().addresses = Some(pool);
     }
 
     /// Sets who listens inside every machine.
@@ -225,11 +231,12 @@ impl Rootfs for FakeServer {
 #[async_trait]
 impl Networks for FakeServer {
     fn slots(&self) -> u32 {
-        Pool::default().slots()
+        self.state().addresses.unwrap_or_default().slots()
     }
 
     fn addresses(&self, machine: &MachineNetwork) -> Result<(Ipv6Addr, Ipv4Addr), Fault> {
-        let v4 = Pool::default()
+        let pool = self.state().addresses.unwrap_or_default();
+        let v4 = pool
             .address(machine.slot)
             .ok_or_else(|| Fault::permanent(Code::Internal, "no such slot"))?;
         Ok((private_ip(machine.network_id, &machine.machine), v4))

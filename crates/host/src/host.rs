@@ -26,7 +26,7 @@ use tokio::sync::{Mutex, broadcast};
 use tokio::task::JoinSet;
 
 pub use ask::WAIT_MS_MAX;
-pub use open::{Deps, take_restored_state};
+pub use open::{Deps, has_boots, take_restored_state};
 
 use crate::drains::Sender;
 use crate::effects::Resolved;

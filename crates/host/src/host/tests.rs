@@ -15,7 +15,7 @@ use serde_json::json;
 use super::*;
 use crate::config::{Config, Limits};
 use crate::fake::FakeServer;
-use crate::network::NetworkConfig;
+use crate::network::{NetworkConfig, Pool, Prefix};
 
 const STOP: Command = Command::Stop { signal: None, timeout: None };
 const HOUR_MS: i64 = 3_600_000;
@@ -438,4 +438,42 @@ async fn a_launch_that_fails_leaves_an_event_that_says_why() {
     let failed = of_kind(&found, "failed")[0];
     assert_eq!(failed.status, "failed");
     assert!(failed.request.clone().unwrap()["error"].as_str().unwrap().contains("no room"));
+}
+
+#[tokio::test]
+async fn a_machine_whose_slot_a_smaller_pool_has_no_more_gets_another() {
+    let rig = Rig::new().await;
+    let (id, gone) = (rig.create(1, json!({})).await, rig.create(2, json!({})).await);
+    rig.tell(&id, STOP).await;
+    rig.wait(&id, "stopped").await;
+    rig.tell(&gone, Command::Destroy { force: true }).await;
+    rig.wait(&gone, "destroyed").await;
+    // As if they had been made when many others were there.
+    let both = [id.clone(), gone.clone()];
+    let written: Result<(), perch_durable::Error> = rig
+        .host
+        .shared
+        .db
+        .write(move |tx| {
+            for id in &both {
+                let mut record = RECORDS.get(tx, id)?.unwrap();
+                record.slot = 60_000;
+                RECORDS.put(tx, id, &record)?;
+            }
+            Ok(())
+        })
+        .await;
+    written.unwrap();
+    let (server, clock, folder) = rig.end().await;
+    let small: Prefix = "10.1.0.0/24".parse().unwrap();
+    server.set_addresses(Pool::new(small).unwrap());
+    let rig = Rig::on(server, clock, folder).await;
+    assert_eq!(rig.host.get(&id).unwrap().private_ipv4.octets()[..3], [10, 1, 0]);
+    assert_eq!(rig.host.get(&gone).unwrap().state, State::Destroyed);
+    assert!(!rig.host.shared.has_unreadable.load(Ordering::SeqCst));
+    rig.tell(&id, Command::Start).await;
+    rig.wait(&id, "started").await;
+    let slot = rig.host.shared.db.read(|snapshot| RECORDS.get(snapshot, &id));
+    let slot: Result<_, perch_durable::Error> = slot;
+    assert!(slot.unwrap().unwrap().slot < 256, "it is written down");
 }
