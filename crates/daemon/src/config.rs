@@ -86,7 +86,7 @@ pub(crate) struct Build {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Volumes {
     /// A folder on a file system of its own, best XFS with reflink; a file in `data_dir` when
-    /// unset.
+    /// unset, which others can fill the disk of.
     pub(crate) dir: Option<PathBuf>,
     /// The size of that file in GiB, which takes only what is written; 0 is as large as its disk.
     /// It can be made larger later, not smaller.

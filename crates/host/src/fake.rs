@@ -42,6 +42,7 @@ struct State {
     /// Disks that were made, copied to, grown or removed, in that order.
     touched: Vec<Disk>,
     used_percent: u64,
+    pool_folder: PathBuf,
     pool_bytes: Option<u64>,
     free_bytes: Option<u64>,
 }
@@ -121,6 +122,11 @@ impl FakeServer {
     pub fn set_pool(&self, bytes: u64, free_bytes: u64) {
         let mut state = self.state();
         (state.pool_bytes, state.free_bytes) = (Some(bytes), Some(free_bytes));
+    }
+
+    /// Has the pool be on the disk of a folder.
+    pub fn set_pool_folder(&self, folder: &Path) {
+        folder.clone_into(&mut self.state().pool_folder);
     }
 
     /// Makes all volumes that full.
@@ -312,6 +318,10 @@ impl State {
 impl VolumeDisks for FakeServer {
     fn image(&self, volume: &VolumeId) -> PathBuf {
         Path::new("/pool/volumes").join(volume.as_str())
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.state().pool_folder.clone()
     }
 
     async fn room(&self) -> Result<Room, Fault> {

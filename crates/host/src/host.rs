@@ -148,11 +148,15 @@ impl Host {
             ));
         }
         let free = free_bytes(&self.shared.config.data_dir)?;
-        if free < limits.disk_reserve_bytes {
+        if free < self.shared.disk_floor_bytes() {
+            let for_volumes = match self.shared.volumes.kept_bytes() >> 20 {
+                0 => String::new(),
+                kept => format!(", {kept} MiB more for what volumes may still write"),
+            };
             return Err(ApiError::new(
                 Code::NoSpace,
                 format!(
-                    "{} MiB are free in {}, {} MiB are kept in reserve",
+                    "{} MiB are free in {}, {} MiB are kept in reserve{for_volumes}",
                     free >> 20,
                     self.shared.config.data_dir.display(),
                     limits.disk_reserve_bytes >> 20

@@ -2,17 +2,19 @@
 
 mod faults;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use perch_runtime::Pressure;
 use perch_runtime::fake::Call;
 use perch_types::api::MachineEvent;
-use perch_types::host::WaitQuery;
+use perch_types::host::{CreateVolume, VolumeSource, WaitQuery};
 use perch_types::schedule::{Schedule, spread_ms};
-use perch_types::{InstanceId, MachineConfig, OrgSlug, Timestamp};
+use perch_types::{InstanceId, MachineConfig, OrgSlug, Timestamp, VolumeId};
 use serde_json::json;
 
 use super::*;
+use crate::cache::CachePolicy;
 use crate::config::{Config, Limits};
 use crate::fake::FakeServer;
 use crate::network::{NetworkConfig, Pool, Prefix};
@@ -476,4 +478,39 @@ async fn a_machine_whose_slot_a_smaller_pool_has_no_more_gets_another() {
     let slot = rig.host.shared.db.read(|snapshot| RECORDS.get(snapshot, &id));
     let slot: Result<_, perch_durable::Error> = slot;
     assert!(slot.unwrap().unwrap().slot < 256, "it is written down");
+}
+
+#[tokio::test]
+async fn what_volumes_may_still_write_is_kept_free_by_whatever_else_is_made() {
+    let rig = Rig::new().await;
+    rig.server.set_pool_folder(rig.folder.path());
+    // More than any disk has.
+    rig.server.set_pool(1 << 60, 1 << 60);
+    let volume = CreateVolume {
+        id: VolumeId::from_bits(1),
+        org: OrgSlug::personal(),
+        app: "web".parse().unwrap(),
+        app_id: "app_1".to_owned(),
+        name: "data".to_owned(),
+        size_gb: 1 << 24,
+        source: VolumeSource::Empty,
+        snapshot_retention: 5,
+        auto_backup: false,
+    };
+    rig.create(1, json!({})).await;
+    rig.host.create_volume(volume).await.unwrap();
+    let refused = rig.host.create(request(2, &json!({}))).await.unwrap_err();
+    assert_eq!(refused.code, Code::NoSpace);
+    assert!(refused.error.contains("more for what volumes may still write"), "{refused}");
+    assert_eq!(rig.host.shared.cache_policy(), CachePolicy::EMPTY);
+    // Another agent knows it from the beginning.
+    let (server, clock, folder) = rig.end().await;
+    let rig = Rig::on(server, clock, folder).await;
+    let refused = rig.host.create(request(2, &json!({}))).await.unwrap_err();
+    assert_eq!(refused.code, Code::NoSpace);
+    // On a disk of their own they take nothing of this one.
+    rig.server.set_pool_folder(Path::new("/proc"));
+    rig.host.tend_volumes().await;
+    rig.create(2, json!({})).await;
+    assert_ne!(rig.host.shared.cache_policy(), CachePolicy::EMPTY);
 }

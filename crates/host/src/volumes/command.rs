@@ -279,6 +279,7 @@ impl Shared {
             )));
         }
         admission.take(more_bytes);
+        self.note_room(&room);
         Ok(room)
     }
 
