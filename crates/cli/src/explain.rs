@@ -60,7 +60,7 @@ pub(crate) const fn page(code: Code) -> &'static str {
             "The change came with the nonce of a lease that has ended, so somebody else may have changed the machine meanwhile.\n\nDo: look at the machine, acquire a lease anew, then try again."
         }
         Code::Conflict => {
-            "Somebody else changed it between your look and your change.\n\nDo: run the command again."
+            "Somebody else changed it between your look and your change, or what was begun with it before has not ended.\n\nDo: run the command again, and once more in a minute."
         }
         Code::PreconditionFailed => {
             "The request said `only if`, and that does not hold: most often another deploy was quicker.\n\nDo: look at `perch status`, then run the command again."
@@ -88,7 +88,7 @@ pub(crate) const fn page(code: Code) -> &'static str {
             "No server has room for the machine.\n\nDo: ask for less memory in `[[vm]]`, destroy what is not needed, or add a server."
         }
         Code::NoSpace => {
-            "The server's disk is full. Running machines go on.\n\nDo: destroy apps and images that are not needed, or make the disk larger."
+            "The server's disk is full, or what it has left is kept for what volumes may still write. Running machines go on, but what their programs write may fail; a volume that finds no room stops, also for reading, until its machine is started again with room. What was synced to it before stays.\n\nDo: `perch system df` says what takes the disk; destroy apps and images that are not needed, or make it larger. Then restart machines whose volumes stopped."
         }
         Code::Unavailable => {
             "A part of the platform does not answer at the moment. Running apps are not affected.\n\nDo: try again in a few seconds; then look at `systemctl status perchd` on the server."

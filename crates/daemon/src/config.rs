@@ -43,7 +43,7 @@ pub(crate) struct Config {
     pub(crate) keys_user: String,
     /// Tells installations on one server apart: interfaces, firewall table, cgroups.
     pub(crate) instance: String,
-    /// Private IPv4 addresses of machines on this server.
+    /// Private IPv4 addresses of machines on this server; another block counts once no machine runs.
     pub(crate) machines_ipv4: Ipv4Pool,
     /// The first user id of machines' ranges.
     pub(crate) machines_uid_base: u32,
@@ -86,7 +86,7 @@ pub(crate) struct Build {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Volumes {
     /// A folder on a file system of its own, best XFS with reflink; a file in `data_dir` when
-    /// unset.
+    /// unset, which others can fill the disk of.
     pub(crate) dir: Option<PathBuf>,
     /// The size of that file in GiB, which takes only what is written; 0 is as large as its disk.
     /// It can be made larger later, not smaller.

@@ -4,6 +4,7 @@
 //! roles together.
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod backup;
 mod certificate;
 mod clock;

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::addresses;
 use crate::backup;
 use crate::certificate::Authority;
 use crate::clock::SystemClock;
@@ -115,6 +116,7 @@ impl Server {
         identity::folders(&config.data_dir, &config.run_dir, (front_uid, keys_uid))?;
         let lock = identity::lock(&config.data_dir)?;
         backup::ensure_restored(&config.data_dir)?;
+        addresses::settle(&mut config)?;
         let dns: Vec<SocketAddr> = crate::roles::host::resolver_addresses(&config)?;
         let bound = Bound::bind(&mut config, &dns, (front_uid, keys_uid))?;
         let clock = SystemClock;

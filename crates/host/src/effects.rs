@@ -226,6 +226,9 @@ pub trait VolumeDisks: Send + Sync + fmt::Debug {
     /// Returns the image file that a machine mounts as a volume.
     fn image(&self, volume: &VolumeId) -> PathBuf;
 
+    /// Returns a folder on the disk that the pool takes its blocks of.
+    fn folder(&self) -> PathBuf;
+
     /// Returns how much the pool holds, making it the first time.
     async fn room(&self) -> Result<Room, Fault>;
 

@@ -34,6 +34,7 @@ struct State {
     repaired: Vec<PathBuf>,
     removals: u64,
     attached: BTreeMap<MachineId, u32>,
+    addresses: Option<Pool>,
     listeners: Vec<Listener>,
     unknown_images: BTreeSet<String>,
     disks: BTreeMap<Disk, u64>,
@@ -41,6 +42,7 @@ struct State {
     /// Disks that were made, copied to, grown or removed, in that order.
     touched: Vec<Disk>,
     used_percent: u64,
+    pool_folder: PathBuf,
     pool_bytes: Option<u64>,
     free_bytes: Option<u64>,
 }
@@ -74,6 +76,11 @@ impl FakeServer {
             runtime: Arc::new(self.runtime.clone()),
             clock,
         }
+    }
+
+    /// Gives machines addresses of another pool.
+    pub fn set_addresses(&self, pool: Pool) {
+        self.state().addresses = Some(pool);
     }
 
     /// Sets who listens inside every machine.
@@ -115,6 +122,11 @@ impl FakeServer {
     pub fn set_pool(&self, bytes: u64, free_bytes: u64) {
         let mut state = self.state();
         (state.pool_bytes, state.free_bytes) = (Some(bytes), Some(free_bytes));
+    }
+
+    /// Has the pool be on the disk of a folder.
+    pub fn set_pool_folder(&self, folder: &Path) {
+        folder.clone_into(&mut self.state().pool_folder);
     }
 
     /// Makes all volumes that full.
@@ -225,11 +237,12 @@ impl Rootfs for FakeServer {
 #[async_trait]
 impl Networks for FakeServer {
     fn slots(&self) -> u32 {
-        Pool::default().slots()
+        self.state().addresses.unwrap_or_default().slots()
     }
 
     fn addresses(&self, machine: &MachineNetwork) -> Result<(Ipv6Addr, Ipv4Addr), Fault> {
-        let v4 = Pool::default()
+        let pool = self.state().addresses.unwrap_or_default();
+        let v4 = pool
             .address(machine.slot)
             .ok_or_else(|| Fault::permanent(Code::Internal, "no such slot"))?;
         Ok((private_ip(machine.network_id, &machine.machine), v4))
@@ -305,6 +318,10 @@ impl State {
 impl VolumeDisks for FakeServer {
     fn image(&self, volume: &VolumeId) -> PathBuf {
         Path::new("/pool/volumes").join(volume.as_str())
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.state().pool_folder.clone()
     }
 
     async fn room(&self) -> Result<Room, Fault> {

@@ -26,7 +26,7 @@ use tokio::sync::{Mutex, broadcast};
 use tokio::task::JoinSet;
 
 pub use ask::WAIT_MS_MAX;
-pub use open::{Deps, take_restored_state};
+pub use open::{Deps, has_boots, take_restored_state};
 
 use crate::drains::Sender;
 use crate::effects::Resolved;
@@ -148,11 +148,15 @@ impl Host {
             ));
         }
         let free = free_bytes(&self.shared.config.data_dir)?;
-        if free < limits.disk_reserve_bytes {
+        if free < self.shared.disk_floor_bytes() {
+            let for_volumes = match self.shared.volumes.kept_bytes() >> 20 {
+                0 => String::new(),
+                kept => format!(", {kept} MiB more for what volumes may still write"),
+            };
             return Err(ApiError::new(
                 Code::NoSpace,
                 format!(
-                    "{} MiB are free in {}, {} MiB are kept in reserve",
+                    "{} MiB are free in {}, {} MiB are kept in reserve{for_volumes}",
                     free >> 20,
                     self.shared.config.data_dir.display(),
                     limits.disk_reserve_bytes >> 20

@@ -43,7 +43,7 @@ pub use cache::{CachePolicy, IMAGE_CACHE_BYTES, IMAGE_KEPT_MS};
 pub use config::{Config, Limits, MachineApi, PlatformRegistry};
 pub use error::Error;
 pub use heartbeat::{Beat, Heartbeats};
-pub use host::{Deps, Host, RESOLVE_TIMEOUT, WAIT_MS_MAX, take_restored_state};
+pub use host::{Deps, Host, RESOLVE_TIMEOUT, WAIT_MS_MAX, has_boots, take_restored_state};
 pub use images::StoredImages;
 pub use layers::{Cloning, Layers};
 pub use mounts::Mounts;

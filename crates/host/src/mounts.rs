@@ -4,8 +4,9 @@
 //! the host's.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
@@ -114,7 +115,11 @@ impl Mounts {
 /// Linux 6.12 and newer mount the file itself; before, a loop device stands between.
 fn mount_erofs(file: &Path, path: &Path) -> Result<(), Error> {
     let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID;
-    match rustix::mount::mount(file, path, "erofs", flags, None) {
+    // Containers that share the tree read in their list of mounts what it was mounted from: a
+    // number, and no path of the host.
+    let opened = File::open(file).map_err(Error::path("open", file))?;
+    let source = format!("/proc/self/fd/{}", opened.as_raw_fd());
+    match rustix::mount::mount(source.as_str(), path, "erofs", flags, None) {
         Ok(()) => return Ok(()),
         Err(rustix::io::Errno::NOTBLK) => {}
         Err(error) => return Err(Error::path("mount", file)(error)),

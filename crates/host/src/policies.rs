@@ -1,15 +1,16 @@
 //! Apps' network policies on this host: read when a machine starts.
 //!
-//! Never makes a rule: [`crate::network`] does. What the directory said last is kept in a file an
-//! app, so that a machine that starts while the directory is down is not more open than before.
+//! Never makes a rule: [`crate::network`] does, and never takes it that there is none because nobody
+//! could be asked. What the directory said last is kept in a file an app, also that there is nothing,
+//! so that a machine that starts while the directory is down is not more open than it should be.
 
 use std::fmt;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -63,6 +64,8 @@ pub struct KeptPolicies {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     folder: PathBuf,
+    /// Held while a file is written: machines of one app start at once.
+    writing: Arc<Mutex<()>>,
     /// Until when the directory is not asked.
     away_until_ms: AtomicU64,
 }
@@ -78,7 +81,10 @@ impl KeptPolicies {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Error> {
         match DirBuilder::new().recursive(true).mode(0o700).create(&folder) {
-            Ok(()) => Ok(Self { store, clock, folder, away_until_ms: AtomicU64::new(0) }),
+            Ok(()) => {
+                let (writing, away_until_ms) = (Arc::default(), AtomicU64::new(0));
+                Ok(Self { store, clock, folder, writing, away_until_ms })
+            }
             Err(source) => Err(Error::Folder { path: folder, source }),
         }
     }
@@ -105,7 +111,12 @@ impl KeptPolicies {
         policies.collect()
     }
 
-    async fn kept(&self, org: &OrgSlug, app: &AppName) -> Result<Vec<NetworkPolicy>, Fault> {
+    /// Returns what the directory said last; nothing when it never was asked.
+    async fn kept(
+        &self,
+        org: &OrgSlug,
+        app: &AppName,
+    ) -> Result<Option<Vec<NetworkPolicy>>, Fault> {
         let path = self.path(org, app);
         let fault = |error: io::Error| {
             Fault::permanent(Code::Internal, format!("read kept network policies: {error}"))
@@ -113,11 +124,11 @@ impl KeptPolicies {
         match tokio::fs::metadata(&path).await {
             Ok(data) if data.len() <= FILE_BYTES_MAX => {}
             Ok(_) => return Err(fault(io::Error::other("the file is too large"))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(fault(error)),
         }
         let bytes = tokio::fs::read(&path).await.map_err(fault)?;
-        serde_json::from_slice(&bytes).map_err(|error| fault(error.into()))
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| fault(error.into()))
     }
 
     /// Keeps what the directory said. A boot fails when it cannot: the next one might be more open
@@ -129,9 +140,9 @@ impl KeptPolicies {
         policies: &[NetworkPolicy],
     ) -> Result<(), Fault> {
         let path = self.path(org, app);
-        let bytes = serde_json::to_vec(policies).unwrap_or_default();
-        let is_empty = policies.is_empty();
-        let kept = tokio::task::spawn_blocking(move || keep(&path, is_empty, &bytes)).await;
+        let bytes = serde_json::to_vec(policies).map_err(io::Error::from);
+        let writing = Arc::clone(&self.writing);
+        let kept = tokio::task::spawn_blocking(move || keep(&path, &bytes?, &writing)).await;
         let kept = kept.unwrap_or_else(|error| Err(io::Error::other(error)));
         kept.map_err(|error| {
             let full = error.kind() == io::ErrorKind::StorageFull;
@@ -141,18 +152,20 @@ impl KeptPolicies {
     }
 }
 
-/// Writes a file unless it is so already; an app without policies has none.
-fn keep(path: &Path, is_empty: bool, bytes: &[u8]) -> io::Result<()> {
-    let before = match fs::read(path) {
-        Ok(before) => Some(before),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error),
-    };
-    match (is_empty, before) {
-        (true, None) => Ok(()),
-        (true, Some(_)) => fs::remove_file(path),
-        (false, Some(before)) if before == bytes => Ok(()),
-        (false, _) => write_private(path, bytes),
+/// Writes a file unless it is so already.
+fn keep(path: &Path, bytes: &[u8], writing: &Mutex<()>) -> io::Result<()> {
+    if is_kept(path, bytes)? {
+        return Ok(());
+    }
+    let _turn = writing.lock().unwrap_or_else(PoisonError::into_inner);
+    if is_kept(path, bytes)? { Ok(()) } else { write_private(path, bytes) }
+}
+
+fn is_kept(path: &Path, bytes: &[u8]) -> io::Result<bool> {
+    match fs::read(path) {
+        Ok(before) => Ok(before == bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -160,8 +173,10 @@ fn keep(path: &Path, is_empty: bool, bytes: &[u8]) -> io::Result<()> {
 impl Policies for KeptPolicies {
     async fn of_app(&self, org: &OrgSlug, app: &AppName) -> Result<Vec<NetworkPolicy>, Fault> {
         let now_ms = self.clock.boot_ms();
-        if now_ms < self.away_until_ms.load(Ordering::Acquire) {
-            return self.kept(org, app).await;
+        if now_ms < self.away_until_ms.load(Ordering::Acquire)
+            && let Some(kept) = self.kept(org, app).await?
+        {
+            return Ok(kept);
         }
         match self.ask(org, app).await {
             Ok(policies) => {
@@ -170,8 +185,11 @@ impl Policies for KeptPolicies {
             }
             Err(fault) if fault.transient => {
                 self.away_until_ms.store(now_ms.saturating_add(AWAY_MS), Ordering::Release);
+                let Some(kept) = self.kept(org, app).await? else {
+                    return Err(fault);
+                };
                 tracing::warn!(%app, error = %fault, "boot with the network policies that were kept");
-                self.kept(org, app).await
+                Ok(kept)
             }
             Err(fault) => Err(fault),
         }
@@ -249,10 +267,45 @@ mod tests {
         // Nobody listens there.
         let away = open(Arc::new(perch_store::RemoteStore::new(folder.path().join("none"))));
         assert_eq!(away.of_app(&org, &app).await.unwrap(), [policy(80)]);
-        assert_eq!(away.of_app(&org, &"other".parse().unwrap()).await.unwrap(), []);
         away.forget_unused(&|_, name| name == &app).await.unwrap();
         assert_eq!(away.of_app(&org, &app).await.unwrap(), [policy(80)]);
         away.forget_unused(&|_, _| false).await.unwrap();
-        assert_eq!(away.of_app(&org, &app).await.unwrap(), []);
+        assert!(away.of_app(&org, &app).await.unwrap_err().transient);
+
+        // Only of an app whose policies were asked for is it known that there are none.
+        let other: AppName = "other".parse().unwrap();
+        assert!(away.of_app(&org, &other).await.unwrap_err().transient);
+        let at_once = || policies.of_app(&org, &other);
+        let both = tokio::join!(at_once(), at_once());
+        assert_eq!((both.0.unwrap(), both.1.unwrap()), (Vec::new(), Vec::new()));
+        assert_eq!(away.of_app(&org, &other).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn as_many_and_as_large_ones_as_there_can_be_are_read_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(StandingClock);
+        let file = folder.path().join("directory.db");
+        let store = Arc::new(SqliteStore::open(file, Arc::clone(&clock)).unwrap());
+        let (org, app): (OrgSlug, AppName) = (OrgSlug::personal(), "web".parse().unwrap());
+        let mut all = Vec::new();
+        for number in 10..10 + POLICIES_MAX {
+            let id = format!("np_{number}");
+            let labels = (0..60).map(|label| (format!("label-{label:02}"), "\u{e4}".repeat(500)));
+            let selector =
+                PolicySelector { metadata: Some(labels.collect()), ..PolicySelector::default() };
+            let policy = NetworkPolicy { id: id.clone(), selector, ..policy(80) };
+            let bytes = serde_json::to_vec(&policy).unwrap().len();
+            assert!((60_000..=perch_store::VALUE_BYTES_MAX).contains(&bytes), "{bytes}");
+            let key = (org.clone(), app.clone(), id);
+            put_doc(store.as_ref(), &key, &policy, Expected::Absent).await.unwrap();
+            all.push(policy);
+        }
+        let kept = folder.path().join("policies");
+        let policies = KeptPolicies::open(kept.clone(), store, Arc::clone(&clock)).unwrap();
+        assert_eq!(policies.of_app(&org, &app).await.unwrap(), all);
+        let nobody = Arc::new(perch_store::RemoteStore::new(folder.path().join("none")));
+        let away = KeptPolicies::open(kept, nobody, clock).unwrap();
+        assert_eq!(away.of_app(&org, &app).await.unwrap(), all);
     }
 }

@@ -16,7 +16,8 @@ pub mod run;
 pub mod tend;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use perch_durable::Tx;
@@ -24,6 +25,7 @@ use perch_types::directory::{Generation, VolumeRecord};
 use perch_types::{ApiError, MachineConfig, MachineId, SnapshotId, Timestamp, VolumeId};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use crate::effects::Room;
 use crate::schema::VOLUMES;
 use crate::shared::{Shared, Stamps};
 
@@ -37,6 +39,10 @@ pub struct Book {
     admission: Arc<Mutex<()>>,
     /// Bytes that were admitted, for which the pool's files do not stand yet.
     admitted: Arc<AtomicU64>,
+    /// Bytes of the disk of the host's own files that volumes may still write.
+    kept: AtomicU64,
+    /// Whether that disk had less free when it was looked at last.
+    is_short: AtomicBool,
 }
 
 /// Room of the pool that was given to a run. Its volume counts with its whole size as soon as it is
@@ -152,6 +158,12 @@ impl Book {
         self.admitted.load(Ordering::Acquire)
     }
 
+    /// Returns the bytes of the disk of the host's own files that nothing else may take, because
+    /// volumes may still write them.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        self.kept.load(Ordering::Acquire)
+    }
+
     /// Takes a row that was committed, unless a newer one is known.
     pub(crate) fn put(&self, row: VolumeRow) {
         let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
@@ -249,7 +261,48 @@ pub(crate) fn attach(
     Ok(rows)
 }
 
+/// Returns whether two folders are on one disk.
+fn share_a_disk(one: &Path, other: &Path) -> bool {
+    let device = |path: &Path| rustix::fs::stat(path).ok().map(|found| found.st_dev);
+    device(one).is_some_and(|found| Some(found) == device(other))
+}
+
 impl Shared {
+    /// Looks at how much volumes may still write. A pool that was never needed is not made for it.
+    pub(crate) async fn look_at_room(&self) {
+        if self.volumes.all().is_empty() {
+            return self.volumes.kept.store(0, Ordering::Release);
+        }
+        match self.effects.volumes.room().await {
+            Ok(room) => self.note_room(&room),
+            Err(fault) => tracing::debug!(%fault, "pool of volumes cannot be measured"),
+        }
+    }
+
+    /// Notes how much of the disk of the host's own files volumes may still write.
+    pub(crate) fn note_room(&self, room: &Room) {
+        let data = &self.config.data_dir;
+        let is_theirs = share_a_disk(data, &self.effects.volumes.folder());
+        let promised = room.promised_bytes.saturating_add(self.volumes.admitted_bytes());
+        let kept = if is_theirs { promised } else { 0 };
+        self.volumes.kept.store(kept, Ordering::Release);
+        let free = crate::host::free_bytes(data).unwrap_or(u64::MAX);
+        let is_short = free < kept;
+        let was_short = self.volumes.is_short.swap(is_short, Ordering::AcqRel);
+        if is_short && !was_short {
+            tracing::warn!(
+                free_mib = free >> 20,
+                kept_mib = kept >> 20,
+                "disk has less free than volumes may still write: one that finds none stops"
+            );
+        }
+    }
+
+    /// Returns the free bytes of the disk of the host's own files below which nothing new is made.
+    pub(crate) fn disk_floor_bytes(&self) -> u64 {
+        self.config.limits.disk_reserve_bytes.saturating_add(self.volumes.kept_bytes())
+    }
+
     /// Takes rows that were committed and has them published.
     pub(crate) fn took(&self, rows: Vec<VolumeRow>) {
         for row in rows {

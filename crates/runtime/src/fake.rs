@@ -53,6 +53,15 @@ struct Boot {
     memory: Mutex<Memory>,
 }
 
+/// How thaws fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ThawFault {
+    /// The monitor cannot, for want of something that comes back.
+    Refused,
+    /// The machine's cgroup is gone.
+    NoCgroup,
+}
+
 #[derive(Debug, Default)]
 struct State {
     boots: BTreeMap<MachineId, Arc<Boot>>,
@@ -60,6 +69,7 @@ struct State {
     create_faults: Vec<String>,
     start_faults: Vec<(i32, String)>,
     freeze_faults: Vec<String>,
+    thaw_fault: Option<ThawFault>,
     processes: Vec<Process>,
     pressure: Pressure,
     ignores_stop: bool,
@@ -98,6 +108,11 @@ impl FakeRuntime {
     /// Makes the next `freeze` fail.
     pub fn fail_freeze(&self, reason: &str) {
         self.state().freeze_faults.push(reason.to_owned());
+    }
+
+    /// Makes every `thaw` fail, or none.
+    pub fn set_thaw_fault(&self, fault: Option<ThawFault>) {
+        self.state().thaw_fault = fault;
     }
 
     /// Sets which limits every machine has run into.
@@ -370,11 +385,19 @@ impl Instance for FakeInstance {
 
     async fn thaw(&self) -> Result<(), Error> {
         self.act(Call::Thaw)?;
+        if self.runtime.state().thaw_fault.is_some() {
+            let reason = "write freezer.state: cannot allocate memory".to_owned();
+            return Err(Error::Refused { operation: "thaw the machine", reason });
+        }
         self.boot.frozen.store(false, Ordering::Release);
         Ok(())
     }
 
     async fn is_frozen(&self) -> Result<bool, Error> {
+        if self.runtime.state().thaw_fault == Some(ThawFault::NoCgroup) {
+            let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(Error::file("read", &self.boot.info.cgroup)(missing));
+        }
         Ok(self.boot.frozen.load(Ordering::Acquire))
     }
 

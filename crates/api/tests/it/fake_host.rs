@@ -49,6 +49,8 @@ pub(crate) struct FakeHost {
     pub(crate) commands: Mutex<Vec<Command>>,
     pub(crate) creation: Mutex<Creation>,
     pub(crate) refuses_updates: AtomicBool,
+    /// Has updates take until it is told to let go.
+    pub(crate) holds_updates: watch::Sender<bool>,
     pub(crate) not_ready_because: Mutex<Option<String>>,
     /// The directory hears of nothing any more.
     pub(crate) is_silent: AtomicBool,
@@ -82,6 +84,7 @@ impl FakeHost {
             commands: Mutex::default(),
             creation: Mutex::default(),
             refuses_updates: AtomicBool::default(),
+            holds_updates: watch::Sender::new(false),
             not_ready_because: Mutex::default(),
             is_silent: AtomicBool::default(),
             volumes: FakeVolumes::new(Arc::clone(&store)),
@@ -258,6 +261,10 @@ async fn command(
 ) -> Reply<Accepted> {
     let Json(before) = one(State(Arc::clone(&host)), Param(id.clone())).await?;
     host.commands.lock().unwrap().push(command.clone());
+    if matches!(command, Command::Update { .. }) {
+        let mut held = host.holds_updates.subscribe();
+        held.wait_for(|held| !*held).await.unwrap();
+    }
     let runs = before.state == MachineState::Started;
     let state = match &command {
         Command::Update { .. } if host.refuses_updates.load(Ordering::Relaxed) => {

@@ -1,7 +1,9 @@
 //! Addresses of apps: the server's, written down for the app that asks.
 
+use perch_store::{Expected, put_doc};
 use perch_types::api::CreateApp;
-use perch_types::ips::{AssignIp, IpType};
+use perch_types::ips::{AssignIp, IpDoc, IpType};
+use perch_types::{OrgSlug, Timestamp};
 use serde_json::{Value, json};
 
 use crate::cloud::{ADMIN, Cloud, shown, web};
@@ -60,6 +62,40 @@ async fn addresses_are_assigned_listed_and_released_in_the_contracts_shape() {
     cloud.admin.delete_app(&web()).await.unwrap();
     cloud.until_empty(&["ips/"]).await;
     cloud.admin.assign_ip(&other, &AssignIp { kind: IpType::V4, ..shared }).await.unwrap();
+}
+
+/// The operator names other addresses while apps have some of the old ones.
+#[tokio::test]
+async fn an_address_that_the_server_had_stays_its_apps_until_that_releases_it() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let other = CreateApp { name: Some("other".to_owned()), ..CreateApp::default() };
+    let other = cloud.admin.create_app(&other).await.unwrap().name;
+    let old = "198.51.100.7".parse().unwrap();
+    let document = IpDoc {
+        app: web(),
+        org: OrgSlug::personal(),
+        ip: old,
+        shared: false,
+        created_at: Timestamp::from_unix_ms(1_600_000_000_000),
+    };
+    let key = (document.org.clone(), document.app.clone(), old);
+    put_doc(cloud.store.as_ref(), &key, &document, Expected::Absent).await.unwrap();
+    let own = async || {
+        let ips = cloud.admin.ips(&web()).await.unwrap().ips;
+        ips.iter().map(|it| it.ip.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(own().await, ["198.51.100.7"]);
+    // Whoever asks now gets one that there is, the app itself too.
+    let alone = AssignIp { kind: IpType::V4, ..AssignIp::default() };
+    let ip = cloud.admin.assign_ip(&web(), &alone).await.unwrap().ip;
+    assert_eq!(ip.to_string(), "192.0.2.1");
+    cloud.admin.assign_ip(&other, &alone).await.unwrap_err();
+    assert_eq!(own().await, ["198.51.100.7", "192.0.2.1"]);
+    cloud.admin.release_ip(&web(), old).await.unwrap();
+    assert_eq!(own().await, ["192.0.2.1"]);
+    cloud.admin.release_ip(&web(), ip).await.unwrap();
+    assert_eq!(cloud.admin.assign_ip(&other, &alone).await.unwrap().ip, ip);
 }
 
 #[tokio::test]

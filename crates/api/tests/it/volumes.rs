@@ -1,6 +1,9 @@
 //! Volumes over HTTP: shapes, refusals, mounts of machines, the deletion of an app.
 
+use std::time::Duration;
+
 use perch_types::Code;
+use perch_types::host::Command;
 use perch_types::volume::{CreateVolumeRequest, UpdateVolumeRequest, Volume, VolumeState};
 use serde_json::{Value, json};
 
@@ -148,6 +151,59 @@ async fn a_machine_gets_the_volume_that_it_names_and_no_other_machine_does() {
         {"volume": first.id, "name": "other", "path": "/data"}]});
     let error = api.update_machine(&app, &one.id, &request(wrong)).await.unwrap_err();
     assert_eq!(error.code(), Some(Code::InvalidValue));
+}
+
+/// Returns the volumes that each update mounts which the host was told of.
+fn mounted(cloud: &Cloud) -> Vec<Vec<String>> {
+    let commands = cloud.host.commands.lock().unwrap();
+    let configs = commands.iter().filter_map(|command| match command {
+        Command::Update { config, .. } => Some(config),
+        _ => None,
+    });
+    let volumes = configs.map(|config| config.mounts.iter().map(|mount| mount.volume.clone()));
+    volumes.map(Iterator::collect).collect()
+}
+
+/// Waits until the host was told of so many updates.
+async fn told(cloud: &Cloud, count: usize) {
+    let told = async {
+        while mounted(cloud).len() < count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), told).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_update_under_way_does_not_move_the_next_one_to_another_volume_of_the_name() {
+    let cloud = Cloud::start().await;
+    let (api, app) = (&cloud.admin, cloud.app().await);
+    let own = [volume(&cloud, "data").await.id, volume(&cloud, "data").await.id];
+    let own = own.map(|id| id.to_string());
+    let of = |image: &str| {
+        let mounts = json!([{"name": "data", "path": "/a"}, {"name": "data", "path": "/b"}]);
+        request(json!({"image": image, "mounts": mounts}))
+    };
+    let machine = api.create_machine(&app, &of("web:1")).await.unwrap();
+    let mounts = machine.config.mounts.iter().map(|mount| mount.volume.clone());
+    assert_eq!(mounts.collect::<Vec<_>>(), own, "each mount of a name is a volume of its own");
+    // Nobody has these, and nobody gets them.
+    let spare = [volume(&cloud, "data").await.id, volume(&cloud, "data").await.id];
+    cloud.host.holds_updates.send_replace(true);
+    let (second, third) = (of("web:2"), of("web:3"));
+    let first = api.update_machine(&app, &machine.id, &second);
+    let other = async {
+        told(&cloud, 1).await;
+        let other = api.update_machine(&app, &machine.id, &third);
+        let letting_go = async {
+            told(&cloud, 2).await;
+            cloud.host.holds_updates.send_replace(false);
+        };
+        tokio::join!(other, letting_go).0
+    };
+    let (first, other) = tokio::join!(first, other);
+    assert_eq!(mounted(&cloud), [own.clone(), own], "spare are {spare:?}");
+    assert_eq!(first.unwrap().config.mounts, other.unwrap().config.mounts);
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use crate::roles::Beats;
 use crate::roles::front::{DIRECTORY_FILE, REGISTRY_DIR};
 use crate::setup::{Purpose, Setup, Sockets};
 use crate::sockets::{DIRECTORY_SOCKET, INSIDE_SOCKET, MONITORS_SOCKET};
-use crate::{identity, peer, roles, supervisor};
+use crate::{addresses, identity, peer, roles, supervisor};
 
 /// A loop of the host that has not turned for this long is wedged.
 const WEDGED_MS: u64 = 60_000;
@@ -149,6 +149,7 @@ fn host_config(setup: &Setup) -> Result<perch_host::Config> {
 
 /// Destroys all machines and takes away everything that the server made on this host.
 pub(crate) fn remove(config: &Config, yes: bool) -> Result<()> {
+    let config = &Config { machines_ipv4: addresses::in_use(config)?, ..config.clone() };
     let data = &config.data_dir;
     if !data.is_dir() {
         bail!("there is no server in `{}`", data.display());

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 use perch_durable::{Db, OpenRun};
 use perch_oci::{Client, ClientConfig, Credentials, Endpoint, ImageStore, StoreConfig};
-use perch_runtime::{SandboxRuntime, sandbox};
+use perch_runtime::{MachineDir, SandboxRuntime, sandbox};
 use perch_types::Timestamp;
 use perch_types::image::PLATFORM_REGISTRY;
 use sha2::{Digest as _, Sha256};
@@ -25,10 +25,12 @@ use crate::effects::{Effects, chain};
 use crate::error::Error;
 use crate::images::StoredImages;
 use crate::layers::{Cloning, Layers};
+use crate::machine::record::Record;
+use crate::machine::state::State;
 use crate::mounts::Mounts;
 use crate::networks::KernelNetworks;
 use crate::policies::KeptPolicies;
-use crate::schema::{HOST, HostRow, ONLY, QUEUES, RECORDS};
+use crate::schema::{self, HOST, HostRow, ONLY, QUEUES, RECORDS};
 use crate::secrets::{AppKeys, SealedSecrets};
 use crate::shared::{Begin, Shared};
 use crate::volumes::pool::{Pool, PoolConfig};
@@ -189,10 +191,11 @@ impl Host {
         for run in recovered.unreadable {
             tracing::error!(machine = run.owner, error = %chain(&run.error), "run cannot be read");
         }
-        for (id, record) in records.records {
+        for (id, mut record) in records.records {
             let run = runs.remove(id.as_str()).map(Box::new);
             let queued = queues.remove(&id).unwrap_or_default();
             known.insert(id.clone());
+            self.fit_slot(&mut record).await;
             if let Err(error) = self.spawn(record, queued, Origin::Recovered(run)) {
                 tracing::error!(machine = %id, %error, "machine cannot be taken up");
                 shared.has_unreadable.store(true, Ordering::Release);
@@ -200,6 +203,64 @@ impl Host {
         }
         Ok(known)
     }
+
+    /// Gives a machine another slot when the pool has its own no more: it was made smaller while
+    /// no machine ran, and without an address nobody could do anything with the machine.
+    async fn fit_slot(&self, record: &mut Record) {
+        let (shared, before) = (&self.shared, record.slot);
+        let slots = shared.effects.networks.slots();
+        if before < slots {
+            return;
+        }
+        if record.state == State::Destroyed {
+            // It has none, and is only shown for a while.
+            record.slot = 0;
+            return;
+        }
+        let (boot_ms, mut moved) = (shared.effects.clock.boot_ms(), record.clone());
+        let written: Result<Option<Record>, perch_durable::Error> = shared
+            .db
+            .write(move |tx| {
+                let Ok(slot) = schema::take_slot(tx, slots, boot_ms)? else {
+                    return Ok(None);
+                };
+                schema::release_slot(tx, moved.slot, boot_ms)?;
+                moved.slot = slot;
+                RECORDS.put(tx, &moved.id, &moved)?;
+                Ok(Some(moved))
+            })
+            .await;
+        match written {
+            Ok(Some(moved)) => {
+                tracing::warn!(machine = %moved.id, before, now = moved.slot,
+                    "machine has another private IPv4 address: the pool is smaller");
+                *record = moved;
+            }
+            Ok(None) => tracing::error!(machine = %record.id, slots, "pool has no address left"),
+            Err(error) => {
+                tracing::error!(machine = %record.id, error = %chain(&error), "address not changed");
+            }
+        }
+    }
+}
+
+/// Returns whether a machine may run on a host, by the notes that boots have in its run folder.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn has_boots(run_dir: &Path) -> io::Result<bool> {
+    let entries = match fs::read_dir(run_dir.join("machines")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        entries => entries?,
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        let id = name.to_str().and_then(|name| name.parse::<MachineId>().ok());
+        if id.is_some_and(|id| MachineDir::below(run_dir, run_dir, &id).boot_file().exists()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 async fn images(config: &Config, mounts: Mounts) -> Result<StoredImages, Error> {

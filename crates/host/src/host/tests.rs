@@ -2,20 +2,22 @@
 
 mod faults;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use perch_runtime::Pressure;
 use perch_runtime::fake::Call;
 use perch_types::api::MachineEvent;
-use perch_types::host::WaitQuery;
+use perch_types::host::{CreateVolume, VolumeSource, WaitQuery};
 use perch_types::schedule::{Schedule, spread_ms};
-use perch_types::{InstanceId, MachineConfig, OrgSlug, Timestamp};
+use perch_types::{InstanceId, MachineConfig, OrgSlug, Timestamp, VolumeId};
 use serde_json::json;
 
 use super::*;
+use crate::cache::CachePolicy;
 use crate::config::{Config, Limits};
 use crate::fake::FakeServer;
-use crate::network::NetworkConfig;
+use crate::network::{NetworkConfig, Pool, Prefix};
 
 const STOP: Command = Command::Stop { signal: None, timeout: None };
 const HOUR_MS: i64 = 3_600_000;
@@ -468,4 +470,77 @@ async fn a_machine_that_is_stopped_is_drained_by_what_was_said_first() {
         }
     }
     assert_eq!(said.len(), 1, "it was said again: {said:?}");
+}
+
+#[tokio::test]
+async fn a_machine_whose_slot_a_smaller_pool_has_no_more_gets_another() {
+    let rig = Rig::new().await;
+    let (id, gone) = (rig.create(1, json!({})).await, rig.create(2, json!({})).await);
+    rig.tell(&id, STOP).await;
+    rig.wait(&id, "stopped").await;
+    rig.tell(&gone, Command::Destroy { force: true }).await;
+    rig.wait(&gone, "destroyed").await;
+    // As if they had been made when many others were there.
+    let both = [id.clone(), gone.clone()];
+    let written: Result<(), perch_durable::Error> = rig
+        .host
+        .shared
+        .db
+        .write(move |tx| {
+            for id in &both {
+                let mut record = RECORDS.get(tx, id)?.unwrap();
+                record.slot = 60_000;
+                RECORDS.put(tx, id, &record)?;
+            }
+            Ok(())
+        })
+        .await;
+    written.unwrap();
+    let (server, clock, folder) = rig.end().await;
+    let small: Prefix = "10.1.0.0/24".parse().unwrap();
+    server.set_addresses(Pool::new(small).unwrap());
+    let rig = Rig::on(server, clock, folder).await;
+    assert_eq!(rig.host.get(&id).unwrap().private_ipv4.octets()[..3], [10, 1, 0]);
+    assert_eq!(rig.host.get(&gone).unwrap().state, State::Destroyed);
+    assert!(!rig.host.shared.has_unreadable.load(Ordering::SeqCst));
+    rig.tell(&id, Command::Start).await;
+    rig.wait(&id, "started").await;
+    let slot = rig.host.shared.db.read(|snapshot| RECORDS.get(snapshot, &id));
+    let slot: Result<_, perch_durable::Error> = slot;
+    assert!(slot.unwrap().unwrap().slot < 256, "it is written down");
+}
+
+#[tokio::test]
+async fn what_volumes_may_still_write_is_kept_free_by_whatever_else_is_made() {
+    let rig = Rig::new().await;
+    rig.server.set_pool_folder(rig.folder.path());
+    // More than any disk has.
+    rig.server.set_pool(1 << 60, 1 << 60);
+    let volume = CreateVolume {
+        id: VolumeId::from_bits(1),
+        org: OrgSlug::personal(),
+        app: "web".parse().unwrap(),
+        app_id: "app_1".to_owned(),
+        name: "data".to_owned(),
+        size_gb: 1 << 24,
+        source: VolumeSource::Empty,
+        snapshot_retention: 5,
+        auto_backup: false,
+    };
+    rig.create(1, json!({})).await;
+    rig.host.create_volume(volume).await.unwrap();
+    let refused = rig.host.create(request(2, &json!({}))).await.unwrap_err();
+    assert_eq!(refused.code, Code::NoSpace);
+    assert!(refused.error.contains("more for what volumes may still write"), "{refused}");
+    assert_eq!(rig.host.shared.cache_policy(), CachePolicy::EMPTY);
+    // Another agent knows it from the beginning.
+    let (server, clock, folder) = rig.end().await;
+    let rig = Rig::on(server, clock, folder).await;
+    let refused = rig.host.create(request(2, &json!({}))).await.unwrap_err();
+    assert_eq!(refused.code, Code::NoSpace);
+    // On a disk of their own they take nothing of this one.
+    rig.server.set_pool_folder(Path::new("/proc"));
+    rig.host.tend_volumes().await;
+    rig.create(2, json!({})).await;
+    assert_ne!(rig.host.shared.cache_policy(), CachePolicy::EMPTY);
 }

@@ -79,10 +79,9 @@ impl Shared {
     /// Returns how much may stay now: nothing while the disk is at its reserve, because an image
     /// can be pulled again and a machine that has no room cannot be made.
     pub(crate) fn cache_policy(&self) -> CachePolicy {
-        let limits = self.config.limits;
         match crate::host::free_bytes(&self.config.data_dir) {
-            Ok(free) if free < limits.disk_reserve_bytes => CachePolicy::EMPTY,
-            Ok(_) | Err(_) => limits.cache,
+            Ok(free) if free < self.disk_floor_bytes() => CachePolicy::EMPTY,
+            Ok(_) | Err(_) => self.config.limits.cache,
         }
     }
 

@@ -342,35 +342,26 @@ impl Actor {
         let Some(run) = &self.run else {
             return self.hasten(command).await;
         };
-        let is_end =
-            matches!(command, host::Command::Stop { .. } | host::Command::Destroy { force: true });
-        match run.intent {
-            Intent::Launch | Intent::Prepare | Intent::Start if is_end => {
-                let id = run.id;
-                // As good as a crash: the run is opened again from the journal, to be undone.
-                self.run = None;
-                self.abandon(id, "another command took its place").await;
-            }
-            Intent::Suspend if matches!(command, host::Command::Start) || is_end => {
-                let id = run.id;
-                self.run = None;
-                self.abandon(id, "another command took its place").await;
-            }
-            Intent::Stop if matches!(command, host::Command::Destroy { .. }) => {
-                if let Some(instance) = &self.instance {
-                    // The run's own wait says whether it worked.
-                    drop(instance.kill().await);
-                }
-            }
-            Intent::Launch
-            | Intent::Prepare
-            | Intent::Start
-            | Intent::Stop
-            | Intent::Suspend
-            | Intent::Resume
-            | Intent::Settle
-            | Intent::Update { .. }
-            | Intent::Destroy => {}
+        let is_forced = matches!(command, host::Command::Destroy { force: true });
+        let is_end = is_forced || matches!(command, host::Command::Stop { .. });
+        let gives_way = match run.intent {
+            Intent::Launch | Intent::Prepare | Intent::Start => is_end,
+            Intent::Suspend => is_end || matches!(command, host::Command::Start),
+            // Of what goes on a stop has the program end by itself.
+            Intent::Resume => is_forced,
+            Intent::Stop | Intent::Settle | Intent::Update { .. } | Intent::Destroy => false,
+        };
+        if gives_way {
+            let id = run.id;
+            // As good as a crash: the run is opened again from the journal, to be undone.
+            self.run = None;
+            self.abandon(id, "another command took its place").await;
+        } else if run.intent == Intent::Stop
+            && matches!(command, host::Command::Destroy { .. })
+            && let Some(instance) = &self.instance
+        {
+            // The run's own wait says whether it worked.
+            drop(instance.kill().await);
         }
     }
 

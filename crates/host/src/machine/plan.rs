@@ -194,13 +194,13 @@ pub fn plan(record: &Record, intent: Intent) -> Vec<Step> {
 #[must_use]
 pub fn point_of_no_return(intent: Intent, steps: &[Step]) -> Option<usize> {
     match intent {
-        Intent::Stop | Intent::Resume | Intent::Settle | Intent::Destroy => Some(0),
+        Intent::Stop | Intent::Settle | Intent::Destroy => Some(0),
         // Without a new boot there is nothing that could fail later than the end of the old one.
         Intent::Update { .. } if !steps.contains(&Step::Execute) => {
             steps.iter().position(|step| matches!(step, Step::Stop | Step::Discard))
         }
         Intent::Update { .. } => steps.iter().position(|step| *step == Step::Discard),
-        Intent::Launch | Intent::Prepare | Intent::Start | Intent::Suspend => None,
+        Intent::Launch | Intent::Prepare | Intent::Start | Intent::Suspend | Intent::Resume => None,
     }
 }
 

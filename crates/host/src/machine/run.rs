@@ -323,8 +323,13 @@ impl Work {
                 record.state = State::Started;
                 record.desired = Desired::Running;
             }
+            // What it has in memory is still there, for the next start.
+            Intent::Resume => {
+                record.state = State::Suspended;
+                record.desired = Desired::Stopped;
+            }
             // These only go forward.
-            Intent::Stop | Intent::Resume | Intent::Settle | Intent::Destroy => {
+            Intent::Stop | Intent::Settle | Intent::Destroy => {
                 record.state = failed;
             }
         }

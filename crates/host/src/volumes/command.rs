@@ -279,6 +279,7 @@ impl Shared {
             )));
         }
         admission.take(more_bytes);
+        self.note_room(&room);
         Ok(room)
     }
 
@@ -357,7 +358,10 @@ impl Shared {
         self.run_volume(Start { entry, turns, intent, snapshot, admission }).await
     }
 
-    async fn destroy_volume(self: &Arc<Self>, id: &VolumeId) -> Result<VolumeRecord, ApiError> {
+    pub(super) async fn destroy_volume(
+        self: &Arc<Self>,
+        id: &VolumeId,
+    ) -> Result<VolumeRecord, ApiError> {
         let entry = self.volumes.entry(id)?;
         let _turn = turn_of(&entry).await?;
         let id = id.clone();
@@ -468,7 +472,8 @@ impl Shared {
         intent: &Intent,
     ) -> Result<OpenRun, ApiError> {
         let at_ms = i64::try_from(self.effects.clock.boot_ms()).unwrap_or(i64::MAX);
-        let run = intent.new_run(&row.record.id);
+        let id = row.record.id.clone();
+        let run = intent.new_run(&id);
         let frees = matches!(intent, Intent::Purge | Intent::Expire { .. });
         let work = move |tx: &perch_durable::Tx<'_>| {
             let mut row = row.clone();
@@ -486,7 +491,10 @@ impl Shared {
         } else {
             self.db.write(move |tx| work(tx)).await
         };
-        begun.map_err(|error| self.db_error(&error))
+        begun.map_err(|error| match error {
+            perch_durable::Error::OwnerBusy { .. } => unfinished(&id),
+            error => self.db_error(&error),
+        })
     }
 
     /// Drives a run that has begun, in a task that has the turns for it.
@@ -563,6 +571,16 @@ async fn turn_of(entry: &Entry) -> Result<Turn, ApiError> {
         ApiError::new(Code::Conflict, format!("volume {id} is still being copied or changed"))
             .with_hint("try again when that is done")
     })
+}
+
+/// Returns why nothing is begun with a volume of which something has not ended that nobody drives
+/// now: it met a fault, and is gone on with when the volume is tended.
+fn unfinished(id: &VolumeId) -> ApiError {
+    let text = format!("volume {id}: what was begun before has met a fault and has not ended");
+    ApiError::new(Code::Conflict, text).with_hint(
+        "the server goes on with it by itself: try again in a minute; the server's log says what \
+         it met",
+    )
 }
 
 /// Returns why a volume takes no command.

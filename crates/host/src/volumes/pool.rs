@@ -456,6 +456,10 @@ impl VolumeDisks for Pool {
         Self::path(&root, &Disk::Volume(volume.clone()))
     }
 
+    fn folder(&self) -> PathBuf {
+        self.config.dir.clone().unwrap_or_else(|| self.folder.clone())
+    }
+
     async fn room(&self) -> Result<Room, Fault> {
         here(|| self.room_now())
     }

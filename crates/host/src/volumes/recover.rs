@@ -62,6 +62,7 @@ impl Shared {
         for (entry, turn, open) in turns {
             self.resume_volume(entry, turn, open);
         }
+        self.look_at_room().await;
         Ok(())
     }
 

@@ -189,6 +189,8 @@ impl Work {
     async fn step(&self, step: &str) -> Result<Value, Fault> {
         let disks = &self.shared.effects.volumes;
         let usage = match step {
+            // It is to go: nobody needs the room.
+            GROW if self.row.record.state.is_going() => return Ok(Value::Null),
             MAKE => disks.make(self.id(), self.bytes()).await?,
             GROW => disks.grow(self.id(), self.bytes()).await?,
             COPY => {
@@ -242,6 +244,8 @@ impl Work {
 
     fn at_end(&self, outcome: &Outcome, run: &RunState) -> Left {
         let mut row = self.row.clone();
+        // One that was destroyed while this could not go on stays so.
+        let is_going = row.record.state.is_going();
         let stamp = self.shared.stamps().stamp();
         (row.record.generation, row.record.updated_at) = stamp;
         let usage = |step: &str| run.output::<VolumeUsage>(step);
@@ -254,8 +258,11 @@ impl Work {
             Intent::Create | Intent::Restore { .. } | Intent::Fork { .. } => {
                 let last = usage(GROW).or_else(|| usage(MAKE));
                 row.record.usage = last.unwrap_or(row.record.usage);
-                row.record.state = VolumeState::Created;
+                if !is_going {
+                    row.record.state = VolumeState::Created;
+                }
             }
+            Intent::Extend { .. } if is_going => {}
             Intent::Extend { size_gb } => {
                 row.record.size_gb = *size_gb;
                 row.record.usage = usage(GROW).unwrap_or(row.record.usage);

@@ -19,6 +19,8 @@ use crate::shared::{Shared, random};
 
 /// How many beats lie between two looks at volumes that do not grow by themselves.
 const BEATS_PER_ROUND: u64 = 15;
+/// How many beats lie between two looks at what all volumes may still write.
+const BEATS_PER_LOOK: u64 = 60;
 /// How much the fullness has to change to be noted, in parts of the whole.
 const NOTED_PARTS: u64 = 200;
 /// How much is kept of why a daily snapshot was not made.
@@ -38,6 +40,9 @@ pub(crate) async fn tend(shared: Arc<Shared>) {
         if beats.is_multiple_of(BEATS_PER_ROUND) {
             shared.tend_volumes().await;
         }
+        if beats.is_multiple_of(BEATS_PER_LOOK) {
+            shared.look_at_room().await;
+        }
     }
 }
 
@@ -46,6 +51,7 @@ impl Host {
     pub async fn tend_volumes(&self) {
         self.shared.grow_full_volumes().await;
         self.shared.tend_volumes().await;
+        self.shared.look_at_room().await;
     }
 }
 

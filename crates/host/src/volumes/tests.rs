@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use perch_durable::Db;
+use perch_durable::{Db, Journal};
 use perch_types::directory::VolumeRecord;
 use perch_types::host::{CreateVolume, VolumeSource};
 use perch_types::volume::{GIB, VolumeState};
 use perch_types::{Code, OrgSlug};
 use tokio::task::JoinHandle;
 
+use super::run::Intent;
 use super::*;
 use crate::effects::Disk;
 use crate::fake::FakeServer;
@@ -73,6 +74,19 @@ impl Rig {
     async fn wait(&self) {
         self.shared.tasks.close();
         tokio::time::timeout(Duration::from_secs(60), self.shared.tasks.wait()).await.unwrap();
+    }
+
+    /// Begins a run that nobody drives, as one is that met a fault.
+    async fn leave_run(&self, id: &VolumeId, intent: &Intent) {
+        let begun = self.shared.journal.begin_alone(intent.new_run(id), 0).await;
+        drop(begun.unwrap());
+    }
+
+    /// Returns whether a volume has a run that has not ended.
+    fn has_run(&self, id: &VolumeId) -> bool {
+        let found: Result<_, perch_durable::Error> =
+            self.shared.db.read(|snapshot| Journal::unfinished_of(snapshot, id.as_str()));
+        found.unwrap().is_some()
     }
 
     fn known(&self, id: &VolumeId) -> Known {
@@ -270,4 +284,45 @@ async fn a_daily_snapshot_that_does_not_fit_says_so_until_one_does() {
     rig.shared.tend_volumes().await;
     let known = rig.known(&id(1));
     assert_eq!((known.snapshots.len(), known.row.record.snapshot_error), (1, None));
+}
+
+#[tokio::test]
+async fn a_volume_whose_run_has_met_a_fault_says_so_until_it_has_ended() {
+    let rig = Rig::new();
+    rig.create(1, VolumeSource::Empty).await;
+    let (id, fork) = (id(1), VolumeSource::Volume(id(1)));
+    rig.leave_run(&id, &Intent::Extend { size_gb: 3 }).await;
+    let extended = rig.shared.extend_volume(&id, 2).await;
+    let copied = rig.shared.snapshot_volume(&id, snapshot(1), false).await;
+    for error in [extended.unwrap_err(), copied.unwrap_err()] {
+        assert_eq!(error.code, Code::Conflict, "{error}");
+        assert!(error.error.contains(id.as_str()) && error.hint.is_some(), "{error:?}");
+    }
+    assert_eq!(rig.known(&id).snapshots, [], "nothing is left of what was refused");
+    assert_eq!(rig.shared.volumes.admitted_bytes(), 0);
+    // Only what is begun with the volume itself waits for it.
+    rig.create(2, fork).await;
+    assert!(rig.shared.retry_volume(&id));
+    rig.finish().await;
+    assert!(!rig.has_run(&id));
+    assert_eq!(rig.known(&id).row.record.size_gb, 3);
+    rig.shared.snapshot_volume(&id, snapshot(1), false).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_volume_that_is_destroyed_while_its_run_cannot_go_on_stays_destroyed() {
+    let rig = Rig::new();
+    rig.create(1, VolumeSource::Empty).await;
+    let (id, disk) = (id(1), Disk::Volume(id(1)));
+    rig.leave_run(&id, &Intent::Extend { size_gb: 3 }).await;
+    let destroyed = rig.shared.destroy_volume(&id).await.unwrap();
+    assert_eq!(destroyed.state, VolumeState::PendingDestroy);
+    let touches = rig.server.touches(&disk);
+    assert!(rig.shared.retry_volume(&id));
+    rig.finish().await;
+    assert!(!rig.has_run(&id), "its removal would wait for it");
+    let record = rig.known(&id).row.record;
+    assert_eq!((record.state, record.size_gb), (VolumeState::PendingDestroy, 1));
+    assert_eq!(record.destroy_at, destroyed.destroy_at);
+    assert_eq!(rig.server.touches(&disk), touches, "it was made larger for nobody");
 }

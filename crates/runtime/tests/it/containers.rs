@@ -1,5 +1,8 @@
 //! Several containers in one machine: real sandboxes that share a network and no files.
 
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use perch_runtime::containers::{
@@ -259,4 +262,84 @@ async fn the_end_says_whose_it_was_and_a_program_that_is_not_there_is_named() {
     })
     .await
     .unwrap();
+}
+
+/// Where an image file is mounted, until this is dropped.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        Command::new("umount").arg("-l").arg(&self.0).status().unwrap();
+    }
+}
+
+/// Mounts an image with links that lead out of it, device nodes and a program that is to run as
+/// root, with nothing that a host does about them. `secret` is a file of the host.
+fn hostile(test: &str, folder: &Path, secret: &Path) -> Mounted {
+    let (tree, lower) = (folder.join("hostile"), folder.join("hostile-lower"));
+    for path in [&tree, &lower] {
+        std::fs::create_dir(path).unwrap();
+    }
+    let climbing = PathBuf::from("../".repeat(20)).join(secret.strip_prefix("/").unwrap());
+    symlink(secret, tree.join("absolute")).unwrap();
+    symlink(climbing, tree.join("climbing")).unwrap();
+    symlink("../".repeat(20) + "etc", tree.join("etc")).unwrap();
+    for device in [["zero", "c", "1", "5"], ["disk", "b", "7", "0"]] {
+        let [name, kind, major, minor] = device;
+        let mut mknod = Command::new("mknod");
+        let made = mknod.arg(tree.join(name)).args([kind, major, minor]).output().unwrap();
+        if !made.status.success() {
+            crate::machine::skip(test, "the right to make device nodes");
+        }
+    }
+    std::fs::write(tree.join("su"), "#!/bin/sh\nid -u\n").unwrap();
+    let set_user_id = std::fs::Permissions::from_mode(0o6755);
+    std::fs::set_permissions(tree.join("su"), set_user_id).unwrap();
+    let image = folder.join("hostile.erofs");
+    let (from, to) = (crate::machine::path(&image), crate::machine::path(&lower));
+    crate::machine::run("mkfs.erofs", &["--quiet", from, crate::machine::path(&tree)]);
+    crate::machine::run("mount", &["-t", "erofs", "-o", "ro,suid,dev", from, to]);
+    Mounted(lower)
+}
+
+#[tokio::test]
+async fn f7_f9_a_hostile_image_as_a_volume_leads_nowhere_and_has_no_power() {
+    let test = "hostile volume";
+    let Some(mut machine) = several(test, &["first", "second"]) else {
+        return;
+    };
+    let folder = machine.folder.path().to_owned();
+    let secret = folder.join("secret");
+    std::fs::write(&secret, "of the host\n").unwrap();
+    let lower = hostile(test, &folder, &secret);
+    machine.spec.shared = vec![
+        SharedSpec::Image { lower: lower.0.clone() },
+        SharedSpec::Memory { size_bytes: 1 << 20 },
+    ];
+    for one in &mut machine.spec.containers {
+        let mount =
+            |(volume, target): (usize, &str)| SharedMount { volume, target: target.to_owned() };
+        // The second one's way leads through a link of the first.
+        one.shared = [(0, "/site"), (1, "/site/etc/perch-test-inner")].map(mount).to_vec();
+    }
+    let script = "for link in absolute climbing; do cat /site/$link 2>/dev/null || echo none; done; \
+         head -n 1 /site/etc/passwd; \
+         for device in zero disk; do \
+           head -c 1 /site/$device >/dev/null 2>&1 && echo opened $device; done; \
+         touch /site/new 2>/dev/null && echo wrote; \
+         chmod 777 /site/su 2>/dev/null && echo changed; \
+         grep -c ' /etc/perch-test-inner ' /proc/mounts; \
+         grep ' /site ' /proc/mounts | cut -d ' ' -f 4 | cut -d , -f 1-3";
+    let instance = machine.runtime_create().await;
+    instance.start_containers(vec![container(script), container(script)]).await.unwrap();
+    assert_eq!(wait(&*instance).await.code, 0);
+    for name in ["first", "second"] {
+        assert_eq!(
+            output(&machine, name),
+            "none\nnone\nroot:x:0:0:root:/root:/bin/sh\n1\nro,nosuid,nodev\n",
+            "{name}"
+        );
+    }
+    assert!(!Path::new("/etc/perch-test-inner").exists());
+    machine.assert_clean();
 }

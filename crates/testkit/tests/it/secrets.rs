@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use perch_testkit::Cloud;
+use perch_testkit::{Cloud, wait_for};
 use serde_json::{Value, json};
 
 const SECRETS: &str = "/v1/apps/web/secrets";
@@ -30,6 +32,17 @@ fn restart(cloud: &Cloud, id: &str) {
     cloud.reaches("web", id, "started").unwrap();
 }
 
+fn run_folder(cloud: &Cloud) -> PathBuf {
+    fs::canonicalize(cloud.data().join("../r")).unwrap()
+}
+
+/// Begins a rotation of the master key, as an operator does.
+fn rotate(cloud: &Cloud) -> Child {
+    let mut rotate = Command::new(cloud.perchd_program());
+    rotate.args(["keys", "rotate", "--run-dir"]).arg(run_folder(cloud));
+    rotate.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
 fn contains(bytes: &[u8], needle: &str) -> bool {
     bytes.windows(needle.len()).any(|window| window == needle.as_bytes())
 }
@@ -39,7 +52,7 @@ fn shown(cloud: &Cloud, needle: &str) -> Vec<String> {
     // In a file of its own, so that the text is in no argument; holes of disks are skipped.
     let pattern = tempfile::NamedTempFile::new().unwrap();
     fs::write(pattern.path(), needle).unwrap();
-    let output = std::process::Command::new("grep")
+    let output = Command::new("grep")
         .args(["-rlF", "-f"])
         .arg(pattern.path())
         .arg(cloud.data())
@@ -121,7 +134,7 @@ fn t4_the_front_process_cannot_get_at_a_key_and_machines_boot_without_the_keys()
     assert_eq!((mode(&host), mode(&host.join("host.key"))), (0o700, 0o600));
     let owner = |path: &Path| fs::metadata(path).unwrap().uid();
     assert_eq!((owner(&keys.join("master.json")), owner(&host.join("host.key"))), (64_009, 0));
-    let run = cloud.data().join("../r");
+    let run = run_folder(&cloud);
     for (socket, uid) in
         [("keys.sock", 64_007), ("keys-host.sock", 0), ("directory-keys.sock", 64_009)]
     {
@@ -136,11 +149,7 @@ fn t4_the_front_process_cannot_get_at_a_key_and_machines_boot_without_the_keys()
     assert_eq!(caps.trim().trim_start_matches('0'), "");
 
     // A rotation while a machine runs; then the role is stopped dead and the machine boots.
-    let rotated = std::process::Command::new(cloud.perchd_program())
-        .args(["keys", "rotate", "--run-dir"])
-        .arg(fs::canonicalize(&run).unwrap())
-        .output()
-        .unwrap();
+    let rotated = rotate(&cloud).wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&rotated.stdout).into_owned();
     assert!(said.contains("version 2") && said.contains("1 apps"), "{rotated:?}");
     let raw = rustix::process::Pid::from_raw(pid).unwrap();
@@ -154,5 +163,45 @@ fn t4_the_front_process_cannot_get_at_a_key_and_machines_boot_without_the_keys()
     cloud.kill_role("host").unwrap();
     restart(&cloud, &id);
     assert_eq!(seen(&cloud, &id, "TOKEN"), "TOKEN=two");
+    cloud.finish().unwrap();
+}
+
+#[test]
+fn t13_keys_that_is_killed_while_it_rotates_costs_no_machine_its_secrets() {
+    let test = "t13_keys_that_is_killed_while_it_rotates_costs_no_machine_its_secrets";
+    let Some(cloud) = Cloud::start(test).unwrap() else { return };
+    let Some(id) = cloud.shell(test, "web", "exec sleep 1000").unwrap() else {
+        cloud.finish().unwrap();
+        return;
+    };
+    set(&cloud, "FIRST", "zero");
+    let (keys, host) = (cloud.data().join("keys"), cloud.data().join("host/secrets"));
+    let master = || fs::read(keys.join("master.json")).unwrap();
+    let long = Duration::from_secs(60);
+    for (value, is_written) in [("one", false), ("two", true)] {
+        let before = master();
+        let asked = rotate(&cloud);
+        if is_written {
+            // From here on apps' keys are wrapped with it.
+            wait_for("a new version", long, || (master() != before).then_some(())).unwrap();
+        }
+        cloud.kill_role("keys").unwrap();
+        // Whatever it was told.
+        asked.wait_with_output().unwrap();
+        let again = || rotate(&cloud).wait_with_output().unwrap().status.success().then_some(());
+        wait_for("a rotation", long, again).unwrap();
+        // The host asks for the app's key as if it had never had it.
+        for file in fs::read_dir(&host).unwrap().flatten().map(|file| file.path()) {
+            if file.extension().is_some_and(|ending| ending == "sealed") {
+                fs::remove_file(file).unwrap();
+            }
+        }
+        set(&cloud, "TOKEN", value);
+        restart(&cloud, &id);
+        assert_eq!(seen(&cloud, &id, "FIRST"), "FIRST=zero");
+        assert_eq!(seen(&cloud, &id, "TOKEN"), format!("TOKEN={value}"));
+    }
+    let left: Vec<_> = fs::read_dir(&keys).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(left, ["master.json"], "nothing of a key is left half-way");
     cloud.finish().unwrap();
 }

@@ -8,6 +8,8 @@ use std::process::Command as Program;
 use std::sync::mpsc;
 
 use perch_durable::Db;
+use perch_runtime::fake::ThawFault;
+use perch_runtime::{Adopted, Instance as _, Runtime as _};
 use perch_types::host::SecretsWanted;
 
 use super::*;
@@ -313,4 +315,115 @@ async fn a_drain_takes_no_place_at_the_monitor() {
     drop(sender);
     // One for the machine's task, one for the stop itself.
     assert_eq!(rig.server.runtime.waits(), 2);
+}
+
+impl Rig {
+    /// A suspended machine that is told to start, as far as the first thaw that failed.
+    async fn thawing(&self, fault: ThawFault) -> MachineId {
+        let id = self.create(1, json!({"restart": {"policy": "always"}})).await;
+        self.tell(&id, Command::Suspend).await;
+        self.wait(&id, "suspended").await;
+        self.server.runtime.set_thaw_fault(Some(fault));
+        self.tell(&id, Command::Start).await;
+        self.thaws(&id, 1).await;
+        id
+    }
+
+    /// Waits until somebody tried so often to let a machine go on.
+    async fn thaws(&self, id: &MachineId, count: usize) {
+        let calls = || self.server.runtime.calls(id).into_iter();
+        while calls().filter(|call| *call == Call::Thaw).count() < count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_thaw_that_fails_for_a_moment_loses_nothing() {
+    let rig = Rig::new().await;
+    let id = rig.thawing(ThawFault::Refused).await;
+    rig.server.runtime.set_thaw_fault(None);
+    let found = rig.wait(&id, "started").await;
+    assert_eq!((rig.boots(&id), &found.failure), (1, &None));
+    assert!(of_kind(&found, "exit").is_empty(), "{:?}", found.events);
+}
+
+#[tokio::test]
+async fn a_machine_that_cannot_go_on_now_stays_suspended_until_the_next_start() {
+    let rig = Rig::new().await;
+    let id = rig.thawing(ThawFault::Refused).await;
+    rig.thaws(&id, 2).await;
+    // Longer than a run tries again.
+    rig.clock.passed_ms.fetch_add(61_000, Ordering::SeqCst);
+    let found = rig.wait(&id, "suspended").await;
+    let failure = found.failure.as_ref().unwrap();
+    assert!(failure.error.contains("cannot allocate memory"), "{failure}");
+    let failed = &found.events[0];
+    assert_eq!((failed.kind.as_str(), failed.status.as_str()), ("failed", "suspended"));
+    assert_eq!(rig.server.runtime.calls(&id).last(), Some(&Call::Freeze), "it may have gone on");
+    rig.server.runtime.set_thaw_fault(None);
+    rig.tell(&id, Command::Start).await;
+    let found = rig.wait(&id, "started").await;
+    assert_eq!((rig.boots(&id), &found.failure), (1, &None));
+    assert!(of_kind(&found, "exit").is_empty(), "{:?}", found.events);
+}
+
+#[tokio::test]
+async fn a_suspended_machine_that_is_gone_starts_anew() {
+    for is_lost in [false, true] {
+        let rig = Rig::new().await;
+        let fault = if is_lost { ThawFault::Refused } else { ThawFault::NoCgroup };
+        let id = rig.thawing(fault).await;
+        if is_lost {
+            rig.server.runtime.lose(&id);
+        }
+        rig.started(&id, 2).await;
+        let found = rig.host.get(&id).unwrap();
+        assert_eq!(rig.boots(&id), 2, "{is_lost}");
+        let exit = of_kind(&found, "exit")[0].request.clone().unwrap();
+        assert_eq!(exit["exit_event"]["restarting"], true, "{is_lost}: {exit}");
+    }
+}
+
+#[tokio::test]
+async fn a_machine_that_does_not_go_on_can_be_ended_though_its_monitor_says_nothing() {
+    for (command, goal) in [(STOP, "stopped"), (Command::Destroy { force: true }, "destroyed")] {
+        let rig = Rig::new().await;
+        let id = rig.thawing(ThawFault::Refused).await;
+        let (server, clock, folder) = rig.end().await;
+        server.runtime.set_silent(true);
+        let rig = Rig::on(server, clock, folder).await;
+        rig.tell(&id, command).await;
+        while rig.host.get(&id).unwrap().state == State::Starting {
+            // A stop waits until the run is given up, a destruction by force does not.
+            let passed_ms = if goal == "stopped" { 30_000 } else { 0 };
+            rig.clock.passed_ms.fetch_add(passed_ms, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        rig.wait(&id, goal).await;
+        assert!(!rig.server.runtime.runs(&id), "{goal}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_frozen_though_it_should_run_is_let_go_on_once_it_can_be() {
+    let rig = Rig::new().await;
+    let id = rig.create(1, json!({})).await;
+    let dir = rig.host.shared.machine_dir(&id);
+    let (server, clock, folder) = rig.end().await;
+    let instance = match server.runtime.adopt(&dir).await.unwrap() {
+        Adopted::Running(instance) => instance,
+        other => panic!("{other:?}"),
+    };
+    instance.freeze().await.unwrap();
+    server.runtime.set_thaw_fault(Some(ThawFault::Refused));
+    let rig = Rig::on(server, clock, folder).await;
+    rig.thaws(&id, 1).await;
+    assert!(instance.is_frozen().await.unwrap());
+    rig.server.runtime.set_thaw_fault(None);
+    while instance.is_frozen().await.unwrap() {
+        rig.clock.passed_ms.fetch_add(1_000, Ordering::SeqCst);
+        rig.look(&id).await;
+    }
+    assert_eq!((rig.look(&id).await.state, rig.boots(&id)), (State::Started, 1));
 }

@@ -180,7 +180,8 @@ impl Actor {
         }
     }
 
-    /// Puts right what somebody froze or thawed beside this agent: the record counts.
+    /// Puts right what somebody froze or thawed beside this agent, or a run that was given up: the
+    /// record counts.
     async fn agree_on_frozen(&mut self, instance: &dyn Instance) {
         let result = match instance.is_frozen().await {
             Ok(frozen) if frozen == self.record.is_frozen() => Ok(()),
@@ -190,6 +191,7 @@ impl Actor {
         };
         if let Err(error) = result {
             tracing::error!(machine = %self.record.id, %error, "machine is not frozen as it should be");
+            self.adopt_boot_ms = Some(self.boot_ms_after(ADOPT_AGAIN_MS));
         }
     }
 

@@ -65,7 +65,10 @@ const fn meaning(step: Step) -> &'static str {
         }
         Step::Stop => "The program had its signal and its grace, then everything was killed.",
         Step::Freeze => "Every process stands still, its memory and its sockets stay.",
-        Step::Thaw => "They go on. If nothing is there that could, the machine is started anew.",
+        Step::Thaw => {
+            "They go on. If nothing is there that could, the machine is started anew; if they \
+             cannot go on now, it stays suspended."
+        }
         Step::Boot => "The cage is made: namespaces, limits, root tree, init; no program yet.",
         Step::Network => "The cage has its addresses.",
         Step::Execute => "The program was executed.",
@@ -129,7 +132,7 @@ fn every_plan() {
     | start | image → rootfs → volume → boot → network → execute |
     | stop | ‖ drain → stop → detach → clean |
     | suspend | drain → freeze |
-    | resume (start of a suspended one) | ‖ thaw |
+    | resume (start of a suspended one) | thaw |
     | settle (it ended by itself) | ‖ detach → clean |
     | update, it runs | image → rootfs → volume → drain → stop* → boot → network → execute → ‖ discard |
     | update, it does not run | image → rootfs → volume → boot → network → execute → ‖ discard |

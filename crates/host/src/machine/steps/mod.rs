@@ -59,13 +59,13 @@ pub(crate) async fn undo(work: &mut Work, step: Step) -> Result<(), Fault> {
         Step::Volume => volume::undo(work).await,
         Step::Stop => stop::undo(work).await,
         Step::Freeze => freeze::undo(work).await,
+        Step::Thaw => freeze::undo_thaw(work).await,
         Step::Boot => boot::undo(work).await,
         Step::Network => network::undo(work).await,
         // An image that is on the host may be another machine's too; the end of a run opens the
         // gate and the end of a boot ends its program; what removes things only goes forward.
         Step::Image
         | Step::Drain
-        | Step::Thaw
         | Step::Execute
         | Step::Detach
         | Step::Clean

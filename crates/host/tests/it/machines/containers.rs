@@ -17,7 +17,11 @@ use super::server::{PATIENCE, Server, machine, tell, wait};
 const CHILD: &str = "machines::containers::agent_of_another_test";
 
 /// Waits until a machine is as wanted.
-async fn until(host: &Host, id: &MachineId, wanted: impl Fn(&HostMachine) -> bool) -> HostMachine {
+pub(super) async fn until(
+    host: &Host,
+    id: &MachineId,
+    wanted: impl Fn(&HostMachine) -> bool,
+) -> HostMachine {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let machine = host.get(id).unwrap();
@@ -43,15 +47,15 @@ async fn try_exec(
     host.exec(id, request).await.map(|answer| answer.stdout)
 }
 
-async fn exec_in(host: &Host, id: &MachineId, container: &str, script: &str) -> String {
+pub(super) async fn exec_in(host: &Host, id: &MachineId, container: &str, script: &str) -> String {
     try_exec(host, id, Some(container), script).await.unwrap()
 }
 
-fn states(machine: &HostMachine) -> Vec<String> {
+pub(super) fn states(machine: &HostMachine) -> Vec<String> {
     machine.containers.iter().map(|one| format!("{} {}", one.name, one.state)).collect()
 }
 
-fn several(number: u64, containers: &Value, volumes: &Value) -> CreateMachine {
+pub(super) fn several(number: u64, containers: &Value, volumes: &Value) -> CreateMachine {
     let mut request = machine(number, "");
     request.config = serde_json::from_value(json!({
         "guest": {"memory_mb": 256},
@@ -65,7 +69,7 @@ fn several(number: u64, containers: &Value, volumes: &Value) -> CreateMachine {
 }
 
 /// Returns the files that containers of a machine share on the disk.
-fn shared_files(server: &Server, id: &MachineId) -> Vec<String> {
+pub(super) fn shared_files(server: &Server, id: &MachineId) -> Vec<String> {
     let folder = server.folder.join("data/machines").join(id.as_str());
     let entries = std::fs::read_dir(folder).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());

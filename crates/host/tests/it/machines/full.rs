@@ -44,7 +44,7 @@ const ACTS: [Act; 18] = [
 ];
 
 /// Takes all the room there is.
-fn fill(path: &Path) {
+pub(super) fn fill(path: &Path) {
     let mut file = File::create(path).unwrap();
     for size in [1 << 16, 1 << 10, 1] {
         let zeros = vec![0; size];
@@ -52,7 +52,7 @@ fn fill(path: &Path) {
     }
 }
 
-fn run(program: &str, arguments: &[&str]) {
+pub(super) fn run(program: &str, arguments: &[&str]) {
     assert!(Program::new(program).args(arguments).status().unwrap().success(), "{program}");
 }
 

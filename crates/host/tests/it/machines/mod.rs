@@ -5,6 +5,7 @@ mod acts;
 mod adoption;
 mod containers;
 mod ends;
+mod faults;
 mod full;
 mod images;
 mod inside;

@@ -25,7 +25,7 @@ pub(super) fn volume(bits: u128, source: VolumeSource) -> CreateVolume {
     }
 }
 
-fn mounting(number: u64, id: &VolumeId, more: &serde_json::Value) -> CreateMachine {
+pub(super) fn mounting(number: u64, id: &VolumeId, more: &serde_json::Value) -> CreateMachine {
     let mut machine = machine(number, IDLE);
     let mut mount = json!({"volume": id, "path": "/data"});
     mount.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

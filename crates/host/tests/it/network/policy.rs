@@ -4,8 +4,11 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use perch_host::network::MachineNetwork;
-use perch_types::MachineId;
-use perch_types::network_policy::{Allowed, PolicyPort, PolicyProtocol};
+use perch_types::network_policy::{
+    Allowed, NetworkPolicy, POLICIES_MAX, PORTS_MAX, PolicyDirection, PolicyPort, PolicyProtocol,
+    PolicyRule, PolicySelector, RULES_MAX,
+};
+use perch_types::{MachineId, Timestamp};
 
 use super::lab::{
     Lab, Machine, Net, OUTSIDE_V4, OUTSIDE_V6, Outcome, PATIENCE, connect, connect_briefly,
@@ -103,5 +106,64 @@ fn n11_egress_with_a_rule_is_closed_but_for_it() {
             .send_to(b"question", resolver.local_addr().unwrap())
             .unwrap();
         assert!(until_marker(&resolver, b"question").is_empty());
+    });
+}
+
+/// As many policies as an app can have, each as large as can be, with no port twice.
+fn largest() -> Vec<NetworkPolicy> {
+    let mut next = 1_000;
+    let mut rule = |direction| PolicyRule {
+        direction,
+        ports: (0..PORTS_MAX)
+            .map(|_| {
+                next += 1;
+                let protocol = [PolicyProtocol::Tcp, PolicyProtocol::Udp][usize::from(next % 2)];
+                PolicyPort { protocol, port: next }
+            })
+            .collect(),
+        ..PolicyRule::default()
+    };
+    let directions = [PolicyDirection::Ingress, PolicyDirection::Egress];
+    (0..POLICIES_MAX)
+        .map(|number| NetworkPolicy {
+            id: format!("np_{number}"),
+            name: "a".to_owned(),
+            selector: PolicySelector { all: Some(true), ..PolicySelector::default() },
+            rules: (0..RULES_MAX).map(|index| rule(directions[index % 2])).collect(),
+            created_at: Timestamp::from_unix_ms(0),
+            updated_at: Timestamp::from_unix_ms(0),
+        })
+        .collect()
+}
+
+#[test]
+fn n11_the_largest_policies_are_loaded_whole() {
+    let Some(mut lab) = Lab::new("n11_largest") else {
+        return;
+    };
+    lab.run(async |net| {
+        let id = MachineId::from_bits(1);
+        let allowed = Allowed::of(&largest(), &id, &Default::default());
+        let ports = |side: &Option<BTreeSet<PolicyPort>>| {
+            let tcp = side.iter().flatten().filter(|it| it.protocol == PolicyProtocol::Tcp);
+            tcp.map(|it| it.port).collect::<Vec<u16>>()
+        };
+        let (ingress, egress) = (ports(&allowed.ingress), ports(&allowed.egress));
+        let each = POLICIES_MAX * RULES_MAX * PORTS_MAX / 4;
+        assert_eq!((ingress.len(), egress.len()), (each, each));
+        let behind = confined(&net, 0, allowed).await;
+        let other = net.machine(1, 1).await;
+        // The first and the last of each, and one of the other direction between them.
+        for (ports, foreign, from, to) in
+            [(&ingress, &egress, &other, &behind), (&egress, &ingress, &behind, &other)]
+        {
+            for port in [ports[0], ports[each - 1]] {
+                serve_at(&to.namespace, "::", port);
+                assert!(connect(&from.namespace, to.v6(port)).is_connected(), "{port}");
+            }
+            serve_at(&to.namespace, "::", foreign[each / 2]);
+            let closed = connect_briefly(&from.namespace, to.v6(foreign[each / 2]));
+            assert!(!closed.is_connected(), "{closed:?}");
+        }
     });
 }

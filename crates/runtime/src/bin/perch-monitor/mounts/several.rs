@@ -94,8 +94,12 @@ impl Several {
             }
             SharedSpec::Image { lower } => {
                 let tree = clone_tree(lower)?;
+                // Its files are seen as they are, without an overlay in between.
+                let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+                    | MountAttrFlags::MOUNT_ATTR_NOSUID
+                    | MountAttrFlags::MOUNT_ATTR_NODEV;
                 idmap
-                    .apply_with(&tree, MountAttrFlags::MOUNT_ATTR_RDONLY)
+                    .apply_with(&tree, attributes)
                     .map_err(Error::file("map the ids of", lower))?;
                 attach(&tree, path)?;
             }
