@@ -47,12 +47,33 @@ pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a shutdown waits for the loops to end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Machines that are made at once; more wait, and so do those that fall into one place.
+const CREATING_MAX: usize = 64;
+
+/// Places, of which one is held while a machine's record is made: that of its id, so that one id is
+/// made once, and others are written in the same commit.
+#[derive(Debug, Clone)]
+struct Creating(Arc<[Mutex<()>; CREATING_MAX]>);
+
+impl Default for Creating {
+    fn default() -> Self {
+        Self(Arc::new(std::array::from_fn(|_| Mutex::new(()))))
+    }
+}
+
+impl Creating {
+    fn place(&self, id: &MachineId) -> &Mutex<()> {
+        let [first, ..] = &*self.0;
+        let place = usize::try_from(id.bits()).unwrap_or(usize::MAX) % CREATING_MAX;
+        self.0.get(place).unwrap_or(first)
+    }
+}
+
 /// The agent of one server. Clones are the same agent.
 #[derive(Debug, Clone)]
 pub struct Host {
     pub(crate) shared: Arc<Shared>,
-    /// Held while a machine's record is made, so that one id is made once.
-    creating: Arc<Mutex<()>>,
+    creating: Creating,
     loops: Arc<Mutex<JoinSet<()>>>,
 }
 
@@ -111,7 +132,7 @@ impl Host {
         self.check_room()?;
         // The image stays from now on: first it is held, then the machine names it.
         let (image, others, _holds) = self.resolve_all(&request.config).await?;
-        let _creating = self.creating.lock().await;
+        let _creating = self.creating.place(&request.id).lock().await;
         if let Some(found) = self.existing(&request)? {
             return Ok(found);
         }

@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use super::{Clock, Host, HostId, MachineId, Origin, Store};
+use super::{Clock, Creating, Host, HostId, MachineId, Origin, Store};
 use crate::config::{Config, PlatformRegistry};
 use crate::effects::{Effects, chain};
 use crate::error::Error;
@@ -147,7 +147,7 @@ impl Host {
         let shared = Arc::new(Shared::new(config, effects, db, begin));
         let host = Self {
             shared: Arc::clone(&shared),
-            creating: Arc::default(),
+            creating: Creating::default(),
             loops: Arc::new(Mutex::new(JoinSet::new())),
         };
         let known = host.recover().await?;
