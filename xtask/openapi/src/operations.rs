@@ -34,6 +34,8 @@ const PATH_TYPES: [(&str, &str); 5] = [
     ("host", "HostId"),
 ];
 const JSON: &str = "application/json";
+/// What handlers take a body of JSON with (`api::body`).
+const BODIES: [&str; 2] = ["Json", "SecretJson"];
 /// The header with a lease's nonce (`types::endpoint`).
 const LEASE_HEADER: &str = "fly-machine-lease-nonce";
 const SCHEMA_ERROR: &str = "#/components/schemas/ApiError";
@@ -280,7 +282,7 @@ fn body(
     for input in &function.sig.inputs {
         let FnArg::Typed(input) = input else { continue };
         let Some((name, inner)) = generic(&input.ty) else { continue };
-        if name == "Json" {
+        if BODIES.contains(&name.as_str()) {
             let schema = schemas.of(module, &inner)?;
             let content = json!({JSON: {"schema": schema}});
             return Ok(Some(json!({"required": true, "content": content})));
@@ -532,6 +534,9 @@ mod tests {
         assert_eq!(at["post"]["responses"]["201"]["content"][JSON]["schema"], thing);
         assert!(at["post"]["responses"].get("200").is_none());
         assert!(at["post"]["responses"].get("413").is_some());
+        // A body with secrets in it is one too.
+        let secret = HANDLERS.replace("Json(it): Json<Thing>", "SecretJson(it): SecretJson<Thing>");
+        assert_eq!(document(ENDPOINTS, &secret).unwrap(), paths);
     }
 
     #[test]
