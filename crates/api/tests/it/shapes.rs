@@ -7,8 +7,9 @@ use serde_json::{Map, Value, json};
 
 use crate::document::document;
 
-/// How deep bodies are looked into.
-const DEPTH_MAX: usize = 7;
+/// How deep a body may be: all of it is looked into, and a type that holds itself is none that
+/// can be.
+const DEPTH_MAX: usize = 12;
 
 /// One operation of the document.
 #[derive(Debug, Clone)]
@@ -145,10 +146,8 @@ impl Shapes {
         pointer: &mut Vec<String>,
         visit: &mut dyn FnMut(&str, &[String], &Value),
     ) {
+        assert!(pointer.len() <= DEPTH_MAX, "{path} is deeper than {DEPTH_MAX}");
         visit(path, pointer, schema);
-        if pointer.len() >= DEPTH_MAX {
-            return;
-        }
         let schema = self.resolved(schema);
         let dot = if path.is_empty() { "" } else { "." };
         for (name, field) in fields(&schema["properties"]) {
