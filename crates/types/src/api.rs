@@ -371,7 +371,7 @@ pub struct ExecResponse {
 /// Body of a signal: a name, or a number (`{"signal": 9}`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignalRequest {
-    /// `"SIGHUP"` or `1`.
+    /// `"SIGHUP"` or `1`: a [`Signal`], or its number.
     pub signal: Value,
 }
 

@@ -14,7 +14,7 @@ async fn bad_input_is_refused_by_name() {
     let org = |what: &str| format!("/v1/orgs/personal{what}");
     let apps = "/v1/apps".to_owned();
     let machines = "/v1/apps/web/machines".to_owned();
-    let table: [(&str, String, &str, &str); 62] = [
+    let table: [(&str, String, &str, &str); 63] = [
         ("POST", apps.clone(), "{", "400 invalid_request the body is not JSON"),
         ("POST", apps.clone(), "", "400 invalid_request name: is missing"),
         ("POST", apps.clone(), r#"{"name":3}"#, "400 invalid_request name: invalid type"),
@@ -179,7 +179,20 @@ async fn bad_input_is_refused_by_name() {
         ("GET", of("/wait?instance_id=1"), "", "400 invalid_request instance_id: `1`"),
         ("POST", of("/stop"), r#"{"timeout":"1h"}"#, "422 invalid_value timeout: 1h0m0s"),
         ("POST", of("/signal"), r#"{"signal":99}"#, "422 invalid_value signal: is not"),
-        ("POST", of("/signal"), r#"{"signal":"KILL"}"#, "422 invalid_value signal: `KILL`"),
+        (
+            "POST",
+            of("/signal"),
+            r#"{"signal":"KILL"}"#,
+            "422 invalid_value signal: `KILL` is not a signal; allowed are SIGABRT, SIGALRM, SIGFPE, \
+             SIGHUP, SIGILL, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGSEGV, SIGTERM, SIGTRAP, SIGUSR1, \
+             SIGUSR2",
+        ),
+        (
+            "POST",
+            of("/signal"),
+            r#"{"signal":true}"#,
+            "422 invalid_value signal: is not a signal; allowed are SIGABRT, SIGALRM",
+        ),
         ("POST", of("/exec"), r#"{"cmd":"echo 'a"}"#, "400 invalid_request cmd: has a quote"),
         ("GET", of("/events?limit=51"), "", "400 invalid_request limit: 51 is not 1 to 50"),
     ];

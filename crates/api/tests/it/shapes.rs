@@ -11,6 +11,9 @@ use crate::document::document;
 /// can be.
 const DEPTH_MAX: usize = 12;
 
+/// Why a value is wrong that is none of the words that may stand there.
+const NO_WORD: &str = "not a word of it";
+
 /// One operation of the document.
 #[derive(Debug, Clone)]
 pub(crate) struct Operation {
@@ -52,6 +55,8 @@ pub(crate) struct Wrong {
     /// The field's path as errors write it.
     pub(crate) path: String,
     pub(crate) why: &'static str,
+    /// What may stand there and has to be told, where that is a list of words.
+    pub(crate) allowed: Vec<String>,
     pub(crate) body: Value,
 }
 
@@ -114,6 +119,13 @@ impl Shapes {
         }
     }
 
+    /// Returns the words of which a value has to be one; none where it may be another.
+    pub(crate) fn words(&self, schema: &Value) -> Vec<String> {
+        let words = self.resolved(schema)["enum"].as_array().map(Vec::as_slice);
+        let words = words.unwrap_or_default().iter().filter_map(Value::as_str);
+        words.map(str::to_owned).collect()
+    }
+
     /// Returns bodies of a schema that each have one field of a wrong type, out of its range, or
     /// missing.
     pub(crate) fn wrong_bodies(&self, schema: &Value) -> Vec<Wrong> {
@@ -122,14 +134,19 @@ impl Shapes {
         self.walk(schema, "", &mut |path, pointer, field| {
             for (why, value) in self.wrong_values(field) {
                 let body = self.with(schema, &base, pointer, Some(value));
-                wrong.push(Wrong { path: path.to_owned(), why, body });
+                let allowed = match why {
+                    NO_WORD => self.words(field),
+                    _ => Vec::new(),
+                };
+                wrong.push(Wrong { path: path.to_owned(), why, allowed, body });
             }
             let field = self.resolved(field);
             for name in required(field) {
                 let mut pointer = pointer.to_vec();
                 pointer.push(name.to_owned());
                 let body = self.with(schema, &base, &pointer, None);
-                wrong.push(Wrong { path: format!("`{name}`"), why: "missing", body });
+                let (path, allowed) = (format!("`{name}`"), Vec::new());
+                wrong.push(Wrong { path, why: "missing", allowed, body });
             }
         });
         wrong
@@ -171,7 +188,7 @@ impl Shapes {
     fn wrong_values(&self, schema: &Value) -> Vec<(&'static str, Value)> {
         let resolved = self.resolved(schema);
         if resolved.get("enum").is_some() {
-            return vec![("not a word of it", json!("no-such-word")), ("wrong type", json!(7))];
+            return vec![(NO_WORD, json!("no-such-word")), ("wrong type", json!(7))];
         }
         if resolved.get("oneOf").is_some() {
             return vec![("wrong type", json!([[]]))];
