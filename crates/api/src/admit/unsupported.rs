@@ -17,6 +17,18 @@ const STATIC: [&str; 1] = ["tigris_bucket"];
 const SERVICE: [&str; 2] = ["force_instance_key", "force_instance_description"];
 const PORT: [&str; 3] = ["tls_options", "http_options", "proxy_proto_options"];
 
+/// What to do about a key that is refused.
+const HINT: &str = "leave it out; nothing is done about a key that cannot be honoured";
+
+/// Refuses a key beside the configuration that asks for what there is not.
+pub(crate) fn refuse_key(key: &str, value: Option<bool>) -> Result<(), Failure> {
+    if value != Some(true) {
+        return Ok(());
+    }
+    let text = format!("{key}: is not supported by this server yet");
+    Err(Failure::new(Code::UnsupportedKey, text).with_hint(HINT))
+}
+
 pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
     let mut found = Vec::new();
     collect(&mut found, "config", &config.other, &TOP);
@@ -47,8 +59,7 @@ pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
     }
     let is_are = if found.len() == 1 { "is" } else { "are" };
     let text = format!("{}: {is_are} not supported by this server yet", found.join(", "));
-    Err(Failure::new(Code::UnsupportedKey, text)
-        .with_hint("leave it out; nothing is done about a key that cannot be honoured"))
+    Err(Failure::new(Code::UnsupportedKey, text).with_hint(HINT))
 }
 
 fn services(found: &mut Vec<String>, path: &str, service: &perch_types::service::Service) {

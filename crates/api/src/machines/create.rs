@@ -30,6 +30,7 @@ pub(crate) async fn create(
     Extension(OfApp(app)): Extension<OfApp>,
     Json(request): Json<CreateMachineRequest>,
 ) -> Result<JsonReply<Machine>, Failure> {
+    admit::refuse_key("lsvd", request.lsvd)?;
     let lease = Wanted::of_ttl(request.lease_ttl, &caller)?;
     secrets::reach(&shared, &app, request.min_secrets_version).await?;
     let name = match &request.name {

@@ -32,6 +32,7 @@ pub(crate) async fn update(
     (Extension(caller), Extension(Leased(standing))): (Extension<Caller>, Extension<Leased>),
     Json(request): Json<CreateMachineRequest>,
 ) -> Result<JsonReply<Machine>, Failure> {
+    admit::refuse_key("lsvd", request.lsvd)?;
     let lease = Wanted::of_ttl(request.lease_ttl, &caller)?;
     secrets::reach(&shared, &app, request.min_secrets_version).await?;
     let before = &target.placement.document;

@@ -14,14 +14,25 @@ async fn bad_input_is_refused_by_name() {
     let org = |what: &str| format!("/v1/orgs/personal{what}");
     let apps = "/v1/apps".to_owned();
     let machines = "/v1/apps/web/machines".to_owned();
-    let table: [(&str, String, &str, &str); 63] = [
+    let table: [(&str, String, &str, &str); 66] = [
         ("POST", apps.clone(), "{", "400 invalid_request the body is not JSON"),
         ("POST", apps.clone(), "", "400 invalid_request name: is missing"),
         ("POST", apps.clone(), r#"{"name":3}"#, "400 invalid_request name: invalid type"),
         ("POST", apps.clone(), r#"{"name":"Web"}"#, "422 invalid_value name: `Web` is not"),
         ("POST", apps.clone(), r#"{"name":"web"}"#, "422 name_taken Name has already been taken"),
         ("POST", apps.clone(), r#"{"name":"a","org_slug":"strangers"}"#, "403 forbidden org_slug"),
-        ("POST", apps, r#"{"name":"a","network":"1a"}"#, "422 invalid_value network: is not"),
+        (
+            "POST",
+            apps.clone(),
+            r#"{"name":"a","network":"1a"}"#,
+            "422 invalid_value network: is not",
+        ),
+        (
+            "POST",
+            apps,
+            r#"{"name":"a","enable_subdomains":true}"#,
+            "422 unsupported_key enable_subdomains: is not supported",
+        ),
         ("GET", "/v1/apps/none".into(), "", "404 app_not_found Could not find App \"none\""),
         ("GET", "/v1/apps/NONE".into(), "", "404 app_not_found Could not find App"),
         ("GET", "/v1/apps/web/machines/xyz".into(), "", "404 machine_not_found machine not found"),
@@ -63,6 +74,18 @@ async fn bad_input_is_refused_by_name() {
             machines.clone(),
             r#"{"config":{"image":"registry.internal/theirs:1"}}"#,
             "422 image_unknown config.image",
+        ),
+        (
+            "POST",
+            machines.clone(),
+            r#"{"config":{"image":"a"},"lsvd":true}"#,
+            "422 unsupported_key lsvd: is not supported",
+        ),
+        (
+            "POST",
+            of(""),
+            r#"{"config":{"image":"a"},"lsvd":true}"#,
+            "422 unsupported_key lsvd: is not supported",
         ),
         ("GET", format!("{machines}?state=flying"), "", "400 invalid_request state: `flying`"),
         ("GET", format!("{machines}?summary=maybe"), "", "400 invalid_request summary: `maybe`"),
