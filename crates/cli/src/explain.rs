@@ -45,7 +45,7 @@ pub(crate) const fn page(code: Code) -> &'static str {
         }
         Code::DeadlineExceeded => DEADLINE_EXCEEDED,
         Code::WrongState => {
-            "The machine's state does not allow this: one that is being destroyed cannot start, one that runs cannot be destroyed without `--force`.\n\nDo: `perch machine status ID` shows the state."
+            "The machine's state does not allow this: one that is being destroyed cannot start, one that is stopped takes no signal.\n\nDo: `perch machine status ID` shows the state."
         }
         Code::NameTaken => {
             "Names of apps are unique on a platform, and this one is somebody's.\n\nDo: choose another with `--name`. If it is yours, `perch deploy --app NAME` rolls out to it."
@@ -63,7 +63,7 @@ pub(crate) const fn page(code: Code) -> &'static str {
             "Somebody else changed it between your look and your change.\n\nDo: run the command again."
         }
         Code::PreconditionFailed => {
-            "The request said `only if`, and that does not hold: most often another deploy was quicker.\n\nDo: look at `perch status`, then run the command again."
+            "The request said `only if`, and that does not hold: most often another deploy was quicker. A machine that runs is destroyed only with `--force`.\n\nDo: look at `perch status`, then run the command again."
         }
         Code::BodyTooLarge => {
             "The request is larger than the server takes.\n\nDo: for a build, keep large files out with .dockerignore."

@@ -130,7 +130,7 @@ endpoints! {
     MACHINE_GET = "GET" "/v1/apps/{app}/machines/{machine}" Read;
     /// A new version of a machine: the whole configuration, nothing is merged.
     MACHINE_UPDATE = "POST" "/v1/apps/{app}/machines/{machine}" Write;
-    /// Destroys a machine. One that runs is refused without force.
+    /// Destroys a machine. One that runs is refused without force (412).
     ///
     /// - `force: bool` also when it runs
     /// - `kill: bool` the same, under its older name

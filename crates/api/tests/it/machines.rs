@@ -189,7 +189,7 @@ async fn a_running_machine_is_destroyed_by_force_only_and_stays_readable() {
     let machine = cloud.machine(json!({"image": "web:1"})).await;
     let path = format!("{MACHINES}/{}", machine.id);
     let (status, error) = cloud.error(("DELETE", &path), Some(ADMIN), "").await;
-    assert_eq!((status, error.code), (409, Code::WrongState));
+    assert_eq!((status, error.code), (412, Code::PreconditionFailed));
     assert!(cloud.keys("promises/").await.is_empty());
     let (status, _, body) =
         cloud.raw(("DELETE", &format!("{path}?kill=true")), Some(ADMIN), "").await;
