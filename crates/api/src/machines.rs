@@ -112,8 +112,11 @@ async fn own_standbys(
             Err(_) => None,
         };
         if placement.is_none_or(|placement| placement.document.app != app.name) {
-            let text = format!("config.standbys[{index}]: the app has no machine `{id}`");
-            return Err(Failure::new(Code::InvalidValue, text));
+            let view = shared.view.load();
+            let known: Vec<String> =
+                view.machines_of(&app.name).map(|machine| machine.id.to_string()).collect();
+            let path = format!("config.standbys[{index}]");
+            return Err(Failure::unknown_reference(&path, ("machine", id), &known));
         }
     }
     Ok(())

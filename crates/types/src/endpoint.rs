@@ -124,7 +124,8 @@ endpoints! {
     ///   `checks` and `events`.
     MACHINES_LIST = "GET" "/v1/apps/{app}/machines" Read;
     /// A new machine. Its image is pulled, it is placed on a host, and started unless
-    /// `skip_launch`.
+    /// `skip_launch`. What its configuration names (secrets, volumes, other machines) has to be
+    /// there.
     MACHINES_CREATE = "POST" "/v1/apps/{app}/machines" Write;
     /// One machine.
     MACHINE_GET = "GET" "/v1/apps/{app}/machines/{machine}" Read;

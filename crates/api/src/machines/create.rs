@@ -41,6 +41,7 @@ pub(crate) async fn create(
         Some(_) | None => names::machine_name()?,
     };
     let mut config = admit::admit(request.config)?;
+    secrets::named::check(&shared, &app, &config, request.skip_secrets).await?;
     own_images(&shared, &caller, &app, &config).await?;
     own_standbys(&shared, &app, &config).await?;
     let mut candidates = dedicated(candidates(&shared).await?, &config)?;

@@ -47,6 +47,7 @@ pub(crate) async fn update(
     {
         return Err(no_such_host(wanted, before.host.as_str()));
     }
+    secrets::named::check(&shared, &app, &config, request.skip_secrets).await?;
     own_images(&shared, &caller, &app, &config).await?;
     own_standbys(&shared, &app, &config).await?;
     let host = Some(before.host.clone());
