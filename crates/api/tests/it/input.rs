@@ -14,7 +14,9 @@ async fn bad_input_is_refused_by_name() {
     let org = |what: &str| format!("/v1/orgs/personal{what}");
     let apps = "/v1/apps".to_owned();
     let machines = "/v1/apps/web/machines".to_owned();
-    let table: [(&str, String, &str, &str); 66] = [
+    let long_role = json!({"name": "a", "app_role_id": "a".repeat(64)}).to_string();
+    let long_description = json!({"description": "x".repeat(1025)}).to_string();
+    let table: [(&str, String, &str, &str); 70] = [
         ("POST", apps.clone(), "{", "400 invalid_request the body is not JSON"),
         ("POST", apps.clone(), "", "400 invalid_request name: is missing"),
         ("POST", apps.clone(), r#"{"name":3}"#, "400 invalid_request name: invalid type"),
@@ -27,6 +29,13 @@ async fn bad_input_is_refused_by_name() {
             r#"{"name":"a","network":"1a"}"#,
             "422 invalid_value network: is not",
         ),
+        (
+            "POST",
+            apps.clone(),
+            r#"{"name":"a","app_role_id":"a b"}"#,
+            "422 invalid_value app_role_id: is not 1 to 63 letters, digits, dashes and underscores",
+        ),
+        ("POST", apps.clone(), &long_role, "422 invalid_value app_role_id: is not 1 to 63"),
         (
             "POST",
             apps,
@@ -119,6 +128,18 @@ async fn bad_input_is_refused_by_name() {
         ("POST", of("/lease"), r#"{"ttl":"9"}"#, "400 invalid_request ttl: invalid type"),
         ("POST", of("/lease"), r#"{"ttl":-9}"#, "400 invalid_request ttl: invalid value"),
         ("POST", of("/lease"), r#"{"description":[]}"#, "400 invalid_request description: inv"),
+        (
+            "POST",
+            of("/lease"),
+            r#"{"ttl":86401}"#,
+            "422 invalid_value ttl: 86401 is not 1 to 86400 seconds",
+        ),
+        (
+            "POST",
+            of("/lease"),
+            &long_description,
+            "422 invalid_value description: 1025 bytes are more than 1024",
+        ),
         ("POST", of("/lease?ttl=soon"), "", "400 invalid_request ttl: `soon`"),
         ("PUT", of("/metadata"), "{}", "400 invalid_request .: missing field `metadata`"),
         (
