@@ -15,9 +15,29 @@ use tower::ServiceExt as _;
 
 use crate::cloud::{ADMIN, Cloud};
 use crate::shapes::{Operation, Shapes};
+use crate::volumes::volume;
 
 /// Fields of which the document cannot say all that is read: operation, path, why.
 const LENIENT: [(&str, &str, &str); 0] = [];
+/// What a path can name beside an app and a machine, with names of which nothing has one: some are
+/// none at all, some are of the right shape.
+const NAMED: [(&str, &[&str]); 7] = [
+    ("org", &["nothing", "-"]),
+    ("volume", &["nothing", "vol_0123456789abcdef"]),
+    ("secret_name", &["nothing", "1"]),
+    ("policy", &["nothing", "np_0123456789abcdef"]),
+    ("ip", &["nothing", "192.0.2.77", "fdaa::77"]),
+    ("token", &["nothing", "0123456789abcdef"]),
+    ("key", &["nothing"]),
+];
+/// Operations that make what they name, or are done when it is not there (contract 1.3).
+const MAKERS: [&str; 5] = [
+    "secret_set",
+    "secret_key_set",
+    "secret_key_generate",
+    "machine_metadata_key_set",
+    "machine_metadata_key_delete",
+];
 
 /// Sends a request to the router itself, without a socket between.
 pub(crate) async fn send(
@@ -53,6 +73,7 @@ struct World {
     router: axum::Router,
     shapes: Shapes,
     machine: String,
+    volume: String,
 }
 
 impl World {
@@ -65,12 +86,15 @@ impl World {
         .await;
         cloud.app().await;
         let machine = cloud.machine(json!({"image": "web:1"})).await.id.to_string();
+        let volume = volume(&cloud, "data").await.id.to_string();
         let router = cloud.api.router();
-        Self { cloud, router, shapes: Shapes::read(), machine }
+        Self { cloud, router, shapes: Shapes::read(), machine, volume }
     }
 
     fn path(&self, operation: &Operation) -> String {
-        operation.path_with(&[("app", "web"), ("machine", &self.machine), ("org", "personal")])
+        let (machine, volume) = (self.machine.as_str(), self.volume.as_str());
+        let known = [("app", "web"), ("machine", machine), ("org", "personal"), ("volume", volume)];
+        operation.path_with(&known)
     }
 
     fn with_bodies(&self) -> impl Iterator<Item = (&Operation, &Value)> {
@@ -156,6 +180,37 @@ async fn what_is_named_and_is_not_there_is_404_in_the_contracts_words() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn what_a_path_names_beside_an_app_and_a_machine_is_404_by_its_name() {
+    let world = World::start().await;
+    let mut asked = std::collections::BTreeSet::new();
+    for operation in &world.shapes.operations {
+        for parameter in operation.parameters() {
+            if ["app", "machine"].contains(&parameter) || MAKERS.contains(&operation.id.as_str()) {
+                continue;
+            }
+            let named = NAMED.iter().find(|(known, _)| *known == parameter);
+            let (_, names) = named.unwrap_or_else(|| panic!("`{parameter}` is in no list"));
+            asked.insert(parameter);
+            let body = operation.body.as_ref().map(|it| world.shapes.sample(it).to_string());
+            for name in *names {
+                let path = operation.path_with(&[
+                    ("app", "web"),
+                    ("machine", &world.machine),
+                    (parameter, name),
+                ]);
+                let call = (operation.method.as_str(), path.as_str());
+                let (status, error) =
+                    refused(&world.router, call, body.clone().unwrap_or_default()).await;
+                assert_eq!(status, 404, "{call:?} {error}");
+                assert!(error.error.contains(name), "{call:?} {error}");
+            }
+        }
+    }
+    assert_eq!(asked.len(), NAMED.len(), "{asked:?}");
+    assert!(world.cloud.host.commands.lock().unwrap().is_empty(), "nothing was done");
 }
 
 #[tokio::test]

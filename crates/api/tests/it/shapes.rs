@@ -29,12 +29,16 @@ pub(crate) struct Operation {
 }
 
 impl Operation {
+    /// Returns the names of the path's parameters.
+    pub(crate) fn parameters(&self) -> impl Iterator<Item = &str> {
+        self.path.split('/').filter_map(parameter)
+    }
+
     /// Returns the path with values for its parameters; what is not named keeps one that is
     /// nothing's.
     pub(crate) fn path_with(&self, values: &[(&str, &str)]) -> String {
         let parts = self.path.split('/').map(|part| {
-            let name = part.strip_prefix('{').and_then(|part| part.strip_suffix('}'));
-            name.map_or(part, |name| {
+            parameter(part).map_or(part, |name| {
                 values.iter().find(|(known, _)| *known == name).map_or("nothing", |(_, it)| it)
             })
         });
@@ -238,6 +242,11 @@ impl Shapes {
         }
         Value::Object(object)
     }
+}
+
+/// Returns the name of the parameter that a part of a path is.
+fn parameter(part: &str) -> Option<&str> {
+    part.strip_prefix('{')?.strip_suffix('}')
 }
 
 fn operation_of(path: &str, method: &str, operation: &Value) -> Operation {

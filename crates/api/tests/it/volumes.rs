@@ -14,7 +14,7 @@ fn named(name: &str) -> CreateVolumeRequest {
     }
 }
 
-async fn volume(cloud: &Cloud, name: &str) -> Volume {
+pub(crate) async fn volume(cloud: &Cloud, name: &str) -> Volume {
     cloud.admin.create_volume(&web(), &named(name)).await.unwrap()
 }
 
