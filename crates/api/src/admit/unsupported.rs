@@ -1,6 +1,9 @@
 //! Keys that the contract has and this server cannot honour yet.
 //!
 //! Never refuses a key for being there: only one that asks for something. Clients send many empty.
+//! And never those that clients send with every service, although the edge does nothing about them
+//! yet: `autostop` `stop`, `min_machines_running`, `force_https` and the handler `tls`. Their
+//! descriptions say so, and `perch deploy` warns of them (`types::app_config`).
 
 use perch_types::machine_config::Other;
 use perch_types::service::{Autostop, Handler, Protocol};
