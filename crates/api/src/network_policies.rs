@@ -20,9 +20,9 @@ use perch_types::{Code, MachineId, OrgSlug};
 use crate::body::Json;
 use crate::config::Shared;
 use crate::error::{Error, store as fault};
-use crate::names;
 use crate::reply::Failure;
 use crate::routes::OfApp;
+use crate::{machines, names};
 
 pub(crate) async fn list(
     State(shared): State<Arc<Shared>>,
@@ -167,8 +167,7 @@ fn own_machines(shared: &Shared, app: &AppDoc, selector: &PolicySelector) -> Res
         let own = id.as_ref().and_then(|id| view.machine(id));
         if own.is_none_or(|own| own.org != app.org || own.app != app.name) {
             let path = format!("selector.machines[{index}].id");
-            let known: Vec<String> =
-                view.machines_of(&app.name).map(|machine| machine.id.to_string()).collect();
+            let known = machines::ids(shared, app);
             return Err(Failure::unknown_reference(&path, ("machine", &machine.id), &known));
         }
     }
