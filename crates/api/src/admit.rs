@@ -29,6 +29,7 @@ pub(crate) use guest::dedication;
 use crate::reply::Failure;
 
 pub(crate) use guest::check as guest;
+pub(crate) use unsupported::refuse_key;
 
 /// The largest configuration in bytes of JSON; a version of it is one document of the directory.
 pub(crate) const CONFIG_BYTES_MAX: usize = 60 * 1024;

@@ -16,7 +16,7 @@ use crate::config::Shared;
 use crate::documents::{self, NewApp};
 use crate::reply::{Failure, chain};
 use crate::routes::{Caller, OfApp};
-use crate::{reconcile, tokens, volumes};
+use crate::{admit, reconcile, tokens, volumes};
 
 /// The network of an app that names none.
 const NETWORK_DEFAULT: &str = "default";
@@ -56,7 +56,7 @@ pub(crate) async fn create(
     Extension(caller): Extension<Caller>,
     Json(request): Json<CreateApp>,
 ) -> Result<(StatusCode, JsonReply<App>), Failure> {
-    let new = admit(&caller, request)?;
+    let new = wanted(&caller, request)?;
     let app = documents::create_app(&shared, &new).await?.ok_or_else(|| {
         Failure::new(Code::NameTaken, "Name has already been taken")
             .with_hint(format!("names are one namespace on a platform; try `{}-2`", new.name))
@@ -99,7 +99,7 @@ pub(crate) async fn delete(
     Ok(StatusCode::ACCEPTED)
 }
 
-fn admit(caller: &Caller, request: CreateApp) -> Result<NewApp, Failure> {
+fn wanted(caller: &Caller, request: CreateApp) -> Result<NewApp, Failure> {
     let missing = || Failure::new(Code::InvalidRequest, "name: is missing");
     let name = request.name.or(request.app_name).ok_or_else(missing)?;
     let name: AppName =
@@ -108,6 +108,7 @@ fn admit(caller: &Caller, request: CreateApp) -> Result<NewApp, Failure> {
         let text = format!("name: `{name}` is the platform's own");
         return Err(Failure::new(Code::InvalidValue, text).with_hint("choose another name"));
     }
+    admit::refuse_key("enable_subdomains", request.enable_subdomains)?;
     let org = match request.org_slug.filter(|org| !org.is_empty()) {
         Some(slug) => {
             let unknown =

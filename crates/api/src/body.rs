@@ -49,24 +49,44 @@ impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for SecretJson<T> {
     async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Self, Failure> {
         let bytes = read_leased(request, shared).await?;
         let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-        let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-            let (path, reason) = (error.path().to_string(), error.into_inner());
-            let fault = reason.to_string();
-            let text = if !reason.is_data() {
-                format!("the body is not JSON: {fault}")
-            } else if fault.starts_with("missing field") {
-                format!("{path}: {fault}")
-            } else {
-                // What follows the last of these words is of the type, not of the value.
-                let expected = fault.rsplit_once(", expected ").map_or("another", |it| it.1);
-                format!("{path}: is not of the kind it must be; expected {expected}")
-            };
-            Failure::new(Code::InvalidRequest, text)
-        })?;
-        let trailing = |_| Failure::new(Code::InvalidRequest, "the body has more than one value");
-        deserializer.end().map_err(trailing)?;
-        Ok(Self(value))
+        read_json(bytes).map(Self).map_err(Fault::covertly)
+    }
+}
+
+/// Why bytes are not what a body has to be.
+#[derive(Debug)]
+enum Fault {
+    /// They are not JSON.
+    Broken(serde_json::Error),
+    /// They are JSON of another shape; where, and what is wrong there.
+    Shape(String, serde_json::Error),
+}
+
+impl Fault {
+    /// Tells it, with the value that is not as it should be.
+    fn openly(self) -> Failure {
+        let text = match self {
+            Self::Broken(reason) => format!("the body is not JSON: {reason}"),
+            Self::Shape(path, reason) => format!("{path}: {reason}"),
+        };
+        Failure::new(Code::InvalidRequest, text)
+    }
+
+    /// Tells it without a value, which may be a secret.
+    fn covertly(self) -> Failure {
+        let Self::Shape(path, reason) = &self else {
+            // Of text that is no JSON the reason says where it ends to be one, and no more.
+            return self.openly();
+        };
+        let fault = reason.to_string();
+        // These have the name of a field in them that the type has, and nothing else.
+        if fault.starts_with("missing field") || fault.starts_with("duplicate field") {
+            return self.openly();
+        }
+        // What follows the last of these words is of the type, not of the value.
+        let expected = fault.rsplit_once(", expected ").map_or("another", |it| it.1);
+        let text = format!("{path}: is not of the kind it must be; expected {expected}");
+        Failure::new(Code::InvalidRequest, text)
     }
 }
 
@@ -106,33 +126,27 @@ async fn read(request: Request, patience: Duration) -> Result<Bytes, Failure> {
 
 /// Parses JSON; the error says where.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    read_json(bytes).map_err(Fault::openly)
+}
+
+fn read_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let reason = error.into_inner();
         if !reason.is_syntax() && !reason.is_eof() {
-            return Failure::new(Code::InvalidRequest, format!("{path}: {reason}"));
+            return Fault::Shape(path, reason);
         }
         // The reader of text takes a number where a word has to be for broken JSON; the reader of
         // values knows better.
         let value = serde_json::from_slice::<Value>(bytes).ok();
-        let reread = value.map(serde_path_to_error::deserialize::<_, T>);
-        match reread {
-            Some(Err(error)) => {
-                let text = format!("{}: {}", error.path(), error.inner());
-                Failure::new(Code::InvalidRequest, text)
-            }
-            Some(Ok(_)) | None => {
-                Failure::new(Code::InvalidRequest, format!("the body is not JSON: {reason}"))
-            }
+        match value.map(serde_path_to_error::deserialize::<_, T>) {
+            Some(Err(error)) => Fault::Shape(error.path().to_string(), error.into_inner()),
+            Some(Ok(_)) | None => Fault::Broken(reason),
         }
     })?;
-    match deserializer.end() {
-        Ok(()) => Ok(value),
-        Err(reason) => {
-            Err(Failure::new(Code::InvalidRequest, format!("the body is not JSON: {reason}")))
-        }
-    }
+    deserializer.end().map_err(Fault::Broken)?;
+    Ok(value)
 }
 
 /// The parameters of a query, in their order. Unknown ones are left alone (contract 1.1).
@@ -219,8 +233,47 @@ impl Parameters {
 #[cfg(test)]
 mod tests {
     use perch_types::api::CreateMachineRequest;
+    use perch_types::secret_keys::SetSecretKey;
 
     use super::*;
+
+    /// The same faults as of another body, and never a value.
+    #[test]
+    fn a_body_with_secrets_is_told_with_the_place_and_without_the_value() {
+        let text = |json: &str| {
+            let fault = read_json::<SetSecretKey>(json.as_bytes()).unwrap_err();
+            let text = fault.covertly().error().error.clone();
+            assert!(!text.contains("8051"), "{text}");
+            text
+        };
+        for (json, told) in [
+            (r#"{"type":8051}"#, "type: is not of the kind it must be; expected string or map"),
+            (
+                r#"{"type":"8051, expected 8051"}"#,
+                "type: is not of the kind it must be; expected one of `es256`, ",
+            ),
+            (r#"{"type":["8051"]}"#, "type: is not of the kind it must be; expected "),
+            (
+                r#"{"type":"hs256","value":"8051?"}"#,
+                "value: is not of the kind it must be; expected base64",
+            ),
+            (
+                r#"{"type":"hs256","value":[8051]}"#,
+                "value: is not of the kind it must be; expected base64",
+            ),
+            (
+                r#"{"type":"hs256","value":[[8051]]}"#,
+                "value[0]: is not of the kind it must be; expected u64",
+            ),
+            (r#"{"value":"gFE="}"#, ".: missing field `type`"),
+            (r#"{"type":"hs256","type":"hs256"}"#, ".: duplicate field `type`"),
+            ("8051", ".: is not of the kind it must be; expected struct SetSecretKey"),
+            (r#"{"type":"hs256","value":"8051"#, "the body is not JSON: EOF while"),
+            (r#"{"type":"hs256"} 8051"#, "the body is not JSON: trailing characters"),
+        ] {
+            assert!(text(json).starts_with(told), "{json}: {}", text(json));
+        }
+    }
 
     #[test]
     fn a_broken_body_is_told_with_the_place() {

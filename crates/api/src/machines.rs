@@ -112,11 +112,19 @@ async fn own_standbys(
             Err(_) => None,
         };
         if placement.is_none_or(|placement| placement.document.app != app.name) {
-            let text = format!("config.standbys[{index}]: the app has no machine `{id}`");
-            return Err(Failure::new(Code::InvalidValue, text));
+            let path = format!("config.standbys[{index}]");
+            return Err(Failure::unknown_reference(&path, ("machine", id), &ids(shared, app)));
         }
     }
     Ok(())
+}
+
+/// Returns the ids of an app's machines, for the refusal of one that is none of them. Another
+/// organization's of an app that had the name are nothing to tell.
+pub(crate) fn ids(shared: &Shared, app: &AppDoc) -> Vec<String> {
+    let view = shared.view.load();
+    let own = view.machines().filter(|it| it.org == app.org && it.app == app.name);
+    own.map(|machine| machine.id.to_string()).collect()
 }
 
 /// Turns a host's error into the answer; an unknown machine in the contract's words.

@@ -20,9 +20,9 @@ use perch_types::{Code, MachineId, OrgSlug};
 use crate::body::Json;
 use crate::config::Shared;
 use crate::error::{Error, store as fault};
-use crate::names;
 use crate::reply::Failure;
 use crate::routes::OfApp;
+use crate::{machines, names};
 
 pub(crate) async fn list(
     State(shared): State<Arc<Shared>>,
@@ -44,7 +44,7 @@ pub(crate) async fn set(
     // One after the other, so that the limit is one.
     let _turn = shared.assigning.lock().await;
     let before = match id.filter(|id| !id.is_empty()) {
-        Some(id) => Some(find(&shared, &app, "id", &id).await?),
+        Some(id) => Some(to_change(&shared, &app, &id).await?),
         None => None,
     };
     if before.is_none() && all(&shared, &app).await?.len() >= POLICIES_MAX {
@@ -74,7 +74,10 @@ pub(crate) async fn delete(
     Extension(OfApp(app)): Extension<OfApp>,
     Path((_, id)): Path<(String, String)>,
 ) -> Result<StatusCode, Failure> {
-    let found = find(&shared, &app, "policy", &id).await?;
+    let found = find(&shared, &app, &id).await?.ok_or_else(|| {
+        let shown: String = id.chars().take(80).collect();
+        Failure::new(Code::NotFound, format!("policy: the app has no network policy `{shown}`"))
+    })?;
     let key = (app.org.clone(), app.name.clone(), found.document.id);
     let deleted = delete_doc::<NetworkPolicy>(shared.store.as_ref(), &key, Expected::Any).await;
     deleted.map_err(fault("delete a network policy"))?;
@@ -88,24 +91,32 @@ async fn all(shared: &Shared, app: &AppDoc) -> Result<Vec<NetworkPolicy>, Error>
     Ok(found.documents.into_iter().map(|(_, policy)| policy.document).collect())
 }
 
+/// Returns the policy that a body changes.
+async fn to_change(
+    shared: &Shared,
+    app: &AppDoc,
+    id: &str,
+) -> Result<Versioned<NetworkPolicy>, Failure> {
+    if let Some(found) = find(shared, app, id).await? {
+        return Ok(found);
+    }
+    let known: Vec<String> = all(shared, app).await?.into_iter().map(|it| it.id).collect();
+    Err(Failure::unknown_reference("id", ("network policy", id), &known)
+        .with_hint("leave `id` out to make a new one"))
+}
+
 async fn find(
     shared: &Shared,
     app: &AppDoc,
-    field: &str,
     id: &str,
-) -> Result<Versioned<NetworkPolicy>, Failure> {
-    let unknown = || {
-        let shown: String = id.chars().take(80).collect();
-        let text = format!("{field}: the app has no network policy `{shown}`");
-        Failure::new(Code::NotFound, text)
-    };
+) -> Result<Option<Versioned<NetworkPolicy>>, Error> {
     // Anything else can be no key's part.
     if !names::is_network_policy_id(id) {
-        return Err(unknown());
+        return Ok(None);
     }
     let key = (app.org.clone(), app.name.clone(), id.to_owned());
     let found = get_doc::<NetworkPolicy>(shared.store.as_ref(), &key).await;
-    found.map_err(fault("read a network policy"))?.ok_or_else(unknown)
+    found.map_err(fault("read a network policy"))
 }
 
 fn admit(request: &SetNetworkPolicy) -> Result<(), Failure> {
@@ -155,9 +166,9 @@ fn own_machines(shared: &Shared, app: &AppDoc, selector: &PolicySelector) -> Res
         let id = machine.id.parse::<MachineId>().ok();
         let own = id.as_ref().and_then(|id| view.machine(id));
         if own.is_none_or(|own| own.org != app.org || own.app != app.name) {
-            let shown: String = machine.id.chars().take(80).collect();
-            let text = format!("selector.machines[{index}].id: the app has no machine `{shown}`");
-            return Err(Failure::new(Code::InvalidValue, text));
+            let path = format!("selector.machines[{index}].id");
+            let known = machines::ids(shared, app);
+            return Err(Failure::unknown_reference(&path, ("machine", &machine.id), &known));
         }
     }
     Ok(())

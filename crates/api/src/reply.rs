@@ -26,6 +26,10 @@ pub(crate) struct Failure(Box<ApiError>, RetryAfter);
 #[derive(Debug, Clone, Copy, Default)]
 struct RetryAfter(Option<u64>);
 
+/// Characters of a name that is not known, and names that are, that an error shows.
+const NAMED_CHARS_MAX: usize = 80;
+const KNOWN_MAX: usize = 20;
+
 /// What [`RetryAfter`] is when nobody said it.
 const RETRY_AFTER_S_DEFAULT: u64 = 5;
 
@@ -33,6 +37,25 @@ impl Failure {
     /// Makes a failure of a code and its text.
     pub(crate) fn new(code: Code, error: impl Into<String>) -> Self {
         Self(Box::new(ApiError::new(code, error)), RetryAfter::default())
+    }
+
+    /// Makes the failure of a body that names something that the app has not, at `path`: a thing
+    /// of some kind, by its name or id. What it has is told.
+    pub(crate) fn unknown_reference(
+        path: &str,
+        (kind, named): (&str, &str),
+        known: &[String],
+    ) -> Self {
+        let shown: String = named.chars().take(NAMED_CHARS_MAX).collect();
+        let list: Vec<&str> = known.iter().take(KNOWN_MAX).map(String::as_str).collect();
+        let list = list.join(", ");
+        let allowed = match known.len().saturating_sub(KNOWN_MAX) {
+            _ if known.is_empty() => "it has none".to_owned(),
+            0 => format!("allowed are {list}"),
+            more => format!("allowed are {list} and {more} more"),
+        };
+        let text = format!("{path}: the app has no {kind} `{shown}`; {allowed}");
+        Self::new(Code::InvalidValue, text)
     }
 
     /// Makes the failure of a request that came too often.

@@ -4,6 +4,7 @@
 
 mod change;
 pub(crate) mod keys;
+pub(crate) mod named;
 pub(crate) mod role;
 mod values;
 

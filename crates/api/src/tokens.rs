@@ -124,7 +124,7 @@ pub(crate) async fn revoke(
     let found = tokens.into_iter().find(|(key, _)| token_id(hash_of(key)) == asked);
     let (key, _) = found.ok_or_else(|| {
         let shown: String = asked.chars().take(80).collect();
-        Failure::new(Code::NotFound, format!("the app has no token `{shown}`"))
+        Failure::new(Code::NotFound, format!("token: the app has no token `{shown}`"))
             .with_hint("`perch tokens list` shows those there are")
     })?;
     shared.store.delete(&key, Expected::Any).await.map_err(fault("end a token"))?;

@@ -4,7 +4,7 @@
 
 use perch_types::Code;
 
-const VOLUME_NOT_FOUND: &str = "The app has no volume of this id, or no unattached one of this name. A destroyed volume is gone after a day.\n\nDo: `perch volumes list` shows the app's volumes and which machine has each.";
+const VOLUME_NOT_FOUND: &str = "The app has no volume of this id. A destroyed volume is gone after a day.\n\nDo: `perch volumes list` shows the app's volumes and which machine has each.";
 const SNAPSHOT_NOT_FOUND: &str = "The app has no snapshot of this id: snapshots are removed after the days that their volume's `snapshot_retention` says.\n\nDo: `perch volumes snapshots list ID` shows those that are kept.";
 const VOLUME_ATTACHED: &str = "A volume belongs to one machine at a time, also while that machine is stopped, so that two never write to one file system.\n\nDo: destroy that machine, or give the new one a volume of its own: `perch volumes create`, or `perch volumes fork ID` for a copy.";
 const DEADLINE_EXCEEDED: &str = "Something was waited for and did not happen in time.\n\nFor a deploy: the machine runs, but does not listen where it should, or its checks do not pass. A program must listen on 0.0.0.0 (not 127.0.0.1) and on the port that `internal_port` names.\n\nDo: `perch logs` shows what the program prints, `perch status` why it is not ready.";
@@ -45,7 +45,7 @@ pub(crate) const fn page(code: Code) -> &'static str {
         }
         Code::DeadlineExceeded => DEADLINE_EXCEEDED,
         Code::WrongState => {
-            "The machine's state does not allow this: one that is being destroyed cannot start, one that runs cannot be destroyed without `--force`.\n\nDo: `perch machine status ID` shows the state."
+            "The machine's state does not allow this: one that is being destroyed cannot start, one that is stopped takes no signal.\n\nDo: `perch machine status ID` shows the state."
         }
         Code::NameTaken => {
             "Names of apps are unique on a platform, and this one is somebody's.\n\nDo: choose another with `--name`. If it is yours, `perch deploy --app NAME` rolls out to it."
@@ -63,7 +63,7 @@ pub(crate) const fn page(code: Code) -> &'static str {
             "Somebody else changed it between your look and your change, or what was begun with it before has not ended.\n\nDo: run the command again, and once more in a minute."
         }
         Code::PreconditionFailed => {
-            "The request said `only if`, and that does not hold: most often another deploy was quicker.\n\nDo: look at `perch status`, then run the command again."
+            "The request said `only if`, and that does not hold: most often another deploy was quicker. A machine that runs is destroyed only with `--force`.\n\nDo: look at `perch status`, then run the command again."
         }
         Code::BodyTooLarge => {
             "The request is larger than the server takes.\n\nDo: for a build, keep large files out with .dockerignore."

@@ -109,6 +109,8 @@ fn place(text: &str, offset: usize) -> (usize, usize) {
 
 #[cfg(test)]
 mod tests {
+    use perch_types::app_config::Severity;
+
     use super::*;
 
     #[test]
@@ -154,7 +156,11 @@ mod tests {
              cpu_kind = 'shared'\n  cpus = 1\n",
         )
         .unwrap();
-        assert_eq!(config.unsupported(), []);
+        // The edge does neither yet, which is told and stops nobody.
+        let told: Vec<_> =
+            config.unsupported().into_iter().map(|it| (it.severity, it.key)).collect();
+        let warned = |key: &str| (Severity::Warn, format!("http_service.{key}"));
+        assert_eq!(told, [warned("auto_stop_machines"), warned("force_https")]);
         let machine = config.to_machine_config("app", "i").unwrap();
         assert_eq!(machine.services[0].ports.len(), 2);
         assert_eq!(machine.memory_mb(), 1024);

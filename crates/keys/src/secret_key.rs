@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use perch_types::keys::{
     KeyAction, MadeSecretKey, MakeSecretKey, SecretKeyRef, SecretKeyUsed, UseSecretKey,
 };
-use perch_types::secret_keys::{MESSAGE_BYTES_MAX, SecretKeyType};
+use perch_types::secret_keys::SecretKeyType;
 use perch_types::{ApiError, Code, Octets};
 use zeroize::Zeroizing;
 
@@ -86,34 +86,21 @@ fn library(_: Fault) -> ApiError {
 
 /// Refuses what a type cannot do, and what is too long.
 fn admit(kind: SecretKeyType, action: &KeyAction) -> Result<(), ApiError> {
-    let (verb, encrypts, fields) = match action {
-        KeyAction::Encrypt(it) => (
-            "encrypt",
-            true,
-            [("plaintext", &it.plaintext), ("associated_data", &it.associated_data)],
-        ),
-        KeyAction::Decrypt(it) => (
-            "decrypt",
-            true,
-            [("ciphertext", &it.ciphertext), ("associated_data", &it.associated_data)],
-        ),
-        KeyAction::Sign(it) => ("sign", false, [("plaintext", &it.plaintext); 2]),
-        KeyAction::Verify(it) => {
-            ("verify", false, [("plaintext", &it.plaintext), ("signature", &it.signature)])
-        }
+    let (verb, encrypts) = match action {
+        KeyAction::Encrypt(_) => ("encrypt", true),
+        KeyAction::Decrypt(_) => ("decrypt", true),
+        KeyAction::Sign(_) => ("sign", false),
+        KeyAction::Verify(_) => ("verify", false),
     };
     let refuse = |text: String| Err(ApiError::new(Code::InvalidValue, text));
     if kind.encrypts() != encrypts {
         let can = SecretKeyType::words(Some(encrypts));
         return refuse(format!("type: a key of type {kind} does not {verb}; these do: {can}"));
     }
-    for (name, bytes) in fields {
-        if bytes.len() > MESSAGE_BYTES_MAX {
-            return refuse(format!(
-                "{name}: {} bytes are more than {MESSAGE_BYTES_MAX}",
-                bytes.len()
-            ));
-        }
+    if let Some(text) = action.overlong() {
+        return refuse(text);
+    }
+    for (name, bytes) in action.fields() {
         let takes_none = name == "associated_data" && kind != SecretKeyType::Xaes256gcm;
         if takes_none && !bytes.is_empty() {
             return refuse(format!(

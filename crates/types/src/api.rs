@@ -104,6 +104,9 @@ pub struct CreateApp {
     /// What it is for; lists can be asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app_role_id: Option<String>,
+    /// Whether names below the app's lead to it too; refused when true: none does here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enable_subdomains: Option<bool>,
 }
 
 /// A machine as answered.
@@ -290,6 +293,10 @@ pub struct CreateMachineRequest {
     /// Needs at least this version of the app's secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_secrets_version: Option<u64>,
+    /// Whether its root disk is a log-structured virtual disk; refused when true: there is none
+    /// here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lsvd: Option<bool>,
 }
 
 /// Body of a stop.
@@ -371,7 +378,7 @@ pub struct ExecResponse {
 /// Body of a signal: a name, or a number (`{"signal": 9}`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignalRequest {
-    /// `"SIGHUP"` or `1`.
+    /// `"SIGHUP"` or `1`: a [`Signal`], or its number.
     pub signal: Value,
 }
 

@@ -124,13 +124,14 @@ endpoints! {
     ///   `checks` and `events`.
     MACHINES_LIST = "GET" "/v1/apps/{app}/machines" Read;
     /// A new machine. Its image is pulled, it is placed on a host, and started unless
-    /// `skip_launch`.
+    /// `skip_launch`. What its configuration names (secrets, volumes, other machines) has to be
+    /// there.
     MACHINES_CREATE = "POST" "/v1/apps/{app}/machines" Write;
     /// One machine.
     MACHINE_GET = "GET" "/v1/apps/{app}/machines/{machine}" Read;
     /// A new version of a machine: the whole configuration, nothing is merged.
     MACHINE_UPDATE = "POST" "/v1/apps/{app}/machines/{machine}" Write;
-    /// Destroys a machine. One that runs is refused without force.
+    /// Destroys a machine. One that runs is refused without force (412).
     ///
     /// - `force: bool` also when it runs
     /// - `kill: bool` the same, under its older name

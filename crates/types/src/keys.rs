@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{AppName, OrgSlug};
 use crate::octets::Octets;
-use crate::secret_keys::{Decrypt, Encrypt, SecretKeyType, Sign, Verify};
+use crate::secret_keys::{Decrypt, Encrypt, MESSAGE_BYTES_MAX, SecretKeyType, Sign, Verify};
 use crate::secrets::AppKey;
 
 /// What every path starts with.
@@ -130,6 +130,32 @@ pub enum KeyAction {
     Sign(Sign),
     /// Look whether a signature is right; the answer is empty then.
     Verify(Verify),
+}
+
+impl KeyAction {
+    /// Returns what it is done with, by the names of the body's fields; signing has but one, which
+    /// is there twice.
+    #[must_use]
+    pub const fn fields(&self) -> [(&'static str, &Octets); 2] {
+        match self {
+            Self::Encrypt(it) => {
+                [("plaintext", &it.plaintext), ("associated_data", &it.associated_data)]
+            }
+            Self::Decrypt(it) => {
+                [("ciphertext", &it.ciphertext), ("associated_data", &it.associated_data)]
+            }
+            Self::Sign(it) => [("plaintext", &it.plaintext); 2],
+            Self::Verify(it) => [("plaintext", &it.plaintext), ("signature", &it.signature)],
+        }
+    }
+
+    /// Returns why one of its fields is too long, if one is; the text begins with the field.
+    #[must_use]
+    pub fn overlong(&self) -> Option<String> {
+        let fields = self.fields();
+        let (name, bytes) = fields.iter().find(|(_, bytes)| bytes.len() > MESSAGE_BYTES_MAX)?;
+        Some(format!("{name}: {} bytes are more than {MESSAGE_BYTES_MAX}", bytes.len()))
+    }
 }
 
 /// What was made with a secret key.

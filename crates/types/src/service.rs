@@ -22,13 +22,15 @@ pub struct Service {
     pub protocol: Protocol,
     /// The port that the program listens on.
     pub internal_port: u16,
-    /// What to do with the machine when nothing uses it.
+    /// What to do with the machine when nothing uses it. `stop` has no effect here yet: a machine
+    /// runs until it is told to stop. `suspend` is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autostop: Option<Autostop>,
     /// Whether a request starts it; unset means yes (contract 4.5).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autostart: Option<bool>,
-    /// How many machines keep running in the primary region.
+    /// How many machines keep running in the primary region. It has no effect here yet: none is
+    /// stopped because nothing uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_machines_running: Option<u32>,
     /// Public ports.
@@ -76,7 +78,7 @@ pub enum Protocol {
 pub enum Handler {
     /// Parses HTTP.
     Http,
-    /// Ends TLS.
+    /// Ends TLS. It has no effect here yet: the edge serves plain HTTP.
     Tls,
     /// Answers a Postgres client's TLS request.
     PgTls,
@@ -140,7 +142,8 @@ pub struct Port {
     /// What the edge does on it.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub handlers: Vec<Handler>,
-    /// Answer plain HTTP with a redirect to HTTPS.
+    /// Answer plain HTTP with a redirect to HTTPS. It has no effect here yet: the edge serves no
+    /// HTTPS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force_https: Option<bool>,
     /// Every other key, kept.

@@ -34,6 +34,8 @@ const PATH_TYPES: [(&str, &str); 5] = [
     ("host", "HostId"),
 ];
 const JSON: &str = "application/json";
+/// What handlers take a body of JSON with (`api::body`).
+const BODIES: [&str; 2] = ["Json", "SecretJson"];
 /// The header with a lease's nonce (`types::endpoint`).
 const LEASE_HEADER: &str = "fly-machine-lease-nonce";
 const SCHEMA_ERROR: &str = "#/components/schemas/ApiError";
@@ -280,7 +282,7 @@ fn body(
     for input in &function.sig.inputs {
         let FnArg::Typed(input) = input else { continue };
         let Some((name, inner)) = generic(&input.ty) else { continue };
-        if name == "Json" {
+        if BODIES.contains(&name.as_str()) {
             let schema = schemas.of(module, &inner)?;
             let content = json!({JSON: {"schema": schema}});
             return Ok(Some(json!({"required": true, "content": content})));
@@ -479,8 +481,8 @@ pub(super) fn info() -> Value {
     described(
         json!({"title": "Perch", "version": "1", "license": {"name": "Apache-2.0"}}),
         "Apps and machines on one's own metal. Bodies follow the public wire format of Fly.io's \
-         Machines API; a key that is accepted does what it says, and keys that nobody knows are \
-         kept and given back. Every request needs a token: `Authorization: Bearer <token>`; \
+         Machines API; a key that is accepted does what it says, or its description says what has \
+         no effect here yet, and keys that nobody knows are kept and given back. Every request needs a token: `Authorization: Bearer <token>`; \
          several, with commas between them, reach what any of them reaches.",
     )
 }
@@ -532,6 +534,9 @@ mod tests {
         assert_eq!(at["post"]["responses"]["201"]["content"][JSON]["schema"], thing);
         assert!(at["post"]["responses"].get("200").is_none());
         assert!(at["post"]["responses"].get("413").is_some());
+        // A body with secrets in it is one too.
+        let secret = HANDLERS.replace("Json(it): Json<Thing>", "SecretJson(it): SecretJson<Thing>");
+        assert_eq!(document(ENDPOINTS, &secret).unwrap(), paths);
     }
 
     #[test]

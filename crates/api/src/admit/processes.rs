@@ -1,6 +1,7 @@
 //! Several main processes, and what an environment is made of (contract 1.13).
 //!
-//! Never looks a secret up: the host does when it starts the program.
+//! Never looks a secret up: whoever admits a machine does (`secrets::named`), and the host when it
+//! starts the program.
 
 use perch_types::MachineConfig;
 use perch_types::guest::PROCESSES_MAX;

@@ -68,6 +68,42 @@ fn further_values_are_refused_by_path_and_with_what_is_allowed() {
 }
 
 #[test]
+fn ports_and_limits_of_services_are_refused_by_path_and_with_what_is_allowed() {
+    let one = |more: Value| {
+        let mut service = json!({"internal_port": 8080});
+        service.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"services": [{"internal_port": 1}, service]})
+    };
+    let port = |port: Value| json!({"port": port, "handlers": ["http"]});
+    let ports = |ports: Vec<Value>| one(json!({ "ports": ports }));
+    let limits = |limits: Value| one(json!({ "concurrency": limits }));
+    for (more, want) in [
+        (
+            ports(vec![port(json!(80)), port(json!(0))]),
+            "config.services[1].ports[1].port: is not 1 to 65535",
+        ),
+        (ports(vec![port(json!(null))]), "config.services[1].ports[0].port: is not 1 to 65535"),
+        (ports(vec![port(json!(80)); 17]), "config.services[1].ports: 17 are more than 16"),
+        (
+            limits(json!({"hard_limit": 0})),
+            "config.services[1].concurrency.hard_limit: 0 would let nothing through",
+        ),
+        (
+            limits(json!({"soft_limit": 0, "hard_limit": 0})),
+            "config.services[1].concurrency.hard_limit: 0 would let nothing through",
+        ),
+        (
+            limits(json!({"soft_limit": 2, "hard_limit": 1})),
+            "config.services[1].concurrency.soft_limit: 2 is more than hard_limit 1",
+        ),
+    ] {
+        assert_eq!(refusal(&more), (Code::InvalidValue, want.to_owned()), "{more}");
+    }
+    admit(config(ports(vec![port(json!(65_535)); 16]))).unwrap();
+    admit(config(limits(json!({"soft_limit": 1, "hard_limit": 1})))).unwrap();
+}
+
+#[test]
 fn checks_are_refused_by_path_and_with_what_is_allowed() {
     let top = |more: Value| {
         let mut check = json!({"type": "http", "port": 80});

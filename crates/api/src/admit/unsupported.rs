@@ -1,6 +1,9 @@
 //! Keys that the contract has and this server cannot honour yet.
 //!
 //! Never refuses a key for being there: only one that asks for something. Clients send many empty.
+//! And never those that clients send with every service, although the edge does nothing about them
+//! yet: `autostop` `stop`, `min_machines_running`, `force_https` and the handler `tls`. Their
+//! descriptions say so, and `perch deploy` warns of them (`types::app_config`).
 
 use perch_types::machine_config::Other;
 use perch_types::service::{Autostop, Handler, Protocol};
@@ -16,6 +19,18 @@ const DNS: [&str; 1] = ["dns_forward_rules"];
 const STATIC: [&str; 1] = ["tigris_bucket"];
 const SERVICE: [&str; 2] = ["force_instance_key", "force_instance_description"];
 const PORT: [&str; 3] = ["tls_options", "http_options", "proxy_proto_options"];
+
+/// What to do about a key that is refused.
+const HINT: &str = "leave it out; nothing is done about a key that cannot be honoured";
+
+/// Refuses a key beside the configuration that asks for what there is not.
+pub(crate) fn refuse_key(key: &str, value: Option<bool>) -> Result<(), Failure> {
+    if value != Some(true) {
+        return Ok(());
+    }
+    let text = format!("{key}: is not supported by this server yet");
+    Err(Failure::new(Code::UnsupportedKey, text).with_hint(HINT))
+}
 
 pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
     let mut found = Vec::new();
@@ -47,8 +62,7 @@ pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
     }
     let is_are = if found.len() == 1 { "is" } else { "are" };
     let text = format!("{}: {is_are} not supported by this server yet", found.join(", "));
-    Err(Failure::new(Code::UnsupportedKey, text)
-        .with_hint("leave it out; nothing is done about a key that cannot be honoured"))
+    Err(Failure::new(Code::UnsupportedKey, text).with_hint(HINT))
 }
 
 fn services(found: &mut Vec<String>, path: &str, service: &perch_types::service::Service) {

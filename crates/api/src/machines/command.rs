@@ -21,24 +21,6 @@ use crate::reply::Failure;
 use crate::routes::{OfApp, Target};
 use crate::{admit, reconcile, view};
 
-/// The signals of the contract.
-const SIGNALS: [Signal; 14] = [
-    Signal::SigAbrt,
-    Signal::SigAlrm,
-    Signal::SigFpe,
-    Signal::SigHup,
-    Signal::SigIll,
-    Signal::SigInt,
-    Signal::SigKill,
-    Signal::SigPipe,
-    Signal::SigQuit,
-    Signal::SigSegv,
-    Signal::SigTerm,
-    Signal::SigTrap,
-    Signal::SigUsr1,
-    Signal::SigUsr2,
-];
-
 type Answer<T> = Result<JsonReply<T>, Failure>;
 
 pub(crate) async fn start(
@@ -97,7 +79,7 @@ pub(crate) async fn signal(
 ) -> Answer<Done> {
     let signal = match &request.signal {
         Value::String(name) => named("signal", name)?,
-        Value::Number(number) => SIGNALS
+        Value::Number(number) => Signal::ALL
             .into_iter()
             .find(|signal| number.as_i64() == Some(signal.number().into()))
             .ok_or_else(unknown_signal)?,
@@ -166,15 +148,18 @@ fn polite(signal: Option<Signal>, timeout: Option<GoDuration>) -> Result<(), Fai
 }
 
 fn named(path: &str, name: &str) -> Result<Signal, Failure> {
-    serde_json::from_value(Value::String(name.to_ascii_uppercase())).map_err(|_| {
+    let upper = name.to_ascii_uppercase();
+    let found = Signal::ALL.into_iter().find(|signal| signal.as_str() == upper);
+    found.ok_or_else(|| {
         let shown: String = name.chars().take(40).collect();
-        Failure::new(
-            Code::InvalidValue,
-            format!("{path}: `{shown}` is not a signal such as SIGTERM"),
-        )
+        let words = Signal::words();
+        let text = format!("{path}: `{shown}` is not a signal; allowed are {words}");
+        Failure::new(Code::InvalidValue, text)
     })
 }
 
 fn unknown_signal() -> Failure {
-    Failure::new(Code::InvalidValue, "signal: is not a signal such as \"SIGTERM\" or 15")
+    let words = Signal::words();
+    let text = format!("signal: is not a signal; allowed are {words}, or the number of one");
+    Failure::new(Code::InvalidValue, text)
 }

@@ -30,6 +30,7 @@ pub(crate) async fn create(
     Extension(OfApp(app)): Extension<OfApp>,
     Json(request): Json<CreateMachineRequest>,
 ) -> Result<JsonReply<Machine>, Failure> {
+    admit::refuse_key("lsvd", request.lsvd)?;
     let lease = Wanted::of_ttl(request.lease_ttl, &caller)?;
     secrets::reach(&shared, &app, request.min_secrets_version).await?;
     let name = match &request.name {
@@ -40,6 +41,7 @@ pub(crate) async fn create(
         Some(_) | None => names::machine_name()?,
     };
     let mut config = admit::admit(request.config)?;
+    secrets::named::check(&shared, &app, &config, request.skip_secrets).await?;
     own_images(&shared, &caller, &app, &config).await?;
     own_standbys(&shared, &app, &config).await?;
     let mut candidates = dedicated(candidates(&shared).await?, &config)?;

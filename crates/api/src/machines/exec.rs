@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::{Extension, Json as JsonReply};
-use perch_types::Code;
 use perch_types::api::{ExecRequest, ExecResponse};
+use perch_types::{Code, MachineId};
 use serde::Deserialize;
 
 use super::of_host;
 use crate::body::Json;
-use crate::config::Shared;
+use crate::config::{Host, Shared};
 use crate::reply::Failure;
 use crate::routes::Target;
 
@@ -34,6 +34,9 @@ pub(crate) struct Body {
     timeout: Option<u64>,
     /// The container, of a machine that has several; the first that runs when unset.
     container: Option<String>,
+    /// Whether to run it in the machine itself and in no container; excludes `container`. Refused
+    /// of a machine that has containers: each is a sandbox of its own, and beside them is none.
+    machine: Option<bool>,
 }
 
 pub(crate) async fn exec(
@@ -41,13 +44,34 @@ pub(crate) async fn exec(
     Extension(Target(target)): Extension<Target>,
     Json(body): Json<Body>,
 ) -> Result<JsonReply<ExecResponse>, Failure> {
-    let Body { cmd, command, stdin, timeout, container } = body;
+    let Body { cmd, command, stdin, timeout, container, machine } = body;
     let command = command.unwrap_or_default();
     let asked = ExecRequest { cmd, command, stdin, timeout, container };
     let exec = admit(asked)?;
     let host = target.host()?;
+    if machine == Some(true) {
+        in_itself(host, &target.id, exec.container.as_deref()).await?;
+    }
     let answer = host.client.exec(&target.id, &exec).await;
     answer.map(JsonReply).map_err(|error| of_host(error, &target.id))
+}
+
+/// Refuses to run a program in a machine itself where that would be something else: a container.
+async fn in_itself(host: &Host, id: &MachineId, container: Option<&str>) -> Result<(), Failure> {
+    if container.is_some() {
+        let text = "machine: excludes `container`; allowed beside it is false";
+        return Err(Failure::new(Code::InvalidValue, text));
+    }
+    // What runs, which a version that was written last may not yet be.
+    let machine = host.client.machine(id).await.map_err(|error| of_host(error, id))?;
+    let containers = &machine.config.containers;
+    if containers.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = containers.iter().map(|one| one.name.as_str()).collect();
+    let text = "machine: is not supported of a machine that has containers";
+    Err(Failure::new(Code::UnsupportedKey, text)
+        .with_hint(format!("name one of them with `container`: {}", names.join(", "))))
 }
 
 fn admit(mut exec: ExecRequest) -> Result<ExecRequest, Failure> {

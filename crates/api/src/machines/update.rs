@@ -32,6 +32,7 @@ pub(crate) async fn update(
     (Extension(caller), Extension(Leased(standing))): (Extension<Caller>, Extension<Leased>),
     Json(request): Json<CreateMachineRequest>,
 ) -> Result<JsonReply<Machine>, Failure> {
+    admit::refuse_key("lsvd", request.lsvd)?;
     let lease = Wanted::of_ttl(request.lease_ttl, &caller)?;
     secrets::reach(&shared, &app, request.min_secrets_version).await?;
     let before = &target.placement.document;
@@ -46,6 +47,7 @@ pub(crate) async fn update(
     {
         return Err(no_such_host(wanted, before.host.as_str()));
     }
+    secrets::named::check(&shared, &app, &config, request.skip_secrets).await?;
     own_images(&shared, &caller, &app, &config).await?;
     own_standbys(&shared, &app, &config).await?;
     let host = Some(before.host.clone());

@@ -164,6 +164,10 @@ async fn make_use(
     parameters: &Parameters,
     action: KeyAction,
 ) -> Result<Octets, Failure> {
+    // Before the role is asked: what is far too long it does not read, and cannot name the field.
+    if let Some(text) = action.overlong() {
+        return Err(Failure::new(Code::InvalidValue, text));
+    }
     let (stored, document) = find(shared, app, name, parameters).await?;
     // Keys lie beside the head from the first on.
     let key = stored.app_key().cloned().ok_or_else(|| unknown(name))?;

@@ -9,7 +9,7 @@ use axum::{Extension, Json as JsonReply};
 use perch_store::{Expected, put_doc};
 use perch_types::Code;
 use perch_types::api::HostStatus;
-use perch_types::directory::{AppDoc, VolumePlacementDoc, VolumeRecord};
+use perch_types::directory::{VolumePlacementDoc, VolumeRecord};
 use perch_types::host::VolumeCommand;
 use perch_types::volume::{ExtendVolumeRequest, ExtendVolumeResponse, UpdateVolumeRequest, Volume};
 
@@ -29,11 +29,12 @@ pub(crate) async fn update(
     Path((_, id)): Ids,
     Json(asked): Json<UpdateVolumeRequest>,
 ) -> Result<JsonReply<Volume>, Failure> {
+    let target = Target::find(&shared, &app, &id).await?;
     let command = VolumeCommand::Update {
         snapshot_retention: admit::update(&asked)?,
         auto_backup: asked.auto_backup_enabled,
     };
-    let record = tell(&shared, &app, &id, command).await?;
+    let record = tell(&shared, &target, command).await?;
     Ok(JsonReply(answer::volume(record, HostStatus::Ok)))
 }
 
@@ -43,9 +44,10 @@ pub(crate) async fn extend(
     Path((_, id)): Ids,
     Json(asked): Json<ExtendVolumeRequest>,
 ) -> Result<JsonReply<ExtendVolumeResponse>, Failure> {
+    let target = Target::find(&shared, &app, &id).await?;
     let missing = || Failure::new(Code::InvalidRequest, "size_gb: is missing");
     let size_gb = admit::size(asked.size_gb.ok_or_else(missing)?)?;
-    let record = tell(&shared, &app, &id, VolumeCommand::Extend { size_gb }).await?;
+    let record = tell(&shared, &target, VolumeCommand::Extend { size_gb }).await?;
     let volume = answer::volume(record, HostStatus::Ok);
     Ok(JsonReply(ExtendVolumeResponse { volume, needs_restart: false }))
 }
@@ -56,8 +58,9 @@ pub(crate) async fn snapshot(
     Extension(OfApp(app)): Extension<OfApp>,
     Path((_, id)): Ids,
 ) -> Result<(), Failure> {
+    let target = Target::find(&shared, &app, &id).await?;
     let command = VolumeCommand::Snapshot { id: names::snapshot_id()? };
-    tell(&shared, &app, &id, command).await.map(drop)
+    tell(&shared, &target, command).await.map(drop)
 }
 
 pub(crate) async fn delete(
@@ -82,11 +85,9 @@ pub(crate) async fn delete(
 
 async fn tell(
     shared: &Shared,
-    app: &AppDoc,
-    id: &str,
+    target: &Target,
     command: VolumeCommand,
 ) -> Result<VolumeRecord, Failure> {
-    let target = Target::find(shared, app, id).await?;
     let record = target.host()?.client.volume_command(&target.id, &command).await;
     let record = record.map_err(|error| of_host(error, &target.id))?;
     follow(shared, &record).await;

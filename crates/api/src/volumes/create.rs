@@ -12,9 +12,10 @@ use perch_types::api::HostStatus;
 use perch_types::directory::{AppDoc, VolumePlacementDoc, VolumeRecord};
 use perch_types::host::{CreateVolume, VolumeSource};
 use perch_types::volume::{CreateVolumeRequest, SIZE_GB_DEFAULT, Volume};
-use perch_types::{Code, HostId, SnapshotId};
+use perch_types::{Code, HostId, SnapshotId, VolumeId};
 
 use super::admit::{self, New, Of};
+use super::read::of_app;
 use super::{Target, answer, follow, of_host};
 use crate::body::Json;
 use crate::config::{Host, Shared};
@@ -69,9 +70,13 @@ async fn source(
     match of {
         Of::Nothing => Ok((VolumeSource::Empty, None, None)),
         Of::Volume(id) => {
-            let target = Target::find(shared, app, id.as_str()).await?;
+            let gone = |failure: Failure| match failure.code() {
+                Code::VolumeNotFound => no_such_source(shared, app, id),
+                _ => failure,
+            };
+            let target = Target::find(shared, app, id.as_str()).await.map_err(gone)?;
             let record = target.host()?.client.volume(id).await;
-            let record = record.map_err(|error| of_host(error, id))?;
+            let record = record.map_err(|error| gone(of_host(error, id)))?;
             Ok((VolumeSource::Volume(id.clone()), Some(record.host), Some(record.size_gb)))
         }
         Of::Snapshot(id) => {
@@ -101,7 +106,22 @@ async fn snapshot(
         return Err(Failure::new(Code::Unavailable, "a host does not answer")
             .with_hint("try again in a moment"));
     }
-    Err(Failure::new(Code::SnapshotNotFound, format!("snapshot_id: snapshot not found: {id}")))
+    Err(no_such_snapshot(id))
+}
+
+/// Refuses a body that names a volume which the app has not: the body is wrong, not its path.
+fn no_such_source(shared: &Shared, app: &AppDoc, id: &VolumeId) -> Failure {
+    let view = shared.view.load();
+    let usable = of_app(&view, app).filter(|record| record.state.is_usable());
+    let known: Vec<String> = usable.map(|record| record.id.to_string()).collect();
+    Failure::unknown_reference("source_volume_id", ("volume", id.as_str()), &known)
+}
+
+/// The same of a snapshot; hosts alone know them, so none is listed.
+fn no_such_snapshot(id: &SnapshotId) -> Failure {
+    let text = format!("snapshot_id: the app has no snapshot `{id}`");
+    Failure::new(Code::InvalidValue, text)
+        .with_hint("`perch volumes snapshots list` shows those of a volume")
 }
 
 /// Chooses a host: one without such a volume if that was asked for and there is one.
@@ -180,7 +200,14 @@ async fn write_and_ask(
                     tracing::warn!(error = chain(&error), "refused volume not taken back yet");
                 }
             }
-            Err(of_host(error, &volume.id))
+            // What it is to be made of may have gone since it was looked for.
+            Err(match (&volume.source, error.code()) {
+                (VolumeSource::Volume(id), Some(Code::VolumeNotFound)) => {
+                    no_such_source(&shared, &app, id)
+                }
+                (VolumeSource::Snapshot(id), Some(Code::SnapshotNotFound)) => no_such_snapshot(id),
+                _ => of_host(error, &volume.id),
+            })
         }
     }
 }

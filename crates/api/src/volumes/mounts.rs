@@ -107,11 +107,10 @@ struct Asked<'a> {
 impl<'a> Asked<'a> {
     fn by_id(&self, path: &str, mount: &MountConfig) -> Result<&'a VolumeRecord, Failure> {
         let unknown = || {
-            let shown: String = mount.volume.chars().take(80).collect();
-            Failure::new(
-                Code::VolumeNotFound,
-                format!("{path}.volume: the app has no volume `{shown}`"),
-            )
+            let usable = of_app(self.view, self.app).filter(|record| record.state.is_usable());
+            let known: Vec<String> = usable.map(|record| record.id.to_string()).collect();
+            let named = ("volume", mount.volume.as_str());
+            Failure::unknown_reference(&format!("{path}.volume"), named, &known)
         };
         let id: VolumeId = mount.volume.parse().map_err(|_| unknown())?;
         let record = of_app(self.view, self.app).find(|record| record.id == id);
@@ -139,24 +138,26 @@ impl<'a> Asked<'a> {
 
     /// Returns the machine's own volume of the name, else the oldest that nobody has.
     fn by_name(&self, path: &str, mount: &MountConfig) -> Result<&'a VolumeRecord, Failure> {
-        let mut fitting: Vec<&VolumeRecord> = of_app(self.view, self.app)
-            .filter(|record| {
-                record.name == mount.name
-                    && record.state.is_usable()
-                    && self.host.is_none_or(|host| *host == record.host)
-                    && !self.own.contains(&record.id)
-                    && match &record.attached {
-                        // Also while another change of the same machine is under way.
-                        Some(other) => Some(other) == self.machine,
-                        None => !self.taken.contains(&record.id),
-                    }
-            })
-            .collect();
+        let fits = |record: &&'a VolumeRecord| {
+            record.state.is_usable()
+                && self.host.is_none_or(|host| *host == record.host)
+                && !self.own.contains(&record.id)
+                && match &record.attached {
+                    // Also while another change of the same machine is under way.
+                    Some(other) => Some(other) == self.machine,
+                    None => !self.taken.contains(&record.id),
+                }
+        };
+        let all: Vec<&VolumeRecord> = of_app(self.view, self.app).filter(fits).collect();
+        let mut fitting: Vec<&VolumeRecord> =
+            all.iter().copied().filter(|record| record.name == mount.name).collect();
         fitting.sort_by_key(|record| (record.attached.is_none(), record.created_at, &record.id));
         fitting.first().copied().ok_or_else(|| {
-            let text =
-                format!("{path}.name: the app has no unattached volume called `{}`", mount.name);
-            Failure::new(Code::VolumeNotFound, text).with_hint("create one: `perch volumes create`")
+            let known: BTreeSet<&str> = all.iter().map(|record| record.name.as_str()).collect();
+            let known: Vec<String> = known.into_iter().map(str::to_owned).collect();
+            let named = ("unattached volume called", mount.name.as_str());
+            Failure::unknown_reference(&format!("{path}.name"), named, &known)
+                .with_hint("create one: `perch volumes create`")
         })
     }
 }

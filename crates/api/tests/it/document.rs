@@ -11,6 +11,20 @@ use crate::cloud::Cloud;
 /// The document that is served.
 pub(crate) const DOCUMENT: &str = include_str!("../../../../docs/openapi.json");
 
+/// Operations that change something and read no body.
+const BODILESS: [&str; 8] = [
+    "images_bootstrap",
+    "machine_cordon",
+    "machine_restart",
+    "machine_start",
+    "machine_suspend",
+    "machine_uncordon",
+    "snapshots_create",
+    "system_prune",
+];
+/// What is refused before a body would be read.
+const REFUSED: [&str; 1] = ["token_kms"];
+
 /// How to make the document anew.
 const WRITE: &str = "run `cargo xtask openapi --write`";
 
@@ -35,6 +49,46 @@ fn the_document_has_every_endpoint_and_no_other() {
     };
     let served: BTreeSet<_> = endpoint::ALL.iter().map(of_table).collect();
     assert_eq!(described, served, "{WRITE}");
+}
+
+/// What has no body in the document is in no test that is made of it.
+#[test]
+fn every_operation_that_takes_a_body_says_which() {
+    let document = document();
+    let mut without = BTreeSet::new();
+    let paths = document["paths"].as_object().unwrap().values();
+    let operations = paths.flat_map(|methods| methods.as_object().unwrap());
+    for (_, operation) in
+        operations.filter(|(method, _)| ["post", "put", "patch"].contains(&method.as_str()))
+    {
+        let id = operation["operationId"].as_str().unwrap();
+        let Some(body) = operation.get("requestBody") else {
+            without.insert(id.to_owned());
+            continue;
+        };
+        let mut content = body["content"].as_object().unwrap().values();
+        assert!(content.all(|it| it["schema"].is_object()), "{id}");
+        assert!(operation["responses"].get("413").is_some(), "{id}");
+    }
+    let allowed: BTreeSet<String> =
+        BODILESS.iter().chain(&REFUSED).map(|id| (*id).to_owned()).collect();
+    assert_eq!(without, allowed, "{WRITE}");
+}
+
+/// Clients send these with every service, so they are accepted; nobody is left to believe in them.
+#[test]
+fn what_has_no_effect_yet_says_so() {
+    let document = document();
+    let schemas = &document["components"]["schemas"];
+    for pointer in [
+        "/Service/properties/autostop/description",
+        "/Service/properties/min_machines_running/description",
+        "/Port/properties/force_https/description",
+        "/Handler/description",
+    ] {
+        let said = schemas.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        assert!(said.contains("has no effect here yet"), "{pointer}: {said}; {WRITE}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Every field of every body, every parameter of every query, every method of every path of the
-//! document: what is not as it should be is refused by name.
+//! document: what is not as it should be is refused by name, and where only some words may stand,
+//! the refusal lists them.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -14,9 +15,29 @@ use tower::ServiceExt as _;
 
 use crate::cloud::{ADMIN, Cloud};
 use crate::shapes::{Operation, Shapes};
+use crate::volumes::volume;
 
 /// Fields of which the document cannot say all that is read: operation, path, why.
 const LENIENT: [(&str, &str, &str); 0] = [];
+/// What a path can name beside an app and a machine, with names of which nothing has one: some are
+/// none at all, some are of the right shape.
+const NAMED: [(&str, &[&str]); 7] = [
+    ("org", &["nothing", "-"]),
+    ("volume", &["nothing", "vol_0123456789abcdef"]),
+    ("secret_name", &["nothing", "1"]),
+    ("policy", &["nothing", "np_0123456789abcdef"]),
+    ("ip", &["nothing", "192.0.2.77", "fdaa::77"]),
+    ("token", &["nothing", "0123456789abcdef"]),
+    ("key", &["nothing"]),
+];
+/// Operations that make what they name, or are done when it is not there (contract 1.3).
+const MAKERS: [&str; 5] = [
+    "secret_set",
+    "secret_key_set",
+    "secret_key_generate",
+    "machine_metadata_key_set",
+    "machine_metadata_key_delete",
+];
 
 /// Sends a request to the router itself, without a socket between.
 pub(crate) async fn send(
@@ -52,6 +73,7 @@ struct World {
     router: axum::Router,
     shapes: Shapes,
     machine: String,
+    volume: String,
 }
 
 impl World {
@@ -64,12 +86,15 @@ impl World {
         .await;
         cloud.app().await;
         let machine = cloud.machine(json!({"image": "web:1"})).await.id.to_string();
+        let volume = volume(&cloud, "data").await.id.to_string();
         let router = cloud.api.router();
-        Self { cloud, router, shapes: Shapes::read(), machine }
+        Self { cloud, router, shapes: Shapes::read(), machine, volume }
     }
 
     fn path(&self, operation: &Operation) -> String {
-        operation.path_with(&[("app", "web"), ("machine", &self.machine), ("org", "personal")])
+        let (machine, volume) = (self.machine.as_str(), self.volume.as_str());
+        let known = [("app", "web"), ("machine", machine), ("org", "personal"), ("volume", volume)];
+        operation.path_with(&known)
     }
 
     fn with_bodies(&self) -> impl Iterator<Item = (&Operation, &Value)> {
@@ -94,7 +119,8 @@ async fn every_field_of_every_body_is_refused_by_its_path() {
             let call = (operation.method.as_str(), path.as_str());
             let (status, error) = refused(&world.router, call, body.clone()).await;
             let names_it = error.error.contains(&wrong.path);
-            if !matches!(status, 400 | 422) || !names_it {
+            let lists_it = wrong.allowed.iter().all(|word| error.error.contains(word));
+            if !matches!(status, 400 | 422) || !names_it || !lists_it {
                 let (id, why) = (&operation.id, wrong.why);
                 faults.push(format!("{id} {} {why}: {status} {} {body}", wrong.path, error.error));
             }
@@ -121,7 +147,9 @@ async fn every_parameter_of_every_query_is_refused_by_its_name() {
             let body = operation.body.as_ref().map(|it| world.shapes.sample(it).to_string());
             let call = (operation.method.as_str(), path.as_str());
             let (status, error) = refused(&world.router, call, body.unwrap_or_default()).await;
-            if !matches!(status, 400 | 422) || !error.error.contains(name.as_str()) {
+            let lists_it = world.shapes.words(schema).iter().all(|it| error.error.contains(it));
+            let names_it = error.error.contains(name.as_str());
+            if !matches!(status, 400 | 422) || !names_it || !lists_it {
                 faults.push(format!("{} {name}: {status} {}", operation.id, error.error));
             }
         }
@@ -152,6 +180,37 @@ async fn what_is_named_and_is_not_there_is_404_in_the_contracts_words() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn what_a_path_names_beside_an_app_and_a_machine_is_404_by_its_name() {
+    let world = World::start().await;
+    let mut asked = std::collections::BTreeSet::new();
+    for operation in &world.shapes.operations {
+        for parameter in operation.parameters() {
+            if ["app", "machine"].contains(&parameter) || MAKERS.contains(&operation.id.as_str()) {
+                continue;
+            }
+            let named = NAMED.iter().find(|(known, _)| *known == parameter);
+            let (_, names) = named.unwrap_or_else(|| panic!("`{parameter}` is in no list"));
+            asked.insert(parameter);
+            let body = operation.body.as_ref().map(|it| world.shapes.sample(it).to_string());
+            for name in *names {
+                let path = operation.path_with(&[
+                    ("app", "web"),
+                    ("machine", &world.machine),
+                    (parameter, name),
+                ]);
+                let call = (operation.method.as_str(), path.as_str());
+                let (status, error) =
+                    refused(&world.router, call, body.clone().unwrap_or_default()).await;
+                assert_eq!(status, 404, "{call:?} {error}");
+                assert!(error.error.contains(name), "{call:?} {error}");
+            }
+        }
+    }
+    assert_eq!(asked.len(), NAMED.len(), "{asked:?}");
+    assert!(world.cloud.host.commands.lock().unwrap().is_empty(), "nothing was done");
 }
 
 #[tokio::test]

@@ -271,7 +271,8 @@ async fn command(
             return refused(Code::WrongState, "machine is being destroyed");
         }
         Command::Destroy { force: false } if runs => {
-            return refused(Code::WrongState, "machine is started; stop it first, or use force");
+            let text = "machine is started: stop it first, or force its destruction";
+            return refused(Code::PreconditionFailed, text);
         }
         Command::Stop { .. } => MachineState::Stopped,
         Command::Suspend => MachineState::Suspended,

@@ -14,14 +14,34 @@ async fn bad_input_is_refused_by_name() {
     let org = |what: &str| format!("/v1/orgs/personal{what}");
     let apps = "/v1/apps".to_owned();
     let machines = "/v1/apps/web/machines".to_owned();
-    let table: [(&str, String, &str, &str); 62] = [
+    let long_role = json!({"name": "a", "app_role_id": "a".repeat(64)}).to_string();
+    let long_description = json!({"description": "x".repeat(1025)}).to_string();
+    let table: [(&str, String, &str, &str); 70] = [
         ("POST", apps.clone(), "{", "400 invalid_request the body is not JSON"),
         ("POST", apps.clone(), "", "400 invalid_request name: is missing"),
         ("POST", apps.clone(), r#"{"name":3}"#, "400 invalid_request name: invalid type"),
         ("POST", apps.clone(), r#"{"name":"Web"}"#, "422 invalid_value name: `Web` is not"),
         ("POST", apps.clone(), r#"{"name":"web"}"#, "422 name_taken Name has already been taken"),
         ("POST", apps.clone(), r#"{"name":"a","org_slug":"strangers"}"#, "403 forbidden org_slug"),
-        ("POST", apps, r#"{"name":"a","network":"1a"}"#, "422 invalid_value network: is not"),
+        (
+            "POST",
+            apps.clone(),
+            r#"{"name":"a","network":"1a"}"#,
+            "422 invalid_value network: is not",
+        ),
+        (
+            "POST",
+            apps.clone(),
+            r#"{"name":"a","app_role_id":"a b"}"#,
+            "422 invalid_value app_role_id: is not 1 to 63 letters, digits, dashes and underscores",
+        ),
+        ("POST", apps.clone(), &long_role, "422 invalid_value app_role_id: is not 1 to 63"),
+        (
+            "POST",
+            apps,
+            r#"{"name":"a","enable_subdomains":true}"#,
+            "422 unsupported_key enable_subdomains: is not supported",
+        ),
         ("GET", "/v1/apps/none".into(), "", "404 app_not_found Could not find App \"none\""),
         ("GET", "/v1/apps/NONE".into(), "", "404 app_not_found Could not find App"),
         ("GET", "/v1/apps/web/machines/xyz".into(), "", "404 machine_not_found machine not found"),
@@ -64,6 +84,18 @@ async fn bad_input_is_refused_by_name() {
             r#"{"config":{"image":"registry.internal/theirs:1"}}"#,
             "422 image_unknown config.image",
         ),
+        (
+            "POST",
+            machines.clone(),
+            r#"{"config":{"image":"a"},"lsvd":true}"#,
+            "422 unsupported_key lsvd: is not supported",
+        ),
+        (
+            "POST",
+            of(""),
+            r#"{"config":{"image":"a"},"lsvd":true}"#,
+            "422 unsupported_key lsvd: is not supported",
+        ),
         ("GET", format!("{machines}?state=flying"), "", "400 invalid_request state: `flying`"),
         ("GET", format!("{machines}?summary=maybe"), "", "400 invalid_request summary: `maybe`"),
         (
@@ -96,6 +128,18 @@ async fn bad_input_is_refused_by_name() {
         ("POST", of("/lease"), r#"{"ttl":"9"}"#, "400 invalid_request ttl: invalid type"),
         ("POST", of("/lease"), r#"{"ttl":-9}"#, "400 invalid_request ttl: invalid value"),
         ("POST", of("/lease"), r#"{"description":[]}"#, "400 invalid_request description: inv"),
+        (
+            "POST",
+            of("/lease"),
+            r#"{"ttl":86401}"#,
+            "422 invalid_value ttl: 86401 is not 1 to 86400 seconds",
+        ),
+        (
+            "POST",
+            of("/lease"),
+            &long_description,
+            "422 invalid_value description: 1025 bytes are more than 1024",
+        ),
         ("POST", of("/lease?ttl=soon"), "", "400 invalid_request ttl: `soon`"),
         ("PUT", of("/metadata"), "{}", "400 invalid_request .: missing field `metadata`"),
         (
@@ -179,7 +223,20 @@ async fn bad_input_is_refused_by_name() {
         ("GET", of("/wait?instance_id=1"), "", "400 invalid_request instance_id: `1`"),
         ("POST", of("/stop"), r#"{"timeout":"1h"}"#, "422 invalid_value timeout: 1h0m0s"),
         ("POST", of("/signal"), r#"{"signal":99}"#, "422 invalid_value signal: is not"),
-        ("POST", of("/signal"), r#"{"signal":"KILL"}"#, "422 invalid_value signal: `KILL`"),
+        (
+            "POST",
+            of("/signal"),
+            r#"{"signal":"KILL"}"#,
+            "422 invalid_value signal: `KILL` is not a signal; allowed are SIGABRT, SIGALRM, SIGFPE, \
+             SIGHUP, SIGILL, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGSEGV, SIGTERM, SIGTRAP, SIGUSR1, \
+             SIGUSR2",
+        ),
+        (
+            "POST",
+            of("/signal"),
+            r#"{"signal":true}"#,
+            "422 invalid_value signal: is not a signal; allowed are SIGABRT, SIGALRM",
+        ),
         ("POST", of("/exec"), r#"{"cmd":"echo 'a"}"#, "400 invalid_request cmd: has a quote"),
         ("GET", of("/events?limit=51"), "", "400 invalid_request limit: 51 is not 1 to 50"),
     ];

@@ -189,7 +189,7 @@ async fn a_running_machine_is_destroyed_by_force_only_and_stays_readable() {
     let machine = cloud.machine(json!({"image": "web:1"})).await;
     let path = format!("{MACHINES}/{}", machine.id);
     let (status, error) = cloud.error(("DELETE", &path), Some(ADMIN), "").await;
-    assert_eq!((status, error.code), (409, Code::WrongState));
+    assert_eq!((status, error.code), (412, Code::PreconditionFailed));
     assert!(cloud.keys("promises/").await.is_empty());
     let (status, _, body) =
         cloud.raw(("DELETE", &format!("{path}?kill=true")), Some(ADMIN), "").await;
@@ -474,4 +474,40 @@ async fn a_version_that_nobody_will_bring_is_not_waited_for() {
     cloud.turn(200_000);
     let (status, ..) = cloud.raw(("POST", &path), Some(ADMIN), body.to_string()).await;
     assert_eq!(status, 200);
+}
+
+#[tokio::test]
+async fn a_program_runs_in_the_machine_itself_where_there_is_no_container() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let alone = cloud.machine(json!({"image": "web:1"})).await.id;
+    let one = |name: &str| json!({"name": name, "image": "web:1"});
+    let shared = cloud.machine(json!({"containers": [one("web"), one("db")]})).await.id;
+    for (id, body, want) in [
+        (&alone, json!({"cmd": "ls", "machine": true}), "200"),
+        (&alone, json!({"cmd": "ls", "machine": true, "container": ""}), "200"),
+        (
+            &alone,
+            json!({"cmd": "ls", "machine": true, "container": "db"}),
+            "422 invalid_value machine: excludes `container`",
+        ),
+        (
+            &shared,
+            json!({"cmd": "ls", "machine": true}),
+            "422 unsupported_key machine: is not supported of a machine that has containers",
+        ),
+        (&shared, json!({"cmd": "ls", "machine": false, "container": "db"}), "200"),
+        (&shared, json!({"cmd": "ls", "machine": null}), "200"),
+        (&alone, json!({"cmd": "ls", "machine": "yes"}), "400 invalid_request machine: invalid"),
+    ] {
+        let path = format!("{MACHINES}/{id}/exec");
+        let (status, _, answer) = cloud.raw(("POST", &path), Some(ADMIN), body.to_string()).await;
+        let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+        let text = |key: &str| answer[key].as_str().unwrap_or_default().to_owned();
+        let told = format!("{status} {} {}", text("code"), text("error"));
+        assert!(told.starts_with(want), "{body}: {told}");
+        if want.contains("unsupported_key") {
+            assert!(text("hint").ends_with("`container`: web, db"), "{answer}");
+        }
+    }
 }

@@ -106,7 +106,10 @@ async fn what_is_wrong_with_a_policy_is_told_by_its_field() {
         (json!({}), "400 invalid_request .: missing field `name`"),
         (with("/name", json!("")), "422 invalid_value name: is not 1 to 63"),
         (with("/name", json!("a\nb")), "422 invalid_value name: is not 1 to 63"),
-        (with("/id", json!("np_1")), "404 not_found id: the app has no network policy `np_1`"),
+        (
+            with("/id", json!("np_1")),
+            "422 invalid_value id: the app has no network policy `np_1`; it has",
+        ),
         (with("/selector", json!({})), "422 invalid_value selector: is not exactly one"),
         (with("/selector/machines", json!([])), "422 invalid_value selector: is not exactly one"),
         (
@@ -119,7 +122,8 @@ async fn what_is_wrong_with_a_policy_is_told_by_its_field() {
         ),
         (
             with("/selector", json!({"machines": [{"id": own}, {"id": "00000000000099"}]})),
-            "422 invalid_value selector.machines[1].id: the app has no machine",
+            "422 invalid_value selector.machines[1].id: the app has no machine `00000000000099`; \
+             allowed are ",
         ),
         (with("/rules", json!([])), "422 invalid_value rules: 0 are not 1 to 16"),
         (in_rule("action", json!("deny")), "400 invalid_request rules[0].action: unknown variant"),

@@ -87,6 +87,8 @@ async fn bad_input_is_told_with_the_field() {
     let (status, _) = ask(&cloud, ("POST", "/mac/generate"), &json!({"type": "hs256"})).await;
     assert_eq!(status, 201);
     let long = vec![7; VALUE_BYTES_MAX + 1];
+    // More than the role `keys` reads.
+    let longest = "A".repeat(512 * 1024);
     for (call, body, want) in [
         (("POST", "/a"), json!({}), "400 invalid_request .: missing field `type`"),
         (("POST", "/a"), json!({"type": "rsa"}), "400 invalid_request type: is not of"),
@@ -99,6 +101,18 @@ async fn bad_input_is_told_with_the_field() {
         (("POST", "/1a/generate"), json!({"type": "hs256"}), "422 invalid_value secret_name: `1a`"),
         (("POST", "/a/generate"), json!({"type": "hs256", "value": VALUE}), "422 invalid_value va"),
         (("POST", "/mac/encrypt"), json!({"plaintext": "YQ=="}), "422 invalid_value type: a key"),
+        (("POST", "/mac/encrypt"), json!({"plaintext": "?"}), "400 invalid_request plaintext: is"),
+        (("POST", "/mac/decrypt"), json!({"ciphertext": 7}), "400 invalid_request ciphertext: is"),
+        (("POST", "/mac/verify"), json!({"signature": {}}), "400 invalid_request signature: is"),
+        (
+            ("POST", "/mac/sign"),
+            json!({"plaintext": longest}),
+            "422 invalid_value plaintext: 393216",
+        ),
+        (("POST", "/mac/verify"), json!({"signature": longest}), "422 invalid_value signature: 39"),
+        (("POST", "/mac/encrypt"), json!({"associated_data": longest}), "422 invalid_value assoc"),
+        (("POST", "/mac/decrypt"), json!({"ciphertext": longest}), "422 invalid_value ciphertext"),
+        (("POST", "/a"), json!({"type": 7}), "400 invalid_request type: is not of"),
         (("POST", "/mac/sign?min_version=2"), json!({}), "412 precondition_failed min_version"),
         (("POST", "/none/sign"), json!({}), "404 not_found secret_name: there is no"),
         (("GET", "/none"), Value::Null, "404 not_found secret_name: there is no"),

@@ -262,3 +262,59 @@ async fn a_machine_that_needs_a_version_gets_it_or_a_412() {
     let wanted = wanted.unwrap();
     assert!(wanted.skip && wanted.min_version == 1, "{wanted:?}");
 }
+
+#[tokio::test]
+async fn a_machine_names_secrets_that_there_are() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let of_file = json!({"files": [{"guest_path": "/key", "secret_name": "KEY"}]});
+    let of_process = json!({"processes": [{"secrets": [{"env_var": "A", "name": "KEY"}]}]});
+    let of_container = json!({"containers": [
+        {"name": "db", "image": "db:1", "secrets": [{"env_var": "KEY"}],
+         "files": [{"guest_path": "/key", "secret_name": "KEY"}]}]});
+    let all = [
+        (&of_file, "config.files[0].secret_name"),
+        (&of_process, "config.processes[0].secrets[0].name"),
+        (&of_container, "config.containers[0].files[0].secret_name"),
+    ];
+    let machine = cloud.machine(json!({"image": "web:1"})).await.id;
+    let paths = ["/v1/apps/web/machines".to_owned(), format!("/v1/apps/web/machines/{machine}")];
+    let ask = async |path: &str, config: &Value, skip: bool| {
+        let mut config = config.clone();
+        config["image"] = json!("web:1");
+        let body = json!({"config": config, "skip_secrets": skip}).to_string();
+        let (status, _, answer) = cloud.raw(("POST", path), Some(ADMIN), body).await;
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        let text = |key: &str| answer[key].as_str().unwrap_or_default().to_owned();
+        format!("{status} {} {}", text("code"), text("error"))
+    };
+    for set in [None, Some("OTHER")] {
+        if let Some(name) = set {
+            cloud.admin.update_secrets(&web(), &values(&[(name, Some("x"))])).await.unwrap();
+        }
+        let allowed = match set {
+            Some(name) => format!("allowed are {name}"),
+            None => "it has none".to_owned(),
+        };
+        for (config, field) in all {
+            for path in &paths {
+                let told = ask(path, config, false).await;
+                let want = format!("422 invalid_value {field}: the app has no secret `KEY`; ");
+                assert_eq!(told, want + &allowed, "{config}");
+            }
+        }
+    }
+    assert_eq!(cloud.keys("placements/").await.len(), 1, "a refusal leaves nothing behind");
+    cloud.admin.update_secrets(&web(), &values(&[("KEY", Some("eA=="))])).await.unwrap();
+    for (config, field) in all {
+        for path in &paths {
+            let told = ask(path, config, false).await;
+            assert!(told.starts_with("200"), "{config}: {told}");
+            // Without any it would find none at its boot.
+            let told = ask(path, config, true).await;
+            let want = format!("422 invalid_value {field}: names `KEY`, and with skip_secrets");
+            assert!(told.starts_with(&want), "{config}: {told}");
+        }
+    }
+    assert!(ask(&paths[1], &json!({}), true).await.starts_with("200"));
+}

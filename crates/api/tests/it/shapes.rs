@@ -7,8 +7,12 @@ use serde_json::{Map, Value, json};
 
 use crate::document::document;
 
-/// How deep bodies are looked into.
-const DEPTH_MAX: usize = 7;
+/// How deep a body may be: all of it is looked into, and a type that holds itself is none that
+/// can be.
+const DEPTH_MAX: usize = 12;
+
+/// Why a value is wrong that is none of the words that may stand there.
+const NO_WORD: &str = "not a word of it";
 
 /// One operation of the document.
 #[derive(Debug, Clone)]
@@ -25,12 +29,16 @@ pub(crate) struct Operation {
 }
 
 impl Operation {
+    /// Returns the names of the path's parameters.
+    pub(crate) fn parameters(&self) -> impl Iterator<Item = &str> {
+        self.path.split('/').filter_map(parameter)
+    }
+
     /// Returns the path with values for its parameters; what is not named keeps one that is
     /// nothing's.
     pub(crate) fn path_with(&self, values: &[(&str, &str)]) -> String {
         let parts = self.path.split('/').map(|part| {
-            let name = part.strip_prefix('{').and_then(|part| part.strip_suffix('}'));
-            name.map_or(part, |name| {
+            parameter(part).map_or(part, |name| {
                 values.iter().find(|(known, _)| *known == name).map_or("nothing", |(_, it)| it)
             })
         });
@@ -51,6 +59,8 @@ pub(crate) struct Wrong {
     /// The field's path as errors write it.
     pub(crate) path: String,
     pub(crate) why: &'static str,
+    /// What may stand there and has to be told, where that is a list of words.
+    pub(crate) allowed: Vec<String>,
     pub(crate) body: Value,
 }
 
@@ -113,6 +123,13 @@ impl Shapes {
         }
     }
 
+    /// Returns the words of which a value has to be one; none where it may be another.
+    pub(crate) fn words(&self, schema: &Value) -> Vec<String> {
+        let words = self.resolved(schema)["enum"].as_array().map(Vec::as_slice);
+        let words = words.unwrap_or_default().iter().filter_map(Value::as_str);
+        words.map(str::to_owned).collect()
+    }
+
     /// Returns bodies of a schema that each have one field of a wrong type, out of its range, or
     /// missing.
     pub(crate) fn wrong_bodies(&self, schema: &Value) -> Vec<Wrong> {
@@ -121,14 +138,19 @@ impl Shapes {
         self.walk(schema, "", &mut |path, pointer, field| {
             for (why, value) in self.wrong_values(field) {
                 let body = self.with(schema, &base, pointer, Some(value));
-                wrong.push(Wrong { path: path.to_owned(), why, body });
+                let allowed = match why {
+                    NO_WORD => self.words(field),
+                    _ => Vec::new(),
+                };
+                wrong.push(Wrong { path: path.to_owned(), why, allowed, body });
             }
             let field = self.resolved(field);
             for name in required(field) {
                 let mut pointer = pointer.to_vec();
                 pointer.push(name.to_owned());
                 let body = self.with(schema, &base, &pointer, None);
-                wrong.push(Wrong { path: format!("`{name}`"), why: "missing", body });
+                let (path, allowed) = (format!("`{name}`"), Vec::new());
+                wrong.push(Wrong { path, why: "missing", allowed, body });
             }
         });
         wrong
@@ -145,10 +167,8 @@ impl Shapes {
         pointer: &mut Vec<String>,
         visit: &mut dyn FnMut(&str, &[String], &Value),
     ) {
+        assert!(pointer.len() <= DEPTH_MAX, "{path} is deeper than {DEPTH_MAX}");
         visit(path, pointer, schema);
-        if pointer.len() >= DEPTH_MAX {
-            return;
-        }
         let schema = self.resolved(schema);
         let dot = if path.is_empty() { "" } else { "." };
         for (name, field) in fields(&schema["properties"]) {
@@ -172,7 +192,7 @@ impl Shapes {
     fn wrong_values(&self, schema: &Value) -> Vec<(&'static str, Value)> {
         let resolved = self.resolved(schema);
         if resolved.get("enum").is_some() {
-            return vec![("not a word of it", json!("no-such-word")), ("wrong type", json!(7))];
+            return vec![(NO_WORD, json!("no-such-word")), ("wrong type", json!(7))];
         }
         if resolved.get("oneOf").is_some() {
             return vec![("wrong type", json!([[]]))];
@@ -222,6 +242,11 @@ impl Shapes {
         }
         Value::Object(object)
     }
+}
+
+/// Returns the name of the parameter that a part of a path is.
+fn parameter(part: &str) -> Option<&str> {
+    part.strip_prefix('{')?.strip_suffix('}')
 }
 
 fn operation_of(path: &str, method: &str, operation: &Value) -> Operation {

@@ -17,7 +17,7 @@ fn named(name: &str) -> CreateVolumeRequest {
     }
 }
 
-async fn volume(cloud: &Cloud, name: &str) -> Volume {
+pub(crate) async fn volume(cloud: &Cloud, name: &str) -> Volume {
     cloud.admin.create_volume(&web(), &named(name)).await.unwrap()
 }
 
@@ -89,13 +89,14 @@ async fn what_is_refused_names_its_field_and_leaves_nothing() {
             "POST",
             all,
             r#"{"name":"a","snapshot_id":"vs_0123456789abcdef"}"#,
-            "404 snapshot_not_found snapshot_id: ",
+            "422 invalid_value snapshot_id: the app has no snapshot `vs_0123456789abcdef`",
         ),
         (
             "POST",
             all,
             r#"{"name":"a","source_volume_id":"vol_0123456789abcdef"}"#,
-            "404 volume_not_found volume not found",
+            "422 invalid_value source_volume_id: the app has no volume `vol_0123456789abcdef`; \
+             allowed are vol_",
         ),
         ("POST", all, r#"{"name":"no_room"}"#, "507 no_space the pool"),
         ("GET", &format!("{all}/vol_0"), "", "404 volume_not_found volume not found"),
@@ -135,7 +136,25 @@ async fn a_machine_gets_the_volume_that_it_names_and_no_other_machine_does() {
     let other = cloud.machine(by_name.clone()).await;
     assert_eq!(other.config.mounts[0].volume, second.id.as_str());
     let error = api.create_machine(&app, &request(by_name)).await.unwrap_err();
-    assert_eq!(error.code(), Some(Code::VolumeNotFound));
+    assert_eq!(error.code(), Some(Code::InvalidValue));
+    let text = "config.mounts[0].name: the app has no unattached volume called `data`; it has none";
+    assert!(error.to_string().contains(text), "{error}");
+    volume(&cloud, "logs").await;
+    for (mount, text) in [
+        (
+            json!({"name": "data", "path": "/data"}),
+            "config.mounts[0].name: the app has no unattached volume called `data`; allowed are logs",
+        ),
+        (
+            json!({"volume": "vol_0123456789abcdef", "path": "/data"}),
+            "config.mounts[0].volume: the app has no volume `vol_0123456789abcdef`; allowed are ",
+        ),
+    ] {
+        let config = json!({"image": "web:1", "mounts": [mount]});
+        let error = api.create_machine(&app, &request(config)).await.unwrap_err();
+        assert_eq!(error.code(), Some(Code::InvalidValue));
+        assert!(error.to_string().contains(text), "{error}");
+    }
     let by_id = json!({"image": "web:1", "mounts": [{"volume": first.id, "path": "/data"}]});
     let error = api.create_machine(&app, &request(by_id.clone())).await.unwrap_err();
     assert_eq!(error.code(), Some(Code::VolumeAttached));

@@ -204,7 +204,8 @@ fn destroy(state: State, force: bool) -> Admission {
         State::Starting | State::Started | State::Restarting | State::Replacing if !force => {
             Admission::Refuse(
                 format!("machine is {state}: stop it first, or force its destruction"),
-                Code::WrongState,
+                // Without force the request says "only if it does not run" (contract 1.3).
+                Code::PreconditionFailed,
             )
         }
         State::Created
@@ -276,10 +277,9 @@ mod tests {
             for command in COMMANDS {
                 let word = match admit(state, &[], command) {
                     Admission::Accept => "yes",
-                    Admission::Refuse(_, code) => {
-                        assert_eq!(code, Code::WrongState);
-                        "no"
-                    }
+                    Admission::Refuse(_, Code::WrongState) => "no",
+                    Admission::Refuse(_, Code::PreconditionFailed) => "force",
+                    Admission::Refuse(_, code) => panic!("{code}"),
                     Admission::AlreadySo => "already",
                 };
                 write!(table, "{word:<8}").unwrap();
@@ -289,14 +289,14 @@ mod tests {
         insta::assert_snapshot!(table.join("\n"), @r"
                    start   stop    suspend restart update  destroy force   signal  cordon  labels
         created    yes     yes     no      yes     yes     yes     yes     no      yes     yes
-        starting   already yes     no      yes     yes     no      yes     no      yes     yes
-        started    already yes     yes     yes     yes     no      yes     yes     yes     yes
+        starting   already yes     no      yes     yes     force   yes     no      yes     yes
+        started    already yes     yes     yes     yes     force   yes     yes     yes     yes
         stopping   yes     already no      yes     yes     yes     yes     yes     yes     yes
         stopped    yes     already no      yes     yes     yes     yes     no      yes     yes
         suspending yes     yes     already yes     yes     yes     yes     no      yes     yes
         suspended  yes     yes     already yes     yes     yes     yes     no      yes     yes
-        restarting already yes     no      yes     yes     no      yes     no      yes     yes
-        replacing  yes     yes     no      yes     yes     no      yes     no      yes     yes
+        restarting already yes     no      yes     yes     force   yes     no      yes     yes
+        replacing  yes     yes     no      yes     yes     force   yes     no      yes     yes
         destroying no      no      no      no      no      already already no      no      no
         destroyed  no      no      no      no      no      already already no      no      no
         failed     yes     yes     no      yes     yes     yes     yes     no      yes     yes

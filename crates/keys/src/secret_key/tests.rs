@@ -3,7 +3,7 @@ use std::sync::Arc;
 use perch_store::SqliteStore;
 use perch_types::clock::Clock;
 use perch_types::keys::AppRef;
-use perch_types::secret_keys::{Decrypt, Encrypt, Sign, Verify};
+use perch_types::secret_keys::{Decrypt, Encrypt, MESSAGE_BYTES_MAX, Sign, Verify};
 use perch_types::{OrgSlug, Timestamp};
 
 use super::*;

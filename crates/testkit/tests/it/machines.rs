@@ -46,7 +46,7 @@ fn a_machine_runs_what_it_was_told_and_says_so() {
     assert_eq!(exit["request"]["exit_event"]["requested_stop"], true, "{exit}");
 
     let refused = cloud.call("DELETE", &path, &Value::Null).unwrap();
-    assert!(refused.status >= 400, "a running machine is not removed without force");
+    assert_eq!(refused.status, 412, "a running machine is not removed without force");
     cloud.must("DELETE", &format!("{path}?force=true"), &Value::Null).unwrap();
     cloud.reaches("web", &id, "destroyed").unwrap();
     assert_eq!(cloud.machine_of("web", &id).unwrap()["state"], "destroyed");

@@ -50,6 +50,51 @@ pub enum Signal {
 }
 
 impl Signal {
+    /// Every signal, by name.
+    pub const ALL: [Self; 14] = [
+        Self::SigAbrt,
+        Self::SigAlrm,
+        Self::SigFpe,
+        Self::SigHup,
+        Self::SigIll,
+        Self::SigInt,
+        Self::SigKill,
+        Self::SigPipe,
+        Self::SigQuit,
+        Self::SigSegv,
+        Self::SigTerm,
+        Self::SigTrap,
+        Self::SigUsr1,
+        Self::SigUsr2,
+    ];
+
+    /// Returns the signal's name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SigAbrt => "SIGABRT",
+            Self::SigAlrm => "SIGALRM",
+            Self::SigFpe => "SIGFPE",
+            Self::SigHup => "SIGHUP",
+            Self::SigIll => "SIGILL",
+            Self::SigInt => "SIGINT",
+            Self::SigKill => "SIGKILL",
+            Self::SigPipe => "SIGPIPE",
+            Self::SigQuit => "SIGQUIT",
+            Self::SigSegv => "SIGSEGV",
+            Self::SigTerm => "SIGTERM",
+            Self::SigTrap => "SIGTRAP",
+            Self::SigUsr1 => "SIGUSR1",
+            Self::SigUsr2 => "SIGUSR2",
+        }
+    }
+
+    /// Returns the names of all signals.
+    #[must_use]
+    pub fn words() -> String {
+        Self::ALL.map(Self::as_str).join(", ")
+    }
+
     /// Returns Linux's number of the signal.
     #[must_use]
     pub const fn number(self) -> i32 {
@@ -69,5 +114,25 @@ impl Signal {
             Self::SigAlrm => 14,
             Self::SigTerm => 15,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_signal_is_in_the_list_by_its_name() {
+        for (index, signal) in Signal::ALL.into_iter().enumerate() {
+            let name = serde_json::Value::from(signal.as_str());
+            assert_eq!(serde_json::to_value(signal).unwrap(), name);
+            assert_eq!(
+                Signal::ALL.iter().position(|it| it.number() == signal.number()),
+                Some(index)
+            );
+        }
+        // Of a word that is none, the reader of JSON lists all there are.
+        let all = serde_json::from_str::<Signal>("\"SIGNONE\"").unwrap_err().to_string();
+        assert_eq!(all.matches("`SIG").count(), Signal::ALL.len() + 1, "{all}");
     }
 }

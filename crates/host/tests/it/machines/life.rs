@@ -43,7 +43,7 @@ fn a_machine_is_made_runs_stops_starts_and_goes() {
         assert!(listed.contains("No such file"), "{listed}");
 
         let refused = host.command(&id, Command::Destroy { force: false }).await.unwrap_err();
-        assert_eq!(refused.code, Code::WrongState);
+        assert_eq!(refused.code, Code::PreconditionFailed);
         tell(&host, &id, Command::Destroy { force: true }).await;
         let gone = wait(&host, &id, "destroyed").await;
         assert_eq!(gone.events[0].kind, "destroy");
