@@ -43,6 +43,7 @@ struct State {
     used_percent: u64,
     pool_bytes: Option<u64>,
     free_bytes: Option<u64>,
+    copies_blocks: bool,
 }
 
 /// A server that is none.
@@ -115,6 +116,11 @@ impl FakeServer {
     pub fn set_pool(&self, bytes: u64, free_bytes: u64) {
         let mut state = self.state();
         (state.pool_bytes, state.free_bytes) = (Some(bytes), Some(free_bytes));
+    }
+
+    /// Has copies of disks share nothing with what they were made of from now on.
+    pub fn copy_blocks(&self) {
+        self.state().copies_blocks = true;
     }
 
     /// Makes all volumes that full.
@@ -316,7 +322,7 @@ impl VolumeDisks for FakeServer {
             free_bytes: state.free_bytes.unwrap_or(total_bytes),
             // As if nothing had been written.
             promised_bytes: volumes.map(|(_, bytes)| bytes).sum(),
-            shares_blocks: true,
+            shares_blocks: !state.copies_blocks,
         })
     }
 

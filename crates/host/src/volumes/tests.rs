@@ -275,6 +275,15 @@ async fn what_is_being_made_counts_before_its_disk_is_there_and_once_when_it_is(
 }
 
 #[tokio::test]
+async fn a_volume_knows_whether_its_snapshots_share_blocks_with_it() {
+    let rig = Rig::new();
+    assert!(!rig.create(1, VolumeSource::Empty).await.copies);
+    rig.server.copy_blocks();
+    assert!(rig.create(2, VolumeSource::Empty).await.copies);
+    assert!(!rig.known(&id(1)).row.record.copies, "it was said when it was made");
+}
+
+#[tokio::test]
 async fn a_snapshot_goes_when_it_was_kept_for_its_days_and_a_younger_one_stays() {
     let mut rig = Rig::new();
     let keeps = CreateVolume { snapshot_retention: 5, ..asked(1, VolumeSource::Empty) };
