@@ -45,6 +45,7 @@ struct State {
     pool_folder: PathBuf,
     pool_bytes: Option<u64>,
     free_bytes: Option<u64>,
+    copies_blocks: bool,
 }
 
 /// A server that is none.
@@ -127,6 +128,11 @@ impl FakeServer {
     /// Has the pool be on the disk of a folder.
     pub fn set_pool_folder(&self, folder: &Path) {
         folder.clone_into(&mut self.state().pool_folder);
+    }
+
+    /// Has copies of disks share nothing with what they were made of from now on.
+    pub fn copy_blocks(&self) {
+        self.state().copies_blocks = true;
     }
 
     /// Makes all volumes that full.
@@ -333,7 +339,7 @@ impl VolumeDisks for FakeServer {
             free_bytes: state.free_bytes.unwrap_or(total_bytes),
             // As if nothing had been written.
             promised_bytes: volumes.map(|(_, bytes)| bytes).sum(),
-            shares_blocks: true,
+            shares_blocks: !state.copies_blocks,
         })
     }
 

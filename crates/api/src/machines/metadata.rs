@@ -60,12 +60,14 @@ pub(crate) async fn get(
     State(shared): State<Arc<Shared>>,
     Extension(OfApp(app)): Extension<OfApp>,
     Extension(Target(target)): Extension<Target>,
-    Path(parts): Parts,
+    Path(mut parts): Parts,
 ) -> Result<JsonReply<MetadataValue>, Failure> {
-    let key = key_of(parts)?;
+    // One that can be no key is as little there as one that is not.
+    let key = parts.remove("key").unwrap_or_default();
     let mut labels = one(&shared, &app, &target).await?.config.metadata;
     let unknown = || {
-        let text = format!("machine {} has no metadata `{key}`", target.id);
+        let shown: String = key.chars().filter(|char| !char.is_control()).take(80).collect();
+        let text = format!("machine {} has no metadata `{shown}`", target.id);
         Failure::new(Code::NotFound, text)
     };
     let value = labels.remove(&key).ok_or_else(unknown)?;

@@ -21,6 +21,7 @@ use crate::reply::Failure;
 const ATTEMPTS_MAX: usize = 16;
 
 /// What the directory has of an app's secrets.
+#[derive(Default)]
 pub(super) struct Stored {
     head: Option<Versioned<SecretsHead>>,
     pub(super) values: BTreeMap<String, SecretDoc>,
@@ -92,7 +93,7 @@ pub(super) async fn version(shared: &Shared, app: &AppDoc) -> Result<u64, Error>
 pub(super) async fn load(shared: &Shared, app: &AppDoc) -> Result<Stored, Error> {
     let prefix = prefix(&app.org, &app.name);
     let listing = shared.store.list(&prefix).await.map_err(fault("read secrets"))?;
-    let mut stored = Stored { head: None, values: BTreeMap::new(), keys: BTreeMap::new() };
+    let mut stored = Stored::default();
     for entry in listing.entries {
         let rest = entry.key.strip_prefix(&prefix).unwrap_or_default();
         let unreadable = |source| {
@@ -109,6 +110,10 @@ pub(super) async fn load(shared: &Shared, app: &AppDoc) -> Result<Stored, Error>
             let document = serde_json::from_slice(&entry.value).map_err(unreadable)?;
             stored.keys.insert(name.to_owned(), document);
         }
+    }
+    // The app was deleted in between, and another has its name: none of this is its own.
+    if stored.head.as_ref().is_some_and(|head| head.document.app_id != app.id) {
+        return Ok(Stored::default());
     }
     Ok(stored)
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use axum::extract::{Path as Param, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use perch_store::{Expected, Store, put_doc};
+use perch_store::{Expected, Store, delete_doc, put_doc};
 use perch_types::directory::{Generation, VolumeRecord};
 use perch_types::host::{CreateVolume, HostSnapshot, PoolRoom, VolumeCommand, VolumeSource};
 use perch_types::volume::{GIB, VolumeSnapshot, VolumeState, VolumeUsage};
@@ -90,6 +90,20 @@ impl FakeVolumes {
         };
         for id in mine {
             self.change(&id, |record| record.attached = None).await;
+        }
+    }
+
+    /// Forgets what was destroyed, as a real host does after a day.
+    pub(crate) async fn forget_destroyed(&self) {
+        let gone: Vec<VolumeRecord> = {
+            let mut volumes = self.volumes.lock().unwrap();
+            let gone = volumes.values().filter(|one| one.state.is_going()).cloned().collect();
+            volumes.retain(|_, one| !one.state.is_going());
+            gone
+        };
+        for one in gone {
+            let key = (one.org, one.app, one.id);
+            delete_doc::<VolumeRecord>(self.store.as_ref(), &key, Expected::Any).await.unwrap();
         }
     }
 

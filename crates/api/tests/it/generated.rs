@@ -6,7 +6,12 @@ use std::time::Duration;
 
 use axum::body::Body;
 use perch_api::{Limits, Rates};
-use perch_types::MachineState;
+use perch_types::host::HostMachine;
+use perch_types::ips::{AssignIp, IpType};
+use perch_types::secret_keys::SetSecretKey;
+use perch_types::secrets::SetSecret;
+use perch_types::volume::CreateVolumeRequest;
+use perch_types::{MachineId, MachineState, Secret};
 use serde_json::{Value, json};
 
 use crate::cloud::{ADMIN, Cloud, STRANGER, web};
@@ -70,13 +75,21 @@ struct Request {
     body: Vec<u8>,
 }
 
-fn request(dice: &mut Dice, shapes: &Shapes, machines: &[String]) -> Request {
+/// What a parameter of paths can name that is there.
+type Known = (&'static str, Vec<String>);
+
+fn request(dice: &mut Dice, shapes: &Shapes, known: &[Known]) -> Request {
     let operation = dice.one_of(&shapes.operations).clone();
-    let none = ["00000000000000".to_owned(), "%00".to_owned(), "..".to_owned()];
-    let known = if dice.roll(5) == 0 { &none } else { machines };
-    let machine = dice.one_of(known).clone();
     let app = *dice.one_of(&["web", "web", "web", "web", "second", "none", "%2e%2e", "WEB"]);
-    let values = [("app", app), ("machine", machine.as_str()), ("org", "personal")];
+    let mut values = vec![("app", app), ("org", "personal")];
+    for (name, there) in known {
+        let none = ["00000000000000", "%00", ".."];
+        let value = match dice.roll(5) {
+            0 => *dice.one_of(&none),
+            _ => dice.one_of(there).as_str(),
+        };
+        values.push((*name, value));
+    }
     let mut path = operation.path_with(&values);
     let mut separator = '?';
     for (name, _) in &operation.query {
@@ -151,10 +164,11 @@ fn tasks() -> usize {
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
 }
 
-/// Has the host forget machines that are gone, as a real one does after a while.
-fn forget_destroyed(cloud: &Cloud) {
-    let mut machines = cloud.host.machines.lock().unwrap();
-    machines.retain(|_, machine| machine.state != MachineState::Destroyed);
+/// Has the host forget machines and volumes that are gone, as a real one does after a while.
+async fn forget_destroyed(cloud: &Cloud) {
+    let destroyed = |machine: &HostMachine| machine.state == MachineState::Destroyed;
+    cloud.host.machines.lock().unwrap().retain(|_, machine| !destroyed(machine));
+    cloud.host.volumes.forget_destroyed().await;
 }
 
 /// Waits until every promise is kept. A machine may still be on its way to be destroyed, by an
@@ -162,7 +176,7 @@ fn forget_destroyed(cloud: &Cloud) {
 async fn until_kept(cloud: &Cloud) {
     let kept = async {
         loop {
-            forget_destroyed(cloud);
+            forget_destroyed(cloud).await;
             cloud.wake_reconciler().await;
             cloud.until_empty(&["tombstones/"]).await;
             if cloud.keys("promises/").await.is_empty() {
@@ -174,9 +188,10 @@ async fn until_kept(cloud: &Cloud) {
     assert!(kept.is_ok(), "{:?} are left", cloud.keys("promises/").await);
 }
 
-/// Makes the app anew when a request deleted it, and clears machines away.
-async fn tidy(cloud: &Cloud) -> Vec<String> {
-    forget_destroyed(cloud);
+/// Makes the app anew when a request deleted it, clears machines away, and makes one of everything
+/// that paths can name; returns what there is.
+async fn tidy(cloud: &Cloud) -> Vec<Known> {
+    forget_destroyed(cloud).await;
     if cloud.admin.app(&web()).await.is_err() {
         cloud.app().await;
     }
@@ -185,11 +200,77 @@ async fn tidy(cloud: &Cloud) -> Vec<String> {
     for machine in rest {
         cloud.admin.delete_machine(&web(), &machine.id, true).await.ok();
     }
-    let mut ids: Vec<String> = keep.iter().map(|machine| machine.id.to_string()).collect();
+    let mut ids: Vec<MachineId> = keep.iter().map(|machine| machine.id.clone()).collect();
     while ids.len() < 3 {
-        ids.push(cloud.machine(json!({"image": "web:1"})).await.id.to_string());
+        ids.push(cloud.machine(json!({"image": "web:1"})).await.id);
+    }
+    for id in ids.iter().take(3) {
+        // It may be on its way to be destroyed.
+        cloud.admin.set_metadata(&web(), id, ("label", "blue")).await.ok();
+    }
+    let names = |name: &str| vec![name.to_owned()];
+    vec![
+        ("machine", ids.iter().map(ToString::to_string).collect()),
+        ("key", names("label")),
+        ("volume", volumes(cloud).await),
+        ("secret_name", names(secrets(cloud).await)),
+        ("policy", names(&policy(cloud).await)),
+        ("ip", names(&address(cloud).await)),
+        ("token", names(&token(cloud).await)),
+    ]
+}
+
+async fn volumes(cloud: &Cloud) -> Vec<String> {
+    let (api, app) = (&cloud.admin, web());
+    let all = api.volumes(&app).await.unwrap();
+    let usable = all.into_iter().filter(|volume| volume.state.is_usable());
+    let mut ids: Vec<String> = usable.map(|volume| volume.id.to_string()).collect();
+    if ids.is_empty() {
+        let wanted = CreateVolumeRequest { name: "data".to_owned(), ..Default::default() };
+        ids.push(api.create_volume(&app, &wanted).await.unwrap().id.to_string());
     }
     ids
+}
+
+/// Returns the name that a secret and a secret key have.
+async fn secrets(cloud: &Cloud) -> &'static str {
+    let (api, app, name) = (&cloud.admin, web(), "SECRET");
+    if api.secret(&app, name).await.is_err() {
+        let set = SetSecret { value: Secret::new("blue") };
+        api.set_secret(&app, name, &set).await.unwrap();
+    }
+    if api.secret_key(&app, name).await.is_err() {
+        api.set_secret_key(&app, name, &SetSecretKey::default()).await.unwrap();
+    }
+    name
+}
+
+async fn policy(cloud: &Cloud) -> String {
+    let path = "/v1/apps/web/network_policies";
+    let (_, _, list) = cloud.raw(("GET", path), Some(ADMIN), "").await;
+    let list: Value = serde_json::from_slice(&list).unwrap();
+    if let Some(id) = list[0]["id"].as_str() {
+        return id.to_owned();
+    }
+    let body = json!({"name": "any", "selector": {"all": true}, "rules": [{"action": "allow",
+        "direction": "ingress", "ports": [{"protocol": "tcp", "port": 80}]}]});
+    let (_, _, made) = cloud.raw(("POST", path), Some(ADMIN), body.to_string()).await;
+    let made: Value = serde_json::from_slice(&made).unwrap();
+    made["id"].as_str().unwrap().to_owned()
+}
+
+async fn address(cloud: &Cloud) -> String {
+    // No other app can have it for itself.
+    let wanted = AssignIp { kind: IpType::V6, ..AssignIp::default() };
+    cloud.admin.assign_ip(&web(), &wanted).await.unwrap().ip.to_string()
+}
+
+async fn token(cloud: &Cloud) -> String {
+    let (api, app) = (&cloud.admin, web());
+    match api.app_tokens(&app).await.unwrap().tokens.into_iter().next() {
+        Some(token) => token.token_id,
+        None => api.create_deploy_token(&app, &Default::default()).await.unwrap().token_id,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -204,14 +285,14 @@ async fn generated_requests_leave_no_fault_and_no_leak() {
     let mut before = None;
     let mut done = 0;
     while done < requests {
-        let machines = tidy(&cloud).await;
+        let known = tidy(&cloud).await;
         if done * 4 >= requests && before.is_none() {
             // Caches and pools are warm by now.
             before = Some((pages(), tasks()));
         }
         let mut sent = tokio::task::JoinSet::new();
         for _ in 0..AT_ONCE {
-            let Request { operation, path, token, body } = request(&mut dice, &shapes, &machines);
+            let Request { operation, path, token, body } = request(&mut dice, &shapes, &known);
             let router = router.clone();
             sent.spawn(async move {
                 let shown = String::from_utf8_lossy(&body).into_owned();

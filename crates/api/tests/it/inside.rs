@@ -38,6 +38,35 @@ async fn t2_a_machine_reaches_itself_and_nothing_else_whatever_it_says_of_itself
     let base = "/v1/apps/web/machines";
     // Neither a token that is somebody's nor a header with a name makes it more.
     let forged = format!("Authorization: Bearer {ADMIN}\r\nPerch-Machine: {other}\r\n");
+    let labels = r#"{"metadata":{"b":"2"}}"#;
+    for (method, rest, body, wanted) in [
+        ("GET", "/wait?state=started&timeout=1", "", "200"),
+        ("GET", "/versions", "", "200"),
+        ("GET", "/ps", "", "200"),
+        ("GET", "/memory", "", "200"),
+        ("PUT", "/memory", r#"{"limit_mb":256}"#, "403"),
+        ("POST", "/memory/reclaim", r#"{"amount_mb":1}"#, "403"),
+        ("POST", "/metadata/a", r#"{"value":"1"}"#, "204"),
+        ("GET", "/metadata/a", "", "200"),
+        ("PATCH", "/metadata", labels, "204"),
+        ("GET", "/metadata", "", "200"),
+        ("DELETE", "/metadata/a", "", "204"),
+        ("GET", "/metadata/a", "", "404"),
+        ("PUT", "/metadata", labels, "204"),
+        ("POST", "/suspend", "", "200"),
+        ("POST", "/start", "", "200"),
+    ] {
+        let text = format!(
+            "{method} {base}/{own}{rest} HTTP/1.1\r\nHost: localhost\r\n{forged}\
+             Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = ask(&inside, &who, &text).await;
+        assert_eq!(status(&answer), wanted, "{method} {rest}: {answer}");
+        let of_other = text.replace(own.as_str(), other.as_str());
+        let answer = ask(&inside, &who, &of_other).await;
+        assert_eq!(status(&answer), "404", "{method} {rest} of another: {answer}");
+    }
     for (method, path, wanted) in [
         ("GET", format!("{base}/{own}"), "200"),
         ("GET", format!("{base}/{own}/events"), "200"),

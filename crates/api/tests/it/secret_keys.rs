@@ -1,9 +1,10 @@
 //! Secret keys: set or made, used by the role `keys`, never shown.
 
+use perch_store::{Expected, get_doc, put_doc};
 use perch_types::api::CreateApp;
 use perch_types::secret_keys::{COUNT_MAX, SecretKeyType, SetSecretKey, VALUE_BYTES_MAX};
-use perch_types::secrets::UpdateSecrets;
-use perch_types::{Code, Secret};
+use perch_types::secrets::{SecretsHead, UpdateSecrets};
+use perch_types::{Code, OrgSlug, Secret};
 use serde_json::{Value, json};
 
 use crate::cloud::{ADMIN, Cloud, shown, web};
@@ -164,4 +165,25 @@ async fn keys_have_a_most_and_end_with_their_app() {
     let again = CreateApp { name: Some("web".to_owned()), ..CreateApp::default() };
     cloud.admin.create_app(&again).await.unwrap();
     assert!(cloud.admin.secret_keys(&web()).await.unwrap().secret_keys.is_empty());
+}
+
+/// A request may have read the app just before it was deleted, and its name given to another.
+#[tokio::test]
+async fn keys_of_another_app_that_has_the_name_now_are_not_there() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let set = SetSecretKey { kind: SecretKeyType::Hs256, value: None };
+    cloud.admin.set_secret_key(&web(), "key", &set).await.unwrap();
+    let at = (OrgSlug::personal(), web());
+    let head = get_doc::<SecretsHead>(cloud.store.as_ref(), &at).await.unwrap().unwrap().document;
+    let other = SecretsHead { app_id: "app_other".to_owned(), ..head };
+    put_doc(cloud.store.as_ref(), &at, &other, Expected::Any).await.unwrap();
+    let text = json!({"plaintext": "AQI="});
+    let (status, error) = ask(&cloud, ("POST", "/key/sign"), &text).await;
+    assert_eq!((status, &error["code"]), (404, &json!("not_found")), "{error}");
+    assert_eq!(cloud.admin.secret_keys(&web()).await.unwrap().secret_keys, []);
+    // Nor does it get one more.
+    let (status, _) = ask(&cloud, ("POST", "/more/generate"), &json!({"type": "hs256"})).await;
+    assert!(status >= 400, "{status}");
+    assert_eq!(cloud.keys("secrets/personal/web/keys/").await.len(), 1);
 }

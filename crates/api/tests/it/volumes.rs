@@ -67,6 +67,22 @@ async fn every_call_of_a_volumes_life() {
 }
 
 #[tokio::test]
+async fn a_volume_says_how_its_snapshots_are_made_and_why_the_last_one_was_not() {
+    let cloud = Cloud::start().await;
+    let app = cloud.app().await;
+    let made = volume(&cloud, "data").await;
+    assert_eq!((made.snapshot_method.as_str(), made.snapshot_error), ("reflink", None));
+    let copied = cloud.host.volumes.change(&made.id, |record| {
+        record.copies = true;
+        record.snapshot_error = Some("the pool is full".to_owned());
+    });
+    copied.await;
+    let found = cloud.admin.volume(&app, &made.id).await.unwrap();
+    assert_eq!(found.snapshot_method, "copy");
+    assert_eq!(found.snapshot_error.as_deref(), Some("the pool is full"));
+}
+
+#[tokio::test]
 async fn what_is_refused_names_its_field_and_leaves_nothing() {
     let cloud = Cloud::start().await;
     cloud.app().await;

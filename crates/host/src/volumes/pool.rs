@@ -34,6 +34,8 @@ const VOLUMES: &str = "volumes";
 const SNAPSHOTS: &str = "snapshots";
 /// The pause between two attempts to unmount what is busy.
 const UNMOUNT_PAUSE: Duration = Duration::from_millis(10);
+/// What a program says of a full disk where nobody translates it.
+const NO_SPACE: &str = "No space left on device";
 /// Characters that the name of an XFS file system holds.
 const LABEL_BYTES_MAX: usize = 12;
 
@@ -124,6 +126,9 @@ impl Error {
 
     /// Returns whether there is no room left.
     fn is_full(&self) -> bool {
+        if let Self::Format { complaint, .. } = self {
+            return complaint.contains(NO_SPACE);
+        }
         let kind = self.io().map(io::Error::kind);
         matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
     }
@@ -340,20 +345,30 @@ fn make_image(path: &Path, bytes: u64, label: Option<&str>, more: &[&str]) -> Re
     let new = path.with_extension("new");
     remove(&new)?;
     let file = private(&new).map_err(Error::path("create", &new))?;
-    file.set_len(bytes).map_err(Error::path("size", &new))?;
+    let sized = file.set_len(bytes).map_err(Error::path("size", &new));
+    let made = sized.and_then(|()| format(&new, label, more)).and_then(|()| settle(&new, path));
+    if made.is_err() {
+        // The disk may be full of just this.
+        remove(&new)?;
+    }
+    made
+}
+
+fn format(path: &Path, label: Option<&str>, more: &[&str]) -> Result<(), Error> {
     let label = label.map(|label| ["-L", label]);
     let output = Command::new("mkfs.xfs")
         .args(["-q", "-f", "-K", "-l", LOG])
         .args(label.iter().flatten())
         .args(more)
-        .arg(&new)
+        .arg(path)
+        .env("LC_ALL", "C")
         .output()
-        .map_err(Error::path("run mkfs.xfs (package xfsprogs) for", &new))?;
-    if !output.status.success() {
-        let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(Error::Format { path: new, complaint });
+        .map_err(Error::path("run mkfs.xfs (package xfsprogs) for", path))?;
+    if output.status.success() {
+        return Ok(());
     }
-    settle(&new, path)
+    let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(Error::Format { path: path.to_owned(), complaint })
 }
 
 /// Brings a new file to the disk and moves it to its place.

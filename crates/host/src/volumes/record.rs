@@ -185,6 +185,30 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_snapshot_is_kept_for_its_days_and_one_that_is_being_made_until_it_is_whole() {
+        let snapshot = |retention_days, is_whole| SnapshotRow {
+            id: SnapshotId::from_bits(1),
+            volume: VolumeId::from_bits(1),
+            size_gb: 1,
+            usage: VolumeUsage::default(),
+            created_at: at(0),
+            retention_days,
+            is_whole,
+        };
+        for (retention_days, is_whole, age, over) in [
+            (5, true, 4, false),
+            (5, true, 5, true),
+            (5, true, -9, false),
+            (0, true, 0, true),
+            (u32::MAX, true, 99_999, false),
+            (0, false, 99, false),
+        ] {
+            let snapshot = snapshot(retention_days, is_whole);
+            assert_eq!(snapshot.is_over(at(age)), over, "{retention_days} {is_whole} {age}");
+        }
+    }
+
+    #[test]
     fn a_destroyed_volume_is_kept_for_a_day() {
         let mut row = row(1);
         assert!(!row.is_over(at(99)));

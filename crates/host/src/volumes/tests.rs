@@ -1,8 +1,10 @@
 //! Volumes on a server that is none: who has the turn, and what becomes of runs that nobody drives.
 
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use perch_durable::{Db, Journal};
+use perch_types::clock::Clock;
 use perch_types::directory::VolumeRecord;
 use perch_types::host::{CreateVolume, VolumeSource};
 use perch_types::volume::{GIB, VolumeState};
@@ -13,11 +15,32 @@ use super::run::Intent;
 use super::*;
 use crate::effects::Disk;
 use crate::fake::FakeServer;
-use crate::machine::run::tests::shared_of;
+use crate::machine::run::tests::shared_at;
+
+/// Clocks that stand still until somebody turns the wall clock.
+#[derive(Debug, Default)]
+struct Calendar(AtomicI64);
+
+impl Calendar {
+    fn turn(&self, days: i64) {
+        self.0.fetch_add(days * record::DAY_MS, Ordering::Relaxed);
+    }
+}
+
+impl Clock for Calendar {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_unix_ms(1_700_000_000_000 + self.0.load(Ordering::Relaxed))
+    }
+
+    fn boot_ms(&self) -> u64 {
+        1
+    }
+}
 
 struct Rig {
     shared: Arc<Shared>,
     server: FakeServer,
+    clock: Arc<Calendar>,
     _folder: tempfile::TempDir,
 }
 
@@ -25,14 +48,17 @@ impl Rig {
     fn new() -> Self {
         let (folder, server) = (tempfile::tempdir().unwrap(), FakeServer::new());
         let db = Db::open(folder.path().join("host.db"), &[]).unwrap();
-        Self { shared: shared_of(&server, &db), server, _folder: folder }
+        let clock = Arc::new(Calendar::default());
+        let shared = shared_at(&server, &db, Arc::<Calendar>::clone(&clock));
+        Self { shared, server, clock, _folder: folder }
     }
 
     /// Ends the agent in the middle of what it does; the next one goes on.
     async fn restart(&mut self) {
         self.shared.stopping.cancel();
         self.wait().await;
-        self.shared = shared_of(&self.server, &self.shared.db);
+        let clock = Arc::<Calendar>::clone(&self.clock);
+        self.shared = shared_at(&self.server, &self.shared.db, clock);
         let left = self.shared.journal.unfinished().unwrap().runs.into_iter();
         let mut runs = left.map(|run| (run.state().owner.clone(), run)).collect();
         self.shared.recover_volumes(&mut runs).await.unwrap();
@@ -260,6 +286,45 @@ async fn what_is_being_made_counts_before_its_disk_is_there_and_once_when_it_is(
     rig.finish().await;
     rig.create(3, VolumeSource::Empty).await;
     assert_eq!(rig.shared.volumes.admitted_bytes(), 0);
+}
+
+#[tokio::test]
+async fn a_volume_knows_whether_its_snapshots_share_blocks_with_it() {
+    let rig = Rig::new();
+    assert!(!rig.create(1, VolumeSource::Empty).await.copies);
+    rig.server.copy_blocks();
+    assert!(rig.create(2, VolumeSource::Empty).await.copies);
+    assert!(!rig.known(&id(1)).row.record.copies, "it was said when it was made");
+}
+
+#[tokio::test]
+async fn a_snapshot_goes_when_it_was_kept_for_its_days_and_a_younger_one_stays() {
+    let mut rig = Rig::new();
+    let keeps = CreateVolume { snapshot_retention: 5, ..asked(1, VolumeSource::Empty) };
+    rig.shared.create_volume(keeps).await.unwrap();
+    let left = async |rig: &Rig| {
+        rig.shared.tend_volumes().await;
+        let snapshots = rig.known(&id(1)).snapshots.into_iter().map(|one| one.id);
+        let kept: Vec<SnapshotId> = snapshots.collect();
+        let (disks, _) = rig.server.disks();
+        for bits in [1, 2] {
+            let has_disk = disks.contains_key(&Disk::Snapshot(snapshot(bits)));
+            assert_eq!(has_disk, kept.contains(&snapshot(bits)), "{bits}");
+        }
+        kept
+    };
+    rig.shared.snapshot_volume(&id(1), snapshot(1), false).await.unwrap();
+    rig.clock.turn(2);
+    rig.shared.snapshot_volume(&id(1), snapshot(2), false).await.unwrap();
+    rig.clock.turn(2);
+    assert_eq!(left(&rig).await, [snapshot(1), snapshot(2)]);
+    rig.clock.turn(1);
+    assert_eq!(left(&rig).await, [snapshot(2)]);
+    rig.restart().await;
+    assert_eq!(left(&rig).await, [snapshot(2)]);
+    rig.clock.turn(2);
+    assert_eq!(left(&rig).await, []);
+    assert_eq!(rig.known(&id(1)).row.record.state, VolumeState::Created);
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! X1: what a machine may use has hard edges, and reaching one hurts only the machine.
 
-use crate::machine::{Machine, exec, wait};
+use perch_runtime::cgroup::{Hierarchies, Paths};
+
+use crate::machine::{Machine, exec, skip, wait};
 
 #[tokio::test]
 async fn x1_memory_has_a_limit_and_an_oom_kill_is_reported() {
@@ -78,6 +80,46 @@ async fn the_memory_limit_changes_while_it_runs_and_never_below_what_is_in_use()
     instance.kill().await.unwrap();
     wait(&*instance).await;
     machine.assert_clean();
+}
+
+/// Returns how much swap the kernel lets a machine have beside so much memory; nothing where it
+/// does not count it.
+fn swap_bytes(machine: &Machine, memory_bytes: u64) -> Option<u64> {
+    let group = Paths::new("perch-test", machine.spec.dir.machine.as_str()).machine;
+    // Version 1 counts both together.
+    let (file, memory_bytes) = match Hierarchies::detect().unwrap() {
+        Hierarchies::Unified(root) => (root.join(group).join("memory.swap.max"), 0),
+        Hierarchies::Legacy(all) => {
+            let has = |controllers: &[String]| controllers.iter().any(|it| it == "memory");
+            let (root, _) = all.iter().find(|(_, controllers)| has(controllers)).unwrap();
+            (root.join(group).join("memory.memsw.limit_in_bytes"), memory_bytes)
+        }
+    };
+    let text = std::fs::read_to_string(file).ok()?;
+    Some(text.trim().parse::<u64>().unwrap() - memory_bytes)
+}
+
+#[tokio::test]
+async fn x1_swap_has_a_limit_of_its_own_that_a_change_of_the_memory_leaves_alone() {
+    for swap_mb in [0_u64, 32] {
+        let Some(mut machine) = Machine::new("swap") else {
+            return;
+        };
+        machine.spec.limits.swap_bytes = swap_mb << 20;
+        let instance = machine.boot("sleep 1000").await;
+        for memory_mb in [64_u64, 128, 48] {
+            if memory_mb != 64 {
+                instance.set_memory_limit(memory_mb << 20).await.unwrap();
+            }
+            match swap_bytes(&machine, memory_mb << 20) {
+                Some(bytes) => assert_eq!(bytes, swap_mb << 20, "beside {memory_mb} MiB"),
+                None => skip("swap", "a kernel that counts swap (swapaccount=1)"),
+            }
+        }
+        instance.kill().await.unwrap();
+        wait(&*instance).await;
+        machine.assert_clean();
+    }
 }
 
 #[tokio::test]

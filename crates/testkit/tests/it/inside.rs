@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use perch_testkit::{Cloud, wait_for};
 use serde_json::{Value, json};
 
@@ -15,6 +17,19 @@ fn ask(cloud: &Cloud, id: &str, socket: &str, request: &str) -> (u16, String) {
     let number = status.parse();
     assert!(number.is_ok(), "{said}");
     (number.unwrap(), body.to_owned())
+}
+
+/// Has a machine suspend itself: the program that asks hears the answer once it goes on.
+fn suspends_itself(cloud: &Cloud, id: &str) {
+    let own = format!("/v1/apps/web/machines/{id}");
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| ask(cloud, id, "/.fly/api", &format!("POST,{own}/suspend")));
+        cloud.reaches("web", id, "suspended").unwrap();
+        cloud.must("POST", &format!("{own}/start"), &Value::Null).unwrap();
+        cloud.reaches("web", id, "started").unwrap();
+        let (status, body) = asking.join().unwrap();
+        assert_eq!(status, 200, "{body}");
+    });
 }
 
 #[test]
@@ -40,6 +55,14 @@ fn t2_a_machine_reaches_itself_without_a_token_and_nothing_else() {
     let ask = |request: &str| ask(&cloud, &id, "/.fly/api", request);
     for (request, wanted) in [
         (format!("GET,{own}/events"), 200),
+        (format!("GET,{own}/wait?state=started&timeout=5"), 200),
+        (format!("GET,{own}/versions"), 200),
+        (format!("GET,{own}/ps"), 200),
+        (format!("GET,{own}/memory"), 200),
+        (format!("POST,{own}/metadata/colour,{{\"value\": \"blue\"}}"), 204),
+        (format!("PATCH,{own}/metadata,{{\"metadata\": {{\"size\": \"7\"}}}}"), 204),
+        (format!("DELETE,{own}/metadata/size"), 204),
+        (format!("GET,{own}/metadata/size"), 404),
         (format!("POST,{own}/cordon"), 200),
         (format!("POST,{own}/uncordon"), 200),
         (format!("POST,{own}/signal,{{\"signal\": \"SIGUSR9\"}}"), 422),
@@ -65,9 +88,26 @@ fn t2_a_machine_reaches_itself_without_a_token_and_nothing_else() {
     }
     assert_eq!(cloud.machine_of("web", &other).unwrap()["state"], "started");
 
+    let (status, body) = ask(&format!("GET,{own}/metadata"));
+    let labels: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &labels["colour"]), (200, &json!("blue")), "{body}");
+
     // Who asks for the registry's part of the port finds that there is none.
     assert_eq!(ask("GET,/v2/").0, 404);
 
+    // Whoever has the documents of the issuer finds the key of the machine's token there.
+    let (status, token) = ask("POST,/v1/tokens/oidc,{\"aud\": \"somebody\"}");
+    assert_eq!(status, 200, "{token}");
+    let part = |index: usize| -> Value {
+        let bytes = URL_SAFE_NO_PAD.decode(token.split('.').nth(index).unwrap()).unwrap();
+        serde_json::from_slice(&bytes).unwrap()
+    };
+    let (header, claims) = (part(0), part(1));
+    assert_eq!((&claims["machine_id"], &claims["aud"]), (&json!(id), &json!("somebody")));
+    let documents = cloud.get("oidc", "/personal/.well-known/jwks").unwrap();
+    assert_eq!(documents.json()["keys"][0]["kid"], header["kid"], "{}", documents.text());
+
+    suspends_itself(&cloud, &id);
     let command = json!({"command": ["/perch-testserver", "--api",
         format!("/.fly/api,POST,{own}/stop")]});
     // The program that asks may be gone before it hears the answer.

@@ -152,11 +152,11 @@ fn what_is_not_honoured_is_told_by_name() {
 /// What the edge does not do yet is told, and only where a file asks for it.
 #[test]
 fn what_a_service_asks_for_in_vain_is_told_once_by_name() {
-    let told = |value: serde_json::Value| -> Vec<String> {
+    let told = |value: Value| -> Vec<String> {
         let found = config(value).unsupported();
         found.iter().map(|it| format!("{:?} {}", it.severity, it.key)).collect()
     };
-    let http = |more: serde_json::Value| {
+    let http = |more: Value| {
         let mut section = serde_json::json!({"internal_port": 80});
         section.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         serde_json::json!({ "http_service": section })

@@ -58,7 +58,12 @@ fn config() -> Config {
 
 /// Returns what the tasks of an agent share, on a server that is none.
 pub(crate) fn shared_of(server: &FakeServer, db: &Db) -> Arc<Shared> {
-    let effects = server.effects(Arc::new(Turning::default()));
+    shared_at(server, db, Arc::new(Turning::default()))
+}
+
+/// The same with clocks of the caller's.
+pub(crate) fn shared_at(server: &FakeServer, db: &Db, clock: Arc<dyn Clock>) -> Arc<Shared> {
+    let effects = server.effects(clock);
     let begin = Begin {
         id: HostId::from_bits(1),
         incarnation: 1,

@@ -64,8 +64,11 @@ struct Mounted(PathBuf);
 
 impl Mounted {
     fn new(rig: &Rig, volume: &VolumeId) -> Self {
-        let (_device, tree) = perch_runtime::volume::mount(&rig.image(volume)).unwrap();
-        let point = rig.folder.path().join(volume.as_str());
+        Self::on(rig.folder.path().join(volume.as_str()), &rig.image(volume))
+    }
+
+    fn on(point: PathBuf, image: &Path) -> Self {
+        let (_device, tree) = perch_runtime::volume::mount(image).unwrap();
         fs::create_dir_all(&point).unwrap();
         let flags = rustix::mount::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         rustix::mount::move_mount(&tree, "", rustix::fs::CWD, &point, flags).unwrap();
@@ -266,9 +269,15 @@ async fn a_full_pool_refuses_and_lets_go() {
     }
     let leave = rig.pool.room().await.unwrap().free_bytes;
     assert!(leave < 32 << 20, "{leave}");
-    let fault = rig.pool.copy(&Disk::Volume(id(1)), &snapshot(1)).await;
-    // A copy that shares all its blocks may still fit; one that does not leaves the volume usable.
-    drop(fault);
+    let fault = rig.pool.make(&id(2), GIB).await.unwrap_err();
+    assert_eq!(fault.error.code, Code::NoSpace, "{fault}");
+    let volumes = rig.image(&id(1)).parent().unwrap().to_owned();
+    let left = fs::read_dir(&volumes).unwrap().count();
+    assert_eq!(left, 1, "something is left of what was refused");
+    // A copy shares its blocks: it still fits, or the fault says why not.
+    if let Err(fault) = rig.pool.copy(&Disk::Volume(id(1)), &snapshot(1)).await {
+        assert_eq!(fault.error.code, Code::NoSpace, "{fault}");
+    }
     let mounted = Mounted::new(&rig, &id(1));
     fs::write(mounted.0.join("small"), "still works").unwrap();
     fs::remove_file(&filler).unwrap();
@@ -284,24 +293,40 @@ async fn a_full_pool_refuses_and_lets_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_of_the_operators_without_reflink_says_so_and_copies() {
-    if !can_run("a_folder_of_the_operators_without_reflink_says_so_and_copies") {
+async fn a_folder_of_the_operators_without_reflink_says_so_and_copies_all_of_a_volume() {
+    let test = "a_folder_of_the_operators_without_reflink_says_so_and_copies_all_of_a_volume";
+    if !can_run(test) {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    // A tmpfs has no reflink.
+    // A tmpfs has no reflink. This one holds three volumes of which little is written, not four.
     let dir = folder.path().join("dir");
     fs::create_dir(&dir).unwrap();
-    rustix::mount::mount("tmpfs", &dir, "tmpfs", MountFlags::empty(), c"size=512m").unwrap();
+    rustix::mount::mount("tmpfs", &dir, "tmpfs", MountFlags::empty(), c"size=240m").unwrap();
     let config = PoolConfig { dir: Some(dir.clone()), ..PoolConfig::default() };
     let pool = Pool::open(&folder.path().join("volumes"), config).unwrap();
     pool.make(&id(1), GIB).await.unwrap();
+    let source = Mounted::on(folder.path().join("source"), &pool.image(&id(1)));
+    let (before, after) = (vec![7; 1 << 20], vec![8; 1 << 20]);
+    fs::write(source.0.join("file"), &before).unwrap();
     pool.copy(&Disk::Volume(id(1)), &snapshot(1)).await.unwrap();
+    fs::write(source.0.join("file"), &after).unwrap();
+    pool.copy(&snapshot(1), &Disk::Volume(id(2))).await.unwrap();
+    let restored = Mounted::on(folder.path().join("restored"), &pool.image(&id(2)));
+    assert_eq!(fs::read(restored.0.join("file")).unwrap(), before);
+    assert_eq!(fs::read(source.0.join("file")).unwrap(), after);
     assert!(!pool.room().await.unwrap().shares_blocks);
     assert!(pool.findings()[0].contains("no reflink"), "{:?}", pool.findings());
+    // One copy more does not fit, and whoever writes to the volume goes on.
+    let fault = pool.copy(&Disk::Volume(id(1)), &snapshot(2)).await.unwrap_err();
+    assert_eq!(fault.error.code, Code::NoSpace, "{fault}");
+    pool.remove(&snapshot(2)).await.unwrap();
+    let file = File::create(source.0.join("more")).unwrap();
+    file.sync_all().unwrap();
+    drop((file, source, restored));
     pool.teardown().await.unwrap();
     assert!(dir.exists() && fs::read_dir(&dir).unwrap().next().is_none());
-    rustix::mount::unmount(&dir, UnmountFlags::empty()).unwrap();
+    unmount(&dir).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

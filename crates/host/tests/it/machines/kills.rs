@@ -17,7 +17,7 @@ use perch_testkit::{Place, Reality, Said};
 use perch_types::MachineState;
 use perch_types::host::HostMachine;
 
-use super::acts::{Act, VOLUME_ACTS};
+use super::acts::{ACTS, Act, Kind};
 use super::server::{PATIENCE, Server};
 
 /// Set for a child that is an agent: the folder of its server, the act, the machine's number,
@@ -196,12 +196,12 @@ async fn survives(server: &Server, act: Act, first_number: u64, twice: bool) -> 
     panic!("{act:?} is still not over after {COMMITS_MAX} commits");
 }
 
-fn all_survive(test: &str, acts: &'static [Act]) {
+fn all_survive(test: &str, kind: Kind) {
     let twice = std::env::var_os(LONG).is_some();
     Server::run(test, |server| async move {
-        for (number, act) in acts.iter().enumerate() {
-            let first = 1_000 * u64::try_from(number + 1).unwrap();
-            let commits = survives(&server, *act, first, twice).await;
+        let acts = ACTS.into_iter().filter(|act| act.kind() == kind);
+        for (act, number) in acts.zip(1_u64..) {
+            let commits = survives(&server, act, 1_000 * number, twice).await;
             assert!(commits >= 1, "{act:?} wrote nothing");
         }
         let host = start(&server, unarmed()).await;
@@ -212,57 +212,25 @@ fn all_survive(test: &str, acts: &'static [Act]) {
 #[test]
 fn what_begins_survives_a_kill_after_every_commit() {
     let test = "what_begins_survives_a_kill_after_every_commit";
-    all_survive(
-        test,
-        &[
-            Act::Launch,
-            Act::Prepare,
-            Act::LaunchNothing,
-            Act::Start,
-            Act::Resume,
-            Act::LaunchMounted,
-        ],
-    );
+    all_survive(test, Kind::Begins);
 }
 
 #[test]
 fn what_ends_survives_a_kill_after_every_commit() {
     let test = "what_ends_survives_a_kill_after_every_commit";
-    all_survive(
-        test,
-        &[
-            Act::Stop,
-            Act::Exit,
-            Act::Destroy,
-            Act::DestroyStopped,
-            Act::Cordon,
-            Act::Suspend,
-            Act::StopSuspended,
-            Act::DestroyMounted,
-        ],
-    );
+    all_survive(test, Kind::Ends);
 }
 
 #[test]
 fn what_changes_survives_a_kill_after_every_commit() {
     let test = "what_changes_survives_a_kill_after_every_commit";
-    all_survive(
-        test,
-        &[
-            Act::Restart,
-            Act::ExitAndRestart,
-            Act::Update,
-            Act::UpdateStopped,
-            Act::UpdateToNothing,
-            Act::UpdateUnmounted,
-        ],
-    );
+    all_survive(test, Kind::Changes);
 }
 
 #[test]
 fn what_is_done_to_volumes_survives_a_kill_after_every_commit() {
     let test = "what_is_done_to_volumes_survives_a_kill_after_every_commit";
-    all_survive(test, &VOLUME_ACTS);
+    all_survive(test, Kind::OfVolume);
 }
 
 /// What `systemctl restart` does in the middle of work: the agent ends by itself, and takes the
