@@ -1,7 +1,8 @@
 //! Tells the directory what this host runs, and lays down what it should not run any more.
 //!
 //! Never takes input: it compares its own machines with the directory and runs again. Woken by
-//! changes, slower while the directory is down; machines run on meanwhile.
+//! changes, slower while the directory is down; machines run on meanwhile. What it tells is what
+//! is, so the directory takes it on a full disk too.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +10,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use perch_store::{
-    Error, Expected, LeaseId, Op, Revision, Store, delete_doc, get_doc, list_docs, put_doc,
+    Error, Expected, LeaseId, Op, Purpose, Revision, Store, delete_doc, get_doc, list_docs,
+    put_doc_freeing,
 };
 use perch_types::directory::{
     Document as _, Generation, HostDoc, MachineRecord, PlacementDoc, VolumeRecord,
@@ -127,7 +129,7 @@ impl Publisher {
             }
             let key = (record.org.clone(), record.app.clone(), record.id.clone());
             let expected = told.map_or(Expected::Absent, |told| Expected::Revision(told.revision));
-            let revision = put_doc(self.store.as_ref(), &key, &record, expected).await?;
+            let revision = put_doc_freeing(self.store.as_ref(), &key, &record, expected).await?;
             let told = Told { generation: record.generation, revision };
             self.told_volumes.insert(record.id, (key, told));
         }
@@ -159,7 +161,7 @@ impl Publisher {
             return Ok(());
         }
         let expected = found.map_or(Expected::Absent, |found| Expected::Revision(found.revision));
-        put_doc(self.store.as_ref(), &key, &document, expected).await?;
+        put_doc_freeing(self.store.as_ref(), &key, &document, expected).await?;
         let written: Result<(), perch_durable::Error> = self
             .shared
             .db
@@ -199,7 +201,7 @@ impl Publisher {
                 let lease = self.store.grant(ALIVE_TTL_S).await?;
                 let key = alive_key(&self.shared.id);
                 let op = Op::Put { key, value: "{}".into(), lease: Some(lease) };
-                self.store.txn(Vec::new(), vec![op]).await?.or_conflict()?;
+                self.store.txn_for(Purpose::Freeing, Vec::new(), vec![op]).await?.or_conflict()?;
                 self.alive = Some((lease, now_ms));
                 Ok(())
             }
@@ -261,7 +263,7 @@ impl Publisher {
             }
             return Ok(());
         }
-        let revision = put_doc(self.store.as_ref(), &key, &record, expected).await?;
+        let revision = put_doc_freeing(self.store.as_ref(), &key, &record, expected).await?;
         self.told.insert(record.id, Told { generation: record.generation, revision });
         Ok(())
     }
