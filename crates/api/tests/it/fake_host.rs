@@ -14,7 +14,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 use hyper_util::rt::TokioIo;
-use perch_store::{Expected, Store, delete_doc, put_doc};
+use perch_store::{Expected, Store, delete_doc, put_doc_freeing};
 use perch_types::api::{
     CheckState, CheckStatus, ExecRequest, ExecResponse, LogRecord, LogStream, MachineEvent,
     MachineMemory, ProcessStat, ReclaimMemory, ReclaimedMemory, SetMemory,
@@ -155,7 +155,8 @@ impl FakeHost {
         if machine.state == MachineState::Destroyed {
             delete_doc::<MachineRecord>(store, &key, Expected::Any).await.unwrap();
         } else {
-            put_doc(store, &key, &record(machine, &self.id), Expected::Any).await.unwrap();
+            let record = record(machine, &self.id);
+            put_doc_freeing(store, &key, &record, Expected::Any).await.unwrap();
         }
     }
 }
