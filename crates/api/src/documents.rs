@@ -5,8 +5,8 @@
 use std::collections::BTreeSet;
 
 use perch_store::{
-    Compare, Expected, Op, Revision, Store, Txn, Versioned, compare, delete_op, get_doc, list_docs,
-    list_docs_under, put_op,
+    Compare, Expected, Op, Purpose, Revision, Store, Txn, Versioned, compare, delete_op, get_doc,
+    list_docs, list_docs_under, put_op,
 };
 use perch_types::directory::{
     AppDoc, AppNameClaim, ConfigDoc, Document as _, LeaseDoc, NetworkCounter, NetworkDoc,
@@ -190,7 +190,7 @@ pub(crate) async fn bury_app(shared: &Shared, app: &AppDoc) -> Result<(), Error>
     let there = still(shared.store.as_ref(), app).await?;
     // With the head goes the app's key: from now on nobody gets it any more.
     let ops = vec![grave, delete_op::<AppDoc>(&key), delete_op::<SecretsHead>(&key)];
-    commit(shared.store.as_ref(), vec![there], ops, "bury an app").await?;
+    free(shared.store.as_ref(), vec![there], ops, "bury an app").await?;
     // Builds under way must not push any more: the name may be another organization's soon.
     shared.push_tokens.revoke_app(&app.id);
     Ok(())
@@ -349,7 +349,7 @@ pub(crate) async fn unplace_version(
         put_op(&key, before).map_err(fault("write a placement"))?,
         delete_op::<ConfigDoc>(&config_key(org, &before.app, id, instance)),
     ];
-    commit(store, compares, ops, "take a version back").await.map(drop)
+    free(store, compares, ops, "take a version back").await.map(drop)
 }
 
 /// Removes everything that the directory has of a machine but its host's record.
@@ -397,6 +397,17 @@ fn config_key(
     instance: &InstanceId,
 ) -> (OrgSlug, AppName, MachineId, InstanceId) {
     (org.clone(), app.clone(), id.clone(), instance.clone())
+}
+
+/// Does a transaction by which something goes, on a full disk too; else as [`commit`].
+async fn free(
+    store: &dyn Store,
+    compares: Vec<Compare>,
+    ops: Vec<Op>,
+    operation: &'static str,
+) -> Result<Revision, Error> {
+    let done = store.txn_for(Purpose::Freeing, compares, ops).await;
+    done.and_then(Txn::or_conflict).map_err(fault(operation))
 }
 
 /// Does a transaction; a compare that does not hold is [`perch_store::Error::Conflict`].

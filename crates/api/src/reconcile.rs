@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use perch_store::{Expected, Op, delete_doc, get_doc, list_docs, put_doc, put_op};
+use perch_store::{Expected, Op, delete_doc, get_doc, list_docs, put_doc_freeing, put_op};
 use perch_types::directory::{Document, PlacementDoc, Tombstone};
 use perch_types::host::{Command, HostMachine};
 use perch_types::{AppName, HostId, MachineId, MachineState, OrgSlug, Timestamp};
@@ -97,7 +97,8 @@ pub(crate) async fn promise(
 ) -> Result<(), Error> {
     let key = (org.clone(), id.clone());
     let promise = DestroyPromise::after(shared, app, after);
-    let written = put_doc(shared.store.as_ref(), &key, &promise, Expected::Any).await;
+    let store = shared.store.as_ref();
+    let written = put_doc_freeing(store, &key, &promise, Expected::Any).await;
     written.map_err(fault("write a promise")).map(drop)
 }
 

@@ -1,7 +1,8 @@
 //! Tells the directory what this host runs, and lays down what it should not run any more.
 //!
 //! Never takes input: it compares its own machines with the directory and runs again. Woken by
-//! changes, slower while the directory is down; machines run on meanwhile.
+//! changes, slower while the directory is down; machines run on meanwhile. What it tells is what
+//! is, so the directory takes it on a full disk too.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -9,8 +10,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use perch_store::{
-    Compare, Error, Expected, LeaseId, Op, Revision, Store, TXN_OPS_MAX, compare, delete_doc,
-    delete_op, get_doc, list_docs, put_doc, put_op,
+    Compare, Error, Expected, LeaseId, Op, Purpose, Revision, Store, TXN_OPS_MAX, compare,
+    delete_doc, delete_op, get_doc, list_docs, put_doc_freeing, put_op,
 };
 use perch_types::directory::{
     Document as _, Generation, HostDoc, MachineRecord, PlacementDoc, VolumeRecord,
@@ -147,7 +148,7 @@ impl Publisher {
             }
             let key = (record.org.clone(), record.app.clone(), record.id.clone());
             let expected = told.map_or(Expected::Absent, |told| Expected::Revision(told.revision));
-            let revision = put_doc(self.store.as_ref(), &key, &record, expected).await?;
+            let revision = put_doc_freeing(self.store.as_ref(), &key, &record, expected).await?;
             let told = Told { generation: record.generation, revision };
             self.told_volumes.insert(record.id, (key, told));
         }
@@ -179,7 +180,7 @@ impl Publisher {
             return Ok(());
         }
         let expected = found.map_or(Expected::Absent, |found| Expected::Revision(found.revision));
-        put_doc(self.store.as_ref(), &key, &document, expected).await?;
+        put_doc_freeing(self.store.as_ref(), &key, &document, expected).await?;
         let written: Result<(), perch_durable::Error> = self
             .shared
             .db
@@ -219,7 +220,7 @@ impl Publisher {
                 let lease = self.store.grant(ALIVE_TTL_S).await?;
                 let key = alive_key(&self.shared.id);
                 let op = Op::Put { key, value: "{}".into(), lease: Some(lease) };
-                self.store.txn(Vec::new(), vec![op]).await?.or_conflict()?;
+                self.store.txn_for(Purpose::Freeing, Vec::new(), vec![op]).await?.or_conflict()?;
                 self.alive = Some((lease, now_ms));
                 Ok(())
             }
@@ -271,7 +272,8 @@ impl Publisher {
         for batch in news.chunks(TXN_OPS_MAX) {
             let compares = batch.iter().filter_map(|one| one.compare.clone()).collect();
             let ops = batch.iter().map(|one| one.op.clone()).collect();
-            let revision = self.store.txn(compares, ops).await?.or_conflict()?;
+            let done = self.store.txn_for(Purpose::Freeing, compares, ops).await?;
+            let revision = done.or_conflict()?;
             for one in batch {
                 match one.generation {
                     Some(generation) => {

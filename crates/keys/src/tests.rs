@@ -8,8 +8,8 @@ use http::Request;
 use http_body_util::BodyExt as _;
 use perch_seal::{PrivateKey, PublicKey, Purpose};
 use perch_store::{
-    Compare, Entry, Error as StoreError, Expected, LeaseId, Listing, Op, Revision, SqliteStore,
-    Store, Txn, Watch, get_doc, put_doc,
+    Compare, Entry, Error as StoreError, Expected, LeaseId, Listing, Op, Purpose, Revision,
+    SqliteStore, Store, Txn, Watch, get_doc, put_doc,
 };
 use perch_types::clock::Clock;
 use perch_types::directory::PlacementDoc;
@@ -53,13 +53,18 @@ impl Store for Counted {
         self.store.list(prefix).await
     }
 
-    async fn txn(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<Txn, StoreError> {
+    async fn txn_for(
+        &self,
+        purpose: Purpose,
+        compares: Vec<Compare>,
+        ops: Vec<Op>,
+    ) -> Result<Txn, StoreError> {
         let left = self.changes_left.load(Ordering::Acquire);
         if left == 0 {
             return Err(StoreError::Unavailable { operation: "txn", reason: "away".to_owned() });
         }
         self.changes_left.store(left - 1, Ordering::Release);
-        let written = self.store.txn(compares, ops).await;
+        let written = self.store.txn_for(purpose, compares, ops).await;
         between_steps();
         written
     }

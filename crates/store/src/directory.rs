@@ -8,6 +8,7 @@ use std::{fmt, pin::Pin};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::Stream;
+use perch_types::directory::{Document as _, HostDoc, MachineRecord, Tombstone, VolumeRecord};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -186,6 +187,36 @@ impl Op {
     }
 }
 
+/// What a transaction is for, which decides whether a full disk refuses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// Anything; a full disk refuses it.
+    #[default]
+    Ordinary,
+    /// It frees space, ends what has begun or tells what is. On a full disk it goes on from a
+    /// reserve. So that this stays for others, it makes no key but those under
+    /// [`FREEING_MAKES`]; it changes and deletes any.
+    Freeing,
+}
+
+impl Purpose {
+    /// Returns the purpose of a transaction that names none: deletions free space.
+    #[must_use]
+    pub fn of(ops: &[Op]) -> Self {
+        if ops.iter().all(|op| matches!(op, Op::Delete { .. })) {
+            Self::Freeing
+        } else {
+            Self::Ordinary
+        }
+    }
+}
+
+/// The prefixes of keys that a freeing transaction may make: promises and tombstones, by which
+/// something goes, and what hosts tell of themselves.
+pub const FREEING_MAKES: [&str; 5] =
+    ["promises/", Tombstone::PREFIX, HostDoc::PREFIX, MachineRecord::PREFIX, VolumeRecord::PREFIX];
+
 /// What became of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -247,7 +278,12 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn list(&self, prefix: &str) -> Result<Listing, Error>;
 
     /// Does all operations if all compares hold, at one revision, else nothing.
-    async fn txn(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<Txn, Error>;
+    async fn txn_for(
+        &self,
+        purpose: Purpose,
+        compares: Vec<Compare>,
+        ops: Vec<Op>,
+    ) -> Result<Txn, Error>;
 
     /// Follows the changes under `prefix` that have revision `from` or a later one.
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, Error>;
@@ -261,6 +297,11 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Ends a lease now; its keys are deleted.
     async fn revoke(&self, lease: LeaseId) -> Result<(), Error>;
+
+    /// Does a transaction that frees if it only deletes; see [`Purpose::of`].
+    async fn txn(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<Txn, Error> {
+        self.txn_for(Purpose::of(&ops), compares, ops).await
+    }
 
     /// Writes one value; [`Error::Conflict`] if the key is not as expected.
     async fn put(&self, key: &str, value: Bytes, expected: Expected) -> Result<Revision, Error> {

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use perch_types::directory::Document;
 
-use crate::{Compare, Error, Expected, Op, Revision, Store};
+use crate::{Compare, Error, Expected, Op, Purpose, Revision, Store};
 
 /// A document and the revision that wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +67,21 @@ pub async fn put_doc<D: Document>(
     let key = D::key(key);
     let value = encode(&key, document)?;
     store.put(&key, value, expected).await
+}
+
+/// Writes a document by a freeing transaction; [`Error::Conflict`] if it is not as expected.
+///
+/// # Errors
+/// As [`Store::txn_for`].
+pub async fn put_doc_freeing<D: Document>(
+    store: &dyn Store,
+    key: &D::Key,
+    document: &D,
+    expected: Expected,
+) -> Result<Revision, Error> {
+    let compares = compare::<D>(key, expected).into_iter().collect();
+    let ops = vec![put_op(key, document)?];
+    store.txn_for(Purpose::Freeing, compares, ops).await?.or_conflict()
 }
 
 /// Deletes a document; [`Error::Conflict`] if it is not as expected.

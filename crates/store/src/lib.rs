@@ -22,12 +22,13 @@ pub mod testing;
 pub mod view;
 
 pub use directory::{
-    Compare, Entry, Event, Expected, LEASE_TTL_MAX_S, LIST_ENTRIES_MAX, LeaseId, Listing, Op,
-    Revision, Store, TXN_COMPARES_MAX, TXN_OPS_MAX, Txn, VALUE_BYTES_MAX, Watch,
+    Compare, Entry, Event, Expected, FREEING_MAKES, LEASE_TTL_MAX_S, LIST_ENTRIES_MAX, LeaseId,
+    Listing, Op, Purpose, Revision, Store, TXN_COMPARES_MAX, TXN_OPS_MAX, Txn, VALUE_BYTES_MAX,
+    Watch,
 };
 pub use documents::{
     Documents, Unreadable, Versioned, compare, delete_doc, delete_op, get_doc, list_docs,
-    list_docs_under, put_doc, put_op,
+    list_docs_under, put_doc, put_doc_freeing, put_op,
 };
 pub use error::Error;
 pub use key::KEY_BYTES_MAX;

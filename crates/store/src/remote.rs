@@ -19,8 +19,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
 
 use crate::{
-    Compare, Entry, Error, Event, LeaseId, Listing, Op, Revision, Store, Txn, VALUE_BYTES_MAX,
-    Watch,
+    Compare, Entry, Error, Event, LeaseId, Listing, Op, Purpose, Revision, Store, Txn,
+    VALUE_BYTES_MAX, Watch,
     directory::{check_ttl, check_txn},
     key,
     rpc::wire::{
@@ -153,9 +153,14 @@ impl Store for RemoteStore {
         self.call("list", wire::LIST, &PrefixRequest { prefix: prefix.to_owned() }).await
     }
 
-    async fn txn(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<Txn, Error> {
+    async fn txn_for(
+        &self,
+        purpose: Purpose,
+        compares: Vec<Compare>,
+        ops: Vec<Op>,
+    ) -> Result<Txn, Error> {
         check_txn(&compares, &ops)?;
-        self.call("txn", wire::TXN, &TxnRequest { compares, ops }).await
+        self.call("txn", wire::TXN, &TxnRequest { purpose, compares, ops }).await
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, Error> {

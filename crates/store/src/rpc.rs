@@ -68,7 +68,7 @@ async fn list(State(store): Directory, Json(request): Json<PrefixRequest>) -> Re
 }
 
 async fn txn(State(store): Directory, Json(request): Json<TxnRequest>) -> Reply<Txn> {
-    Ok(Json(store.txn(request.compares, request.ops).await?))
+    Ok(Json(store.txn_for(request.purpose, request.compares, request.ops).await?))
 }
 
 async fn grant(State(store): Directory, Json(request): Json<GrantRequest>) -> Reply<LeaseId> {

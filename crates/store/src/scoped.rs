@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 
-use crate::{Compare, Entry, Error, LeaseId, Listing, Op, Revision, Store, Txn, Watch};
+use crate::{Compare, Entry, Error, LeaseId, Listing, Op, Purpose, Revision, Store, Txn, Watch};
 
 /// Decides whether a key may be written.
 pub type MayWrite = fn(&str) -> bool;
@@ -59,14 +59,20 @@ impl Store for ScopedStore {
         self.store.list(prefix).await
     }
 
-    async fn txn(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<Txn, Error> {
+    async fn txn_for(
+        &self,
+        _purpose: Purpose,
+        compares: Vec<Compare>,
+        ops: Vec<Op>,
+    ) -> Result<Txn, Error> {
         for compare in &compares {
             self.reads(compare.key())?;
         }
         if ops.iter().any(|op| self.reads(op.key()).is_err() || !(self.may_write)(op.key())) {
             return refused();
         }
-        self.store.txn(compares, ops).await
+        // The reserve of a full disk is not a part's.
+        self.store.txn_for(Purpose::Ordinary, compares, ops).await
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, Error> {

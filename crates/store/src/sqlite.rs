@@ -18,17 +18,20 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
-use perch_durable::{Db, Options};
+use perch_durable::{Db, Options, Tx};
 use perch_types::clock::Clock;
 use tokio::sync::watch;
 
 use self::{commit::Change, lease::Leases};
 use crate::{
-    Compare, Entry, Error, LeaseId, Listing, Op, Revision, Store, Txn, Watch, directory, key,
+    Compare, Entry, Error, LeaseId, Listing, Op, Purpose, Revision, Store, Txn, Watch, directory,
+    key,
 };
 
 /// How many revisions of history are kept for watchers that fall behind or come back.
 pub const CHANGES_MAX: u64 = 10_000;
+/// How many while the disk is full: the history of what hosts tell would use the reserve up.
+const CHANGES_WHEN_FULL_MAX: u64 = 128;
 
 /// The directory in one file. It is closed when dropped; its watches end then.
 pub struct SqliteStore {
@@ -89,21 +92,30 @@ struct Changer {
 }
 
 impl Changer {
-    /// Does `work` in a transaction, at the next revision if it changes anything.
+    /// Does `work` in a transaction, at the next revision if it changes anything. Work that frees
+    /// is done again from the reserve when the disk was full.
     async fn change<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Change<'_, '_>) -> Result<T, Error> + Send + 'static,
+        purpose: Purpose,
+        mut work: impl FnMut(&mut Change<'_, '_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<(T, Revision), Error> {
-        let (written, changes_max) = (Arc::clone(&self.written), self.changes_max);
-        self.db
-            .write(move |tx| {
-                let mut change = Change::begin(tx)?;
-                let value = work(&mut change)?;
-                let revision = change.finish(changes_max)?;
-                written.store(revision.0, Ordering::Release);
-                Ok((value, revision))
-            })
-            .await
+        let written = Arc::clone(&self.written);
+        let changes_max = if self.db.is_full() {
+            self.changes_max.min(CHANGES_WHEN_FULL_MAX)
+        } else {
+            self.changes_max
+        };
+        let work = move |tx: &Tx<'_>| -> Result<(T, Revision), Error> {
+            let mut change = Change::begin(tx, purpose)?;
+            let value = work(&mut change)?;
+            let revision = change.finish(changes_max)?;
+            written.store(revision.0, Ordering::Release);
+            Ok((value, revision))
+        };
+        match purpose {
+            Purpose::Ordinary => self.db.write(work).await,
+            Purpose::Freeing => self.db.write_reserved(work).await,
+        }
     }
 }
 
@@ -128,7 +140,12 @@ impl Store for SqliteStore {
         })
     }
 
-    async fn txn(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<Txn, Error> {
+    async fn txn_for(
+        &self,
+        purpose: Purpose,
+        compares: Vec<Compare>,
+        ops: Vec<Op>,
+    ) -> Result<Txn, Error> {
         directory::check_txn(&compares, &ops)?;
         let work = move |change: &mut Change<'_, '_>| {
             let found = change.refused(&compares)?;
@@ -139,7 +156,7 @@ impl Store for SqliteStore {
             }
             Ok(found)
         };
-        let (found, revision) = self.changer.change(work).await?;
+        let (found, revision) = self.changer.change(purpose, work).await?;
         Ok(if found.is_empty() { Txn::Done { revision } } else { Txn::Refused { found } })
     }
 
@@ -152,7 +169,9 @@ impl Store for SqliteStore {
 
     async fn grant(&self, ttl_s: u32) -> Result<LeaseId, Error> {
         directory::check_ttl(ttl_s)?;
-        let (lease, _) = self.changer.change(move |change| change.grant(ttl_s)).await?;
+        // By leases hosts tell that they are there: on a full disk too.
+        let work = move |change: &mut Change<'_, '_>| change.grant(ttl_s);
+        let (lease, _) = self.changer.change(Purpose::Freeing, work).await?;
         self.leases.begin(lease, ttl_s);
         Ok(lease)
     }
@@ -165,7 +184,8 @@ impl Store for SqliteStore {
         if !self.leases.end(lease) {
             return Err(Error::NoSuchLease { lease });
         }
-        self.changer.change(move |change| change.revoke(lease)).await?;
+        let work = move |change: &mut Change<'_, '_>| change.revoke(lease);
+        self.changer.change(Purpose::Freeing, work).await?;
         Ok(())
     }
 }

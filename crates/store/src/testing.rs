@@ -74,6 +74,7 @@ pub async fn suite<S: Subject>(subject: &mut S) -> Result<usize, Broken> {
         keys::limits_are_kept,
         keys::values_are_any_bytes,
         keys::a_transaction_happens_whole_or_not_at_all,
+        keys::a_freeing_transaction_makes_nothing_but_what_ends_or_tells,
         keys::everything_is_there_after_a_restart,
         writers::many_writers_on_one_key_lose_no_update,
         writers::a_watcher_sees_every_write_of_many_writers_in_order,

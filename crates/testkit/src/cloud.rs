@@ -251,6 +251,26 @@ impl Cloud {
         Ok(())
     }
 
+    /// Makes the server's own disk just so large that `bytes` of it are free.
+    ///
+    /// # Errors
+    /// When it has none, or cannot be made so.
+    pub fn leave_free(&self, bytes: u64) -> Result<()> {
+        ensure!(self.options.disk_mb.is_some(), "the server has no disk of its own");
+        // It is refused when more was written since the disk was measured.
+        wait_for("the disk to be that full", END, || {
+            let found = rustix::fs::statvfs(self.disk()).ok()?;
+            let used = found.f_blocks.saturating_sub(found.f_bfree);
+            let size = used.saturating_mul(found.f_frsize).saturating_add(bytes);
+            let resized = Command::new("mount")
+                .args(["-o", &format!("remount,size={size}")])
+                .arg(self.disk())
+                .output()
+                .ok()?;
+            resized.status.success().then_some(())
+        })
+    }
+
     /// Returns the folder of the programs that run inside machines.
     #[must_use]
     pub fn guest(&self) -> &Path {

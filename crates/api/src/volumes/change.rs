@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use axum::{Extension, Json as JsonReply};
-use perch_store::{Expected, put_doc};
+use perch_store::{Expected, put_doc_freeing};
 use perch_types::Code;
 use perch_types::api::HostStatus;
 use perch_types::directory::{VolumePlacementDoc, VolumeRecord};
@@ -74,7 +74,7 @@ pub(crate) async fn delete(
     let going = VolumePlacementDoc { going: true, ..target.placement.document.clone() };
     let key = (app.org.clone(), target.id.clone());
     let expected = Expected::Revision(target.placement.revision);
-    match put_doc(shared.store.as_ref(), &key, &going, expected).await {
+    match put_doc_freeing(shared.store.as_ref(), &key, &going, expected).await {
         // Another deletion, or the reconciler, was faster; the host was told all the same.
         Ok(_) | Err(perch_store::Error::Conflict { .. }) => {}
         Err(error) => return Err(fault("write a volume's placement")(error).into()),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::{Extension, Json as JsonReply};
-use perch_store::{Expected, Txn, compare, delete_doc, put_doc, put_op};
+use perch_store::{Expected, Txn, compare, delete_doc, put_doc_freeing, put_op};
 use perch_types::api::HostStatus;
 use perch_types::directory::{AppDoc, VolumePlacementDoc, VolumeRecord};
 use perch_types::host::{CreateVolume, VolumeSource};
@@ -183,7 +183,7 @@ async fn write_and_ask(
         Ok(made) => {
             placement.made = true;
             let expected = Expected::Revision(revision);
-            match put_doc(store, &key, &placement, expected).await {
+            match put_doc_freeing(store, &key, &placement, expected).await {
                 // The reconciler was faster.
                 Ok(_) | Err(perch_store::Error::Conflict { .. }) => {}
                 Err(error) => return Err(fault("write a volume's placement")(error).into()),

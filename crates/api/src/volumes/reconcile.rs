@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use perch_store::{Expected, delete_doc, list_docs, put_doc};
+use perch_store::{Expected, delete_doc, list_docs, put_doc_freeing};
 use perch_types::directory::{Document as _, Tombstone, VolumePlacementDoc, VolumeRecord};
 use perch_types::host::VolumeCommand;
 use perch_types::{HostId, OrgSlug, VolumeId};
@@ -104,13 +104,13 @@ pub(crate) async fn pass(
                 left.extend(buried.then(|| placement.app_id.clone()));
                 let going = VolumePlacementDoc { made: true, going: true, ..placement };
                 let expected = Expected::Revision(found.revision);
-                let written = put_doc(store, &doc, &going, expected).await;
+                let written = put_doc_freeing(store, &doc, &going, expected).await;
                 written.map_err(fault("write a volume's placement"))?;
             }
             Verdict::Made => {
                 let made = VolumePlacementDoc { made: true, ..placement };
-                let written = put_doc(store, &doc, &made, Expected::Revision(found.revision));
-                match written.await {
+                let expected = Expected::Revision(found.revision);
+                match put_doc_freeing(store, &doc, &made, expected).await {
                     // Whoever asked for it was still there.
                     Ok(_) | Err(perch_store::Error::Conflict { .. }) => {}
                     Err(error) => return Err(fault("write a volume's placement")(error)),
@@ -118,8 +118,9 @@ pub(crate) async fn pass(
             }
             Verdict::Going => {
                 let going = VolumePlacementDoc { going: true, ..placement };
-                let written = put_doc(store, &doc, &going, Expected::Revision(found.revision));
-                written.await.map_err(fault("write a volume's placement"))?;
+                let expected = Expected::Revision(found.revision);
+                let written = put_doc_freeing(store, &doc, &going, expected).await;
+                written.map_err(fault("write a volume's placement"))?;
             }
             Verdict::Forget => {
                 let expected = Expected::Revision(found.revision);

@@ -107,15 +107,18 @@ impl Cloud {
     }
 
     pub(crate) async fn start_with(builder: bool) -> Self {
-        Self::start_as(builder, Limits::default()).await
+        Self::start_as(tempfile::tempdir().unwrap(), builder, Limits::default()).await
     }
 
     pub(crate) async fn start_limited(limits: Limits) -> Self {
-        Self::start_as(false, limits).await
+        Self::start_as(tempfile::tempdir().unwrap(), false, limits).await
     }
 
-    async fn start_as(builder: bool, limits: Limits) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+    pub(crate) async fn start_in(folder: tempfile::TempDir) -> Self {
+        Self::start_as(folder, false, Limits::default()).await
+    }
+
+    async fn start_as(folder: tempfile::TempDir, builder: bool, limits: Limits) -> Self {
         let offset_ms = AtomicI64::new(1_000_000);
         let clock =
             Arc::new(TestClock { began: Instant::now(), offset_ms, wall_ms: AtomicI64::new(0) });

@@ -14,7 +14,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 use hyper_util::rt::TokioIo;
-use perch_store::{Expected, Store, delete_doc, put_doc};
+use perch_store::{Expected, Store, delete_doc, put_doc_freeing};
 use perch_types::api::{
     CheckState, CheckStatus, ContainerSummary, ExecRequest, ExecResponse, LogRecord, LogStream,
     MachineEvent, MachineMemory, ProcessStat, ReclaimMemory, ReclaimedMemory, SetMemory,
@@ -164,7 +164,8 @@ impl FakeHost {
         if machine.state == MachineState::Destroyed {
             delete_doc::<MachineRecord>(store, &key, Expected::Any).await.unwrap();
         } else {
-            put_doc(store, &key, &machine.record(self.id.clone()), Expected::Any).await.unwrap();
+            let record = machine.record(self.id.clone());
+            put_doc_freeing(store, &key, &record, Expected::Any).await.unwrap();
         }
     }
 }

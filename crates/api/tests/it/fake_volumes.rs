@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use axum::extract::{Path as Param, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use perch_store::{Expected, Store, delete_doc, put_doc};
+use perch_store::{Expected, Store, delete_doc, put_doc_freeing};
 use perch_types::directory::{Generation, VolumeRecord};
 use perch_types::host::{CreateVolume, HostSnapshot, PoolRoom, VolumeCommand, VolumeSource};
 use perch_types::volume::{GIB, VolumeSnapshot, VolumeState, VolumeUsage};
@@ -57,7 +57,7 @@ impl FakeVolumes {
             record.clone()
         };
         let key = (record.org.clone(), record.app.clone(), record.id.clone());
-        put_doc(self.store.as_ref(), &key, &record, Expected::Any).await.unwrap();
+        put_doc_freeing(self.store.as_ref(), &key, &record, Expected::Any).await.unwrap();
         record
     }
 

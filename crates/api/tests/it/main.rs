@@ -11,6 +11,7 @@ mod endpoints;
 mod every_field;
 mod fake_host;
 mod fake_volumes;
+mod full;
 mod generated;
 mod input;
 mod inside;

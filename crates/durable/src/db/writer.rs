@@ -15,6 +15,10 @@ use crate::Error;
 
 /// How many pieces of work share one commit.
 const BATCH_MAX: usize = 128;
+/// How many pages the WAL holds before they move into the database.
+const WAL_PAGES_MAX: u32 = 1000;
+/// How many while the disk is full: a WAL that grows would use the reserve up by itself.
+const WAL_PAGES_WHEN_FULL_MAX: u32 = 64;
 
 /// A piece of work on its way to the disk.
 pub(super) trait Job: Send {
@@ -176,6 +180,7 @@ impl Writer {
         if self.reserve.take().is_ok() {
             tracing::info!("there is room on the database's disk again");
             self.shared.full.store(false, Ordering::Release);
+            self.limit_wal(WAL_PAGES_MAX);
             return jobs;
         }
         let (reserved, ordinary) = jobs.into_iter().partition(|job| job.is_reserved());
@@ -188,6 +193,7 @@ impl Writer {
             tracing::error!("the database's disk is full: only work that frees space is accepted");
         }
         self.reserve.release();
+        self.limit_wal(WAL_PAGES_WHEN_FULL_MAX);
         let (mut reserved, ordinary): (Vec<_>, Vec<_>) =
             jobs.into_iter().partition(|job| job.is_reserved());
         refuse(ordinary, || Error::Full);
@@ -195,6 +201,12 @@ impl Writer {
             Ok(()) => self.happened(reserved),
             Err(Lost::Full) => refuse(reserved, || Error::Full),
             Err(Lost::Disk(error)) => self.stop(reserved, error),
+        }
+    }
+
+    fn limit_wal(&self, pages: u32) {
+        if let Err(error) = self.connection.pragma_update(None, "wal_autocheckpoint", pages) {
+            tracing::warn!(%error, "cannot limit the database's WAL");
         }
     }
 

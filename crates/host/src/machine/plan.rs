@@ -240,4 +240,4 @@ pub fn journaled(intent: Intent, step: Step) -> durable::Step {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,8 +2,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Mutex, PoisonError};
 
 use perch_store::{
-    Compare, Entry, Error as StoreError, Expected, LeaseId, Listing, Op, Revision, SqliteStore,
-    Txn, Watch, put_doc,
+    Compare, Entry, Error as StoreError, Expected, LeaseId, Listing, Op, Purpose, Revision,
+    SqliteStore, Txn, Watch, put_doc,
 };
 use perch_types::Timestamp;
 use perch_types::secrets::AppKey;
@@ -47,8 +47,13 @@ impl Store for Switched {
         self.store.list(prefix).await
     }
 
-    async fn txn(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<Txn, StoreError> {
-        self.store.txn(compares, ops).await
+    async fn txn_for(
+        &self,
+        purpose: Purpose,
+        compares: Vec<Compare>,
+        ops: Vec<Op>,
+    ) -> Result<Txn, StoreError> {
+        self.store.txn_for(purpose, compares, ops).await
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Compare, Error, Event, LeaseId, Op, Revision};
+use crate::{Compare, Error, Event, LeaseId, Op, Purpose, Revision};
 
 pub(crate) const GET: &str = "/v1/store/get";
 pub(crate) const LIST: &str = "/v1/store/list";
@@ -26,6 +26,8 @@ pub(crate) struct PrefixRequest {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct TxnRequest {
+    #[serde(default)]
+    pub(crate) purpose: Purpose,
     pub(crate) compares: Vec<Compare>,
     pub(crate) ops: Vec<Op>,
 }

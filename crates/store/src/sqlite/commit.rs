@@ -6,18 +6,23 @@ use perch_durable::{Error as FileError, Tx};
 use rusqlite::{OptionalExtension as _, params};
 
 use super::rows::{self, Position, signed};
-use crate::{Compare, Error, LeaseId, Op, Revision};
+use crate::{Compare, Error, FREEING_MAKES, LeaseId, Op, Purpose, Revision};
+
+/// How many revisions of history one change lets go: more would write a lot at once, and there
+/// may be no room for it.
+const COMPACTED_MAX: u64 = 200;
 
 /// A change in the making.
 pub(super) struct Change<'t, 'c> {
     tx: &'t Tx<'c>,
+    purpose: Purpose,
     position: Position,
     changed: i64,
 }
 
 impl<'t, 'c> Change<'t, 'c> {
-    pub(super) fn begin(tx: &'t Tx<'c>) -> Result<Self, Error> {
-        Ok(Self { tx, position: rows::position(tx)?, changed: 0 })
+    pub(super) fn begin(tx: &'t Tx<'c>, purpose: Purpose) -> Result<Self, Error> {
+        Ok(Self { tx, purpose, position: rows::position(tx)?, changed: 0 })
     }
 
     /// Returns the compares that do not hold.
@@ -37,9 +42,24 @@ impl<'t, 'c> Change<'t, 'c> {
 
     pub(super) fn apply(&mut self, op: &Op) -> Result<(), Error> {
         match op {
-            Op::Put { key, value, lease } => self.put(key, value, *lease),
+            Op::Put { key, value, lease } => {
+                self.check_purpose(key)?;
+                self.put(key, value, *lease)
+            }
             Op::Delete { key } => self.delete(key),
         }
+    }
+
+    /// Keeps the reserve from what is new.
+    fn check_purpose(&self, key: &str) -> Result<(), Error> {
+        let may_make = match self.purpose {
+            Purpose::Ordinary => true,
+            Purpose::Freeing => FREEING_MAKES.iter().any(|prefix| key.starts_with(prefix)),
+        };
+        if may_make || self.revision_of(key)?.is_some() {
+            return Ok(());
+        }
+        Err(Error::InvalidTxn { reason: format!("it is to free space and makes {key}") })
     }
 
     pub(super) fn grant(&mut self, ttl_s: u32) -> Result<LeaseId, Error> {
@@ -90,7 +110,9 @@ impl<'t, 'c> Change<'t, 'c> {
         // A tenth more than the limit, so that most changes have nothing to let go.
         let kept = revision.0.saturating_sub(self.position.compacted.0);
         if kept > changes_max.saturating_add(changes_max / 10) {
-            self.compact(Revision(revision.0.saturating_sub(changes_max)))?;
+            let newest = revision.0.saturating_sub(changes_max);
+            let most = self.position.compacted.0.saturating_add(COMPACTED_MAX);
+            self.compact(Revision(newest.min(most)))?;
         }
         Ok(revision)
     }

@@ -11,8 +11,8 @@ use std::{
 
 use perch_types::clock::Clock;
 
-use super::Changer;
-use crate::{Error, LeaseId};
+use super::{Changer, commit::Change};
+use crate::{Error, LeaseId, Purpose};
 
 /// How late a lease may end.
 const EXPIRY_TICK: Duration = Duration::from_millis(200);
@@ -84,7 +84,8 @@ pub(super) fn spawn_expiry(leases: &Arc<Leases>) {
                 return;
             };
             for lease in leases.due() {
-                match leases.changer.change(move |change| change.revoke(lease)).await {
+                let work = move |change: &mut Change<'_, '_>| change.revoke(lease);
+                match leases.changer.change(Purpose::Freeing, work).await {
                     Ok(_) => {
                         leases.end(lease);
                     }

@@ -6,7 +6,8 @@ use bytes::Bytes;
 
 use super::{Checked, Subject, fault, refused, same, text};
 use crate::{
-    Compare, Error, Expected, KEY_BYTES_MAX, Op, Revision, TXN_OPS_MAX, Txn, VALUE_BYTES_MAX,
+    Compare, Error, Expected, FREEING_MAKES, KEY_BYTES_MAX, Op, Purpose, Revision, TXN_OPS_MAX,
+    Txn, VALUE_BYTES_MAX,
 };
 
 pub(super) async fn a_key_is_written_read_and_deleted<S: Subject>(subject: &mut S) -> Checked {
@@ -139,6 +140,33 @@ pub(super) async fn a_transaction_happens_whole_or_not_at_all<S: Subject>(
     let found: Vec<_> = listing.entries.iter().map(|e| (e.key.as_str(), e.revision)).collect();
     let revision = listing.revision;
     same("what it wrote", &found, &vec![("txn/b", revision), ("txn/c", revision)])
+}
+
+pub(super) async fn a_freeing_transaction_makes_nothing_but_what_ends_or_tells<S: Subject>(
+    subject: &mut S,
+) -> Checked {
+    let store = subject.store();
+    store.put("free/old", "1".into(), Expected::Any).await.map_err(fault)?;
+    let freeing = |ops| store.txn_for(Purpose::Freeing, vec![], ops);
+    let bad = |error: &Error| matches!(error, Error::InvalidTxn { .. });
+    let new = vec![Op::put("free/old", "2"), Op::put("free/new", "2")];
+    refused("a new key", freeing(new).await, bad)?;
+    let entry = store.get("free/old").await.map_err(fault)?;
+    same("the value after a refusal", &text(entry.as_ref()), &Some("1".to_owned()))?;
+
+    let made = || FREEING_MAKES.into_iter().map(|prefix| format!("{prefix}free/a"));
+    let mut ops: Vec<Op> = made().map(|key| Op::put(key, "1")).collect();
+    ops.push(Op::put("free/old", "3"));
+    freeing(ops).await.map_err(fault)?;
+    let entry = store.get("free/old").await.map_err(fault)?;
+    same("the value", &text(entry.as_ref()), &Some("3".to_owned()))?;
+    for key in made() {
+        same(&key, &store.get(&key).await.map_err(fault)?.is_some(), &true)?;
+    }
+    let mut ops: Vec<Op> = made().map(Op::delete).collect();
+    ops.push(Op::delete("free/old"));
+    same("what only deletes", &Purpose::of(&ops), &Purpose::Freeing)?;
+    freeing(ops).await.map_err(fault).map(drop)
 }
 
 pub(super) async fn everything_is_there_after_a_restart<S: Subject>(subject: &mut S) -> Checked {

@@ -1,6 +1,8 @@
 //! The backends against the suite of the contract, and what each adds to it.
 
 #[cfg(test)]
+mod full;
+#[cfg(test)]
 mod remote;
 #[cfg(test)]
 mod schema;

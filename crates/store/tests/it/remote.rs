@@ -8,7 +8,7 @@ use crate::support::{PATIENCE, Remote};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_passes_the_suite() {
     let count = suite(&mut Remote::new().await).await.unwrap();
-    assert_eq!(count, 23);
+    assert_eq!(count, 24);
 }
 
 #[tokio::test]

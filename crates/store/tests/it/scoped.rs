@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use perch_store::{Compare, Error, Expected, Op, Revision, ScopedStore, Store};
+use perch_store::{Compare, Error, Expected, Op, Purpose, Revision, ScopedStore, Store};
 
 use crate::support::Sqlite;
 
@@ -31,6 +31,9 @@ async fn t5_a_part_of_a_store_shows_and_changes_nothing_else() {
         assert!(part.txn(compares, vec![op.clone()]).await.is_err(), "{op:?}");
     }
     part.grant(10).await.unwrap_err();
+    // What is a part's is never written from the reserve: then it could not make a key.
+    let op = Op::put("open/b/head", "1");
+    part.txn_for(Purpose::Freeing, vec![], vec![op]).await.unwrap().or_conflict().unwrap();
     let entry = whole.get("open/a/head").await.unwrap().unwrap();
     assert_eq!(entry.value.as_ref(), b"2");
 }

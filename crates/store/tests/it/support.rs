@@ -129,7 +129,7 @@ impl Remote {
 }
 
 /// Connections are tasks of this one's set, so that they end with it.
-async fn serve(listener: UnixListener, router: axum::Router) {
+pub(crate) async fn serve(listener: UnixListener, router: axum::Router) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let (socket, _) = listener.accept().await.unwrap();

@@ -106,26 +106,55 @@ fn bodies_that_make_no_sense_name_their_field() {
 }
 
 #[test]
-fn a_full_disk_refuses_new_machines_and_still_stops_old_ones() {
-    let test = "a_full_disk_refuses_new_machines_and_still_stops_old_ones";
-    let options = Options { disk_mb: Some(1536), ..Options::default() };
+fn a_full_disk_refuses_what_is_new_and_lets_everything_go() {
+    let test = "a_full_disk_refuses_what_is_new_and_lets_everything_go";
+    let options = Options { disk_mb: Some(4096), ..Options::default() };
     let Some(cloud) = Cloud::start_with(test, options).unwrap() else { return };
     let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
-    let id = cloud.machine("web", &json!({"image": image}), "started").unwrap();
+    let config = json!({"image": image});
+    let id = cloud.machine("web", &config, "started").unwrap();
+    cloud.machine("web", &config, "started").unwrap();
+    let volumes = "/v1/apps/web/volumes";
+    let volume = cloud.must("POST", volumes, &json!({"name": "data", "size_gb": 1})).unwrap();
+    let volume = format!("{volumes}/{}", volume["id"].as_str().unwrap());
     // Under the reserve of 1 GiB, and with room for the server's own records.
-    let filler = cloud.data().join("filler");
-    std::fs::write(&filler, vec![0; 700 << 20]).unwrap();
-    let body = json!({"config": {"image": image}});
+    cloud.leave_free(512 << 20).unwrap();
+    let body = json!({"config": config});
     let answer = cloud.call("POST", "/v1/apps/web/machines", &body).unwrap();
     assert_eq!((answer.status, answer.json()["code"].as_str()), (507, Some("no_space")));
     let list = cloud.must("GET", "/v1/apps/web/machines", &Value::Null).unwrap();
-    assert_eq!(list.as_array().map(Vec::len), Some(1), "nothing half-made: {list}");
+    assert_eq!(list.as_array().map(Vec::len), Some(2), "nothing half-made: {list}");
+
+    // Not a byte, again and again: until the directory has met it.
+    let mut number = 0;
+    let refused = wait_for("the directory to be full", Duration::from_secs(30), || {
+        cloud.leave_free(0).ok()?;
+        number += 1;
+        let body = json!({"name": format!("new-{number}"), "org_slug": "personal"});
+        let answer = cloud.call("POST", "/v1/apps", &body).ok()?;
+        (answer.status != 201).then_some(answer)
+    });
+    let refused = refused.unwrap();
+    assert_eq!((refused.status, refused.json()["code"].as_str()), (507, Some("no_space")));
+    // A part of what the reserves were, too little for anything new.
+    cloud.leave_free(2 << 20).unwrap();
     let path = format!("/v1/apps/web/machines/{id}");
     cloud.must("POST", &format!("{path}/stop"), &json!({})).unwrap();
     cloud.reaches("web", &id, "stopped").unwrap();
     cloud.must("DELETE", &path, &Value::Null).unwrap();
     cloud.reaches("web", &id, "destroyed").unwrap();
-    std::fs::remove_file(filler).unwrap();
+    cloud.must("DELETE", &volume, &Value::Null).unwrap();
+    cloud.must("DELETE", "/v1/apps/web", &Value::Null).unwrap();
+    assert_eq!(cloud.call("GET", "/v1/apps/web", &Value::Null).unwrap().status, 404);
+
+    cloud.leave_free(2 << 30).unwrap();
+    // The name is free once nothing of the old app is left.
+    let body = json!({"name": "web", "org_slug": "personal"});
+    wait_for("the name to be free", Duration::from_secs(60), || {
+        cloud.must("POST", "/v1/apps", &body).ok()
+    })
+    .unwrap();
+    let image = cloud.push("web", "latest", &["--listen", "0.0.0.0:8080"]).unwrap();
     cloud.machine("web", &json!({"image": image}), "started").unwrap();
     cloud.finish().unwrap();
 }

@@ -17,7 +17,8 @@ fn suspended() -> Record {
     Record { boot: Some(Boot { frozen: true, ..Boot::new(1) }), ..record() }
 }
 
-fn plans() -> Vec<(&'static str, Record, Intent)> {
+/// Everything that is ever done: what it is called, a record before it, what it is for.
+pub(crate) fn plans() -> Vec<(&'static str, Record, Intent)> {
     vec![
         ("launch", record(), Intent::Launch),
         ("prepare (skip_launch)", record(), Intent::Prepare),

@@ -14,10 +14,12 @@ use super::*;
 use crate::config::{Config, Limits};
 use crate::effects::{Images as _, LayerWish, Networks as _, Rootfs as _};
 use crate::fake::FakeServer;
+use crate::machine::plan::plan;
+use crate::machine::plan::tests::plans;
 use crate::machine::record::tests::record;
 use crate::machine::record::{Version, upper_name};
 use crate::network::NetworkConfig;
-use crate::schema::VOLUMES;
+use crate::schema::{RECORDS, VOLUMES};
 use crate::shared::{Begin, machine_network};
 use crate::volumes::record::VolumeRow;
 use crate::volumes::record::tests::row;
@@ -82,6 +84,9 @@ struct Machine {
     runs_before: bool,
     /// Volumes as they are before the run.
     volumes: Vec<VolumeRow>,
+    /// A run that goes back may have lost what stood still in memory, and nobody wanted that to
+    /// run: a boot that is frozen counts as none.
+    may_lose_memory: bool,
 }
 
 /// What there is on the server: layers, interfaces, and the version that runs.
@@ -109,7 +114,30 @@ impl Machine {
         }
         input.boot = record.new_boot();
         input.back = record.new_boot();
-        Self { server: Mutex::default(), record, input, runs_before, volumes: Vec::new() }
+        Self {
+            server: Mutex::default(),
+            record,
+            input,
+            runs_before,
+            volumes: Vec::new(),
+            may_lose_memory: false,
+        }
+    }
+
+    /// Returns one that stands as a plan's does.
+    fn planned(record: &Record, intent: Intent) -> Self {
+        let machine = if record.is_frozen() {
+            Self::suspended(intent)
+        } else {
+            Self::new(intent, record.boot.is_some())
+        };
+        let steps = plan(&machine.record, intent);
+        assert_eq!(steps, plan(record, intent), "{intent:?}");
+        let may_lose_memory = record.is_frozen() && steps.contains(&Step::Execute);
+        let machine = Self { may_lose_memory, ..machine };
+        // What leaves a boot alone is seen by its volumes.
+        let leaves = |step: &Step| matches!(step, Step::Image | Step::Volume | Step::Discard);
+        if steps.iter().all(leaves) { machine.with_volumes() } else { machine }
     }
 
     /// Has the version that runs mount volume 1, and the one that an update brings volume 2.
@@ -124,7 +152,7 @@ impl Machine {
             next.config.mounts = vec![mount(2)];
         }
         self.volumes = vec![row(1), row(2)];
-        let has = self.input.intent != Intent::Launch;
+        let has = !matches!(self.input.intent, Intent::Launch | Intent::Prepare);
         self.volumes[0].record.attached = has.then(|| self.record.id.clone());
         self
     }
@@ -156,6 +184,11 @@ impl Machine {
         let mut machine = Self::new(intent, true);
         machine.record.boot = Some(Boot { frozen: true, ..Boot::new(1) });
         machine
+    }
+
+    fn is_prepared(&self, db: &Db) -> bool {
+        let found = db.read(|snapshot| RECORDS.get(snapshot, &self.record.id)).unwrap();
+        found.is_some_and(|found| found.state == State::Stopped)
     }
 
     fn server(&self) -> FakeServer {
@@ -232,87 +265,74 @@ impl World for Machine {
             Adopted::Ended(_) | Adopted::Gone => (None, false),
         };
         let attached = server.attached().await.unwrap();
+        let is_lost = self.may_lose_memory && (frozen || runs.is_none());
+        let (runs, frozen, attached) =
+            if is_lost { (None, false, Vec::new()) } else { (runs, frozen, attached) };
         let volumes = self.work(db).shared.volumes.all();
         let volumes = volumes.into_iter().map(|known| known.row.record);
-        let volumes = volumes.filter(|record| record.attached.is_some());
+        // A machine that could not be prepared has its volumes until it is destroyed.
+        let counts = self.input.intent != Intent::Prepare || self.is_prepared(db);
+        let volumes = volumes.filter(|record| counts && record.attached.is_some());
         let volumes = volumes.map(|record| record.id).collect();
         Found { layers: server.layers(), attached, runs, frozen, volumes }
     }
 }
 
-async fn survives(intent: Intent, runs_before: bool) {
-    Box::pin(all_survived(Machine::new(intent, runs_before))).await;
-}
-
-async fn all_survived(mut machine: Machine) {
-    let intent = machine.input.intent;
+async fn survives(name: &str) {
+    let plan = plans().into_iter().find(|(known, ..)| *known == name);
+    let (_, record, intent) = plan.unwrap_or_else(|| panic!("there is no plan `{name}`"));
+    let mut machine = Machine::planned(&record, intent);
     if let Err(broken) = everything(&mut machine).await {
-        panic!("{intent:?}: {broken}");
+        panic!("{name}: {broken}");
     }
 }
 
-#[tokio::test]
-async fn a_launch_survives_everything() {
-    Box::pin(survives(Intent::Launch, false)).await;
+/// Puts every plan through the harnesses, each in a test of its own.
+macro_rules! survive_everything {
+    ($($test:ident: $plan:literal,)+) => {
+        $(
+            #[tokio::test]
+            async fn $test() {
+                Box::pin(survives($plan)).await;
+            }
+        )+
+
+        const SURVIVE: &[&str] = &[$($plan),+];
+    };
+}
+
+survive_everything! {
+    a_launch_survives_everything: "launch",
+    a_preparation_survives_everything: "prepare (skip_launch)",
+    a_start_survives_everything: "start",
+    a_stop_survives_everything: "stop",
+    a_suspension_survives_everything: "suspend",
+    a_resumption_survives_everything: "resume (start of a suspended one)",
+    a_settling_survives_everything: "settle (it ended by itself)",
+    an_update_of_a_running_machine_survives_everything: "update, it runs",
+    an_update_of_a_stopped_machine_survives_everything: "update, it does not run",
+    an_update_that_starts_nothing_survives_everything: "update, it does not run, skip_launch",
+    an_update_of_a_suspended_machine_survives_everything: "update, it is suspended",
+    an_update_that_ends_a_suspension_survives_everything: "update, it is suspended, skip_launch",
+    a_destruction_survives_everything: "destroy",
+}
+
+#[test]
+fn every_plan_survives_everything() {
+    let plans: Vec<&str> = plans().into_iter().map(|(name, ..)| name).collect();
+    assert_eq!(plans, SURVIVE);
 }
 
 #[tokio::test]
 async fn a_machine_with_volumes_has_them_or_has_not_whatever_crashes() {
-    for (intent, runs_before) in [
-        (Intent::Update { skip_launch: false }, true),
-        (Intent::Update { skip_launch: true }, false),
-        (Intent::Destroy, true),
-    ] {
+    for (intent, runs_before) in
+        [(Intent::Update { skip_launch: false }, true), (Intent::Destroy, true)]
+    {
         let mut machine = Machine::new(intent, runs_before).with_volumes();
         if let Err(broken) = everything(&mut machine).await {
             panic!("{intent:?}: {broken}");
         }
     }
-}
-
-#[tokio::test]
-async fn a_stop_survives_everything() {
-    Box::pin(survives(Intent::Stop, true)).await;
-}
-
-#[tokio::test]
-async fn a_suspension_survives_everything() {
-    Box::pin(survives(Intent::Suspend, true)).await;
-}
-
-#[tokio::test]
-async fn a_resumption_survives_everything() {
-    Box::pin(all_survived(Machine::suspended(Intent::Resume))).await;
-}
-
-#[tokio::test]
-async fn an_update_of_a_suspended_machine_survives_everything() {
-    Box::pin(all_survived(Machine::suspended(Intent::Update { skip_launch: true }))).await;
-}
-
-#[tokio::test]
-async fn an_update_of_a_running_machine_survives_everything() {
-    Box::pin(survives(Intent::Update { skip_launch: false }, true)).await;
-}
-
-#[tokio::test]
-async fn an_update_of_a_stopped_machine_survives_everything() {
-    Box::pin(survives(Intent::Update { skip_launch: false }, false)).await;
-}
-
-#[tokio::test]
-async fn a_destruction_survives_everything() {
-    Box::pin(survives(Intent::Destroy, true)).await;
-}
-
-#[tokio::test]
-async fn a_settling_survives_everything() {
-    Box::pin(survives(Intent::Settle, true)).await;
-}
-
-#[tokio::test]
-async fn a_start_survives_everything() {
-    Box::pin(survives(Intent::Start, false)).await;
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //!
 //! Never kills and fills nothing itself: the tests do, at each of an act's commits.
 
+use std::time::{Duration, Instant};
+
 use perch_host::Host;
 use perch_types::host::{
     Command, CreateMachine, CreateVolume, HostMachine, VolumeCommand, VolumeSource,
@@ -9,7 +11,7 @@ use perch_types::host::{
 use perch_types::machine_config::{RestartConfig, RestartPolicy, Signal, StopConfig};
 use perch_types::{ApiError, InstanceId, MachineState, SnapshotId, VolumeId};
 
-use super::server::{Server, exec, machine, tell, wait};
+use super::server::{PATIENCE, Server, exec, machine, tell, wait};
 use super::volumes::volume;
 
 const SCRIPT: &str = "echo up; while [ ! -e /tmp/go ]; do sleep 0.02; done; rm /tmp/go; exit 0";
@@ -115,7 +117,7 @@ impl Act {
     }
 
     /// Returns whether its machine mounts a volume.
-    fn mounts(self) -> bool {
+    pub(super) fn mounts(self) -> bool {
         matches!(
             self,
             Self::LaunchMounted
@@ -415,9 +417,14 @@ impl Act {
             host.volume_command(&volume.id, VolumeCommand::Destroy).await.unwrap();
         }
         server.clock.turn(LATER_MS);
-        host.tend_volumes().await;
+        // What could not go on ends first; then it is removed.
+        let deadline = Instant::now() + PATIENCE;
+        while !host.volumes().is_empty() {
+            assert!(Instant::now() < deadline, "{self:?}: {:#?}", host.volumes());
+            host.tend_volumes().await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
         server.clock.turn(-LATER_MS);
-        assert_eq!(host.volumes(), [], "{self:?}");
     }
 }
 
