@@ -226,6 +226,9 @@ pub trait VolumeDisks: Send + Sync + fmt::Debug {
     /// Returns the image file that a machine mounts as a volume.
     fn image(&self, volume: &VolumeId) -> PathBuf;
 
+    /// Returns whether a disk's image is there; makes nothing.
+    async fn is_there(&self, disk: &Disk) -> Result<bool, Fault>;
+
     /// Returns how much the pool holds, making it the first time.
     async fn room(&self) -> Result<Room, Fault>;
 

@@ -41,6 +41,8 @@ struct State {
     /// Disks that were made, copied to, grown or removed, in that order.
     touched: Vec<Disk>,
     used_percent: u64,
+    /// Why nobody can look for a disk.
+    unseen: Option<Fault>,
     pool_bytes: Option<u64>,
     free_bytes: Option<u64>,
 }
@@ -91,6 +93,20 @@ impl FakeServer {
     pub fn disks(&self) -> (BTreeMap<Disk, u64>, BTreeSet<Disk>) {
         let state = self.state();
         (state.disks.clone(), state.frozen.clone())
+    }
+
+    /// Puts a disk of so many bytes where somebody may have lost it, or takes it away.
+    pub fn put_disk(&self, disk: Disk, bytes: Option<u64>) {
+        let mut state = self.state();
+        match bytes {
+            Some(bytes) => state.disks.insert(disk, bytes),
+            None => state.disks.remove(&disk),
+        };
+    }
+
+    /// Lets nobody look for a disk, or everybody again.
+    pub fn hide_disks(&self, why: Option<Fault>) {
+        self.state().unseen = why;
     }
 
     /// Has whatever is being done to a disk take until this is told to let go.
@@ -305,6 +321,14 @@ impl State {
 impl VolumeDisks for FakeServer {
     fn image(&self, volume: &VolumeId) -> PathBuf {
         Path::new("/pool/volumes").join(volume.as_str())
+    }
+
+    async fn is_there(&self, disk: &Disk) -> Result<bool, Fault> {
+        let state = self.state();
+        match &state.unseen {
+            Some(fault) => Err(fault.clone()),
+            None => Ok(state.disks.contains_key(disk)),
+        }
     }
 
     async fn room(&self) -> Result<Room, Fault> {
