@@ -70,7 +70,8 @@ async fn a_machine_whose_volume_has_no_image_fails_once_and_starts_when_it_is_ba
         assert!(refused.hint.is_some(), "{refused}");
     }
     let one_more = request(2, &json!({"mounts": [{"volume": volume().as_str(), "path": "/data"}]}));
-    assert!(rig.host.create(one_more).await.is_err());
+    let refused = rig.host.create(one_more).await.unwrap_err();
+    assert_eq!(refused.code, Code::VolumeAttached, "{refused}");
     assert_eq!(rig.boots(&id), boots);
 
     let (server, clock, folder) = rig.end().await;
