@@ -293,3 +293,6 @@ async fn ask_hosts(shared: &Shared) -> Found {
 fn is_gone(machine: Option<&HostMachine>) -> bool {
     machine.is_none_or(|machine| machine.state == MachineState::Destroyed)
 }
+
+#[cfg(test)]
+mod tests;

@@ -143,7 +143,8 @@ fn run(command: Command) -> Result<()> {
             let restored = backup::restore(&config, &archive, Arc::new(SystemClock))?;
             print(&format!(
                 "restored host {} as it was at {}, written by perchd {}\n  \
-                 now start the server: machines come back with empty disks of their own\n",
+                 now start the server: machines come back with empty disks of their own, and those \
+                 with volumes once the images of these are back in the pool\n",
                 restored.host, restored.created_at, restored.perch,
             ))
         }

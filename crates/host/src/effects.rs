@@ -229,6 +229,9 @@ pub trait VolumeDisks: Send + Sync + fmt::Debug {
     /// Returns a folder on the disk that the pool takes its blocks of.
     fn folder(&self) -> PathBuf;
 
+    /// Returns whether a disk's image is there; makes nothing.
+    async fn is_there(&self, disk: &Disk) -> Result<bool, Fault>;
+
     /// Returns how much the pool holds, making it the first time.
     async fn room(&self) -> Result<Room, Fault>;
 

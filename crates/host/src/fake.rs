@@ -43,6 +43,8 @@ struct State {
     touched: Vec<Disk>,
     used_percent: u64,
     pool_folder: PathBuf,
+    /// Why nobody can look for a disk.
+    unseen: Option<Fault>,
     pool_bytes: Option<u64>,
     free_bytes: Option<u64>,
     copies_blocks: bool,
@@ -99,6 +101,20 @@ impl FakeServer {
     pub fn disks(&self) -> (BTreeMap<Disk, u64>, BTreeSet<Disk>) {
         let state = self.state();
         (state.disks.clone(), state.frozen.clone())
+    }
+
+    /// Puts a disk of so many bytes where somebody may have lost it, or takes it away.
+    pub fn put_disk(&self, disk: Disk, bytes: Option<u64>) {
+        let mut state = self.state();
+        match bytes {
+            Some(bytes) => state.disks.insert(disk, bytes),
+            None => state.disks.remove(&disk),
+        };
+    }
+
+    /// Lets nobody look for a disk, or everybody again.
+    pub fn hide_disks(&self, why: Option<Fault>) {
+        self.state().unseen = why;
     }
 
     /// Has whatever is being done to a disk take until this is told to let go.
@@ -328,6 +344,14 @@ impl VolumeDisks for FakeServer {
 
     fn folder(&self) -> PathBuf {
         self.state().pool_folder.clone()
+    }
+
+    async fn is_there(&self, disk: &Disk) -> Result<bool, Fault> {
+        let state = self.state();
+        match &state.unseen {
+            Some(fault) => Err(fault.clone()),
+            None => Ok(state.disks.contains_key(disk)),
+        }
     }
 
     async fn room(&self) -> Result<Room, Fault> {

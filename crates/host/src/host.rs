@@ -348,10 +348,21 @@ impl Host {
                 honour::check_layer(&handle.published().machine, config, &resolved.0)?;
                 Some(resolved)
             }
+            // What runs or is frozen has mounted them.
             Command::Start
-            | Command::Stop { .. }
+                if matches!(
+                    handle.published().machine.state,
+                    State::Started | State::Suspended
+                ) =>
+            {
+                None
+            }
+            Command::Start | Command::Restart { .. } => {
+                self.shared.check_disks(&handle.published().machine.config)?;
+                None
+            }
+            Command::Stop { .. }
             | Command::Suspend
-            | Command::Restart { .. }
             | Command::Destroy { .. }
             | Command::Signal { .. }
             | Command::SetCordoned { .. }
@@ -437,6 +448,7 @@ impl Host {
                 .iter()
                 .cloned()
                 .chain(self.shared.effects.volumes.findings())
+                .chain(self.shared.lost_volumes())
                 .collect(),
         }
     }

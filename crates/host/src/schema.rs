@@ -92,3 +92,6 @@ pub(crate) fn put_queue(tx: &Tx<'_>, id: &MachineId, queued: &Vec<Queued>) -> Re
 fn read_slots(snapshot: &Snapshot<'_>) -> Result<Slots, Error> {
     Ok(SLOTS.get(snapshot, &ONLY.to_owned())?.unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,9 +6,10 @@
 //! volumes that it touches, until it ends.
 //!
 //! `record` is what is kept, `run` the steps, `command` what is asked for, `tend` what happens by
-//! itself, `pool` the disk.
+//! itself, `lost` what is told of images that are not there, `pool` the disk.
 
 pub mod command;
+mod lost;
 pub mod pool;
 pub mod record;
 mod recover;
@@ -320,7 +321,10 @@ impl Shared {
         machine: &MachineId,
         ids: Vec<VolumeId>,
     ) -> Result<(), ApiError> {
-        let has = |known: &Known| known.row.record.attached.as_ref() == Some(machine);
+        let has = |known: &Known| {
+            let record = &known.row.record;
+            record.attached.as_ref() == Some(machine) && record.state.is_usable()
+        };
         let all_there =
             ids.iter().all(|id| self.volumes.entry(id).is_ok_and(|entry| has(&entry.known())));
         if all_there {

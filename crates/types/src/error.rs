@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::volume::VolumeState;
+
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $text:literal, $status:literal;)*) => {
         /// What went wrong, stable across releases (`perch explain CODE`).
@@ -172,6 +174,20 @@ impl ApiError {
             .with_hint(
                 "one volume belongs to one machine: destroy that machine, or fork the volume",
             )
+    }
+
+    /// Makes the error of a volume whose state does not allow what was asked for.
+    #[must_use]
+    pub fn volume_state(volume: &str, state: VolumeState) -> Self {
+        if state == VolumeState::Recovering {
+            let text = format!("volume {volume} is {state}: its host does not have its image");
+            return Self::new(Code::WrongState, text).with_hint(format!(
+                "the server's operator puts `volumes/{volume}.img` back into the pool, which is \
+                 noticed within a minute; a machine can be updated without the mount or \
+                 destroyed, and the volume too"
+            ));
+        }
+        Self::new(Code::WrongState, format!("volume {volume} is {state}"))
     }
 }
 

@@ -42,6 +42,9 @@ pub enum VolumeState {
     Restoring,
     /// It is being made of another volume.
     Hydrating,
+    /// Its host does not have its image, as after a restoration of the host from a backup. It is
+    /// `created` again once the image is back.
+    Recovering,
     /// It is to be destroyed; its data is kept for [`DESTROY_DELAY_MS`].
     PendingDestroy,
     /// Its data is being removed.
@@ -52,12 +55,13 @@ pub enum VolumeState {
 
 impl VolumeState {
     /// All states, in the order of a life.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Creating,
         Self::Created,
         Self::Extending,
         Self::Restoring,
         Self::Hydrating,
+        Self::Recovering,
         Self::PendingDestroy,
         Self::Destroying,
         Self::Destroyed,
@@ -72,6 +76,7 @@ impl VolumeState {
             Self::Extending => "extending",
             Self::Restoring => "restoring",
             Self::Hydrating => "hydrating",
+            Self::Recovering => "recovering",
             Self::PendingDestroy => "pending_destroy",
             Self::Destroying => "destroying",
             Self::Destroyed => "destroyed",
@@ -270,7 +275,7 @@ pub struct VolumeSnapshot {
     pub digest: String,
     /// When it was made.
     pub created_at: Timestamp,
-    /// `creating` or `created`.
+    /// `creating`, `created`, or `missing` while its host does not have its image.
     pub status: String,
     /// How many days it is kept.
     pub retention_days: u32,

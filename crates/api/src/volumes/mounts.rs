@@ -123,8 +123,9 @@ impl<'a> Asked<'a> {
             return Err(ApiError::volume_attached(id.as_str(), other.as_str()).into());
         }
         if !record.state.is_usable() {
-            let text = format!("{path}.volume: volume {id} is {}", record.state);
-            return Err(Failure::new(Code::WrongState, text));
+            let refusal = ApiError::volume_state(id.as_str(), record.state);
+            let error = format!("{path}.volume: {}", refusal.error);
+            return Err(ApiError { error, ..refusal }.into());
         }
         match self.host {
             Some(host) if *host != record.host => {

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use perch_store::{Expected, delete_doc, list_docs, put_doc_freeing};
 use perch_types::directory::{Document as _, Tombstone, VolumePlacementDoc, VolumeRecord};
 use perch_types::host::VolumeCommand;
+use perch_types::volume::VolumeState;
 use perch_types::{HostId, OrgSlug, VolumeId};
 
 use crate::config::Shared;
@@ -52,7 +53,13 @@ fn verdict(
         Some(Some(record)) if record.state.is_going() && placement.made && !placement.going => {
             Verdict::Going
         }
-        Some(Some(record)) if is_half && !is_buried && record.state.is_usable() => Verdict::Made,
+        Some(Some(record))
+            if is_half
+                && !is_buried
+                && (record.state.is_usable() || record.state == VolumeState::Recovering) =>
+        {
+            Verdict::Made
+        }
         Some(Some(record)) if is_buried && !record.state.is_going() => match record.attached {
             // Its machine goes first.
             Some(_) => Verdict::Wait,
@@ -159,7 +166,7 @@ async fn ask(shared: &Shared) -> BTreeMap<HostId, BTreeMap<VolumeId, VolumeRecor
 #[cfg(test)]
 mod tests {
     use perch_types::directory::Generation;
-    use perch_types::volume::{VolumeState, VolumeUsage};
+    use perch_types::volume::VolumeUsage;
     use perch_types::{MachineId, Timestamp};
 
     use super::*;
@@ -206,6 +213,7 @@ mod tests {
         let free = record(VolumeState::Created, false);
         let held = record(VolumeState::Created, true);
         let gone = record(VolumeState::PendingDestroy, false);
+        let lost = record(VolumeState::Recovering, false);
         for (made, going, buried, late, on_host, expected) in [
             (true, false, false, true, Some(Some(&free)), Leave),
             (true, false, false, true, Some(None), Leave),
@@ -214,6 +222,8 @@ mod tests {
             (false, false, false, true, Some(None), Forget),
             (false, false, false, false, Some(Some(&free)), Made),
             (false, false, false, true, Some(Some(&free)), Made),
+            (false, false, false, true, Some(Some(&lost)), Made),
+            (true, false, false, true, Some(Some(&lost)), Leave),
             (false, false, true, true, Some(Some(&free)), Destroy),
             (false, false, false, true, None, Wait),
             (true, false, true, false, Some(Some(&held)), Wait),

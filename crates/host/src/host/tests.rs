@@ -1,6 +1,7 @@
 //! Lives of machines on a server that is none: clocks that jump, schedules, standbys, limits.
 
 mod faults;
+mod lost;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};

@@ -130,6 +130,14 @@ fn no_snapshot(id: &SnapshotId) -> ApiError {
     ApiError::new(Code::SnapshotNotFound, format!("snapshot not found: {id}"))
 }
 
+fn lost_snapshot(id: &SnapshotId) -> ApiError {
+    let text = format!("snapshot {id} is missing: its host does not have its image");
+    ApiError::new(Code::WrongState, text).with_hint(format!(
+        "the server's operator puts `snapshots/{id}.img` back into the pool, which is noticed \
+         within a minute"
+    ))
+}
+
 impl Shared {
     pub(super) async fn create_volume(
         self: &Arc<Self>,
@@ -213,6 +221,9 @@ impl Shared {
             VolumeSource::Snapshot(id) => {
                 let found = self.volumes.snapshot(id).filter(|(_, found)| found.is_whole);
                 let (row, found) = found.ok_or_else(|| no_snapshot(id))?;
+                if found.is_lost {
+                    return Err(lost_snapshot(id));
+                }
                 (row, found.size_gb)
             }
         };
@@ -352,6 +363,7 @@ impl Shared {
             created_at: self.effects.clock.now(),
             retention_days: record.snapshot_retention,
             is_whole: false,
+            is_lost: false,
         };
         let (intent, snapshot) = (Intent::Snapshot { snapshot, is_daily }, Some(row));
         let admission = Some(admission);
@@ -585,5 +597,5 @@ fn unfinished(id: &VolumeId) -> ApiError {
 
 /// Returns why a volume takes no command.
 fn wrong_state(record: &VolumeRecord) -> ApiError {
-    ApiError::new(Code::WrongState, format!("volume {} is {}", record.id, record.state))
+    ApiError::volume_state(record.id.as_str(), record.state)
 }

@@ -184,6 +184,11 @@ impl Pool {
         self.folder.join("pool.img")
     }
 
+    /// Returns whether there is a pool, mounted or not.
+    fn is_made(&self) -> bool {
+        self.config.dir.is_some() || self.lock().is_some() || self.image_file().exists()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<Opened>> {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -312,7 +317,19 @@ impl Pool {
         Ok(held.usage()?)
     }
 
+    fn is_there_now(&self, disk: &Disk) -> Result<bool, Error> {
+        if !self.is_made() {
+            return Ok(false);
+        }
+        let path = Self::path(&self.root()?, disk);
+        path.try_exists().map_err(Error::path("look for", &path))
+    }
+
     fn remove_now(&self, disk: &Disk) -> Result<(), Error> {
+        // What is to be removed is no reason to make a pool.
+        if !self.is_made() {
+            return Ok(());
+        }
         let root = self.root()?;
         let path = Self::path(&root, disk);
         remove(&path.with_extension("new"))?;
@@ -473,6 +490,10 @@ impl VolumeDisks for Pool {
 
     fn folder(&self) -> PathBuf {
         self.config.dir.clone().unwrap_or_else(|| self.folder.clone())
+    }
+
+    async fn is_there(&self, disk: &Disk) -> Result<bool, Fault> {
+        here(|| self.is_there_now(disk))
     }
 
     async fn room(&self) -> Result<Room, Fault> {

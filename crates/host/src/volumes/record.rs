@@ -34,6 +34,9 @@ pub struct SnapshotRow {
     pub retention_days: u32,
     /// Whether it is whole.
     pub is_whole: bool,
+    /// Whether it was whole and its image is not there any more.
+    #[serde(default)]
+    pub is_lost: bool,
 }
 
 impl SnapshotRow {
@@ -58,7 +61,12 @@ impl SnapshotRow {
                 volume_size: u64::from(self.size_gb).saturating_mul(perch_types::volume::GIB),
                 digest: String::new(),
                 created_at: self.created_at,
-                status: if self.is_whole { "created" } else { "creating" }.to_owned(),
+                status: match (self.is_whole, self.is_lost) {
+                    (false, _) => "creating",
+                    (true, false) => "created",
+                    (true, true) => "missing",
+                }
+                .to_owned(),
                 retention_days: self.retention_days,
             },
         }
@@ -81,6 +89,7 @@ impl VolumeRow {
             | VolumeState::Extending
             | VolumeState::Restoring
             | VolumeState::Hydrating
+            | VolumeState::Recovering
             | VolumeState::Destroyed => false,
         }
     }
@@ -108,12 +117,8 @@ impl VolumeRow {
             }
             Some(_) | None => {}
         }
-        (!record.state.is_usable()).then(|| {
-            perch_types::ApiError::new(
-                perch_types::Code::WrongState,
-                format!("volume {} is {}", record.id, record.state),
-            )
-        })
+        let refusal = || perch_types::ApiError::volume_state(record.id.as_str(), record.state);
+        (!record.state.is_usable()).then(refusal)
     }
 }
 

@@ -44,14 +44,14 @@ impl Shared {
             let snapshot: SnapshotRow = snapshot;
             self.volumes.put_snapshot(snapshot);
         }
-        let mine: Vec<(VolumeId, OpenRun)> = ids
-            .into_iter()
-            .filter_map(|id| Some((id.clone(), runs.remove(id.as_str())?)))
-            .collect();
+        let mine: Vec<(VolumeId, OpenRun)> =
+            ids.iter().filter_map(|id| Some((id.clone(), runs.remove(id.as_str())?))).collect();
         // First of all: a machine may be waiting to write.
         for (id, open) in &mine {
             self.thaw_after(id, open).await;
         }
+        // Before any machine is started: it may mount what is not there.
+        self.compare_with_pool(&ids).await.map_err(state)?;
         // All turns before the first run: one may want another's volume as its source.
         let turns = mine.into_iter().filter_map(|(id, open)| {
             let entry = self.volumes.entry(&id).ok()?;

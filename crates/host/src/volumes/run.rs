@@ -188,9 +188,10 @@ impl Work {
 
     async fn step(&self, step: &str) -> Result<Value, Fault> {
         let disks = &self.shared.effects.volumes;
+        if step == GROW && self.has_nothing_to_grow().await? {
+            return Ok(Value::Null);
+        }
         let usage = match step {
-            // It is to go: nobody needs the room.
-            GROW if self.row.record.state.is_going() => return Ok(Value::Null),
             MAKE => disks.make(self.id(), self.bytes()).await?,
             GROW => disks.grow(self.id(), self.bytes()).await?,
             COPY => {
@@ -208,6 +209,16 @@ impl Work {
             }
         };
         Ok(serde_json::to_value(usage).unwrap_or_default())
+    }
+
+    /// Returns whether a volume was to grow that was destroyed while the run could not go on, or
+    /// that has no image.
+    async fn has_nothing_to_grow(&self) -> Result<bool, Fault> {
+        if !matches!(self.intent, Intent::Extend { .. }) {
+            return Ok(false);
+        }
+        let is_going = self.row.record.state.is_going();
+        Ok(is_going || !self.shared.effects.volumes.is_there(&self.disk()).await?)
     }
 
     /// Returns what the run removes.
@@ -263,11 +274,14 @@ impl Work {
                 }
             }
             Intent::Extend { .. } if is_going => {}
-            Intent::Extend { size_gb } => {
-                row.record.size_gb = *size_gb;
-                row.record.usage = usage(GROW).unwrap_or(row.record.usage);
-                row.record.state = VolumeState::Created;
-            }
+            Intent::Extend { size_gb } => match usage(GROW) {
+                Some(usage) => {
+                    row.record.size_gb = *size_gb;
+                    row.record.usage = usage;
+                    row.record.state = VolumeState::Created;
+                }
+                None => row.record.state = VolumeState::Recovering,
+            },
             Intent::Snapshot { snapshot, is_daily } => {
                 let known = self.snapshots.iter().find(|known| known.id == *snapshot);
                 match known.filter(|_| is_done) {

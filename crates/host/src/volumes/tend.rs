@@ -108,8 +108,12 @@ impl Shared {
             if self.stopping.is_cancelled() {
                 return;
             }
-            if !self.retry_volume(&known.row.record.id) {
+            let id = &known.row.record.id;
+            if !self.retry_volume(id) {
                 self.tend_volume(&known).await;
+                if let Err(error) = self.compare_with_pool(std::slice::from_ref(id)).await {
+                    tracing::warn!(volume = %id, %error, "missing image was not noted");
+                }
             }
         }
     }

@@ -391,3 +391,46 @@ async fn a_volume_that_is_destroyed_while_its_run_cannot_go_on_stays_destroyed()
     assert_eq!(record.destroy_at, destroyed.destroy_at);
     assert_eq!(rig.server.touches(&disk), touches, "it was made larger for nobody");
 }
+
+#[tokio::test]
+async fn a_volume_that_was_to_grow_and_has_no_image_stays_as_it_was_until_that_is_back() {
+    let mut rig = Rig::new();
+    let disk = Disk::Volume(id(1));
+    rig.create(1, VolumeSource::Empty).await;
+    rig.server.hold_disks(true);
+    let shared = Arc::clone(&rig.shared);
+    let growing = tokio::spawn(async move { shared.extend_volume(&id(1), 3).await });
+    rig.leave(growing, &disk).await;
+    rig.server.put_disk(disk.clone(), None);
+    rig.restart().await;
+    rig.finish().await;
+    let said = |rig: &Rig| {
+        let record = rig.known(&id(1)).row.record;
+        (record.state, record.size_gb)
+    };
+    assert_eq!(said(&rig), (VolumeState::Recovering, 1));
+    assert_eq!(rig.shared.journal.unfinished().unwrap().runs.len(), 0);
+    rig.server.put_disk(disk, Some(GIB));
+    rig.shared.tend_volumes().await;
+    assert_eq!(said(&rig), (VolumeState::Created, 1));
+    rig.shared.extend_volume(&id(1), 3).await.unwrap();
+    assert_eq!(said(&rig), (VolumeState::Created, 3));
+}
+
+#[tokio::test]
+async fn a_volume_that_was_to_grow_and_was_destroyed_since_does_not_come_back() {
+    let mut rig = Rig::new();
+    let disk = Disk::Volume(id(1));
+    rig.create(1, VolumeSource::Empty).await;
+    rig.server.hold_disks(true);
+    let shared = Arc::clone(&rig.shared);
+    let growing = tokio::spawn(async move { shared.extend_volume(&id(1), 3).await });
+    rig.leave(growing, &disk).await;
+    let destroy = |row: &mut VolumeRow| row.record.state = VolumeState::PendingDestroy;
+    rig.shared.write_volume(&id(1), destroy).await.unwrap();
+    rig.restart().await;
+    rig.finish().await;
+    let record = rig.known(&id(1)).row.record;
+    assert_eq!((record.state, record.size_gb), (VolumeState::PendingDestroy, 1));
+    assert_eq!(rig.server.disks().0.get(&disk), Some(&GIB));
+}

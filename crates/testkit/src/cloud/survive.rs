@@ -86,6 +86,31 @@ impl Cloud {
         }
     }
 
+    /// Has one process of the server stand still. What is asked of it waits.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn pause_role(&self, role: &str) -> Result<()> {
+        let found = self.role_pids().into_iter().find(|(name, _)| name == role);
+        let (_, pid) = found.with_context(|| format!("find the {role} process"))?;
+        signal(pid, Signal::STOP)
+    }
+
+    /// Kills all processes of the server with SIGKILL, also one that stands still; machines run
+    /// on.
+    ///
+    /// # Errors
+    /// When a process does not end.
+    pub fn crash(&mut self) -> Result<()> {
+        let roles = self.role_pids();
+        // First the supervisor: it would start the others again.
+        self.signal(Signal::STOP)?;
+        for (_, pid) in roles {
+            signal(pid, Signal::KILL)?;
+        }
+        self.kill()
+    }
+
     /// Kills the monitor of a machine, or its init, with SIGKILL; returns whether it ran.
     ///
     /// # Errors
@@ -184,6 +209,11 @@ impl Cloud {
         }
         Ok((machines, wrong))
     }
+}
+
+fn signal(pid: i32, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(pid).context("read a process id")?;
+    kill_process(pid, signal).context("signal a process")
 }
 
 /// Writes into a host's file that the server was booted another time when it was written.

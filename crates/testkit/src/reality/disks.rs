@@ -98,11 +98,11 @@ impl Disks {
         for (id, row) in &self.volumes {
             let row = &row["record"];
             let state = row["state"].as_str().unwrap_or_default();
-            if !["created", "pending_destroy"].contains(&state) {
+            if !["created", "pending_destroy", "recovering"].contains(&state) {
                 wrong.push(format!("volume {id} is {state}"));
             }
-            if !self.volume_files.contains(id) {
-                wrong.push(format!("volume {id} has no disk"));
+            if self.volume_files.contains(id) == (state == "recovering") {
+                wrong.push(format!("volume {id} is {state} and has a disk or none"));
             }
             let holder = row["attached"].as_str();
             let holder_said = said.iter().find(|one| Some(one.id.as_str()) == holder);
@@ -129,8 +129,9 @@ impl Disks {
             if row["is_whole"] != true {
                 wrong.push(format!("snapshot {id} is not whole"));
             }
-            if !self.snapshot_files.contains(id) {
-                wrong.push(format!("snapshot {id} has no disk"));
+            if self.snapshot_files.contains(id) == (row["is_lost"] == true) {
+                wrong
+                    .push(format!("snapshot {id} has a disk, or none, and its row says otherwise"));
             }
         }
         let nobodys = |files: &BTreeSet<String>, rows: &BTreeMap<String, Value>| -> Vec<String> {
@@ -162,7 +163,8 @@ impl Disks {
                 wrong.push(format!("of volume {id} is said {public}, there is {own}"));
             }
         }
-        let kept = unknown.iter().filter(|(_, row)| row["record"]["state"] == "created");
+        let kept = |state: &Value| state == "created" || state == "recovering";
+        let kept = unknown.iter().filter(|(_, row)| kept(&row["record"]["state"]));
         wrong.extend(kept.map(|(id, _)| format!("volume {id} is lost")));
         wrong
     }
@@ -200,6 +202,16 @@ mod tests {
         assert_eq!(mounted().differences(&runs, &records), Vec::<String>::new());
         let unmounted = Disks { loops: BTreeMap::new(), ..mounted() };
         assert_eq!(unmounted.differences(&rests, &records), Vec::<String>::new());
+        let lost = Disks {
+            volumes: [(
+                "vol_1".to_owned(),
+                json!({"record": {"state": "recovering", "attached": "a"}}),
+            )]
+            .into(),
+            snapshots: [("vs_1".to_owned(), json!({"is_whole": true, "is_lost": true}))].into(),
+            ..Disks::default()
+        };
+        assert_eq!(lost.differences(&rests, &records), Vec::<String>::new());
         let row = |state: &str, attached: Value| {
             let row = json!({"record": {"state": state, "attached": attached}});
             BTreeMap::from([("vol_1".to_owned(), row)])
@@ -208,6 +220,11 @@ mod tests {
             unmounted,
             Disks { loops: [("vol_1".to_owned(), 2)].into(), ..mounted() },
             Disks { volumes: row("extending", json!("a")), ..mounted() },
+            Disks { volumes: row("recovering", json!("a")), ..mounted() },
+            Disks {
+                snapshots: [("vs_1".to_owned(), json!({"is_whole": true, "is_lost": true}))].into(),
+                ..mounted()
+            },
             Disks { volumes: row("created", Value::Null), ..mounted() },
             Disks { volumes: row("created", json!("b")), ..mounted() },
             Disks { volumes: BTreeMap::new(), ..mounted() },

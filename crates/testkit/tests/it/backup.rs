@@ -5,6 +5,59 @@ use std::fs;
 use perch_testkit::Cloud;
 use serde_json::{Value, json};
 
+/// A machine that runs on a volume, of which there is a snapshot.
+struct Mounted {
+    machine: String,
+    volume: String,
+}
+
+impl Mounted {
+    fn new(cloud: &Cloud, image: &str) -> Self {
+        let volumes = "/v1/apps/web/volumes";
+        let asked = json!({"name": "data", "size_gb": 1});
+        let made = cloud.must("POST", volumes, &asked).unwrap();
+        let volume = made["id"].as_str().unwrap().to_owned();
+        let mounts = json!([{"volume": volume, "path": "/data"}]);
+        let config = json!({"image": image, "mounts": mounts});
+        let machine = cloud.machine("web", &config, "started").unwrap();
+        cloud.must("POST", &format!("{volumes}/{volume}/snapshots"), &Value::Null).unwrap();
+        Self { machine, volume }
+    }
+
+    fn state(&self, cloud: &Cloud) -> Value {
+        let path = format!("/v1/apps/web/volumes/{}", self.volume);
+        cloud.must("GET", &path, &Value::Null).unwrap()["state"].clone()
+    }
+
+    /// Its image is not in the backup: that is what is said, and nothing is started on nothing.
+    fn is_told_as_lost(&self, cloud: &Cloud) {
+        cloud.reaches("web", &self.machine, "failed").unwrap();
+        assert_eq!(self.state(cloud), "recovering");
+        let start = format!("/v1/apps/web/machines/{}/start", self.machine);
+        let refused = cloud.call("POST", &start, &Value::Null).unwrap();
+        assert_eq!(refused.status, 409, "{}", refused.text());
+        assert!(refused.text().contains("does not have its image"), "{}", refused.text());
+        assert!(refused.json()["hint"].as_str().unwrap().contains(&self.volume));
+        let snapshots = format!("/v1/apps/web/volumes/{}/snapshots", self.volume);
+        let snapshots = cloud.must("GET", &snapshots, &Value::Null).unwrap();
+        assert_eq!(snapshots[0]["status"], "missing", "{snapshots}");
+    }
+
+    /// An operator puts an image back, for which there is a pool again with the first new volume.
+    fn comes_back(&self, cloud: &mut Cloud) {
+        let asked = json!({"name": "new", "size_gb": 1});
+        let made = cloud.must("POST", "/v1/apps/web/volumes", &asked).unwrap();
+        cloud.stop().unwrap();
+        let image = |id: &str| cloud.place().pool.join("volumes").join(format!("{id}.img"));
+        fs::copy(image(made["id"].as_str().unwrap()), image(&self.volume)).unwrap();
+        cloud.boot().unwrap();
+        assert_eq!(self.state(cloud), "created");
+        let start = format!("/v1/apps/web/machines/{}/start", self.machine);
+        cloud.must("POST", &start, &Value::Null).unwrap();
+        cloud.reaches("web", &self.machine, "started").unwrap();
+    }
+}
+
 #[test]
 fn a_backup_of_a_running_server_is_restored_onto_an_empty_one() {
     let test = "a_backup_of_a_running_server_is_restored_onto_an_empty_one";
@@ -26,6 +79,7 @@ fn a_backup_of_a_running_server_is_restored_onto_an_empty_one() {
     let stop = format!("/v1/apps/web/machines/{rests}/stop");
     cloud.must("POST", &stop, &json!({})).unwrap();
     cloud.reaches("web", &rests, "stopped").unwrap();
+    let mounted = Mounted::new(&cloud, &image);
     let before = cloud.machine_of("web", &runs).unwrap();
     let token = cloud.token.clone();
 
@@ -56,8 +110,9 @@ fn a_backup_of_a_running_server_is_restored_onto_an_empty_one() {
 
     // The machine runs again: as it was, with an image out of the restored registry.
     cloud.reaches("web", &runs, "started").unwrap();
+    mounted.is_told_as_lost(&cloud);
     let machines = cloud.agrees("web").unwrap();
-    assert_eq!(machines.len(), 2, "{machines:#?}");
+    assert_eq!(machines.len(), 3, "{machines:#?}");
     assert!(!machines.iter().any(|machine| machine["id"] == later.as_str()));
     let after = cloud.machine_of("web", &runs).unwrap();
     for same in ["name", "private_ip", "config", "instance_id", "created_at"] {
@@ -73,6 +128,7 @@ fn a_backup_of_a_running_server_is_restored_onto_an_empty_one() {
     cloud.must("POST", &start, &Value::Null).unwrap();
     cloud.reaches("web", &rests, "started").unwrap();
     cloud.machine("web", &config, "started").unwrap();
+    mounted.comes_back(&mut cloud);
     cloud.agrees("web").unwrap();
     cloud.finish().unwrap();
 }

@@ -11,6 +11,7 @@ mod deploys;
 mod disk;
 mod draining;
 mod edge;
+mod fixtures;
 mod follow;
 mod hostile;
 mod inside;

@@ -358,3 +358,20 @@ async fn what_is_in_a_full_pool_can_be_removed_after_a_restart() {
     assert!(pool.findings()[0].contains("no reflink"), "{:?}", pool.findings());
     rustix::mount::unmount(&dir, UnmountFlags::empty()).unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_for_an_image_and_a_removal_make_no_pool() {
+    let folder = tempfile::tempdir().unwrap();
+    let pool = open(folder.path(), 2 * GIB);
+    let disk = Disk::Volume(id(1));
+    assert!(!pool.is_there(&disk).await.unwrap());
+    pool.remove(&disk).await.unwrap();
+    assert!(!pool.image_file().exists());
+    // One that is an operator's own folder is there from the beginning.
+    let dir = Some(folder.path().join("own"));
+    let pool = Pool::open(&folder.path().join("none"), PoolConfig { dir, ..PoolConfig::default() });
+    let pool = pool.unwrap();
+    assert!(!pool.is_there(&disk).await.unwrap());
+    fs::write(pool.image(&id(1)), "an image").unwrap();
+    assert!(pool.is_there(&disk).await.unwrap());
+}

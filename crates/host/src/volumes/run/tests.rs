@@ -77,6 +77,7 @@ impl World for Volume {
             created_at: Timestamp::from_unix_ms(1),
             retention_days: 1,
             is_whole: false,
+            is_lost: false,
         };
         let snapshots = if self.makes_it() { Vec::new() } else { vec![known] };
         Work {
