@@ -40,6 +40,11 @@ async fn labels_change_without_a_new_version() {
     api.set_metadata(&web(), id, ("d", "5")).await.unwrap();
     api.delete_metadata(&web(), id, "c").await.unwrap();
     api.delete_metadata(&web(), id, "never").await.unwrap();
+    // One that can be no label's key is as little there.
+    for key in ["never", "a%0Ab", &"k".repeat(129)] {
+        let (status, error) = cloud.error(("GET", &format!("{path}/{key}")), Some(ADMIN), "").await;
+        assert_eq!((status, error.code), (404, Code::NotFound), "{key}: {error}");
+    }
     assert_eq!(labels(&cloud, id).await, "d=5 ");
     api.replace_metadata(&web(), id, &update(&[("e", Some("6")), ("f", None)])).await.unwrap();
     assert_eq!(labels(&cloud, id).await, "e=6 ");

@@ -17,23 +17,27 @@ use crate::effects::Disk;
 use crate::fake::FakeServer;
 use crate::machine::run::tests::shared_at;
 
-/// Clocks that stand still until somebody turns the wall clock.
+/// A wall clock that stands still until somebody turns it, beside one that moves on each time it is
+/// looked at.
 #[derive(Debug, Default)]
-struct Calendar(AtomicI64);
+struct Calendar {
+    turned_ms: AtomicI64,
+    looks: AtomicU64,
+}
 
 impl Calendar {
     fn turn(&self, days: i64) {
-        self.0.fetch_add(days * record::DAY_MS, Ordering::Relaxed);
+        self.turned_ms.fetch_add(days * record::DAY_MS, Ordering::Relaxed);
     }
 }
 
 impl Clock for Calendar {
     fn now(&self) -> Timestamp {
-        Timestamp::from_unix_ms(1_700_000_000_000 + self.0.load(Ordering::Relaxed))
+        Timestamp::from_unix_ms(1_700_000_000_000 + self.turned_ms.load(Ordering::Relaxed))
     }
 
     fn boot_ms(&self) -> u64 {
-        1
+        self.looks.fetch_add(1, Ordering::Relaxed)
     }
 }
 

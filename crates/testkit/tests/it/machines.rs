@@ -1,6 +1,8 @@
 //! The life of a machine through the API.
 
-use perch_testkit::Cloud;
+use std::time::Duration;
+
+use perch_testkit::{Cloud, wait_for};
 use serde_json::{Value, json};
 
 #[test]
@@ -52,6 +54,84 @@ fn a_machine_runs_what_it_was_told_and_says_so() {
     assert_eq!(cloud.machine_of("web", &id).unwrap()["state"], "destroyed");
     let list = cloud.must("GET", "/v1/apps/web/machines", &Value::Null).unwrap();
     assert_eq!(list, json!([]));
+    cloud.finish().unwrap();
+}
+
+/// Sends requests at once; returns their statuses and answers in the same order.
+fn at_once(cloud: &Cloud, requests: &[(&str, String, Value)]) -> Vec<(u16, Value)> {
+    std::thread::scope(|scope| {
+        let asking: Vec<_> = requests
+            .iter()
+            .map(|(method, path, body)| {
+                scope.spawn(move || {
+                    let answer = cloud.call(method, path, body).unwrap();
+                    (answer.status, answer.json())
+                })
+            })
+            .collect();
+        asking.into_iter().map(|one| one.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn of_fifty_changes_at_once_none_that_was_answered_is_lost() {
+    let test = "of_fifty_changes_at_once_none_that_was_answered_is_lost";
+    let Some(cloud) = Cloud::start(test).unwrap() else {
+        return;
+    };
+    let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
+    let config = |number: u32| json!({"image": image, "env": {"NUMBER": number.to_string()}});
+    let id = cloud.machine("web", &config(99), "started").unwrap();
+    let path = format!("/v1/apps/web/machines/{id}");
+    let update = |number| ("POST", path.clone(), json!({"config": config(number)}));
+    let merge = |number: u32| {
+        let body = json!({"metadata": {(format!("k{number}")): number.to_string()}});
+        ("PATCH", format!("{path}/metadata"), body)
+    };
+    let is_update = |number: u32| number.is_multiple_of(2);
+    let all: Vec<_> = (0..50)
+        .map(|number| if is_update(number) { update(number) } else { merge(number) })
+        .collect();
+    let mut versions = Vec::new();
+    for (status, answer) in at_once(&cloud, &all) {
+        match status {
+            200 => versions.push(answer["instance_id"].clone()),
+            // A label has no answer; somebody was faster, or too much waits already.
+            204 | 409 | 429 => {}
+            _ => panic!("{status} {answer}"),
+        }
+    }
+    assert!(!versions.is_empty());
+    // What waits for the machine is carried out in turn, and this one is the last.
+    let (method, at, body) = update(100);
+    let last = wait_for("the last update to be taken", Duration::from_secs(60), || {
+        let answer = cloud.call(method, &at, &body).ok()?;
+        (answer.status == 200).then(|| answer.json()["instance_id"].clone())
+    });
+    let last = last.unwrap();
+    let wait =
+        format!("{path}/wait?state=started&timeout=60&instance_id={}", last.as_str().unwrap());
+    cloud.must("GET", &wait, &Value::Null).unwrap();
+    let machine = cloud.machine_of("web", &id).unwrap();
+    assert_eq!(
+        (&machine["instance_id"], &machine["config"]["env"]["NUMBER"]),
+        (&last, &json!("100"))
+    );
+    let kept = cloud.must("GET", &format!("{path}/versions"), &Value::Null).unwrap();
+    let kept: Vec<&Value> = kept.as_array().unwrap().iter().map(|one| &one["version"]).collect();
+    assert_eq!(kept[0], &last);
+    // The last twenty are kept.
+    let has = |version| kept.contains(&version) || kept.len() == 20;
+    assert!(versions.iter().all(has), "{versions:?} {kept:?}");
+
+    let all: Vec<_> = (0..50).map(merge).collect();
+    for (status, answer) in at_once(&cloud, &all) {
+        assert_eq!(status, 204, "{answer}");
+    }
+    let labels = cloud.machine_of("web", &id).unwrap()["config"]["metadata"].clone();
+    for number in 0..50 {
+        assert_eq!(labels[format!("k{number}")], json!(number.to_string()), "{labels}");
+    }
     cloud.finish().unwrap();
 }
 
