@@ -44,6 +44,10 @@ pub struct Pressure {
     pub oom_kills: u64,
     /// Processes that could not be made because there were too many.
     pub forks_refused: u64,
+    /// Whether its root file system is full now.
+    pub root_full: bool,
+    /// Lines that its log could not keep; 0 as well when nothing was written since the last look.
+    pub log_dropped: u64,
 }
 
 /// The cgroup hierarchies of this server.
@@ -295,6 +299,7 @@ impl Hierarchies {
         Pressure {
             oom_kills: field("memory", memory, "oom_kill").unwrap_or_default(),
             forks_refused: field("pids", "pids.events", "max").unwrap_or_default(),
+            ..Pressure::default()
         }
     }
 

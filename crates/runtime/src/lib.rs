@@ -15,6 +15,7 @@ pub mod memory;
 pub mod process;
 pub mod processes;
 pub mod protocol;
+pub mod room;
 pub mod sandbox;
 pub mod spec;
 pub mod volume;

@@ -320,8 +320,29 @@ async fn a_standby_starts_once_for_each_failure_and_for_nothing_else() {
 #[tokio::test]
 async fn a_limit_that_was_reached_is_told_once_a_boot() {
     let rig = Rig::new().await;
-    let id = rig.create(1, json!({"restart": {"policy": "always"}})).await;
-    rig.server.runtime.set_pressure(Pressure { oom_kills: 1, forks_refused: 3 });
+    let volume = CreateVolume {
+        id: VolumeId::from_bits(1),
+        org: OrgSlug::personal(),
+        app: "web".parse().unwrap(),
+        app_id: "app_1".to_owned(),
+        name: "data".to_owned(),
+        size_gb: 1,
+        source: VolumeSource::Empty,
+        snapshot_retention: 5,
+        auto_backup: false,
+    };
+    let volume = rig.host.create_volume(volume).await.unwrap().id;
+    let mounts = json!([{"volume": volume, "path": "/data"}]);
+    let id = rig.create(1, json!({"restart": {"policy": "always"}, "mounts": mounts})).await;
+    rig.host.shared.look_at_limits().await;
+    assert!(of_kind(&rig.look(&id).await, "limit").is_empty());
+    rig.server.fill(100);
+    rig.server.runtime.set_pressure(Pressure {
+        oom_kills: 1,
+        forks_refused: 3,
+        root_full: true,
+        log_dropped: 2,
+    });
     for boots in [1, 2] {
         for _ in 0..3 {
             rig.host.shared.look_at_limits().await;
@@ -332,10 +353,13 @@ async fn a_limit_that_was_reached_is_told_once_a_boot() {
             .into_iter()
             .map(|event| event.request.clone().unwrap()["error"].as_str().unwrap().to_owned())
             .collect();
-        assert_eq!(told.len(), 2 * boots, "{told:?}");
+        assert_eq!(told.len(), 5 * boots, "{told:?}");
         assert_eq!(
-            told[..2],
+            told[..5],
             [
+                "log lines were dropped: the machine wrote more than its log keeps",
+                "out of disk: a volume that the machine mounts is full",
+                "out of disk: the machine's root file system is full",
                 "too many processes: the machine reached its 4096 and could make no other",
                 "out of memory: the machine reached its 256 MiB and a process in it was killed",
             ]

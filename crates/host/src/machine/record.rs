@@ -65,6 +65,12 @@ pub enum Reached {
     Memory,
     /// No further process could be made.
     Processes,
+    /// Its root file system was full.
+    Disk,
+    /// A volume that it mounts was full.
+    Volume,
+    /// Its log could not keep every line.
+    Log,
 }
 
 impl Boot {
@@ -250,6 +256,16 @@ impl Record {
                     "too many processes: the machine reached its {} and could make no other",
                     super::guest::limits(config).pids_max
                 ),
+            ),
+            Reached::Disk => {
+                ("disk", "out of disk: the machine's root file system is full".to_owned())
+            }
+            Reached::Volume => {
+                ("volume", "out of disk: a volume that the machine mounts is full".to_owned())
+            }
+            Reached::Log => (
+                "log",
+                "log lines were dropped: the machine wrote more than its log keeps".to_owned(),
             ),
         };
         let boot = self.boot.as_mut().filter(|boot| !boot.reached.contains(&what))?;

@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,6 +15,7 @@ use tokio::net::UnixStream;
 use super::exec;
 use crate::cgroup::Hierarchies;
 use crate::protocol::{Answer, FRAME_BYTES_MAX, InstanceInfo, PROTOCOL, Request, Stats};
+use crate::room::{self, LogMark};
 use crate::spec::{ExitReason, ExitStatus, MachineDir};
 use crate::{
     ContainerStart, Containers, Error, ExecOutput, ExecRequest, ExecStream, GuestExec, GuestStart,
@@ -36,6 +38,8 @@ pub(super) struct SandboxInstance {
     dir: MachineDir,
     info: InstanceInfo,
     init: OwnedFd,
+    /// How far the log was when its monitor last said how many lines it had dropped.
+    log_seen: Mutex<Option<LogMark>>,
 }
 
 impl SandboxInstance {
@@ -46,7 +50,7 @@ impl SandboxInstance {
             return Err(Error::Stranger { machine: dir.machine.to_string(), reason });
         }
         let init = info.init.open().map_err(|_| Error::Ended(dir.machine.to_string()))?;
-        Ok(Self { dir, info, init })
+        Ok(Self { dir, info, init, log_seen: Mutex::default() })
     }
 
     /// Connects and makes sure that the one who answers is this boot's monitor.
@@ -153,6 +157,10 @@ impl SandboxInstance {
             Ok(Err(error)) => Err(Error::system(operation)(io::Error::other(error))),
             Err(_) => Err(late),
         }
+    }
+
+    fn log_seen(&self) -> MutexGuard<'_, Option<LogMark>> {
+        self.log_seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn own_status(&self) -> Result<Option<ExitStatus>, Error> {
@@ -294,7 +302,20 @@ impl Instance for SandboxInstance {
     }
 
     async fn pressure(&self) -> Result<Pressure, Error> {
-        self.look("read the limits", |all, group| Ok(all.pressure(group))).await
+        let (init, log) = (self.info.init.pid, self.dir.log_dir());
+        let look = move |all: &Hierarchies, group: &Path| {
+            let root_full = room::is_root_full(init);
+            Ok((Pressure { root_full, ..all.pressure(group) }, LogMark::of(&log)))
+        };
+        let (pressure, mark) = self.look("read the limits", look).await?;
+        // The monitor of a machine that writes nothing is left alone; one that is too busy to say
+        // it is asked again.
+        if *self.log_seen() == mark {
+            return Ok(pressure);
+        }
+        let Ok(stats) = self.stats().await else { return Ok(pressure) };
+        *self.log_seen() = mark;
+        Ok(Pressure { log_dropped: stats.log_dropped, ..pressure })
     }
 
     async fn processes(&self) -> Result<Vec<Process>, Error> {

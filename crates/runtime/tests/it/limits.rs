@@ -48,6 +48,35 @@ async fn x1_f6_the_disk_has_a_hard_edge() {
 }
 
 #[tokio::test]
+async fn a_full_disk_and_lost_lines_are_seen_from_outside() {
+    let Some(machine) = Machine::new("pressure") else {
+        return;
+    };
+    let script = "line=$(head -c 4000 /dev/zero | tr '\\0' x); echo up; \
+         while [ ! -e /go ]; do sleep 0.02; done; exec yes $line";
+    let instance = machine.boot(script).await;
+    machine.wait_for_output("up").await;
+    let pressure = instance.pressure().await.unwrap();
+    assert_eq!((pressure.root_full, pressure.log_dropped), (false, 0), "{pressure:?}");
+    exec(&*instance, "dd if=/dev/zero of=/big bs=64k").await;
+    assert!(instance.pressure().await.unwrap().root_full);
+    exec(&*instance, "rm /big && sync && touch /go").await;
+    let seen = async {
+        loop {
+            let pressure = instance.pressure().await.unwrap();
+            if pressure.log_dropped > 0 && !pressure.root_full {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(crate::machine::LIMIT, seen).await.expect("dropped lines are seen");
+    instance.kill().await.unwrap();
+    wait(&*instance).await;
+    machine.assert_clean();
+}
+
+#[tokio::test]
 async fn x1_k10_open_files_and_core_files_have_a_limit() {
     let Some(machine) = Machine::new("files") else {
         return;

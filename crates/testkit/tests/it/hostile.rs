@@ -19,6 +19,7 @@ fn greedy(cloud: &Cloud, script: &str, policy: &str, memory_mb: u32) -> String {
         "init": {"exec": ["/bin/sh", "-c", script]},
         "restart": {"policy": policy},
         "guest": {"cpu_kind": "shared", "cpus": 1, "memory_mb": memory_mb},
+        "rootfs": {"size_gb": 1},
     });
     let body = json!({"config": config});
     let machine = cloud.must("POST", "/v1/apps/greedy/machines", &body).unwrap();
@@ -82,6 +83,9 @@ fn x1_machines_that_take_all_they_can_get_harm_nobody_else() {
         "no",
         256,
     );
+    // Most of it without a write: the server's disk is not what is tested.
+    let script = "fallocate -l 900M /most; dd if=/dev/zero of=/rest bs=64k; exec sleep 100000";
+    let disk = greedy(&cloud, script, "no", 256);
     let over = AtomicBool::new(false);
     let answers = std::thread::scope(|scope| {
         let asking = scope.spawn(|| {
@@ -105,7 +109,10 @@ fn x1_machines_that_take_all_they_can_get_harm_nobody_else() {
             })
         })
         .and_then(|()| {
-            wait_for("the events to say so", LONG, || reached(&cloud, &processes, "processes"))
+            let limits = [(&processes, "processes"), (&log, "log"), (&disk, "disk")];
+            wait_for("the events to say so", LONG, || {
+                limits.iter().try_for_each(|(id, limit)| reached(&cloud, id, limit))
+            })
         })
         .and_then(|()| {
             wait_for("files to run out", LONG, || exits(&cloud, &files).first().map(drop))
@@ -122,7 +129,7 @@ fn x1_machines_that_take_all_they_can_get_harm_nobody_else() {
         !of_neighbour["events"].as_array().unwrap().iter().any(|event| event["type"] == "exit"),
         "{of_neighbour}"
     );
-    for id in [first, memory, log, processes, files] {
+    for id in [first, memory, log, processes, files, disk] {
         let path = format!("/v1/apps/greedy/machines/{id}?force=true");
         cloud.must("DELETE", &path, &Value::Null).unwrap();
         cloud.reaches("greedy", &id, "destroyed").unwrap();
