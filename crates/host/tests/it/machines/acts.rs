@@ -15,6 +15,8 @@ use super::volumes::volume;
 const SCRIPT: &str = "echo up; while [ ! -e /tmp/go ]; do sleep 0.02; done; rm /tmp/go; exit 0";
 /// Beyond the time that a destroyed volume is kept.
 const LATER_MS: i64 = 25 * 60 * 60 * 1000;
+/// Beyond the days that a snapshot of a test's volume is kept.
+const EXPIRED_MS: i64 = 6 * LATER_MS;
 /// Numbers of machines that only look at a volume begin here.
 const LOOKING: u64 = 500_000;
 
@@ -40,6 +42,9 @@ acts! {
     Restart,
     Update,
     UpdateStopped,
+    UpdateOnly,
+    UpdateSuspended,
+    UpdateSuspendedOnly,
     UpdateToNothing,
     Cordon,
     Exit,
@@ -59,6 +64,7 @@ acts! {
     VolumeFork,
     VolumeDestroy,
     VolumePurge,
+    SnapshotExpire,
 }
 
 /// What a machine is to have come to before an act begins.
@@ -94,8 +100,11 @@ impl Act {
             | Self::VolumeCreate
             | Self::VolumeRestore
             | Self::VolumeDestroy
-            | Self::VolumePurge => Before::Nothing,
-            Self::Start | Self::UpdateStopped | Self::DestroyStopped => Before::Stopped,
+            | Self::VolumePurge
+            | Self::SnapshotExpire => Before::Nothing,
+            Self::Start | Self::UpdateStopped | Self::UpdateOnly | Self::DestroyStopped => {
+                Before::Stopped
+            }
             Self::Stop
             | Self::Restart
             | Self::Update
@@ -110,7 +119,10 @@ impl Act {
             | Self::VolumeExtend
             | Self::VolumeSnapshot
             | Self::VolumeFork => Before::Started,
-            Self::Resume | Self::StopSuspended => Before::Suspended,
+            Self::Resume
+            | Self::StopSuspended
+            | Self::UpdateSuspended
+            | Self::UpdateSuspendedOnly => Before::Suspended,
         }
     }
 
@@ -148,6 +160,9 @@ impl Act {
             | Self::ExitAndRestart
             | Self::Update
             | Self::UpdateStopped
+            | Self::UpdateOnly
+            | Self::UpdateSuspended
+            | Self::UpdateSuspendedOnly
             | Self::UpdateToNothing
             | Self::UpdateUnmounted => Kind::Changes,
             Self::VolumeCreate
@@ -156,7 +171,8 @@ impl Act {
             | Self::VolumeRestore
             | Self::VolumeFork
             | Self::VolumeDestroy
-            | Self::VolumePurge => Kind::OfVolume,
+            | Self::VolumePurge
+            | Self::SnapshotExpire => Kind::OfVolume,
         }
     }
 
@@ -209,13 +225,16 @@ impl Act {
         if before == Before::Started && self.mounts() {
             exec(host, &id, "echo before > /data/before && sync").await.unwrap();
         }
-        if matches!(self, Self::VolumeRestore | Self::VolumePurge) {
+        if matches!(self, Self::VolumeRestore | Self::VolumePurge | Self::SnapshotExpire) {
             let snapshot = VolumeCommand::Snapshot { id: snapshot(number) };
             host.volume_command(&data(number), snapshot).await.unwrap();
         }
         if self == Self::VolumePurge {
             host.volume_command(&data(number), VolumeCommand::Destroy).await.unwrap();
             server.clock.turn(LATER_MS);
+        }
+        if self == Self::SnapshotExpire {
+            server.clock.turn(EXPIRED_MS);
         }
     }
 
@@ -233,9 +252,13 @@ impl Act {
             Self::Start | Self::Resume => Command::Start,
             Self::Stop | Self::StopSuspended => Command::Stop { signal: None, timeout: None },
             Self::Restart => Command::Restart { force: true, signal: None, timeout: None },
-            Self::Update | Self::UpdateStopped | Self::UpdateToNothing | Self::UpdateUnmounted => {
-                self.update(number)
-            }
+            Self::Update
+            | Self::UpdateStopped
+            | Self::UpdateOnly
+            | Self::UpdateSuspended
+            | Self::UpdateSuspendedOnly
+            | Self::UpdateToNothing
+            | Self::UpdateUnmounted => self.update(number),
             Self::Cordon => Command::SetCordoned { cordoned: true },
             Self::Destroy | Self::DestroyStopped | Self::DestroyMounted => {
                 Command::Destroy { force: true }
@@ -247,7 +270,8 @@ impl Act {
             | Self::VolumeRestore
             | Self::VolumeFork
             | Self::VolumeDestroy
-            | Self::VolumePurge => return self.begin_with_volume(host, number).await,
+            | Self::VolumePurge
+            | Self::SnapshotExpire => return self.begin_with_volume(host, number).await,
         };
         host.command(&id, command).await.map(drop)
     }
@@ -289,7 +313,7 @@ impl Act {
             epoch: 2,
             config: Box::new(config),
             config_digest: format!("{number}-2"),
-            skip_launch: false,
+            skip_launch: matches!(self, Self::UpdateOnly | Self::UpdateSuspendedOnly),
             cordoned: false,
             secrets: perch_types::host::SecretsWanted::default(),
         }
@@ -323,8 +347,11 @@ impl Act {
             Self::ExitAndRestart | Self::Resume => {
                 found.state == MachineState::Started && events("start") == 2
             }
-            Self::Update | Self::UpdateStopped | Self::UpdateUnmounted => {
+            Self::Update | Self::UpdateStopped | Self::UpdateSuspended | Self::UpdateUnmounted => {
                 found.state == MachineState::Started && found.instance == second(number)
+            }
+            Self::UpdateOnly | Self::UpdateSuspendedOnly => {
+                found.state == MachineState::Stopped && found.instance == second(number)
             }
             Self::UpdateToNothing => {
                 found.state == MachineState::Started
@@ -342,7 +369,8 @@ impl Act {
             | Self::VolumeRestore
             | Self::VolumeFork
             | Self::VolumeDestroy
-            | Self::VolumePurge => false,
+            | Self::VolumePurge
+            | Self::SnapshotExpire => false,
         }
     }
 
@@ -362,6 +390,9 @@ impl Act {
                 .is_ok_and(|found| found.snapshot.status == "created"),
             Self::VolumeRestore | Self::VolumeFork => is(&copy, "created"),
             Self::VolumeDestroy => is(&data, "pending_destroy"),
+            Self::SnapshotExpire => {
+                is(&data, "created") && host.snapshot(&snapshot(number)).is_err()
+            }
             _ => !volumes.iter().any(|one| one.id == data),
         }
     }
