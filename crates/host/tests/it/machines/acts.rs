@@ -17,6 +17,8 @@ use super::volumes::volume;
 const SCRIPT: &str = "echo up; while [ ! -e /tmp/go ]; do sleep 0.02; done; rm /tmp/go; exit 0";
 /// Beyond the time that a destroyed volume is kept.
 const LATER_MS: i64 = 25 * 60 * 60 * 1000;
+/// Beyond the days that a snapshot of a test's volume is kept.
+const EXPIRED_MS: i64 = 6 * LATER_MS;
 /// Numbers of machines that only look at a volume begin here.
 const LOOKING: u64 = 500_000;
 
@@ -42,6 +44,9 @@ acts! {
     Restart,
     Update,
     UpdateStopped,
+    UpdateOnly,
+    UpdateSuspended,
+    UpdateSuspendedOnly,
     UpdateToNothing,
     Cordon,
     Exit,
@@ -61,6 +66,7 @@ acts! {
     VolumeFork,
     VolumeDestroy,
     VolumePurge,
+    SnapshotExpire,
 }
 
 /// What a machine is to have come to before an act begins.
@@ -96,8 +102,11 @@ impl Act {
             | Self::VolumeCreate
             | Self::VolumeRestore
             | Self::VolumeDestroy
-            | Self::VolumePurge => Before::Nothing,
-            Self::Start | Self::UpdateStopped | Self::DestroyStopped => Before::Stopped,
+            | Self::VolumePurge
+            | Self::SnapshotExpire => Before::Nothing,
+            Self::Start | Self::UpdateStopped | Self::UpdateOnly | Self::DestroyStopped => {
+                Before::Stopped
+            }
             Self::Stop
             | Self::Restart
             | Self::Update
@@ -112,7 +121,10 @@ impl Act {
             | Self::VolumeExtend
             | Self::VolumeSnapshot
             | Self::VolumeFork => Before::Started,
-            Self::Resume | Self::StopSuspended => Before::Suspended,
+            Self::Resume
+            | Self::StopSuspended
+            | Self::UpdateSuspended
+            | Self::UpdateSuspendedOnly => Before::Suspended,
         }
     }
 
@@ -150,6 +162,9 @@ impl Act {
             | Self::ExitAndRestart
             | Self::Update
             | Self::UpdateStopped
+            | Self::UpdateOnly
+            | Self::UpdateSuspended
+            | Self::UpdateSuspendedOnly
             | Self::UpdateToNothing
             | Self::UpdateUnmounted => Kind::Changes,
             Self::VolumeCreate
@@ -158,7 +173,8 @@ impl Act {
             | Self::VolumeRestore
             | Self::VolumeFork
             | Self::VolumeDestroy
-            | Self::VolumePurge => Kind::OfVolume,
+            | Self::VolumePurge
+            | Self::SnapshotExpire => Kind::OfVolume,
         }
     }
 
@@ -211,13 +227,16 @@ impl Act {
         if before == Before::Started && self.mounts() {
             exec(host, &id, "echo before > /data/before && sync").await.unwrap();
         }
-        if matches!(self, Self::VolumeRestore | Self::VolumePurge) {
+        if matches!(self, Self::VolumeRestore | Self::VolumePurge | Self::SnapshotExpire) {
             let snapshot = VolumeCommand::Snapshot { id: snapshot(number) };
             host.volume_command(&data(number), snapshot).await.unwrap();
         }
         if self == Self::VolumePurge {
             host.volume_command(&data(number), VolumeCommand::Destroy).await.unwrap();
             server.clock.turn(LATER_MS);
+        }
+        if self == Self::SnapshotExpire {
+            server.clock.turn(EXPIRED_MS);
         }
     }
 
@@ -235,9 +254,13 @@ impl Act {
             Self::Start | Self::Resume => Command::Start,
             Self::Stop | Self::StopSuspended => Command::Stop { signal: None, timeout: None },
             Self::Restart => Command::Restart { force: true, signal: None, timeout: None },
-            Self::Update | Self::UpdateStopped | Self::UpdateToNothing | Self::UpdateUnmounted => {
-                self.update(number)
-            }
+            Self::Update
+            | Self::UpdateStopped
+            | Self::UpdateOnly
+            | Self::UpdateSuspended
+            | Self::UpdateSuspendedOnly
+            | Self::UpdateToNothing
+            | Self::UpdateUnmounted => self.update(number),
             Self::Cordon => Command::SetCordoned { cordoned: true },
             Self::Destroy | Self::DestroyStopped | Self::DestroyMounted => {
                 Command::Destroy { force: true }
@@ -249,7 +272,8 @@ impl Act {
             | Self::VolumeRestore
             | Self::VolumeFork
             | Self::VolumeDestroy
-            | Self::VolumePurge => return self.begin_with_volume(host, number).await,
+            | Self::VolumePurge
+            | Self::SnapshotExpire => return self.begin_with_volume(host, number).await,
         };
         host.command(&id, command).await.map(drop)
     }
@@ -291,7 +315,7 @@ impl Act {
             epoch: 2,
             config: Box::new(config),
             config_digest: format!("{number}-2"),
-            skip_launch: false,
+            skip_launch: matches!(self, Self::UpdateOnly | Self::UpdateSuspendedOnly),
             cordoned: false,
             secrets: perch_types::host::SecretsWanted::default(),
         }
@@ -325,8 +349,11 @@ impl Act {
             Self::ExitAndRestart | Self::Resume => {
                 found.state == MachineState::Started && events("start") == 2
             }
-            Self::Update | Self::UpdateStopped | Self::UpdateUnmounted => {
+            Self::Update | Self::UpdateStopped | Self::UpdateSuspended | Self::UpdateUnmounted => {
                 found.state == MachineState::Started && found.instance == second(number)
+            }
+            Self::UpdateOnly | Self::UpdateSuspendedOnly => {
+                found.state == MachineState::Stopped && found.instance == second(number)
             }
             Self::UpdateToNothing => {
                 found.state == MachineState::Started
@@ -344,7 +371,8 @@ impl Act {
             | Self::VolumeRestore
             | Self::VolumeFork
             | Self::VolumeDestroy
-            | Self::VolumePurge => false,
+            | Self::VolumePurge
+            | Self::SnapshotExpire => false,
         }
     }
 
@@ -364,6 +392,9 @@ impl Act {
                 .is_ok_and(|found| found.snapshot.status == "created"),
             Self::VolumeRestore | Self::VolumeFork => is(&copy, "created"),
             Self::VolumeDestroy => is(&data, "pending_destroy"),
+            Self::SnapshotExpire => {
+                is(&data, "created") && host.snapshot(&snapshot(number)).is_err()
+            }
             _ => !volumes.iter().any(|one| one.id == data),
         }
     }
