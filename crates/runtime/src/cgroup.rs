@@ -382,11 +382,16 @@ fn create_dir(at: &Path) -> Result<(), Error> {
     }
 }
 
-/// Passes the controllers on to the children. What cannot be passed shows when a limit is set,
-/// with the name of its file.
+/// Passes the controllers on to the children, those that are not yet: to write them waits for what
+/// is being taken away below. What cannot be passed shows when a limit is set, with the name of its
+/// file.
 fn enable(at: &Path) {
-    for controller in ["+cpu", "+memory", "+pids"] {
-        drop(fs::write(at.join("cgroup.subtree_control"), controller));
+    let file = at.join("cgroup.subtree_control");
+    let passed = fs::read_to_string(&file).unwrap_or_default();
+    for controller in ["cpu", "memory", "pids"] {
+        if !passed.split_whitespace().any(|one| one == controller) {
+            drop(fs::write(&file, format!("+{controller}")));
+        }
     }
 }
 

@@ -5,19 +5,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::directory::{AppDoc, Document as _, HostnameClaim, MachineRecord, VolumeRecord};
 use crate::id::{AppName, MachineId, OrgSlug, VolumeId};
 
-/// Apps, machines and host names as the directory has them.
+/// Apps, machines and host names as the directory has them. A clone shares what neither changes: a
+/// view is made anew for each change.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct View {
-    apps: BTreeMap<AppName, AppDoc>,
-    machines: BTreeMap<MachineId, MachineRecord>,
-    machines_of: BTreeMap<AppName, BTreeSet<MachineId>>,
-    volumes: BTreeMap<VolumeId, VolumeRecord>,
-    hostnames: BTreeMap<String, HostnameClaim>,
-    addresses: BTreeMap<IpAddr, MachineId>,
+    apps: Arc<BTreeMap<AppName, AppDoc>>,
+    machines: Arc<BTreeMap<MachineId, Arc<MachineRecord>>>,
+    machines_of: Arc<BTreeMap<AppName, BTreeSet<MachineId>>>,
+    volumes: Arc<BTreeMap<VolumeId, VolumeRecord>>,
+    hostnames: Arc<BTreeMap<String, HostnameClaim>>,
+    addresses: Arc<BTreeMap<IpAddr, MachineId>>,
 }
 
 /// Prefixes of the directory that a view is made of.
@@ -46,7 +48,7 @@ impl View {
             match value {
                 Some(bytes) => {
                     let app: AppDoc = serde_json::from_slice(bytes).map_err(unreadable)?;
-                    self.apps.insert(app.name.clone(), app);
+                    Arc::make_mut(&mut self.apps).insert(app.name.clone(), app);
                 }
                 None => self.forget_app(rest),
             }
@@ -66,10 +68,10 @@ impl View {
             match value {
                 Some(bytes) => {
                     let claim = serde_json::from_slice(bytes).map_err(unreadable)?;
-                    self.hostnames.insert(hostname.to_owned(), claim);
+                    Arc::make_mut(&mut self.hostnames).insert(hostname.to_owned(), claim);
                 }
                 None => {
-                    self.hostnames.remove(hostname);
+                    Arc::make_mut(&mut self.hostnames).remove(hostname);
                 }
             }
         }
@@ -78,23 +80,24 @@ impl View {
 
     /// Takes a machine's record unless a newer generation of it is known.
     pub fn put_machine(&mut self, machine: MachineRecord) {
-        if let Some(known) = self.machines.get(&machine.id) {
-            if known.generation > machine.generation {
-                return;
-            }
-            let known = known.clone();
-            self.unlink(&known);
+        let known = self.machines.get(&machine.id).cloned();
+        if known.as_ref().is_some_and(|known| known.generation > machine.generation) {
+            return;
         }
-        self.addresses.insert(machine.private_ip.into(), machine.id.clone());
-        self.addresses.insert(machine.private_ipv4.into(), machine.id.clone());
-        self.machines_of.entry(machine.app.clone()).or_default().insert(machine.id.clone());
-        self.machines.insert(machine.id.clone(), machine);
+        if !self.is_linked(&machine) {
+            if let Some(known) = known {
+                self.unlink(&known);
+            }
+            self.link(&machine);
+        }
+        Arc::make_mut(&mut self.machines).insert(machine.id.clone(), Arc::new(machine));
     }
 
     /// Forgets a machine.
     pub fn remove_machine(&mut self, id: &MachineId) {
-        if let Some(machine) = self.machines.remove(id) {
+        if let Some(machine) = self.machines.get(id).cloned() {
             self.unlink(&machine);
+            Arc::make_mut(&mut self.machines).remove(id);
         }
     }
 
@@ -102,13 +105,13 @@ impl View {
         let is_old =
             self.volumes.get(&volume.id).is_some_and(|known| known.generation > volume.generation);
         if !is_old {
-            self.volumes.insert(volume.id.clone(), volume);
+            Arc::make_mut(&mut self.volumes).insert(volume.id.clone(), volume);
         }
     }
 
     fn forget_volume(&mut self, key: &str) {
         if let Some(Ok(id)) = key.rsplit('/').next().map(str::parse::<VolumeId>) {
-            self.volumes.remove(&id);
+            Arc::make_mut(&mut self.volumes).remove(&id);
         }
     }
 
@@ -137,12 +140,12 @@ impl View {
     /// Returns a machine.
     #[must_use]
     pub fn machine(&self, id: &MachineId) -> Option<&MachineRecord> {
-        self.machines.get(id)
+        self.machines.get(id).map(AsRef::as_ref)
     }
 
     /// Returns all machines, by id.
     pub fn machines(&self) -> impl Iterator<Item = &MachineRecord> {
-        self.machines.values()
+        self.machines.values().map(AsRef::as_ref)
     }
 
     /// Returns the machines of an organization's app, by id. One that another organization had
@@ -153,13 +156,13 @@ impl View {
         app: &AppName,
     ) -> impl Iterator<Item = &MachineRecord> {
         let ids = self.machines_of.get(app).into_iter().flatten();
-        ids.filter_map(|id| self.machines.get(id)).filter(move |machine| machine.org == *org)
+        ids.filter_map(|id| self.machine(id)).filter(move |machine| machine.org == *org)
     }
 
     /// Returns the machine that owns a private address.
     #[must_use]
     pub fn machine_at(&self, address: IpAddr) -> Option<&MachineRecord> {
-        self.addresses.get(&address).and_then(|id| self.machines.get(id))
+        self.addresses.get(&address).and_then(|id| self.machine(id))
     }
 
     /// Returns who claimed a public host name, which must be in lower case.
@@ -176,7 +179,7 @@ impl View {
             return;
         };
         if self.apps.get(&name).is_some_and(|app| app.org == org) {
-            self.apps.remove(&name);
+            Arc::make_mut(&mut self.apps).remove(&name);
         }
     }
 
@@ -186,18 +189,96 @@ impl View {
         }
     }
 
+    /// Returns whether a machine is found by its app and its addresses.
+    fn is_linked(&self, machine: &MachineRecord) -> bool {
+        let id = &machine.id;
+        let is_at = |address: IpAddr| self.addresses.get(&address) == Some(id);
+        let known = self.machines.get(id);
+        known.is_some_and(|known| {
+            known.app == machine.app
+                && known.private_ip == machine.private_ip
+                && known.private_ipv4 == machine.private_ipv4
+        }) && is_at(machine.private_ip.into())
+            && is_at(machine.private_ipv4.into())
+    }
+
+    fn link(&mut self, machine: &MachineRecord) {
+        let addresses = Arc::make_mut(&mut self.addresses);
+        addresses.insert(machine.private_ip.into(), machine.id.clone());
+        addresses.insert(machine.private_ipv4.into(), machine.id.clone());
+        let machines_of = Arc::make_mut(&mut self.machines_of);
+        machines_of.entry(machine.app.clone()).or_default().insert(machine.id.clone());
+    }
+
     fn unlink(&mut self, machine: &MachineRecord) {
+        let addresses = Arc::make_mut(&mut self.addresses);
         for address in [IpAddr::from(machine.private_ip), IpAddr::from(machine.private_ipv4)] {
             // The address may be another machine's by now.
-            if self.addresses.get(&address) == Some(&machine.id) {
-                self.addresses.remove(&address);
+            if addresses.get(&address) == Some(&machine.id) {
+                addresses.remove(&address);
             }
         }
-        if let Some(ids) = self.machines_of.get_mut(&machine.app) {
+        let machines_of = Arc::make_mut(&mut self.machines_of);
+        if let Some(ids) = machines_of.get_mut(&machine.app) {
             ids.remove(&machine.id);
             if ids.is_empty() {
-                self.machines_of.remove(&machine.app);
+                machines_of.remove(&machine.app);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(id: u64, counter: u64, private_ipv4: &str) -> MachineRecord {
+        serde_json::from_value(serde_json::json!({
+            "id": MachineId::from_bits(id), "org": "personal", "app": "web", "name": "one",
+            "host": crate::HostId::from_bits(1), "region": "fra",
+            "instance": crate::InstanceId::from_parts(1, 1),
+            "generation": {"incarnation": 1, "counter": counter},
+            "state": "started", "ready": true, "private_ip": format!("fdaa:0:1::{id}"),
+            "private_ipv4": private_ipv4, "image": "web:1", "cpus": 1, "memory_mb": 256,
+            "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z",
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_view_made_anew_shares_what_did_not_change() {
+        let mut before = View::default();
+        before.put_machine(machine(1, 1, "10.209.0.1"));
+        before.put_machine(machine(2, 1, "10.209.0.2"));
+        let mut after = before.clone();
+        after.put_machine(machine(1, 2, "10.209.0.1"));
+        assert!(Arc::ptr_eq(&before.addresses, &after.addresses));
+        assert!(Arc::ptr_eq(&before.machines_of, &after.machines_of));
+        let counter =
+            |view: &View, id| view.machine(&MachineId::from_bits(id)).unwrap().generation.counter;
+        assert_eq!((counter(&before, 1), counter(&after, 1)), (1, 2));
+        let of = |view: &View, id: u64| {
+            std::ptr::from_ref(view.machine(&MachineId::from_bits(id)).unwrap())
+        };
+        assert_eq!(of(&before, 2), of(&after, 2));
+    }
+
+    #[test]
+    fn an_address_is_the_machines_that_had_it_last() {
+        let at = |view: &View, address: &str| {
+            view.machine_at(address.parse().unwrap()).map(|machine| machine.id.clone())
+        };
+        let (one, two) = (MachineId::from_bits(1), MachineId::from_bits(2));
+        let mut view = View::default();
+        view.put_machine(machine(1, 1, "10.209.0.1"));
+        view.put_machine(machine(2, 1, "10.209.0.1"));
+        assert_eq!(at(&view, "10.209.0.1"), Some(two.clone()));
+        view.put_machine(machine(1, 2, "10.209.0.1"));
+        assert_eq!(at(&view, "10.209.0.1"), Some(one.clone()));
+        view.put_machine(machine(1, 3, "10.209.0.3"));
+        assert_eq!((at(&view, "10.209.0.1"), at(&view, "10.209.0.3")), (None, Some(one.clone())));
+        view.remove_machine(&one);
+        assert_eq!(at(&view, "10.209.0.3"), None);
+        assert_eq!(view.machines_of(&"web".parse().unwrap()).count(), 1);
     }
 }

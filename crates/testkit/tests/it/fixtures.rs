@@ -52,7 +52,7 @@ impl Rich {
     }
 
     /// Waits until a query of a file, which its owner goes on writing, gives all of these lines.
-    fn until(&self, file: &Path, query: &str, wanted: &[&str]) {
+    fn until(file: &Path, query: &str, wanted: &[&str]) {
         let mut last = String::new();
         let found = wait_for(query, PATIENCE, || {
             last = sql(file, &["-readonly", "-cmd", ".timeout 5000"], query);
@@ -168,12 +168,12 @@ impl Rich {
         let stops = self.machine("stops", slow.clone(), "started");
         let updated = self.machine("updated", slow, "started");
         self.ask_and_leave("POST", format!("{stops}/stop"), json!({}));
-        self.until(&self.host_file(), OPEN_RUNS, &["stop"]);
+        Rich::until(&self.host_file(), OPEN_RUNS, &["stop"]);
         self.ask_and_leave("POST", format!("{stops}/start"), Value::Null);
-        self.until(&self.host_file(), WAITING, &["1"]);
+        Rich::until(&self.host_file(), WAITING, &["1"]);
         let config = json!({"config": {"image": IMAGE, "env": {"VERSION": "3"}}});
         self.ask_and_leave("POST", stops, config.clone());
-        self.until(&self.host_file(), WAITING, &["2"]);
+        Rich::until(&self.host_file(), WAITING, &["2"]);
         self.ask_and_leave("POST", updated, config);
 
         // It only goes forward, so it is tried again for a while.
@@ -184,7 +184,7 @@ impl Rich {
         drop(file);
         let extend = format!("{VOLUMES}/{broken}/extend");
         self.ask_and_leave("PUT", extend, json!({"size_gb": 2}));
-        self.until(&self.host_file(), OPEN_RUNS, &["stop", "update", "volume extend"]);
+        Rich::until(&self.host_file(), OPEN_RUNS, &["stop", "update", "volume extend"]);
     }
 
     /// Begins what the api has promised, and its host has not heard of.
@@ -194,7 +194,7 @@ impl Rich {
         let config = json!({"config": {"image": IMAGE}});
         self.ask_and_leave("POST", MACHINES.to_owned(), config);
         let query = "SELECT DISTINCT substr(key, 1, instr(key, '/')) FROM documents";
-        self.until(&self.directory_file(), query, &["tombstones/", "promises/"]);
+        Rich::until(&self.directory_file(), query, &["tombstones/", "promises/"]);
     }
 }
 
@@ -245,9 +245,9 @@ fn states_of_a_killed_server_are_written() {
     rich.begin();
     let kinds = "SELECT DISTINCT collection FROM records";
     let all = ["machines", "queues", "volumes", "snapshots", "host", "slots", "image_uses"];
-    rich.until(&rich.host_file(), kinds, &all);
+    Rich::until(&rich.host_file(), kinds, &all);
     let published = "SELECT count(*) FROM documents WHERE key LIKE 'volumes/%'";
-    rich.until(&rich.directory_file(), published, &["3"]);
+    Rich::until(&rich.directory_file(), published, &["3"]);
     rich.promise();
     rich.cloud.crash().unwrap();
 

@@ -29,15 +29,15 @@ pub(crate) struct Parts {
     pub(crate) socket: OwnedFd,
     /// Its standard output and error.
     pub(crate) outputs: [OwnedFd; 2],
-    /// The filters, in order.
-    pub(crate) filters: Vec<BpfProgram>,
+    /// The filter of its system calls.
+    pub(crate) filter: BpfProgram,
 }
 
 #[derive(Clone)]
 struct Init {
     binary: RawFd,
     socket: RawFd,
-    filters: Arc<Vec<BpfProgram>>,
+    filter: Arc<BpfProgram>,
 }
 
 impl Init {
@@ -51,9 +51,7 @@ impl Init {
         if number < 0 {
             return Err(io::Error::last_os_error());
         }
-        for filter in self.filters.iter() {
-            seccompiler::apply_filter(filter).map_err(io::Error::other)?;
-        }
+        seccompiler::apply_filter(&self.filter).map_err(io::Error::other)?;
         let argv = [c"perch-init".as_ptr(), std::ptr::null()];
         let envp: [*const libc::c_char; 1] = [std::ptr::null()];
         #[expect(unsafe_code, reason = "no safe binding")]
@@ -111,9 +109,9 @@ pub(crate) fn create(name: &str, run: &Path, config: &Value, parts: Parts) -> Re
 }
 
 fn build(name: &str, bundle: &Path, state: &Path, parts: Parts) -> Result<i32, Error> {
-    let Parts { init, socket, outputs: [stdout, stderr], filters } = parts;
+    let Parts { init, socket, outputs: [stdout, stderr], filter } = parts;
     let executor =
-        Init { binary: init.as_raw_fd(), socket: socket.as_raw_fd(), filters: Arc::new(filters) };
+        Init { binary: init.as_raw_fd(), socket: socket.as_raw_fd(), filter: Arc::new(filter) };
     let mut builder = ContainerBuilder::new(name.to_owned(), SyscallType::Linux)
         .with_executor(executor)
         .with_root_path(state)

@@ -113,7 +113,7 @@ fn make(
         return Err(Error::Spec(reason.to_owned()));
     }
     let binary = fs::File::open(&init).map_err(Error::file("open", &init))?;
-    let filters = seccomp::compile()?;
+    let filter = seccomp::compile()?;
     let root = Root::mount(&spec)?;
     // Behind the mounts: the process that moves the monitor into its cgroup may have to wait for
     // every processor, and until then nobody makes a cgroup.
@@ -125,7 +125,7 @@ fn make(
     let config = oci::config(&spec, &root.path, (&paths.machine, &hierarchies), None);
     let init = binary.try_clone().map_err(Error::system("copy a descriptor"))?.into();
     let outputs = [to_stdout, to_stderr];
-    let parts = Parts { init, socket: theirs, outputs, filters: filters.clone() };
+    let parts = Parts { init, socket: theirs, outputs, filter: filter.clone() };
     let pid = container::create(spec.dir.machine.as_str(), &spec.dir.run, &config, parts)?;
     let (info, pidfd) = identify(&spec, pid, paths)?;
     let (speaker, mut listener) = speak(ours)?;
@@ -136,7 +136,7 @@ fn make(
         paths,
         hierarchies: &hierarchies,
         binary: &binary,
-        filters: &filters,
+        filter: &filter,
     };
     let (members, others) = members::make(&making, pid)?.into_iter().unzip();
     let socket = listen(&spec, &info)?;

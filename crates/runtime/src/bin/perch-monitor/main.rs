@@ -95,6 +95,10 @@ fn leave_agent(monitor: Pid) -> Result<(), Error> {
     };
     let hierarchies = Hierarchies::detect()?;
     let paths = Paths::new(&slice, &machine);
+    // But for the first time it is there, and the wait begins at once.
+    if hierarchies.add(&paths.monitors, monitor).is_ok() {
+        return Ok(());
+    }
     hierarchies.create(&paths.monitors)?;
     hierarchies.add(&paths.monitors, monitor)
 }

@@ -48,7 +48,7 @@ pub(crate) struct Making<'a> {
     pub(crate) paths: &'a Paths,
     pub(crate) hierarchies: &'a Hierarchies,
     pub(crate) binary: &'a File,
-    pub(crate) filters: &'a [BpfProgram],
+    pub(crate) filter: &'a BpfProgram,
 }
 
 /// The namespaces to join, open for as long as containers are made.
@@ -99,7 +99,7 @@ fn one(
         init: binary.into(),
         socket: theirs,
         outputs: [to_stdout, to_stderr],
-        filters: making.filters.to_vec(),
+        filter: making.filter.clone(),
     };
     let name = format!("{}-{index}", spec.dir.machine);
     let pid = container::create(&name, &spec.dir.run, &config, parts)?;

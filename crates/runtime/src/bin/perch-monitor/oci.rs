@@ -102,9 +102,6 @@ pub(crate) fn config(
     {
         linux.insert("uidMappings".to_owned(), ids.clone());
         linux.insert("gidMappings".to_owned(), ids);
-        // Its network is its own: any program may listen on port 80.
-        let sysctl = json!({ "net.ipv4.ip_unprivileged_port_start": "0" });
-        linux.insert("sysctl".to_owned(), sysctl);
     }
     papers
 }
