@@ -9,6 +9,7 @@
 //! itself, `lost` what is told of images that are not there, `pool` the disk.
 
 pub mod command;
+mod drive;
 mod lost;
 pub mod pool;
 pub mod record;

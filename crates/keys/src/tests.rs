@@ -8,8 +8,8 @@ use http::Request;
 use http_body_util::BodyExt as _;
 use perch_seal::{PrivateKey, PublicKey, Purpose};
 use perch_store::{
-    Compare, Entry, Error as StoreError, Expected, LeaseId, Listing, Op, Purpose, Revision,
-    SqliteStore, Store, Txn, Watch, get_doc, put_doc,
+    Compare, Entry, Error as StoreError, Expected, LeaseId, Listing, Op, Revision, SqliteStore,
+    Store, Txn, Watch, get_doc, put_doc,
 };
 use perch_types::clock::Clock;
 use perch_types::directory::PlacementDoc;
@@ -55,7 +55,7 @@ impl Store for Counted {
 
     async fn txn_for(
         &self,
-        purpose: Purpose,
+        purpose: perch_store::Purpose,
         compares: Vec<Compare>,
         ops: Vec<Op>,
     ) -> Result<Txn, StoreError> {

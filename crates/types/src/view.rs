@@ -272,13 +272,13 @@ mod tests {
         let mut view = View::default();
         view.put_machine(machine(1, 1, "10.209.0.1"));
         view.put_machine(machine(2, 1, "10.209.0.1"));
-        assert_eq!(at(&view, "10.209.0.1"), Some(two.clone()));
+        assert_eq!(at(&view, "10.209.0.1"), Some(two));
         view.put_machine(machine(1, 2, "10.209.0.1"));
         assert_eq!(at(&view, "10.209.0.1"), Some(one.clone()));
         view.put_machine(machine(1, 3, "10.209.0.3"));
         assert_eq!((at(&view, "10.209.0.1"), at(&view, "10.209.0.3")), (None, Some(one.clone())));
         view.remove_machine(&one);
         assert_eq!(at(&view, "10.209.0.3"), None);
-        assert_eq!(view.machines_of(&"web".parse().unwrap()).count(), 1);
+        assert_eq!(view.machines_of(&OrgSlug::personal(), &"web".parse().unwrap()).count(), 1);
     }
 }

@@ -95,7 +95,11 @@ impl AppKeys for OneKey {
             return Err(ApiError::new(code, "no"));
         }
         let (app_id, public, private) = self.app.lock().unwrap().clone();
-        let purpose = Purpose::KeyForHost { org: &request.org, app: &request.app, app_id: &app_id };
+        let purpose = perch_seal::Purpose::KeyForHost {
+            org: &request.org,
+            app: &request.app,
+            app_id: &app_id,
+        };
         let host = PublicKey::from_base64(&request.host_public).unwrap();
         let sealed = host.seal(purpose, &private).unwrap();
         Ok(HostKey { app_id, public: public.to_base64(), sealed })
@@ -147,7 +151,7 @@ impl World {
         put_doc(self.store.as_ref(), &of, &head, Expected::Any).await.unwrap();
         for (name, value) in pairs {
             let (org, app) = (&self.org, &self.app);
-            let purpose = Purpose::AppSecret { org, app, name, version };
+            let purpose = perch_seal::Purpose::AppSecret { org, app, name, version };
             let secret = SecretDoc {
                 sealed: public.seal(purpose, value.as_bytes()).unwrap(),
                 version,

@@ -199,6 +199,7 @@ pub(crate) mod tests {
             created_at: at(0),
             retention_days,
             is_whole,
+            is_lost: false,
         };
         for (retention_days, is_whole, age, over) in [
             (5, true, 4, false),

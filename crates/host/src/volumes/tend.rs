@@ -11,7 +11,7 @@ use perch_types::volume::{VolumeState, VolumeUsage};
 use perch_types::{Code, SnapshotId, VolumeId};
 
 use super::Known;
-use super::command::Start;
+use super::drive::Start;
 use super::run::Intent;
 use crate::Host;
 use crate::heartbeat::BEAT_MS;

@@ -168,12 +168,12 @@ impl Rich {
         let stops = self.machine("stops", slow.clone(), "started");
         let updated = self.machine("updated", slow, "started");
         self.ask_and_leave("POST", format!("{stops}/stop"), json!({}));
-        Rich::until(&self.host_file(), OPEN_RUNS, &["stop"]);
+        Self::until(&self.host_file(), OPEN_RUNS, &["stop"]);
         self.ask_and_leave("POST", format!("{stops}/start"), Value::Null);
-        Rich::until(&self.host_file(), WAITING, &["1"]);
+        Self::until(&self.host_file(), WAITING, &["1"]);
         let config = json!({"config": {"image": IMAGE, "env": {"VERSION": "3"}}});
         self.ask_and_leave("POST", stops, config.clone());
-        Rich::until(&self.host_file(), WAITING, &["2"]);
+        Self::until(&self.host_file(), WAITING, &["2"]);
         self.ask_and_leave("POST", updated, config);
 
         // It only goes forward, so it is tried again for a while.
@@ -184,7 +184,7 @@ impl Rich {
         drop(file);
         let extend = format!("{VOLUMES}/{broken}/extend");
         self.ask_and_leave("PUT", extend, json!({"size_gb": 2}));
-        Rich::until(&self.host_file(), OPEN_RUNS, &["stop", "update", "volume extend"]);
+        Self::until(&self.host_file(), OPEN_RUNS, &["stop", "update", "volume extend"]);
     }
 
     /// Begins what the api has promised, and its host has not heard of.
@@ -194,7 +194,7 @@ impl Rich {
         let config = json!({"config": {"image": IMAGE}});
         self.ask_and_leave("POST", MACHINES.to_owned(), config);
         let query = "SELECT DISTINCT substr(key, 1, instr(key, '/')) FROM documents";
-        Rich::until(&self.directory_file(), query, &["tombstones/", "promises/"]);
+        Self::until(&self.directory_file(), query, &["tombstones/", "promises/"]);
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 
 use perch_durable::Db;
 use perch_runtime::fake::ThawFault;
-use perch_runtime::{Adopted, Instance as _, Runtime as _};
+use perch_runtime::{Adopted, Runtime as _};
 use perch_types::host::SecretsWanted;
 
 use super::*;
