@@ -75,12 +75,17 @@ impl Disk {
     }
 }
 
-/// Returns whether nothing is under way with machine and volumes. A restart may wait for room
-/// between its stop and its start, and a volume that grows for room in the pool.
+/// Returns whether nothing is under way with machine and volumes but what waits for room: a restart
+/// between its stop and its start, an update on its way back to the version that ran, a volume that
+/// grows and the launch for which it does.
 fn rests(host: &Host, disk: &Disk, act: Act, number: u64) -> bool {
-    use MachineState::{Destroyed, Failed, Restarting, Started, Stopped, Suspended};
+    use MachineState::{
+        Created, Destroyed, Failed, Replacing, Restarting, Started, Stopped, Suspended,
+    };
     let machine = match host.get(&act.request(number).id).map(|found| found.state) {
         Ok(Restarting) => disk.filler.exists(),
+        Ok(Replacing) => act == Act::UpdateToNothing && disk.filler.exists(),
+        Ok(Created) => act == Act::LaunchMounted && disk.has_volumes && disk.filler.exists(),
         Ok(state) => matches!(state, Started | Stopped | Suspended | Failed | Destroyed),
         Err(_) => true,
     };
