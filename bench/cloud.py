@@ -35,8 +35,9 @@ class Cloud:
         self.folder = tempfile.mkdtemp(prefix="pb")
         # The unprivileged process must get to its own folder below.
         os.chmod(self.folder, 0o755)
+        self.run_folder = f"/run/{os.path.basename(self.folder)}"
         self.arguments = [
-            "--data-dir", f"{self.folder}/d", "--run-dir", f"{self.folder}/r", "--instance", "bench",
+            "--data-dir", f"{self.folder}/d", "--run-dir", self.run_folder, "--instance", "bench",
             "--user", "64008", "--keys-user", "64009", "--guest-dir", GUEST, "--config", f"{self.folder}/perchd.toml",
         ]
         with open(f"{self.folder}/perchd.toml", "w", encoding="utf-8") as config:
@@ -128,6 +129,7 @@ class Cloud:
             [f"{ROOT}/target/release/perchd", "remove", "--yes", *self.arguments], check=True
         )
         shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.run_folder, ignore_errors=True)
 
 
 def write_layout(folder, cmd):

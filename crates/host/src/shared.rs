@@ -169,13 +169,10 @@ impl Shared {
     /// # Errors
     /// When its slot is beyond the pool.
     pub fn place(&self, record: &Record) -> Result<Place, Fault> {
-        let around = self.surroundings(record)?;
-        Ok(Place {
-            host: self.id.clone(),
-            region: around.region,
-            private_ip: around.private_ip,
-            private_ipv4: around.private_ipv4,
-        })
+        let (private_ip, private_ipv4) =
+            self.effects.networks.addresses(&machine_network(record))?;
+        let region = self.config.region.clone();
+        Ok(Place { host: self.id.clone(), region, private_ip, private_ipv4 })
     }
 
     /// Returns a generation newer than any before.
