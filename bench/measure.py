@@ -20,6 +20,7 @@ SETTINGS = "".join(
 PARTS = {
     "machines": lambda cloud, count: (
         machines.first_output(cloud, count or 40), machines.life(cloud, count or 40), machines.wakes(cloud, count or 200)),
+    "life": lambda cloud, count: machines.life(cloud, count or 40),
     "together": lambda cloud, count: machines.together(cloud, count or 3),
     "memory": lambda cloud, count: fleet.memory(cloud, count or 20),
     "fleet": lambda cloud, count: fleet.memory(cloud, count or 1000),

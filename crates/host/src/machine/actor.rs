@@ -12,7 +12,7 @@ mod timers;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -112,6 +112,8 @@ impl Handle {
 struct Running {
     id: RunId,
     intent: Intent,
+    /// Tells the run that a command waits which ends the machine's boot.
+    is_to_end: Arc<AtomicBool>,
     /// Only ever reached through the task's own exclusive hold, so the lock is never taken.
     future: Mutex<Pin<Box<dyn Future<Output = Finished> + Send>>>,
 }
@@ -331,6 +333,9 @@ impl Actor {
             return self.begin(queued).await;
         }
         self.enqueue(queued).await?;
+        if is_end && let Some(run) = &self.run {
+            run.is_to_end.store(true, Ordering::Release);
+        }
         if is_end && self.queue_boot_ms.take().is_some() {
             queue::put_end_first(&mut self.queued);
         }
@@ -436,6 +441,9 @@ impl Actor {
             return;
         }
         self.gate_closed = true;
+        // What asks the boot how it is holds its network's namespace, whose end takes the interface
+        // with it. Nobody wants to know any more.
+        self.watchers.clear();
         let is_said = {
             let published = self.published.borrow();
             !published.machine.ready && published.machine.state.is_ending()
@@ -448,6 +456,10 @@ impl Actor {
 
     fn start_run(&mut self, open: OpenRun, input: Input) {
         let id = open.state().id;
+        if matches!(input.intent, Intent::Stop | Intent::Settle | Intent::Destroy) {
+            self.watchers.clear();
+        }
+        let is_to_end = Arc::new(AtomicBool::new(self.queued.iter().any(fact::is_end)));
         let mut work = Work {
             shared: Arc::clone(&self.shared),
             record: self.record.clone(),
@@ -459,6 +471,7 @@ impl Actor {
             secrets_version: None,
             fault: None,
             gate: Some(self.gate_sender.clone()),
+            is_to_end: Arc::clone(&is_to_end),
         };
         let journal = self.shared.journal.clone();
         let future: Pin<Box<dyn Future<Output = Finished> + Send>> = Box::pin(async move {
@@ -468,7 +481,8 @@ impl Actor {
                 .note_step(work.input.intent.run_name(), began.elapsed().as_secs_f64() * 1e3);
             Finished { result, work }
         });
-        self.run = Some(Running { id, intent: input.intent, future: Mutex::new(future) });
+        self.run =
+            Some(Running { id, intent: input.intent, is_to_end, future: Mutex::new(future) });
     }
 
     /// Tells others what the machine is now.

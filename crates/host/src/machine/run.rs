@@ -3,6 +3,7 @@
 //! Never decides which steps there are (see `plan`) and never answers anybody: the actor does.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use perch_durable::{
     Error as DurableError, Executor, Extra, Moment, NewRun, Outcome, RunState, StepContext,
@@ -161,6 +162,8 @@ pub struct Work {
     pub fault: Option<ApiError>,
     /// Asks the machine's task to say that no request may be sent any more.
     pub gate: Option<mpsc::Sender<CloseGate>>,
+    /// Whether a command waits that ends the machine's boot, whatever comes of the run.
+    pub is_to_end: Arc<AtomicBool>,
 }
 
 /// The gate is to be closed; the answer is the counter of the record that says so.

@@ -68,6 +68,7 @@ fn work(directory: &Arc<Directory>, db: &Db) -> Work {
         secrets_version: None,
         fault: None,
         gate: None,
+        is_to_end: Arc::default(),
     }
 }
 

@@ -213,6 +213,7 @@ impl Machine {
             secrets_version: None,
             fault: None,
             gate: None,
+            is_to_end: Arc::default(),
         }
     }
 }

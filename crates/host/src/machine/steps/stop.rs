@@ -3,6 +3,7 @@
 //! Never waits for ever. May run twice: a boot that has ended leaves its status. Its undo, in an
 //! update that goes back, boots the old version again.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use perch_runtime::{ExitStatus, Instance};
@@ -83,8 +84,9 @@ async fn end(work: &Work, instance: &dyn Instance) -> Result<Option<ExitStatus>,
 }
 
 pub(super) async fn undo(work: &mut Work) -> Result<(), Fault> {
-    if work.record.is_frozen() {
-        // What it had in memory is lost, and nobody wanted it to run.
+    if work.record.is_frozen() || work.is_to_end.load(Ordering::Acquire) {
+        // What it had in memory is lost, and nobody wanted it to run, or nobody wants it any more:
+        // a machine whose old version finds no room can be stopped and destroyed.
         return Ok(());
     }
     let old = work.record.version.clone();

@@ -126,8 +126,8 @@ async fn through(
     }
     let was_full = disk.filler.exists();
     let runs = |state| {
-        use MachineState::{Restarting, Started, Suspended};
-        matches!(state, Started | Restarting | Suspended)
+        use MachineState::{Replacing, Restarting, Started, Suspended};
+        matches!(state, Started | Replacing | Restarting | Suspended)
     };
     if host.get(&id).is_ok_and(|found| runs(found.state)) {
         tell(host, &id, Command::Stop { signal: None, timeout: None }).await;
