@@ -21,6 +21,7 @@ mod patience;
 mod pick;
 mod pool;
 mod reply;
+mod request;
 mod route;
 mod statics;
 mod strict;
