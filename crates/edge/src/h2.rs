@@ -88,6 +88,7 @@ pub(crate) async fn serve<S>(
         Some(ended) => ended,
         // The client is told not to begin anything; what is under way goes on.
         None => {
+            streams.quiet_since.set(Instant::now());
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 ended = connection.as_mut() => ended,
