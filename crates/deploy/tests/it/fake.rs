@@ -366,6 +366,7 @@ fn platform(world: &mut World, method: &Method, path: &[&str], body: &Bytes) -> 
                 domain: "localhost".to_owned(),
                 http_port: world.port,
                 https_port: None,
+                https_ca: None,
                 registry: "127.0.0.1:1".to_owned(),
                 region: "local".parse().unwrap(),
             },
