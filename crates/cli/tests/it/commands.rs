@@ -353,6 +353,26 @@ fn version_works_without_a_platform() {
 }
 
 #[test]
+fn the_doctor_says_what_is_missing_and_gives_the_servers_authority() {
+    let fake = Fake::start();
+    let perch = Perch::of(&fake);
+    let plain = perch.run("doctor");
+    assert!(plain.code == 0 && plain.stderr.contains("without HTTPS"), "{plain:?}");
+    assert_eq!(perch.run("doctor --certificate").code, 1);
+    let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    fake.world().https = Some((443, pem.to_owned()));
+    assert_eq!(perch.run("doctor --certificate").good(), pem);
+    // There is nobody to ask: it is only told how.
+    let told = perch.run("doctor");
+    assert!(told.stderr.contains("does not trust"), "{told:?}");
+    assert!(told.stdout.contains("perch doctor --certificate"), "{told:?}");
+    let findings = perch.run("doctor --json").good();
+    assert!(findings.contains("\"authority_trusted\": false"), "{findings}");
+    fake.world().https = Some((443, "rm -rf /".to_owned()));
+    assert_eq!(perch.run("doctor").code, 1);
+}
+
+#[test]
 fn secrets_go_in_and_names_come_out() {
     let fake = Fake::start().with_app("web");
     let config = MachineConfig {
