@@ -118,6 +118,7 @@ async fn answer(
         }
     };
     let mut response = worker.serve(Request::from_parts(parts, body), &arrival, &link).await;
+    // A page of the edge ends a connection of HTTP/1.1 with it.
     response.headers_mut().remove(CONNECTION);
     pace.gives();
     Ok(response.map(|inner| PacedBody { inner, pace }))
@@ -296,32 +297,39 @@ mod tests {
         tokio::time::timeout(within, ending).await.is_ok()
     }
 
+    fn stalled(pace: &Rc<Pace>) -> Stalled {
+        Stalled { pace: Rc::clone(pace), seen: 0, timer: Timer::default() }
+    }
+
+    async fn stalls(stalled: &mut Stalled, within: Duration) -> bool {
+        ends(within, std::future::poll_fn(|context| stalled.poll(LIMIT, context))).await
+    }
+
     #[tokio::test]
     async fn e5_a_stream_ends_when_the_client_takes_nothing_and_only_then() {
         let pace = Rc::new(Pace::default());
-        let mut stalled = Stalled { pace: Rc::clone(&pace), seen: 0, timer: Timer::default() };
-        let mut ends_within =
-            async |within| ends(within, std::future::poll_fn(|it| stalled.poll(LIMIT, it))).await;
+        let mut stalled = stalled(&pace);
         // It is the app that takes its time.
-        assert!(!ends_within(WAIT).await);
+        assert!(!stalls(&mut stalled, WAIT).await);
         pace.gives();
         pace.takes();
-        assert!(!ends_within(WAIT).await);
+        assert!(!stalls(&mut stalled, WAIT).await);
         pace.gives();
-        assert!(ends_within(DEADLINE).await);
+        assert!(stalls(&mut stalled, DEADLINE).await);
     }
 
     #[tokio::test]
     async fn e5_patience_begins_anew_with_all_that_is_taken() {
         let pace = Rc::new(Pace::default());
-        let mut stalled = Stalled { pace: Rc::clone(&pace), seen: 0, timer: Timer::default() };
+        let mut stalled = stalled(&pace);
         pace.gives();
         let hour = Duration::from_secs(3_600);
-        std::future::poll_fn(|it| Poll::Ready(stalled.poll(hour, it).is_ready())).await;
+        let waits = |context: &mut Context<'_>| Poll::Ready(stalled.poll(hour, context));
+        assert!(std::future::poll_fn(waits).await.is_pending());
         pace.takes();
         pace.gives();
         // The hour's wait is forgotten: a new one is as long as it is asked to be now.
-        assert!(ends(DEADLINE, std::future::poll_fn(|it| stalled.poll(LIMIT, it))).await);
+        assert!(stalls(&mut stalled, DEADLINE).await);
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use axum::extract::Request;
 use perch_api::serve::{Listener, ServeLimits};
 use perch_api::{Api, Inside, PushTokens};
 use perch_client::HostClient;
-use perch_edge::{Documents, Edge, FirstOf, Https, Issuer};
+use perch_edge::{Certificates, Documents, Edge, FirstOf, Https, Issuer};
 use perch_registry::Registry;
 use perch_store::{SqliteStore, Store, ViewFollower, ViewHandle};
 use perch_types::api::{Platform, RegionInfo};
@@ -105,10 +105,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     let issuer = Issuer { host: api.identity_host(), documents: Arc::new(Identities(api)) };
     let mut edge = Edge::start(perch_edge::Config {
         listeners: sockets.take(Purpose::Http),
-        https: authority.map(|authority| Https {
-            listeners: sockets.take(Purpose::Https),
-            certificates: Arc::new(FirstOf(vec![authority])),
-        }),
+        https: authority.map(|authority| https(&mut sockets, authority)),
         domain: setup.config.domain.clone(),
         issuer: Some(issuer),
         region: setup.config.region.clone(),
@@ -133,6 +130,16 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         tokio::time::timeout(EDGE_END_MAX, edge.ended()).await.ok();
     }
     outcome.map(drop)
+}
+
+/// What the edge needs to serve HTTPS. Whoever has a name's own certificate comes before the
+/// authority.
+fn https(sockets: &mut Sockets, authority: Arc<LocalAuthority>) -> Https {
+    let authority: Arc<dyn Certificates> = authority;
+    Https {
+        listeners: sockets.take(Purpose::Https),
+        certificates: Arc::new(FirstOf(vec![authority])),
+    }
 }
 
 /// The documents with which identity tokens are checked, as the edge serves them.

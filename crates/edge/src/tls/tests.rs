@@ -1,3 +1,5 @@
+//! Certificates by name, whose connection it is, and what TLS is spoken.
+
 use perch_types::OrgSlug;
 use rustls::CipherSuite;
 

@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::{Request, StatusCode, Version};
-use http_body::Body;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http2::{self, SendRequest};
@@ -21,17 +20,12 @@ use crate::world::{DEADLINE, Origin, World, machine, until};
 
 const WEB: &str = "https://web.perch.localhost/";
 
-type Sender<B> = SendRequest<B>;
+type Sender = SendRequest<Full<Bytes>>;
 /// How a connection ended.
 type End = JoinHandle<hyper::Result<()>>;
 
 /// Connects as a browser does.
-async fn connect<B>(world: &World, name: &str) -> (Sender<B>, End)
-where
-    B: Body + Send + Unpin + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+async fn connect(world: &World, name: &str) -> (Sender, End) {
     let config = Arc::new(client(world, &[&TLS13], &["h2", "http/1.1"]));
     let stream = dial(world, &config, name).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(b"h2".as_slice()));
@@ -40,10 +34,7 @@ where
     (sender, tokio::spawn(connection))
 }
 
-async fn send<B>(sender: &mut Sender<B>, request: Request<B>) -> (StatusCode, String, String)
-where
-    B: Body + 'static,
-{
+async fn send(sender: &mut Sender, request: Request<Full<Bytes>>) -> (StatusCode, String, String) {
     let answer = tokio::time::timeout(DEADLINE, sender.send_request(request)).await.unwrap();
     let (head, body) = answer.unwrap().into_parts();
     assert_eq!(head.version, Version::HTTP_2);
@@ -204,7 +195,7 @@ fn e5_a_connection_on_which_nothing_is_asked_ends() {
     };
     let world = World::with(vec![], limits);
     world.runtime.block_on(async {
-        let (sender, end) = connect::<Full<Bytes>>(&world, "web.perch.localhost").await;
+        let (sender, end) = connect(&world, "web.perch.localhost").await;
         tokio::time::timeout(DEADLINE, end).await.unwrap().unwrap().ok();
         drop(sender);
         // Nor one that says nothing at all.
