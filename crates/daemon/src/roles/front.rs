@@ -4,6 +4,7 @@
 //! given sockets, a certificate and a hash. The key of the authority for apps' names is its own.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,13 +55,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
             .context("open the directory")?,
     );
     let view = ViewFollower::start(Arc::clone(&store), folder.join(VIEW_FILE));
-    let authority = match setup.config.https.address() {
-        Some(_) => Some(Arc::new(
-            LocalAuthority::open(&folder, &setup.config.domain, Arc::clone(&clock))
-                .context("open the local authority")?,
-        )),
-        None => None,
-    };
+    let authority = authority(&setup.config, &folder, &clock)?;
     let host = HostClient::new(setup.config.run_dir.join(HOST_SOCKET));
 
     let mut tasks = JoinSet::new();
@@ -130,6 +125,19 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         tokio::time::timeout(EDGE_END_MAX, edge.ended()).await.ok();
     }
     outcome.map(drop)
+}
+
+/// The authority behind apps' names, where HTTPS is served.
+fn authority(
+    config: &Config,
+    folder: &Path,
+    clock: &Arc<dyn Clock>,
+) -> Result<Option<Arc<LocalAuthority>>> {
+    if config.https.address().is_none() {
+        return Ok(None);
+    }
+    let opened = LocalAuthority::open(folder, &config.domain, Arc::clone(clock));
+    Ok(Some(Arc::new(opened.context("open the local authority")?)))
 }
 
 /// What the edge needs to serve HTTPS. Whoever has a name's own certificate comes before the
