@@ -8,8 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use perch_types::env::{API_TOKEN, API_URL};
 
 use crate::commands::{
-    apps, auth, build, deploy, explain, images, ips, launch, logs, machine, open, secrets, status,
-    system, tokens, volumes,
+    apps, auth, build, deploy, doctor, explain, images, ips, launch, logs, machine, open, secrets,
+    status, system, tokens, volumes,
 };
 
 /// Run apps on your own servers.
@@ -81,6 +81,8 @@ pub(crate) enum Command {
     /// Show what takes the servers' disks, and free it
     #[command(subcommand)]
     System(system::SystemCommand),
+    /// Look whether this machine and the platform fit together, and say what to do if not
+    Doctor(doctor::DoctorArgs),
     /// Log in to a platform
     #[command(subcommand)]
     Auth(auth::AuthCommand),

@@ -6,6 +6,7 @@ pub(crate) mod apps;
 pub(crate) mod auth;
 pub(crate) mod build;
 pub(crate) mod deploy;
+pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod images;
 pub(crate) mod ips;
@@ -39,6 +40,7 @@ pub(crate) async fn run(invocation: &Invocation, command: Command) -> Result {
         Command::Secrets(command) => Box::pin(secrets::run(invocation, command)).await,
         Command::Images(command) => Box::pin(images::run(invocation, command)).await,
         Command::Open(args) => Box::pin(open::run(invocation, args)).await,
+        Command::Doctor(args) => Box::pin(doctor::run(invocation, args)).await,
         Command::Auth(command) => Box::pin(auth::run(invocation, command)).await,
         Command::Tokens(command) => Box::pin(tokens::run(invocation, command)).await,
         Command::System(command) => Box::pin(system::run(invocation, command)).await,

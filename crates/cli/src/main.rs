@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod authority;
 mod clock;
 mod commands;
 mod context;

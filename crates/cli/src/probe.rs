@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use perch_client::Address;
+use perch_types::api::Platform;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
@@ -24,6 +25,8 @@ pub(crate) struct Target {
     pub(crate) host: String,
     /// The edge's port for plain HTTP.
     pub(crate) port: u16,
+    /// The edge's port for HTTPS, if it has one.
+    pub(crate) https_port: Option<u16>,
     /// The app's host name.
     pub(crate) hostname: String,
 }
@@ -39,19 +42,22 @@ pub(crate) enum Answer {
 
 impl Target {
     /// Makes the target of an app on the server that an API's address names.
-    pub(crate) fn new(api: &Address, port: u16, hostname: &str) -> Self {
+    pub(crate) fn new(api: &Address, platform: &Platform, hostname: &str) -> Self {
         let host = match api {
             Address::Unix(_) => "127.0.0.1".to_owned(),
             Address::Http { host, .. } | Address::Https { host, .. } => host.clone(),
         };
-        Self { host, port, hostname: hostname.to_owned() }
+        let (port, https_port) = (platform.http_port, platform.https_port);
+        Self { host, port, https_port, hostname: hostname.to_owned() }
     }
 
     /// Returns the address that a visitor types.
     pub(crate) fn url(&self) -> String {
-        match self.port {
-            80 => format!("http://{}", self.hostname),
-            port => format!("http://{}:{port}", self.hostname),
+        match (self.https_port, self.port) {
+            (Some(443), _) => format!("https://{}", self.hostname),
+            (Some(port), _) => format!("https://{}:{port}", self.hostname),
+            (None, 80) => format!("http://{}", self.hostname),
+            (None, port) => format!("http://{}:{port}", self.hostname),
         }
     }
 
@@ -128,7 +134,22 @@ mod tests {
     #[test]
     fn the_port_is_shown_unless_it_is_the_usual_one() {
         let api: Address = "http://127.0.0.1:4280".parse().unwrap();
-        assert_eq!(Target::new(&api, 80, "web.localhost").url(), "http://web.localhost");
-        assert_eq!(Target::new(&api, 8080, "web.localhost").url(), "http://web.localhost:8080");
+        for (http_port, https_port, want) in [
+            (80, None, "http://web.localhost"),
+            (8080, None, "http://web.localhost:8080"),
+            (80, Some(443), "https://web.localhost"),
+            (8080, Some(8443), "https://web.localhost:8443"),
+        ] {
+            let platform = Platform {
+                version: "0.1.0".to_owned(),
+                domain: "localhost".to_owned(),
+                http_port,
+                https_port,
+                https_ca: None,
+                registry: "127.0.0.1:1".to_owned(),
+                region: "local".parse().unwrap(),
+            };
+            assert_eq!(Target::new(&api, &platform, "web.localhost").url(), want);
+        }
     }
 }

@@ -81,7 +81,12 @@ fn authority_params(clock: &dyn Clock) -> Result<CertificateParams> {
     Ok(params)
 }
 
-fn set_validity(params: &mut CertificateParams, clock: &dyn Clock, seconds: i64) -> Result<()> {
+/// Lets a certificate hold for so long.
+pub(crate) fn set_validity(
+    params: &mut CertificateParams,
+    clock: &dyn Clock,
+    seconds: i64,
+) -> Result<()> {
     let date = |unix_s: i64| {
         let text = perch_types::Timestamp::from_unix_ms(unix_s.saturating_mul(1000)).to_string();
         let mut parts = text.split(['-', 'T']).filter_map(|part| part.parse::<i32>().ok());

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::{Context as _, Result, ensure};
 use perch_types::Region;
@@ -30,6 +31,8 @@ pub(crate) struct Config {
     pub(crate) api_names: Vec<String>,
     /// The edge, plain HTTP.
     pub(crate) http: SocketAddr,
+    /// The edge under TLS: an address, `off`, or `auto`, which is port 443 beside port 80.
+    pub(crate) https: Https,
     /// Public addresses of this server at which apps are reached; the one of `http`, or those that
     /// the server speaks to the internet from, when there are none here.
     pub(crate) public_ips: Vec<IpAddr>,
@@ -59,6 +62,70 @@ pub(crate) struct Config {
     pub(crate) volumes: Volumes,
     /// How often something may be done to one thing through the API.
     pub(crate) rates: perch_api::Rates,
+}
+
+/// Where apps are served under TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) enum Https {
+    /// At port 443 of the edge's address, if plain HTTP is at port 80.
+    Auto,
+    /// Nowhere.
+    Off,
+    /// Here.
+    At(SocketAddr),
+}
+
+impl Https {
+    /// Returns where it is to be, beside plain HTTP at `http`.
+    pub(crate) fn wanted(self, http: SocketAddr) -> Option<SocketAddr> {
+        match self {
+            Self::Auto => (http.port() == 80).then(|| SocketAddr::new(http.ip(), 443)),
+            Self::Off => None,
+            Self::At(address) => Some(address),
+        }
+    }
+
+    /// Returns where it is, once it is settled.
+    pub(crate) fn address(self) -> Option<SocketAddr> {
+        match self {
+            Self::At(address) => Some(address),
+            Self::Auto | Self::Off => None,
+        }
+    }
+}
+
+impl FromStr for Https {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            address => address
+                .parse()
+                .map(Self::At)
+                .map_err(|_| format!("`{address}` is not `auto`, `off` or an ADDRESS:PORT")),
+        }
+    }
+}
+
+impl TryFrom<String> for Https {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Https> for String {
+    fn from(https: Https) -> Self {
+        match https {
+            Https::Auto => "auto".to_owned(),
+            Https::Off => "off".to_owned(),
+            Https::At(address) => address.to_string(),
+        }
+    }
 }
 
 /// A block of private IPv4 addresses.
@@ -127,6 +194,7 @@ impl Default for Config {
             api_tls: None,
             api_names: Vec::new(),
             http: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80)),
+            https: Https::Auto,
             public_ips: Vec::new(),
             domain: "perch.localhost".to_owned(),
             region: "loc".parse().unwrap_or_else(|_| unreachable!("three lowercase letters")),
@@ -189,6 +257,9 @@ pub(crate) struct Flags {
     /// Serve apps here [default: 0.0.0.0:80]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) http: Option<SocketAddr>,
+    /// Serve apps here under TLS; `off` for nowhere [default: port 443, if plain HTTP is at 80]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) https: Option<Https>,
     /// Serve apps at <app>.<domain> [default: perch.localhost]
     #[arg(long)]
     pub(crate) domain: Option<String>,
@@ -245,6 +316,7 @@ impl Config {
         set(&mut self.run_dir, flags.run_dir.as_ref());
         set(&mut self.api, flags.api.as_ref());
         set(&mut self.http, flags.http.as_ref());
+        set(&mut self.https, flags.https.as_ref());
         set(&mut self.domain, flags.domain.as_ref());
         set(&mut self.region, flags.region.as_ref());
         set(&mut self.user, flags.user.as_ref());
@@ -357,6 +429,20 @@ mod tests {
     }
 
     #[test]
+    fn https_is_beside_port_80_unless_it_is_said_where() {
+        let wanted = |https: &str, http: &str| {
+            let https: Https = https.parse().unwrap();
+            assert_eq!(String::from(https).parse(), Ok(https));
+            https.wanted(http.parse().unwrap()).map(|address| address.to_string())
+        };
+        assert_eq!(wanted("auto", "0.0.0.0:80").as_deref(), Some("0.0.0.0:443"));
+        assert_eq!(wanted("auto", "[::]:80").as_deref(), Some("[::]:443"));
+        assert_eq!(wanted("auto", "127.0.0.1:8080"), None);
+        assert_eq!(wanted("off", "0.0.0.0:80"), None);
+        assert_eq!(wanted("127.0.0.1:0", "0.0.0.0:80").as_deref(), Some("127.0.0.1:0"));
+    }
+
+    #[test]
     fn a_flag_outweighs_the_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "domain = \"a.example\"\nregion = \"ams\"\n").unwrap();
@@ -375,6 +461,7 @@ mod tests {
         for (text, key) in [
             ("api = \"0.0.0.0:4280\"", "api"),
             ("data_dir = \"here\"", "data_dir"),
+            ("https = \"443\"", "`443` is not `auto`, `off` or an ADDRESS:PORT"),
             ("instance = \"UPPER\"", "instance"),
             ("domain = \"a b\"", "domain"),
             ("colour = 1", "colour"),

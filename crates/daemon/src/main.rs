@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod addresses;
+mod authority;
 mod backup;
 mod certificate;
 mod clock;
@@ -182,14 +183,16 @@ fn announce(ready: &Ready) {
         }
         None => String::new(),
     };
+    let apps = match config.https.address() {
+        Some(https) => format!("https://<app>.{}:{}", config.domain, https.port()),
+        None => format!("http://<app>.{}:{}", config.domain, config.http.port()),
+    };
     let text = format!(
         "perchd is ready
-  apps          http://<app>.{}:{}
+  apps          {apps}
   api           http://{}
   token         in {} (only root can read it; `perch` on this server finds it)
   data          {}{outside}\n",
-        config.domain,
-        config.http.port(),
         config.api,
         admin_path.display(),
         data_dir.display(),

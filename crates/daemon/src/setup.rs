@@ -23,7 +23,7 @@ use crate::config::Config;
 /// The largest setup packet.
 const SETUP_BYTES_MAX: usize = 64 * 1024;
 /// The most sockets that one process is given; the kernel passes at most 253 at once.
-pub(crate) const SOCKETS_MAX: usize = 64;
+pub(crate) const SOCKETS_MAX: usize = 128;
 /// How often a process shows that it is alive.
 pub(crate) const BEAT_EVERY_MS: u64 = 1_000;
 
@@ -39,6 +39,8 @@ pub(crate) enum Purpose {
     ApiUnix,
     /// The edge; one per core.
     Http,
+    /// The edge under TLS; one per core.
+    Https,
     /// Names for machines, datagrams.
     DnsUdp,
     /// Names for machines, connections.

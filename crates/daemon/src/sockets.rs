@@ -15,12 +15,12 @@ use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-use crate::config::Config;
+use crate::config::{Config, Https};
 use crate::setup::Purpose;
 
 /// Connections that wait to be accepted, per socket.
 const BACKLOG: i32 = 1024;
-/// The most edge sockets; one a core.
+/// The most edge sockets of a kind; one a core.
 const HTTP_SOCKETS_MAX: usize = 32;
 
 /// Names of the Unix sockets in the run folder.
@@ -62,6 +62,19 @@ impl Bound {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         for _ in 0..cores.min(HTTP_SOCKETS_MAX) {
             bound.push((Purpose::Http, tcp(config.http, "http", Shared::Yes)?.into()));
+        }
+        if let Some(wanted) = config.https.wanted(config.http) {
+            drop(tcp(wanted, "https", Shared::No).and_then(|first| {
+                config.https = Https::At(address(&first)?);
+                Ok(first)
+            })?);
+        } else {
+            config.https = Https::Off;
+        }
+        if let Some(at) = config.https.address() {
+            for _ in 0..cores.min(HTTP_SOCKETS_MAX) {
+                bound.push((Purpose::Https, tcp(at, "https", Shared::Yes)?.into()));
+            }
         }
         for wanted in dns {
             bound.push((Purpose::DnsUdp, udp(*wanted)?.into()));
@@ -193,9 +206,22 @@ mod tests {
         let bound = Bound::bind(&mut config, &[], (0, 0)).unwrap();
         assert_ne!(config.api.port(), 0);
         assert_ne!(config.http.port(), 0);
+        // A server on a port of its own takes no other's 443.
+        assert_eq!(config.https, Https::Off);
         let (purposes, fds) = bound.of(&[Purpose::Http, Purpose::Host]);
         assert_eq!(purposes.len(), fds.len());
         assert!(purposes.contains(&Purpose::Http) && purposes.contains(&Purpose::Host));
+    }
+
+    #[test]
+    fn https_is_bound_as_often_as_http() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path());
+        config.https = "127.0.0.1:0".parse().unwrap();
+        let bound = Bound::bind(&mut config, &[], (0, 0)).unwrap();
+        assert_ne!(config.https.address().unwrap().port(), 0);
+        let count = |purpose| bound.of(&[purpose]).0.len();
+        assert_eq!(count(Purpose::Https), count(Purpose::Http));
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub enum Cause {
     BadRequest,
     /// The request's head is larger than anybody needs.
     HeadTooLarge,
+    /// The connection was made for a name of somebody else.
+    Misdirected,
     /// No app has this host name.
     UnknownHost,
     /// The app has no machine that serves HTTP.
@@ -50,9 +52,10 @@ pub enum Fault {
 
 impl Cause {
     /// Every cause there is.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::BadRequest,
         Self::HeadTooLarge,
+        Self::Misdirected,
         Self::UnknownHost,
         Self::NoMachine,
         Self::NotStartable,
@@ -72,6 +75,7 @@ impl Cause {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::UnknownHost => StatusCode::NOT_FOUND,
             Self::NotListening | Self::Exited | Self::Upstream | Self::BadAnswer => {
                 StatusCode::BAD_GATEWAY
@@ -91,6 +95,7 @@ impl Cause {
         match self {
             Self::BadRequest => "PU01",
             Self::HeadTooLarge => "PU04",
+            Self::Misdirected => "PT01",
             Self::UnknownHost => "PR02",
             Self::NoMachine => "PR01",
             Self::NotStartable => "PM08",
@@ -111,6 +116,7 @@ impl Cause {
         match self {
             Self::BadRequest => "This request could not be understood.",
             Self::HeadTooLarge => "The head of this request is too large.",
+            Self::Misdirected => "This connection is for another address.",
             Self::UnknownHost => "There is nothing at this address.",
             Self::NoMachine => "This app has no machine that serves requests.",
             Self::NotStartable => "This app is stopped.",
@@ -138,6 +144,7 @@ impl Cause {
             }
             Self::BadRequest
             | Self::HeadTooLarge
+            | Self::Misdirected
             | Self::UnknownHost
             | Self::Full
             | Self::QueueFull => "",
@@ -148,7 +155,9 @@ impl Cause {
     #[must_use]
     pub const fn fault(self) -> Fault {
         match self {
-            Self::BadRequest | Self::HeadTooLarge | Self::UnknownHost => Fault::Client,
+            Self::BadRequest | Self::HeadTooLarge | Self::Misdirected | Self::UnknownHost => {
+                Fault::Client
+            }
             Self::NoMachine
             | Self::NotStartable
             | Self::Exited
@@ -170,6 +179,7 @@ impl Cause {
             Self::WakeFailed => Some(5),
             Self::BadRequest
             | Self::HeadTooLarge
+            | Self::Misdirected
             | Self::UnknownHost
             | Self::NoMachine
             | Self::NotStartable

@@ -41,6 +41,8 @@ pub(crate) struct Seen<'a> {
     pub(crate) port: &'a HeaderValue,
     pub(crate) region: &'a HeaderValue,
     pub(crate) request_id: &'a HeaderValue,
+    /// Whether they asked under TLS.
+    pub(crate) is_secure: bool,
 }
 
 /// Returns a client's address as the app is told it: IPv4 never in IPv6's dress.
@@ -119,8 +121,9 @@ pub(crate) fn tell_app(headers: &mut HeaderMap, seen: &Seen<'_>) {
     headers.insert(FORWARDED_PORT, seen.port.clone());
     headers.insert(REGION, seen.region.clone());
     headers.insert(REQUEST_ID, seen.request_id.clone());
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    headers.insert(X_FORWARDED_SSL, HeaderValue::from_static("off"));
+    let (proto, ssl) = if seen.is_secure { ("https", "on") } else { ("http", "off") };
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
+    headers.insert(X_FORWARDED_SSL, HeaderValue::from_static(ssl));
     // The client's own value is kept (contract 4.2).
     if !headers.contains_key(&X_FORWARDED_PORT) {
         headers.insert(X_FORWARDED_PORT, seen.port.clone());
@@ -205,6 +208,7 @@ mod tests {
             port: &HeaderValue::from(80_u16),
             region: &HeaderValue::from_static("ams"),
             request_id: &HeaderValue::from_static("01A-ams"),
+            is_secure: false,
         };
         tell_app(&mut headers, &seen);
         let get = |name: &str| headers.get(name).map(|value| value.to_str().unwrap());
@@ -214,7 +218,12 @@ mod tests {
         assert_eq!(get("fly-request-id"), Some("01A-ams"));
         assert_eq!(get("x-forwarded-for"), Some("1.2.3.4, 5.6.7.8, 10.0.0.1"));
         assert_eq!(get("x-forwarded-proto"), Some("http"));
+        assert_eq!(get("x-forwarded-ssl"), Some("off"));
         assert_eq!(get("x-forwarded-port"), Some("8443"));
+        tell_app(&mut headers, &Seen { is_secure: true, ..seen });
+        let get = |name: &str| headers.get(name).map(|value| value.to_str().unwrap());
+        assert_eq!(get("x-forwarded-proto"), Some("https"));
+        assert_eq!(get("x-forwarded-ssl"), Some("on"));
     }
 
     #[test]

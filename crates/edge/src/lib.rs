@@ -3,8 +3,9 @@
 //! Never decides placement, and never asks the directory while it serves: it routes by a snapshot
 //! and hears of machines from the host's own watch.
 //!
-//! A request passes these files in order, one a phase: [`listen`] (accept, limits), [`strict`]
-//! (nothing in doubt passes), [`route`]
+//! A request passes these files in order, one a phase: [`listen`] (accept, limits), [`tls`]
+//! (certificate by name) and [`connection`] (HTTP/1.1, or [`h2`]), [`strict`] (nothing in doubt
+//! passes), [`route`]
 //! (host name to app), [`pick`] (a ready machine, least loaded), [`wake`] (only if none is ready:
 //! start one and hold the request), [`forward`] (connect, copy), [`reply`] (finish: headers,
 //! pages, one access event).
@@ -12,7 +13,11 @@
 
 mod body;
 mod cause;
+mod challenge;
+mod connection;
+mod crowd;
 mod forward;
+mod h2;
 mod headers;
 mod issuer;
 mod listen;
@@ -25,6 +30,7 @@ mod request;
 mod route;
 mod statics;
 mod strict;
+mod tls;
 mod wake;
 
 use std::convert::Infallible;
@@ -40,12 +46,15 @@ use perch_types::clock::Clock;
 use perch_types::{HostId, Region};
 use tokio::task::JoinHandle;
 
+use crate::listen::Listeners;
 use crate::live::Live;
 use crate::statics::Statics;
+use crate::tls::Tls;
 use crate::wake::Wakes;
 
 pub use crate::cause::Cause;
 pub use crate::issuer::{Documents, Issuer};
+pub use crate::tls::{Certificates, FirstOf, TlsError};
 
 /// A loop that has not turned for this long is wedged.
 const WEDGED_MS: u64 = 20_000;
@@ -59,6 +68,10 @@ const STALE_MAX: Duration = Duration::from_secs(5);
 const IDLE_MAX: Duration = Duration::from_secs(60);
 const STALL_MAX: Duration = Duration::from_secs(60);
 const HELD_MAX: usize = 10_000;
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+const HANDSHAKES_MAX: usize = 1_024;
+const ADDRESS_CONNECTIONS_MAX: usize = 4_096;
+const APP_CONNECTIONS_MAX: usize = 8_192;
 /// How often each loop shows that it turns.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 
@@ -66,6 +79,8 @@ const BEAT_EVERY: Duration = Duration::from_secs(1);
 pub struct Config {
     /// One bound socket a core, all at the same port.
     pub listeners: Vec<TcpListener>,
+    /// Where HTTPS is served, if it is.
+    pub https: Option<Https>,
     /// Apps are served at `<app>.<domain>`.
     pub domain: String,
     /// What the platform itself serves at a host name.
@@ -82,6 +97,15 @@ pub struct Config {
     pub clock: Arc<dyn Clock>,
     /// How long and how much.
     pub limits: Limits,
+}
+
+/// How HTTPS is served.
+#[derive(Debug)]
+pub struct Https {
+    /// One bound socket a core, all at the same port.
+    pub listeners: Vec<TcpListener>,
+    /// The certificates.
+    pub certificates: Arc<dyn Certificates>,
 }
 
 /// How long the phases of a request may take, and how many may wait.
@@ -106,6 +130,14 @@ pub struct Limits {
     pub stall: Duration,
     /// How many requests are held at once, all apps together.
     pub held_max: usize,
+    /// How long a TLS handshake may take.
+    pub handshake: Duration,
+    /// How many handshakes a loop has under way at once.
+    pub handshakes_max: usize,
+    /// How many connections of one address, or of one network of IPv6, a loop has.
+    pub address_connections_max: usize,
+    /// How many connections under TLS to one app a loop has.
+    pub app_connections_max: usize,
 }
 
 impl Default for Limits {
@@ -119,6 +151,10 @@ impl Default for Limits {
             idle: IDLE_MAX,
             stall: STALL_MAX,
             held_max: HELD_MAX,
+            handshake: HANDSHAKE_MAX,
+            handshakes_max: HANDSHAKES_MAX,
+            address_connections_max: ADDRESS_CONNECTIONS_MAX,
+            app_connections_max: APP_CONNECTIONS_MAX,
         }
     }
 }
@@ -133,6 +169,7 @@ impl fmt::Debug for Config {
 pub(crate) struct Shared {
     pub(crate) domain: String,
     pub(crate) issuer: Option<Issuer>,
+    pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) region: Region,
     pub(crate) view: ViewHandle,
@@ -155,23 +192,38 @@ pub struct Edge {
     loops: tokio::sync::mpsc::Receiver<Infallible>,
 }
 
-/// A loop that could not be started.
+/// An edge that could not be started.
 #[derive(Debug, thiserror::Error)]
-#[error("start a loop of the edge")]
-pub struct StartError(#[source] std::io::Error);
+pub enum StartError {
+    /// A thread or a runtime.
+    #[error("start a loop of the edge")]
+    Loop(#[source] std::io::Error),
+    /// TLS.
+    #[error("start TLS of the edge")]
+    Tls(#[source] TlsError),
+}
 
 impl Edge {
     /// Starts one loop for each listener; must be called inside a runtime, on which the host is
     /// followed and machines are woken.
     ///
     /// # Errors
-    /// When a thread or a runtime cannot be made.
+    /// When a thread or a runtime cannot be made, or TLS cannot be prepared.
     pub fn start(config: Config) -> Result<Self, StartError> {
         let live = Arc::new(Live::default());
         let now = config.clock.boot_ms();
+        let (tls, tls_listeners) = match config.https {
+            Some(Https { listeners, certificates }) => {
+                let tls = Tls::new(certificates).map_err(StartError::Tls)?;
+                (Some(Arc::new(tls)), listeners)
+            }
+            None => (None, Vec::new()),
+        };
+        let listeners = pairs(config.listeners, tls_listeners);
         let shared = Arc::new(Shared {
             domain: config.domain,
             issuer: config.issuer,
+            tls,
             runtime: tokio::runtime::Handle::current(),
             region: config.region,
             view: config.view,
@@ -180,25 +232,25 @@ impl Edge {
             wakes: Wakes::new(config.host.clone(), tokio::runtime::Handle::current()),
             clock: config.clock,
             limits: config.limits,
-            beats: config.listeners.iter().map(|_| AtomicU64::new(now)).collect(),
+            beats: listeners.iter().map(|_| AtomicU64::new(now)).collect(),
         });
         let follower = tokio::spawn(live::follow(live, config.host, config.host_id));
         let (stop, stopping) = tokio::sync::watch::channel(false);
         let (turning, loops) = tokio::sync::mpsc::channel(1);
-        for (index, listener) in config.listeners.into_iter().enumerate() {
+        for (index, listeners) in listeners.into_iter().enumerate() {
             let (shared, stopping) = (Arc::clone(&shared), stopping.clone());
             let turning = turning.clone();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
-                .map_err(StartError)?;
+                .map_err(StartError::Loop)?;
             std::thread::Builder::new()
                 .name(format!("edge-{index}"))
                 .spawn(move || {
-                    listen::run(&runtime, &shared, index, listener, stopping);
+                    listen::run(&runtime, &shared, index, listeners, stopping);
                     drop(turning);
                 })
-                .map_err(StartError)?;
+                .map_err(StartError::Loop)?;
         }
         Ok(Self { shared, follower, stop, loops })
     }
@@ -223,6 +275,13 @@ impl Edge {
     pub fn stop(&self) {
         self.stop.send_replace(true);
     }
+}
+
+/// Gives each loop its listeners; the plain ones and those of TLS are usually as many.
+fn pairs(plain: Vec<TcpListener>, tls: Vec<TcpListener>) -> Vec<Listeners> {
+    let loops = plain.len().max(tls.len());
+    let (mut plain, mut tls) = (plain.into_iter(), tls.into_iter());
+    (0..loops).map(|_| Listeners { plain: plain.next(), tls: tls.next() }).collect()
 }
 
 impl Drop for Edge {

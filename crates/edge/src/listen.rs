@@ -3,25 +3,20 @@
 //! Never shares a connection or a pool with another loop: one thread, one listener, one runtime.
 
 use std::cell::Cell;
-use std::convert::Infallible;
-use std::net::{IpAddr, TcpListener as StdTcpListener};
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
-use crate::headers;
-use crate::patience::Patient;
+use crate::connection::{self, Door};
+use crate::crowd::Crowd;
 use crate::pool::Pool;
-use crate::strict::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, Link, Strict};
 use crate::{BEAT_EVERY, Shared};
 
 /// The most connections of one loop.
@@ -29,16 +24,23 @@ const CONNECTIONS_MAX: usize = 16 * 1024;
 /// The pause after an accept that failed, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Where one loop's connections come from; one of the two at least.
+#[derive(Debug, Default)]
+pub(crate) struct Listeners {
+    pub(crate) plain: Option<StdTcpListener>,
+    pub(crate) tls: Option<StdTcpListener>,
+}
+
 /// Runs the loop until the edge is stopped and its connections have ended.
 pub(crate) fn run(
     runtime: &Runtime,
     shared: &Arc<Shared>,
     index: usize,
-    listener: StdTcpListener,
+    listeners: Listeners,
     stopping: watch::Receiver<bool>,
 ) {
     let local = LocalSet::new();
-    let outcome = local.block_on(runtime, accept(Arc::clone(shared), index, listener, stopping));
+    let outcome = local.block_on(runtime, accept(Arc::clone(shared), index, listeners, stopping));
     if let Err(error) = outcome {
         tracing::error!(%error, "edge loop ended");
     }
@@ -47,35 +49,42 @@ pub(crate) fn run(
 async fn accept(
     shared: Arc<Shared>,
     index: usize,
-    listener: StdTcpListener,
+    listeners: Listeners,
     mut stopping: watch::Receiver<bool>,
 ) -> std::io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let listener = TcpListener::from_std(listener)?;
-    let port = listener.local_addr()?.port();
+    let plain = Entrance::new(listeners.plain, Door::Plain)?;
+    let tls = match &shared.tls {
+        Some(tls) => Entrance::new(listeners.tls, |port| Door::Tls(port, Arc::clone(tls)))?,
+        None => None,
+    };
     let seed = shared.clock.boot_ms().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index as u64;
     let region = HeaderValue::from_str(shared.region.as_str())
         .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
     let worker = Rc::new(Worker {
         shared,
         pool: Pool::default(),
-        port: HeaderValue::from(port),
+        crowd: Crowd::default(),
         region,
         state: Cell::new(random_seed().unwrap_or(seed) | 1),
         connections: Cell::new(0),
     });
     let mut beats = tokio::time::interval(BEAT_EVERY);
     loop {
-        tokio::select! {
-            _ = beats.tick() => worker.shared.beat(index),
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => worker.admit(stream, peer.ip(), stopping.clone()),
-                Err(error) => {
-                    tracing::warn!(%error, "connection not accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
+        let accepted = tokio::select! {
+            _ = beats.tick() => {
+                worker.shared.beat(index);
+                continue;
+            }
+            accepted = next(plain.as_ref()) => accepted,
+            accepted = next(tls.as_ref()) => accepted,
             _ = stopping.changed() => break,
+        };
+        match accepted {
+            Ok((stream, peer, door)) => worker.admit(stream, peer, door, stopping.clone()),
+            Err(error) => {
+                tracing::warn!(%error, "connection not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
     while worker.connections.get() > 0 {
@@ -83,6 +92,36 @@ async fn accept(
         worker.shared.beat(index);
     }
     Ok(())
+}
+
+/// A listener of the loop and what is behind it.
+struct Entrance {
+    listener: TcpListener,
+    door: Door,
+}
+
+impl Entrance {
+    fn new(
+        listener: Option<StdTcpListener>,
+        door: impl FnOnce(u16) -> Door,
+    ) -> std::io::Result<Option<Self>> {
+        let Some(listener) = listener else { return Ok(None) };
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
+        let door = door(listener.local_addr()?.port());
+        Ok(Some(Self { listener, door }))
+    }
+}
+
+/// Waits for the next connection; for ever where there is no listener.
+async fn next(entrance: Option<&Entrance>) -> std::io::Result<(TcpStream, SocketAddr, Door)> {
+    match entrance {
+        Some(Entrance { listener, door }) => {
+            let (stream, peer) = listener.accept().await?;
+            Ok((stream, peer, door.clone()))
+        }
+        None => std::future::pending().await,
+    }
 }
 
 fn random_seed() -> Option<u64> {
@@ -95,7 +134,7 @@ fn random_seed() -> Option<u64> {
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
-    pub(crate) port: HeaderValue,
+    pub(crate) crowd: Crowd,
     pub(crate) region: HeaderValue,
     pub(crate) state: Cell<u64>,
     connections: Cell<usize>,
@@ -105,50 +144,27 @@ impl Worker {
     fn admit(
         self: &Rc<Self>,
         stream: TcpStream,
-        client: IpAddr,
-        mut stopping: watch::Receiver<bool>,
+        peer: SocketAddr,
+        door: Door,
+        stopping: watch::Receiver<bool>,
     ) {
         if self.connections.get() >= CONNECTIONS_MAX {
             tracing::warn!(limit = CONNECTIONS_MAX, "connections at their limit");
             return;
         }
+        let most = self.shared.limits.address_connections_max;
+        let Some(seat) = self.crowd.seat_address(peer.ip(), most) else {
+            tracing::debug!(limit = most, "connections of an address at their limit");
+            return;
+        };
         if stream.set_nodelay(true).is_err() {
             return;
         }
         self.connections.set(self.connections.get() + 1);
         let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {
-            let link = Arc::new(Link::default());
-            let stream = Patient::new(stream, worker.shared.limits.stall);
-            let (served, told) = (Rc::clone(&worker), Arc::clone(&link));
-            let client = headers::client_value(client);
-            let service = service_fn(move |request| {
-                let (worker, link) = (Rc::clone(&served), Arc::clone(&told));
-                let client = client.clone();
-                async move { Ok::<_, Infallible>(worker.serve(request, &client, &link).await) }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(worker.shared.limits.head)
-                // What is too large was refused before; this only has to hold it.
-                .max_buf_size(2 * HEAD_BYTES_MAX)
-                .max_headers(HEAD_FIELDS_MAX)
-                .writev(false)
-                .serve_connection(TokioIo::new(Strict::new(stream, link)), service)
-                .with_upgrades();
-            let mut connection = std::pin::pin!(connection);
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                // An end of the sender means the same.
-                _stopped = stopping.wait_for(|stopping| *stopping) => {
-                    // An idle one is closed at once, another after its answer.
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "connection ended");
-            }
+            connection::serve(Rc::clone(&worker), door, stream, peer.ip(), stopping).await;
+            drop(seat);
             worker.connections.set(worker.connections.get() - 1);
         });
     }

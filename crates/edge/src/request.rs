@@ -11,6 +11,8 @@ use tokio::time::Instant;
 
 use crate::body::{ReplyBody, RequestBody};
 use crate::cause::Cause;
+use crate::challenge;
+use crate::connection::Arrival;
 use crate::forward::{Hop, Outbound, Refused};
 use crate::headers::{self, Seen};
 use crate::listen::Worker;
@@ -20,21 +22,18 @@ use crate::route;
 use crate::strict::Link;
 use crate::wake::{self, Tried, Wanted};
 
-/// The public port that this listener stands for, whatever port it is bound to.
-const PUBLIC_HTTP_PORT: u16 = 80;
-
 impl Worker {
     /// Takes one request through the phases and always answers.
     pub(crate) async fn serve(
         &self,
         request: Request<Incoming>,
-        client: &HeaderValue,
+        arrival: &Arrival,
         link: &Link,
     ) -> Response<ReplyBody> {
         let began = Instant::now();
         let (id, request_id) = self.request_id();
         let method = request.method().clone();
-        let mut passage = Passage { app: None, client, request_id: &request_id, link };
+        let mut passage = Passage { app: None, arrival, request_id: &request_id, link };
         let (mut response, cause) = match self.phases(request, &mut passage).await {
             Ok(response) => (response, None),
             Err(cause) => (reply::page(cause, &id), Some(cause)),
@@ -66,13 +65,17 @@ impl Worker {
             return Err(Cause::BadRequest);
         }
         let host = route::host_of(&parts)?;
+        let app = route::app_of(&host, &self.shared.domain, &self.shared.view.load());
+        if passage.arrival.secure.as_ref().is_some_and(|it| !it.admits(&host, app.as_ref())) {
+            return Err(Cause::Misdirected);
+        }
+        if let Some(response) = challenge::answer(&self.shared, passage.arrival, &host, &parts) {
+            return Ok(response);
+        }
         if let Some(issuer) = self.shared.issuer.as_ref().filter(|issuer| issuer.host == host) {
             return issuer.answer(&self.shared.runtime, &parts).await;
         }
-        let view = self.shared.view.load();
-        let app = route::app_of(&host, &self.shared.domain, &view).ok_or(Cause::UnknownHost)?;
-        drop(view);
-        let app = passage.app.insert(app);
+        let app = passage.app.insert(app.ok_or(Cause::UnknownHost)?);
         let live = &self.shared.live;
         if let Some(response) = self.shared.statics.answer(live, app, &parts).await {
             return Ok(response);
@@ -80,10 +83,11 @@ impl Worker {
         let switch = headers::upgrade(&parts.method, &parts.headers);
         headers::strip(&mut parts.headers);
         let seen = Seen {
-            client: passage.client,
-            port: &self.port,
+            client: &passage.arrival.client,
+            port: &passage.arrival.port,
             region: &self.region,
             request_id: passage.request_id,
+            is_secure: passage.arrival.secure.is_some(),
         };
         headers::tell_app(&mut parts.headers, &seen);
         if let (Some(_), Some(target)) = (parts.uri.scheme(), parts.uri.path_and_query()) {
@@ -99,25 +103,25 @@ impl Worker {
         let body = RequestBody::new(body, Rc::clone(&progress));
         let request = Request::from_parts(parts, body);
         let outbound = Outbound { request, progress, switch: switch.flatten() };
-        self.offer(app, Box::new(outbound)).await
+        self.offer(app, passage.arrival.public_port, Box::new(outbound)).await
     }
 
     /// Offers the request to one machine after the other while nothing of it was sent.
     async fn offer(
         &self,
         app: &AppKey,
+        public_port: u16,
         mut outbound: Box<Outbound>,
     ) -> Result<Response<ReplyBody>, Cause> {
         let mut tried = Tried::default();
         loop {
-            let wanted =
-                Wanted { app, port: PUBLIC_HTTP_PORT, tried: &tried, random: self.random() };
+            let wanted = Wanted { app, port: public_port, tried: &tried, random: self.random() };
             let (target, in_flight) = wake::ready_machine(&self.shared, &wanted).await?;
             let hop = Hop {
                 pool: &self.pool,
                 limits: &self.shared.limits,
                 target: &target,
-                public_port: PUBLIC_HTTP_PORT,
+                public_port,
                 in_flight,
             };
             match hop.send(outbound).await {
@@ -158,7 +162,7 @@ impl Worker {
 /// What is known of a request on its way.
 struct Passage<'a> {
     app: Option<AppKey>,
-    client: &'a HeaderValue,
+    arrival: &'a Arrival,
     request_id: &'a HeaderValue,
     link: &'a Link,
 }

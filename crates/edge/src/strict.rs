@@ -1,5 +1,5 @@
 //! Reads along with what a client sends and refuses what two parsers could read differently
-//! (RFC 9112, sections 2.2, 5 and 6).
+//! (RFC 9112, sections 2.2, 5 and 6); [`h2`] and [`Frames`] do so for HTTP/2.
 //!
 //! Never lets a byte of a head pass before all of it was judged, and never mends one: a head in
 //! doubt is replaced by one that names no host, so that the service answers it, and it is the
@@ -16,7 +16,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::cause::Cause;
 
 mod chunks;
+mod frames;
+pub(crate) mod h2;
 mod head;
+
+pub(crate) use self::frames::Frames;
 
 use self::chunks::Chunks;
 use self::head::Body;
@@ -44,6 +48,19 @@ const WAITING: u8 = 1;
 const SWITCHED: u8 = 2;
 
 impl Link {
+    /// Makes the one of a request that is refused, where each has its own.
+    pub(crate) fn refusing(cause: Cause) -> Self {
+        let link = Self::default();
+        link.refuse(cause);
+        link
+    }
+
+    fn refuse(&self, cause: Cause) {
+        if cause == Cause::HeadTooLarge {
+            self.too_large.store(1, Ordering::Relaxed);
+        }
+    }
+
     /// Tells the reader whether the protocol was switched.
     pub(crate) fn settle(&self, switched: bool) {
         self.switch.store(if switched { SWITCHED } else { SETTLED }, Ordering::Relaxed);
@@ -96,9 +113,7 @@ impl<S> Strict<S> {
             Next::More => {}
             Next::Wait => self.link.switch.store(WAITING, Ordering::Relaxed),
             Next::Refuse(cause) => {
-                if cause == Cause::HeadTooLarge {
-                    self.link.too_large.store(1, Ordering::Relaxed);
-                }
+                self.link.refuse(cause);
                 self.held.truncate(self.judged);
                 self.held.extend_from_slice(REFUSED_HEAD);
                 self.judged = self.held.len();

@@ -421,9 +421,13 @@ pub struct Platform {
     pub domain: String,
     /// The port at which the edge serves plain HTTP.
     pub http_port: u16,
-    /// The port at which the edge serves HTTPS, once it does.
+    /// The port at which the edge serves HTTPS, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub https_port: Option<u16>,
+    /// The certificate, as PEM, of the server's own authority, which apps under its domain have
+    /// theirs from. It may vouch for names of the domain alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub https_ca: Option<String>,
     /// The registry's address as seen from this server: `127.0.0.1:4280`.
     pub registry: String,
     /// The region of this server.

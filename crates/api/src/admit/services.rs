@@ -3,7 +3,7 @@
 //! Never knows which ports the edge has: it takes requests by host name.
 
 use perch_types::MachineConfig;
-use perch_types::service::Service;
+use perch_types::service::{Service, TlsOptions};
 use serde_json::Value;
 
 use super::refuse;
@@ -50,6 +50,9 @@ fn one_service(path: &str, service: &Service) -> Result<(), Failure> {
     for (index, port) in service.ports.iter().enumerate() {
         if port.port.is_none_or(|port| port == 0) {
             return refuse(format!("{path}.ports[{index}].port: is not 1 to 65535"));
+        }
+        if let Err(bad) = TlsOptions::of(port) {
+            return refuse(format!("{path}.ports[{index}].tls_options{bad}"));
         }
     }
     if let Some(limits) = &service.concurrency {

@@ -85,6 +85,11 @@ fn ports_and_limits_of_services_are_refused_by_path_and_with_what_is_allowed() {
         (ports(vec![port(json!(null))]), "config.services[1].ports[0].port: is not 1 to 65535"),
         (ports(vec![port(json!(80)); 17]), "config.services[1].ports: 17 are more than 16"),
         (
+            ports(vec![json!({"port": 443, "handlers": ["http", "tls"],
+                "tls_options": {"versions": ["TLSv1.1"]}})]),
+            "config.services[1].ports[0].tls_options.versions[0]: is not `TLSv1.2` or `TLSv1.3`",
+        ),
+        (
             limits(json!({"hard_limit": 0})),
             "config.services[1].concurrency.hard_limit: 0 would let nothing through",
         ),

@@ -146,6 +146,7 @@ impl Cloud {
                 domain: "perch.test".to_owned(),
                 http_port: 80,
                 https_port: None,
+                https_ca: None,
                 registry: "127.0.0.1:4280".to_owned(),
                 region: region.clone(),
             },

@@ -162,7 +162,7 @@ async fn see_at_edge(ui: &Ui, place: &Place) -> Result<String> {
     let what = format!("see `{}` at the edge", place.app);
     let app = place.api.app(&place.app).await.during(&what)?;
     let platform = place.api.platform().await.during(&what)?;
-    let target = Target::new(&place.address, platform.http_port, &app.hostname);
+    let target = Target::new(&place.address, &platform, &app.hostname);
     let work = ui.working("asking for the first page at the edge");
     let begun = tokio::time::Instant::now();
     let answer = target.wait(EDGE_PATIENCE).await;

@@ -23,7 +23,7 @@ pub(crate) async fn run(invocation: &Invocation, args: OpenArgs) -> Result {
     let (api, address) = invocation.api_and_address()?;
     let app = api.app(&name).await.during(format!("look at the app `{name}`"))?;
     let platform = api.platform().await.during("look at the platform")?;
-    let target = Target::new(&address, platform.http_port, &app.hostname);
+    let target = Target::new(&address, &platform, &app.hostname);
     let url = format!("{}/{}", target.url(), args.path.trim_start_matches('/'));
     invocation.ui.data(&url);
     let opener = opener();

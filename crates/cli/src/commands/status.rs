@@ -33,7 +33,7 @@ pub(crate) async fn run(invocation: &Invocation, _: StatusArgs) -> Result {
     let app = api.app(&name).await.during(&what)?;
     let machines = api.machines(&name, &ListFilter::default()).await.during(&what)?;
     let platform = api.platform().await.during(&what)?;
-    let url = Target::new(&address, platform.http_port, &app.hostname).url();
+    let url = Target::new(&address, &platform, &app.hostname).url();
     let status = Status { app, url, machines };
     if invocation.ui.is_json() {
         invocation.ui.json(&status);

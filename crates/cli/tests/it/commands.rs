@@ -353,6 +353,45 @@ fn version_works_without_a_platform() {
 }
 
 #[test]
+fn the_doctor_says_what_is_missing_and_gives_the_servers_authority() {
+    let fake = Fake::start();
+    let perch = Perch::of(&fake);
+    let plain = perch.run("doctor");
+    assert!(plain.code == 0 && plain.stderr.contains("without HTTPS"), "{plain:?}");
+    assert_eq!(perch.run("doctor --certificate").code, 1);
+    let pem = local_authority("localhost");
+    fake.world().https = Some((443, pem.clone()));
+    assert_eq!(perch.run("doctor --certificate").good(), pem);
+    // There is nobody to ask: it is only told how.
+    let told = perch.run("doctor");
+    assert!(told.stderr.contains("does not trust"), "{told:?}");
+    assert!(told.stdout.contains("perch doctor --certificate"), "{told:?}");
+    let findings = perch.run("doctor --json").good();
+    assert!(findings.contains("\"authority_trusted\": false"), "{findings}");
+    // One that could vouch for others too is not even shown.
+    fake.world().https = Some((443, local_authority("example")));
+    for line in ["doctor", "doctor --certificate"] {
+        let refused = perch.run(line);
+        assert!(refused.code == 1 && refused.stderr.contains("do not trust it"), "{refused:?}");
+        assert!(!refused.stdout.contains("CERTIFICATE"), "{refused:?}");
+    }
+}
+
+/// Makes an authority as a server does.
+fn local_authority(domain: &str) -> String {
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    params.name_constraints = Some(rcgen::NameConstraints {
+        permitted_subtrees: vec![rcgen::GeneralSubtree::DnsName(domain.to_owned())],
+        excluded_subtrees: vec![
+            rcgen::GeneralSubtree::IpAddress(rcgen::CidrSubnet::V4([0; 4], [0; 4])),
+            rcgen::GeneralSubtree::IpAddress(rcgen::CidrSubnet::V6([0; 16], [0; 16])),
+        ],
+    });
+    params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
+}
+
+#[test]
 fn secrets_go_in_and_names_come_out() {
     let fake = Fake::start().with_app("web");
     let config = MachineConfig {

@@ -64,6 +64,7 @@ fn help_of_every_command() {
         "system df",
         "system prune",
         "open",
+        "doctor",
         "auth",
         "auth login",
         "auth whoami",

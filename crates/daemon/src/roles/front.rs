@@ -1,9 +1,10 @@
 //! The front process: api, registry, edge, resolver and directory, under a user of its own.
 //!
-//! Never root, and never in possession of the CA's key or the administrator's token: it is given
-//! sockets, a certificate and a hash.
+//! Never root, and never in possession of the server's CA's key or the administrator's token: it is
+//! given sockets, a certificate and a hash. The key of the authority for apps' names is its own.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use axum::extract::Request;
 use perch_api::serve::{Listener, ServeLimits};
 use perch_api::{Api, Inside, PushTokens};
 use perch_client::HostClient;
-use perch_edge::{Documents, Edge, Issuer};
+use perch_edge::{Certificates, Documents, Edge, FirstOf, Https, Issuer};
 use perch_registry::Registry;
 use perch_store::{SqliteStore, Store, ViewFollower, ViewHandle};
 use perch_types::api::{Platform, RegionInfo};
@@ -25,6 +26,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
+use crate::authority::LocalAuthority;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::peer;
@@ -53,6 +55,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
             .context("open the directory")?,
     );
     let view = ViewFollower::start(Arc::clone(&store), folder.join(VIEW_FILE));
+    let authority = authority(&setup.config, &folder, &clock)?;
     let host = HostClient::new(setup.config.run_dir.join(HOST_SOCKET));
 
     let mut tasks = JoinSet::new();
@@ -76,7 +79,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
             client: host.clone(),
         }],
         view: view.clone(),
-        platform: platform(&setup.config),
+        platform: platform(&setup.config, authority.as_deref()),
         public_ips: setup.config.public_ips(),
         regions: vec![region(&setup.config)],
         builder_socket: Some(setup.config.run_dir.join(BUILDER_SOCKET)),
@@ -97,6 +100,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     let issuer = Issuer { host: api.identity_host(), documents: Arc::new(Identities(api)) };
     let mut edge = Edge::start(perch_edge::Config {
         listeners: sockets.take(Purpose::Http),
+        https: authority.map(|authority| https(&mut sockets, authority)),
         domain: setup.config.domain.clone(),
         issuer: Some(issuer),
         region: setup.config.region.clone(),
@@ -121,6 +125,29 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         tokio::time::timeout(EDGE_END_MAX, edge.ended()).await.ok();
     }
     outcome.map(drop)
+}
+
+/// The authority behind apps' names, where HTTPS is served.
+fn authority(
+    config: &Config,
+    folder: &Path,
+    clock: &Arc<dyn Clock>,
+) -> Result<Option<Arc<LocalAuthority>>> {
+    if config.https.address().is_none() {
+        return Ok(None);
+    }
+    let opened = LocalAuthority::open(folder, &config.domain, Arc::clone(clock));
+    Ok(Some(Arc::new(opened.context("open the local authority")?)))
+}
+
+/// What the edge needs to serve HTTPS. Whoever has a name's own certificate comes before the
+/// authority.
+fn https(sockets: &mut Sockets, authority: Arc<LocalAuthority>) -> Https {
+    let authority: Arc<dyn Certificates> = authority;
+    Https {
+        listeners: sockets.take(Purpose::Https),
+        certificates: Arc::new(FirstOf(vec![authority])),
+    }
 }
 
 /// The documents with which identity tokens are checked, as the edge serves them.
@@ -235,12 +262,13 @@ fn serve_names(
     Ok(())
 }
 
-fn platform(config: &Config) -> Platform {
+fn platform(config: &Config, authority: Option<&LocalAuthority>) -> Platform {
     Platform {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         domain: config.domain.clone(),
         http_port: config.http.port(),
-        https_port: None,
+        https_port: config.https.address().map(|address| address.port()),
+        https_ca: authority.map(|authority| authority.certificate_pem().to_owned()),
         registry: config.api.to_string(),
         region: config.region.clone(),
     }

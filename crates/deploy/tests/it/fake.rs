@@ -73,6 +73,8 @@ pub(crate) struct World {
     pub(crate) log: Vec<String>,
     /// What the edge answers; 0 is nothing at all.
     pub(crate) edge_status: u16,
+    /// The port of HTTPS and the server's own authority.
+    pub(crate) https: Option<(u16, String)>,
     /// The lease that every machine has.
     pub(crate) lease: Option<Lease>,
     /// Every call, in order.
@@ -365,7 +367,8 @@ fn platform(world: &mut World, method: &Method, path: &[&str], body: &Bytes) -> 
                 version: "0.1.0".to_owned(),
                 domain: "localhost".to_owned(),
                 http_port: world.port,
-                https_port: None,
+                https_port: world.https.as_ref().map(|(port, _)| *port),
+                https_ca: world.https.as_ref().map(|(_, pem)| pem.clone()),
                 registry: "127.0.0.1:1".to_owned(),
                 region: "local".parse().unwrap(),
             },

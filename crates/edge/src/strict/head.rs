@@ -107,8 +107,7 @@ fn request_line(line: &[u8]) -> Result<u8, Cause> {
         // An authority alone is for CONNECT, which there is not.
         _ => target.starts_with(b"http://") || target.starts_with(b"https://"),
     };
-    let is_clean = !target.iter().any(|byte| matches!(byte, b'#' | b'\t' | b'\\'));
-    if !is_token(method) || !is_target || !is_clean {
+    if !is_token(method) || !is_target || !is_clean_target(target) {
         return Err(Cause::BadRequest);
     }
     match version {
@@ -116,6 +115,11 @@ fn request_line(line: &[u8]) -> Result<u8, Cause> {
         b"HTTP/1.0" => Ok(0),
         _ => Err(Cause::BadRequest),
     }
+}
+
+/// Returns whether there is nothing in a target that some take for its end, or for a `/`.
+pub(super) fn is_clean_target(target: &[u8]) -> bool {
+    !target.iter().any(|byte| matches!(byte, b'#' | b'\t' | b'\\'))
 }
 
 #[derive(Default)]
@@ -156,7 +160,8 @@ impl Fields {
     }
 }
 
-fn length(value: &[u8]) -> Option<u64> {
+/// Reads a length: digits alone.
+pub(super) fn length(value: &[u8]) -> Option<u64> {
     let digits =
         (1..=LENGTH_DIGITS_MAX).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()

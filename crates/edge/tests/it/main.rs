@@ -7,8 +7,10 @@
 
 mod draining;
 mod framing;
+mod h2;
 mod passing;
 mod patience;
 mod statics;
+mod tls;
 mod waking;
 mod world;

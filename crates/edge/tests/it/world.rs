@@ -13,15 +13,18 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use perch_client::HostClient;
-use perch_edge::{Config, Edge, Limits};
+use perch_edge::{Config, Edge, Https, Limits};
 use perch_store::{Expected, SqliteStore, Store, ViewFollower, put_doc};
 use perch_types::clock::Clock;
-use perch_types::directory::{AppDoc, Generation, MachineRecord};
+use perch_types::directory::{AppDoc, Generation, HostnameClaim, MachineRecord};
 use perch_types::host::{Accepted, Drained, HostMachine, WatchEvent};
 use perch_types::{
     ApiError, AppName, Code, HostId, InstanceId, MachineId, MachineState, OrgSlug, Timestamp,
 };
+use rustls::RootCertStore;
 use tokio::sync::mpsc;
+
+use crate::tls::Certs;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 const EVENTS_MAX: usize = 8192;
@@ -203,9 +206,14 @@ pub(crate) fn machine(id: u64, app: &str, state: MachineState, port: u16) -> Mac
 /// All of it; it ends when this is dropped.
 pub(crate) struct World {
     pub(crate) address: SocketAddr,
+    /// Where HTTPS is served.
+    pub(crate) https: SocketAddr,
+    /// Whom its certificates are from.
+    pub(crate) roots: Arc<RootCertStore>,
     pub(crate) host: Arc<Host>,
+    pub(crate) runtime: tokio::runtime::Runtime,
+    store: Arc<dyn Store>,
     edge: Edge,
-    _runtime: tokio::runtime::Runtime,
     _dir: tempfile::TempDir,
 }
 
@@ -232,6 +240,9 @@ impl World {
         }
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
+        let https = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (https_address, certs) = (https.local_addr().unwrap(), Certs::new());
+        let roots = Arc::new(certs.roots());
         let socket = dir.path().join("host.sock");
         let guard = runtime.enter();
         let unix = tokio::net::UnixListener::bind(&socket).unwrap();
@@ -248,9 +259,10 @@ impl World {
         for (number, app) in ["probe", "web", "empty"].into_iter().enumerate() {
             runtime.block_on(put_app(store.as_ref(), app, number as u64));
         }
-        let view = ViewFollower::start(store, dir.path().join("view.json"));
+        let view = ViewFollower::start(Arc::clone(&store), dir.path().join("view.json"));
         let config = Config {
             listeners: vec![listener],
+            https: Some(Https { listeners: vec![https], certificates: Arc::new(certs) }),
             domain: "perch.localhost".to_owned(),
             issuer: Some(perch_edge::Issuer {
                 host: "oidc.perch.localhost".to_owned(),
@@ -265,9 +277,22 @@ impl World {
         };
         let edge = Edge::start(config).unwrap();
         drop(guard);
-        let world = Self { address, host, edge, _runtime: runtime, _dir: dir };
+        let https = https_address;
+        let world = Self { address, https, roots, host, runtime, store, edge, _dir: dir };
         until("the edge has heard of its machines", || world.get("probe", "/").contains("PM08"));
         world
+    }
+
+    /// Gives a host name to an app, whoever had it.
+    pub(crate) fn claim(&self, host: &str, app: &str) {
+        let claim = HostnameClaim { org: OrgSlug::personal(), app: app.parse().unwrap() };
+        let key = (host.to_owned(),);
+        let put = put_doc(self.store.as_ref(), &key, &claim, Expected::Any);
+        self.runtime.block_on(put).unwrap();
+        until("the edge knows the name", || {
+            let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+            !self.raw(head.as_bytes()).contains("PR02")
+        });
     }
 
     /// Stops the edge as the end of its process does.

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{AppConfig, Strategy};
 use crate::machine_config::Other;
-use crate::service::{Autostop, Handler};
+use crate::service::Autostop;
 
 /// How much a missing feature matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,7 +85,6 @@ const EXPERIMENTAL: &[(&str, Severity, &str)] = &[
 const NO_AUTOSTOP: &str = "machines that nothing uses are not stopped yet; all keep running";
 const NO_SUSPEND: &str = "machines that nothing uses are not suspended yet; use \"off\"";
 const NO_HTTPS: &str = "the edge serves no HTTPS yet; plain HTTP is answered as it is";
-const NO_TLS: &str = "`tls`: the edge serves no HTTPS yet; plain HTTP is";
 const UNKNOWN: &str = "no such key is known; a typing error?";
 
 impl AppConfig {
@@ -157,9 +156,6 @@ impl AppConfig {
             for port in &service.ports {
                 if port.force_https == Some(true) {
                     add(found, "services.ports.force_https".to_owned(), Warn, NO_HTTPS);
-                }
-                if port.handlers.contains(&Handler::Tls) {
-                    add(found, "services.ports.handlers".to_owned(), Warn, NO_TLS);
                 }
             }
         }

@@ -186,7 +186,6 @@ fn what_a_service_asks_for_in_vain_is_told_once_by_name() {
             "Warn services.auto_stop_machines",
             "Warn services.min_machines_running",
             "Warn services.ports.force_https",
-            "Warn services.ports.handlers",
         ]
     );
 }

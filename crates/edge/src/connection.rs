@@ -1,0 +1,163 @@
+//! One connection: plain, or under TLS; HTTP/1.1, or HTTP/2. All of them lead to the same service.
+//!
+//! Never reads a request that the strict layer has not judged.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use crate::h2;
+use crate::headers;
+use crate::listen::Worker;
+use crate::patience::Patient;
+use crate::strict::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, Link, Strict};
+use crate::tls::{Secure, Session, Tls};
+
+/// The public ports, whatever the listeners are bound to.
+const PUBLIC_HTTP_PORT: u16 = 80;
+pub(crate) const PUBLIC_HTTPS_PORT: u16 = 443;
+/// How long the last bytes of a handshake that was all may take.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
+
+/// How a connection came, as its requests are told.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    /// The client's address.
+    pub(crate) client: HeaderValue,
+    /// The port that it came to.
+    pub(crate) port: HeaderValue,
+    /// The public port that this one stands for.
+    pub(crate) public_port: u16,
+    /// The name that it was made for, if it is under TLS.
+    pub(crate) secure: Option<Secure>,
+}
+
+/// Where connections come in.
+#[derive(Debug, Clone)]
+pub(crate) enum Door {
+    /// Plain HTTP, on a port.
+    Plain(u16),
+    /// TLS, on a port.
+    Tls(u16, Arc<Tls>),
+}
+
+/// Serves a connection to its end. It is plain where the listener is.
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    door: Door,
+    stream: TcpStream,
+    client: IpAddr,
+    stopping: watch::Receiver<bool>,
+) {
+    let stream = Patient::new(stream, worker.shared.limits.stall);
+    let client = headers::client_value(client);
+    match door {
+        Door::Plain(port) => {
+            let port = HeaderValue::from(port);
+            let arrival = Arrival { client, port, public_port: PUBLIC_HTTP_PORT, secure: None };
+            Box::pin(serve_http1(worker, stream, arrival, stopping)).await;
+        }
+        Door::Tls(port, tls) => {
+            let shaken = Box::pin(shake_hands(&worker, &tls, stream)).await;
+            let Some(Session { mut stream, secure, is_h2, is_challenge }) = shaken else {
+                return;
+            };
+            if is_challenge {
+                // The client has seen what it came for.
+                tokio::time::timeout(CLOSE_MAX, stream.shutdown()).await.ok();
+                return;
+            }
+            let most = worker.shared.limits.app_connections_max;
+            let seat = secure.tenant.as_ref().map(|app| worker.crowd.seat_app(app, most));
+            if matches!(seat, Some(None)) {
+                tracing::debug!(limit = most, "connections to an app at their limit");
+                return;
+            }
+            let port = HeaderValue::from(port);
+            let (public_port, secure) = (PUBLIC_HTTPS_PORT, Some(secure));
+            let arrival = Arrival { client, port, public_port, secure };
+            if is_h2 {
+                Box::pin(h2::serve(worker, stream, arrival, stopping)).await;
+            } else {
+                Box::pin(serve_http1(worker, stream, arrival, stopping)).await;
+            }
+            drop(seat);
+        }
+    }
+}
+
+async fn shake_hands<S>(worker: &Worker, tls: &Tls, stream: S) -> Option<Session<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let limits = &worker.shared.limits;
+    let Some(_seat) = worker.crowd.seat_handshake(limits.handshakes_max) else {
+        tracing::debug!(limit = limits.handshakes_max, "handshakes at their limit");
+        return None;
+    };
+    match tokio::time::timeout(limits.handshake, tls.accept(&worker.shared, stream)).await {
+        Ok(Ok(session)) => session,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "handshake failed");
+            None
+        }
+        Err(_) => {
+            tracing::debug!("handshake took too long");
+            None
+        }
+    }
+}
+
+/// Serves HTTP/1.1.
+async fn serve_http1<S>(
+    worker: Rc<Worker>,
+    stream: S,
+    arrival: Arrival,
+    mut stopping: watch::Receiver<bool>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (link, arrival) = (Arc::new(Link::default()), Rc::new(arrival));
+    let (served, told) = (Rc::clone(&worker), Arc::clone(&link));
+    let service = service_fn(move |request| {
+        let (worker, link, arrival) = (Rc::clone(&served), Arc::clone(&told), Rc::clone(&arrival));
+        async move { Ok::<_, Infallible>(worker.serve(request, &arrival, &link).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(worker.shared.limits.head)
+        // What is too large was refused before; this only has to hold it.
+        .max_buf_size(2 * HEAD_BYTES_MAX)
+        .max_headers(HEAD_FIELDS_MAX)
+        .writev(false)
+        .serve_connection(TokioIo::new(Strict::new(stream, link)), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = asked_to_stop(&mut stopping) => {
+            // An idle one is closed at once, another after its answer.
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// Waits until the edge stops.
+pub(crate) async fn asked_to_stop(stopping: &mut watch::Receiver<bool>) {
+    // An end of the sender means the same.
+    stopping.wait_for(|stopping| *stopping).await.map(|_| ()).unwrap_or_default();
+}

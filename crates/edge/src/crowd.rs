@@ -1,0 +1,152 @@
+//! How many connections there are of an address, of an app, and in the middle of a handshake: one
+//! count a loop.
+//!
+//! Never shared between loops, so that counting takes no lock: the kernel spreads connections over
+//! the loops, and so each loop's limit is a share of the server's.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv6Addr};
+use std::rc::Rc;
+
+use crate::live::AppKey;
+
+/// An address of one customer of a network: all of IPv4, the network part of IPv6.
+const IPV6_NETWORK: u128 = !0 << 64;
+
+/// Connections of one loop by what they take.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Crowd(Rc<RefCell<Counts>>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    addresses: HashMap<IpAddr, usize>,
+    apps: HashMap<AppKey, usize>,
+    handshakes: usize,
+}
+
+/// One that is counted until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    crowd: Crowd,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Address(IpAddr),
+    App(AppKey),
+    Handshake,
+}
+
+impl Crowd {
+    /// Counts a connection from an address; nothing when that would be one more than `max`.
+    pub(crate) fn seat_address(&self, client: IpAddr, max: usize) -> Option<Seat> {
+        let network = network(client);
+        let is_counted = count(&mut self.0.borrow_mut().addresses, network, max);
+        is_counted.then(|| self.seat(Place::Address(network)))
+    }
+
+    /// Counts a connection to an app.
+    pub(crate) fn seat_app(&self, app: &AppKey, max: usize) -> Option<Seat> {
+        let is_counted = count(&mut self.0.borrow_mut().apps, app.clone(), max);
+        is_counted.then(|| self.seat(Place::App(app.clone())))
+    }
+
+    /// Counts a handshake.
+    pub(crate) fn seat_handshake(&self, max: usize) -> Option<Seat> {
+        let mut counts = self.0.borrow_mut();
+        if counts.handshakes >= max {
+            return None;
+        }
+        counts.handshakes += 1;
+        drop(counts);
+        Some(self.seat(Place::Handshake))
+    }
+
+    fn seat(&self, place: Place) -> Seat {
+        Seat { crowd: self.clone(), place }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut counts = self.crowd.0.borrow_mut();
+        match &self.place {
+            Place::Address(network) => uncount(&mut counts.addresses, network),
+            Place::App(app) => uncount(&mut counts.apps, app),
+            Place::Handshake => counts.handshakes = counts.handshakes.saturating_sub(1),
+        }
+    }
+}
+
+fn count<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: K, max: usize) -> bool {
+    match counts.get_mut(&key) {
+        Some(count) if *count >= max => false,
+        Some(count) => {
+            *count += 1;
+            true
+        }
+        None if max == 0 => false,
+        None => {
+            counts.insert(key, 1);
+            true
+        }
+    }
+}
+
+fn uncount<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+    match counts.get_mut(key) {
+        Some(count) if *count > 1 => *count -= 1,
+        _ => {
+            counts.remove(key);
+        }
+    }
+}
+
+/// Returns what stands for a client: with IPv6 each has a network of addresses.
+fn network(client: IpAddr) -> IpAddr {
+    match client.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) & IPV6_NETWORK)),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use perch_types::OrgSlug;
+
+    use super::*;
+
+    #[test]
+    fn e5_an_address_has_so_many_and_its_neighbours_in_ipv6_share_them() {
+        let crowd = Crowd::default();
+        let from = |text: &str| crowd.seat_address(text.parse().unwrap(), 2);
+        let first = from("2001:db8::1").unwrap();
+        let _second = from("2001:db8::2:2").unwrap();
+        assert!(from("2001:db8::3").is_none());
+        let _other = from("2001:db8:0:1::1").unwrap();
+        let _four = from("192.0.2.1").unwrap();
+        let _mapped = from("::ffff:192.0.2.1").unwrap();
+        assert!(from("192.0.2.1").is_none());
+        drop(first);
+        let _again = from("2001:db8::3").unwrap();
+    }
+
+    #[test]
+    fn e5_apps_and_handshakes_are_counted_apart_and_nothing_stays() {
+        let crowd = Crowd::default();
+        let app = |name: &str| AppKey { org: OrgSlug::personal(), name: name.parse().unwrap() };
+        let web = crowd.seat_app(&app("web"), 1).unwrap();
+        assert!(crowd.seat_app(&app("web"), 1).is_none());
+        let other = crowd.seat_app(&app("other"), 1).unwrap();
+        let shaking = crowd.seat_handshake(1).unwrap();
+        assert!(crowd.seat_handshake(1).is_none());
+        drop((web, other, shaking));
+        let address = crowd.seat_address("192.0.2.1".parse().unwrap(), 1);
+        drop(address);
+        let counts = crowd.0.borrow();
+        assert!(counts.apps.is_empty() && counts.addresses.is_empty() && counts.handshakes == 0);
+    }
+}

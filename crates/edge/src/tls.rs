@@ -1,0 +1,291 @@
+//! Ends TLS: which certificate a name gets, and what may be spoken over the connection.
+//!
+//! Never asks anybody while a client waits: certificates and options are what is known at that
+//! moment. And never lets a session that began at one app go on at another.
+
+use std::fmt;
+use std::sync::Arc;
+
+use perch_types::service::{Handler, TlsOptions, TlsVersions};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{ServerConfig, SupportedProtocolVersion, version};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::Shared;
+use crate::connection::PUBLIC_HTTPS_PORT;
+use crate::live::AppKey;
+use crate::route;
+
+mod tickets;
+
+use self::tickets::BoundTickets;
+
+/// The protocol of a TLS-ALPN-01 challenge (RFC 8737, section 6.2).
+const ACME: &[u8] = b"acme-tls/1";
+/// HTTP/2.
+const H2: &[u8] = b"h2";
+/// HTTP/1.1.
+const HTTP_11: &[u8] = b"http/1.1";
+
+/// Certificates by name, and answers to those who want proof that a name leads here.
+///
+/// It is asked on the loops that serve requests: whatever it knows, it knows already.
+pub trait Certificates: Send + Sync + fmt::Debug {
+    /// Returns the certificate of a name, in lower case; `*.example.com` asks for that wildcard.
+    fn resolve(&self, name: &str) -> Option<Arc<CertifiedKey>>;
+
+    /// Returns what answers a TLS-ALPN-01 challenge for a name.
+    fn challenge(&self, name: &str) -> Option<Arc<CertifiedKey>>;
+
+    /// Returns what answers an HTTP-01 challenge at a host.
+    fn http_challenge(&self, host: &str, token: &str) -> Option<String>;
+}
+
+/// Several holders of certificates; the first that has one gives it.
+#[derive(Debug, Clone, Default)]
+pub struct FirstOf(pub Vec<Arc<dyn Certificates>>);
+
+impl Certificates for FirstOf {
+    fn resolve(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+        self.0.iter().find_map(|one| one.resolve(name))
+    }
+
+    fn challenge(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+        self.0.iter().find_map(|one| one.challenge(name))
+    }
+
+    fn http_challenge(&self, host: &str, token: &str) -> Option<String> {
+        self.0.iter().find_map(|one| one.http_challenge(host, token))
+    }
+}
+
+/// Why an edge cannot end TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The library.
+    #[error("prepare TLS")]
+    Library(#[source] rustls::Error),
+    /// The certificate for names that have none.
+    #[error("make a self-signed certificate")]
+    SelfSigned(#[source] rcgen::Error),
+}
+
+/// What the loops share to end TLS.
+#[derive(Debug)]
+pub(crate) struct Tls {
+    certificates: Arc<dyn Certificates>,
+    tickets: Arc<dyn ProducesTickets>,
+    self_signed: Arc<CertifiedKey>,
+    both: ServerConfig,
+    only_12: ServerConfig,
+    only_13: ServerConfig,
+}
+
+/// The name that a connection under TLS was made for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Secure {
+    pub(crate) name: String,
+    /// Whose name it was then.
+    pub(crate) tenant: Option<AppKey>,
+}
+
+impl Secure {
+    /// Returns whether a host, and so the app that it leads to, may be asked for here: the client
+    /// knows only that it speaks to whoever has the connection's name.
+    pub(crate) fn admits(&self, host: &str, app: Option<&AppKey>) -> bool {
+        match (&self.tenant, app) {
+            (Some(tenant), Some(app)) => tenant == app,
+            (None, _) | (_, None) => self.name == host,
+        }
+    }
+
+    /// Returns the text that sessions of the tenant are bound to; no two tenants share one.
+    fn session_scope(&self) -> String {
+        match &self.tenant {
+            Some(app) => format!("app {} {}", app.org, app.name),
+            None => format!("name {}", self.name),
+        }
+    }
+}
+
+/// A handshake that went well.
+#[derive(Debug)]
+pub(crate) struct Session<S> {
+    pub(crate) stream: TlsStream<S>,
+    pub(crate) secure: Secure,
+    /// Whether the client chose HTTP/2.
+    pub(crate) is_h2: bool,
+    /// Whether it only was to see a certificate: nothing follows.
+    pub(crate) is_challenge: bool,
+}
+
+/// What a client hello leads to.
+struct Terms {
+    config: Arc<ServerConfig>,
+    secure: Secure,
+    is_challenge: bool,
+}
+
+/// What a connection may speak.
+struct Offer<'a> {
+    key: Arc<CertifiedKey>,
+    alpn: Vec<Vec<u8>>,
+    versions: TlsVersions,
+    secure: &'a Secure,
+}
+
+impl Tls {
+    pub(crate) fn new(certificates: Arc<dyn Certificates>) -> Result<Self, TlsError> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let self_signed = Arc::new(self_signed(&provider)?);
+        Ok(Self {
+            certificates,
+            tickets: aws_lc_rs::Ticketer::new().map_err(TlsError::Library)?,
+            both: base(&provider, &self_signed, &[&version::TLS13, &version::TLS12])?,
+            only_12: base(&provider, &self_signed, &[&version::TLS12])?,
+            only_13: base(&provider, &self_signed, &[&version::TLS13])?,
+            self_signed,
+        })
+    }
+
+    /// Shakes hands with a client. The caller limits the time.
+    pub(crate) async fn accept<S>(
+        &self,
+        shared: &Shared,
+        stream: S,
+    ) -> std::io::Result<Option<Session<S>>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
+        let terms = self.terms(shared, &start.client_hello());
+        let Some(Terms { config, secure, is_challenge }) = terms else {
+            // The library tells the client that there is nothing for it.
+            let mut refusal = self.both.clone();
+            refusal.cert_resolver = Arc::new(Nothing);
+            drop(start.into_stream(Arc::new(refusal)).await);
+            return Ok(None);
+        };
+        let stream = start.into_stream(config).await?;
+        let is_h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
+        Ok(Some(Session { stream, secure, is_h2, is_challenge }))
+    }
+
+    /// Decides what a client gets; nothing for a name that has no certificate here.
+    fn terms(&self, shared: &Shared, hello: &ClientHello<'_>) -> Option<Terms> {
+        let name = hello.server_name()?;
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        let asked: Vec<&[u8]> = hello.alpn().map(Iterator::collect).unwrap_or_default();
+        if asked == [ACME] {
+            let key = self.certificates.challenge(&name)?;
+            let secure = Secure { name, tenant: None };
+            let versions = TlsVersions::Both;
+            let offer = Offer { key, alpn: vec![ACME.to_vec()], versions, secure: &secure };
+            return Some(Terms { config: self.config(offer), secure, is_challenge: true });
+        }
+        let tenant = route::app_of(&name, &shared.domain, &shared.view.load());
+        let secure = Secure { name, tenant };
+        let options = options(shared, secure.tenant.as_ref());
+        let key = self
+            .certificate(&secure.name)
+            .or_else(|| options.default_self_signed.then(|| Arc::clone(&self.self_signed)))?;
+        let alpn = match options.alpn.as_slice() {
+            [] => vec![H2.to_vec(), HTTP_11.to_vec()],
+            named => named.iter().map(|name| name.clone().into_bytes()).collect(),
+        };
+        let offer = Offer { key, alpn, versions: options.versions, secure: &secure };
+        Some(Terms { config: self.config(offer), secure, is_challenge: false })
+    }
+
+    /// Returns the certificate of a name: its own, or the wildcard's one level above.
+    fn certificate(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+        self.certificates.resolve(name).or_else(|| {
+            let (_, above) = name.split_once('.')?;
+            self.certificates.resolve(&format!("*.{above}"))
+        })
+    }
+
+    fn config(&self, offer: Offer<'_>) -> Arc<ServerConfig> {
+        let base = match offer.versions {
+            TlsVersions::Both => &self.both,
+            TlsVersions::Only12 => &self.only_12,
+            TlsVersions::Only13 => &self.only_13,
+        };
+        let mut config = base.clone();
+        config.alpn_protocols = offer.alpn;
+        config.cert_resolver = Arc::new(Just(offer.key));
+        let scope = offer.secure.session_scope();
+        config.ticketer = Arc::new(BoundTickets::new(Arc::clone(&self.tickets), &scope));
+        Arc::new(config)
+    }
+
+    /// Returns what answers an HTTP-01 challenge.
+    pub(crate) fn http_challenge(&self, host: &str, token: &str) -> Option<String> {
+        self.certificates.http_challenge(host, token)
+    }
+}
+
+/// Returns what an app says of its HTTPS port; whatever machine says it first, as all of a release
+/// say the same.
+fn options(shared: &Shared, app: Option<&AppKey>) -> TlsOptions {
+    let machines = app.and_then(|app| shared.live.machines_of(app));
+    let Some(machines) = machines else { return TlsOptions::default() };
+    let services = machines.iter().flat_map(|target| &target.record.services);
+    let mut ports = services.flat_map(|service| &service.ports).filter(|port| {
+        port.port == Some(PUBLIC_HTTPS_PORT) && port.handlers.contains(&Handler::Tls)
+    });
+    // What the API took is fine; what an older one took is as if it were not there.
+    ports.find_map(|port| TlsOptions::of(port).ok()).unwrap_or_default()
+}
+
+fn base(
+    provider: &Arc<CryptoProvider>,
+    self_signed: &Arc<CertifiedKey>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> Result<ServerConfig, TlsError> {
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(provider))
+        .with_protocol_versions(versions)
+        .map_err(TlsError::Library)?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Just(Arc::clone(self_signed))));
+    // Sessions are the client's to keep: nothing here grows with the number of clients.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    // Nothing may be sent before the handshake ends: it could be replayed.
+    config.max_early_data_size = 0;
+    Ok(config)
+}
+
+fn self_signed(provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
+    let made = rcgen::generate_simple_self_signed(vec!["perch.invalid".to_owned()])
+        .map_err(TlsError::SelfSigned)?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    CertifiedKey::from_der(vec![made.cert.der().clone()], key, provider).map_err(TlsError::Library)
+}
+
+/// One certificate, whatever is asked for.
+#[derive(Debug)]
+struct Just(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for Just {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+}
+
+/// No certificate.
+#[derive(Debug)]
+struct Nothing;
+
+impl ResolvesServerCert for Nothing {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;
