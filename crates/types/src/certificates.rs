@@ -63,7 +63,7 @@ pub fn below_wildcard(hostname: &str) -> &str {
 }
 
 /// What DNS is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RecordType {
     /// IPv4 addresses.
     A,
