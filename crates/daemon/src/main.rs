@@ -7,6 +7,7 @@
 mod addresses;
 mod backup;
 mod certificate;
+mod certificates;
 mod clock;
 mod config;
 mod identity;

@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
+use crate::certificates::{self, Certificates};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::peer;
@@ -68,8 +69,18 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     })
     .await
     .context("open the registry")?;
+    let addresses = roles::host::resolver_addresses(&setup.config)?;
+    let parts = certificates::Parts {
+        folder: &folder,
+        store: &store,
+        clock: &clock,
+        host: setup.host_id.to_string(),
+        tls: platform(&setup.config).https_port.is_some(),
+        resolver: &addresses,
+    };
+    let certificates = Certificates::start(&setup.config, &parts)?;
     let api = Api::start(perch_api::Config {
-        store,
+        store: Arc::clone(&store),
         hosts: vec![perch_api::Host {
             id: setup.host_id.clone(),
             region: setup.config.region.clone(),
@@ -82,6 +93,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         builder_socket: Some(setup.config.run_dir.join(BUILDER_SOCKET)),
         keys_socket: Some(setup.config.run_dir.join(KEYS_SOCKET)),
         images: Arc::new(Catalog::new(registry.clone())),
+        certificates: certificates.for_api(),
         clock: Arc::clone(&clock),
         limits: perch_api::Limits { rates: setup.config.rates, ..perch_api::Limits::default() },
     });
@@ -92,7 +104,6 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     let router = by_path(registry.router(), api.router());
     tasks.spawn(collect(registry, view.clone()));
     serve_api(&setup, &mut sockets, &router, &mut tasks)?;
-    let addresses = roles::host::resolver_addresses(&setup.config)?;
     serve_names(&addresses, &mut sockets, &view, &mut tasks)?;
     let issuer = Issuer { host: api.identity_host(), documents: Arc::new(Identities(api)) };
     let mut edge = Edge::start(perch_edge::Config {
