@@ -89,6 +89,8 @@ const FAILURE_PAUSES: [Duration; 5] = [
 const RATE_LIMIT_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// The longest that an issuer is believed about that.
 const RATE_LIMIT_PAUSE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// How soon a certificate is renewed at most, whatever its time.
+const RENEWED_MIN: Duration = Duration::from_secs(60 * 60);
 /// How often an issuer is asked by when to renew, when it says nothing about that.
 const RENEWAL_ASKED: Duration = Duration::from_secs(6 * 60 * 60);
 /// The shortest and the longest pause that an issuer is believed about that.
@@ -371,7 +373,10 @@ fn issued(order: &mut CertificateOrder, leaf: &Leaf, now: Timestamp, random: u64
     (order.url, order.answer, order.sealed_key) = (None, None, None);
     order.errors.clear();
     order.ask_again = leaf.renewal_id.is_some().then_some(now);
-    step(order, OrderStep::Due, renew_at(leaf, random));
+    // One that was issued with little time left is not renewed again at once.
+    let left = leaf.not_after.unix_ms().saturating_sub(now.unix_ms()).max(0).unsigned_abs();
+    let least = now.plus(Duration::from_millis(left / 3).max(RENEWED_MIN));
+    step(order, OrderStep::Due, renew_at(leaf, random).max(least));
 }
 
 /// Returns when a certificate is renewed unless its issuer says when: after two thirds of its

@@ -31,7 +31,8 @@ const LEASE_S: u32 = 30;
 const LEASE_EVERY: Duration = Duration::from_secs(10);
 /// The longest pause without a look at what is due: the wall clock may jump.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// How long an order is left alone whose task broke off, in milliseconds.
+/// How long an order is left alone whose task broke off, or that another server has, in
+/// milliseconds.
 const BROKEN_PAUSE_MS: u64 = 5_000;
 /// How long news of an order may take whose task ended, in milliseconds.
 const NEWS_PAUSE_MS: u64 = 20;
@@ -112,6 +113,15 @@ async fn work(context: Arc<Context>, awake: Arc<Notify>) {
     }
 }
 
+/// Why a task of an order ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// The order has to wait for something.
+    Waits,
+    /// Another server has it.
+    Elsewhere,
+}
+
 /// What is known of orders.
 #[derive(Debug, Default)]
 struct Known {
@@ -172,7 +182,7 @@ async fn follow(context: &Arc<Context>, awake: &Notify) -> Result<(), Error> {
     for entry in listing.entries {
         known.apply(entry.key, Some(&entry.value));
     }
-    let mut tasks: JoinSet<(String, Result<(), Error>)> = JoinSet::new();
+    let mut tasks: JoinSet<(String, Result<Ended, Error>)> = JoinSet::new();
     let mut beat = tokio::time::interval(LEASE_EVERY);
     loop {
         let pause = begin(context, &mut known, &mut tasks, lease);
@@ -182,7 +192,9 @@ async fn follow(context: &Arc<Context>, awake: &Notify) -> Result<(), Error> {
                 Some(Err(error)) => return Err(fault("follow orders")(error)),
                 None => return Ok(()),
             },
-            Some(ended) = tasks.join_next() => ended_as(ended, &mut known, config.clock.boot_ms()),
+            Some(ended) = tasks.join_next() => {
+                ended_as(ended, &mut known, config.clock.boot_ms())?;
+            }
             _ = beat.tick() => {
                 config.store.keep_alive(lease).await.map_err(fault("keep a lease"))?;
             }
@@ -196,7 +208,7 @@ async fn follow(context: &Arc<Context>, awake: &Notify) -> Result<(), Error> {
 fn begin(
     context: &Arc<Context>,
     known: &mut Known,
-    tasks: &mut JoinSet<(String, Result<(), Error>)>,
+    tasks: &mut JoinSet<(String, Result<Ended, Error>)>,
     lease: LeaseId,
 ) -> Duration {
     let clock = &context.config.clock;
@@ -218,26 +230,34 @@ fn begin(
     }
 }
 
+/// Takes note of a task's end. That the lease is gone is told to whoever holds it.
 fn ended_as(
-    ended: Result<(String, Result<(), Error>), tokio::task::JoinError>,
+    ended: Result<(String, Result<Ended, Error>), tokio::task::JoinError>,
     known: &mut Known,
     boot_ms: u64,
-) {
-    match ended {
-        Ok((key, outcome)) => {
-            known.running.remove(&key);
-            // What it changed comes by the watch, and may be on its way: a moment is enough.
-            let mut pause = NEWS_PAUSE_MS;
-            if let Err(error) = outcome {
-                tracing::warn!(key, error = chain(&error), "order broke off");
-                pause = BROKEN_PAUSE_MS;
-            }
-            known.resting.insert(key, boot_ms.saturating_add(pause));
-        }
+) -> Result<(), Error> {
+    let (key, outcome) = match ended {
+        Ok(ended) => ended,
         Err(error) => {
             // Whose it was is not told; all are looked at again, and those that run refuse.
             tracing::error!(%error, "task of an order broke off");
             known.running.clear();
+            return Ok(());
         }
-    }
+    };
+    known.running.remove(&key);
+    let pause = match outcome {
+        // What it changed comes by the watch, and may be on its way: a moment is enough.
+        Ok(Ended::Waits) => NEWS_PAUSE_MS,
+        Ok(Ended::Elsewhere) => BROKEN_PAUSE_MS,
+        Err(error @ Error::Store { source: perch_store::Error::NoSuchLease { .. }, .. }) => {
+            return Err(error);
+        }
+        Err(error) => {
+            tracing::warn!(key, error = chain(&error), "order broke off");
+            BROKEN_PAUSE_MS
+        }
+    };
+    known.resting.insert(key, boot_ms.saturating_add(pause));
+    Ok(())
 }

@@ -317,6 +317,9 @@ fn a_name_without_an_address_is_looked_at_less_and_less_often() {
 #[test]
 fn a_renewal_is_after_two_thirds_of_the_time_or_when_the_issuer_says() {
     let day = DAY_S;
+    let late_leaf = Leaf { not_before: at(-80 * day), not_after: at(9 * day), ..leaf() };
+    let order = advance(at_step(OrderStep::Finalizing), Event::Issued(late_leaf), at(0), 0);
+    assert_eq!(order.due, at(3 * day), "what was issued late is not renewed at once");
     let (early, late) = (renew_at(&leaf(), u64::MAX), renew_at(&leaf(), 0));
     assert_eq!(late, at(60 * day));
     assert!((at(57 * day)..=at(60 * day)).contains(&early));

@@ -18,7 +18,7 @@ use perch_types::directory::Document as _;
 use perch_types::{AppName, OrgSlug, Secret};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 
-use super::{Context, WorkerConfig};
+use super::{Context, Ended, WorkerConfig};
 use crate::dns;
 use crate::error::{Error, chain, store as fault};
 use crate::inspect;
@@ -46,23 +46,27 @@ impl From<Event> for Outcome {
 }
 
 /// Carries an order on until it has to wait.
-pub(super) async fn carry_out(context: &Context, key: &str, lease: LeaseId) -> Result<(), Error> {
-    let Some(key) = order_key(key) else { return Ok(()) };
+pub(super) async fn carry_out(
+    context: &Context,
+    key: &str,
+    lease: LeaseId,
+) -> Result<Ended, Error> {
+    let Some(key) = order_key(key) else { return Ok(Ended::Waits) };
     let run = Run { context, config: &context.config, key: &key };
     if !run.is_due().await? {
-        return Ok(());
+        return Ok(Ended::Waits);
     }
     let Some(claim) = run.claim(lease).await? else {
         tracing::debug!(hostname = key.2, "another worker has the order");
-        return Ok(());
+        return Ok(Ended::Elsewhere);
     };
     let done = run.steps(claim).await;
-    let released =
-        delete_doc::<OrderWorker>(context.config.store.as_ref(), &key, Expected::Revision(claim));
-    if let Err(error) = released.await {
+    let store = context.config.store.as_ref();
+    let released = delete_doc::<OrderWorker>(store, &key, Expected::Revision(claim)).await;
+    if let Err(error) = released {
         tracing::debug!(error = chain(&error), "lease of an order not released");
     }
-    done
+    done.map(|()| Ended::Waits)
 }
 
 struct Run<'a> {
