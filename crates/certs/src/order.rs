@@ -292,6 +292,8 @@ pub fn advance(
             let kept = order.clone();
             order = CertificateOrder::new(kept.app_id, now);
             order.step = OrderStep::Placing;
+            // A place that is taken anew for the same order does not begin its tries anew.
+            order.tries = if kept.step == OrderStep::Placing { kept.tries } else { 0 };
             order.failures = kept.failures;
             (order.issued, order.failed, order.errors) = (kept.issued, kept.failed, kept.errors);
         }

@@ -149,6 +149,22 @@ fn what_may_pass_is_tried_again_and_given_up_at_last() {
 }
 
 #[test]
+fn an_order_that_cannot_be_placed_is_given_up_although_a_place_is_taken_each_time() {
+    let mut order = new();
+    let mut pauses = Vec::new();
+    while order.failures == 0 {
+        let now = order.due;
+        assert_eq!(act(&order, now, false), Some(Act::Reserve));
+        order = advance(order, Event::Reserved, now, 0);
+        assert_eq!(act(&order, now, true), Some(Act::Place));
+        order = advance(order, passing(), now, 0);
+        pauses.push(order.due.unix_s() - now.unix_s());
+    }
+    assert_eq!(pauses[..4], [2, 4, 8, 16]);
+    assert_eq!(pauses.len(), usize::try_from(TRIES_MAX).unwrap() + 1);
+}
+
+#[test]
 fn an_issuer_that_has_enough_is_left_alone_and_nothing_counts_as_a_failure() {
     for (pause, want) in
         [(None, 3_600), (Some(0), 60), (Some(120), 120), (Some(100 * 86_400), 7 * 86_400)]
