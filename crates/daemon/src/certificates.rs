@@ -15,6 +15,7 @@ use perch_dns::Lookups;
 use perch_store::Store;
 use perch_types::certificates::RecordType;
 use perch_types::clock::Clock;
+use rustls::sign::CertifiedKey;
 
 use crate::config::Config;
 
@@ -80,8 +81,8 @@ impl Certificates {
     }
 
     /// Returns what the edge serves.
-    pub(crate) fn view(&self) -> CertificateView {
-        self.view.clone()
+    pub(crate) fn served(&self) -> Arc<dyn perch_edge::Certificates> {
+        Arc::new(Served(self.view.clone()))
     }
 }
 
@@ -103,6 +104,24 @@ fn lookups(config: &Config, resolver: &[SocketAddr]) -> Lookups {
     let conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let own: Vec<IpAddr> = resolver.iter().map(SocketAddr::ip).collect();
     Lookups::new(perch_dns::upstreams(&conf, &own))
+}
+
+/// The view, as the edge asks it.
+#[derive(Debug)]
+struct Served(CertificateView);
+
+impl perch_edge::Certificates for Served {
+    fn resolve(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+        self.0.resolve(name)
+    }
+
+    fn challenge(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+        self.0.challenge(name)
+    }
+
+    fn http_challenge(&self, host: &str, token: &str) -> Option<String> {
+        self.0.http_challenge(host, token)
+    }
 }
 
 /// DNS, asked by way of the server's resolvers.
