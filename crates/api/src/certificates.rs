@@ -43,7 +43,6 @@ const LIMIT_MAX: usize = 500;
 const SHOWN_CHARS_MAX: usize = 80;
 
 type Answer<T> = Result<JsonReply<T>, Failure>;
-type Created = Result<(StatusCode, JsonReply<CertificateDetail>), Failure>;
 
 pub(crate) async fn list(
     State(shared): State<Arc<Shared>>,
@@ -86,7 +85,7 @@ pub(crate) async fn create_acme(
     State(shared): State<Arc<Shared>>,
     Extension(OfApp(app)): Extension<OfApp>,
     Json(request): Json<CreateAcmeCertificate>,
-) -> Created {
+) -> Result<(StatusCode, JsonReply<CertificateDetail>), Failure> {
     let hostname = wanted(&shared, &request.hostname)?;
     if !shared.certificates.orders {
         let text = "hostname: this server orders no certificates";
@@ -106,14 +105,15 @@ pub(crate) async fn create_acme(
     } else {
         drop(change);
     }
-    created(&shared, &app, &hostname).await
+    let detail = created(&shared, &app, &hostname).await?;
+    Ok((StatusCode::CREATED, JsonReply(detail)))
 }
 
 pub(crate) async fn create_custom(
     State(shared): State<Arc<Shared>>,
     Extension(OfApp(app)): Extension<OfApp>,
     SecretJson(request): SecretJson<CreateCustomCertificate>,
-) -> Created {
+) -> Result<(StatusCode, JsonReply<CertificateDetail>), Failure> {
     let hostname = wanted(&shared, &request.hostname)?;
     let CreateCustomCertificate { fullchain, private_key, .. } = request;
     let now = shared.clock.now();
@@ -138,11 +138,16 @@ pub(crate) async fn create_custom(
     change.ops.push(put_op(&key, &document).map_err(fault("write a certificate"))?);
     change.put_document(|_| ())?;
     change.commit().await?;
-    created(&shared, &app, &hostname).await
+    let detail = created(&shared, &app, &hostname).await?;
+    Ok((StatusCode::CREATED, JsonReply(detail)))
 }
 
-/// Answers with a certificate once the edge's view leads to the app.
-async fn created(shared: &Shared, app: &AppDoc, hostname: &str) -> Created {
+/// Returns a certificate once the view leads to the app.
+async fn created(
+    shared: &Shared,
+    app: &AppDoc,
+    hostname: &str,
+) -> Result<CertificateDetail, Failure> {
     let leads = |claim: &HostnameClaim| claim.org == app.org && claim.app == app.name;
     let held = shared
         .view
@@ -151,8 +156,7 @@ async fn created(shared: &Shared, app: &AppDoc, hostname: &str) -> Created {
         tracing::warn!(hostname, "view does not hold the host name yet");
     }
     let (hostname, stored) = find(shared, app, hostname).await?;
-    let detail = answer::detail(shared, app, &hostname, &stored);
-    Ok((StatusCode::CREATED, JsonReply(detail)))
+    Ok(answer::detail(shared, app, &hostname, &stored))
 }
 
 pub(crate) async fn delete(

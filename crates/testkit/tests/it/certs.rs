@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 
 /// How long an order may take, on a busy machine.
 const ORDERED: Duration = Duration::from_secs(120);
+const CERTIFICATE_FILE: &str = "pebble.pem";
+const KEY_FILE: &str = "pebble.key";
 const CERTIFICATE: &str = "/v1/apps/web/certificates";
 
 fn port() -> u16 {
@@ -34,9 +36,16 @@ impl Drop for Running {
     }
 }
 
-/// Makes a certificate for pebble itself; returns it and its key.
-fn of_pebble(folder: &Path) -> Option<(PathBuf, PathBuf)> {
-    let (certificate, key) = (folder.join("pebble.pem"), folder.join("pebble.key"));
+/// Where pebble is asked, where it asks, and where it looks.
+struct Ports {
+    listen: u16,
+    dns: u16,
+    http: u16,
+}
+
+/// Makes a certificate for pebble itself, with its key beside it.
+fn of_pebble(folder: &Path) -> Option<PathBuf> {
+    let (certificate, key) = (folder.join(CERTIFICATE_FILE), folder.join(KEY_FILE));
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
         .args(["-days", "2", "-subj", "/CN=pebble", "-addext", "subjectAltName=DNS:localhost"])
@@ -47,7 +56,33 @@ fn of_pebble(folder: &Path) -> Option<(PathBuf, PathBuf)> {
         .stderr(Stdio::null())
         .status();
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
-    made.is_ok_and(|status| status.success()).then_some((certificate, key))
+    made.is_ok_and(|status| status.success()).then_some(certificate)
+}
+
+/// Starts pebble and its zones, in which every name is at 127.0.0.1.
+fn start((pebble, names): (&Path, &Path), folder: &Path, ports: &Ports) -> Running {
+    let config = json!({"pebble": {
+        "listenAddress": format!("127.0.0.1:{}", ports.listen),
+        "managementListenAddress": format!("127.0.0.1:{}", port()),
+        "certificate": folder.join(CERTIFICATE_FILE), "privateKey": folder.join(KEY_FILE),
+        "httpPort": ports.http, "tlsPort": port(), "ocspResponderURL": "",
+        "externalAccountBindingRequired": false,
+    }});
+    let file = folder.join("pebble.json");
+    std::fs::write(&file, config.to_string()).unwrap();
+    let dns = format!("127.0.0.1:{}", ports.dns);
+    let mut zones = Command::new(names);
+    zones
+        .args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""])
+        .args(["-http01", "", "-https01", "", "-tlsalpn01", ""])
+        .args(["-dns01", &dns, "-management", &format!("127.0.0.1:{}", port())]);
+    let mut issuer = Command::new(pebble);
+    issuer.arg("-config").arg(&file).args(["-dnsserver", &dns]);
+    issuer.env("PEBBLE_VA_NOSLEEP", "1").env("PEBBLE_WFE_NONCEREJECT", "30");
+    let spawn = |command: &mut Command| {
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    Running(vec![spawn(&mut zones), spawn(&mut issuer)])
 }
 
 #[test]
@@ -57,10 +92,10 @@ fn a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again
         return skipped(test, "pebble");
     };
     let folder = tempfile::tempdir().unwrap();
-    let Some((certificate, key)) = of_pebble(folder.path()) else {
+    let Some(certificate) = of_pebble(folder.path()) else {
         return skipped(test, "openssl");
     };
-    let (listen, manage, dns, zones) = (port(), port(), port(), port());
+    let (listen, dns) = (port(), port());
     let config = folder.path().join("perchd.toml");
     let text = format!(
         "[acme]\ndirectory = \"https://localhost:{listen}/dir\"\nemail = \"ops@perch.example\"\n\
@@ -69,35 +104,15 @@ fn a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again
     );
     std::fs::write(&config, text).unwrap();
     std::fs::set_permissions(&certificate, std::fs::Permissions::from_mode(0o644)).unwrap();
-    let mut options = Options::default();
-    options.arguments = ["--https", "127.0.0.1:0", "--config"].map(str::to_owned).into();
-    options.arguments.push(config.display().to_string());
+    let mut arguments: Vec<String> =
+        ["--https", "127.0.0.1:0", "--config"].map(str::to_owned).into();
+    arguments.push(config.display().to_string());
+    let options = Options { arguments, ..Options::default() };
     let Some(cloud) = Cloud::start_with(test, options).unwrap() else {
         return;
     };
-    let of_pebble = json!({"pebble": {
-        "listenAddress": format!("127.0.0.1:{listen}"),
-        "managementListenAddress": format!("127.0.0.1:{manage}"),
-        "certificate": certificate, "privateKey": key,
-        "httpPort": cloud.edge.port(), "tlsPort": port(), "ocspResponderURL": "",
-        "externalAccountBindingRequired": false,
-    }});
-    let file = folder.path().join("pebble.json");
-    std::fs::write(&file, of_pebble.to_string()).unwrap();
-    let mut started = Command::new(names);
-    started
-        .args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""])
-        .args(["-http01", "", "-https01", "", "-tlsalpn01", ""])
-        .args(["-dns01", &format!("127.0.0.1:{dns}")])
-        .args(["-management", &format!("127.0.0.1:{zones}")]);
-    let mut issuer = Command::new(pebble);
-    issuer.arg("-config").arg(&file).args(["-dnsserver", &format!("127.0.0.1:{dns}")]);
-    issuer.env("PEBBLE_VA_NOSLEEP", "1").env("PEBBLE_WFE_NONCEREJECT", "30");
-    let spawn = |command: &mut Command| {
-        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-    };
-    let _running = Running(vec![spawn(&mut started), spawn(&mut issuer)]);
-
+    let ports = Ports { listen, dns, http: cloud.edge.port() };
+    let _running = start((&pebble, &names), folder.path(), &ports);
     let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
     let machine = json!({
         "image": image,
