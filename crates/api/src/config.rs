@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use perch_certs::dns::Dns;
 use perch_client::{BoxError, HostClient, KeysClient};
+use perch_seal::PublicKey;
 use perch_store::{Store, ViewHandle};
 use perch_types::api::{ImageInfo, Platform, RegionInfo};
 use perch_types::clock::Clock;
@@ -45,10 +47,23 @@ pub struct Config {
     pub keys_socket: Option<PathBuf>,
     /// The platform's registry.
     pub images: Arc<dyn ImageCatalog>,
+    /// What certificates need.
+    pub certificates: Certificates,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Limits.
     pub limits: Limits,
+}
+
+/// What the API needs for certificates.
+#[derive(Debug, Clone)]
+pub struct Certificates {
+    /// The half of the edges' key that seals: private keys of certificates are for edges alone.
+    pub key: PublicKey,
+    /// Asks DNS as everybody sees it.
+    pub dns: Arc<dyn Dns>,
+    /// Whether this platform orders certificates.
+    pub orders: bool,
 }
 
 /// A host that machines can be placed on.
@@ -132,6 +147,7 @@ pub(crate) struct Shared {
     pub(crate) builder_socket: Option<PathBuf>,
     pub(crate) keys: Option<KeysClient>,
     pub(crate) images: Arc<dyn ImageCatalog>,
+    pub(crate) certificates: Certificates,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
     pub(crate) identity: Identity,
@@ -186,6 +202,7 @@ impl Api {
             builder_socket: config.builder_socket,
             keys: config.keys_socket.map(KeysClient::new),
             images: config.images,
+            certificates: config.certificates,
             clock: config.clock,
             limits: config.limits,
             identity,

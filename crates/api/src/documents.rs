@@ -17,6 +17,7 @@ use perch_types::network_policy;
 use perch_types::secrets::{self, SecretsHead};
 use perch_types::{AppName, Code, InstanceId, MachineId, OrgSlug};
 
+use crate::certificates;
 use crate::config::{Host, Shared};
 use crate::error::{Error, store as fault};
 use crate::names;
@@ -222,6 +223,7 @@ pub(crate) async fn forget_app(
     forget_under(store, &secrets::prefix(org, name)).await?;
     forget_under(store, &ips::prefix(org, name)).await?;
     forget_under(store, &network_policy::prefix(org, name)).await?;
+    certificates::forget(store, org, name).await?;
     let stone = (org.clone(), app_id.to_owned());
     let compares = vec![Compare::Exists { key: Tombstone::key(&stone) }];
     let ops = vec![delete_op::<Tombstone>(&stone), delete_op::<AppNameClaim>(&(name.clone(),))];
@@ -229,7 +231,7 @@ pub(crate) async fn forget_app(
 }
 
 /// Removes everything of an app that lies under a prefix, before another app gets its name.
-async fn forget_under(store: &dyn Store, prefix: &str) -> Result<(), Error> {
+pub(crate) async fn forget_under(store: &dyn Store, prefix: &str) -> Result<(), Error> {
     let found = store.list(prefix).await.map_err(fault("list what an app had"))?;
     for batch in found.entries.chunks(perch_store::TXN_OPS_MAX) {
         let ops = batch.iter().map(|entry| Op::delete(entry.key.clone())).collect();

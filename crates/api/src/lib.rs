@@ -10,6 +10,7 @@ mod apps;
 mod auth;
 mod body;
 mod builds;
+mod certificates;
 mod config;
 mod documents;
 mod error;
@@ -38,7 +39,7 @@ mod view;
 mod volumes;
 
 pub use auth::{Identity, Principal};
-pub use config::{Api, Config, Host, ImageCatalog, Limits};
+pub use config::{Api, Certificates, Config, Host, ImageCatalog, Limits};
 pub use error::Error;
 pub use inside::Inside;
 pub use push_tokens::{PushScope, PushTokens};

@@ -23,8 +23,8 @@ use crate::documents::{self, Placed};
 use crate::machines::lease::{self, Standing};
 use crate::reply::{Failure, finish, no_such_method, no_such_path};
 use crate::{
-    apps, builds, inside, ips, logs, machines, network_policies, oidc, orgs, placements, platform,
-    reference, secrets, sessions, tokens, volumes,
+    apps, builds, certificates, inside, ips, logs, machines, network_policies, oidc, orgs,
+    placements, platform, reference, secrets, sessions, tokens, volumes,
 };
 
 /// How long an ordinary request may take.
@@ -92,6 +92,14 @@ fn of_apps(routes: Routes) -> Routes {
         .serve(endpoint::IPS_LIST, ips::list)
         .serve(endpoint::IPS_ASSIGN, ips::assign)
         .serve(endpoint::IP_RELEASE, ips::release)
+        .serve(endpoint::CERTIFICATES_LIST, certificates::list)
+        .serve(endpoint::CERTIFICATE_ACME, certificates::create_acme)
+        .serve(endpoint::CERTIFICATE_CUSTOM, certificates::create_custom)
+        .serve(endpoint::CERTIFICATE_GET, certificates::get)
+        .serve(endpoint::CERTIFICATE_DELETE, certificates::delete)
+        .serve(endpoint::CERTIFICATE_ACME_DELETE, certificates::delete_acme)
+        .serve(endpoint::CERTIFICATE_CUSTOM_DELETE, certificates::delete_custom)
+        .serve(endpoint::CERTIFICATE_CHECK, certificates::check)
         .serve(endpoint::APP_BUILD, builds::build)
         .serve(endpoint::APP_DEPLOY_TOKEN, tokens::create)
         .serve(endpoint::APP_TOKENS_LIST, tokens::list)

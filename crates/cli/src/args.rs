@@ -8,8 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use perch_types::env::{API_TOKEN, API_URL};
 
 use crate::commands::{
-    apps, auth, build, deploy, doctor, explain, images, ips, launch, logs, machine, open, secrets,
-    status, system, tokens, volumes,
+    apps, auth, build, certs, deploy, doctor, explain, images, ips, launch, logs, machine, open,
+    secrets, status, system, tokens, volumes,
 };
 
 /// Run apps on your own servers.
@@ -70,6 +70,9 @@ pub(crate) enum Command {
     /// Work with the app's public addresses
     #[command(subcommand, visible_alias = "ip")]
     Ips(ips::IpsCommand),
+    /// Work with certificates of the app's own host names
+    #[command(subcommand, visible_alias = "cert")]
+    Certs(certs::CertsCommand),
     /// Set, list and take away the app's secrets
     #[command(subcommand)]
     Secrets(secrets::SecretsCommand),

@@ -5,6 +5,7 @@
 pub(crate) mod apps;
 pub(crate) mod auth;
 pub(crate) mod build;
+pub(crate) mod certs;
 pub(crate) mod deploy;
 pub(crate) mod doctor;
 pub(crate) mod explain;
@@ -37,6 +38,7 @@ pub(crate) async fn run(invocation: &Invocation, command: Command) -> Result {
         Command::Machine(command) => Box::pin(machine::run(invocation, command)).await,
         Command::Volumes(command) => Box::pin(volumes::run(invocation, command)).await,
         Command::Ips(command) => Box::pin(ips::run(invocation, command)).await,
+        Command::Certs(command) => Box::pin(certs::run(invocation, command)).await,
         Command::Secrets(command) => Box::pin(secrets::run(invocation, command)).await,
         Command::Images(command) => Box::pin(images::run(invocation, command)).await,
         Command::Open(args) => Box::pin(open::run(invocation, args)).await,

@@ -2,6 +2,7 @@
 //!
 //! Never keeps anything between two calls but connections.
 
+mod certificates;
 mod ips;
 mod lease;
 mod machine;

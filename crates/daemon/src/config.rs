@@ -62,6 +62,59 @@ pub(crate) struct Config {
     pub(crate) volumes: Volumes,
     /// How often something may be done to one thing through the API.
     pub(crate) rates: perch_api::Rates,
+    /// Who issues certificates for host names.
+    pub(crate) acme: Acme,
+}
+
+/// Who issues certificates, by ACME. Naming an issuer agrees to its terms of service.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Acme {
+    /// The address of its directory, such as `https://acme-v02.api.letsencrypt.org/directory`; no
+    /// certificates are ordered when unset.
+    pub(crate) directory: Option<String>,
+    /// Where it can reach whoever runs this server.
+    pub(crate) email: Option<String>,
+    /// Certificates that vouch for it, as PEM, instead of those that the system trusts. The user of
+    /// the unprivileged process reads it.
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Resolvers that are asked about host names, instead of those of `/etc/resolv.conf`.
+    pub(crate) resolvers: Vec<SocketAddr>,
+}
+
+/// Resolvers that may be named.
+const RESOLVERS_MAX: usize = 4;
+
+impl Acme {
+    fn check(&self) -> Result<()> {
+        if let Some(directory) = &self.directory {
+            let address = directory.parse::<hyper::Uri>().ok();
+            let fine = address.as_ref().is_some_and(|it| {
+                it.scheme_str() == Some("https") && it.host().is_some_and(|host| !host.is_empty())
+            });
+            ensure!(fine, "`acme.directory` is an address with `https://`; `{directory}` is not");
+        }
+        if let Some(email) = &self.email {
+            let plain = |byte: u8| byte.is_ascii_graphic() && !b"<>,?".contains(&byte);
+            let parts = email.split_once('@');
+            let fine = email.bytes().all(plain)
+                && parts.is_some_and(|(name, host)| !name.is_empty() && host.contains('.'));
+            ensure!(fine, "`acme.email` is an address such as `ops@example.com`; `{email}` is not");
+        }
+        if let Some(path) = &self.ca_file {
+            ensure!(
+                path.is_absolute(),
+                "`acme.ca_file` is an absolute path; `{}` is not",
+                path.display()
+            );
+        }
+        let count = self.resolvers.len();
+        ensure!(
+            count <= RESOLVERS_MAX,
+            "`acme.resolvers` are at most {RESOLVERS_MAX}; {count} are too many"
+        );
+        Ok(())
+    }
 }
 
 /// Where apps are served under TLS.
@@ -209,6 +262,7 @@ impl Default for Config {
             image_cache: ImageCache::default(),
             volumes: Volumes::default(),
             rates: perch_api::Rates::default(),
+            acme: Acme::default(),
         }
     }
 }
@@ -338,6 +392,7 @@ impl Config {
         for (key, path) in paths.into_iter().chain(volumes) {
             ensure!(path.is_absolute(), "`{key}` is an absolute path; `{}` is not", path.display());
         }
+        self.acme.check()?;
         ensure!(
             self.run_dir.as_os_str().len() <= RUN_DIR_BYTES_MAX,
             "`run_dir` is at most {RUN_DIR_BYTES_MAX} bytes long, because sockets lie in it"
@@ -469,6 +524,13 @@ mod tests {
             ("[volumes]\ncolour = 1", "colour"),
             ("[rates.read]\nper_minute = 1\nburst = -1", "burst"),
             ("[rates]\ncolour = 1", "colour"),
+            ("[acme]\ncolour = 1", "colour"),
+            ("[acme]\ndirectory = \"http://issuer.example\"", "acme.directory"),
+            ("[acme]\ndirectory = \"issuer\"", "acme.directory"),
+            ("[acme]\nemail = \"ops\"", "acme.email"),
+            ("[acme]\nemail = \"a b@c.d\"", "acme.email"),
+            ("[acme]\nca_file = \"ca.pem\"", "acme.ca_file"),
+            ("[acme]\nresolvers = [\"192.0.2.1\"]", "resolvers"),
             ("public_ips = [\"0.0.0.0\"]", "public_ips"),
             ("public_ips = [\"192.0.2.1\", \"192.0.2.1\"]", "public_ips"),
             ("public_ips = [\"web\"]", "public_ips"),

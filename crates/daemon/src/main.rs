@@ -8,6 +8,7 @@ mod addresses;
 mod authority;
 mod backup;
 mod certificate;
+mod certificates;
 mod clock;
 mod config;
 mod identity;

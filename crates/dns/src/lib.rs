@@ -8,10 +8,12 @@
 
 mod answer;
 mod limits;
+mod lookups;
 mod message;
 mod server;
 mod upstream;
 
 pub use answer::{Answer, Asking, Kind, answer};
+pub use lookups::{LookupError, Lookups};
 pub use server::{Resolver, ViewSource};
 pub use upstream::upstreams;

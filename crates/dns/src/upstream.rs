@@ -100,10 +100,18 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
 
 /// Asks the resolvers in turn until one answers.
 pub(crate) async fn ask(upstreams: &[SocketAddr], query: &Query) -> Result<Message, Error> {
+    ask_as_it_is(upstreams, query).await.map(|message| cleaned(message, query))
+}
+
+/// Asks the resolvers in turn until one answers; what it says may lead inside.
+pub(crate) async fn ask_as_it_is(
+    upstreams: &[SocketAddr],
+    query: &Query,
+) -> Result<Message, Error> {
     let mut last = Error::Missing;
     for upstream in upstreams.iter().cycle().take(TRIES_MAX.min(upstreams.len() * 2)) {
         match timeout(TRY_TIMEOUT, ask_one(*upstream, query)).await {
-            Ok(Ok(message)) => return Ok(cleaned(message, query)),
+            Ok(Ok(message)) => return Ok(message),
             Ok(Err(error)) => last = error,
             Err(_) => last = Error::Silent(*upstream),
         }

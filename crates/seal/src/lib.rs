@@ -66,6 +66,22 @@ pub enum Purpose<'a> {
         /// The app, by its id.
         app_id: &'a str,
     },
+    /// The private key of a certificate, for edges.
+    CertificateKey {
+        /// Who owns the app.
+        org: &'a OrgSlug,
+        /// The app.
+        app: &'a AppName,
+        /// The app, by its id.
+        app_id: &'a str,
+        /// The host name.
+        hostname: &'a str,
+    },
+    /// The private key of the platform's account at an issuer of certificates.
+    AcmeAccountKey {
+        /// The issuer's address.
+        directory: &'a str,
+    },
 }
 
 impl Purpose<'_> {
@@ -73,6 +89,8 @@ impl Purpose<'_> {
         match self {
             Self::AppSecret { .. } => b"perch app secret 1",
             Self::KeyForHost { .. } => b"perch app key for host 1",
+            Self::CertificateKey { .. } => b"perch certificate key 1",
+            Self::AcmeAccountKey { .. } => b"perch acme account key 1",
         }
     }
 
@@ -87,6 +105,13 @@ impl Purpose<'_> {
             Self::KeyForHost { org, app, app_id } => {
                 bind(&[org.as_str().as_bytes(), app.as_str().as_bytes(), app_id.as_bytes()])
             }
+            Self::CertificateKey { org, app, app_id, hostname } => bind(&[
+                org.as_str().as_bytes(),
+                app.as_str().as_bytes(),
+                app_id.as_bytes(),
+                hostname.as_bytes(),
+            ]),
+            Self::AcmeAccountKey { directory } => bind(&[directory.as_bytes()]),
         }
     }
 }

@@ -21,11 +21,33 @@ fn t13_a_secret_opens_for_its_organization_app_name_and_version_only() {
         Purpose::AppSecret { org: &org, app: &app, name: "B", version: 3 },
         Purpose::AppSecret { org: &org, app: &app, name: "A", version: 4 },
         Purpose::KeyForHost { org: &org, app: &app, app_id: "A" },
+        Purpose::CertificateKey { org: &org, app: &app, app_id: "A", hostname: "A" },
+        Purpose::AcmeAccountKey { directory: "A" },
     ] {
         assert_eq!(private.open_text(wrong, &sealed).unwrap_err(), Error::Open, "{wrong:?}");
     }
     let (_, other) = generate().unwrap();
     assert_eq!(other.open_text(right, &sealed).unwrap_err(), Error::Open);
+}
+
+#[test]
+fn e9_a_certificates_key_opens_for_its_app_and_host_name_only() {
+    let (org, app) = names();
+    let (other_org, other_app): (OrgSlug, AppName) =
+        ("acme".parse().unwrap(), "api".parse().unwrap());
+    let (public, private) = generate().unwrap();
+    let of = |org, app, app_id, hostname| Purpose::CertificateKey { org, app, app_id, hostname };
+    let sealed = public.seal(of(&org, &app, "app_1", "a.b"), b"hunter2").unwrap();
+    private.open_text(of(&org, &app, "app_1", "a.b"), &sealed).unwrap();
+    for wrong in [
+        of(&other_org, &app, "app_1", "a.b"),
+        of(&org, &other_app, "app_1", "a.b"),
+        of(&org, &app, "app_2", "a.b"),
+        of(&org, &app, "app_1", "a.c"),
+        Purpose::KeyForHost { org: &org, app: &app, app_id: "app_1" },
+    ] {
+        assert_eq!(private.open_text(wrong, &sealed).unwrap_err(), Error::Open, "{wrong:?}");
+    }
 }
 
 #[test]

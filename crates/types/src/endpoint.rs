@@ -345,6 +345,29 @@ endpoints! {
     NETWORK_POLICY_SET = "POST" "/v1/apps/{app}/network_policies" Write;
     /// Takes a network policy away; machines follow at their next start.
     NETWORK_POLICY_DELETE = "DELETE" "/v1/apps/{app}/network_policies/{policy}" Write;
+    /// Certificates of an app's host names (contract 1.10), page by page, by host name.
+    ///
+    /// - `filter: String` only host names that have this in them
+    /// - `cursor: String` go on where the page with this `next_cursor` ended
+    /// - `limit: 1..=500` how many at most; default 25
+    CERTIFICATES_LIST = "GET" "/v1/apps/{app}/certificates" Read;
+    /// Has a certificate ordered for a host name, which leads to the app from then on. One that is
+    /// wanted already is answered again. The answer has the records to set; the order goes on by
+    /// itself, and says in `validation_errors` what stands in its way.
+    CERTIFICATE_ACME = "POST" "/v1/apps/{app}/certificates/acme" Write;
+    /// Uploads a certificate and its private key for a host name, which leads to the app from then
+    /// on. It is served before one that the platform got, until it ends.
+    CERTIFICATE_CUSTOM = "POST" "/v1/apps/{app}/certificates/custom" Write;
+    /// One certificate.
+    CERTIFICATE_GET = "GET" "/v1/apps/{app}/certificates/{hostname}" Read;
+    /// Removes all of a host name: its certificates, its order, and that it leads to the app.
+    CERTIFICATE_DELETE = "DELETE" "/v1/apps/{app}/certificates/{hostname}" Write;
+    /// Removes what the platform got for a host name, and orders no more.
+    CERTIFICATE_ACME_DELETE = "DELETE" "/v1/apps/{app}/certificates/{hostname}/acme" Write;
+    /// Removes what was uploaded for a host name.
+    CERTIFICATE_CUSTOM_DELETE = "DELETE" "/v1/apps/{app}/certificates/{hostname}/custom" Write;
+    /// Looks at a host name's records now, and has an order that waits for them go on.
+    CERTIFICATE_CHECK = "POST" "/v1/apps/{app}/certificates/{hostname}/check" Write;
     /// Where machines would be placed now, region by region (contract 1.11). Nothing is reserved.
     PLACEMENTS = "POST" "/v1/platform/placements" Read;
     /// Regions, and which is nearest (contract 1.11).

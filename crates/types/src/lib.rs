@@ -6,6 +6,8 @@
 pub mod api;
 pub mod app_config;
 pub mod build;
+pub mod certificate_docs;
+pub mod certificates;
 pub mod clock;
 pub mod directory;
 pub mod endpoint;

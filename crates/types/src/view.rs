@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::certificates::WILDCARD;
 use crate::directory::{AppDoc, Document as _, HostnameClaim, MachineRecord, VolumeRecord};
 use crate::id::{AppName, MachineId, OrgSlug, VolumeId};
 
@@ -165,10 +166,14 @@ impl View {
         self.addresses.get(&address).and_then(|id| self.machine(id))
     }
 
-    /// Returns who claimed a public host name, which must be in lower case.
+    /// Returns who claimed a public host name, which must be in lower case: itself, or else all
+    /// names right below the one above it.
     #[must_use]
     pub fn hostname(&self, hostname: &str) -> Option<&HostnameClaim> {
-        self.hostnames.get(hostname)
+        self.hostnames.get(hostname).or_else(|| {
+            let (_, above) = hostname.split_once('.')?;
+            self.hostnames.get(&format!("{WILDCARD}{above}"))
+        })
     }
 
     fn forget_app(&mut self, rest: &str) {
@@ -243,6 +248,27 @@ mod tests {
             "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z",
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn a_claim_of_all_names_below_another_leads_where_no_name_itself_does() {
+        let claim =
+            |app: &str| HostnameClaim { org: OrgSlug::personal(), app: app.parse().unwrap() };
+        let mut view = View::default();
+        for (hostname, app) in [("*.shop.example", "all"), ("one.shop.example", "one")] {
+            let key = HostnameClaim::key(&(hostname.to_owned(),));
+            view.apply(&key, Some(&serde_json::to_vec(&claim(app)).unwrap())).unwrap();
+        }
+        for (hostname, want) in [
+            ("one.shop.example", Some("one")),
+            ("two.shop.example", Some("all")),
+            ("a.two.shop.example", None),
+            ("shop.example", None),
+            ("example", None),
+        ] {
+            let found = view.hostname(hostname).map(|claim| claim.app.as_str());
+            assert_eq!(found, want, "{hostname}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A small cloud for one test: directory, view, host and API, each on its own socket.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,6 +13,7 @@ use perch_api::{Config, Host, ImageCatalog, Limits};
 use perch_client::{Address, BoxError, Connection, HostClient, RequestParts, body_of};
 use perch_store::{Expected, SqliteStore, Store, ViewFollower, get_doc, put_doc};
 use perch_types::api::{CreateApp, CreateMachineRequest, ImageInfo, Machine, Platform, RegionInfo};
+use perch_types::certificates::RecordType;
 use perch_types::clock::Clock;
 use perch_types::directory::{AppNameClaim, HostDoc, TokenDoc};
 use perch_types::{ApiError, AppName, OrgSlug, Secret, Timestamp};
@@ -80,6 +82,32 @@ impl ImageCatalog for Catalog {
     }
 }
 
+/// Zones that a test makes.
+#[derive(Debug, Default)]
+pub(crate) struct FakeDns(Mutex<BTreeMap<(String, RecordType), Vec<String>>>);
+
+impl FakeDns {
+    pub(crate) fn set(&self, name: &str, kind: RecordType, values: &[&str]) {
+        let values = values.iter().map(|value| (*value).to_owned()).collect();
+        self.0.lock().unwrap().insert((name.to_owned(), kind), values);
+    }
+}
+
+#[async_trait]
+impl perch_certs::dns::Dns for FakeDns {
+    async fn records(
+        &self,
+        name: &str,
+        kind: RecordType,
+    ) -> Result<Vec<String>, perch_certs::dns::Fault> {
+        if name.ends_with("silent.example") {
+            let (name, reason) = (name.to_owned(), "silence".to_owned());
+            return Err(perch_certs::dns::Fault { name, reason });
+        }
+        Ok(self.0.lock().unwrap().get(&(name.to_owned(), kind)).cloned().unwrap_or_default())
+    }
+}
+
 pub(crate) struct Cloud {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) store: Arc<dyn Store>,
@@ -88,6 +116,7 @@ pub(crate) struct Cloud {
     pub(crate) host_task: tokio::task::JoinHandle<()>,
     pub(crate) keys_task: tokio::task::JoinHandle<()>,
     pub(crate) images: Arc<Catalog>,
+    pub(crate) dns: Arc<FakeDns>,
     pub(crate) api: perch_api::Api,
     pub(crate) admin: perch_client::Api,
     pub(crate) socket: PathBuf,
@@ -137,6 +166,8 @@ impl Cloud {
             refuse_once: AtomicBool::new(false),
         });
         let client = HostClient::new(host_socket);
+        let edge_key = perch_certs::EdgeKey::open(folder.path()).unwrap();
+        let dns = Arc::new(FakeDns::default());
         let api = perch_api::Api::start(Config {
             store: Arc::clone(&store),
             hosts: vec![Host { id: host.id.clone(), region: region.clone(), client }],
@@ -164,6 +195,11 @@ impl Cloud {
             builder_socket: builder.then(|| folder.path().join("builder.sock")),
             keys_socket: Some(keys_socket),
             images: Arc::clone(&images) as Arc<dyn ImageCatalog>,
+            certificates: perch_api::Certificates {
+                key: edge_key.public().clone(),
+                dns: Arc::clone(&dns) as Arc<dyn perch_certs::dns::Dns>,
+                orders: true,
+            },
             clock: clock.clone(),
             limits: Limits { delete_timeout: Duration::from_secs(10), ..limits },
         });
@@ -179,8 +215,19 @@ impl Cloud {
         tokio::spawn(serving);
         let admin = perch_client::Api::new(&Address::Unix(socket.clone()), &Secret::new(ADMIN));
         let admin = admin.unwrap();
-        let cloud =
-            Self { folder, store, clock, host, host_task, keys_task, images, api, admin, socket };
+        let cloud = Self {
+            folder,
+            store,
+            clock,
+            host,
+            host_task,
+            keys_task,
+            images,
+            dns,
+            api,
+            admin,
+            socket,
+        };
         cloud.token(STRANGER, "strangers", None).await;
         cloud
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use perch_client::{ListFilter, Page, ProcessOrder, WaitFor, body_of};
 use perch_types::api::{ExecRequest, LeaseRequest, StopRequest, UpdateMetadata};
 use perch_types::build::BuildRequest;
+use perch_types::certificates::CreateAcmeCertificate;
 use perch_types::endpoint::{self, Action, Endpoint};
 use perch_types::exec::ExecSpec;
 use perch_types::host::LogsQuery;
@@ -197,6 +198,22 @@ async fn keys_and_addresses(api: &perch_client::Api, app: &AppName) {
     let ip = api.assign_ip(app, &wanted).await.unwrap().ip;
     assert_eq!(api.ips(app).await.unwrap().ips[0].ip, ip);
     api.release_ip(app, ip).await.unwrap();
+    certificates(api, app).await;
+}
+
+async fn certificates(api: &perch_client::Api, app: &AppName) {
+    let name = "shop.example";
+    let wanted = CreateAcmeCertificate { hostname: name.to_owned() };
+    assert!(api.order_certificate(app, &wanted).await.unwrap().acme_requested);
+    let own = crate::certificates::own(name, 9);
+    api.import_certificate(app, &own).await.unwrap();
+    assert_eq!(api.certificates(app, None, 5).await.unwrap().total_count, 1);
+    assert_eq!(api.certificate(app, name).await.unwrap().certificates.len(), 2);
+    api.check_certificate(app, name).await.unwrap();
+    api.remove_ordered_certificate(app, name).await.unwrap();
+    let removed = api.remove_imported_certificate(app, name).await.unwrap();
+    assert!(removed.warning.contains(name), "{}", removed.warning);
+    api.remove_certificate(app, name).await.unwrap();
 }
 
 /// The calls above are those of the table: none is missing, none is served beside it.

@@ -21,7 +21,7 @@ use crate::volumes::volume;
 const LENIENT: [(&str, &str, &str); 0] = [];
 /// What a path can name beside an app and a machine, with names of which nothing has one: some are
 /// none at all, some are of the right shape.
-const NAMED: [(&str, &[&str]); 7] = [
+const NAMED: [(&str, &[&str]); 8] = [
     ("org", &["nothing", "-"]),
     ("volume", &["nothing", "vol_0123456789abcdef"]),
     ("secret_name", &["nothing", "1"]),
@@ -29,6 +29,7 @@ const NAMED: [(&str, &[&str]); 7] = [
     ("ip", &["nothing", "192.0.2.77", "fdaa::77"]),
     ("token", &["nothing", "0123456789abcdef"]),
     ("key", &["nothing"]),
+    ("hostname", &["nothing", "none.example"]),
 ];
 /// Operations that make what they name, or are done when it is not there (contract 1.3).
 const MAKERS: [&str; 5] = [

@@ -5,6 +5,7 @@
 
 mod apps;
 mod builds;
+mod certificates;
 mod cloud;
 mod document;
 mod endpoints;

@@ -27,6 +27,7 @@ use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
 use crate::authority::LocalAuthority;
+use crate::certificates;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::peer;
@@ -71,8 +72,18 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     })
     .await
     .context("open the registry")?;
+    let addresses = roles::host::resolver_addresses(&setup.config)?;
+    let parts = certificates::Parts {
+        folder: &folder,
+        store: &store,
+        clock: &clock,
+        host: setup.host_id.to_string(),
+        tls: platform(&setup.config, authority.as_deref()).https_port.is_some(),
+        resolver: &addresses,
+    };
+    let certificates = certificates::Certificates::start(&setup.config, &parts)?;
     let api = Api::start(perch_api::Config {
-        store,
+        store: Arc::clone(&store),
         hosts: vec![perch_api::Host {
             id: setup.host_id.clone(),
             region: setup.config.region.clone(),
@@ -85,6 +96,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         builder_socket: Some(setup.config.run_dir.join(BUILDER_SOCKET)),
         keys_socket: Some(setup.config.run_dir.join(KEYS_SOCKET)),
         images: Arc::new(Catalog::new(registry.clone())),
+        certificates: certificates.for_api(),
         clock: Arc::clone(&clock),
         limits: perch_api::Limits { rates: setup.config.rates, ..perch_api::Limits::default() },
     });
@@ -95,12 +107,12 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     let router = by_path(registry.router(), api.router());
     tasks.spawn(collect(registry, view.clone()));
     serve_api(&setup, &mut sockets, &router, &mut tasks)?;
-    let addresses = roles::host::resolver_addresses(&setup.config)?;
     serve_names(&addresses, &mut sockets, &view, &mut tasks)?;
     let issuer = Issuer { host: api.identity_host(), documents: Arc::new(Identities(api)) };
     let mut edge = Edge::start(perch_edge::Config {
         listeners: sockets.take(Purpose::Http),
-        https: authority.map(|authority| https(&mut sockets, authority)),
+        https: authority
+            .map(|authority| https(&mut sockets, vec![certificates.served(), authority])),
         domain: setup.config.domain.clone(),
         issuer: Some(issuer),
         region: setup.config.region.clone(),
@@ -142,11 +154,10 @@ fn authority(
 
 /// What the edge needs to serve HTTPS. Whoever has a name's own certificate comes before the
 /// authority.
-fn https(sockets: &mut Sockets, authority: Arc<LocalAuthority>) -> Https {
-    let authority: Arc<dyn Certificates> = authority;
+fn https(sockets: &mut Sockets, certificates: Vec<Arc<dyn Certificates>>) -> Https {
     Https {
         listeners: sockets.take(Purpose::Https),
-        certificates: Arc::new(FirstOf(vec![authority])),
+        certificates: Arc::new(FirstOf(certificates)),
     }
 }
 

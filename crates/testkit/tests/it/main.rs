@@ -6,6 +6,7 @@ mod auth;
 mod backup;
 mod bad_input;
 mod building;
+mod certs;
 mod conformance;
 mod deploys;
 mod disk;

@@ -1,0 +1,306 @@
+//! Certificates: wanted, uploaded, looked at, taken away; whose a host name is.
+
+use perch_certs::EdgeKey;
+use perch_store::{Expected, get_doc, put_doc};
+use perch_types::api::CreateApp;
+use perch_types::certificate_docs::{
+    CertificateOrder, ChallengeAnswer, ChallengeMethod, OrderStep, ServedCertificate,
+};
+use perch_types::certificates::{CertificateSource, CreateCustomCertificate, RecordType};
+use perch_types::directory::HostnameClaim;
+use perch_types::{AppName, OrgSlug, Secret};
+use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+use serde_json::{Value, json};
+
+use crate::cloud::{ADMIN, Cloud, STRANGER, web};
+
+const CERTIFICATES: &str = "/v1/apps/web/certificates";
+
+/// Returns a certificate for a host name that ends in some month of the clock's year after next.
+pub(crate) fn own(hostname: &str, month: u8) -> CreateCustomCertificate {
+    let mut params = CertificateParams::new(vec![hostname.to_owned()]).unwrap();
+    params.not_after = date_time_ymd(2025, month, 1);
+    let key = KeyPair::generate().unwrap();
+    CreateCustomCertificate {
+        hostname: hostname.to_owned(),
+        fullchain: params.self_signed(&key).unwrap().pem(),
+        private_key: Secret::new(key.serialize_pem()),
+    }
+}
+
+async fn ask_as(
+    cloud: &Cloud,
+    token: &str,
+    (method, path): (&str, &str),
+    body: Value,
+) -> (u16, Value) {
+    let (status, _, body) = cloud.raw((method, path), Some(token), body.to_string()).await;
+    (status, serde_json::from_slice(&body).unwrap_or_default())
+}
+
+async fn ask(cloud: &Cloud, method: &str, path: &str, body: Value) -> (u16, Value) {
+    ask_as(cloud, ADMIN, (method, &format!("{CERTIFICATES}{path}")), body).await
+}
+
+async fn order(cloud: &Cloud, hostname: &str) -> Option<CertificateOrder> {
+    let key = (OrgSlug::personal(), web(), hostname.to_owned());
+    let found = get_doc::<CertificateOrder>(cloud.store.as_ref(), &key).await.unwrap();
+    found.map(|found| found.document)
+}
+
+async fn claim(cloud: &Cloud, hostname: &str) -> Option<AppName> {
+    let found = get_doc::<HostnameClaim>(cloud.store.as_ref(), &(hostname.to_owned(),)).await;
+    found.unwrap().map(|found| found.document.app)
+}
+
+#[tokio::test]
+async fn a_certificate_is_wanted_looked_at_and_removed() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let body = json!({"hostname": "Shop.Example."}).to_string();
+    let path = format!("{CERTIFICATES}/acme");
+    let (status, _, body) = cloud.raw(("POST", &path), Some(ADMIN), body).await;
+    assert_eq!(status, 201);
+    let mut detail: Value = serde_json::from_slice(&body).unwrap();
+    let value = detail["dns_requirements"]["ownership"]["app_value"].take();
+    assert!(value.as_str().unwrap().starts_with("app-"), "{value}");
+    assert!(detail["certificates"][0]["created_at"].take().is_string());
+    let wanted = json!({
+        "hostname": "shop.example",
+        "configured": false,
+        "acme_requested": true,
+        "status": "pending_validation",
+        "dns_provider": "",
+        "certificates": [{
+            "source": "fly", "status": "pending_validation", "created_at": null, "issuer": "",
+            "issued": [],
+        }],
+        "validation": {
+            "dns_configured": false, "alpn_configured": false, "http_configured": false,
+            "ownership_txt_configured": false,
+        },
+        "dns_requirements": {
+            "a": ["192.0.2.1"],
+            "aaaa": ["2001:db8::1"],
+            "cname": "web.perch.test",
+            "acme_challenge": {"name": "_acme-challenge.shop.example", "target": "", "txt": ""},
+            "ownership": {
+                "name": "_fly-ownership.shop.example", "app_value": null,
+                "org_value": "org-personal",
+            },
+        },
+        "validation_errors": [],
+    });
+    assert_eq!(detail, wanted);
+    assert_eq!(order(&cloud, "shop.example").await.unwrap().step, OrderStep::Due);
+    assert_eq!(claim(&cloud, "shop.example").await, Some(web()));
+    // Once more it is the same one.
+    let (status, again) = ask(&cloud, "POST", "/acme", json!({"hostname": "shop.example"})).await;
+    assert_eq!((status, &again["hostname"]), (201, &json!("shop.example")));
+    assert_eq!(ask(&cloud, "GET", "/shop.example", json!({})).await, (200, again));
+    assert_eq!(ask(&cloud, "DELETE", "/shop.example", json!({})).await.0, 204);
+    assert_eq!(ask(&cloud, "DELETE", "/shop.example", json!({})).await.0, 404);
+    cloud.until_empty(&["certificates/", "names/hosts/"]).await;
+}
+
+#[tokio::test]
+async fn e9_an_uploaded_certificate_is_kept_sealed_for_edges() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let body = own("*.shop.example", 9);
+    let detail = cloud.admin.import_certificate(&web(), &body).await.unwrap();
+    let text = serde_json::to_value(&detail).unwrap();
+    assert_eq!(text["status"], "active");
+    assert_eq!(text["certificates"][0]["source"], "custom");
+    assert_eq!(text["certificates"][0]["issued"][0]["type"], "ecdsa");
+    assert_eq!(text["certificates"][0]["expires_at"], "2025-09-01T00:00:00.000Z");
+    assert_eq!(claim(&cloud, "*.shop.example").await, Some(web()));
+    let name = "*.shop.example".to_owned();
+    let key = (OrgSlug::personal(), web(), name.clone(), CertificateSource::Custom);
+    let found = get_doc::<ServedCertificate>(cloud.store.as_ref(), &key).await.unwrap().unwrap();
+    let line = body.private_key.expose().lines().nth(1).unwrap();
+    let entries = cloud.store.list("").await.unwrap().entries;
+    assert!(entries.iter().all(|it| !String::from_utf8_lossy(&it.value).contains(line)));
+    // Whoever has the edges' key opens it, for that host name.
+    let edge = EdgeKey::open(cloud.folder.path()).unwrap();
+    assert!(!edge.public().to_base64().is_empty());
+    assert!(found.document.sealed_key.len() > 100);
+    let removed = cloud.admin.remove_imported_certificate(&web(), &name).await.unwrap();
+    assert!(
+        removed.warning.contains("perch certs add") && removed.certificate.certificates.is_empty()
+    );
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_told_by_its_field() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let good = own("shop.example", 9);
+    let with = |field: &str, value: &str| {
+        let mut body = serde_json::to_value(&good).unwrap();
+        body[field] = json!(value);
+        body
+    };
+    let ended = own("shop.example", 1);
+    let mut ended = serde_json::to_value(&ended).unwrap();
+    let mut params = CertificateParams::new(vec!["shop.example".to_owned()]).unwrap();
+    params.not_after = date_time_ymd(2023, 1, 1);
+    let past = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+    ended["fullchain"] = json!(past.pem());
+    for (path, body, want) in [
+        ("/acme", json!({}), "400 invalid_request .: missing field `hostname`"),
+        ("/acme", json!({"hostname": "web"}), "422 invalid_value hostname: `web` is not a full"),
+        (
+            "/acme",
+            json!({"hostname": "192.0.2.1"}),
+            "422 invalid_value hostname: `192.0.2.1` is an",
+        ),
+        (
+            "/acme",
+            json!({"hostname": "a_b.c"}),
+            "422 invalid_value hostname: `a_b.c` is not labels",
+        ),
+        (
+            "/acme",
+            json!({"hostname": "web.perch.test"}),
+            "422 invalid_value hostname: `web.perch.test` is the platform's own",
+        ),
+        (
+            "/acme",
+            json!({"hostname": "*.perch.test"}),
+            "422 invalid_value hostname: `*.perch.test` is the platform's own",
+        ),
+        ("/custom", with("hostname", "other.example"), "422 invalid_value fullchain: is for shop"),
+        (
+            "/custom",
+            with("fullchain", "nonsense"),
+            "422 invalid_value fullchain: has no certificate",
+        ),
+        ("/custom", with("private_key", "nonsense"), "422 invalid_value private_key: is not a"),
+        (
+            "/custom",
+            with("private_key", own("a.b", 9).private_key.expose()),
+            "422 invalid_value private_key: is not the key of the first",
+        ),
+        ("/custom", ended, "422 invalid_value fullchain: ended at 2023-01-01"),
+        ("/nothing.example/check", json!({}), "404 not_found hostname: the app has no"),
+    ] {
+        let path = format!("{CERTIFICATES}{path}");
+        let (status, error) = cloud.error(("POST", &path), Some(ADMIN), body.to_string()).await;
+        let text = format!("{status} {} {}", error.code, error.error);
+        assert!(text.starts_with(want), "{want}: {text}");
+    }
+    for query in ["limit=0", "limit=501", "limit=x"] {
+        let path = format!("{CERTIFICATES}?{query}");
+        let (status, error) = cloud.error(("GET", &path), Some(ADMIN), "").await;
+        assert_eq!(status, 400, "{error}");
+        assert!(error.error.starts_with("limit: "), "{error}");
+    }
+    assert!(cloud.keys("certificates/").await.is_empty());
+    assert!(cloud.keys("names/hosts/").await.is_empty());
+}
+
+#[tokio::test]
+async fn certificates_are_listed_page_by_page() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    for name in ["c.example", "a.example", "b.example", "b.other"] {
+        ask(&cloud, "POST", "/acme", json!({"hostname": name})).await;
+    }
+    let names = |page: &Value| -> Vec<String> {
+        let all = page["certificates"].as_array().unwrap().iter();
+        all.map(|it| it["hostname"].as_str().unwrap().to_owned()).collect()
+    };
+    let (_, first) = ask(&cloud, "GET", "?limit=2&filter=EXAMPLE", json!({})).await;
+    assert_eq!(names(&first), ["a.example", "b.example"]);
+    assert_eq!((&first["total_count"], &first["next_cursor"]), (&json!(3), &json!("b.example")));
+    let (_, last) = ask(&cloud, "GET", "?limit=2&filter=example&cursor=b.example", json!({})).await;
+    assert_eq!(names(&last), ["c.example"]);
+    assert_eq!(last.get("next_cursor"), None);
+    // They end with their app, and so do the claims.
+    cloud.admin.delete_app(&web()).await.unwrap();
+    cloud.until_empty(&["certificates/", "names/"]).await;
+}
+
+#[tokio::test]
+async fn a_check_shows_what_is_seen_and_has_a_waiting_order_go_on() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    ask(&cloud, "POST", "/acme", json!({"hostname": "shop.example"})).await;
+    let key = (OrgSlug::personal(), web(), "shop.example".to_owned());
+    let mut waits = order(&cloud, "shop.example").await.unwrap();
+    let later = cloud.clock_plus(3_600_000);
+    (waits.due, waits.step) = (later, OrderStep::Telling);
+    waits.answer = Some(ChallengeAnswer {
+        method: ChallengeMethod::Dns,
+        token: "token".to_owned(),
+        key_authorization: "token.thumb".to_owned(),
+        txt: "digest".to_owned(),
+    });
+    put_doc(cloud.store.as_ref(), &key, &waits, Expected::Any).await.unwrap();
+    cloud.dns.set("shop.example", RecordType::A, &["192.0.2.1"]);
+    cloud.dns.set("shop.example", RecordType::Soa, &["ns1.dns.example."]);
+    let (status, checked) = ask(&cloud, "POST", "/shop.example/check", json!({})).await;
+    assert_eq!(status, 200, "{checked}");
+    assert_eq!(checked["dns_records"]["a"], json!(["192.0.2.1"]));
+    assert_eq!(checked["dns_records"]["resolved_addresses"], json!(["192.0.2.1"]));
+    assert_eq!(
+        (&checked["configured"], &checked["dns_provider"]),
+        (&json!(true), &json!("dns.example"))
+    );
+    assert_eq!(checked["validation"]["http_configured"], true);
+    assert_eq!(checked["dns_requirements"]["acme_challenge"]["txt"], "digest");
+    assert!(order(&cloud, "shop.example").await.unwrap().due < later);
+    // What was seen stays.
+    assert_eq!(ask(&cloud, "GET", "/shop.example", json!({})).await.1["configured"], true);
+    ask(&cloud, "POST", "/acme", json!({"hostname": "silent.example"})).await;
+    let path = format!("{CERTIFICATES}/silent.example/check");
+    let (status, error) = cloud.error(("POST", &path), Some(ADMIN), "").await;
+    assert_eq!(status, 503, "{error}");
+    // Without an order there is nothing to go on with, and the rest stays.
+    let (status, left) = ask(&cloud, "DELETE", "/shop.example/acme", json!({})).await;
+    assert_eq!((status, &left["acme_requested"]), (200, &json!(false)));
+    assert!(order(&cloud, "shop.example").await.is_none());
+    assert_eq!(ask(&cloud, "POST", "/shop.example/check", json!({})).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_host_name_has_one_owner_and_goes_to_whom_dns_names() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let other = CreateApp {
+        name: Some("other".to_owned()),
+        org_slug: Some("strangers".to_owned()),
+        ..CreateApp::default()
+    };
+    let (status, _) =
+        ask_as(&cloud, STRANGER, ("POST", "/v1/apps"), serde_json::to_value(&other).unwrap()).await;
+    assert_eq!(status, 201);
+    let theirs = "/v1/apps/other/certificates/acme";
+    let wants = |name: &str| json!({"hostname": name});
+    ask(&cloud, "POST", "/acme", wants("shop.example")).await;
+    ask(&cloud, "POST", "/acme", wants("*.wide.example")).await;
+    for name in ["shop.example", "one.wide.example", "*.wide.example"] {
+        let (status, error) = ask_as(&cloud, STRANGER, ("POST", theirs), wants(name)).await;
+        assert_eq!((status, &error["code"]), (422, &json!("name_taken")), "{name} {error}");
+        assert!(!error.to_string().contains("`web`"), "{error}");
+        // It says which record would show it.
+        let hint = error["hint"].as_str().unwrap();
+        let mut words = hint.split('`').skip(1).step_by(2);
+        let (record, value) = (words.next().unwrap(), words.next().unwrap());
+        assert!(record.starts_with("_fly-ownership."), "{hint}");
+        cloud.dns.set(record, RecordType::Txt, &["something else", value]);
+        let (status, taken) = ask_as(&cloud, STRANGER, ("POST", theirs), wants(name)).await;
+        assert_eq!(status, 201, "{taken}");
+        assert_eq!(claim(&cloud, name).await.unwrap().as_str(), "other");
+    }
+    // Nothing of it is left where it was.
+    assert_eq!(ask(&cloud, "GET", "/shop.example", json!({})).await.0, 404);
+    let keys = cloud.keys("certificates/personal/").await;
+    assert!(keys.is_empty(), "{keys:?}");
+    // Their end gives nothing of others back.
+    ask(&cloud, "POST", "/acme", wants("mine.example")).await;
+    ask_as(&cloud, STRANGER, ("DELETE", "/v1/apps/other"), json!({})).await;
+    cloud.until_empty(&["certificates/strangers/", "names/hosts/shop.example"]).await;
+    assert_eq!(claim(&cloud, "mine.example").await, Some(web()));
+}

@@ -1,0 +1,382 @@
+use super::*;
+use perch_types::certificate_docs::RenewalId;
+use perch_types::certificates::KeyKind;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_unix_ms(1_800_000_000_000 + seconds * 1_000)
+}
+
+fn new() -> CertificateOrder {
+    CertificateOrder::new("app_1".to_owned(), at(0))
+}
+
+fn answer(method: ChallengeMethod) -> ChallengeAnswer {
+    ChallengeAnswer {
+        method,
+        token: "token".to_owned(),
+        key_authorization: "token.thumb".to_owned(),
+        txt: "digest".to_owned(),
+    }
+}
+
+fn leaf() -> Leaf {
+    Leaf {
+        kind: KeyKind::Ecdsa,
+        issuer: "Honest".to_owned(),
+        not_before: at(0),
+        not_after: at(90 * DAY_S),
+        renewal_id: Some(RenewalId { authority: "a".to_owned(), serial: "b".to_owned() }),
+    }
+}
+
+fn at_step(step: OrderStep) -> CertificateOrder {
+    let mut order = new();
+    order.step = step;
+    if step != OrderStep::Due && step != OrderStep::Placing {
+        order.url = Some("https://issuer.example/1".to_owned());
+    }
+    if step == OrderStep::Telling || step == OrderStep::Validating {
+        order.answer = Some(answer(ChallengeMethod::Http));
+    }
+    if step == OrderStep::Finalizing {
+        order.sealed_key = Some("sealed".to_owned());
+    }
+    order
+}
+
+const STEPS: [OrderStep; 6] = [
+    OrderStep::Due,
+    OrderStep::Placing,
+    OrderStep::Placed,
+    OrderStep::Telling,
+    OrderStep::Validating,
+    OrderStep::Finalizing,
+];
+
+fn refused() -> Event {
+    Event::Fault(Fault::Refused("unauthorized".to_owned(), "no".to_owned()))
+}
+
+fn passing() -> Event {
+    Event::Fault(Fault::Passing("silence".to_owned()))
+}
+
+#[test]
+fn an_order_goes_from_step_to_step() {
+    let mut order = new();
+    for (event, acted, step) in [
+        (Event::Reserved, Act::Reserve, OrderStep::Placing),
+        (Event::Placed("https://issuer.example/1".to_owned()), Act::Place, OrderStep::Placed),
+        (Event::Chosen(answer(ChallengeMethod::Http)), Act::Choose, OrderStep::Telling),
+        (Event::Told, Act::Tell, OrderStep::Validating),
+        (Event::Unfinished, Act::Look, OrderStep::Validating),
+        (Event::Satisfied("sealed".to_owned()), Act::Look, OrderStep::Finalizing),
+        (Event::Unfinished, Act::Finalize, OrderStep::Finalizing),
+        (Event::Issued(leaf()), Act::Finalize, OrderStep::Due),
+    ] {
+        let now = order.due;
+        assert_eq!(act(&order, now, true), Some(acted));
+        order = advance(order, event, now, 0);
+        assert_eq!(order.step, step);
+        assert_eq!(
+            order.answer.is_some(),
+            matches!(step, OrderStep::Telling | OrderStep::Validating)
+        );
+        assert_eq!(order.sealed_key.is_some(), step == OrderStep::Finalizing);
+        assert_eq!(order.url.is_some(), !matches!(step, OrderStep::Due | OrderStep::Placing));
+    }
+    assert_eq!(order.due, at(60 * DAY_S));
+    assert_eq!(order.issued.len(), 1);
+    // By when to renew is asked at once, and the time itself is far.
+    let now = order.ask_again.unwrap();
+    assert_eq!(act(&order, now, false), Some(Act::AskWhen));
+    order = advance(order, Event::Renewal(None), now, 0);
+    assert_eq!((act(&order, now, false), wake_at(&order)), (None, at(60 * DAY_S)));
+    assert_eq!(act(&order, at(60 * DAY_S), false), Some(Act::Reserve));
+}
+
+#[test]
+fn a_place_that_another_life_took_is_taken_again() {
+    let order = at_step(OrderStep::Placing);
+    assert_eq!(act(&order, at(0), false), Some(Act::Reserve));
+    assert_eq!(act(&order, at(0), true), Some(Act::Place));
+    for step in STEPS {
+        let mut order = at_step(step);
+        order.due = at(1);
+        assert_eq!(act(&order, at(0), true), None, "{step:?}");
+    }
+}
+
+/// Whatever goes wrong at any step: an order that ends keeps nothing of itself, the next is due
+/// later, and each failure makes it later still.
+#[test]
+fn failures_at_every_step_end_the_order_and_grow_further_apart() {
+    for step in STEPS {
+        let mut order = at_step(step);
+        let mut now = at(0);
+        let mut pauses = Vec::new();
+        for count in 1..=8_u32 {
+            order.step = step;
+            order = advance(order, refused(), now, 0);
+            assert_eq!((order.step, order.failures), (OrderStep::Due, count), "{step:?}");
+            assert_eq!((&order.url, &order.answer, &order.sealed_key), (&None, &None, &None));
+            assert_eq!(order.errors[0].code, "unauthorized");
+            pauses.push(order.due.unix_s() - now.unix_s());
+            now = order.due;
+        }
+        assert_eq!(pauses, [60, 600, 3_600, 21_600, 86_400, 86_400, 86_400, 86_400], "{step:?}");
+        assert_eq!(order.errors.len(), 1, "the same error is there once");
+    }
+}
+
+#[test]
+fn what_may_pass_is_tried_again_and_given_up_at_last() {
+    for step in STEPS {
+        let mut order = at_step(step);
+        let mut now = at(0);
+        let mut pauses = Vec::new();
+        while order.failures == 0 {
+            order = advance(order, passing(), now, 0);
+            pauses.push(order.due.unix_s() - now.unix_s());
+            now = order.due;
+            assert!(order.failures == 1 || order.step == step, "{step:?}");
+        }
+        let tries = usize::try_from(TRIES_MAX).unwrap();
+        assert_eq!((pauses.len(), pauses[0], pauses[1]), (tries + 1, 2, 4), "{step:?}");
+        assert!(pauses.iter().all(|pause| (2..=300).contains(pause)), "{pauses:?}");
+        assert_eq!(order.step, OrderStep::Due);
+    }
+}
+
+#[test]
+fn an_order_that_cannot_be_placed_is_given_up_although_a_place_is_taken_each_time() {
+    let mut order = new();
+    let mut pauses = Vec::new();
+    while order.failures == 0 {
+        let now = order.due;
+        assert_eq!(act(&order, now, false), Some(Act::Reserve));
+        order = advance(order, Event::Reserved, now, 0);
+        assert_eq!(act(&order, now, true), Some(Act::Place));
+        order = advance(order, passing(), now, 0);
+        pauses.push(order.due.unix_s() - now.unix_s());
+    }
+    assert_eq!(pauses[..4], [2, 4, 8, 16]);
+    assert_eq!(pauses.len(), usize::try_from(TRIES_MAX).unwrap() + 1);
+}
+
+#[test]
+fn an_issuer_that_has_enough_is_left_alone_and_nothing_counts_as_a_failure() {
+    for (pause, want) in
+        [(None, 3_600), (Some(0), 60), (Some(120), 120), (Some(100 * 86_400), 7 * 86_400)]
+    {
+        let fault = Fault::Enough(pause.map(Duration::from_secs), "too many".to_owned());
+        let order = advance(at_step(OrderStep::Placing), Event::Fault(fault), at(0), 0);
+        assert_eq!((order.step, order.failures), (OrderStep::Due, 0));
+        assert_eq!((order.due, order.rate_limited_until), (at(want), Some(at(want))));
+        let held = may_place(&order, None, &[], (&Limits::default(), at(want - 1))).unwrap_err();
+        assert_eq!(held, Held { until: at(want), limit: "rate_limited" });
+        may_place(&order, None, &[], (&Limits::default(), at(want))).unwrap();
+    }
+}
+
+#[test]
+fn each_limit_is_told_by_its_name_and_ends() {
+    let limits = Limits {
+        hostname_issued_max: 2,
+        hostname_failed_max: 2,
+        account_orders_max: 2,
+        server_at_once_max: 1,
+        server_orders_max: 2,
+    };
+    let now = at(0);
+    let ago = |seconds: i64| now.unix_s() - seconds;
+    let account = |ordered: &[i64]| AcmeAccount {
+        directory: "https://issuer.example".to_owned(),
+        sealed_key: String::new(),
+        id: None,
+        email: None,
+        ordered: ordered.to_vec(),
+        rate_limited_until: None,
+    };
+    let with = |issued: &[i64], failed: &[i64]| {
+        let mut order = new();
+        (order.issued, order.failed) = (issued.to_vec(), failed.to_vec());
+        order
+    };
+    let (hour, day) = (HOUR_S, DAY_S);
+    for (order, ordered, placed, want) in [
+        (with(&[], &[]), vec![], vec![], Ok(())),
+        (with(&[ago(2), ago(1)], &[]), vec![], vec![], Err(("hostname_issued", 7 * day - 1))),
+        (with(&[ago(8 * day), ago(1)], &[]), vec![], vec![], Ok(())),
+        (
+            with(&[], &[ago(30), ago(20), ago(10)]),
+            vec![],
+            vec![],
+            Err(("hostname_failed", hour - 19)),
+        ),
+        (with(&[], &[ago(2 * hour), ago(1)]), vec![], vec![], Ok(())),
+        (with(&[], &[]), vec![ago(9), ago(8)], vec![], Err(("account_orders", 3 * hour - 8))),
+        (with(&[], &[]), vec![ago(4 * hour), ago(8)], vec![], Ok(())),
+        (with(&[], &[]), vec![], vec![ago(9), ago(8)], Err(("server_orders", 52))),
+        (with(&[], &[]), vec![], vec![ago(61), ago(8)], Ok(())),
+    ] {
+        let account = account(&ordered);
+        let found = may_place(&order, Some(&account), &placed, (&limits, now));
+        let found = found.map_err(|held| (held.limit, held.until.unix_s() - now.unix_s()));
+        assert_eq!(found, want, "{order:?} {ordered:?} {placed:?}");
+        // Until then and no longer.
+        if let Err((_, seconds)) = want {
+            let then = at(seconds);
+            may_place(&order, Some(&account), &placed, (&limits, then)).unwrap();
+        }
+    }
+    let mut limited = account(&[]);
+    limited.rate_limited_until = Some(at(5));
+    let held = may_place(&new(), Some(&limited), &[], (&limits, now)).unwrap_err();
+    assert_eq!(held, Held { until: at(5), limit: "rate_limited" });
+    let held = advance(new(), Event::Held(held), now, 0);
+    assert_eq!((held.step, held.due, held.failures), (OrderStep::Due, at(5), 0));
+}
+
+#[test]
+fn times_that_are_kept_have_a_bound() {
+    let mut times = Vec::new();
+    for second in 0..500 {
+        note_placed(&mut times, at(second * 60), Limits::ACCOUNT_WINDOW_S);
+    }
+    assert_eq!(times.len(), 180);
+    let mut order = new();
+    for second in 0..50 {
+        order = advance(order, refused(), at(second), 0);
+        order = advance(order, Event::Issued(leaf()), at(second), 0);
+    }
+    assert_eq!((order.failed.len(), order.issued.len()), (TIMES_MAX, TIMES_MAX));
+    for number in 0..50 {
+        let fault = Fault::Refused(format!("word{number}"), "x".repeat(10_000));
+        order = advance(order, Event::Fault(fault), at(number), 0);
+    }
+    assert_eq!(order.errors.len(), ERRORS_MAX);
+    assert!(order.errors.iter().all(|error| error.message.len() <= ERROR_CHARS_MAX));
+}
+
+#[test]
+fn a_way_is_chosen_that_the_issuer_offers_and_another_after_a_failure() {
+    use ChallengeMethod::{Dns, Http, TlsAlpn};
+    for (hostname, offered, tls, failures, want) in [
+        ("a.b", &[Http, TlsAlpn, Dns][..], true, 0, Some(Http)),
+        ("a.b", &[Http, TlsAlpn, Dns], true, 1, Some(TlsAlpn)),
+        ("a.b", &[Http, TlsAlpn, Dns], true, 2, Some(Http)),
+        ("a.b", &[Http, TlsAlpn, Dns], false, 1, Some(Http)),
+        ("a.b", &[TlsAlpn], true, 5, Some(TlsAlpn)),
+        ("a.b", &[TlsAlpn], false, 0, None),
+        ("a.b", &[Dns], true, 0, None),
+        ("a.b", &[], true, 3, None),
+        ("*.a.b", &[Http, TlsAlpn, Dns], true, 1, Some(Dns)),
+        ("*.a.b", &[Http], true, 0, None),
+    ] {
+        let answers: Vec<_> = offered.iter().map(|method| answer(*method)).collect();
+        let found = choose(hostname, &answers, tls, failures).map(|answer| answer.method);
+        assert_eq!(found, want, "{hostname} {offered:?} {tls} {failures}");
+    }
+    let order = advance(at_step(OrderStep::Placed), Event::NoWay("dns-01".to_owned()), at(0), 0);
+    assert_eq!((order.failures, order.errors[0].code.as_str()), (1, "no_challenge"));
+}
+
+#[test]
+fn a_record_that_somebody_has_to_set_is_waited_for() {
+    let mut order = at_step(OrderStep::Telling);
+    order.answer = Some(answer(ChallengeMethod::Dns));
+    let mut now = at(0);
+    for _ in 0..20 {
+        order = advance(order, Event::NoRecord(vec!["other".to_owned()]), now, 0);
+        assert_eq!((order.step, order.failures), (OrderStep::Telling, 0));
+        now = order.due;
+    }
+    let error = &order.errors[0];
+    assert_eq!(error.code, "dns_record_missing");
+    assert!(error.message.contains("`digest`") && error.message.contains("other"), "{error:?}");
+    // Somebody who says that it is there now is believed at once.
+    let then = Timestamp::from_unix_ms(now.unix_ms() - 1);
+    assert_eq!(advance(order.clone(), Event::Nudged, then, 0).due, then);
+    order.tries = RECORD_POLLS_MAX;
+    order = advance(order, Event::NoRecord(Vec::new()), now, 0);
+    assert_eq!((order.step, order.failures), (OrderStep::Due, 1));
+}
+
+#[test]
+fn a_nudge_brings_forward_what_waits_for_people_and_no_renewal() {
+    let failed = advance(at_step(OrderStep::Validating), refused(), at(0), 0);
+    assert_eq!(advance(failed, Event::Nudged, at(1), 0).due, at(1));
+    let nameless = advance(new(), Event::NoAddress, at(0), 0);
+    assert_eq!(nameless.errors[0].code, "dns_not_configured");
+    assert!(nameless.due > at(1));
+    assert_eq!(advance(nameless, Event::Nudged, at(1), 0).due, at(1));
+    let issued = advance(at_step(OrderStep::Finalizing), Event::Issued(leaf()), at(0), 0);
+    assert_eq!(advance(issued.clone(), Event::Nudged, at(1), 0).due, issued.due);
+}
+
+#[test]
+fn a_name_without_an_address_is_looked_at_less_and_less_often() {
+    let mut order = new();
+    let mut now = at(0);
+    let mut pauses = Vec::new();
+    for _ in 0..10 {
+        order = advance(order, Event::NoAddress, now, 0);
+        pauses.push(order.due.unix_s() - now.unix_s());
+        now = order.due;
+    }
+    assert_eq!(pauses[..4], [30, 60, 120, 240]);
+    assert_eq!(pauses[9], 3_600);
+    assert_eq!((order.failures, order.failed.len()), (0, 0));
+}
+
+#[test]
+fn a_renewal_is_after_two_thirds_of_the_time_or_when_the_issuer_says() {
+    let day = DAY_S;
+    let late_leaf = Leaf { not_before: at(-80 * day), not_after: at(9 * day), ..leaf() };
+    let order = advance(at_step(OrderStep::Finalizing), Event::Issued(late_leaf), at(0), 0);
+    assert_eq!(order.due, at(3 * day), "what was issued late is not renewed at once");
+    let (early, late) = (renew_at(&leaf(), u64::MAX), renew_at(&leaf(), 0));
+    assert_eq!(late, at(60 * day));
+    assert!((at(57 * day)..=at(60 * day)).contains(&early));
+    let issued = advance(at_step(OrderStep::Finalizing), Event::Issued(leaf()), at(0), 0);
+    let told = |start: i64, end: i64, again: Option<i64>| {
+        let renewal = Renewal { start: at(start), end: at(end), again: again.map(at) };
+        advance(issued.clone(), Event::Renewal(Some(renewal)), at(10), 12_345)
+    };
+    let order = told(30 * day, 31 * day, None);
+    assert!((at(30 * day)..=at(31 * day)).contains(&order.due), "{order:?}");
+    assert_eq!(order.ask_again, Some(at(10 + 6 * HOUR_S)));
+    // It stays where it is as long as that is in the window.
+    let renewal = Renewal { start: at(30 * day), end: at(31 * day), again: None };
+    let same = advance(order.clone(), Event::Renewal(Some(renewal)), at(20), 999);
+    assert_eq!(same.due, order.due);
+    // A window that is over means now.
+    assert_eq!(told(-day, -1, None).due, at(10));
+    // Who could not be asked is asked later, and the time stays.
+    let unasked = advance(issued.clone(), Event::NotAsked, at(10), 0);
+    assert_eq!((unasked.due, unasked.ask_again), (issued.due, Some(at(10 + 6 * HOUR_S))));
+    // When to ask again is believed within bounds.
+    assert_eq!(told(0, 1, Some(11)).ask_again, Some(at(10 + HOUR_S)));
+    assert_eq!(told(0, 1, Some(90 * day)).ask_again, Some(at(10 + 2 * day)));
+    // A certificate that says no name for itself is not asked about.
+    let nameless = Leaf { renewal_id: None, ..leaf() };
+    let order = advance(at_step(OrderStep::Finalizing), Event::Issued(nameless), at(0), 0);
+    assert_eq!(order.ask_again, None);
+}
+
+#[test]
+fn an_issuer_that_does_not_come_to_an_end_is_given_up() {
+    for step in [OrderStep::Validating, OrderStep::Finalizing] {
+        let mut order = at_step(step);
+        let mut now = at(0);
+        let mut count = 0;
+        while order.failures == 0 {
+            order = advance(order, Event::Unfinished, now, 0);
+            now = order.due;
+            count += 1;
+        }
+        assert_eq!(count, POLLS_MAX + 1);
+        assert_eq!(order.errors[0].code, "timeout");
+    }
+}

@@ -1,0 +1,291 @@
+//! The view: certificates and answers to challenges by host name, as edges serve them.
+//!
+//! Never asks anybody while it answers, and never waits but for whoever opens the same certificate
+//! for the first time. It follows the directory, and goes on with what it knows when that is away.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures_util::StreamExt as _;
+use perch_seal::Purpose;
+use perch_store::Store;
+use perch_types::certificate_docs::{
+    CertificateOrder, ChallengeAnswer, ChallengeMethod, PREFIX, ServedCertificate, order_key,
+    served_key,
+};
+use perch_types::certificates::{CertificateSource, WILDCARD, below_wildcard};
+use perch_types::clock::Clock;
+use perch_types::{AppName, OrgSlug, Secret, Timestamp};
+use rcgen::{CertificateParams, CustomExtension, KeyPair};
+use rustls::sign::CertifiedKey;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::edge_key::EdgeKey;
+use crate::error::chain;
+use crate::inspect::certified_key;
+
+/// The pauses before the directory is followed anew.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Changes that are taken at once.
+const CHANGES_AT_ONCE_MAX: usize = 1_024;
+
+/// The view. Clones are the same; it is followed until the last is dropped.
+#[derive(Debug, Clone)]
+pub struct CertificateView {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    follower: JoinHandle<()>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
+}
+
+struct Shared {
+    snapshot: ArcSwap<Snapshot>,
+    key: Arc<EdgeKey>,
+    clock: Arc<dyn Clock>,
+    changes: watch::Sender<u64>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+/// A host name and where its certificate comes from.
+type Name = (Arc<str>, CertificateSource);
+
+#[derive(Debug, Clone, Default)]
+struct Snapshot {
+    served: BTreeMap<Name, Arc<Served>>,
+    answers: BTreeMap<Arc<str>, Arc<Answered>>,
+}
+
+/// A certificate, opened when it is first asked for: most of many are not.
+#[derive(Debug)]
+struct Served {
+    org: OrgSlug,
+    app: AppName,
+    not_after: Timestamp,
+    sealed: Mutex<Option<Box<ServedCertificate>>>,
+    opened: OnceLock<Option<Arc<CertifiedKey>>>,
+}
+
+/// The answer to a challenge, and what shows it to whoever connects, made when that is asked for.
+#[derive(Debug)]
+struct Answered {
+    answer: ChallengeAnswer,
+    certificate: OnceLock<Option<Arc<CertifiedKey>>>,
+}
+
+impl CertificateView {
+    /// Begins to follow a directory. Must be called inside a tokio runtime.
+    #[must_use]
+    pub fn start(store: Arc<dyn Store>, key: Arc<EdgeKey>, clock: Arc<dyn Clock>) -> Self {
+        let (snapshot, changes) = (ArcSwap::default(), watch::Sender::new(0));
+        let shared = Arc::new(Shared { snapshot, key, clock, changes });
+        let follower = tokio::spawn(follow(store, Arc::clone(&shared)));
+        Self { inner: Arc::new(Inner { shared, follower }) }
+    }
+
+    /// Returns the certificate of a host name in lower case: its own, or the one for all names
+    /// right below the one above it. One that was uploaded comes before one that the platform got,
+    /// unless it has ended.
+    #[must_use]
+    pub fn resolve(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+        let shared = &self.inner.shared;
+        let snapshot = shared.snapshot.load();
+        shared.of_name(&snapshot, name).or_else(|| {
+            let (_, above) = name.split_once('.')?;
+            shared.of_name(&snapshot, &format!("{WILDCARD}{above}"))
+        })
+    }
+
+    /// Returns what answers a challenge of TLS-ALPN-01 for a host name.
+    #[must_use]
+    pub fn challenge(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+        let snapshot = self.inner.shared.snapshot.load();
+        let answered = snapshot.answers.get(name)?;
+        if answered.answer.method != ChallengeMethod::TlsAlpn {
+            return None;
+        }
+        let made = answered.certificate.get_or_init(|| {
+            proof(name, &answered.answer.key_authorization)
+                .inspect_err(|error| tracing::error!(name, error, "no proof for a challenge"))
+                .ok()
+                .map(Arc::new)
+        });
+        made.clone()
+    }
+
+    /// Returns what answers a challenge of HTTP-01 at a host.
+    #[must_use]
+    pub fn http_challenge(&self, host: &str, token: &str) -> Option<String> {
+        let snapshot = self.inner.shared.snapshot.load();
+        let answer = &snapshot.answers.get(host)?.answer;
+        let is_asked = answer.method == ChallengeMethod::Http && answer.token == token;
+        is_asked.then(|| answer.key_authorization.clone())
+    }
+
+    /// Returns whether the view holds an answer to a challenge.
+    #[must_use]
+    pub fn answers(&self, hostname: &str, answer: &ChallengeAnswer) -> bool {
+        let snapshot = self.inner.shared.snapshot.load();
+        snapshot.answers.get(below_wildcard(hostname)).is_some_and(|it| it.answer == *answer)
+    }
+
+    /// Returns a receiver that wakes on every change; its number means nothing else.
+    #[must_use]
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.inner.shared.changes.subscribe()
+    }
+}
+
+impl Shared {
+    fn of_name(&self, snapshot: &Snapshot, name: &str) -> Option<Arc<CertifiedKey>> {
+        let now = self.clock.now();
+        let of = |source| snapshot.served.get(&(Arc::from(name), source));
+        let mut found: Vec<&Arc<Served>> =
+            CertificateSource::ALL.into_iter().filter_map(of).collect();
+        // Stable: of two that hold, or have ended, the uploaded one stays first.
+        found.sort_by_key(|served| served.not_after <= now);
+        found.into_iter().find_map(|served| self.open(name, served))
+    }
+
+    fn open(&self, name: &str, served: &Served) -> Option<Arc<CertifiedKey>> {
+        let opened = served.opened.get_or_init(|| {
+            let sealed = served.sealed.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+            match self.unseal(name, served, &sealed) {
+                Ok(key) => Some(Arc::new(key)),
+                Err(error) => {
+                    tracing::error!(name, app = %served.app, error, "certificate not served");
+                    None
+                }
+            }
+        });
+        opened.clone()
+    }
+
+    fn unseal(
+        &self,
+        hostname: &str,
+        of: &Served,
+        sealed: &ServedCertificate,
+    ) -> Result<CertifiedKey, String> {
+        let app_id = sealed.app_id.as_str();
+        let purpose = Purpose::CertificateKey { org: &of.org, app: &of.app, app_id, hostname };
+        let key: Secret =
+            self.key.open_text(purpose, &sealed.sealed_key).map_err(|error| chain(&error))?;
+        certified_key(&sealed.chain, &key)
+    }
+
+    fn publish(&self, snapshot: Snapshot) {
+        self.snapshot.store(Arc::new(snapshot));
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+impl Snapshot {
+    /// Takes one change; one that cannot be read changes nothing.
+    fn apply(&mut self, key: &str, value: Option<&[u8]>) {
+        let told = |error: serde_json::Error| {
+            tracing::error!(key, %error, "unreadable document");
+        };
+        if let Some((org, app, hostname, source)) = served_key(key) {
+            let name = (Arc::from(hostname.as_str()), source);
+            match value.map(serde_json::from_slice::<Box<ServedCertificate>>) {
+                Some(Ok(sealed)) => {
+                    let not_after = sealed.leaf.not_after;
+                    let (sealed, opened) = (Mutex::new(Some(sealed)), OnceLock::new());
+                    let served = Served { org, app, not_after, sealed, opened };
+                    self.served.insert(name, Arc::new(served));
+                }
+                Some(Err(error)) => told(error),
+                None => drop(self.served.remove(&name)),
+            }
+        } else if let Some((_, _, hostname)) = order_key(key) {
+            let name = below_wildcard(&hostname);
+            match value.map(serde_json::from_slice::<CertificateOrder>) {
+                Some(Ok(CertificateOrder { answer: Some(answer), .. })) => {
+                    let known = self.answers.get(name).is_some_and(|it| it.answer == answer);
+                    if !known {
+                        let certificate = OnceLock::new();
+                        let answered = Answered { answer, certificate };
+                        self.answers.insert(Arc::from(name), Arc::new(answered));
+                    }
+                }
+                Some(Err(error)) => told(error),
+                Some(Ok(_)) | None => drop(self.answers.remove(name)),
+            }
+        }
+    }
+}
+
+/// Makes the certificate that answers a challenge of TLS-ALPN-01 (RFC 8737, section 3).
+fn proof(name: &str, key_authorization: &str) -> Result<CertifiedKey, String> {
+    let fault = |error: rcgen::Error| chain(&error);
+    let mut params = CertificateParams::new(vec![name.to_owned()]).map_err(fault)?;
+    let digest = Sha256::digest(key_authorization.as_bytes());
+    params.custom_extensions = vec![CustomExtension::new_acme_identifier(&digest)];
+    let key = KeyPair::generate().map_err(fault)?;
+    let certificate = params.self_signed(&key).map_err(fault)?;
+    certified_key(&certificate.pem(), &Secret::new(key.serialize_pem()))
+}
+
+async fn follow(store: Arc<dyn Store>, shared: Arc<Shared>) {
+    let mut pause = PAUSE_MIN;
+    loop {
+        let before = *shared.changes.borrow();
+        if let Err(error) = follow_once(store.as_ref(), &shared).await {
+            tracing::warn!(error = chain(&error), "lost the directory: serving known certificates");
+        }
+        let went = *shared.changes.borrow() != before;
+        pause = if went { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Lists, then follows until something breaks.
+async fn follow_once(store: &dyn Store, shared: &Shared) -> Result<(), perch_store::Error> {
+    let listing = store.list(PREFIX).await?;
+    let changes = store.watch(PREFIX, listing.revision.next()).await?;
+    let mut snapshot = Snapshot::default();
+    for entry in listing.entries {
+        snapshot.apply(&entry.key, Some(&entry.value));
+    }
+    shared.publish(snapshot);
+    // Together, so that many changes at once cost one new snapshot.
+    let mut changes = changes.ready_chunks(CHANGES_AT_ONCE_MAX);
+    while let Some(chunk) = changes.next().await {
+        let mut snapshot = Snapshot::clone(&shared.snapshot.load());
+        let mut fault = None;
+        for change in chunk {
+            match change {
+                Ok(event) => snapshot.apply(&event.key, event.value.as_deref()),
+                Err(error) => fault = Some(error),
+            }
+        }
+        shared.publish(snapshot);
+        if let Some(error) = fault {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
