@@ -7,11 +7,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::machine_config::{Other, null_is_default};
 
 mod check;
+mod http_options;
 
 pub(crate) use check::empty_is_none;
 pub use check::{
     CHECK_TIMEOUT_MAX, Check, CheckKind, CheckProtocol, CheckPurpose, HttpHeader,
     MACHINE_CHECK_INTERVAL_MIN, SERVICE_CHECK_INTERVAL_MIN, check_names,
+};
+pub use http_options::{
+    HEADERS_READ_TIMEOUT_S_MAX, HeaderChange, HttpOptions, IDLE_TIMEOUT_S_MAX, REPLAY_TTL_S_MIN,
+    ReplayCacheRule, ResponseOptions, SessionKind,
 };
 
 /// One port inside a machine and how the edge offers it outside.
@@ -146,6 +151,9 @@ pub struct Port {
     /// HTTPS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force_https: Option<bool>,
+    /// How HTTP is handled on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_options: Option<HttpOptions>,
     /// Every other key, kept.
     #[serde(flatten)]
     pub other: Other,

@@ -3,10 +3,10 @@
 //! Never knows which ports the edge has: it takes requests by host name.
 
 use perch_types::MachineConfig;
-use perch_types::service::Service;
+use perch_types::service::{Handler, Service};
 use serde_json::Value;
 
-use super::refuse;
+use super::{http_options, refuse};
 use crate::reply::Failure;
 
 /// Services of a machine.
@@ -50,6 +50,19 @@ fn one_service(path: &str, service: &Service) -> Result<(), Failure> {
     for (index, port) in service.ports.iter().enumerate() {
         if port.port.is_none_or(|port| port == 0) {
             return refuse(format!("{path}.ports[{index}].port: is not 1 to 65535"));
+        }
+        let speaks_http = port.handlers.contains(&Handler::Http);
+        if port.force_https == Some(true) && !speaks_http {
+            return refuse(format!(
+                "{path}.ports[{index}].force_https: is only for ports with the handler http"
+            ));
+        }
+        if let Some(options) = &port.http_options {
+            let path = format!("{path}.ports[{index}].http_options");
+            if !speaks_http && *options != Default::default() {
+                return refuse(format!("{path}: is only for ports with the handler http"));
+            }
+            http_options::check(&path, options)?;
         }
     }
     if let Some(limits) = &service.concurrency {

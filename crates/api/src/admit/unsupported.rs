@@ -18,7 +18,7 @@ const GUEST: [&str; 3] = ["gpus", "gpu_kind", "kernel_args"];
 const DNS: [&str; 1] = ["dns_forward_rules"];
 const STATIC: [&str; 1] = ["tigris_bucket"];
 const SERVICE: [&str; 2] = ["force_instance_key", "force_instance_description"];
-const PORT: [&str; 3] = ["tls_options", "http_options", "proxy_proto_options"];
+const PORT: [&str; 2] = ["tls_options", "proxy_proto_options"];
 
 /// What to do about a key that is refused.
 const HINT: &str = "leave it out; nothing is done about a key that cannot be honoured";

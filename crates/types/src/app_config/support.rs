@@ -108,7 +108,7 @@ impl AppConfig {
             section(&mut found, "deploy.", &deploy.other, DEPLOY);
         }
         if let Some(http) = &self.http_service {
-            let known = |key: &str| matches!(key, "http_options" | "tls_options");
+            let known = |key: &str| key == "tls_options";
             let other: Other =
                 http.other.clone().into_iter().filter(|(key, _)| !known(key)).collect();
             section(&mut found, "http_service.", &other, SERVICE);
