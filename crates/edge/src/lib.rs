@@ -4,27 +4,40 @@
 //! and hears of machines from the host's own watch.
 //!
 //! A request passes these files in order, one a phase: [`listen`] (accept, limits), [`strict`]
-//! (nothing in doubt passes), [`route`]
-//! (host name to app), [`pick`] (a ready machine, least loaded), [`wake`] (only if none is ready:
-//! start one and hold the request), [`forward`] (connect, copy), [`reply`] (finish: headers,
-//! pages, one access event).
+//! (nothing in doubt passes), [`request`] (all that follows, in its order), [`route`] (host name to
+//! app), [`redirect`] (to HTTPS), [`direction`] (where it wants to go), [`pick`] (a ready machine,
+//! less loaded), [`wake`] (only if none is ready: start one and hold the request, or queue up),
+//! [`forward`] (connect, copy), [`replaying`] (again, elsewhere, if the app says so), [`compress`],
+//! [`reply`] (pages, one access event).
 #![forbid(unsafe_code)]
 
 mod body;
 mod cause;
+mod compress;
+mod direction;
 mod forward;
 mod headers;
 mod issuer;
 mod listen;
 mod live;
+mod origin2;
+mod outlier;
 mod patience;
+mod peer;
 mod pick;
 mod pool;
+mod redirect;
+mod regions;
+mod replay;
+mod replay_cache;
+mod replaying;
 mod reply;
 mod request;
+mod room;
 mod route;
 mod statics;
 mod strict;
+mod upload;
 mod wake;
 
 use std::convert::Infallible;
@@ -41,6 +54,7 @@ use perch_types::{HostId, Region};
 use tokio::task::JoinHandle;
 
 use crate::live::Live;
+use crate::replay_cache::ReplayCache;
 use crate::statics::Statics;
 use crate::wake::Wakes;
 
@@ -59,6 +73,8 @@ const STALE_MAX: Duration = Duration::from_secs(5);
 const IDLE_MAX: Duration = Duration::from_secs(60);
 const STALL_MAX: Duration = Duration::from_secs(60);
 const HELD_MAX: usize = 10_000;
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
+const QUEUE_MAX: u32 = 1024;
 /// How often each loop shows that it turns.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 
@@ -80,6 +96,8 @@ pub struct Config {
     pub view: ViewHandle,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// Whether apps are served over TLS here: only then plain HTTP can be sent there.
+    pub https: bool,
     /// How long and how much.
     pub limits: Limits,
 }
@@ -106,6 +124,10 @@ pub struct Limits {
     pub stall: Duration,
     /// How many requests are held at once, all apps together.
     pub held_max: usize,
+    /// How long a request waits for a place in machines that are all at their hard limit.
+    pub queue: Duration,
+    /// How many requests wait so, an app.
+    pub queue_max: u32,
 }
 
 impl Default for Limits {
@@ -119,6 +141,8 @@ impl Default for Limits {
             idle: IDLE_MAX,
             stall: STALL_MAX,
             held_max: HELD_MAX,
+            queue: QUEUE_TIMEOUT,
+            queue_max: QUEUE_MAX,
         }
     }
 }
@@ -139,6 +163,8 @@ pub(crate) struct Shared {
     pub(crate) live: Arc<Live>,
     pub(crate) statics: Statics,
     pub(crate) wakes: Wakes,
+    pub(crate) replays: ReplayCache,
+    pub(crate) https: bool,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
     /// Milliseconds of the boot clock at which each loop last turned.
@@ -178,6 +204,8 @@ impl Edge {
             live: Arc::clone(&live),
             statics: Statics::new(config.host.clone(), tokio::runtime::Handle::current()),
             wakes: Wakes::new(config.host.clone(), tokio::runtime::Handle::current()),
+            replays: ReplayCache::default(),
+            https: config.https,
             clock: config.clock,
             limits: config.limits,
             beats: config.listeners.iter().map(|_| AtomicU64::new(now)).collect(),

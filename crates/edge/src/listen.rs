@@ -18,10 +18,12 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
-use crate::headers;
+use crate::compress::Places;
 use crate::patience::Patient;
+use crate::peer::Peer;
 use crate::pool::Pool;
 use crate::strict::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, Link, Strict};
+use crate::upload::Budget;
 use crate::{BEAT_EVERY, Shared};
 
 /// The most connections of one loop.
@@ -59,6 +61,8 @@ async fn accept(
     let worker = Rc::new(Worker {
         shared,
         pool: Pool::default(),
+        places: Places::default(),
+        budget: Budget::default(),
         port: HeaderValue::from(port),
         region,
         state: Cell::new(random_seed().unwrap_or(seed) | 1),
@@ -95,6 +99,10 @@ fn random_seed() -> Option<u64> {
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
+    /// Answers that are compressed.
+    pub(crate) places: Places,
+    /// What is kept of requests' bodies.
+    pub(crate) budget: Budget,
     pub(crate) port: HeaderValue,
     pub(crate) region: HeaderValue,
     pub(crate) state: Cell<u64>,
@@ -121,11 +129,11 @@ impl Worker {
             let link = Arc::new(Link::default());
             let stream = Patient::new(stream, worker.shared.limits.stall);
             let (served, told) = (Rc::clone(&worker), Arc::clone(&link));
-            let client = headers::client_value(client);
+            let peer = Rc::new(Peer::new(client, worker.port.clone(), false));
             let service = service_fn(move |request| {
                 let (worker, link) = (Rc::clone(&served), Arc::clone(&told));
-                let client = client.clone();
-                async move { Ok::<_, Infallible>(worker.serve(request, &client, &link).await) }
+                let peer = Rc::clone(&peer);
+                async move { Ok::<_, Infallible>(worker.serve(request, &peer, &link).await) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())

@@ -104,6 +104,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         host,
         view,
         clock,
+        https: false,
         limits: perch_edge::Limits::default(),
     })
     .context("start the edge")?;

@@ -5,10 +5,13 @@
     reason = "threads that play clients poll a condition with a deadline"
 )]
 
+mod balance;
 mod draining;
 mod framing;
+mod options;
 mod passing;
 mod patience;
+mod replaying;
 mod statics;
 mod waking;
 mod world;

@@ -215,6 +215,15 @@ impl World {
     }
 
     pub(crate) fn with(machines: Vec<MachineRecord>, limits: Limits) -> Self {
+        Self::made(machines, limits, false)
+    }
+
+    /// One where apps are served over TLS too, by somebody else.
+    pub(crate) fn beside_https(machines: Vec<MachineRecord>) -> Self {
+        Self::made(machines, Limits::default(), true)
+    }
+
+    fn made(machines: Vec<MachineRecord>, limits: Limits, https: bool) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let (runtime, dir) = (runtime.unwrap(), tempfile::tempdir().unwrap());
@@ -245,7 +254,7 @@ impl World {
         let clock: Arc<dyn Clock> = Arc::new(TestClock(Instant::now()));
         let store: Arc<dyn Store> =
             Arc::new(SqliteStore::open(dir.path().join("d.db"), Arc::clone(&clock)).unwrap());
-        for (number, app) in ["probe", "web", "empty"].into_iter().enumerate() {
+        for (number, app) in ["probe", "web", "empty", "other", "apart"].into_iter().enumerate() {
             runtime.block_on(put_app(store.as_ref(), app, number as u64));
         }
         let view = ViewFollower::start(store, dir.path().join("view.json"));
@@ -261,6 +270,7 @@ impl World {
             host: HostClient::new(&socket),
             view,
             clock,
+            https,
             limits,
         };
         let edge = Edge::start(config).unwrap();
@@ -329,7 +339,7 @@ async fn put_app(store: &dyn Store, app: &str, number: u64) {
         number,
         name: name.clone(),
         org: org.clone(),
-        network: "default".to_owned(),
+        network: if app == "apart" { "apart" } else { "default" }.to_owned(),
         network_id: 1,
         role: None,
         created_at: Timestamp::UNIX_EPOCH,
