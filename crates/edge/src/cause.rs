@@ -288,4 +288,13 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn every_cause_is_explained_and_nothing_else() {
+        for cause in Cause::ALL {
+            let told = perch_types::edge_code::edge_code(cause.code()).unwrap();
+            assert_eq!(told.status, cause.status().as_u16(), "{cause:?}");
+        }
+        assert_eq!(perch_types::edge_code::EDGE_CODES.len(), Cause::ALL.len());
+    }
 }

@@ -8,6 +8,7 @@ pub mod app_config;
 pub mod build;
 pub mod clock;
 pub mod directory;
+pub mod edge_code;
 pub mod endpoint;
 pub mod env;
 pub mod error;
