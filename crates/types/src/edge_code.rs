@@ -111,7 +111,7 @@ pub const EDGE_CODES: [EdgeCode; 22] = [
         code: "PR03",
         status: 503,
         meaning: "Every machine is at its `hard_limit`, and no place became free while the request waited, or too many waited already.",
-        advice: "Raise `concurrency.hard_limit` if the machines can bear it, or add machines: `perch scale count`.",
+        advice: "Raise `concurrency.hard_limit` if the machines can bear it, or add machines.",
     },
     EdgeCode {
         code: "PR04",

@@ -12,8 +12,7 @@ use crate::invocation::Invocation;
 
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
-    /// Code of an error, such as `image_unknown`, or of a page of the edge, such as `PC01`; without
-    /// one, all are listed
+    /// Code of an error (`image_unknown`) or of the edge (`PC01`); without one, all are listed
     code: Option<String>,
 }
 
