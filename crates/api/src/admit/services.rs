@@ -3,7 +3,7 @@
 //! Never knows which ports the edge has: it takes requests by host name.
 
 use perch_types::MachineConfig;
-use perch_types::service::{Handler, Service};
+use perch_types::service::{Handler, HttpOptions, Service};
 use serde_json::Value;
 
 use super::{http_options, refuse};
@@ -59,7 +59,7 @@ fn one_service(path: &str, service: &Service) -> Result<(), Failure> {
         }
         if let Some(options) = &port.http_options {
             let path = format!("{path}.ports[{index}].http_options");
-            if !speaks_http && *options != Default::default() {
+            if !speaks_http && *options != HttpOptions::default() {
                 return refuse(format!("{path}: is only for ports with the handler http"));
             }
             http_options::check(&path, options)?;
