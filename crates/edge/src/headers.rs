@@ -340,7 +340,7 @@ mod tests {
         tell_app(&mut secure, &Seen { over_tls: true, version: Version::HTTP_2, ..seen });
         let get = |name: &str| secure.get(name).map(|value| value.to_str().unwrap());
         assert_eq!((get("x-forwarded-proto"), get("x-forwarded-ssl")), (Some("https"), Some("on")));
-        assert_eq!(secure.get_all(VIA).iter().last().unwrap(), "2 perch");
+        assert_eq!(secure.get_all(VIA).iter().next_back().unwrap(), "2 perch");
     }
 
     #[test]

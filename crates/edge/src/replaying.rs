@@ -172,8 +172,10 @@ impl Worker {
                 options: passage.options(),
                 now: Instant::now(),
             };
+            // Only the first step is remembered, and only as the app itself says it.
+            let is_first = replays == 1 && !leg.is_hit;
             (leg, outbound) = self.next(&leg, &wish, &target, original.again(sent.switch)?)?;
-            if replays == 1 {
+            if is_first {
                 leg.remembered = self.remember(app, &query, &wish, &leg);
             }
             if leg.remembered.is_some() {

@@ -14,7 +14,10 @@ use crate::world::{Origin, World, machine, status};
 
 fn with_port(port: u16, more: serde_json::Value) -> MachineRecord {
     let mut public = serde_json::json!({"port": 80, "handlers": ["http"]});
-    public.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let serde_json::Value::Object(more) = more else {
+        panic!("{more}");
+    };
+    public.as_object_mut().unwrap().extend(more);
     let mut record = machine(1, "web", MachineState::Started, port);
     record.services =
         serde_json::from_value(serde_json::json!([{"internal_port": port, "ports": [public]}]))
