@@ -9,6 +9,7 @@ mod containers;
 mod dns;
 mod files;
 mod guest;
+mod http_options;
 mod mounts;
 mod processes;
 mod services;

@@ -1,23 +1,20 @@
-//! Bodies: what the client sends on its way to a machine, a page of the edge's own, or what the
-//! machine sends.
+//! What the client is sent: a page of the edge's own, what a machine sends, a file.
 //!
 //! Never buffers what passes. When an answer has been read to its end, its connection goes
 //! back to the pool; when it is dropped before, that connection is closed.
 
-use std::cell::Cell;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Instant;
 
+use crate::compress::Compressed;
 use crate::live::InFlight;
 use crate::patience::Timer;
-use crate::pool::{Key, Pool, Sender};
+use crate::pool::{Key, Pool, Single, Stream};
 
 /// What the client is sent.
 #[derive(Debug)]
@@ -28,13 +25,24 @@ pub(crate) enum ReplyBody {
     Machine(Box<MachineBody>),
     /// A file that the host reads.
     File(Incoming),
+    /// Any of these, compressed.
+    Compressed(Box<Compressed>),
+}
+
+/// What becomes of a machine's connection when the answer has been read to its end.
+#[derive(Debug)]
+pub(crate) enum Back {
+    /// It goes back to the pool.
+    Single(Pool, Key, Single),
+    /// It carries others too, and one more from then on.
+    Stream(Stream),
 }
 
 /// What the machine sends, and what is held for it meanwhile.
 #[derive(Debug)]
 pub(crate) struct MachineBody {
     incoming: Incoming,
-    back: Option<(Pool, Key, Sender)>,
+    back: Option<Back>,
     idle: Duration,
     silence: Timer,
     _in_flight: InFlight,
@@ -52,12 +60,15 @@ pub(crate) enum BodyError {
     /// The machine sends nothing.
     #[error("wait for the rest of the machine's answer")]
     Silent,
+    /// What it sends cannot be compressed.
+    #[error("compress the answer")]
+    Compress(#[source] std::io::Error),
 }
 
 impl MachineBody {
     pub(crate) fn new(
         incoming: Incoming,
-        back: Option<(Pool, Key, Sender)>,
+        back: Option<Back>,
         idle: Duration,
         in_flight: InFlight,
     ) -> Self {
@@ -70,47 +81,11 @@ impl MachineBody {
     }
 
     fn give_back(&mut self) {
-        if let Some((pool, key, sender)) = self.back.take() {
-            pool.put(&key, sender);
+        match self.back.take() {
+            Some(Back::Single(pool, key, sender)) => pool.put(&key, sender),
+            Some(Back::Stream(stream)) => drop(stream),
+            None => {}
         }
-    }
-}
-
-/// What the client sends; notes when it moves.
-#[derive(Debug)]
-pub(crate) struct RequestBody {
-    incoming: Incoming,
-    progress: Rc<Cell<Instant>>,
-}
-
-impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, progress: Rc<Cell<Instant>>) -> Self {
-        Self { incoming, progress }
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let this = self.get_mut();
-        let polled = Pin::new(&mut this.incoming).poll_frame(context);
-        if polled.is_ready() {
-            this.progress.set(Instant::now());
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
     }
 }
 
@@ -156,6 +131,7 @@ impl Body for ReplyBody {
             Self::Page(page) => Poll::Ready(page.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Machine(body) => body.poll_machine(context),
             Self::File(body) => Pin::new(body).poll_frame(context).map_err(BodyError::File),
+            Self::Compressed(body) => body.poll(context),
         }
     }
 
@@ -164,6 +140,7 @@ impl Body for ReplyBody {
             Self::Page(page) => page.is_none(),
             Self::Machine(body) => body.incoming.is_end_stream(),
             Self::File(body) => body.is_end_stream(),
+            Self::Compressed(body) => body.is_over(),
         }
     }
 
@@ -174,6 +151,7 @@ impl Body for ReplyBody {
             }
             Self::Machine(body) => body.incoming.size_hint(),
             Self::File(body) => body.size_hint(),
+            Self::Compressed(_) => SizeHint::default(),
         }
     }
 }

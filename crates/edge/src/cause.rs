@@ -15,6 +15,8 @@ pub enum Cause {
     HeadTooLarge,
     /// The connection was made for a name of somebody else.
     Misdirected,
+    /// The request's head took longer than the app allows.
+    HeadSlow,
     /// No app has this host name.
     UnknownHost,
     /// The app has no machine that serves HTTP.
@@ -37,6 +39,22 @@ pub enum Cause {
     Slow,
     /// The machine's answer cannot be understood without doubt.
     BadAnswer,
+    /// The app has not the machine that the request has to go to.
+    InstanceUnknown,
+    /// The app has no machine in the regions that the request has to go to.
+    RegionEmpty,
+    /// A request with too large a body is to be replayed.
+    ReplayTooLarge,
+    /// A request is replayed again and again.
+    ReplayLoop,
+    /// What the app says of a replay cannot be understood.
+    ReplayBad,
+    /// A request is to be replayed in an app that is not there for the one that says so.
+    ReplayDenied,
+    /// An app took a switch of protocols and says that another has to.
+    ReplaySwitched,
+    /// No machine took a replay in the time that the app set.
+    ReplayLate,
 }
 
 /// Whose fault it is.
@@ -52,10 +70,11 @@ pub enum Fault {
 
 impl Cause {
     /// Every cause there is.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 23] = [
         Self::BadRequest,
         Self::HeadTooLarge,
         Self::Misdirected,
+        Self::HeadSlow,
         Self::UnknownHost,
         Self::NoMachine,
         Self::NotStartable,
@@ -67,6 +86,14 @@ impl Cause {
         Self::Upstream,
         Self::Slow,
         Self::BadAnswer,
+        Self::InstanceUnknown,
+        Self::RegionEmpty,
+        Self::ReplayTooLarge,
+        Self::ReplayLoop,
+        Self::ReplayBad,
+        Self::ReplayDenied,
+        Self::ReplaySwitched,
+        Self::ReplayLate,
     ];
 
     /// Returns the status.
@@ -76,11 +103,18 @@ impl Cause {
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
-            Self::UnknownHost => StatusCode::NOT_FOUND,
-            Self::NotListening | Self::Exited | Self::Upstream | Self::BadAnswer => {
-                StatusCode::BAD_GATEWAY
-            }
-            Self::Slow => StatusCode::GATEWAY_TIMEOUT,
+            Self::HeadSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::UnknownHost | Self::InstanceUnknown | Self::RegionEmpty => StatusCode::NOT_FOUND,
+            Self::NotListening
+            | Self::Exited
+            | Self::Upstream
+            | Self::BadAnswer
+            | Self::ReplayTooLarge
+            | Self::ReplayBad
+            | Self::ReplayDenied
+            | Self::ReplaySwitched => StatusCode::BAD_GATEWAY,
+            Self::Slow | Self::ReplayLate => StatusCode::GATEWAY_TIMEOUT,
+            Self::ReplayLoop => StatusCode::LOOP_DETECTED,
             Self::NoMachine
             | Self::NotStartable
             | Self::WakeFailed
@@ -96,7 +130,8 @@ impl Cause {
             Self::BadRequest => "PU01",
             Self::HeadTooLarge => "PU04",
             Self::Misdirected => "PT01",
-            Self::UnknownHost => "PR02",
+            Self::HeadSlow => "PE02",
+            Self::UnknownHost => "PE01",
             Self::NoMachine => "PR01",
             Self::NotStartable => "PM08",
             Self::WakeFailed => "PM07",
@@ -107,6 +142,14 @@ impl Cause {
             Self::Upstream => "PC02",
             Self::Slow => "PU02",
             Self::BadAnswer => "PU03",
+            Self::InstanceUnknown => "PR02",
+            Self::RegionEmpty => "PR06",
+            Self::ReplayTooLarge => "PA01",
+            Self::ReplayLoop => "PA02",
+            Self::ReplayBad => "PA03",
+            Self::ReplayDenied => "PA04",
+            Self::ReplaySwitched => "PA05",
+            Self::ReplayLate => "PA06",
         }
     }
 
@@ -117,6 +160,7 @@ impl Cause {
             Self::BadRequest => "This request could not be understood.",
             Self::HeadTooLarge => "The head of this request is too large.",
             Self::Misdirected => "This connection is for another address.",
+            Self::HeadSlow => "The head of this request came too slowly.",
             Self::UnknownHost => "There is nothing at this address.",
             Self::NoMachine => "This app has no machine that serves requests.",
             Self::NotStartable => "This app is stopped.",
@@ -127,6 +171,16 @@ impl Cause {
             Self::Upstream => "This app closed the connection before it answered.",
             Self::Slow => "This app did not answer in time.",
             Self::BadAnswer => "This app's answer could not be understood.",
+            Self::InstanceUnknown => "This app has no such machine.",
+            Self::RegionEmpty => "This app has no machine in that region.",
+            Self::ReplayTooLarge => {
+                "This app sent a request on whose body is too large to be sent again."
+            }
+            Self::ReplayLoop => "This app sent a request on too often.",
+            Self::ReplayBad => "This app sent a request on, and it is not clear where to.",
+            Self::ReplayDenied => "This app sent a request on to where it may not go.",
+            Self::ReplaySwitched => "This app sent a connection on that it had taken itself.",
+            Self::ReplayLate => "This app sent a request on, and nobody took it in time.",
         }
     }
 
@@ -136,15 +190,25 @@ impl Cause {
         match self {
             Self::NoMachine => "perch deploy",
             Self::NotStartable => "perch machine start",
-            Self::WakeFailed | Self::Exited | Self::Upstream | Self::Slow | Self::BadAnswer => {
-                "perch logs"
-            }
+            Self::WakeFailed
+            | Self::Exited
+            | Self::Upstream
+            | Self::Slow
+            | Self::BadAnswer
+            | Self::ReplayTooLarge
+            | Self::ReplayLoop
+            | Self::ReplayBad
+            | Self::ReplayDenied
+            | Self::ReplaySwitched
+            | Self::ReplayLate => "perch logs",
             Self::NotListening => {
                 "perch status: does it listen on 0.0.0.0 and the service's internal_port?"
             }
+            Self::InstanceUnknown | Self::RegionEmpty => "perch machine list",
             Self::BadRequest
             | Self::HeadTooLarge
             | Self::Misdirected
+            | Self::HeadSlow
             | Self::UnknownHost
             | Self::Full
             | Self::QueueFull => "",
@@ -155,9 +219,13 @@ impl Cause {
     #[must_use]
     pub const fn fault(self) -> Fault {
         match self {
-            Self::BadRequest | Self::HeadTooLarge | Self::Misdirected | Self::UnknownHost => {
-                Fault::Client
-            }
+            Self::BadRequest
+            | Self::HeadTooLarge
+            | Self::Misdirected
+            | Self::HeadSlow
+            | Self::UnknownHost
+            | Self::InstanceUnknown
+            | Self::RegionEmpty => Fault::Client,
             Self::NoMachine
             | Self::NotStartable
             | Self::Exited
@@ -166,7 +234,13 @@ impl Cause {
             | Self::QueueFull
             | Self::Upstream
             | Self::Slow
-            | Self::BadAnswer => Fault::Machine,
+            | Self::BadAnswer
+            | Self::ReplayTooLarge
+            | Self::ReplayLoop
+            | Self::ReplayBad
+            | Self::ReplayDenied
+            | Self::ReplaySwitched
+            | Self::ReplayLate => Fault::Machine,
             Self::WakeFailed => Fault::Platform,
         }
     }
@@ -180,6 +254,7 @@ impl Cause {
             Self::BadRequest
             | Self::HeadTooLarge
             | Self::Misdirected
+            | Self::HeadSlow
             | Self::UnknownHost
             | Self::NoMachine
             | Self::NotStartable
@@ -187,7 +262,15 @@ impl Cause {
             | Self::NotListening
             | Self::Upstream
             | Self::Slow
-            | Self::BadAnswer => None,
+            | Self::BadAnswer
+            | Self::InstanceUnknown
+            | Self::RegionEmpty
+            | Self::ReplayTooLarge
+            | Self::ReplayLoop
+            | Self::ReplayBad
+            | Self::ReplayDenied
+            | Self::ReplaySwitched
+            | Self::ReplayLate => None,
         }
     }
 }
@@ -213,5 +296,14 @@ mod tests {
                 "{cause:?}"
             );
         }
+    }
+
+    #[test]
+    fn every_cause_is_explained_and_nothing_else() {
+        for cause in Cause::ALL {
+            let told = perch_types::edge_code::edge_code(cause.code()).unwrap();
+            assert_eq!(told.status, cause.status().as_u16(), "{cause:?}");
+        }
+        assert_eq!(perch_types::edge_code::EDGE_CODES.len(), Cause::ALL.len());
     }
 }

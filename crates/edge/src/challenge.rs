@@ -9,7 +9,7 @@ use http::{Method, Response};
 
 use crate::Shared;
 use crate::body::ReplyBody;
-use crate::connection::Arrival;
+use crate::peer::Peer;
 
 const PATH: &str = "/.well-known/acme-challenge/";
 /// The longest token that is looked for.
@@ -18,13 +18,13 @@ const TOKEN_BYTES_MAX: usize = 128;
 /// Returns the answer, when one of ours is asked for.
 pub(crate) fn answer(
     shared: &Shared,
-    arrival: &Arrival,
+    peer: &Peer,
     host: &str,
     request: &Parts,
 ) -> Option<Response<ReplyBody>> {
     let token = request.uri.path().strip_prefix(PATH)?;
     let is_asked = request.method == Method::GET || request.method == Method::HEAD;
-    if !is_asked || arrival.secure.is_some() || token.len() > TOKEN_BYTES_MAX {
+    if !is_asked || peer.over_tls() || token.len() > TOKEN_BYTES_MAX {
         return None;
     }
     let proof = shared.tls.as_ref()?.http_challenge(host, token)?;

@@ -8,7 +8,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -17,30 +16,14 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::h2;
-use crate::headers;
 use crate::listen::Worker;
 use crate::patience::Patient;
+use crate::peer::Peer;
 use crate::strict::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, Link, Strict};
-use crate::tls::{Secure, Session, Tls};
+use crate::tls::{Session, Tls};
 
-/// The public ports, whatever the listeners are bound to.
-const PUBLIC_HTTP_PORT: u16 = 80;
-pub(crate) const PUBLIC_HTTPS_PORT: u16 = 443;
 /// How long the last bytes of a handshake that was all may take.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
-
-/// How a connection came, as its requests are told.
-#[derive(Debug)]
-pub(crate) struct Arrival {
-    /// The client's address.
-    pub(crate) client: HeaderValue,
-    /// The port that it came to.
-    pub(crate) port: HeaderValue,
-    /// The public port that this one stands for.
-    pub(crate) public_port: u16,
-    /// The name that it was made for, if it is under TLS.
-    pub(crate) secure: Option<Secure>,
-}
 
 /// Where connections come in.
 #[derive(Debug, Clone)]
@@ -60,12 +43,10 @@ pub(crate) async fn serve(
     stopping: watch::Receiver<bool>,
 ) {
     let stream = Patient::new(stream, worker.shared.limits.stall);
-    let client = headers::client_value(client);
     match door {
         Door::Plain(port) => {
-            let port = HeaderValue::from(port);
-            let arrival = Arrival { client, port, public_port: PUBLIC_HTTP_PORT, secure: None };
-            Box::pin(serve_http1(worker, stream, arrival, stopping)).await;
+            let peer = Peer::new(client, port, None);
+            Box::pin(serve_http1(worker, stream, peer, stopping)).await;
         }
         Door::Tls(port, tls) => {
             let shaken = Box::pin(shake_hands(&worker, &tls, stream)).await;
@@ -83,13 +64,11 @@ pub(crate) async fn serve(
                 tracing::debug!(limit = most, "connections to an app at their limit");
                 return;
             }
-            let port = HeaderValue::from(port);
-            let (public_port, secure) = (PUBLIC_HTTPS_PORT, Some(secure));
-            let arrival = Arrival { client, port, public_port, secure };
+            let peer = Peer::new(client, port, Some(secure));
             if is_h2 {
-                Box::pin(h2::serve(worker, stream, arrival, stopping)).await;
+                Box::pin(h2::serve(worker, stream, peer, stopping)).await;
             } else {
-                Box::pin(serve_http1(worker, stream, arrival, stopping)).await;
+                Box::pin(serve_http1(worker, stream, peer, stopping)).await;
             }
             drop(seat);
         }
@@ -122,16 +101,16 @@ where
 async fn serve_http1<S>(
     worker: Rc<Worker>,
     stream: S,
-    arrival: Arrival,
+    peer: Peer,
     mut stopping: watch::Receiver<bool>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (link, arrival) = (Arc::new(Link::default()), Rc::new(arrival));
+    let (link, peer) = (Arc::new(Link::default()), Rc::new(peer));
     let (served, told) = (Rc::clone(&worker), Arc::clone(&link));
     let service = service_fn(move |request| {
-        let (worker, link, arrival) = (Rc::clone(&served), Arc::clone(&told), Rc::clone(&arrival));
-        async move { Ok::<_, Infallible>(worker.serve(request, &arrival, &link).await) }
+        let (worker, link, peer) = (Rc::clone(&served), Arc::clone(&told), Rc::clone(&peer));
+        async move { Ok::<_, Infallible>(worker.serve(request, &peer, &link).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

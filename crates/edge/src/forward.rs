@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::Either;
 use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -15,20 +16,24 @@ use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use perch_types::MachineId;
+use perch_types::service::HttpOptions;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::Limits;
-use crate::body::{MachineBody, ReplyBody, RequestBody};
+use crate::body::{Back, MachineBody, ReplyBody};
 use crate::cause::Cause;
-use crate::headers;
 use crate::live::{InFlight, Target};
 use crate::patience::{Motion, Moving};
-use crate::pick;
-use crate::pool::{Key, Pool, Sender};
+use crate::pool::{Key, Pool, Single, Stream};
+use crate::upload::RequestBody;
+use crate::{headers, origin2, pick};
 
 /// The largest head of an answer.
-const ANSWER_HEAD_BYTES_MAX: usize = 64 * 1024;
+pub(crate) const ANSWER_HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// The protocol to switch to, and the client's side of the switch.
+pub(crate) type Switch = (HeaderValue, OnUpgrade);
 
 /// A request on its way to a machine.
 #[derive(Debug)]
@@ -36,8 +41,16 @@ pub(crate) struct Outbound {
     pub(crate) request: Request<RequestBody>,
     /// When its body last moved.
     pub(crate) progress: Rc<Cell<Instant>>,
-    /// The protocol to switch to, and the client's side of the switch.
-    pub(crate) switch: Option<(HeaderValue, OnUpgrade)>,
+    pub(crate) switch: Option<Switch>,
+    /// Whether the client takes fields behind the answer's body.
+    pub(crate) takes_trailers: bool,
+}
+
+/// What a machine answered, and the switch that it did not take.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    pub(crate) response: Response<ReplyBody>,
+    pub(crate) switch: Option<Switch>,
 }
 
 /// Why a machine did not answer, and the request if another may have it.
@@ -53,6 +66,13 @@ impl Refused {
     }
 }
 
+/// A connection that a request can go over.
+#[derive(Debug)]
+enum Sender {
+    Single(Single),
+    Stream(Stream),
+}
+
 /// One machine that is to have a request, in which it is counted.
 #[derive(Debug)]
 pub(crate) struct Hop<'a> {
@@ -60,66 +80,80 @@ pub(crate) struct Hop<'a> {
     pub(crate) limits: &'a Limits,
     pub(crate) target: &'a Arc<Target>,
     pub(crate) public_port: u16,
+    /// The client's connection, where the machine's side of it is for it alone.
+    pub(crate) client: u64,
     pub(crate) in_flight: InFlight,
+}
+
+/// Returns under what a machine's connections are kept.
+pub(crate) fn key(target: &Target, public_port: u16, client: u64) -> Option<Key> {
+    let service = pick::service(&target.record.services, public_port)?;
+    Some(Key {
+        machine: target.record.id.clone(),
+        instance: target.record.instance.clone(),
+        port: service.internal_port,
+        client,
+    })
 }
 
 impl Hop<'_> {
     /// Sends the request and returns the answer as soon as its head is there.
-    pub(crate) async fn send(
-        self,
-        outbound: Box<Outbound>,
-    ) -> Result<Response<ReplyBody>, Refused> {
-        let record = &self.target.record;
-        let service = pick::service(&record.services, self.public_port);
-        let Some(port) = service.map(|service| service.internal_port) else {
+    pub(crate) async fn send(self, outbound: Box<Outbound>) -> Result<Sent, Refused> {
+        let Some(key) = key(self.target, self.public_port, self.client) else {
             return Err(Refused { cause: Cause::NoMachine, unsent: Some(outbound) });
         };
-        let key = Key { machine: record.id.clone(), instance: record.instance.clone(), port };
+        // A switch of protocols is HTTP/1.1's alone.
+        let is_shared = outbound.switch.is_none()
+            && self.options().is_some_and(|it| it.h2_backend == Some(true));
         let mut unsent = outbound;
         // A connection from the pool may have been closed by the app a moment ago: then nothing
         // was sent, and the request goes over a new one.
-        while let Some(sender) = self.pool.take(&key) {
-            match self.exchange(sender, unsent).await {
+        while let Some(sender) = self.take(&key, is_shared) {
+            match self.exchange(&key, sender, unsent).await {
                 Ok(answer) => return self.finish(answer, key),
                 Err(Refused { unsent: Some(outbound), .. }) => unsent = outbound,
                 Err(refused) => return Err(refused),
             }
         }
-        let addresses = [IpAddr::V4(record.private_ipv4), IpAddr::V6(record.private_ip)];
-        let Some(sender) = self.connect(&record.id, addresses, port).await else {
+        let Some(sender) = self.connect(&key, is_shared).await else {
             return Err(Refused { cause: Cause::NotListening, unsent: Some(unsent) });
         };
-        let answer = self.exchange(sender, unsent).await?;
+        let answer = self.exchange(&key, sender, unsent).await?;
         self.finish(answer, key)
+    }
+
+    fn options(&self) -> Option<&HttpOptions> {
+        let service = pick::service(&self.target.record.services, self.public_port)?;
+        pick::options(service, self.public_port)
     }
 
     /// Returns how long nothing may move: what the port says, else the edge's own.
     fn idle(&self) -> Duration {
-        pick::service(&self.target.record.services, self.public_port)
-            .and_then(|service| pick::idle_timeout(service, self.public_port))
-            .unwrap_or(self.limits.idle)
+        self.options().and_then(pick::idle_timeout).unwrap_or(self.limits.idle)
     }
 
-    async fn connect(
-        &self,
-        machine: &MachineId,
-        addresses: [IpAddr; 2],
-        port: u16,
-    ) -> Option<Sender> {
-        for address in addresses {
-            let connecting = TcpStream::connect(SocketAddr::new(address, port));
-            let stream = match tokio::time::timeout(self.limits.connect, connecting).await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => {
-                    tracing::debug!(%machine, %address, port, %error, "machine not connected");
-                    continue;
-                }
-                Err(_) => {
-                    tracing::debug!(%machine, %address, port, "machine did not accept in time");
-                    continue;
-                }
+    fn take(&self, key: &Key, is_shared: bool) -> Option<Sender> {
+        if is_shared {
+            self.pool.take_stream(key).map(Sender::Stream)
+        } else {
+            self.pool.take(key).map(Sender::Single)
+        }
+    }
+
+    async fn connect(&self, key: &Key, is_shared: bool) -> Option<Sender> {
+        let record = &self.target.record;
+        for address in [IpAddr::V4(record.private_ipv4), IpAddr::V6(record.private_ip)] {
+            let Some(stream) = self.reach(&record.id, SocketAddr::new(address, key.port)).await
+            else {
+                continue;
             };
             stream.set_nodelay(true).ok()?;
+            if is_shared {
+                let Some(sender) = origin2::handshake(stream).await else {
+                    continue;
+                };
+                return Some(Sender::Stream(self.pool.share(key, sender)));
+            }
             let handshake = http1::Builder::new()
                 .writev(false)
                 .max_buf_size(ANSWER_HEAD_BYTES_MAX)
@@ -133,22 +167,51 @@ impl Hop<'_> {
                     tracing::debug!(%error, "connection to a machine ended");
                 }
             });
-            return Some(sender);
+            return Some(Sender::Single(sender));
         }
         None
     }
 
+    async fn reach(&self, machine: &MachineId, address: SocketAddr) -> Option<TcpStream> {
+        let connecting = TcpStream::connect(address);
+        match tokio::time::timeout(self.limits.connect, connecting).await {
+            Ok(Ok(stream)) => Some(stream),
+            Ok(Err(error)) => {
+                tracing::debug!(%machine, %address, %error, "machine not connected");
+                None
+            }
+            Err(_) => {
+                tracing::debug!(%machine, %address, "machine did not accept in time");
+                None
+            }
+        }
+    }
+
     async fn exchange(
         &self,
+        key: &Key,
         mut sender: Sender,
-        mut outbound: Box<Outbound>,
+        outbound: Box<Outbound>,
     ) -> Result<Answer, Refused> {
-        if sender.ready().await.is_err() {
+        let is_ready = match &mut sender {
+            Sender::Single(single) => single.ready().await,
+            Sender::Stream(stream) => stream.sender.ready().await,
+        };
+        if is_ready.is_err() {
+            if let Sender::Stream(stream) = &sender {
+                self.pool.give_up(key, stream);
+            }
             return Err(Refused { cause: Cause::Upstream, unsent: Some(outbound) });
         }
-        let Outbound { request, progress, switch } = *outbound;
+        let Outbound { mut request, progress, switch, takes_trailers } = *outbound;
         progress.set(Instant::now());
-        let mut sending = std::pin::pin!(sender.try_send_request(request));
+        let mut sending = std::pin::pin!(match &mut sender {
+            Sender::Single(single) => Either::Left(single.try_send_request(request)),
+            Sender::Stream(stream) => {
+                origin2::dress(&mut request, takes_trailers);
+                Either::Right(stream.sender.try_send_request(request))
+            }
+        });
         let sent = loop {
             // Counted from the last byte of the body that moved: an upload may take its time.
             let deadline = progress.get() + self.limits.answer;
@@ -161,16 +224,20 @@ impl Hop<'_> {
         match sent {
             Ok(response) => Ok(Answer { response, sender, switch }),
             Err(mut error) => {
-                let Some(request) = error.take_message() else {
+                let Some(mut request) = error.take_message() else {
                     return Err(Refused::sent(cause_of(&error.into_error())));
                 };
-                outbound = Box::new(Outbound { request, progress, switch });
-                Err(Refused { cause: Cause::Upstream, unsent: Some(outbound) })
+                if let Sender::Stream(stream) = &sender {
+                    origin2::undress(&mut request);
+                    self.pool.give_up(key, stream);
+                }
+                let unsent = Outbound { request, progress, switch, takes_trailers };
+                Err(Refused { cause: Cause::Upstream, unsent: Some(Box::new(unsent)) })
             }
         }
     }
 
-    fn finish(self, answer: Answer, key: Key) -> Result<Response<ReplyBody>, Refused> {
+    fn finish(self, answer: Answer, key: Key) -> Result<Sent, Refused> {
         let idle = self.idle();
         let Answer { mut response, sender, switch } = answer;
         if !has_clear_length(response.headers()) {
@@ -180,10 +247,14 @@ impl Hop<'_> {
         headers::strip(response.headers_mut());
         response.headers_mut().remove(TRANSFER_ENCODING);
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            // Only to what was asked for (RFC 9110, section 7.8).
+            // Only to what was asked for (RFC 9110, section 7.8), and by a machine that keeps the
+            // request to itself.
             let (Some((asked, client)), Some(protocol)) = (switch, protocol) else {
                 return Err(Refused::sent(Cause::BadAnswer));
             };
+            if response.headers().contains_key(&crate::replay::FIELD) {
+                return Err(Refused::sent(Cause::ReplaySwitched));
+            }
             if !headers::offers(&asked, &protocol) {
                 return Err(Refused::sent(Cause::BadAnswer));
             }
@@ -191,12 +262,17 @@ impl Hop<'_> {
             headers::restore_upgrade(response.headers_mut(), protocol);
             let in_flight = self.in_flight.into_tunnel();
             tokio::task::spawn_local(tunnel(client, machine, idle, in_flight));
-            return Ok(response.map(|_| ReplyBody::Page(None)));
+            return Ok(Sent { response: response.map(|_| ReplyBody::Page(None)), switch: None });
         }
-        let back = Some((self.pool.clone(), key, sender));
-        Ok(response.map(|incoming| {
-            ReplyBody::Machine(Box::new(MachineBody::new(incoming, back, idle, self.in_flight)))
-        }))
+        let back = match sender {
+            Sender::Single(single) => Back::Single(self.pool.clone(), key, single),
+            Sender::Stream(stream) => Back::Stream(stream),
+        };
+        let response = response.map(|incoming| {
+            let body = MachineBody::new(incoming, Some(back), idle, self.in_flight);
+            ReplyBody::Machine(Box::new(body))
+        });
+        Ok(Sent { response, switch })
     }
 }
 
@@ -205,7 +281,7 @@ impl Hop<'_> {
 struct Answer {
     response: Response<Incoming>,
     sender: Sender,
-    switch: Option<(HeaderValue, OnUpgrade)>,
+    switch: Option<Switch>,
 }
 
 /// Returns whether it is beyond doubt where an answer ends: one length, or chunks alone.

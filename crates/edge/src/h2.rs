@@ -23,9 +23,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::body::{BodyError, ReplyBody};
-use crate::connection::{Arrival, asked_to_stop};
+use crate::connection::asked_to_stop;
 use crate::listen::Worker;
 use crate::patience::Timer;
+use crate::peer::Peer;
 use crate::strict::{self, Frames, HEAD_BYTES_MAX, Link};
 
 /// Requests at once over a connection.
@@ -51,17 +52,17 @@ const PING_MAX: Duration = Duration::from_secs(20);
 pub(crate) async fn serve<S>(
     worker: Rc<Worker>,
     stream: S,
-    arrival: Arrival,
+    peer: Peer,
     mut stopping: watch::Receiver<bool>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let limits = worker.shared.limits.clone();
-    let (arrival, streams) = (Rc::new(arrival), Rc::new(Streams::new()));
+    let (peer, streams) = (Rc::new(peer), Rc::new(Streams::new()));
     let begun = Rc::clone(&streams);
     let service = service_fn(move |request| {
         let pace = begun.begin();
-        answer(Rc::clone(&worker), Rc::clone(&arrival), request, pace)
+        answer(Rc::clone(&worker), Rc::clone(&peer), request, pace)
     });
     let tasks = Tasks { streams: Rc::clone(&streams), stall: limits.stall };
     let connection = http2::Builder::new(tasks)
@@ -104,7 +105,7 @@ pub(crate) async fn serve<S>(
 /// Answers the request of a stream.
 async fn answer(
     worker: Rc<Worker>,
-    arrival: Rc<Arrival>,
+    peer: Rc<Peer>,
     request: Request<Incoming>,
     pace: Rc<Pace>,
 ) -> Result<Response<PacedBody>, Infallible> {
@@ -117,7 +118,7 @@ async fn answer(
             Link::refusing(cause)
         }
     };
-    let mut response = worker.serve(Request::from_parts(parts, body), &arrival, &link).await;
+    let mut response = worker.serve(Request::from_parts(parts, body), &peer, &link).await;
     // A page of the edge ends a connection of HTTP/1.1 with it.
     response.headers_mut().remove(CONNECTION);
     pace.gives();

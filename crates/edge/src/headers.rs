@@ -5,10 +5,11 @@
 use std::net::IpAddr;
 
 use http::header::{
-    CONNECTION, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SERVER, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, Version};
+use perch_types::service::{HeaderChange, ResponseOptions};
 
 /// Fields of one connection, never forwarded (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 6] =
@@ -17,6 +18,13 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("fly-request-id");
+pub(crate) const REPLAY_SRC: HeaderName = HeaderName::from_static("fly-replay-src");
+pub(crate) const REPLAY_FAILED: HeaderName = HeaderName::from_static("fly-replay-failed");
+pub(crate) const REPLAY_CACHE_STATUS: HeaderName =
+    HeaderName::from_static("fly-replay-cache-status");
+pub(crate) const PREFERRED_UNAVAILABLE: HeaderName =
+    HeaderName::from_static("fly-preferred-instance-unavailable");
+pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("fly-cache-status");
 const CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
 const FORWARDED_PORT: HeaderName = HeaderName::from_static("fly-forwarded-port");
 const REGION: HeaderName = HeaderName::from_static("fly-region");
@@ -24,14 +32,28 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const X_FORWARDED_SSL: HeaderName = HeaderName::from_static("x-forwarded-ssl");
-const VIA: HeaderName = HeaderName::from_static("via");
 
-/// Fields that only the platform may set (contract 4.2).
-const PLATFORM: [HeaderName; 4] = [
-    HeaderName::from_static("fly-replay-src"),
-    HeaderName::from_static("fly-replay-failed"),
-    HeaderName::from_static("fly-preferred-instance-unavailable"),
-    HeaderName::from_static("fly-replay-cache-status"),
+/// Fields of a request that only the platform may set, and not to each (contract 4.2).
+const PLATFORM: [HeaderName; 4] =
+    [REPLAY_SRC, REPLAY_FAILED, PREFERRED_UNAVAILABLE, REPLAY_CACHE_STATUS];
+/// Fields of every request that say what the edge saw.
+const SEEN: [HeaderName; 8] = [
+    REQUEST_ID,
+    CLIENT_IP,
+    FORWARDED_PORT,
+    REGION,
+    X_FORWARDED_FOR,
+    X_FORWARDED_PROTO,
+    X_FORWARDED_PORT,
+    X_FORWARDED_SSL,
+];
+/// Fields of an answer that are for the edge, or that only it may set.
+const FROM_APP: [HeaderName; 5] = [
+    HeaderName::from_static("fly-replay"),
+    HeaderName::from_static("fly-replay-cache"),
+    HeaderName::from_static("fly-replay-cache-ttl-secs"),
+    HeaderName::from_static("fly-replay-cache-allow-bypass"),
+    CACHE_STATUS,
 ];
 
 /// Who asked, as the edge saw it. Values are made once where they hold for longer.
@@ -41,8 +63,10 @@ pub(crate) struct Seen<'a> {
     pub(crate) port: &'a HeaderValue,
     pub(crate) region: &'a HeaderValue,
     pub(crate) request_id: &'a HeaderValue,
-    /// Whether they asked under TLS.
-    pub(crate) is_secure: bool,
+    /// Whether the request came over TLS.
+    pub(crate) over_tls: bool,
+    /// The version of HTTP that the client spoke.
+    pub(crate) version: Version,
 }
 
 /// Returns a client's address as the app is told it: IPv4 never in IPv6's dress.
@@ -61,8 +85,7 @@ pub(crate) fn upgrade(method: &Method, headers: &HeaderMap) -> Option<HeaderValu
         return None;
     };
     let wants = connection_tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"));
-    let has_body = headers.contains_key(http::header::CONTENT_LENGTH)
-        || headers.contains_key(TRANSFER_ENCODING);
+    let has_body = headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING);
     let text = protocol.to_str().ok()?;
     let is_http = text.split(',').any(|name| {
         let name = name.trim();
@@ -95,11 +118,7 @@ pub(crate) fn strip(headers: &mut HeaderMap) {
         let listed: Vec<HeaderName> = connection_tokens(headers)
             .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
             // Framing and the host belong to the message; no client may take them off.
-            .filter(|name| {
-                *name != http::header::HOST
-                    && *name != http::header::CONTENT_LENGTH
-                    && *name != TRANSFER_ENCODING
-            })
+            .filter(|name| *name != HOST && *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING)
             .collect();
         for name in listed {
             headers.remove(name);
@@ -115,20 +134,74 @@ pub(crate) fn tell_app(headers: &mut HeaderMap, seen: &Seen<'_>) {
     for name in &PLATFORM {
         headers.remove(name);
     }
+    remove_lookalikes(headers);
     let forwarded_for = forwarded_for(headers, seen.client);
+    let (proto, ssl) = if seen.over_tls { ("https", "on") } else { ("http", "off") };
     headers.insert(CLIENT_IP, seen.client.clone());
     headers.insert(X_FORWARDED_FOR, forwarded_for);
     headers.insert(FORWARDED_PORT, seen.port.clone());
     headers.insert(REGION, seen.region.clone());
     headers.insert(REQUEST_ID, seen.request_id.clone());
-    let (proto, ssl) = if seen.is_secure { ("https", "on") } else { ("http", "off") };
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
     headers.insert(X_FORWARDED_SSL, HeaderValue::from_static(ssl));
     // The client's own value is kept (contract 4.2).
     if !headers.contains_key(&X_FORWARDED_PORT) {
         headers.insert(X_FORWARDED_PORT, seen.port.clone());
     }
-    headers.append(VIA, HeaderValue::from_static("1.1 perch"));
+    headers.append(VIA, via(seen.version));
+}
+
+/// Removes fields that programs which write `-` as `_` could take for the edge's own: CGI and its
+/// kin read `Fly_Client_Ip` under the same name as `Fly-Client-Ip`.
+fn remove_lookalikes(headers: &mut HeaderMap) {
+    let is_lookalike = |name: &&HeaderName| {
+        name.as_str().contains('_') && {
+            let dashed = name.as_str().replace('_', "-");
+            PLATFORM.iter().chain(&SEEN).any(|ours| ours.as_str() == dashed)
+        }
+    };
+    let found: Vec<HeaderName> = headers.keys().filter(is_lookalike).cloned().collect();
+    for name in found {
+        headers.remove(name);
+    }
+}
+
+/// Returns whether a field of a request is the edge's to set: it frames the request, names its host
+/// or says what the edge saw.
+pub(crate) fn is_edges(name: &HeaderName) -> bool {
+    let dashed = name.as_str().replace('_', "-");
+    let is_ours = PLATFORM.iter().chain(&SEEN).any(|ours| ours.as_str() == dashed);
+    is_ours
+        || HOP_BY_HOP.contains(name)
+        || [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, KEEP_ALIVE, PROXY_CONNECTION].contains(name)
+}
+
+/// Removes from the end of a request's body what may not stand there (RFC 9110, section 6.5.1), and
+/// what only the platform may say.
+pub(crate) fn strip_trailers(trailers: &mut HeaderMap) {
+    strip(trailers);
+    for name in PLATFORM.iter().chain(&SEEN) {
+        trailers.remove(name);
+    }
+    for name in [CONTENT_LENGTH, TRANSFER_ENCODING, HOST, AUTHORIZATION, COOKIE] {
+        trailers.remove(name);
+    }
+    remove_lookalikes(trailers);
+}
+
+/// Returns whether the client takes fields behind a body (RFC 9110, section 10.1.4).
+pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(TE).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|word| word.trim() == "trailers")
+}
+
+/// Returns how the edge names itself to whoever comes next (RFC 9110, section 7.6.3).
+fn via(version: Version) -> HeaderValue {
+    HeaderValue::from_static(match version {
+        Version::HTTP_2 => "2 perch",
+        Version::HTTP_10 => "1.0 perch",
+        _ => "1.1 perch",
+    })
 }
 
 /// Returns all that was known of the way here, in its order, and the client at its end.
@@ -145,14 +218,41 @@ fn forwarded_for(headers: &HeaderMap, client: &HeaderValue) -> HeaderValue {
     HeaderValue::try_from(all).unwrap_or_else(|_| client.clone())
 }
 
-/// Sets what the client is told of the answer.
-pub(crate) fn tell_client(headers: &mut HeaderMap, request_id: HeaderValue) {
+/// Removes what an app says to the edge, or in its name.
+pub(crate) fn strip_answer(headers: &mut HeaderMap) {
+    for name in &FROM_APP {
+        headers.remove(name);
+    }
+}
+
+/// Sets what the client is told of the answer, which came with `version`.
+pub(crate) fn tell_client(headers: &mut HeaderMap, request_id: HeaderValue, version: Version) {
     headers.insert(REQUEST_ID, request_id);
-    headers.append(VIA, HeaderValue::from_static("1.1 perch"));
-    headers.insert(
-        http::header::SERVER,
-        HeaderValue::from_static(concat!("Perch/", env!("CARGO_PKG_VERSION"))),
-    );
+    headers.append(VIA, via(version));
+    headers.insert(SERVER, HeaderValue::from_static(concat!("Perch/", env!("CARGO_PKG_VERSION"))));
+}
+
+/// Carries out what a port says of its answers' fields. What frames an answer is left.
+pub(crate) fn change(headers: &mut HeaderMap, options: &ResponseOptions) {
+    for (name, value) in &options.headers {
+        let (Ok(name), Some(change)) =
+            (HeaderName::from_bytes(name.as_bytes()), HeaderChange::of(value))
+        else {
+            continue;
+        };
+        let frames = [CONTENT_LENGTH, TRANSFER_ENCODING].contains(&name);
+        if frames || HOP_BY_HOP.contains(&name) {
+            continue;
+        }
+        headers.remove(&name);
+        if let HeaderChange::Set(values) = change {
+            for value in values {
+                if let Ok(value) = HeaderValue::from_str(value) {
+                    headers.append(&name, value);
+                }
+            }
+        }
+    }
 }
 
 /// Puts back what a switch of protocols needs on the way on.
@@ -201,6 +301,13 @@ mod tests {
             ("x-forwarded-for", "1.2.3.4"),
             ("x-forwarded-proto", "https"),
             ("x-forwarded-port", "8443"),
+            ("x-forwarded-ssl", "on"),
+            ("fly_client_ip", "6.6.6.6"),
+            ("x_forwarded_proto", "https"),
+            ("fly-replay_failed", "reason=x"),
+            ("my_field", "stays"),
+            ("via", "1.1 other"),
+            ("traceparent", "00-1-2-01"),
         ]);
         headers.append(X_FORWARDED_FOR, HeaderValue::from_static("5.6.7.8"));
         let seen = Seen {
@@ -208,8 +315,10 @@ mod tests {
             port: &HeaderValue::from(80_u16),
             region: &HeaderValue::from_static("ams"),
             request_id: &HeaderValue::from_static("01A-ams"),
-            is_secure: false,
+            over_tls: false,
+            version: Version::HTTP_11,
         };
+        let mut secure = headers.clone();
         tell_app(&mut headers, &seen);
         let get = |name: &str| headers.get(name).map(|value| value.to_str().unwrap());
         assert_eq!(get("fly-client-ip"), Some("10.0.0.1"));
@@ -220,10 +329,75 @@ mod tests {
         assert_eq!(get("x-forwarded-proto"), Some("http"));
         assert_eq!(get("x-forwarded-ssl"), Some("off"));
         assert_eq!(get("x-forwarded-port"), Some("8443"));
-        tell_app(&mut headers, &Seen { is_secure: true, ..seen });
-        let get = |name: &str| headers.get(name).map(|value| value.to_str().unwrap());
-        assert_eq!(get("x-forwarded-proto"), Some("https"));
-        assert_eq!(get("x-forwarded-ssl"), Some("on"));
+        assert_eq!(get("fly-forwarded-port"), Some("80"));
+        assert_eq!(get("my_field"), Some("stays"));
+        assert_eq!(get("traceparent"), Some("00-1-2-01"));
+        for gone in ["fly_client_ip", "x_forwarded_proto", "fly-replay_failed"] {
+            assert_eq!(get(gone), None, "{gone}");
+        }
+        let all: Vec<_> = headers.get_all(VIA).iter().collect();
+        assert_eq!(all, ["1.1 other", "1.1 perch"]);
+        tell_app(&mut secure, &Seen { over_tls: true, version: Version::HTTP_2, ..seen });
+        let get = |name: &str| secure.get(name).map(|value| value.to_str().unwrap());
+        assert_eq!((get("x-forwarded-proto"), get("x-forwarded-ssl")), (Some("https"), Some("on")));
+        assert_eq!(secure.get_all(VIA).iter().next_back().unwrap(), "2 perch");
+    }
+
+    #[test]
+    fn e2_what_an_app_says_to_the_edge_ends_there() {
+        let mut headers = map(&[
+            ("fly-replay", "region=ams"),
+            ("fly-replay-cache", "/a/*"),
+            ("fly-replay-cache-ttl-secs", "60"),
+            ("fly-replay-cache-allow-bypass", "yes"),
+            ("fly-cache-status", "HIT"),
+            ("x-app", "1"),
+        ]);
+        strip_answer(&mut headers);
+        let names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["x-app"]);
+    }
+
+    #[test]
+    fn e2_the_end_of_a_body_says_nothing_in_the_platforms_name() {
+        let mut trailers = map(&[
+            ("fly-client-ip", "6.6.6.6"),
+            ("fly-replay-src", "instance=x"),
+            ("content-length", "3"),
+            ("host", "other"),
+            ("cookie", "a=b"),
+            ("x-checksum", "1"),
+        ]);
+        strip_trailers(&mut trailers);
+        let names: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["x-checksum"]);
+    }
+
+    #[test]
+    fn a_port_removes_sets_and_repeats_fields_but_never_those_of_the_framing() {
+        let options: ResponseOptions = serde_json::from_value(serde_json::json!({"headers": {
+            "Server": false, "x-one": "new", "link": ["</a>", "</b>"], "content-length": "9",
+            "transfer-encoding": false, "connection": "close", "bad name": "x", "x-odd": 3,
+        }}))
+        .unwrap();
+        let mut headers = map(&[
+            ("server", "app"),
+            ("x-one", "old"),
+            ("content-length", "2"),
+            ("transfer-encoding", "chunked"),
+            ("x-odd", "kept"),
+        ]);
+        change(&mut headers, &options);
+        let get = |name: &str| -> Vec<&str> {
+            headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect()
+        };
+        assert_eq!(get("server"), Vec::<&str>::new());
+        assert_eq!(get("x-one"), ["new"]);
+        assert_eq!(get("link"), ["</a>", "</b>"]);
+        assert_eq!(get("content-length"), ["2"]);
+        assert_eq!(get("transfer-encoding"), ["chunked"]);
+        assert_eq!(get("connection"), Vec::<&str>::new());
+        assert_eq!(get("x-odd"), ["kept"]);
     }
 
     #[test]

@@ -5,32 +5,45 @@
 //!
 //! A request passes these files in order, one a phase: [`listen`] (accept, limits), [`tls`]
 //! (certificate by name) and [`connection`] (HTTP/1.1, or [`h2`]), [`strict`] (nothing in doubt
-//! passes), [`route`]
-//! (host name to app), [`pick`] (a ready machine, least loaded), [`wake`] (only if none is ready:
-//! start one and hold the request), [`forward`] (connect, copy), [`reply`] (finish: headers,
-//! pages, one access event).
+//! passes), [`request`] (all that follows, in its order), [`route`] (host name to app),
+//! [`redirect`] (to HTTPS), [`direction`] (where it wants to go), [`pick`] (a ready machine, less
+//! loaded), [`wake`] (only if none is ready: start one and hold the request, or queue up),
+//! [`forward`] (connect, copy), [`replaying`] (again, elsewhere, if the app says so), [`compress`],
+//! [`reply`] (pages, one access event).
 #![forbid(unsafe_code)]
 
 mod body;
 mod cause;
 mod challenge;
+mod compress;
 mod connection;
 mod crowd;
+mod direction;
 mod forward;
 mod h2;
 mod headers;
 mod issuer;
 mod listen;
 mod live;
+mod origin2;
+mod outlier;
 mod patience;
+mod peer;
 mod pick;
 mod pool;
+mod redirect;
+mod regions;
+mod replay;
+mod replay_cache;
+mod replaying;
 mod reply;
 mod request;
+mod room;
 mod route;
 mod statics;
 mod strict;
 mod tls;
+mod upload;
 mod wake;
 
 use std::convert::Infallible;
@@ -48,6 +61,7 @@ use tokio::task::JoinHandle;
 
 use crate::listen::Listeners;
 use crate::live::Live;
+use crate::replay_cache::ReplayCache;
 use crate::statics::Statics;
 use crate::tls::Tls;
 use crate::wake::Wakes;
@@ -72,6 +86,8 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const HANDSHAKES_MAX: usize = 1_024;
 const ADDRESS_CONNECTIONS_MAX: usize = 4_096;
 const APP_CONNECTIONS_MAX: usize = 8_192;
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
+const QUEUE_MAX: u32 = 1024;
 /// How often each loop shows that it turns.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 
@@ -79,7 +95,7 @@ const BEAT_EVERY: Duration = Duration::from_secs(1);
 pub struct Config {
     /// One bound socket a core, all at the same port.
     pub listeners: Vec<TcpListener>,
-    /// Where HTTPS is served, if it is.
+    /// Where HTTPS is served, if it is: only then plain HTTP can be sent there.
     pub https: Option<Https>,
     /// Apps are served at `<app>.<domain>`.
     pub domain: String,
@@ -138,6 +154,10 @@ pub struct Limits {
     pub address_connections_max: usize,
     /// How many connections under TLS to one app a loop has.
     pub app_connections_max: usize,
+    /// How long a request waits for a place in machines that are all at their hard limit.
+    pub queue: Duration,
+    /// How many requests wait so, an app.
+    pub queue_max: u32,
 }
 
 impl Default for Limits {
@@ -155,6 +175,8 @@ impl Default for Limits {
             handshakes_max: HANDSHAKES_MAX,
             address_connections_max: ADDRESS_CONNECTIONS_MAX,
             app_connections_max: APP_CONNECTIONS_MAX,
+            queue: QUEUE_TIMEOUT,
+            queue_max: QUEUE_MAX,
         }
     }
 }
@@ -176,6 +198,7 @@ pub(crate) struct Shared {
     pub(crate) live: Arc<Live>,
     pub(crate) statics: Statics,
     pub(crate) wakes: Wakes,
+    pub(crate) replays: ReplayCache,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
     /// Milliseconds of the boot clock at which each loop last turned.
@@ -230,6 +253,7 @@ impl Edge {
             live: Arc::clone(&live),
             statics: Statics::new(config.host.clone(), tokio::runtime::Handle::current()),
             wakes: Wakes::new(config.host.clone(), tokio::runtime::Handle::current()),
+            replays: ReplayCache::default(),
             clock: config.clock,
             limits: config.limits,
             beats: listeners.iter().map(|_| AtomicU64::new(now)).collect(),

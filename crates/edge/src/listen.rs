@@ -14,9 +14,11 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
+use crate::compress::Places;
 use crate::connection::{self, Door};
 use crate::crowd::Crowd;
 use crate::pool::Pool;
+use crate::upload::Budget;
 use crate::{BEAT_EVERY, Shared};
 
 /// The most connections of one loop.
@@ -64,6 +66,8 @@ async fn accept(
         shared,
         pool: Pool::default(),
         crowd: Crowd::default(),
+        places: Places::default(),
+        budget: Budget::default(),
         region,
         state: Cell::new(random_seed().unwrap_or(seed) | 1),
         connections: Cell::new(0),
@@ -135,6 +139,10 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
     pub(crate) crowd: Crowd,
+    /// Answers that are compressed.
+    pub(crate) places: Places,
+    /// What is kept of requests' bodies.
+    pub(crate) budget: Budget,
     pub(crate) region: HeaderValue,
     pub(crate) state: Cell<u64>,
     connections: Cell<usize>,

@@ -17,6 +17,9 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::outlier::Health;
+use crate::room::Room;
+
 /// The first and the longest pause before a watch that broke is taken up again.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
@@ -45,6 +48,8 @@ const TUNNELS: u64 = CLOSED - ONE_TUNNEL;
 pub(crate) struct Load {
     state: AtomicU64,
     changed: Notify,
+    pub(crate) room: Room,
+    pub(crate) health: Health,
 }
 
 impl Load {
@@ -120,6 +125,7 @@ impl Drop for InFlight {
         if before & CLOSED != 0 {
             self.load.changed.notify_waiters();
         }
+        self.load.room.tell();
     }
 }
 
@@ -289,6 +295,9 @@ impl Book {
                 == (record.state, record.ready, &record.instance)
         });
         let since = as_before.map_or_else(Instant::now, |known| known.since);
+        if as_before.is_none() {
+            load.health.reset();
+        }
         load.set_open(record.ready);
         self.drain(&record, &load);
         self.machines.insert(record.id.clone(), Arc::new(Target { record, load, since }));

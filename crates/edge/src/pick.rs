@@ -1,22 +1,23 @@
 //! Which machine gets a request. Pure.
 //!
-//! Never over a hard limit, never to a machine that is not ready.
+//! Never over a hard limit, never to a machine that is not ready, and to none that failed of late
+//! while another can.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use perch_types::MachineState;
-use perch_types::service::{SOFT_LIMIT_DEFAULT, Service};
+use perch_types::service::{
+    ConcurrencyKind, HttpOptions, IDLE_TIMEOUT_S_MAX, SOFT_LIMIT_DEFAULT, Service,
+};
 
 use tokio::time::Instant;
 
+use crate::direction::Direction;
 use crate::live::Target;
 
 /// How long a machine that runs may take to get ready before a sleeping one is woken beside it.
 const READY_PATIENCE: Duration = Duration::from_secs(5);
-
-/// The longest idle time that a port can ask for, in seconds.
-const IDLE_TIMEOUT_S_MAX: u64 = 3_600;
 
 /// What to do with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,35 @@ pub(crate) enum Pick {
     NotStartable,
     /// There is no machine that serves HTTP.
     Nothing,
+    /// The app has not the one machine that was asked for.
+    Unknown,
+    /// The app has no machine where it was asked for.
+    Elsewhere,
+}
+
+/// What a request asks for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ask<'a> {
+    /// The public port that it came to.
+    pub(crate) port: u16,
+    /// Machines that refused it a moment ago.
+    pub(crate) left_alone: &'a [usize],
+    /// Where it wants to go.
+    pub(crate) direction: &'a Direction,
+    /// The machine in which its connection counts already.
+    pub(crate) stay: Option<usize>,
+    /// Chooses among equals.
+    pub(crate) random: u64,
+    pub(crate) now: Instant,
+}
+
+/// A machine that may come into question.
+#[derive(Debug, Clone, Copy)]
+struct Candidate<'a> {
+    index: usize,
+    target: &'a Target,
+    service: &'a Service,
+    rank: usize,
 }
 
 /// Returns the service of a machine that answers HTTP on a public port: the one that names the
@@ -52,60 +82,149 @@ pub(crate) fn hard_limit(service: &Service) -> Option<u32> {
     service.concurrency.as_ref().and_then(|limits| limits.hard_limit)
 }
 
-/// Returns how long nothing may move, by the port's `http_options` (contract 4.1).
-pub(crate) fn idle_timeout(service: &Service, public_port: u16) -> Option<Duration> {
+/// Returns what a service says of HTTP on a public port.
+pub(crate) fn options(service: &Service, public_port: u16) -> Option<&HttpOptions> {
     let port = service.ports.iter().find(|port| port.port == Some(public_port))?;
-    let seconds = port.other.get("http_options")?.get("idle_timeout")?.as_u64()?;
-    Some(Duration::from_secs(seconds.clamp(1, IDLE_TIMEOUT_S_MAX)))
+    port.http_options.as_ref()
 }
 
-/// Picks among the machines of an app; `tried` are those that refused this request a moment ago,
-/// and `random` breaks ties.
-pub(crate) fn pick(
-    machines: &[Arc<Target>],
-    port: u16,
-    tried: &[usize],
-    random: u64,
-    now: Instant,
-) -> Pick {
+/// Returns how long nothing may move (contract 4.1); 0 is what clients send for nothing.
+pub(crate) fn idle_timeout(options: &HttpOptions) -> Option<Duration> {
+    let seconds = options.idle_timeout.filter(|seconds| *seconds > 0)?;
+    Some(Duration::from_secs(u64::from(seconds.min(IDLE_TIMEOUT_S_MAX))))
+}
+
+/// Returns what a service counts as load.
+pub(crate) fn counts_requests(service: &Service) -> bool {
+    let kind = service.concurrency.as_ref().and_then(|limits| limits.kind).unwrap_or_default();
+    kind == ConcurrencyKind::Requests
+}
+
+/// Returns a machine's load as its service counts it. Tunnels and connections that are no
+/// client's of HTTP count as requests.
+fn load(target: &Target, service: &Service) -> u32 {
+    let in_flight = target.load.in_flight();
+    if counts_requests(service) { in_flight } else { in_flight.max(target.load.room.connections()) }
+}
+
+/// Picks among the machines of an app.
+pub(crate) fn pick(machines: &[Arc<Target>], ask: &Ask<'_>) -> Pick {
     let serving = || {
         machines.iter().enumerate().filter_map(|(index, target)| {
-            let service = service(&target.record.services, port)?;
-            (!tried.contains(&index) && !target.record.cordoned).then_some((index, target, service))
+            let service = service(&target.record.services, ask.port)?;
+            let rank = ask.direction.rank(&target.record)?;
+            (!ask.left_alone.contains(&index) && !target.record.cordoned).then_some(Candidate {
+                index,
+                target,
+                service,
+                rank,
+            })
         })
     };
-    let ready = || serving().filter(|(_, target, _)| is_ready(target));
-    let room = ready().filter(|(_, target, service)| {
-        hard_limit(service).is_none_or(|hard| target.load.in_flight() < hard)
-    });
-    // Under the soft limit comes first, then the least loaded; equal ones by lot.
-    let best = room.min_by_key(|(index, target, service)| {
-        let soft = service.concurrency.as_ref().and_then(|limits| limits.soft_limit);
-        let load = target.load.in_flight();
-        let lot = random.rotate_left(u32::try_from(index % 64).unwrap_or_default()) & 0xffff;
-        (load >= soft.unwrap_or(SOFT_LIMIT_DEFAULT), load, lot)
-    });
-    if let Some((index, _, _)) = best {
+    let ready = || serving().filter(|one| is_ready(one.target));
+    // Its connection has its place there already.
+    if let Some(index) = ask.stay
+        && ask.direction.is_free()
+        && ready().any(|one| one.index == index)
+    {
         return Pick::Ready(index);
     }
+    let best = best(ready(), ask);
+    let sleeping = || {
+        let asleep = |one: &Candidate<'_>| {
+            one.service.starts_on_request() && is_asleep(one.target.record.state)
+        };
+        let wanted = |one: &Candidate<'_>| (!ask.direction.prefers(&one.target.record), one.rank);
+        serving().filter(asleep).min_by_key(wanted)
+    };
+    if let Some((one, is_ejected)) = best {
+        // Better one that has to be started than one that has just failed time and again.
+        return match sleeping().filter(|_| is_ejected) {
+            Some(sleeping) => Pick::Wake(sleeping.index),
+            None => Pick::Ready(one.index),
+        };
+    }
     let coming = |likely| {
-        let mut all = serving().filter_map(move |(_, target, _)| arrival(target, now));
+        let mut all = serving().filter_map(move |one| arrival(one.target, ask.now));
         all.find(|arrival| arrival.is_likely == likely)
     };
     if let Some(arrival) = coming(true) {
         return Pick::Soon(arrival.until);
     }
-    let sleeping = serving()
-        .find(|(_, target, service)| service.starts_on_request() && is_asleep(target.record.state));
+    let sleeping = sleeping();
     if sleeping.is_none() && coming(false).is_some() {
         return Pick::Soon(None);
     }
     match sleeping {
-        Some((index, _, _)) => Pick::Wake(index),
+        Some(one) => Pick::Wake(one.index),
         None if ready().next().is_some() => Pick::Full,
         None if serving().next().is_some() => Pick::NotStartable,
+        None if ask.direction.only.is_some() => Pick::Unknown,
+        None if ask.direction.is_region_forced => Pick::Elsewhere,
         None => Pick::Nothing,
     }
+}
+
+/// Returns the best of those that have room, and whether it is one that failed of late.
+///
+/// The preferred one if there is one; else of the nearest, those under the soft limit if any are,
+/// and of these the less loaded of two that the lot chooses (the power of two choices): as good as
+/// the least loaded of all, and no herd runs to one machine.
+fn best<'a>(
+    ready: impl Iterator<Item = Candidate<'a>>,
+    ask: &Ask<'_>,
+) -> Option<(Candidate<'a>, bool)> {
+    let mut tier = None;
+    let mut two: [Option<(Candidate<'a>, u32)>; 2] = [None, None];
+    let mut seen: u64 = 0;
+    for one in ready {
+        let load = load(one.target, one.service);
+        if hard_limit(one.service).is_some_and(|hard| load >= hard) {
+            continue;
+        }
+        if ask.direction.prefers(&one.target.record) {
+            return Some((one, false));
+        }
+        let soft = one.service.concurrency.as_ref().and_then(|limits| limits.soft_limit);
+        let is_over = load >= soft.unwrap_or(SOFT_LIMIT_DEFAULT);
+        let its = (one.target.load.health.is_ejected(ask.now), one.rank, is_over);
+        match tier {
+            Some(best) if its > best => continue,
+            Some(best) if its == best => {}
+            _ => {
+                tier = Some(its);
+                two = [None, None];
+                seen = 0;
+            }
+        }
+        // Each of them ends up among the two with the same chance.
+        let place = if seen < 2 { seen } else { mixed(ask.random, seen) % (seen + 1) };
+        seen += 1;
+        let [first, second] = &mut two;
+        match place {
+            0 => *first = Some((one, load)),
+            1 => *second = Some((one, load)),
+            _ => {}
+        }
+    }
+    let is_ejected = tier.is_some_and(|(is_ejected, ..)| is_ejected);
+    let chosen = match two {
+        [Some(first), Some(second)] => {
+            let by_lot = ask.random & 1 == 1;
+            let (first, second) = if by_lot { (second, first) } else { (first, second) };
+            if second.1 < first.1 { second.0 } else { first.0 }
+        }
+        [first, second] => first.or(second)?.0,
+    };
+    Some((chosen, is_ejected))
+}
+
+/// Returns another number for each step of a count.
+const fn mixed(random: u64, step: u64) -> u64 {
+    let mut mixed = random ^ step.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
 
 fn is_ready(target: &Target) -> bool {
@@ -168,6 +287,14 @@ mod tests {
         Arc::new(Target { record, load, since: Instant::now() })
     }
 
+    fn ask<'a>(direction: &'a Direction, left_alone: &'a [usize], now: Instant) -> Ask<'a> {
+        Ask { port: 80, left_alone, direction, stay: None, random: 7, now }
+    }
+
+    fn picked(machines: &[Arc<Target>], left_alone: &[usize], now: Instant) -> Pick {
+        pick(machines, &ask(&Direction::default(), left_alone, now))
+    }
+
     #[test]
     fn the_table_of_picks() {
         use MachineState::{Created, Failed, Started, Starting, Stopped, Stopping, Suspended};
@@ -193,7 +320,7 @@ mod tests {
                 .enumerate()
                 .map(|(id, (state, load))| target(id as u64, state, load, limits))
                 .collect();
-            assert_eq!(pick(&machines, 80, &[], 7, Instant::now()), want, "{name}");
+            assert_eq!(picked(&machines, &[], Instant::now()), want, "{name}");
         }
     }
 
@@ -203,8 +330,8 @@ mod tests {
             target(1, MachineState::Started, 0, "{}"),
             target(2, MachineState::Started, 5, "{}"),
         ];
-        assert_eq!(pick(&machines, 80, &[0], 1, Instant::now()), Pick::Ready(1));
-        assert_eq!(pick(&machines, 80, &[0, 1], 1, Instant::now()), Pick::Nothing);
+        assert_eq!(picked(&machines, &[0], Instant::now()), Pick::Ready(1));
+        assert_eq!(picked(&machines, &[0, 1], Instant::now()), Pick::Nothing);
     }
 
     #[test]
@@ -217,7 +344,7 @@ mod tests {
             .into_iter()
             .map(|record| Arc::new(Target { record, load: Arc::default(), since: Instant::now() }))
             .collect();
-        assert_eq!(pick(&machines, 80, &[], 1, Instant::now()), Pick::NotStartable);
+        assert_eq!(picked(&machines, &[], Instant::now()), Pick::NotStartable);
     }
 
     #[test]
@@ -228,9 +355,9 @@ mod tests {
         let started = Arc::new(Target { record: started, load: Arc::default(), since: now });
         let asleep = target(2, MachineState::Stopped, 0, "{}");
         let (both, until) = ([Arc::clone(&started), asleep], now + READY_PATIENCE);
-        assert_eq!(pick(&both, 80, &[], 1, now), Pick::Soon(Some(until)));
-        assert_eq!(pick(&both, 80, &[], 1, until), Pick::Wake(1));
-        assert_eq!(pick(&[started], 80, &[], 1, until), Pick::Soon(None), "it is all there is");
+        assert_eq!(picked(&both, &[], now), Pick::Soon(Some(until)));
+        assert_eq!(picked(&both, &[], until), Pick::Wake(1));
+        assert_eq!(picked(&[started], &[], until), Pick::Soon(None), "it is all there is");
     }
 
     #[test]
@@ -239,7 +366,128 @@ mod tests {
         closed.load.set_open(false);
         let open = target(2, MachineState::Started, 9, "{}");
         let now = Instant::now();
-        assert_eq!(pick(&[Arc::clone(&closed), open], 80, &[], 1, now), Pick::Ready(1));
-        assert!(matches!(pick(&[closed], 80, &[], 1, now), Pick::Soon(_)));
+        assert_eq!(picked(&[Arc::clone(&closed), open], &[], now), Pick::Ready(1));
+        assert!(matches!(picked(&[closed], &[], now), Pick::Soon(_)));
+    }
+
+    const LIMITS: &str = r#"{"type":"requests","soft_limit":4,"hard_limit":8}"#;
+
+    fn started(loads: &[u32]) -> Vec<Arc<Target>> {
+        let one =
+            |(id, load): (usize, &u32)| target(id as u64 + 1, MachineState::Started, *load, LIMITS);
+        loads.iter().enumerate().map(one).collect()
+    }
+
+    #[test]
+    fn two_are_drawn_and_the_less_loaded_of_them_gets_it() {
+        let machines = started(&[0, 1, 2, 3]);
+        let (direction, now) = (Direction::default(), Instant::now());
+        let mut counts = [0_u32; 4];
+        for lot in 0..4000 {
+            let random = mixed(11, lot);
+            match pick(&machines, &Ask { random, ..ask(&direction, &[], now) }) {
+                Pick::Ready(index) => counts[index] += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        // Of all pairs the least loaded is in a half, the next in a third, the most loaded wins none.
+        for (count, want) in counts.iter().zip([2000_u32, 1333, 667, 0]) {
+            assert!(count.abs_diff(want) < 250, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn equal_ones_get_equal_shares() {
+        let machines = started(&[1, 1, 1]);
+        let (direction, now) = (Direction::default(), Instant::now());
+        let mut counts = [0_u32; 3];
+        for lot in 0..3000 {
+            let random = mixed(5, lot);
+            if let Pick::Ready(index) =
+                pick(&machines, &Ask { random, ..ask(&direction, &[], now) })
+            {
+                counts[index] += 1;
+            }
+        }
+        assert!(counts.iter().all(|count| count.abs_diff(1000) < 200), "{counts:?}");
+    }
+
+    #[test]
+    fn connections_count_where_the_service_says_so_and_when_it_says_nothing() {
+        for (limits, want) in [
+            (r#"{"type":"connections","hard_limit":2}"#, Pick::Full),
+            (r#"{"hard_limit":2}"#, Pick::Full),
+            (r#"{"type":"requests","hard_limit":2}"#, Pick::Ready(0)),
+        ] {
+            let one = target(1, MachineState::Started, 1, limits);
+            let _connections = [
+                crate::room::Connected::begin(&one.load, None),
+                crate::room::Connected::begin(&one.load, None),
+            ];
+            let now = Instant::now();
+            assert_eq!(picked(&[Arc::clone(&one)], &[], now), want, "{limits}");
+            let direction = Direction::default();
+            let stays = Ask { stay: Some(0), ..ask(&direction, &[], now) };
+            assert_eq!(pick(&[one], &stays), Pick::Ready(0), "it has its place");
+        }
+    }
+
+    #[test]
+    fn one_that_fails_again_and_again_is_the_last_that_is_asked() {
+        let now = Instant::now();
+        let machines = started(&[0, 3]);
+        let eject = |target: &Target| (0..5).for_each(|_| target.load.health.failed(now));
+        eject(&machines[0]);
+        assert_eq!(picked(&machines, &[], now), Pick::Ready(1));
+        eject(&machines[1]);
+        assert_eq!(picked(&machines, &[], now), Pick::Ready(0), "never all");
+        let mut more = machines.clone();
+        more.push(target(3, MachineState::Stopped, 0, LIMITS));
+        assert_eq!(picked(&more, &[], now), Pick::Wake(2), "one that sleeps is better");
+        let later = now + Duration::from_secs(600);
+        assert_eq!(picked(&more, &[], later), Pick::Ready(0));
+    }
+
+    fn wish(name: &'static str, value: &'static str) -> Direction {
+        let mut headers = http::HeaderMap::new();
+        headers.insert(name, http::HeaderValue::from_static(value));
+        Direction::of(&headers)
+    }
+
+    #[test]
+    fn the_table_of_wishes() {
+        const ONE: &str = "00000000000001";
+        const TWO: &str = "00000000000002";
+        let mut machines = started(&[0, 3]);
+        let mut far = record(3, "web", MachineState::Started);
+        far.region = "fra".parse().unwrap();
+        let asleep = target(4, MachineState::Stopped, 0, LIMITS);
+        let far = Target { record: far, load: Arc::default(), since: Instant::now() };
+        machines.extend([Arc::new(far), asleep]);
+        for (name, value, want) in [
+            ("fly-prefer-instance-id", TWO, Pick::Ready(1)),
+            ("fly-force-instance-id", ONE, Pick::Ready(0)),
+            ("fly-force-instance-id", TWO, Pick::Ready(1)),
+            ("fly-force-instance-id", "00000000000004", Pick::Wake(3)),
+            ("fly-force-instance-id", "00000000000009", Pick::Unknown),
+            ("fly-force-instance-id", "x", Pick::Unknown),
+            ("fly-prefer-region", "fra", Pick::Ready(2)),
+            ("fly-force-region", "fra", Pick::Ready(2)),
+            ("fly-force-region", "us,fra", Pick::Ready(2)),
+            ("fly-force-region", "us", Pick::Elsewhere),
+        ] {
+            let direction = wish(name, value);
+            let now = Instant::now();
+            assert_eq!(pick(&machines, &ask(&direction, &[], now)), want, "{name}: {value}");
+        }
+        let (now, left) = (Instant::now(), [2]);
+        let direction = wish("fly-prefer-region", "fra");
+        let elsewhere = pick(&machines[..3], &ask(&direction, &left, now));
+        assert_eq!(elsewhere, Pick::Ready(0), "another region, when the wanted one refuses");
+        let full = started(&[8, 1]);
+        let direction = wish("fly-prefer-instance-id", ONE);
+        assert_eq!(pick(&full, &ask(&direction, &[], now)), Pick::Ready(1), "it is full");
+        let direction = wish("fly-force-instance-id", ONE);
+        assert_eq!(pick(&full, &ask(&direction, &[], now)), Pick::Full);
     }
 }

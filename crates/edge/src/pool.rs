@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use hyper::client::conn::http1::SendRequest;
+use hyper::client::conn::{http1, http2};
 use perch_types::{InstanceId, MachineId};
 use tokio::time::Instant;
 
-use crate::body::RequestBody;
+use crate::upload::RequestBody;
 
 /// How long a connection may lie idle; apps close theirs after five seconds and more.
 const IDLE_MAX: Duration = Duration::from_secs(4);
@@ -19,6 +19,9 @@ const IDLE_MAX: Duration = Duration::from_secs(4);
 const IDLE_COUNT_MAX: usize = 64;
 /// How often connections that lay idle for too long are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// How many requests are under way at once over one connection of HTTP/2; for more there is
+/// another.
+const STREAMS_MAX: usize = 100;
 
 /// What a connection leads to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -26,23 +29,48 @@ pub(crate) struct Key {
     pub(crate) machine: MachineId,
     pub(crate) instance: InstanceId,
     pub(crate) port: u16,
+    /// The client's connection that has it for itself; 0 when it is for all.
+    pub(crate) client: u64,
 }
 
-pub(crate) type Sender = SendRequest<RequestBody>;
+/// A connection that carries one request at a time.
+pub(crate) type Single = http1::SendRequest<RequestBody>;
 
-/// Idle connections of one loop.
+/// A place on a connection that carries many requests at once; free when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) sender: http2::SendRequest<RequestBody>,
+    streams: Rc<()>,
+}
+
+/// Connections of one loop.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Pool(Rc<RefCell<Idle>>);
 
 #[derive(Debug, Default)]
 struct Idle {
-    connections: HashMap<Key, Vec<(Sender, Instant)>>,
+    connections: HashMap<Key, Vec<(Single, Instant)>>,
+    shared: HashMap<Key, Vec<Shared>>,
     swept: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    sender: http2::SendRequest<RequestBody>,
+    streams: Rc<()>,
+    used: Instant,
+}
+
+impl Shared {
+    fn is_worth_keeping(&self, now: Instant) -> bool {
+        let is_used = Rc::strong_count(&self.streams) > 1;
+        !self.sender.is_closed() && (is_used || now.duration_since(self.used) < IDLE_MAX)
+    }
 }
 
 impl Pool {
     /// Takes a connection that is ready for a request.
-    pub(crate) fn take(&self, key: &Key) -> Option<Sender> {
+    pub(crate) fn take(&self, key: &Key) -> Option<Single> {
         let mut idle = self.0.borrow_mut();
         let connections = idle.connections.get_mut(key)?;
         let now = Instant::now();
@@ -55,21 +83,13 @@ impl Pool {
     }
 
     /// Keeps a connection whose answer was read to its end.
-    pub(crate) fn put(&self, key: &Key, sender: Sender) {
+    pub(crate) fn put(&self, key: &Key, sender: Single) {
         if sender.is_closed() {
             return;
         }
         let now = Instant::now();
         let mut idle = self.0.borrow_mut();
-        if idle.swept.is_none_or(|swept| now.duration_since(swept) > SWEEP_EVERY) {
-            idle.swept = Some(now);
-            idle.connections.retain(|_, connections| {
-                connections.retain(|(sender, since)| {
-                    !sender.is_closed() && now.duration_since(*since) < IDLE_MAX
-                });
-                !connections.is_empty()
-            });
-        }
+        idle.sweep(now);
         match idle.connections.get_mut(key) {
             Some(connections) if connections.len() < IDLE_COUNT_MAX => {
                 connections.push((sender, now));
@@ -79,5 +99,61 @@ impl Pool {
                 idle.connections.insert(key.clone(), vec![(sender, now)]);
             }
         }
+    }
+
+    /// Takes a place on a connection that carries many.
+    pub(crate) fn take_stream(&self, key: &Key) -> Option<Stream> {
+        let mut idle = self.0.borrow_mut();
+        let shared = idle.shared.get_mut(key)?;
+        let now = Instant::now();
+        shared.retain(|one| one.is_worth_keeping(now));
+        let one = shared.iter_mut().find(|one| Rc::strong_count(&one.streams) <= STREAMS_MAX)?;
+        one.used = now;
+        Some(Stream { sender: one.sender.clone(), streams: Rc::clone(&one.streams) })
+    }
+
+    /// Keeps a new connection that carries many, and takes the first place on it.
+    pub(crate) fn share(&self, key: &Key, sender: http2::SendRequest<RequestBody>) -> Stream {
+        let (streams, now) = (Rc::new(()), Instant::now());
+        let mut idle = self.0.borrow_mut();
+        idle.sweep(now);
+        let shared = Shared { sender: sender.clone(), streams: Rc::clone(&streams), used: now };
+        idle.shared.entry(key.clone()).or_default().push(shared);
+        Stream { sender, streams }
+    }
+
+    /// Takes a connection out over which nothing more can be sent.
+    pub(crate) fn give_up(&self, key: &Key, stream: &Stream) {
+        let mut idle = self.0.borrow_mut();
+        if let Some(shared) = idle.shared.get_mut(key) {
+            shared.retain(|one| !Rc::ptr_eq(&one.streams, &stream.streams));
+        }
+    }
+
+    /// Closes all that is idle under a key.
+    pub(crate) fn forget(&self, key: &Key) {
+        let mut idle = self.0.borrow_mut();
+        let closed = (idle.connections.remove(key), idle.shared.remove(key));
+        drop(idle);
+        drop(closed);
+    }
+}
+
+impl Idle {
+    fn sweep(&mut self, now: Instant) {
+        if self.swept.is_some_and(|swept| now.duration_since(swept) <= SWEEP_EVERY) {
+            return;
+        }
+        self.swept = Some(now);
+        self.connections.retain(|_, connections| {
+            connections.retain(|(sender, since)| {
+                !sender.is_closed() && now.duration_since(*since) < IDLE_MAX
+            });
+            !connections.is_empty()
+        });
+        self.shared.retain(|_, shared| {
+            shared.retain(|one| one.is_worth_keeping(now));
+            !shared.is_empty()
+        });
     }
 }

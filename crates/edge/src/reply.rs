@@ -22,7 +22,7 @@ pub(crate) fn page(cause: Cause, request_id: &str) -> Response<ReplyBody> {
     if let Some(seconds) = cause.retry_after_s() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
-    if matches!(cause, Cause::BadRequest | Cause::HeadTooLarge) {
+    if matches!(cause, Cause::BadRequest | Cause::HeadTooLarge | Cause::HeadSlow) {
         // What follows on the connection may be the rest of what was in doubt.
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -33,7 +33,10 @@ fn html(cause: Cause, request_id: &str) -> String {
     let status = cause.status();
     let owner = match cause.owner_hint() {
         "" => String::new(),
-        hint => format!("<p>If it is yours: <code>{hint}</code></p>\n"),
+        hint => format!(
+            "<p>If it is yours: <code>{hint}</code>, <code>perch explain {}</code></p>\n",
+            cause.code()
+        ),
     };
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\

@@ -1,39 +1,50 @@
 //! One request's way through the phases, to an answer.
 //!
-//! Never ends without one, and never knows over which kind of connection the request came.
+//! Never ends without one.
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use perch_types::service::HttpOptions;
 use tokio::time::Instant;
 
-use crate::body::{ReplyBody, RequestBody};
+use crate::body::ReplyBody;
 use crate::cause::Cause;
-use crate::challenge;
-use crate::connection::Arrival;
-use crate::forward::{Hop, Outbound, Refused};
+use crate::forward::Outbound;
 use crate::headers::{self, Seen};
 use crate::listen::Worker;
-use crate::live::AppKey;
+use crate::live::{AppKey, Target};
+use crate::peer::Peer;
 use crate::reply::{self, Access};
-use crate::route;
 use crate::strict::Link;
-use crate::wake::{self, Tried, Wanted};
+use crate::upload::RequestBody;
+use crate::{challenge, compress, origin2, pick, redirect, route};
 
 impl Worker {
     /// Takes one request through the phases and always answers.
     pub(crate) async fn serve(
         &self,
         request: Request<Incoming>,
-        arrival: &Arrival,
+        peer: &Peer,
         link: &Link,
     ) -> Response<ReplyBody> {
         let began = Instant::now();
         let (id, request_id) = self.request_id();
         let method = request.method().clone();
-        let mut passage = Passage { app: None, arrival, request_id: &request_id, link };
+        let accepted = compress::accepted(request.headers());
+        let mut passage = Passage {
+            app: None,
+            host: String::new(),
+            face: None,
+            peer,
+            request_id: &request_id,
+            link,
+        };
         let (mut response, cause) = match self.phases(request, &mut passage).await {
             Ok(response) => (response, None),
             Err(cause) => (reply::page(cause, &id), Some(cause)),
@@ -48,7 +59,11 @@ impl Worker {
             took: began.elapsed(),
         }
         .write();
-        headers::tell_client(response.headers_mut(), request_id);
+        let options = passage.options();
+        if cause.is_none() && options.is_some_and(|options| options.compress == Some(true)) {
+            response = compress::answer(response, &method, accepted, &self.places);
+        }
+        finish(&mut response, request_id.clone(), options);
         response
     }
 
@@ -64,81 +79,94 @@ impl Worker {
         if parts.method == Method::CONNECT {
             return Err(Cause::BadRequest);
         }
-        let host = route::host_of(&parts)?;
-        let app = route::app_of(&host, &self.shared.domain, &self.shared.view.load());
-        if passage.arrival.secure.as_ref().is_some_and(|it| !it.admits(&host, app.as_ref())) {
+        passage.host = route::host_of(&parts)?;
+        let host = &passage.host;
+        let app = route::app_of(host, &self.shared.domain, &self.shared.view.load());
+        if passage.peer.secure.as_ref().is_some_and(|it| !it.admits(host, app.as_ref())) {
             return Err(Cause::Misdirected);
         }
-        if let Some(response) = challenge::answer(&self.shared, passage.arrival, &host, &parts) {
+        if let Some(response) = challenge::answer(&self.shared, passage.peer, host, &parts) {
             return Ok(response);
         }
-        if let Some(issuer) = self.shared.issuer.as_ref().filter(|issuer| issuer.host == host) {
+        if let Some(issuer) = self.shared.issuer.as_ref().filter(|issuer| issuer.host == *host) {
             return issuer.answer(&self.shared.runtime, &parts).await;
         }
-        let app = passage.app.insert(app.ok_or(Cause::UnknownHost)?);
+        let app = passage.app.insert(app.ok_or(Cause::UnknownHost)?).clone();
+        passage.face = self.face(&app, passage.peer);
+        if let Some(response) = self.redirect(passage, &parts) {
+            return Ok(response);
+        }
+        if let Some(limit) = passage.options().and_then(|options| options.headers_read_timeout)
+            && limit > 0
+            && passage.link.head_took() > Duration::from_secs(u64::from(limit))
+        {
+            return Err(Cause::HeadSlow);
+        }
         let live = &self.shared.live;
-        if let Some(response) = self.shared.statics.answer(live, app, &parts).await {
+        if let Some(mut response) = self.shared.statics.answer(live, &app, &parts).await {
+            let status = HeaderValue::from_static("HIT");
+            response.headers_mut().insert(headers::CACHE_STATUS, status);
             return Ok(response);
         }
         let switch = headers::upgrade(&parts.method, &parts.headers);
+        let takes_trailers = headers::takes_trailers(&parts.headers);
         headers::strip(&mut parts.headers);
         let seen = Seen {
-            client: &passage.arrival.client,
-            port: &passage.arrival.port,
+            client: &passage.peer.client,
+            port: &passage.peer.port,
             region: &self.region,
             request_id: passage.request_id,
-            is_secure: passage.arrival.secure.is_some(),
+            over_tls: passage.peer.over_tls(),
+            version: parts.version,
         };
         headers::tell_app(&mut parts.headers, &seen);
         if let (Some(_), Some(target)) = (parts.uri.scheme(), parts.uri.path_and_query()) {
             parts.uri = target.as_str().parse().map_err(|_| Cause::BadRequest)?;
         }
-        parts.version = http::Version::HTTP_11;
+        parts.version = Version::HTTP_11;
         let progress = Rc::new(Cell::new(Instant::now()));
         let switch = switch.map(|protocol| {
             headers::restore_upgrade(&mut parts.headers, protocol.clone());
             let client = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
             client.map(|client| (protocol, client))
         });
-        let body = RequestBody::new(body, Rc::clone(&progress));
-        let request = Request::from_parts(parts, body);
-        let outbound = Outbound { request, progress, switch: switch.flatten() };
-        self.offer(app, passage.arrival.public_port, Box::new(outbound)).await
+        let body = RequestBody::new(body, Rc::clone(&progress), &self.budget);
+        let mut request = Request::from_parts(parts, body);
+        if seen.version == Version::HTTP_2 {
+            origin2::frame(&mut request);
+        }
+        let switch = switch.flatten();
+        let outbound = Box::new(Outbound { request, progress, switch, takes_trailers });
+        let mut response = self.travel(passage, &app, outbound).await?;
+        headers::strip_answer(response.headers_mut());
+        Ok(response)
     }
 
-    /// Offers the request to one machine after the other while nothing of it was sent.
-    async fn offer(
-        &self,
-        app: &AppKey,
-        public_port: u16,
-        mut outbound: Box<Outbound>,
-    ) -> Result<Response<ReplyBody>, Cause> {
-        let mut tried = Tried::default();
-        loop {
-            let wanted = Wanted { app, port: public_port, tried: &tried, random: self.random() };
-            let (target, in_flight) = wake::ready_machine(&self.shared, &wanted).await?;
-            let hop = Hop {
-                pool: &self.pool,
-                limits: &self.shared.limits,
-                target: &target,
-                public_port,
-                in_flight,
-            };
-            match hop.send(outbound).await {
-                Ok(response) => return Ok(response),
-                Err(Refused { unsent: Some(unsent), cause }) => {
-                    if !tried.note(&target.record, self.shared.limits.stale) {
-                        return Err(cause);
-                    }
-                    outbound = unsent;
-                }
-                Err(Refused { cause, unsent: None }) => return Err(cause),
-            }
+    /// Returns a machine whose port says how an app's requests are treated before one is chosen.
+    fn face(&self, app: &AppKey, peer: &Peer) -> Option<Arc<Target>> {
+        let machines = self.shared.live.machines_of(app)?;
+        let port = peer.public_port();
+        let mut serving =
+            machines.iter().filter(|target| pick::service(&target.record.services, port).is_some());
+        let first = serving.clone().find(|target| target.record.ready);
+        first.or_else(|| serving.next()).cloned()
+    }
+
+    /// Sends a client to HTTPS where the app wants it, and where there is any.
+    fn redirect(&self, passage: &Passage<'_>, parts: &Parts) -> Option<Response<ReplyBody>> {
+        let peer = passage.peer;
+        if peer.over_tls() || self.shared.tls.is_none() {
+            return None;
         }
+        let face = passage.face.as_ref()?;
+        let service = pick::service(&face.record.services, peer.public_port())?;
+        redirect::is_forced(service, peer.public_port())
+            .then(|| redirect::to_https(&passage.host, parts))
+            .flatten()
     }
 
     /// Returns the next number of a sequence that is only for spreading load and naming requests.
-    fn random(&self) -> u64 {
+    pub(crate) fn random(&self) -> u64 {
         let mut state = self.state.get();
         state ^= state << 13;
         state ^= state >> 7;
@@ -159,10 +187,42 @@ impl Worker {
     }
 }
 
+/// Puts on an answer what the client is told, and changes what its port says.
+fn finish(
+    response: &mut Response<ReplyBody>,
+    request_id: HeaderValue,
+    options: Option<&HttpOptions>,
+) {
+    let version = response.version();
+    *response.version_mut() = Version::HTTP_11;
+    let changes = options.and_then(|options| options.response.as_ref());
+    if changes.is_some_and(|changes| changes.pristine == Some(true)) {
+        response.headers_mut().remove(headers::CACHE_STATUS);
+    } else {
+        headers::tell_client(response.headers_mut(), request_id, version);
+    }
+    if let Some(changes) = changes {
+        headers::change(response.headers_mut(), changes);
+    }
+}
+
 /// What is known of a request on its way.
-struct Passage<'a> {
-    app: Option<AppKey>,
-    arrival: &'a Arrival,
-    request_id: &'a HeaderValue,
-    link: &'a Link,
+pub(crate) struct Passage<'a> {
+    pub(crate) app: Option<AppKey>,
+    /// The one host name that it was sent to.
+    pub(crate) host: String,
+    /// The machine whose port says how it is treated: the one that answered, as soon as one has.
+    pub(crate) face: Option<Arc<Target>>,
+    pub(crate) peer: &'a Peer,
+    pub(crate) request_id: &'a HeaderValue,
+    pub(crate) link: &'a Link,
+}
+
+impl Passage<'_> {
+    /// Returns what its port says of HTTP.
+    pub(crate) fn options(&self) -> Option<&HttpOptions> {
+        let port = self.peer.public_port();
+        let service = pick::service(&self.face.as_ref()?.record.services, port)?;
+        pick::options(service, port)
+    }
 }

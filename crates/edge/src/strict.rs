@@ -8,10 +8,12 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 
 use crate::cause::Cause;
 
@@ -41,6 +43,8 @@ const REFUSED_HEAD: &[u8] = b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n";
 pub(crate) struct Link {
     switch: AtomicU8,
     too_large: AtomicU8,
+    /// How long the last head took that came in several pieces, in milliseconds.
+    head_ms: AtomicU32,
 }
 
 const SETTLED: u8 = 0;
@@ -66,6 +70,16 @@ impl Link {
         self.switch.store(if switched { SWITCHED } else { SETTLED }, Ordering::Relaxed);
     }
 
+    /// Returns how long the head of the request took that is begun now, from its first byte.
+    pub(crate) fn head_took(&self) -> Duration {
+        Duration::from_millis(u64::from(self.head_ms.load(Ordering::Relaxed)))
+    }
+
+    fn note_head(&self, took: Duration) {
+        let ms = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
+        self.head_ms.store(ms, Ordering::Relaxed);
+    }
+
     /// Returns why a request that names no host is refused.
     pub(crate) fn refusal(&self) -> Cause {
         if self.too_large.load(Ordering::Relaxed) == 0 {
@@ -86,6 +100,8 @@ pub(crate) struct Strict<S> {
     held: Vec<u8>,
     /// How much of that may.
     judged: usize,
+    /// Since when something is held.
+    since: Option<Instant>,
     end: Option<End>,
 }
 
@@ -98,12 +114,17 @@ enum End {
 
 impl<S> Strict<S> {
     pub(crate) fn new(inner: S, link: Arc<Link>) -> Self {
-        Self { inner, link, framing: Framing::default(), held: Vec::new(), judged: 0, end: None }
+        let framing = Framing::default();
+        Self { inner, link, framing, held: Vec::new(), judged: 0, since: None, end: None }
     }
 
     fn judge_held(&mut self) {
         let (pass, next) = self.framing.judge(&self.held);
         self.judged = pass;
+        if pass > 0 {
+            self.link.note_head(self.since.map(|since| since.elapsed()).unwrap_or_default());
+            self.since = (pass < self.held.len()).then(Instant::now);
+        }
         self.follow(next);
     }
 
@@ -157,6 +178,10 @@ impl<S: AsyncRead + Unpin> Strict<S> {
             return Poll::Ready(Ok(true));
         }
         let (pass, next) = self.framing.judge(fresh);
+        if pass > 0 {
+            self.link.note_head(Duration::ZERO);
+        }
+        self.since = (pass < fresh.len()).then(Instant::now);
         self.held.extend_from_slice(fresh.get(pass..).unwrap_or_default());
         self.judged = 0;
         buf.set_filled(before + pass);

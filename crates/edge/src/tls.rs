@@ -17,8 +17,8 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::Shared;
-use crate::connection::PUBLIC_HTTPS_PORT;
 use crate::live::AppKey;
+use crate::peer::PUBLIC_HTTPS_PORT;
 use crate::route;
 
 mod tickets;

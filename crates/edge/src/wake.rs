@@ -17,8 +17,11 @@ use tokio::time::Instant;
 
 use crate::Shared;
 use crate::cause::Cause;
+use crate::direction::Direction;
 use crate::live::{AppKey, InFlight, Target};
-use crate::pick::{self, Pick};
+use crate::peer::Peer;
+use crate::pick::{self, Ask, Pick};
+use crate::room::{Connected, Queued};
 
 /// How often a machine is started for one request: it may end right after its start.
 const WAKES_MAX: u32 = 2;
@@ -131,9 +134,20 @@ impl Drop for Held<'_> {
 #[derive(Debug)]
 pub(crate) struct Wanted<'a> {
     pub(crate) app: &'a AppKey,
-    pub(crate) port: u16,
+    pub(crate) peer: &'a Peer,
+    pub(crate) direction: &'a Direction,
     pub(crate) tried: &'a Tried,
     pub(crate) random: u64,
+}
+
+/// A machine with a place for a request, taken.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) target: Arc<Target>,
+    pub(crate) in_flight: InFlight,
+    /// The place of the client's connection, where connections are what counts and it had none
+    /// there.
+    pub(crate) connected: Option<Connected>,
 }
 
 /// Machines that did not take a request although they were ready by what is known. That may be
@@ -167,22 +181,29 @@ impl Tried {
 
 /// Returns a machine that is ready for a request and in which the request is counted; starts one
 /// and waits when none is.
-pub(crate) async fn ready_machine(
-    shared: &Shared,
-    wanted: &Wanted<'_>,
-) -> Result<(Arc<Target>, InFlight), Cause> {
+pub(crate) async fn ready_machine(shared: &Shared, wanted: &Wanted<'_>) -> Result<Place, Cause> {
     // Looked at without a subscription first: mostly one is ready.
     let first = look(shared, wanted)?;
-    if let Look::Ready(target, in_flight) = first {
-        return Ok((target, in_flight));
+    if let Look::Ready(place) = first {
+        return Ok(place);
     }
     let mut wait = Wait::new(shared)?;
     loop {
         // The subscription is older than this look, so no change falls in between.
         match look(shared, wanted)? {
-            Look::Ready(target, in_flight) => return Ok((target, in_flight)),
-            Look::Asleep(target) => wait.wake(shared, &target.record)?,
+            Look::Ready(place) => return Ok(place),
+            Look::Full(machines) => {
+                if wait.queue(shared, &machines)? {
+                    // A place that became free before it stood in the queue was not told.
+                    continue;
+                }
+            }
+            Look::Asleep(target) => {
+                wait.queue = None;
+                wait.wake(shared, &target.record)?;
+            }
             Look::Coming { is_started, again_at } => {
+                wait.queue = None;
                 (wait.is_started, wait.again_at) = (is_started, again_at);
             }
         }
@@ -192,7 +213,8 @@ pub(crate) async fn ready_machine(
 
 /// What one look at an app's machines shows.
 enum Look {
-    Ready(Arc<Target>, InFlight),
+    Ready(Place),
+    Full(Arc<[Arc<Target>]>),
     Asleep(Arc<Target>),
     Coming { is_started: bool, again_at: Option<Instant> },
 }
@@ -213,19 +235,24 @@ fn look(shared: &Shared, wanted: &Wanted<'_>) -> Result<Look, Cause> {
         .collect();
     let left_alone: Vec<usize> = resting.iter().map(|(index, _)| *index).collect();
     let rested_at = resting.iter().map(|(_, until)| *until).min();
+    let ask = Ask {
+        port: wanted.peer.public_port(),
+        left_alone: &left_alone,
+        direction: wanted.direction,
+        stay: machines.iter().position(|target| wanted.peer.stays_with(target)),
+        random: wanted.random,
+        now,
+    };
     loop {
-        let picked = pick::pick(&machines, wanted.port, &left_alone, wanted.random, now);
         let target = |index: usize| machines.get(index).cloned().ok_or(Cause::NoMachine);
-        return match picked {
+        return match pick::pick(&machines, &ask) {
             Pick::Ready(index) => {
-                let target = target(index)?;
-                let service = pick::service(&target.record.services, wanted.port);
                 // Another loop may have filled it since, or its gate was closed: then it is
                 // picked anew.
-                let Some(in_flight) = target.load.begin(service.and_then(pick::hard_limit)) else {
+                let Some(place) = take(target(index)?, wanted.peer) else {
                     continue;
                 };
-                Ok(Look::Ready(target, in_flight))
+                Ok(Look::Ready(place))
             }
             Pick::Wake(index) => Ok(Look::Asleep(target(index)?)),
             Pick::Soon(until) => {
@@ -234,16 +261,37 @@ fn look(shared: &Shared, wanted: &Wanted<'_>) -> Result<Look, Cause> {
                 let again_at = [until, rested_at].into_iter().flatten().min();
                 Ok(Look::Coming { is_started, again_at })
             }
-            Pick::Full => Err(Cause::Full),
+            Pick::Full => Ok(Look::Full(machines)),
             // What refused is all there is that could run: it is tried again, or its host says
             // what became of it.
-            Pick::NotStartable | Pick::Nothing if rested_at.is_some() => {
+            Pick::NotStartable | Pick::Nothing | Pick::Unknown | Pick::Elsewhere
+                if rested_at.is_some() =>
+            {
                 Ok(Look::Coming { is_started: true, again_at: rested_at })
             }
             Pick::NotStartable => Err(Cause::NotStartable),
             Pick::Nothing => Err(Cause::NoMachine),
+            Pick::Unknown => Err(Cause::InstanceUnknown),
+            Pick::Elsewhere => Err(Cause::RegionEmpty),
         };
     }
+}
+
+/// Counts a request in a machine, and its connection where that is what counts; nothing when there
+/// is no room any more.
+fn take(target: Arc<Target>, peer: &Peer) -> Option<Place> {
+    let service = pick::service(&target.record.services, peer.public_port());
+    let hard = service.and_then(pick::hard_limit);
+    if service.is_none_or(pick::counts_requests) {
+        let in_flight = target.load.begin(hard)?;
+        return Some(Place { target, in_flight, connected: None });
+    }
+    let connected = match peer.stays_with(&target) {
+        true => None,
+        false => Some(Connected::begin(&target.load, hard)?),
+    };
+    let in_flight = target.load.begin(None)?;
+    Some(Place { target, in_flight, connected })
 }
 
 /// One request's wait for its app.
@@ -258,7 +306,16 @@ struct Wait<'a> {
     is_started: bool,
     /// When another look is due although nothing has changed.
     again_at: Option<Instant>,
+    queue: Option<Standing>,
     _held: Held<'a>,
+}
+
+/// A place in the queue for machines that are full.
+struct Standing {
+    queued: Queued,
+    deadline: Instant,
+    /// Whether the machines were looked at since it was taken.
+    was_looked: bool,
 }
 
 impl<'a> Wait<'a> {
@@ -273,8 +330,35 @@ impl<'a> Wait<'a> {
             wakes: 0,
             is_started: false,
             again_at: None,
+            queue: None,
             _held: held,
         })
+    }
+
+    /// Queues up for a place in machines that are all full; returns whether they have to be looked
+    /// at once more before the wait.
+    fn queue(&mut self, shared: &Shared, machines: &[Arc<Target>]) -> Result<bool, Cause> {
+        (self.is_started, self.again_at) = (true, None);
+        match &mut self.queue {
+            Some(standing) if standing.was_looked => {
+                standing.queued.join_again(machines);
+                standing.was_looked = false;
+                Ok(true)
+            }
+            Some(standing) => {
+                standing.was_looked = true;
+                Ok(false)
+            }
+            None => {
+                let queued = Queued::join(machines, shared.limits.queue_max);
+                self.queue = Some(Standing {
+                    queued: queued.ok_or(Cause::Full)?,
+                    deadline: Instant::now() + shared.limits.queue,
+                    was_looked: false,
+                });
+                Ok(true)
+            }
+        }
     }
 
     /// Starts a machine that sleeps, unless its sleep is only what the watch said before a start
@@ -314,7 +398,10 @@ impl<'a> Wait<'a> {
                 }
             }
             () = sleep_until(self.again_at) => Ok(()),
-            () = tokio::time::sleep_until(self.deadline) => Err(if self.is_started {
+            is_over = stand(&mut self.queue) => if is_over { Err(Cause::Full) } else { Ok(()) },
+            () = tokio::time::sleep_until(self.deadline) => Err(if self.queue.is_some() {
+                Cause::Full
+            } else if self.is_started {
                 Cause::NotListening
             } else {
                 Cause::WakeFailed
@@ -327,6 +414,17 @@ impl<'a> Wait<'a> {
 async fn sleep_until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits in the queue until a place may be free, or the time for it is over; for ever when there
+/// is none.
+async fn stand(queue: &mut Option<Standing>) -> bool {
+    match queue {
+        Some(standing) => {
+            tokio::time::timeout_at(standing.deadline, standing.queued.turn()).await.is_err()
+        }
         None => std::future::pending().await,
     }
 }

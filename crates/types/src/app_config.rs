@@ -28,7 +28,8 @@ pub use words::{UnclosedQuote, split_words};
 
 use crate::machine_config::{CpuKind, Other, Signal, StaticConfig};
 use crate::service::{
-    Autostop, CheckKind, CheckProtocol, Concurrency, HttpHeader, Port, Protocol, empty_is_none,
+    Autostop, CheckKind, CheckProtocol, Concurrency, HttpHeader, HttpOptions, Port, Protocol,
+    empty_is_none,
 };
 use crate::time::GoDuration;
 
@@ -245,6 +246,9 @@ pub struct HttpService {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub checks: Vec<CheckSection>,
+    /// How HTTP is handled on both ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_options: Option<HttpOptions>,
     /// Every other key, kept.
     #[serde(flatten)]
     pub other: Other,

@@ -10,6 +10,7 @@ pub mod certificate_docs;
 pub mod certificates;
 pub mod clock;
 pub mod directory;
+pub mod edge_code;
 pub mod endpoint;
 pub mod env;
 pub mod error;

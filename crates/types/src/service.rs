@@ -7,12 +7,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::machine_config::{Other, null_is_default};
 
 mod check;
+mod http_options;
 mod tls;
 
 pub(crate) use check::empty_is_none;
 pub use check::{
     CHECK_TIMEOUT_MAX, Check, CheckKind, CheckProtocol, CheckPurpose, HttpHeader,
     MACHINE_CHECK_INTERVAL_MIN, SERVICE_CHECK_INTERVAL_MIN, check_names,
+};
+pub use http_options::{
+    HEADERS_READ_TIMEOUT_S_MAX, HeaderChange, HttpOptions, IDLE_TIMEOUT_S_MAX, REPLAY_TTL_S_MIN,
+    ReplayCacheRule, ResponseOptions, SessionKind,
 };
 pub use tls::{BadTlsOptions, TLS_OPTIONS, TlsOptions, TlsVersions};
 
@@ -144,10 +149,12 @@ pub struct Port {
     /// What the edge does on it.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub handlers: Vec<Handler>,
-    /// Answer plain HTTP with a redirect to HTTPS. It has no effect here yet: the edge serves no
-    /// HTTPS.
+    /// Answer plain HTTP with a redirect to HTTPS, where the server has an HTTPS port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force_https: Option<bool>,
+    /// How HTTP is handled on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_options: Option<HttpOptions>,
     /// Every other key, kept.
     #[serde(flatten)]
     pub other: Other,

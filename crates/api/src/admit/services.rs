@@ -3,10 +3,10 @@
 //! Never knows which ports the edge has: it takes requests by host name.
 
 use perch_types::MachineConfig;
-use perch_types::service::{Service, TlsOptions};
+use perch_types::service::{Handler, HttpOptions, Service, TlsOptions};
 use serde_json::Value;
 
-use super::refuse;
+use super::{http_options, refuse};
 use crate::reply::Failure;
 
 /// Services of a machine.
@@ -53,6 +53,19 @@ fn one_service(path: &str, service: &Service) -> Result<(), Failure> {
         }
         if let Err(bad) = TlsOptions::of(port) {
             return refuse(format!("{path}.ports[{index}].tls_options{bad}"));
+        }
+        let speaks_http = port.handlers.contains(&Handler::Http);
+        if port.force_https == Some(true) && !speaks_http {
+            return refuse(format!(
+                "{path}.ports[{index}].force_https: is only for ports with the handler http"
+            ));
+        }
+        if let Some(options) = &port.http_options {
+            let path = format!("{path}.ports[{index}].http_options");
+            if !speaks_http && *options != HttpOptions::default() {
+                return refuse(format!("{path}: is only for ports with the handler http"));
+            }
+            http_options::check(&path, options)?;
         }
     }
     if let Some(limits) = &service.concurrency {

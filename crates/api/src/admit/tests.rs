@@ -101,6 +101,10 @@ fn ports_and_limits_of_services_are_refused_by_path_and_with_what_is_allowed() {
             limits(json!({"soft_limit": 2, "hard_limit": 1})),
             "config.services[1].concurrency.soft_limit: 2 is more than hard_limit 1",
         ),
+        (
+            ports(vec![json!({"port": 443, "handlers": ["tls"], "force_https": true})]),
+            "config.services[1].ports[0].force_https: is only for ports with the handler http",
+        ),
     ] {
         assert_eq!(refusal(&more), (Code::InvalidValue, want.to_owned()), "{more}");
     }

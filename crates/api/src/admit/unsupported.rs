@@ -2,8 +2,8 @@
 //!
 //! Never refuses a key for being there: only one that asks for something. Clients send many empty.
 //! And never those that clients send with every service, although the edge does nothing about them
-//! yet: `autostop` `stop`, `min_machines_running` and `force_https`. Their descriptions say so, and
-//! `perch deploy` warns of them (`types::app_config`).
+//! yet: `autostop` `stop` and `min_machines_running`. Their descriptions say so, and `perch deploy`
+//! warns of them (`types::app_config`).
 
 use perch_types::machine_config::Other;
 use perch_types::service::{Autostop, Handler, Protocol};
@@ -18,7 +18,7 @@ const GUEST: [&str; 3] = ["gpus", "gpu_kind", "kernel_args"];
 const DNS: [&str; 1] = ["dns_forward_rules"];
 const STATIC: [&str; 1] = ["tigris_bucket"];
 const SERVICE: [&str; 2] = ["force_instance_key", "force_instance_description"];
-const PORT: [&str; 2] = ["http_options", "proxy_proto_options"];
+const PORT: [&str; 1] = ["proxy_proto_options"];
 
 /// What to do about a key that is refused.
 const HINT: &str = "leave it out; nothing is done about a key that cannot be honoured";

@@ -92,7 +92,9 @@ fn a_wrong_command_line_is_exit_code_2() {
 #[test]
 fn explain_lists_and_explains() {
     let perch = Perch::new();
-    assert_eq!(perch.run("explain").good().lines().count(), perch_types::Code::ALL.len());
+    let edge = perch_types::edge_code::EDGE_CODES.len();
+    assert_eq!(perch.run("explain").good().lines().count(), perch_types::Code::ALL.len() + edge);
+    assert!(perch.run("explain pc01").good().starts_with("PC01 (HTTP 502)\n\n"));
     insta::assert_snapshot!(perch.run("explain image_unknown").good());
     let wrong = perch.run("explain nonsense");
     assert_eq!(wrong.code, 2);

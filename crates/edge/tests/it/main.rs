@@ -5,11 +5,14 @@
     reason = "threads that play clients poll a condition with a deadline"
 )]
 
+mod balance;
 mod draining;
 mod framing;
 mod h2;
+mod options;
 mod passing;
 mod patience;
+mod replaying;
 mod statics;
 mod tls;
 mod waking;

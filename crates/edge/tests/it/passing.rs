@@ -133,7 +133,8 @@ fn a_full_machine_says_when_to_come_back_and_is_free_again() {
     });
     let mut record = machine(1, "web", MachineState::Started, origin.port);
     record.services[0].concurrency = serde_json::from_str(r#"{"hard_limit":1}"#).unwrap();
-    let world = World::new(vec![record]);
+    let nobody_waits = perch_edge::Limits { queue_max: 0, ..Default::default() };
+    let world = World::with(vec![record], nobody_waits);
     std::thread::scope(|scope| {
         let slow = scope.spawn(|| world.get("web", "/slow"));
         until("the slow one is there", || origin.count() == 1);

@@ -112,7 +112,7 @@ fn a_client_that_reads_nothing_is_given_up_and_the_machine_is_free_again() {
         "concurrency": {"type": "requests", "soft_limit": 1, "hard_limit": 1},
     }]))
     .unwrap();
-    let world = World::with(vec![one], Limits { stall: LIMIT, ..Limits::default() });
+    let world = World::with(vec![one], Limits { stall: LIMIT, queue_max: 0, ..Limits::default() });
     let mut stream = world.connect();
     stream.write_all(b"GET /big HTTP/1.1\r\nHost: web.perch.localhost\r\n\r\n").unwrap();
     assert!(read_head(&mut stream).unwrap().starts_with("HTTP/1.1 200"));

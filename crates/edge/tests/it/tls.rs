@@ -191,7 +191,7 @@ fn e11_a_name_of_nobody_gets_the_platforms_certificate_and_the_usual_page() {
     let config = both(&world);
     let (answer, _) =
         ask(&world, &config, "nothing.perch.localhost", &get("nothing.perch.localhost"));
-    assert!(status(&answer) == "404" && answer.contains("PR02"), "{answer}");
+    assert!(status(&answer) == "404" && answer.contains("PE01"), "{answer}");
     // A name that there is no certificate for ends with an alert, whoever has it.
     for name in ["foreign.example", "a.b.perch.localhost"] {
         let error = world.runtime.block_on(dial(&world, &config, name)).unwrap_err().to_string();

@@ -223,6 +223,15 @@ impl World {
     }
 
     pub(crate) fn with(machines: Vec<MachineRecord>, limits: Limits) -> Self {
+        Self::made(machines, limits, true)
+    }
+
+    /// One where apps are served over plain HTTP alone.
+    pub(crate) fn without_https(machines: Vec<MachineRecord>) -> Self {
+        Self::made(machines, Limits::default(), false)
+    }
+
+    fn made(machines: Vec<MachineRecord>, limits: Limits, has_https: bool) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let (runtime, dir) = (runtime.unwrap(), tempfile::tempdir().unwrap());
@@ -256,13 +265,14 @@ impl World {
         let clock: Arc<dyn Clock> = Arc::new(TestClock(Instant::now()));
         let store: Arc<dyn Store> =
             Arc::new(SqliteStore::open(dir.path().join("d.db"), Arc::clone(&clock)).unwrap());
-        for (number, app) in ["probe", "web", "empty"].into_iter().enumerate() {
+        for (number, app) in ["probe", "web", "empty", "other", "apart"].into_iter().enumerate() {
             runtime.block_on(put_app(store.as_ref(), app, number as u64));
         }
         let view = ViewFollower::start(Arc::clone(&store), dir.path().join("view.json"));
         let config = Config {
             listeners: vec![listener],
-            https: Some(Https { listeners: vec![https], certificates: Arc::new(certs) }),
+            https: has_https
+                .then(|| Https { listeners: vec![https], certificates: Arc::new(certs) }),
             domain: "perch.localhost".to_owned(),
             issuer: Some(perch_edge::Issuer {
                 host: "oidc.perch.localhost".to_owned(),
@@ -291,7 +301,7 @@ impl World {
         self.runtime.block_on(put).unwrap();
         until("the edge knows the name", || {
             let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-            !self.raw(head.as_bytes()).contains("PR02")
+            !self.raw(head.as_bytes()).contains("PE01")
         });
     }
 
@@ -354,7 +364,7 @@ async fn put_app(store: &dyn Store, app: &str, number: u64) {
         number,
         name: name.clone(),
         org: org.clone(),
-        network: "default".to_owned(),
+        network: if app == "apart" { "apart" } else { "default" }.to_owned(),
         network_id: 1,
         role: None,
         created_at: Timestamp::UNIX_EPOCH,

@@ -108,7 +108,7 @@ fn where_there_is_no_app_the_answer_says_nothing_more() {
     };
     let answer = cloud.get("nobody", "/").unwrap();
     assert_eq!(answer.status, 404);
-    assert!(answer.text().contains("PR02"));
+    assert!(answer.text().contains("PE01"));
     assert!(!answer.text().contains("nobody"), "E11: {}", answer.text());
     cloud.must("POST", "/v1/apps", &json!({"name": "empty", "org_slug": "personal"})).unwrap();
     let answer = cloud.get("empty", "/").unwrap();

@@ -270,13 +270,14 @@ fn http_service(http: &HttpService) -> Service {
                 port: Some(80),
                 handlers: vec![Handler::Http],
                 force_https: http.force_https,
-                other: pick(&["http_options"]),
+                http_options: http.http_options.clone(),
                 ..Port::default()
             },
             Port {
                 port: Some(443),
                 handlers: vec![Handler::Http, Handler::Tls],
-                other: pick(&["http_options", "tls_options"]),
+                http_options: http.http_options.clone(),
+                other: pick(&["tls_options"]),
                 ..Port::default()
             },
         ],

@@ -84,7 +84,6 @@ const EXPERIMENTAL: &[(&str, Severity, &str)] = &[
 
 const NO_AUTOSTOP: &str = "machines that nothing uses are not stopped yet; all keep running";
 const NO_SUSPEND: &str = "machines that nothing uses are not suspended yet; use \"off\"";
-const NO_HTTPS: &str = "the edge serves no HTTPS yet; plain HTTP is answered as it is";
 const UNKNOWN: &str = "no such key is known; a typing error?";
 
 impl AppConfig {
@@ -107,7 +106,7 @@ impl AppConfig {
             section(&mut found, "deploy.", &deploy.other, DEPLOY);
         }
         if let Some(http) = &self.http_service {
-            let known = |key: &str| matches!(key, "http_options" | "tls_options");
+            let known = |key: &str| key == "tls_options";
             let other: Other =
                 http.other.clone().into_iter().filter(|(key, _)| !known(key)).collect();
             section(&mut found, "http_service.", &other, SERVICE);
@@ -147,17 +146,9 @@ impl AppConfig {
         if let Some(http) = &self.http_service {
             let asked = (http.auto_stop_machines, http.min_machines_running);
             idle(found, "http_service.", asked);
-            if http.force_https == Some(true) {
-                add(found, "http_service.force_https".to_owned(), Warn, NO_HTTPS);
-            }
         }
         for service in &self.services {
             idle(found, "services.", (service.auto_stop_machines, service.min_machines_running));
-            for port in &service.ports {
-                if port.force_https == Some(true) {
-                    add(found, "services.ports.force_https".to_owned(), Warn, NO_HTTPS);
-                }
-            }
         }
     }
 }

@@ -169,12 +169,11 @@ fn what_a_service_asks_for_in_vain_is_told_once_by_name() {
             "Refuse http_service.auto_stop_machines",
         ),
         (serde_json::json!({"min_machines_running": 1}), "Warn http_service.min_machines_running"),
-        (serde_json::json!({"force_https": true}), "Warn http_service.force_https"),
     ] {
         assert_eq!(told(http(asked.clone())), [want], "{asked}");
     }
     let nothing = serde_json::json!({"auto_stop_machines": "off", "auto_start_machines": true,
-        "min_machines_running": 0, "force_https": false});
+        "min_machines_running": 0, "force_https": true});
     assert_eq!(told(http(nothing)), [""; 0]);
     let service = serde_json::json!({"internal_port": 80, "protocol": "tcp",
         "auto_stop_machines": "stop", "min_machines_running": 2, "ports": [
@@ -182,11 +181,7 @@ fn what_a_service_asks_for_in_vain_is_told_once_by_name() {
             {"port": 443, "handlers": ["tls", "http"]}]});
     assert_eq!(
         told(serde_json::json!({"services": [service, service]})),
-        [
-            "Warn services.auto_stop_machines",
-            "Warn services.min_machines_running",
-            "Warn services.ports.force_https",
-        ]
+        ["Warn services.auto_stop_machines", "Warn services.min_machines_running",]
     );
 }
 

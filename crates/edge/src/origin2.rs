@@ -1,0 +1,121 @@
+//! HTTP/2 without TLS to a machine, by prior knowledge (contract 4.1, `h2_backend`).
+//!
+//! Never asked of a machine whose port does not say that it speaks it.
+
+use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TE, TRANSFER_ENCODING};
+use http::{Request, Uri, Version};
+use http_body::Body;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+
+use crate::upload::RequestBody;
+
+/// The largest head of an answer, counted as HTTP/2 does.
+const HEAD_BYTES_MAX: u32 = 64 * 1024;
+/// How much of one answer, and of all over a connection, may be on its way unread.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// How much of one request is held when the machine does not read.
+const SEND_BYTES_MAX: usize = 64 * 1024;
+
+/// Runs what a connection needs on the loop that has it.
+#[derive(Debug, Clone, Copy)]
+struct OnLoop;
+
+impl<F> hyper::rt::Executor<F> for OnLoop
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+/// Begins to speak HTTP/2.
+pub(crate) async fn handshake(stream: TcpStream) -> Option<http2::SendRequest<RequestBody>> {
+    let (sender, connection) = http2::Builder::new(OnLoop)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(HEAD_BYTES_MAX)
+        .max_send_buf_size(SEND_BYTES_MAX)
+        .handshake(TokioIo::new(stream))
+        .await
+        .ok()?;
+    tokio::task::spawn_local(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "connection to a machine ended");
+        }
+    });
+    Some(sender)
+}
+
+/// Makes a request one of HTTP/2: its host is part of its target, and what frames it is not among
+/// its fields.
+pub(crate) fn dress<B>(request: &mut Request<B>, takes_trailers: bool) {
+    let host = request.headers_mut().remove(HOST);
+    let host = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    let target = Uri::builder().scheme("http").authority(host).path_and_query(path).build();
+    // Without one the library refuses the request, unsent.
+    if let Ok(target) = target {
+        *request.uri_mut() = target;
+    }
+    *request.version_mut() = Version::HTTP_2;
+    request.headers_mut().remove(TRANSFER_ENCODING);
+    if takes_trailers {
+        request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Makes it again what it was.
+pub(crate) fn undress<B: Body>(request: &mut Request<B>) {
+    let host = request.uri().authority().map(|host| HeaderValue::from_str(host.as_str()));
+    if let Some(Ok(host)) = host {
+        request.headers_mut().insert(HOST, host);
+    }
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    if let Ok(target) = path.parse() {
+        *request.uri_mut() = target;
+    }
+    *request.version_mut() = Version::HTTP_11;
+    request.headers_mut().remove(TE);
+    frame(request);
+}
+
+/// Says how a body without a length is framed: HTTP/2 needs no word for it, HTTP/1.1 does.
+pub(crate) fn frame<B: Body>(request: &mut Request<B>) {
+    if !request.headers().contains_key(CONTENT_LENGTH) && !request.body().is_end_stream() {
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_wears_its_host_in_its_target_and_back() {
+        let request = Request::builder()
+            .uri("/a?b=c")
+            .header(HOST, "web.example:8080")
+            .header(TRANSFER_ENCODING, "chunked")
+            .header("x-a", "1");
+        let mut request = request.body("abc".to_owned()).unwrap();
+        dress(&mut request, true);
+        assert_eq!(request.uri(), "http://web.example:8080/a?b=c");
+        assert_eq!(request.version(), Version::HTTP_2);
+        assert_eq!(request.headers()[TE], "trailers");
+        assert!(!request.headers().contains_key(HOST));
+        assert!(!request.headers().contains_key(TRANSFER_ENCODING));
+        undress(&mut request);
+        assert_eq!(request.uri(), "/a?b=c");
+        assert_eq!(request.version(), Version::HTTP_11);
+        assert_eq!(request.headers()[HOST], "web.example:8080");
+        assert!(!request.headers().contains_key(TE));
+        assert_eq!(request.headers()[TRANSFER_ENCODING], "chunked");
+        assert_eq!(request.headers()["x-a"], "1");
+    }
+}

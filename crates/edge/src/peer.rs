@@ -1,0 +1,95 @@
+//! The other end of a connection, and the machine that its requests stay with.
+//!
+//! Never shared between two connections.
+
+use std::cell::RefCell;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use http::HeaderValue;
+use perch_types::{InstanceId, MachineId};
+
+use crate::headers;
+use crate::live::Target;
+use crate::pool::{Key, Pool};
+use crate::room::Connected;
+use crate::tls::Secure;
+
+/// The public ports that connections stand for, whatever their listeners are bound to.
+const PUBLIC_HTTP_PORT: u16 = 80;
+pub(crate) const PUBLIC_HTTPS_PORT: u16 = 443;
+
+/// Who asks over a connection, and how the connection came.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    /// Its address, as the app is told.
+    pub(crate) client: HeaderValue,
+    /// The port that was connected to.
+    pub(crate) port: HeaderValue,
+    /// The name that it was made for, if it is under TLS.
+    pub(crate) secure: Option<Secure>,
+    /// Tells connections of this process apart; never 0.
+    pub(crate) number: u64,
+    stay: RefCell<Option<Stay>>,
+}
+
+impl Peer {
+    pub(crate) fn new(client: IpAddr, port: u16, secure: Option<Secure>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            client: headers::client_value(client),
+            port: HeaderValue::from(port),
+            secure,
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            stay: RefCell::new(None),
+        }
+    }
+
+    /// Returns whether what comes over it came over TLS.
+    pub(crate) const fn over_tls(&self) -> bool {
+        self.secure.is_some()
+    }
+
+    /// Returns the public port that the connection stands for.
+    pub(crate) const fn public_port(&self) -> u16 {
+        if self.over_tls() { PUBLIC_HTTPS_PORT } else { PUBLIC_HTTP_PORT }
+    }
+
+    /// Returns whether the connection already counts in a machine.
+    pub(crate) fn stays_with(&self, target: &Target) -> bool {
+        self.stay.borrow().as_ref().is_some_and(|stay| {
+            stay.machine == target.record.id && stay.instance == target.record.instance
+        })
+    }
+
+    /// Keeps the connection with a machine in which it was counted, until it ends or goes to
+    /// another.
+    pub(crate) fn keep(&self, target: &Arc<Target>, connected: Connected, pool: &Pool, key: Key) {
+        let stay = Stay {
+            machine: target.record.id.clone(),
+            instance: target.record.instance.clone(),
+            pool: pool.clone(),
+            key,
+            _connected: connected,
+        };
+        let before = self.stay.replace(Some(stay));
+        drop(before);
+    }
+}
+
+/// A machine that a client's connection goes to, and the machine's side of it.
+#[derive(Debug)]
+struct Stay {
+    machine: MachineId,
+    instance: InstanceId,
+    pool: Pool,
+    key: Key,
+    _connected: Connected,
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        self.pool.forget(&self.key);
+    }
+}
