@@ -12,9 +12,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use perch_client::{BoxError, HostClient, KeysClient};
 use perch_store::{Store, ViewHandle};
-use perch_types::api::{ImageInfo, Platform, RegionInfo};
+use perch_types::api::{ImageInfo, Platform, RegionInfo, WakeTimes};
 use perch_types::clock::Clock;
-use perch_types::{AppName, HostId, Region};
+use perch_types::{AppName, HostId, OrgSlug, Region};
 use tokio::sync::{Mutex, Semaphore};
 
 use crate::auth::Identity;
@@ -45,6 +45,8 @@ pub struct Config {
     pub keys_socket: Option<PathBuf>,
     /// The platform's registry.
     pub images: Arc<dyn ImageCatalog>,
+    /// How long apps take to wake, when an edge says it.
+    pub wakes: Option<Arc<dyn Wakes>>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Limits.
@@ -60,6 +62,12 @@ pub struct Host {
     pub region: Region,
     /// How to ask it.
     pub client: HostClient,
+}
+
+/// Whoever knows how long apps take to wake.
+pub trait Wakes: Send + Sync + fmt::Debug {
+    /// Returns how long requests of an app waited for a machine; nothing while none did.
+    fn times(&self, org: &OrgSlug, app: &AppName) -> Option<WakeTimes>;
 }
 
 /// The images in the platform's registry.
@@ -132,6 +140,7 @@ pub(crate) struct Shared {
     pub(crate) builder_socket: Option<PathBuf>,
     pub(crate) keys: Option<KeysClient>,
     pub(crate) images: Arc<dyn ImageCatalog>,
+    pub(crate) wakes: Option<Arc<dyn Wakes>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
     pub(crate) identity: Identity,
@@ -186,6 +195,7 @@ impl Api {
             builder_socket: config.builder_socket,
             keys: config.keys_socket.map(KeysClient::new),
             images: config.images,
+            wakes: config.wakes,
             clock: config.clock,
             limits: config.limits,
             identity,

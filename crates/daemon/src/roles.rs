@@ -53,6 +53,7 @@ impl Role {
                 Purpose::ApiTls,
                 Purpose::ApiUnix,
                 Purpose::Http,
+                Purpose::Metrics,
                 Purpose::DnsUdp,
                 Purpose::DnsTcp,
                 Purpose::Directory,

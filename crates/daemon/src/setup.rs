@@ -39,6 +39,8 @@ pub(crate) enum Purpose {
     ApiUnix,
     /// The edge; one per core.
     Http,
+    /// What the edge counts.
+    Metrics,
     /// Names for machines, datagrams.
     DnsUdp,
     /// Names for machines, connections.

@@ -156,11 +156,10 @@ mod tests {
              cpu_kind = 'shared'\n  cpus = 1\n",
         )
         .unwrap();
-        // The edge does neither yet, which is told and stops nobody.
+        // The edge does not do it yet, which is told and stops nobody.
         let told: Vec<_> =
             config.unsupported().into_iter().map(|it| (it.severity, it.key)).collect();
-        let warned = |key: &str| (Severity::Warn, format!("http_service.{key}"));
-        assert_eq!(told, [warned("auto_stop_machines"), warned("force_https")]);
+        assert_eq!(told, [(Severity::Warn, "http_service.force_https".to_owned())]);
         let machine = config.to_machine_config("app", "i").unwrap();
         assert_eq!(machine.services[0].ports.len(), 2);
         assert_eq!(machine.memory_mb(), 1024);

@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::live::InFlight;
+use crate::metrics::AppMetrics;
 use crate::patience::Timer;
 use crate::pool::{Key, Pool, Sender};
 
@@ -37,7 +39,7 @@ pub(crate) struct MachineBody {
     back: Option<(Pool, Key, Sender)>,
     idle: Duration,
     silence: Timer,
-    _in_flight: InFlight,
+    in_flight: InFlight,
 }
 
 /// Why an answer breaks off.
@@ -62,7 +64,7 @@ impl MachineBody {
         in_flight: InFlight,
     ) -> Self {
         let silence = Timer::default();
-        let mut body = Self { incoming, back, idle, silence, _in_flight: in_flight };
+        let mut body = Self { incoming, back, idle, silence, in_flight };
         if body.incoming.is_end_stream() {
             body.give_back();
         }
@@ -81,11 +83,16 @@ impl MachineBody {
 pub(crate) struct RequestBody {
     incoming: Incoming,
     progress: Rc<Cell<Instant>>,
+    metrics: Option<Arc<AppMetrics>>,
 }
 
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, progress: Rc<Cell<Instant>>) -> Self {
-        Self { incoming, progress }
+    pub(crate) fn new(
+        incoming: Incoming,
+        progress: Rc<Cell<Instant>>,
+        metrics: Option<Arc<AppMetrics>>,
+    ) -> Self {
+        Self { incoming, progress, metrics }
     }
 }
 
@@ -102,6 +109,9 @@ impl Body for RequestBody {
         if polled.is_ready() {
             this.progress.set(Instant::now());
         }
+        if let (Poll::Ready(Some(Ok(frame))), Some(metrics)) = (&polled, &this.metrics) {
+            metrics.bytes_in.add(bytes_of(frame));
+        }
         polled
     }
 
@@ -112,6 +122,10 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
     }
+}
+
+fn bytes_of(frame: &Frame<Bytes>) -> u64 {
+    frame.data_ref().map_or(0, |data| u64::try_from(data.len()).unwrap_or(u64::MAX))
 }
 
 impl ReplyBody {
@@ -128,6 +142,9 @@ impl MachineBody {
         let polled = Pin::new(&mut self.incoming).poll_frame(context);
         if polled.is_ready() {
             self.silence.reset();
+        }
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            self.in_flight.metrics().bytes_out.add(bytes_of(frame));
         }
         match &polled {
             Poll::Ready(None) => self.give_back(),

@@ -107,6 +107,7 @@ impl Hop<'_> {
         port: u16,
     ) -> Option<Sender> {
         for address in addresses {
+            let began = Instant::now();
             let connecting = TcpStream::connect(SocketAddr::new(address, port));
             let stream = match tokio::time::timeout(self.limits.connect, connecting).await {
                 Ok(Ok(stream)) => stream,
@@ -120,18 +121,22 @@ impl Hop<'_> {
                 }
             };
             stream.set_nodelay(true).ok()?;
+            let load = Arc::clone(&self.target.load);
+            load.instance.connected(began.elapsed());
             let handshake = http1::Builder::new()
                 .writev(false)
                 .max_buf_size(ANSWER_HEAD_BYTES_MAX)
                 .handshake(TokioIo::new(stream))
                 .await;
             let Ok((sender, connection)) = handshake else {
+                load.instance.disconnected();
                 continue;
             };
             tokio::task::spawn_local(async move {
                 if let Err(error) = connection.with_upgrades().await {
                     tracing::debug!(%error, "connection to a machine ended");
                 }
+                load.instance.disconnected();
             });
             return Some(sender);
         }
@@ -147,7 +152,8 @@ impl Hop<'_> {
             return Err(Refused { cause: Cause::Upstream, unsent: Some(outbound) });
         }
         let Outbound { request, progress, switch } = *outbound;
-        progress.set(Instant::now());
+        let began = Instant::now();
+        progress.set(began);
         let mut sending = std::pin::pin!(sender.try_send_request(request));
         let sent = loop {
             // Counted from the last byte of the body that moved: an upload may take its time.
@@ -159,7 +165,11 @@ impl Hop<'_> {
             }
         };
         match sent {
-            Ok(response) => Ok(Answer { response, sender, switch }),
+            Ok(response) => {
+                let instance = &self.target.load.instance;
+                instance.answered(response.status().as_u16(), began.elapsed());
+                Ok(Answer { response, sender, switch })
+            }
             Err(mut error) => {
                 let Some(request) = error.take_message() else {
                     return Err(Refused::sent(cause_of(&error.into_error())));
@@ -251,6 +261,8 @@ async fn tunnel(client: OnUpgrade, machine: OnUpgrade, idle: Duration, in_flight
             tracing::debug!(limit_s = idle.as_secs(), "tunnel over which nothing moved ended");
         }
     }
+    in_flight.metrics().bytes_in.add(client.taken());
+    in_flight.metrics().bytes_out.add(machine.taken());
     drop(in_flight);
 }
 

@@ -7,9 +7,10 @@
 //! (nothing in doubt passes), [`route`]
 //! (host name to app), [`pick`] (a ready machine, least loaded), [`wake`] (only if none is ready:
 //! start one and hold the request), [`forward`] (connect, copy), [`reply`] (finish: headers,
-//! pages, one access event).
+//! pages), [`access`] (one event) and [`metrics`] (what is counted).
 #![forbid(unsafe_code)]
 
+mod access;
 mod body;
 mod cause;
 mod forward;
@@ -17,6 +18,7 @@ mod headers;
 mod issuer;
 mod listen;
 mod live;
+mod metrics;
 mod patience;
 mod pick;
 mod pool;
@@ -40,12 +42,14 @@ use perch_types::clock::Clock;
 use perch_types::{HostId, Region};
 use tokio::task::JoinHandle;
 
+use crate::access::Sampler;
 use crate::live::Live;
 use crate::statics::Statics;
 use crate::wake::Wakes;
 
 pub use crate::cause::Cause;
 pub use crate::issuer::{Documents, Issuer};
+pub use crate::metrics::{EdgeMetrics, Readings};
 
 /// A loop that has not turned for this long is wedged.
 const WEDGED_MS: u64 = 20_000;
@@ -106,6 +110,8 @@ pub struct Limits {
     pub stall: Duration,
     /// How many requests are held at once, all apps together.
     pub held_max: usize,
+    /// How many events a second the access log has at most.
+    pub access_per_s: u32,
 }
 
 impl Default for Limits {
@@ -119,6 +125,7 @@ impl Default for Limits {
             idle: IDLE_MAX,
             stall: STALL_MAX,
             held_max: HELD_MAX,
+            access_per_s: access::PER_S_DEFAULT,
         }
     }
 }
@@ -135,6 +142,9 @@ pub(crate) struct Shared {
     pub(crate) issuer: Option<Issuer>,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) region: Region,
+    pub(crate) host_id: HostId,
+    pub(crate) metrics: EdgeMetrics,
+    pub(crate) sampler: Sampler,
     pub(crate) view: ViewHandle,
     pub(crate) live: Arc<Live>,
     pub(crate) statics: Statics,
@@ -174,6 +184,9 @@ impl Edge {
             issuer: config.issuer,
             runtime: tokio::runtime::Handle::current(),
             region: config.region,
+            host_id: config.host_id.clone(),
+            metrics: EdgeMetrics::default(),
+            sampler: Sampler::new(config.limits.access_per_s),
             view: config.view,
             live: Arc::clone(&live),
             statics: Statics::new(config.host.clone(), tokio::runtime::Handle::current()),
@@ -211,6 +224,12 @@ impl Edge {
             .beats
             .iter()
             .all(|beat| now.saturating_sub(beat.load(Ordering::Relaxed)) < WEDGED_MS)
+    }
+
+    /// Returns what reads the numbers that it counts.
+    #[must_use]
+    pub fn readings(&self) -> Readings {
+        Readings(Arc::clone(&self.shared))
     }
 
     /// Waits until no connection is left after [`Edge::stop`].

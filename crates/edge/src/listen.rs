@@ -116,6 +116,7 @@ impl Worker {
             return;
         }
         self.connections.set(self.connections.get() + 1);
+        self.shared.metrics.connects.add(1);
         let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {
             let link = Arc::new(Link::default());
@@ -150,6 +151,7 @@ impl Worker {
                 tracing::debug!(%error, "connection ended");
             }
             worker.connections.set(worker.connections.get() - 1);
+            worker.shared.metrics.disconnects.add(1);
         });
     }
 }

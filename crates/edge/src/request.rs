@@ -4,18 +4,21 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use crate::access::Access;
 use crate::body::{ReplyBody, RequestBody};
 use crate::cause::Cause;
 use crate::forward::{Hop, Outbound, Refused};
 use crate::headers::{self, Seen};
 use crate::listen::Worker;
 use crate::live::AppKey;
-use crate::reply::{self, Access};
+use crate::metrics::AppMetrics;
+use crate::reply;
 use crate::route;
 use crate::strict::Link;
 use crate::wake::{self, Tried, Wanted};
@@ -34,21 +37,24 @@ impl Worker {
         let began = Instant::now();
         let (id, request_id) = self.request_id();
         let method = request.method().clone();
-        let mut passage = Passage { app: None, client, request_id: &request_id, link };
+        let mut passage =
+            Passage { app: None, metrics: None, client, request_id: &request_id, link };
         let (mut response, cause) = match self.phases(request, &mut passage).await {
             Ok(response) => (response, None),
             Err(cause) => (reply::page(cause, &id), Some(cause)),
         };
         link.settle(response.status() == StatusCode::SWITCHING_PROTOCOLS);
+        let (status, took) = (response.status().as_u16(), began.elapsed());
+        passage.metrics.as_ref().unwrap_or(&self.shared.metrics.nobodys).answered(status, took);
         Access {
             request_id: &id,
             method: &method,
             app: passage.app.as_ref().map(|app| &app.name),
-            status: response.status().as_u16(),
+            status,
             cause,
-            took: began.elapsed(),
+            took,
         }
-        .write();
+        .write(&self.shared.sampler, self.shared.clock.boot_ms());
         headers::tell_client(response.headers_mut(), request_id);
         response
     }
@@ -74,6 +80,7 @@ impl Worker {
         drop(view);
         let app = passage.app.insert(app);
         let live = &self.shared.live;
+        passage.metrics = live.metrics_of(app);
         if let Some(response) = self.shared.statics.answer(live, app, &parts).await {
             return Ok(response);
         }
@@ -96,7 +103,7 @@ impl Worker {
             let client = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
             client.map(|client| (protocol, client))
         });
-        let body = RequestBody::new(body, Rc::clone(&progress));
+        let body = RequestBody::new(body, Rc::clone(&progress), passage.metrics.clone());
         let request = Request::from_parts(parts, body);
         let outbound = Outbound { request, progress, switch: switch.flatten() };
         self.offer(app, Box::new(outbound)).await
@@ -158,6 +165,8 @@ impl Worker {
 /// What is known of a request on its way.
 struct Passage<'a> {
     app: Option<AppKey>,
+    /// What is counted of the app, if it has machines here.
+    metrics: Option<Arc<AppMetrics>>,
     client: &'a HeaderValue,
     request_id: &'a HeaderValue,
     link: &'a Link,

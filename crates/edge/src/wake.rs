@@ -98,6 +98,11 @@ impl Wakes {
         outcome
     }
 
+    /// Returns how many requests are held.
+    pub(crate) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
     fn hold(&self, held_max: usize) -> Option<Held<'_>> {
         let held = Held(&self.held);
         (self.held.fetch_add(1, Ordering::Relaxed) < held_max).then_some(held)
@@ -180,7 +185,12 @@ pub(crate) async fn ready_machine(
     loop {
         // The subscription is older than this look, so no change falls in between.
         match look(shared, wanted)? {
-            Look::Ready(target, in_flight) => return Ok((target, in_flight)),
+            Look::Ready(target, in_flight) => {
+                if wait.wakes > 0 {
+                    target.load.app.woken(wait.began.elapsed());
+                }
+                return Ok((target, in_flight));
+            }
             Look::Asleep(target) => wait.wake(shared, &target.record)?,
             Look::Coming { is_started, again_at } => {
                 (wait.is_started, wait.again_at) = (is_started, again_at);
@@ -249,6 +259,7 @@ fn look(shared: &Shared, wanted: &Wanted<'_>) -> Result<Look, Cause> {
 /// One request's wait for its app.
 struct Wait<'a> {
     changes: watch::Receiver<u64>,
+    began: Instant,
     deadline: Instant,
     hold_max: Duration,
     start: Option<watch::Receiver<Outcome>>,
@@ -264,9 +275,11 @@ struct Wait<'a> {
 impl<'a> Wait<'a> {
     fn new(shared: &'a Shared) -> Result<Self, Cause> {
         let held = shared.wakes.hold(shared.limits.held_max).ok_or(Cause::QueueFull)?;
+        let began = Instant::now();
         Ok(Self {
             changes: shared.live.changes(),
-            deadline: Instant::now() + shared.limits.hold,
+            began,
+            deadline: began + shared.limits.hold,
             hold_max: shared.limits.hold,
             start: None,
             after: None,

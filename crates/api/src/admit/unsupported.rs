@@ -2,11 +2,10 @@
 //!
 //! Never refuses a key for being there: only one that asks for something. Clients send many empty.
 //! And never those that clients send with every service, although the edge does nothing about them
-//! yet: `autostop` `stop`, `min_machines_running`, `force_https` and the handler `tls`. Their
-//! descriptions say so, and `perch deploy` warns of them (`types::app_config`).
+//! yet: `force_https` and the handler `tls`. Their descriptions say so, and `perch deploy` warns of them (`types::app_config`).
 
 use perch_types::machine_config::Other;
-use perch_types::service::{Autostop, Handler, Protocol};
+use perch_types::service::{Handler, Protocol};
 use perch_types::{Code, MachineConfig};
 use serde_json::Value;
 
@@ -69,9 +68,6 @@ fn services(found: &mut Vec<String>, path: &str, service: &perch_types::service:
     collect(found, path, &service.other, &SERVICE);
     if service.protocol == Protocol::Udp {
         found.push(format!("{path}.protocol udp"));
-    }
-    if service.autostop == Some(Autostop::Suspend) {
-        found.push(format!("{path}.autostop suspend"));
     }
     for (index, port) in service.ports.iter().enumerate() {
         let path = format!("{path}.ports[{index}]");

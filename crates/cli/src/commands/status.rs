@@ -4,7 +4,7 @@
 
 use clap::Args;
 use perch_client::ListFilter;
-use perch_types::api::{App, CheckState, Machine};
+use perch_types::api::{App, CheckState, Machine, WakeTimes};
 use serde::Serialize;
 
 use crate::clock::{age, now};
@@ -40,12 +40,13 @@ pub(crate) async fn run(invocation: &Invocation, _: StatusArgs) -> Result {
         return Ok(());
     }
     let ui = &invocation.ui;
-    let rows = [
+    let mut rows = vec![
         row(["app", name.as_str()]),
         row(["owner", status.app.organization.slug.as_str()]),
         row(["status", &status.app.status]),
         row(["address", &status.url]),
     ];
+    rows.extend(status.app.wake.map(|wake| row(["wake", &wake_in_words(wake)])));
     table(&rows).iter().for_each(|line| ui.data(line));
     ui.data("");
     if status.machines.is_empty() {
@@ -62,6 +63,13 @@ pub(crate) async fn run(invocation: &Invocation, _: StatusArgs) -> Result {
     ui.data("");
     event_table(&status.machines).iter().for_each(|line| ui.data(line));
     Ok(())
+}
+
+/// Returns how long an app takes to wake: what its first visitor waits for.
+fn wake_in_words(wake: WakeTimes) -> String {
+    let WakeTimes { count, p50_ms, p99_ms } = wake;
+    let requests = if count == 1 { "request" } else { "requests" };
+    format!("half in {p50_ms} ms, 99 of 100 in {p99_ms} ms ({count} {requests} waited)")
 }
 
 /// Returns machines as a table with a head.
@@ -120,4 +128,19 @@ fn event_table(machines: &[Machine]) -> Vec<String> {
         row([&event.kind, &event.status, machine.id.as_str(), &event.source, &age(then, now)])
     }));
     table(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wake_times_are_said_in_words() {
+        for (count, want) in [
+            (1, "half in 41 ms, 99 of 100 in 90 ms (1 request waited)"),
+            (3, "half in 41 ms, 99 of 100 in 90 ms (3 requests waited)"),
+        ] {
+            assert_eq!(wake_in_words(WakeTimes { count, p50_ms: 41, p99_ms: 90 }), want);
+        }
+    }
 }

@@ -9,6 +9,7 @@ mod draining;
 mod framing;
 mod passing;
 mod patience;
+mod resting;
 mod statics;
 mod waking;
 mod world;

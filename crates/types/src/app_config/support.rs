@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{AppConfig, Strategy};
 use crate::machine_config::Other;
-use crate::service::{Autostop, Handler};
+use crate::service::Handler;
 
 /// How much a missing feature matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,8 +82,6 @@ const EXPERIMENTAL: &[(&str, Severity, &str)] = &[
     ("metrics_path", Warn, "metrics are not collected yet"),
 ];
 
-const NO_AUTOSTOP: &str = "machines that nothing uses are not stopped yet; all keep running";
-const NO_SUSPEND: &str = "machines that nothing uses are not suspended yet; use \"off\"";
 const NO_HTTPS: &str = "the edge serves no HTTPS yet; plain HTTP is answered as it is";
 const NO_TLS: &str = "`tls`: the edge serves no HTTPS yet; plain HTTP is";
 const UNKNOWN: &str = "no such key is known; a typing error?";
@@ -145,15 +143,11 @@ impl AppConfig {
 
     /// Tells of what is known here and the edge does not do yet.
     fn not_served(&self, found: &mut Vec<Unsupported>) {
-        if let Some(http) = &self.http_service {
-            let asked = (http.auto_stop_machines, http.min_machines_running);
-            idle(found, "http_service.", asked);
-            if http.force_https == Some(true) {
-                add(found, "http_service.force_https".to_owned(), Warn, NO_HTTPS);
-            }
+        let http = self.http_service.as_ref();
+        if http.is_some_and(|http| http.force_https == Some(true)) {
+            add(found, "http_service.force_https".to_owned(), Warn, NO_HTTPS);
         }
         for service in &self.services {
-            idle(found, "services.", (service.auto_stop_machines, service.min_machines_running));
             for port in &service.ports {
                 if port.force_https == Some(true) {
                     add(found, "services.ports.force_https".to_owned(), Warn, NO_HTTPS);
@@ -163,23 +157,6 @@ impl AppConfig {
                 }
             }
         }
-    }
-}
-
-/// Tells of what is to happen to machines that nothing uses.
-fn idle(
-    found: &mut Vec<Unsupported>,
-    prefix: &str,
-    (autostop, least): (Option<Autostop>, Option<u32>),
-) {
-    let key = format!("{prefix}auto_stop_machines");
-    match autostop {
-        Some(Autostop::Stop) => add(found, key, Warn, NO_AUTOSTOP),
-        Some(Autostop::Suspend) => add(found, key, Refuse, NO_SUSPEND),
-        Some(Autostop::Off) | None => {}
-    }
-    if least.is_some_and(|least| least > 0) {
-        add(found, format!("{prefix}min_machines_running"), Warn, NO_AUTOSTOP);
     }
 }
 
