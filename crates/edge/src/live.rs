@@ -533,13 +533,13 @@ pub(crate) mod tests {
             told.sort_unstable();
             told
         };
-        assert_eq!(told(true), []);
+        assert!(told(true).is_empty());
         let (one, two) = (begin(&web(), 0), begin(&web(), 0));
         let _others = (begin(&api, 0), begin(&web(), 1));
         assert_eq!(told(false), [(1, 2, 2), (2, 1, 1)]);
-        assert_eq!(told(false), [], "nothing has changed");
+        assert!(told(false).is_empty(), "nothing has changed");
         drop(two);
-        assert_eq!(told(false), [(1, 1, 2), (2, 1, 1)][..1]);
+        assert_eq!(told(false), [(1, 1, 2)]);
         drop(one);
         assert_eq!(told(false), [(1, 0, 1)]);
         drop(begin(&web(), 0));

@@ -15,7 +15,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::decide::{Member, decide};
 use super::{Way, member};
 use crate::heartbeat::BEAT_MS;
-use crate::machine::actor::{Handle, Published};
+use crate::machine::actor::Handle;
 use crate::machine::state::State;
 use crate::schema::{Asker, Queued};
 use crate::shared::Shared;
@@ -33,6 +33,9 @@ struct Agenda {
     order: BTreeSet<(u64, App)>,
     /// When machines of a kind last handed their work over to each other, by app and kind.
     handed_over: BTreeMap<App, BTreeMap<String, u64>>,
+    /// The machines of each app, and the app of each machine: a look is not one at all of them.
+    machines: BTreeMap<App, BTreeSet<MachineId>>,
+    apps: BTreeMap<MachineId, App>,
 }
 
 impl Agenda {
@@ -50,11 +53,26 @@ impl Agenda {
     }
 
     /// Notes that a machine with these services is new or has changed.
-    fn hear(&mut self, app: App, services: &[Service], due_ms: u64) {
+    fn hear(&mut self, id: &MachineId, app: App, services: &[Service], due_ms: u64) {
+        if !self.apps.contains_key(id) {
+            self.apps.insert(id.clone(), app.clone());
+            self.machines.entry(app.clone()).or_default().insert(id.clone());
+        }
         let asks = |autostop| matches!(autostop, Some(Autostop::Stop | Autostop::Suspend));
         let has_one = services.iter().any(|service| asks(service.autostop));
         if has_one && !self.due.contains_key(&app) {
             self.set(&app, Some(due_ms));
+        }
+    }
+
+    /// Notes that a machine is no more.
+    fn forget(&mut self, id: &MachineId) {
+        let Some(app) = self.apps.remove(id) else { return };
+        if let Some(machines) = self.machines.get_mut(&app) {
+            machines.remove(id);
+            if machines.is_empty() {
+                self.machines.remove(&app);
+            }
         }
     }
 
@@ -85,12 +103,17 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         tokio::select! {
             () = shared.stopping.cancelled() => return,
             change = changes.recv() => match change {
-                Ok(event) => {
-                    if let WatchEvent::Changed { machine } = event.as_ref() {
+                Ok(event) => match event.as_ref() {
+                    WatchEvent::Changed { machine } => {
                         let app = (machine.org.clone(), machine.app.clone());
-                        agenda.hear(app, &machine.services, now_ms.saturating_add(idle_ms));
+                        let due_ms = now_ms.saturating_add(idle_ms);
+                        agenda.hear(&machine.id, app, &machine.services, due_ms);
                     }
-                }
+                    WatchEvent::Removed { id } => agenda.forget(id),
+                    WatchEvent::Snapshot { .. }
+                    | WatchEvent::Rest { .. }
+                    | WatchEvent::Heartbeat => {}
+                },
                 Err(RecvError::Lagged(_)) => hear_all(&shared, &mut agenda, idle_ms),
                 // The host holds the other end.
                 Err(RecvError::Closed) => return,
@@ -102,24 +125,23 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 
 fn hear_all(shared: &Shared, agenda: &mut Agenda, idle_ms: u64) {
     let due_ms = shared.effects.clock.boot_ms().saturating_add(idle_ms);
+    (agenda.machines, agenda.apps) = Default::default();
     for handle in shared.all() {
         let published = handle.published();
         let machine = &published.machine;
         let app = (machine.org.clone(), machine.app.clone());
-        agenda.hear(app, &machine.config.services, due_ms);
+        agenda.hear(&machine.id, app, &machine.config.services, due_ms);
     }
 }
 
 /// Looks at the machines of an app.
 fn look(shared: &Arc<Shared>, agenda: &mut Agenda, app: &App, idle_ms: u64) {
     let now_ms = shared.effects.clock.boot_ms();
-    let is_its = |published: &Published| {
-        let machine = &published.machine;
-        (&machine.org, &machine.app) == (&app.0, &app.1)
-    };
+    let ids = agenda.machines.get(app).into_iter().flatten();
+    let all = ids.filter_map(|id| Some(shared.machine(id).ok()?.published()));
     let mut kinds: BTreeMap<String, Vec<Member>> = BTreeMap::new();
     let mut is_known = true;
-    for published in shared.all().iter().map(Handle::published).filter(|one| is_its(one)) {
+    for published in all {
         let machine = &published.machine;
         let Some(usage) = shared.loads.usage(&machine.id) else {
             is_known = false;
@@ -205,4 +227,38 @@ async fn give(shared: &Shared, handle: &Handle, command: Command) -> bool {
         shared.announce(WatchEvent::Changed { machine });
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_app_is_looked_at_when_it_is_due_and_known_by_its_machines() {
+        let mut agenda = Agenda::default();
+        let app = |name: &str| (OrgSlug::personal(), name.parse::<AppName>().unwrap());
+        let services = |autostop: &str| -> Vec<Service> {
+            let one = serde_json::json!([{"internal_port": 1, "autostop": autostop}]);
+            serde_json::from_value(one).unwrap()
+        };
+        let id = MachineId::from_bits;
+        agenda.hear(&id(1), app("web"), &services("stop"), 300);
+        agenda.hear(&id(2), app("web"), &services("stop"), 900);
+        agenda.hear(&id(3), app("off"), &services("off"), 100);
+        agenda.hear(&id(4), app("nap"), &services("suspend"), 200);
+        assert_eq!(agenda.take(199), None);
+        assert_eq!(agenda.take(1_000), Some(app("nap")));
+        agenda.set(&app("nap"), Some(2_000));
+        assert_eq!(agenda.take(1_000), Some(app("web")));
+        assert_eq!(agenda.take(1_000), None, "the third asks for nothing");
+        agenda.set(&app("nap"), Some(1_500));
+        assert_eq!(agenda.take(1_500), Some(app("nap")));
+        agenda.set(&app("nap"), None);
+        assert_eq!((agenda.take(u64::MAX), agenda.order.len()), (None, 0));
+        assert_eq!(agenda.machines[&app("web")].len(), 2);
+        for bits in 1..=4 {
+            agenda.forget(&id(bits));
+        }
+        assert!(agenda.machines.is_empty() && agenda.apps.is_empty());
+    }
 }
