@@ -4,7 +4,7 @@
 
 use clap::Args;
 use perch_client::ListFilter;
-use perch_types::api::{App, CheckState, Machine, WakeTimes};
+use perch_types::api::{App, CheckState, Machine, MachineEvent, WakeTimes};
 use serde::Serialize;
 
 use crate::clock::{age, now};
@@ -115,6 +115,15 @@ fn image_in_words(machine: &Machine) -> String {
     }
 }
 
+/// Returns what happened, and why if nobody asked for it.
+fn kind_in_words(event: &MachineEvent) -> String {
+    let reason = event.request.as_ref().and_then(|request| request.get("reason")?.as_str());
+    match reason {
+        Some(reason) => format!("{} ({reason})", event.kind),
+        None => event.kind.clone(),
+    }
+}
+
 fn event_table(machines: &[Machine]) -> Vec<String> {
     let now = now();
     let mut events: Vec<_> = machines
@@ -125,7 +134,8 @@ fn event_table(machines: &[Machine]) -> Vec<String> {
     let mut rows = vec![row(["EVENT", "STATUS", "MACHINE", "BY", "AGE"])];
     rows.extend(events.into_iter().take(EVENTS_SHOWN).map(|(machine, event)| {
         let then = perch_types::Timestamp::from_unix_ms(event.timestamp);
-        row([&event.kind, &event.status, machine.id.as_str(), &event.source, &age(then, now)])
+        let kind = kind_in_words(event);
+        row([&kind, &event.status, machine.id.as_str(), &event.source, &age(then, now)])
     }));
     table(&rows)
 }
@@ -133,6 +143,23 @@ fn event_table(machines: &[Machine]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_says_why_it_happened() {
+        let event = |request| MachineEvent {
+            id: "01A".to_owned(),
+            kind: "stop".to_owned(),
+            status: "stopping".to_owned(),
+            source: "flyd".to_owned(),
+            timestamp: 0,
+            request,
+        };
+        let why = serde_json::json!({"reason": "autostop"});
+        assert_eq!(kind_in_words(&event(Some(why))), "stop (autostop)");
+        for silent in [None, Some(serde_json::json!({"exit_event": {}}))] {
+            assert_eq!(kind_in_words(&event(silent)), "stop");
+        }
+    }
 
     #[test]
     fn wake_times_are_said_in_words() {
