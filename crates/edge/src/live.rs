@@ -323,6 +323,10 @@ impl Book {
         // Nothing is sent to one that is not known.
         let is_idle = target.is_none_or(|target| target.load.close_if_idle());
         let closed = target.filter(|target| is_idle && target.record.ready).cloned();
+        if !is_idle {
+            // The gate may have been closed for a moment.
+            live.stir();
+        }
         let rest = Rest { edge: self.edge, question, is_idle };
         let (live, machine) = (Arc::clone(live), id.clone());
         let waiting = tokio::spawn(async move {
@@ -559,6 +563,8 @@ pub(crate) mod tests {
         let request = load.begin(None).unwrap().into_tunnel();
         assert!(!load.close_if_idle() && load.is_open());
         drop(request);
+        assert!(!load.close_if_idle() && load.is_open(), "the host does not know of it yet");
+        assert_eq!(load.news(false), Some((0, 1)));
         assert!(load.close_if_idle() && !load.is_open());
         assert!(load.begin(None).is_none());
         assert!(load.close_if_idle(), "it is closed already");

@@ -63,11 +63,20 @@ impl Load {
         Some(InFlight { load: Arc::clone(self), counts: ONE_REQUEST })
     }
 
-    /// Closes the gate if nothing is under way; returns whether it is closed and nothing is.
+    /// Closes the gate if nothing is under way, nor was since the host was told; returns whether it
+    /// is closed and nothing is.
     pub(super) fn close_if_idle(&self) -> bool {
-        let closed = self.state.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire);
-        self.changed.notify_waiters();
-        closed.is_ok() || closed == Err(CLOSED)
+        match self.state.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) if self.peak.load(Ordering::Relaxed) == 0 => {
+                self.changed.notify_waiters();
+                true
+            }
+            Ok(_) => {
+                self.set_open(true);
+                false
+            }
+            Err(state) => state == CLOSED,
+        }
     }
 
     /// Returns what is to be told to the host: what is in flight and the most that was, if either

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{AppMetrics, Histogram, Responses};
+use perch_types::MachineState;
+
 use crate::Shared;
 use crate::live::{AppKey, Serving, Target};
 
@@ -175,6 +177,9 @@ fn of_instances(text: &mut String, shared: &Shared, apps: &Apps) {
         });
         all.collect()
     };
+    let mut family = Family::new(text, "fly_instance_up", "gauge", "Whether a machine runs.");
+    let up = |target: &Target| u64::from(target.record.state == MachineState::Started);
+    each().iter().for_each(|(labels, it)| family.sample(*labels, up(it)));
     let mut family = Family::new(text, "fly_app_concurrency", "gauge", "What is under way.");
     each().iter().for_each(|(labels, it)| family.sample(*labels, it.load.in_flight().into()));
     let (name, help) = ("fly_app_http_responses_count", "Answers of machines.");

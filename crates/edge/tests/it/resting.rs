@@ -143,6 +143,7 @@ fn what_was_counted_is_read_as_prometheus_does() {
         format!("fly_edge_data_in{app}}} 0"),
         format!("perch_app_wake_seconds_count{app}}} 1"),
         format!("fly_app_concurrency{instance}}} 0"),
+        format!("fly_instance_up{instance}}} 1"),
         format!("fly_app_http_responses_count{instance},status=\"200\"}} 3"),
         format!("fly_app_http_response_time_seconds_count{instance}}} 3"),
         format!("perch_edge_held_requests{nobody}}} 0"),
