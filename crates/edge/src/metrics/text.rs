@@ -6,9 +6,9 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{AppMetrics, Histogram, Responses};
 use perch_types::MachineState;
 
+use super::{AppMetrics, Histogram, Responses};
 use crate::Shared;
 use crate::live::{AppKey, Serving, Target};
 
