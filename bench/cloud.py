@@ -46,7 +46,8 @@ class Cloud:
         self.log = open(f"{self.folder}/log", "wb")
         self.server = subprocess.Popen(
             [f"{ROOT}/target/release/perchd", "serve", *self.arguments,
-             "--api", "127.0.0.1:0", "--http", "127.0.0.1:0"],
+             "--api", "127.0.0.1:0", "--http", "127.0.0.1:0",
+             "--metrics", "127.0.0.1:0"],
             stdout=subprocess.PIPE, stderr=self.log, text=True,
         )
         for line in self.server.stdout:

@@ -171,6 +171,7 @@ fn answer(shared: &Shared, app: &AppDoc) -> App {
         created_at: app.created_at,
         cname_target: hostname.clone(),
         hostname,
+        wake: shared.wakes.as_ref().and_then(|wakes| wakes.times(&app.org, &app.name)),
     }
 }
 

@@ -14,9 +14,9 @@ use perch_certs::dns::Dns;
 use perch_client::{BoxError, HostClient, KeysClient};
 use perch_seal::PublicKey;
 use perch_store::{Store, ViewHandle};
-use perch_types::api::{ImageInfo, Platform, RegionInfo};
+use perch_types::api::{ImageInfo, Platform, RegionInfo, WakeTimes};
 use perch_types::clock::Clock;
-use perch_types::{AppName, HostId, Region};
+use perch_types::{AppName, HostId, OrgSlug, Region};
 use tokio::sync::{Mutex, Semaphore};
 
 use crate::auth::Identity;
@@ -49,6 +49,8 @@ pub struct Config {
     pub images: Arc<dyn ImageCatalog>,
     /// What certificates need.
     pub certificates: Certificates,
+    /// How long apps take to wake, when an edge says it.
+    pub wakes: Option<Arc<dyn Wakes>>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Limits.
@@ -75,6 +77,12 @@ pub struct Host {
     pub region: Region,
     /// How to ask it.
     pub client: HostClient,
+}
+
+/// Whoever knows how long apps take to wake.
+pub trait Wakes: Send + Sync + fmt::Debug {
+    /// Returns how long requests of an app waited for a machine; nothing while none did.
+    fn times(&self, org: &OrgSlug, app: &AppName) -> Option<WakeTimes>;
 }
 
 /// The images in the platform's registry.
@@ -148,6 +156,7 @@ pub(crate) struct Shared {
     pub(crate) keys: Option<KeysClient>,
     pub(crate) images: Arc<dyn ImageCatalog>,
     pub(crate) certificates: Certificates,
+    pub(crate) wakes: Option<Arc<dyn Wakes>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
     pub(crate) identity: Identity,
@@ -203,6 +212,7 @@ impl Api {
             keys: config.keys_socket.map(KeysClient::new),
             images: config.images,
             certificates: config.certificates,
+            wakes: config.wakes,
             clock: config.clock,
             limits: config.limits,
             identity,

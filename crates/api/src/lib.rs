@@ -39,7 +39,7 @@ mod view;
 mod volumes;
 
 pub use auth::{Identity, Principal};
-pub use config::{Api, Certificates, Config, Host, ImageCatalog, Limits};
+pub use config::{Api, Certificates, Config, Host, ImageCatalog, Limits, Wakes};
 pub use error::Error;
 pub use inside::Inside;
 pub use push_tokens::{PushScope, PushTokens};

@@ -15,7 +15,8 @@ use perch_types::directory::{Generation, VolumeRecord};
 use perch_types::exec::ExecSpec;
 use perch_types::host::{
     Accepted, Command, CreateMachine, CreateVolume, Drained, HostInfo, HostMachine, HostSnapshot,
-    LogsQuery, PREFIX, PoolRoom, VolumeCommand, WATCH_HEARTBEAT_MS, WaitQuery, WatchEvent,
+    Loads, LogsQuery, PREFIX, PoolRoom, Rest, VolumeCommand, WATCH_HEARTBEAT_MS, WaitQuery,
+    WatchEvent,
 };
 use perch_types::{AppName, MachineId, SnapshotId, VolumeId};
 
@@ -210,12 +211,15 @@ impl HostClient {
     }
 
     /// As [`HostClient::watch`], and promises to say by [`HostClient::drained`] when no request is
-    /// under way any more to a machine that is being stopped: the host waits for that.
+    /// under way any more to a machine that is being stopped: the host waits for that. `edge` is the
+    /// number under which the watcher says what is under way ([`HostClient::loads`]).
     ///
     /// # Errors
     /// When the host does not answer.
-    pub async fn watch_to_drain(&self) -> Result<Lines<WatchEvent>, HostError> {
-        let parts = request(Method::GET, "/watch").with_query("drains", "true");
+    pub async fn watch_to_drain(&self, edge: u64) -> Result<Lines<WatchEvent>, HostError> {
+        let parts = request(Method::GET, "/watch")
+            .with_query("drains", "true")
+            .with_query("edge", &edge.to_string());
         self.connection.lines(parts, SNAPSHOT_LINE_BYTES_MAX, Some(WATCH_IDLE_TIMEOUT)).await
     }
 
@@ -227,6 +231,22 @@ impl HostClient {
         let drained = Drained { generation };
         let parts = request(Method::POST, &of(id, "/drained")).with_json(&drained)?;
         self.connection.json::<Drained>(parts).await.map(drop)
+    }
+
+    /// Says what is under way to machines.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub async fn loads(&self, loads: &Loads) -> Result<(), HostError> {
+        self.connection.done(request(Method::POST, "/loads").with_json(loads)?).await
+    }
+
+    /// Answers whether nothing is under way to a machine ([`WatchEvent::Rest`]).
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub async fn rest(&self, id: &MachineId, rest: Rest) -> Result<(), HostError> {
+        self.connection.done(request(Method::POST, &of(id, "/rest")).with_json(&rest)?).await
     }
 
     /// Returns what takes the host's disk.

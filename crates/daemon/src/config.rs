@@ -60,6 +60,11 @@ pub(crate) struct Config {
     pub(crate) image_cache: ImageCache,
     /// Where volumes are.
     pub(crate) volumes: Volumes,
+    /// Machines that nothing uses.
+    pub(crate) autostop: Autostop,
+    /// What the edge counts, for Prometheus at `/metrics`, plain HTTP. Whoever reaches it learns
+    /// the names of all apps.
+    pub(crate) metrics: SocketAddr,
     /// How often something may be done to one thing through the API.
     pub(crate) rates: perch_api::Rates,
     /// Who issues certificates for host names.
@@ -223,6 +228,20 @@ pub(crate) struct ImageCache {
     pub(crate) kept_s: u64,
 }
 
+/// When machines that nothing uses are stopped or suspended, if their services say so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Autostop {
+    /// How long nothing uses one before that, in seconds.
+    pub(crate) idle_s: u64,
+}
+
+impl Default for Autostop {
+    fn default() -> Self {
+        Self { idle_s: perch_host::AUTOSTOP_IDLE.as_secs() }
+    }
+}
+
 impl Default for ImageCache {
     fn default() -> Self {
         Self {
@@ -261,6 +280,8 @@ impl Default for Config {
             build: Build::default(),
             image_cache: ImageCache::default(),
             volumes: Volumes::default(),
+            autostop: Autostop::default(),
+            metrics: SocketAddr::from((Ipv4Addr::LOCALHOST, 4281)),
             rates: perch_api::Rates::default(),
             acme: Acme::default(),
         }
@@ -314,6 +335,9 @@ pub(crate) struct Flags {
     /// Serve apps here under TLS; `off` for nowhere [default: port 443, if plain HTTP is at 80]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) https: Option<Https>,
+    /// Serve what the edge counts here, for Prometheus [default: 127.0.0.1:4281]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) metrics: Option<SocketAddr>,
     /// Serve apps at <app>.<domain> [default: perch.localhost]
     #[arg(long)]
     pub(crate) domain: Option<String>,
@@ -338,6 +362,8 @@ pub(crate) struct Flags {
 const INSTANCE_BYTES_MAX: usize = 8;
 /// How much more memory may be promised than there is. Less than 1 keeps some for other programs.
 const MEMORY_OVERCOMMIT: std::ops::RangeInclusive<f64> = 0.1..=64.0;
+/// For how long nothing uses a machine before it is stopped, in seconds.
+const AUTOSTOP_IDLE_S: std::ops::RangeInclusive<u64> = 1..=7 * 24 * 3_600;
 /// A Unix socket's path holds 108 bytes; the longest name in the folder takes 60 of them.
 const RUN_DIR_BYTES_MAX: usize = 48;
 
@@ -371,6 +397,7 @@ impl Config {
         set(&mut self.api, flags.api.as_ref());
         set(&mut self.http, flags.http.as_ref());
         set(&mut self.https, flags.https.as_ref());
+        set(&mut self.metrics, flags.metrics.as_ref());
         set(&mut self.domain, flags.domain.as_ref());
         set(&mut self.region, flags.region.as_ref());
         set(&mut self.user, flags.user.as_ref());
@@ -408,6 +435,13 @@ impl Config {
             MEMORY_OVERCOMMIT.start(),
             MEMORY_OVERCOMMIT.end(),
             self.memory_overcommit
+        );
+        ensure!(
+            AUTOSTOP_IDLE_S.contains(&self.autostop.idle_s),
+            "`autostop.idle_s` is {} to {}; {} is not",
+            AUTOSTOP_IDLE_S.start(),
+            AUTOSTOP_IDLE_S.end(),
+            self.autostop.idle_s
         );
         let mut seen = BTreeSet::new();
         for ip in &self.public_ips {
@@ -531,6 +565,10 @@ mod tests {
             ("[acme]\nemail = \"a b@c.d\"", "acme.email"),
             ("[acme]\nca_file = \"ca.pem\"", "acme.ca_file"),
             ("[acme]\nresolvers = [\"192.0.2.1\"]", "resolvers"),
+            ("[autostop]\nidle_s = 0", "autostop.idle_s"),
+            ("[autostop]\nidle_s = 604801", "1 to 604800"),
+            ("[autostop]\ncolour = 1", "colour"),
+            ("metrics = \"here\"", "metrics"),
             ("public_ips = [\"0.0.0.0\"]", "public_ips"),
             ("public_ips = [\"192.0.2.1\", \"192.0.2.1\"]", "public_ips"),
             ("public_ips = [\"web\"]", "public_ips"),

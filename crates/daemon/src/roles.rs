@@ -54,6 +54,7 @@ impl Role {
                 Purpose::ApiUnix,
                 Purpose::Http,
                 Purpose::Https,
+                Purpose::Metrics,
                 Purpose::DnsUdp,
                 Purpose::DnsTcp,
                 Purpose::Directory,

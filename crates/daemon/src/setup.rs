@@ -41,6 +41,8 @@ pub(crate) enum Purpose {
     Http,
     /// The edge under TLS; one per core.
     Https,
+    /// What the edge counts.
+    Metrics,
     /// Names for machines, datagrams.
     DnsUdp,
     /// Names for machines, connections.

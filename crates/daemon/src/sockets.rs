@@ -54,6 +54,9 @@ impl Bound {
             config.api_tls = Some(address(&api_tls)?);
             bound.push((Purpose::ApiTls, api_tls.into()));
         }
+        let metrics = tcp(config.metrics, "metrics", Shared::No)?;
+        config.metrics = address(&metrics)?;
+        bound.push((Purpose::Metrics, metrics.into()));
         // The first one is bound alone, so that a port in use is found; then it is shared.
         drop(tcp(config.http, "http", Shared::No).and_then(|first| {
             config.http = address(&first)?;
@@ -195,6 +198,7 @@ mod tests {
             run_dir: folder.to_owned(),
             api: "127.0.0.1:0".parse().unwrap(),
             http: "127.0.0.1:0".parse().unwrap(),
+            metrics: "127.0.0.1:0".parse().unwrap(),
             ..Config::default()
         }
     }
@@ -208,6 +212,7 @@ mod tests {
         assert_ne!(config.http.port(), 0);
         // A server on a port of its own takes no other's 443.
         assert_eq!(config.https, Https::Off);
+        assert_ne!(config.metrics.port(), 0);
         let (purposes, fds) = bound.of(&[Purpose::Http, Purpose::Host]);
         assert_eq!(purposes.len(), fds.len());
         assert!(purposes.contains(&Purpose::Http) && purposes.contains(&Purpose::Host));

@@ -45,7 +45,7 @@ pub(crate) struct MachineBody {
     back: Option<Back>,
     idle: Duration,
     silence: Timer,
-    _in_flight: InFlight,
+    in_flight: InFlight,
 }
 
 /// Why an answer breaks off.
@@ -73,7 +73,7 @@ impl MachineBody {
         in_flight: InFlight,
     ) -> Self {
         let silence = Timer::default();
-        let mut body = Self { incoming, back, idle, silence, _in_flight: in_flight };
+        let mut body = Self { incoming, back, idle, silence, in_flight };
         if body.incoming.is_end_stream() {
             body.give_back();
         }
@@ -87,6 +87,11 @@ impl MachineBody {
             None => {}
         }
     }
+}
+
+/// Returns how many bytes of a body a frame has.
+pub(crate) fn bytes_of(frame: &Frame<Bytes>) -> u64 {
+    frame.data_ref().map_or(0, |data| u64::try_from(data.len()).unwrap_or(u64::MAX))
 }
 
 impl ReplyBody {
@@ -103,6 +108,9 @@ impl MachineBody {
         let polled = Pin::new(&mut self.incoming).poll_frame(context);
         if polled.is_ready() {
             self.silence.reset();
+        }
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            self.in_flight.metrics().bytes_out.add(bytes_of(frame));
         }
         match &polled {
             Poll::Ready(None) => self.give_back(),

@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::h2;
 use crate::listen::Worker;
@@ -84,7 +85,9 @@ where
         tracing::debug!(limit = limits.handshakes_max, "handshakes at their limit");
         return None;
     };
-    match tokio::time::timeout(limits.handshake, tls.accept(&worker.shared, stream)).await {
+    let began = Instant::now();
+    let shaking = tokio::time::timeout(limits.handshake, tls.accept(&worker.shared, stream));
+    let session = match shaking.await {
         Ok(Ok(session)) => session,
         Ok(Err(error)) => {
             tracing::debug!(%error, "handshake failed");
@@ -94,7 +97,9 @@ where
             tracing::debug!("handshake took too long");
             None
         }
-    }
+    };
+    worker.shared.metrics.handshake(began.elapsed(), session.is_some());
+    session
 }
 
 /// Serves HTTP/1.1.

@@ -148,8 +148,9 @@ impl Hop<'_> {
                 continue;
             };
             stream.set_nodelay(true).ok()?;
+            let load = Arc::clone(&self.target.load);
             if is_shared {
-                let Some(sender) = origin2::handshake(stream).await else {
+                let Some(sender) = origin2::handshake(stream, load).await else {
                     continue;
                 };
                 return Some(Sender::Stream(self.pool.share(key, sender)));
@@ -160,12 +161,14 @@ impl Hop<'_> {
                 .handshake(TokioIo::new(stream))
                 .await;
             let Ok((sender, connection)) = handshake else {
+                load.instance.disconnected();
                 continue;
             };
             tokio::task::spawn_local(async move {
                 if let Err(error) = connection.with_upgrades().await {
                     tracing::debug!(%error, "connection to a machine ended");
                 }
+                load.instance.disconnected();
             });
             return Some(Sender::Single(sender));
         }
@@ -173,9 +176,13 @@ impl Hop<'_> {
     }
 
     async fn reach(&self, machine: &MachineId, address: SocketAddr) -> Option<TcpStream> {
+        let began = Instant::now();
         let connecting = TcpStream::connect(address);
         match tokio::time::timeout(self.limits.connect, connecting).await {
-            Ok(Ok(stream)) => Some(stream),
+            Ok(Ok(stream)) => {
+                self.target.load.instance.connected(began.elapsed());
+                Some(stream)
+            }
             Ok(Err(error)) => {
                 tracing::debug!(%machine, %address, %error, "machine not connected");
                 None
@@ -204,7 +211,8 @@ impl Hop<'_> {
             return Err(Refused { cause: Cause::Upstream, unsent: Some(outbound) });
         }
         let Outbound { mut request, progress, switch, takes_trailers } = *outbound;
-        progress.set(Instant::now());
+        let began = Instant::now();
+        progress.set(began);
         let mut sending = std::pin::pin!(match &mut sender {
             Sender::Single(single) => Either::Left(single.try_send_request(request)),
             Sender::Stream(stream) => {
@@ -222,7 +230,11 @@ impl Hop<'_> {
             }
         };
         match sent {
-            Ok(response) => Ok(Answer { response, sender, switch }),
+            Ok(response) => {
+                let instance = &self.target.load.instance;
+                instance.answered(response.status().as_u16(), began.elapsed());
+                Ok(Answer { response, sender, switch })
+            }
             Err(mut error) => {
                 let Some(mut request) = error.take_message() else {
                     return Err(Refused::sent(cause_of(&error.into_error())));
@@ -327,6 +339,8 @@ async fn tunnel(client: OnUpgrade, machine: OnUpgrade, idle: Duration, in_flight
             tracing::debug!(limit_s = idle.as_secs(), "tunnel over which nothing moved ended");
         }
     }
+    in_flight.metrics().bytes_in.add(client.taken());
+    in_flight.metrics().bytes_out.add(machine.taken());
     drop(in_flight);
 }
 

@@ -9,9 +9,10 @@
 //! [`redirect`] (to HTTPS), [`direction`] (where it wants to go), [`pick`] (a ready machine, less
 //! loaded), [`wake`] (only if none is ready: start one and hold the request, or queue up),
 //! [`forward`] (connect, copy), [`replaying`] (again, elsewhere, if the app says so), [`compress`],
-//! [`reply`] (pages, one access event).
+//! [`reply`] (pages), [`access`] (one event) and [`metrics`] (what is counted).
 #![forbid(unsafe_code)]
 
+mod access;
 mod body;
 mod cause;
 mod challenge;
@@ -25,6 +26,7 @@ mod headers;
 mod issuer;
 mod listen;
 mod live;
+mod metrics;
 mod origin2;
 mod outlier;
 mod patience;
@@ -59,8 +61,10 @@ use perch_types::clock::Clock;
 use perch_types::{HostId, Region};
 use tokio::task::JoinHandle;
 
+use crate::access::Sampler;
 use crate::listen::Listeners;
 use crate::live::Live;
+use crate::metrics::EdgeMetrics;
 use crate::replay_cache::ReplayCache;
 use crate::statics::Statics;
 use crate::tls::Tls;
@@ -68,6 +72,7 @@ use crate::wake::Wakes;
 
 pub use crate::cause::Cause;
 pub use crate::issuer::{Documents, Issuer};
+pub use crate::metrics::Readings;
 pub use crate::tls::{Certificates, FirstOf, TlsError};
 
 /// A loop that has not turned for this long is wedged.
@@ -158,6 +163,8 @@ pub struct Limits {
     pub queue: Duration,
     /// How many requests wait so, an app.
     pub queue_max: u32,
+    /// How many events a second the access log has at most.
+    pub access_per_s: u32,
 }
 
 impl Default for Limits {
@@ -177,6 +184,7 @@ impl Default for Limits {
             app_connections_max: APP_CONNECTIONS_MAX,
             queue: QUEUE_TIMEOUT,
             queue_max: QUEUE_MAX,
+            access_per_s: access::PER_S_DEFAULT,
         }
     }
 }
@@ -194,6 +202,9 @@ pub(crate) struct Shared {
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) region: Region,
+    pub(crate) host_id: HostId,
+    pub(crate) metrics: EdgeMetrics,
+    pub(crate) sampler: Sampler,
     pub(crate) view: ViewHandle,
     pub(crate) live: Arc<Live>,
     pub(crate) statics: Statics,
@@ -249,6 +260,9 @@ impl Edge {
             tls,
             runtime: tokio::runtime::Handle::current(),
             region: config.region,
+            host_id: config.host_id.clone(),
+            metrics: EdgeMetrics::default(),
+            sampler: Sampler::new(config.limits.access_per_s),
             view: config.view,
             live: Arc::clone(&live),
             statics: Statics::new(config.host.clone(), tokio::runtime::Handle::current()),
@@ -287,6 +301,12 @@ impl Edge {
             .beats
             .iter()
             .all(|beat| now.saturating_sub(beat.load(Ordering::Relaxed)) < WEDGED_MS)
+    }
+
+    /// Returns what reads the numbers that it counts.
+    #[must_use]
+    pub fn readings(&self) -> Readings {
+        Readings(Arc::clone(&self.shared))
     }
 
     /// Waits until no connection is left after [`Edge::stop`].

@@ -169,11 +169,13 @@ impl Worker {
             return;
         }
         self.connections.set(self.connections.get() + 1);
+        self.shared.metrics.connects.add(1);
         let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {
             connection::serve(Rc::clone(&worker), door, stream, peer.ip(), stopping).await;
             drop(seat);
             worker.connections.set(worker.connections.get() - 1);
+            worker.shared.metrics.disconnects.add(1);
         });
     }
 }

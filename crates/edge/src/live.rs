@@ -1,28 +1,37 @@
 //! This server's machines as its host says, a snapshot at a time.
 //!
 //! Never asked of the directory: readiness comes from the host's own watch. Readers take no lock;
-//! one task writes.
+//! one task writes. Another tells the host what is under way to machines that may rest.
+
+mod load;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use perch_client::HostClient;
 use perch_types::directory::MachineRecord;
-use perch_types::host::WatchEvent;
+use perch_types::host::{Loads, MachineLoad, Rest, WatchEvent};
+use perch_types::service::Autostop;
 use perch_types::{AppName, HostId, MachineId, OrgSlug};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::outlier::Health;
-use crate::room::Room;
+use crate::metrics::AppMetrics;
+
+pub(crate) use load::{InFlight, Load};
 
 /// The first and the longest pause before a watch that broke is taken up again.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// How often the host is told what is under way, if anything has changed.
+const LOADS_EVERY: Duration = Duration::from_secs(1);
+/// How long the gate of a machine that is to rest stays closed while nothing is heard of it.
+const REST_MAX: Duration = Duration::from_secs(5);
 
 /// A machine and what it does right now.
 #[derive(Debug)]
@@ -31,102 +40,6 @@ pub(crate) struct Target {
     pub(crate) load: Arc<Load>,
     /// Since when it has been as ready or not, and in the same state, as it is now.
     pub(crate) since: Instant,
-}
-
-/// The bits of [`Load`]: requests under way, tunnels among them, and whether the gate is closed.
-const ONE_REQUEST: u64 = 1;
-const ONE_TUNNEL: u64 = 1 << 32;
-const CLOSED: u64 = 1 << 63;
-const REQUESTS: u64 = ONE_TUNNEL - 1;
-const TUNNELS: u64 = CLOSED - ONE_TUNNEL;
-
-/// What is in flight to one machine, and whether more may come; outlives a change of its record.
-///
-/// All of it is one number: a request that begins after the gate was closed is refused, and one
-/// that began before is seen by whoever closed it.
-#[derive(Debug, Default)]
-pub(crate) struct Load {
-    state: AtomicU64,
-    changed: Notify,
-    pub(crate) room: Room,
-    pub(crate) health: Health,
-}
-
-impl Load {
-    pub(crate) fn in_flight(&self) -> u32 {
-        u32::try_from(self.state.load(Ordering::Acquire) & REQUESTS).unwrap_or(u32::MAX)
-    }
-
-    pub(crate) fn is_open(&self) -> bool {
-        self.state.load(Ordering::Acquire) & CLOSED == 0
-    }
-
-    /// Counts one request until the guard is dropped; `None` when that would be more than `hard`
-    /// or the gate is closed.
-    pub(crate) fn begin(self: &Arc<Self>, hard: Option<u32>) -> Option<InFlight> {
-        let hard = u64::from(hard.unwrap_or(u32::MAX));
-        let under = |state: u64| {
-            (state & CLOSED == 0 && state & REQUESTS < hard).then_some(state + ONE_REQUEST)
-        };
-        let begun = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, under);
-        begun.ok().map(|_| InFlight { load: Arc::clone(self), counts: ONE_REQUEST })
-    }
-
-    pub(crate) fn set_open(&self, open: bool) {
-        if open {
-            self.state.fetch_and(!CLOSED, Ordering::AcqRel);
-        } else {
-            self.state.fetch_or(CLOSED, Ordering::AcqRel);
-        }
-        self.changed.notify_waiters();
-    }
-
-    /// Waits until the gate is closed and every request but tunnels has ended: a tunnel has no end
-    /// of its own, so its app is told by the signal.
-    pub(crate) async fn drained(&self) {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            // Listening begins before the look, so that no change falls in between.
-            changed.as_mut().enable();
-            if is_drained(self.state.load(Ordering::Acquire)) {
-                return;
-            }
-            changed.await;
-        }
-    }
-}
-
-const fn is_drained(state: u64) -> bool {
-    state & CLOSED != 0 && state & REQUESTS == (state & TUNNELS) >> 32
-}
-
-/// One request under way.
-#[derive(Debug)]
-pub(crate) struct InFlight {
-    load: Arc<Load>,
-    /// What it adds to the load.
-    counts: u64,
-}
-
-impl InFlight {
-    /// Notes that the request has become a tunnel.
-    pub(crate) fn into_tunnel(mut self) -> Self {
-        self.load.state.fetch_add(ONE_TUNNEL, Ordering::AcqRel);
-        self.counts += ONE_TUNNEL;
-        self.load.changed.notify_waiters();
-        self
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        let before = self.load.state.fetch_sub(self.counts, Ordering::AcqRel);
-        if before & CLOSED != 0 {
-            self.load.changed.notify_waiters();
-        }
-        self.load.room.tell();
-    }
 }
 
 /// An app and who owns it.
@@ -152,10 +65,20 @@ impl AppKey {
 
 type Machines = Arc<[Arc<Target>]>;
 
+/// The machines of an app, and what is counted of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Serving {
+    pub(crate) machines: Machines,
+    pub(crate) metrics: Arc<AppMetrics>,
+}
+
+/// A change copies it: its keys are shared.
+type Table = HashMap<Arc<AppKey>, Serving>;
+
 /// The snapshot and the news that it changed.
 #[derive(Debug)]
 pub(crate) struct Live {
-    table: ArcSwap<HashMap<AppKey, Machines>>,
+    table: ArcSwap<Table>,
     version: watch::Sender<u64>,
 }
 
@@ -168,7 +91,41 @@ impl Default for Live {
 impl Live {
     /// Returns the machines of an app on this server, by id.
     pub(crate) fn machines_of(&self, app: &AppKey) -> Option<Machines> {
-        self.table.load().get(app).cloned()
+        self.table.load().get(app).map(|serving| Arc::clone(&serving.machines))
+    }
+
+    /// Returns what is counted of an app that has a machine here.
+    pub(crate) fn metrics_of(&self, app: &AppKey) -> Option<Arc<AppMetrics>> {
+        self.table.load().get(app).map(|serving| Arc::clone(&serving.metrics))
+    }
+
+    /// Returns all apps with machines here, by name.
+    pub(crate) fn apps(&self) -> Vec<(Arc<AppKey>, Serving)> {
+        let table = self.table.load();
+        let mut apps: Vec<_> =
+            table.iter().map(|(app, serving)| (Arc::clone(app), serving.clone())).collect();
+        apps.sort_unstable_by(|(one, _), (other, _)| {
+            (&one.name, &one.org).cmp(&(&other.name, &other.org))
+        });
+        apps
+    }
+
+    /// Returns what the host has not heard of what is under way, as far as it may matter to it:
+    /// to machines of apps of which one may rest.
+    fn loads(&self, all: bool) -> Vec<MachineLoad> {
+        let table = self.table.load();
+        let may_rest = |target: &Arc<Target>| {
+            let rests = |how| matches!(how, Some(Autostop::Stop | Autostop::Suspend));
+            target.record.services.iter().any(|service| rests(service.autostop))
+        };
+        let apps = table.values().filter(|serving| serving.machines.iter().any(may_rest));
+        let machines = apps.flat_map(|serving| serving.machines.iter());
+        machines
+            .filter_map(|target| {
+                let (in_flight, peak) = target.load.news(all)?;
+                Some(MachineLoad { id: target.record.id.clone(), in_flight, peak })
+            })
+            .collect()
     }
 
     /// Returns whether the host has said anything yet: until then nothing is known of an app.
@@ -181,8 +138,13 @@ impl Live {
         self.version.subscribe()
     }
 
-    fn publish(&self, table: HashMap<AppKey, Machines>) {
+    fn publish(&self, table: Table) {
         self.table.store(Arc::new(table));
+        self.stir();
+    }
+
+    /// Has everybody who waits look again.
+    fn stir(&self) {
         self.version.send_modify(|version| *version += 1);
     }
 }
@@ -190,9 +152,13 @@ impl Live {
 /// Keeps `live` as the host's watch says, for ever. While the host is away, what was known stays.
 pub(crate) async fn follow(live: Arc<Live>, host: HostClient, host_id: HostId) {
     let mut book = Book::new(host_id, Some(host.clone()));
+    let edge = book.edge;
+    let is_to_tell_all = Arc::new(AtomicBool::new(false));
+    let telling = tell_loads(Arc::clone(&live), host.clone(), edge, Arc::clone(&is_to_tell_all));
+    let _telling = Task(tokio::spawn(telling));
     let mut pause = BACKOFF_MIN;
     loop {
-        let watched = host.watch_to_drain().await;
+        let watched = host.watch_to_drain(edge).await;
         if let Err(error) = &watched
             && pause == BACKOFF_MIN
         {
@@ -201,9 +167,14 @@ pub(crate) async fn follow(live: Arc<Live>, host: HostClient, host_id: HostId) {
         if let Ok(mut lines) = watched {
             while let Some(line) = lines.next().await {
                 match line {
+                    Ok(WatchEvent::Rest { id, question }) => book.rest(&live, id, question),
                     Ok(event) => {
                         pause = BACKOFF_MIN;
+                        let is_new = matches!(event, WatchEvent::Snapshot { .. });
                         take(&live, &mut book, event);
+                        if is_new {
+                            is_to_tell_all.store(true, Ordering::Release);
+                        }
                     }
                     Err(error) => {
                         tracing::warn!(%error, "host watch broke");
@@ -217,20 +188,42 @@ pub(crate) async fn follow(live: Arc<Live>, host: HostClient, host_id: HostId) {
     }
 }
 
+/// Tells the host what is under way, as far as it has changed; all of it whenever its watch begins.
+async fn tell_loads(live: Arc<Live>, host: HostClient, edge: u64, is_to_tell_all: Arc<AtomicBool>) {
+    loop {
+        tokio::time::sleep(LOADS_EVERY).await;
+        let all = is_to_tell_all.swap(false, Ordering::AcqRel);
+        let machines = live.loads(all);
+        if !all && machines.is_empty() {
+            continue;
+        }
+        if let Err(error) = host.loads(&Loads { edge, all, machines }).await {
+            tracing::debug!(%error, "host not told what is under way");
+            is_to_tell_all.store(true, Ordering::Release);
+        }
+    }
+}
+
 /// All machines of this host; only [`follow`] writes it.
 struct Book {
     host_id: HostId,
+    /// This edge's number at the host.
+    edge: u64,
     machines: HashMap<MachineId, Arc<Target>>,
+    /// What is counted of apps that have machines.
+    metrics: HashMap<Arc<AppKey>, Arc<AppMetrics>>,
     /// Who is told of machines that no request is under way to any more.
     host: Option<HostClient>,
     /// Waits for that, one a machine that ends.
-    draining: HashMap<MachineId, Draining>,
+    draining: HashMap<MachineId, Task>,
+    /// Waits for news of machines that are to rest.
+    resting: HashMap<MachineId, Task>,
 }
 
-/// A wait that ends with its owner.
-struct Draining(JoinHandle<()>);
+/// A task that ends with its owner.
+struct Task(JoinHandle<()>);
 
-impl Drop for Draining {
+impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -238,26 +231,17 @@ impl Drop for Draining {
 
 fn take(live: &Live, book: &mut Book, event: WatchEvent) {
     match event {
-        WatchEvent::Heartbeat => {}
+        // A question is answered by the one who follows.
+        WatchEvent::Heartbeat | WatchEvent::Rest { .. } => {}
         WatchEvent::Snapshot { machines } => {
             let known = std::mem::take(&mut book.machines);
             book.draining.clear();
+            book.resting.clear();
             for record in machines {
                 let known = known.get(&record.id).map(AsRef::as_ref);
                 book.put(record, known);
             }
-            let mut by_app: HashMap<AppKey, Vec<Arc<Target>>> = HashMap::new();
-            for target in book.machines.values() {
-                by_app.entry(AppKey::of(&target.record)).or_default().push(Arc::clone(target));
-            }
-            let table = by_app
-                .into_iter()
-                .map(|(app, mut targets)| {
-                    targets.sort_by(|a, b| a.record.id.cmp(&b.record.id));
-                    (app, Machines::from(targets))
-                })
-                .collect();
-            live.publish(table);
+            book.publish_all(live);
         }
         WatchEvent::Changed { machine } => {
             let app = AppKey::of(&machine);
@@ -270,6 +254,7 @@ fn take(live: &Live, book: &mut Book, event: WatchEvent) {
         }
         WatchEvent::Removed { id } => {
             book.draining.remove(&id);
+            book.resting.remove(&id);
             if let Some(target) = book.machines.remove(&id) {
                 book.publish_app(live, &AppKey::of(&target.record));
             }
@@ -279,7 +264,15 @@ fn take(live: &Live, book: &mut Book, event: WatchEvent) {
 
 impl Book {
     fn new(host_id: HostId, host: Option<HostClient>) -> Self {
-        Self { host_id, machines: HashMap::new(), host, draining: HashMap::new() }
+        Self {
+            host_id,
+            edge: number(),
+            machines: HashMap::new(),
+            metrics: HashMap::new(),
+            host,
+            draining: HashMap::new(),
+            resting: HashMap::new(),
+        }
     }
 
     /// Puts a machine down as its host says. The gate is closed or opened before anybody can read
@@ -288,7 +281,10 @@ impl Book {
         if record.host != self.host_id {
             return;
         }
-        let load = known.map(|known| Arc::clone(&known.load)).unwrap_or_default();
+        let load = match known {
+            Some(known) => Arc::clone(&known.load),
+            None => Arc::new(Load::of(self.metrics_for(AppKey::of(&record)))),
+        };
         let as_before = known.filter(|known| {
             let known = &known.record;
             (known.state, known.ready, &known.instance)
@@ -298,6 +294,7 @@ impl Book {
         if as_before.is_none() {
             load.health.reset();
         }
+        self.resting.remove(&record.id);
         load.set_open(record.ready);
         self.drain(&record, &load);
         self.machines.insert(record.id.clone(), Arc::new(Target { record, load, since }));
@@ -318,178 +315,79 @@ impl Book {
                 tracing::debug!(machine = %id, %error, "host not told that a machine is drained");
             }
         });
-        self.draining.insert(record.id.clone(), Draining(waiting));
+        self.draining.insert(record.id.clone(), Task(waiting));
     }
 
-    fn publish_app(&self, live: &Live, app: &AppKey) {
-        let mut targets: Vec<_> =
+    /// Answers whether nothing is under way to a machine, which then gets nothing more until its
+    /// record comes anew; if none does, it goes on after a while.
+    fn rest(&mut self, live: &Arc<Live>, id: MachineId, question: u64) {
+        let Some(host) = self.host.clone() else { return };
+        let target = self.machines.get(&id);
+        // Nothing is sent to one that is not known.
+        let is_idle = target.is_none_or(|target| target.load.close_if_idle());
+        let closed = target.filter(|target| is_idle && target.record.ready).cloned();
+        if !is_idle {
+            // The gate may have been closed for a moment.
+            live.stir();
+        }
+        let rest = Rest { edge: self.edge, question, is_idle };
+        let (live, machine) = (Arc::clone(live), id.clone());
+        let waiting = tokio::spawn(async move {
+            if let Err(error) = host.rest(&machine, rest).await {
+                tracing::debug!(%machine, %error, "host not told whether a machine is unused");
+            }
+            if let Some(target) = closed {
+                tokio::time::sleep(REST_MAX).await;
+                target.load.set_open(true);
+                live.stir();
+            }
+        });
+        self.resting.insert(id, Task(waiting));
+    }
+
+    /// Returns what is counted of an app.
+    fn metrics_for(&mut self, app: AppKey) -> &Arc<AppMetrics> {
+        self.metrics.entry(Arc::new(app)).or_default()
+    }
+
+    fn publish_all(&mut self, live: &Live) {
+        let mut by_app: HashMap<AppKey, Vec<Arc<Target>>> = HashMap::new();
+        for target in self.machines.values() {
+            by_app.entry(AppKey::of(&target.record)).or_default().push(Arc::clone(target));
+        }
+        self.metrics.retain(|app, _| by_app.contains_key(&**app));
+        let table = by_app.into_iter().map(|(app, targets)| self.serving(app, targets)).collect();
+        live.publish(table);
+    }
+
+    fn publish_app(&mut self, live: &Live, app: &AppKey) {
+        let targets: Vec<_> =
             self.machines.values().filter(|target| app.has(&target.record)).cloned().collect();
-        targets.sort_by(|a, b| a.record.id.cmp(&b.record.id));
-        let mut table = HashMap::clone(&live.table.load());
+        let mut table = Table::clone(&live.table.load());
         if targets.is_empty() {
             table.remove(app);
+            self.metrics.remove(app);
         } else {
-            table.insert(app.clone(), Machines::from(targets));
+            let (app, serving) = self.serving(app.clone(), targets);
+            table.insert(app, serving);
         }
         live.publish(table);
     }
+
+    fn serving(&mut self, app: AppKey, mut targets: Vec<Arc<Target>>) -> (Arc<AppKey>, Serving) {
+        targets.sort_by(|a, b| a.record.id.cmp(&b.record.id));
+        let metrics = Arc::clone(self.metrics_for(app.clone()));
+        (Arc::new(app), Serving { machines: Machines::from(targets), metrics })
+    }
+}
+
+/// Makes up the number by which the host tells this edge from others.
+fn number() -> u64 {
+    let mut bytes = [0; 8];
+    // The kernel's generator has no way to fail once the server is up.
+    let _unlikely = getrandom::fill(&mut bytes);
+    u64::from_le_bytes(bytes)
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use perch_types::directory::Generation;
-    use perch_types::{InstanceId, MachineState, Timestamp};
-
-    use super::*;
-
-    pub(crate) fn record(id: u64, app: &str, state: MachineState) -> MachineRecord {
-        MachineRecord {
-            id: MachineId::from_bits(id),
-            org: OrgSlug::personal(),
-            app: app.parse().unwrap(),
-            name: "m".to_owned(),
-            host: HostId::from_bits(1),
-            region: "ams".parse().unwrap(),
-            instance: InstanceId::from_parts(1, 1),
-            generation: Generation { incarnation: 1, counter: 1 },
-            state,
-            ready: state == MachineState::Started,
-            cordoned: false,
-            private_ip: "fdaa:0:1::2".parse().unwrap(),
-            private_ipv4: "10.209.0.2".parse().unwrap(),
-            services: serde_json::from_str(
-                r#"[{"internal_port":8080,"ports":[{"port":80,"handlers":["http"]}]}]"#,
-            )
-            .unwrap(),
-            metadata: std::collections::BTreeMap::new(),
-            skip_dns: false,
-            statics: Vec::new(),
-            containers: Vec::new(),
-            image: "web:1".to_owned(),
-            cpus: 1,
-            cpu_kind: Default::default(),
-            memory_mb: 256,
-            created_at: Timestamp::UNIX_EPOCH,
-            updated_at: Timestamp::UNIX_EPOCH,
-        }
-    }
-
-    fn web() -> AppKey {
-        AppKey { org: OrgSlug::personal(), name: "web".parse().unwrap() }
-    }
-
-    fn book() -> Book {
-        Book::new(HostId::from_bits(1), None)
-    }
-
-    #[test]
-    fn a_change_keeps_what_is_in_flight() {
-        let (live, mut book, app) = (Live::default(), book(), web());
-        let first = record(1, "web", MachineState::Started);
-        take(&live, &mut book, WatchEvent::Snapshot { machines: vec![first.clone()] });
-        let guard = live.machines_of(&app).unwrap()[0].load.begin(None).unwrap();
-        let mut second = first;
-        second.generation.counter = 2;
-        second.ready = false;
-        take(&live, &mut book, WatchEvent::Changed { machine: Box::new(second) });
-        let machines = live.machines_of(&app).unwrap();
-        assert!(!machines[0].record.ready);
-        assert_eq!(machines[0].load.in_flight(), 1);
-        drop(guard);
-        assert_eq!(machines[0].load.in_flight(), 0);
-    }
-
-    #[test]
-    fn an_older_record_changes_nothing_and_another_hosts_is_not_taken() {
-        let (live, mut book, app) = (Live::default(), book(), web());
-        let mut new = record(1, "web", MachineState::Started);
-        new.generation.counter = 5;
-        take(&live, &mut book, WatchEvent::Changed { machine: Box::new(new) });
-        let old = record(1, "web", MachineState::Stopped);
-        take(&live, &mut book, WatchEvent::Changed { machine: Box::new(old) });
-        let mut foreign = record(2, "web", MachineState::Started);
-        foreign.host = HostId::from_bits(2);
-        take(&live, &mut book, WatchEvent::Changed { machine: Box::new(foreign) });
-        let machines = live.machines_of(&app).unwrap();
-        assert_eq!(machines.len(), 1);
-        assert_eq!(machines[0].record.state, MachineState::Started);
-        take(&live, &mut book, WatchEvent::Removed { id: MachineId::from_bits(1) });
-        assert!(live.machines_of(&app).is_none());
-    }
-
-    #[test]
-    fn an_app_has_no_machine_of_another_organizations_app_of_its_name() {
-        let (live, mut book, ours) = (Live::default(), book(), web());
-        let theirs = AppKey { org: "theirs".parse().unwrap(), ..web() };
-        let known = |live: &Live| {
-            let ids = |app: &AppKey| -> Vec<MachineId> {
-                let machines = live.machines_of(app).unwrap_or_default();
-                machines.iter().map(|target| target.record.id.clone()).collect()
-            };
-            (ids(&ours), ids(&theirs))
-        };
-        let mut left = record(1, "web", MachineState::Started);
-        left.org = theirs.org.clone();
-        let own = record(2, "web", MachineState::Started);
-        let (one, two) = (MachineId::from_bits(1), MachineId::from_bits(2));
-        let machines = vec![left.clone(), own.clone()];
-        take(&live, &mut book, WatchEvent::Snapshot { machines });
-        assert_eq!(known(&live), (vec![two.clone()], vec![one.clone()]));
-        for machine in [left, own] {
-            take(&live, &mut book, WatchEvent::Changed { machine: Box::new(machine) });
-            assert_eq!(known(&live), (vec![two.clone()], vec![one.clone()]));
-        }
-        take(&live, &mut book, WatchEvent::Removed { id: one });
-        assert_eq!(known(&live), (vec![two], Vec::new()));
-    }
-
-    #[tokio::test]
-    async fn a_closed_gate_lets_nothing_in_and_is_drained_once_only_tunnels_are_left() {
-        let load = Arc::new(Load::default());
-        let (request, tunnel) = (load.begin(None).unwrap(), load.begin(None).unwrap());
-        load.set_open(false);
-        assert!(load.begin(None).is_none() && !load.is_open());
-        assert_eq!(load.in_flight(), 2);
-        let waiting = Arc::clone(&load);
-        let drained = tokio::spawn(async move { waiting.drained().await });
-        let tunnel = tunnel.into_tunnel();
-        tokio::task::yield_now().await;
-        assert!(!drained.is_finished());
-        drop(request);
-        tokio::time::timeout(Duration::from_secs(5), drained).await.unwrap().unwrap();
-        assert_eq!(load.in_flight(), 1);
-        load.set_open(true);
-        let more = load.begin(Some(2)).unwrap();
-        assert!(load.begin(Some(2)).is_none(), "the tunnel counts as one");
-        drop((tunnel, more));
-        assert_eq!(load.in_flight(), 0);
-    }
-
-    #[test]
-    fn how_long_a_machine_is_as_it_is_survives_news_that_change_nothing() {
-        let (live, mut book, app) = (Live::default(), book(), web());
-        let mut record = record(1, "web", MachineState::Started);
-        record.ready = false;
-        let mut since = |record: &MachineRecord| {
-            let machine = Box::new(record.clone());
-            take(&live, &mut book, WatchEvent::Changed { machine });
-            live.machines_of(&app).unwrap()[0].since
-        };
-        let first = since(&record);
-        record.generation.counter += 1;
-        assert_eq!(since(&record), first);
-        record.ready = true;
-        record.generation.counter += 1;
-        assert!(since(&record) > first);
-    }
-
-    #[test]
-    fn nothing_is_known_until_the_host_has_said_something() {
-        let (live, mut book) = (Live::default(), Book::new(HostId::from_bits(1), None));
-        assert!(!live.is_known());
-        take(&live, &mut book, WatchEvent::Heartbeat);
-        assert!(!live.is_known());
-        take(&live, &mut book, WatchEvent::Snapshot { machines: Vec::new() });
-        assert!(live.is_known());
-    }
-}
+pub(crate) mod tests;

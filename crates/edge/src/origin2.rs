@@ -2,6 +2,8 @@
 //!
 //! Never asked of a machine whose port does not say that it speaks it.
 
+use std::sync::Arc;
+
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TE, TRANSFER_ENCODING};
 use http::{Request, Uri, Version};
 use http_body::Body;
@@ -9,6 +11,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
+use crate::live::Load;
 use crate::upload::RequestBody;
 
 /// The largest head of an answer, counted as HTTP/2 does.
@@ -33,21 +36,28 @@ where
     }
 }
 
-/// Begins to speak HTTP/2.
-pub(crate) async fn handshake(stream: TcpStream) -> Option<http2::SendRequest<RequestBody>> {
-    let (sender, connection) = http2::Builder::new(OnLoop)
+/// Begins to speak HTTP/2 over a connection to a machine, which counts its end.
+pub(crate) async fn handshake(
+    stream: TcpStream,
+    load: Arc<Load>,
+) -> Option<http2::SendRequest<RequestBody>> {
+    let handshake = http2::Builder::new(OnLoop)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(HEAD_BYTES_MAX)
         .max_send_buf_size(SEND_BYTES_MAX)
         .handshake(TokioIo::new(stream))
-        .await
-        .ok()?;
+        .await;
+    let Ok((sender, connection)) = handshake else {
+        load.instance.disconnected();
+        return None;
+    };
     tokio::task::spawn_local(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "connection to a machine ended");
         }
+        load.instance.disconnected();
     });
     Some(sender)
 }

@@ -100,16 +100,22 @@ impl Motion {
     }
 }
 
-/// A stream that notes when bytes move over it.
+/// A stream that notes when bytes move over it, and how many were read.
 #[derive(Debug)]
 pub(crate) struct Moving<S> {
     inner: S,
     motion: Motion,
+    taken: u64,
 }
 
 impl<S> Moving<S> {
     pub(crate) fn new(inner: S, motion: &Motion) -> Self {
-        Self { inner, motion: motion.clone() }
+        Self { inner, motion: motion.clone(), taken: 0 }
+    }
+
+    /// Returns how many bytes were read.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken
     }
 }
 
@@ -121,8 +127,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Moving<S> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.inner).poll_read(context, buf);
-        if buf.filled().len() > before {
+        let count = buf.filled().len().saturating_sub(before);
+        if count > 0 {
             self.motion.0.set(Instant::now());
+            self.taken = self.taken.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
         }
         polled
     }

@@ -1,13 +1,10 @@
-//! The end of a request: pages of the edge's own, and one access event.
+//! Pages of the edge's own.
 //!
 //! Never puts a word of the request into a page.
 
-use std::time::Duration;
-
 use bytes::Bytes;
+use http::Response;
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use http::{Method, Response};
-use perch_types::AppName;
 
 use crate::body::ReplyBody;
 use crate::cause::Cause;
@@ -49,46 +46,6 @@ color:#1c1f23;background:#fafaf8}}h1{{font-size:1.4rem}}small{{color:#667}}\
         text = cause.text(),
         code = cause.code(),
     )
-}
-
-/// What is said of a request when it is over.
-#[derive(Debug)]
-pub(crate) struct Access<'a> {
-    pub(crate) request_id: &'a str,
-    pub(crate) method: &'a Method,
-    pub(crate) app: Option<&'a AppName>,
-    pub(crate) status: u16,
-    pub(crate) cause: Option<Cause>,
-    pub(crate) took: Duration,
-}
-
-impl Access<'_> {
-    /// Writes the one event of a request; answers of apps only when they are asked for, because
-    /// they would be the loudest thing on a server.
-    pub(crate) fn write(&self) {
-        let app = self.app.map(AppName::as_str);
-        let took_us = u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX);
-        match self.cause {
-            Some(cause) => tracing::info!(
-                request = self.request_id,
-                method = %self.method,
-                app,
-                status = self.status,
-                code = cause.code(),
-                fault = ?cause.fault(),
-                took_us,
-                "request answered by the edge"
-            ),
-            None => tracing::debug!(
-                request = self.request_id,
-                method = %self.method,
-                app,
-                status = self.status,
-                took_us,
-                "request answered"
-            ),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Never ends without one.
 
 use std::cell::Cell;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +14,16 @@ use hyper::body::Incoming;
 use perch_types::service::HttpOptions;
 use tokio::time::Instant;
 
+use crate::access::Access;
 use crate::body::ReplyBody;
 use crate::cause::Cause;
 use crate::forward::Outbound;
 use crate::headers::{self, Seen};
 use crate::listen::Worker;
 use crate::live::{AppKey, Target};
+use crate::metrics::AppMetrics;
 use crate::peer::Peer;
-use crate::reply::{self, Access};
+use crate::reply;
 use crate::strict::Link;
 use crate::upload::RequestBody;
 use crate::{challenge, compress, origin2, pick, redirect, route};
@@ -39,6 +42,7 @@ impl Worker {
         let accepted = compress::accepted(request.headers());
         let mut passage = Passage {
             app: None,
+            metrics: None,
             host: String::new(),
             face: None,
             peer,
@@ -50,15 +54,17 @@ impl Worker {
             Err(cause) => (reply::page(cause, &id), Some(cause)),
         };
         link.settle(response.status() == StatusCode::SWITCHING_PROTOCOLS);
+        let (status, took) = (response.status().as_u16(), began.elapsed());
+        passage.metrics.as_ref().unwrap_or(&self.shared.metrics.nobodys).answered(status, took);
         Access {
             request_id: &id,
             method: &method,
             app: passage.app.as_ref().map(|app| &app.name),
-            status: response.status().as_u16(),
+            status,
             cause,
-            took: began.elapsed(),
+            took,
         }
-        .write();
+        .write(&self.shared.sampler, self.shared.clock.boot_ms());
         let options = passage.options();
         if cause.is_none() && options.is_some_and(|options| options.compress == Some(true)) {
             response = compress::answer(response, &method, accepted, &self.places);
@@ -67,31 +73,46 @@ impl Worker {
         response
     }
 
-    async fn phases(
+    /// Returns whose a request is, or what the platform itself answers.
+    async fn owner(
         &self,
-        request: Request<Incoming>,
+        parts: &Parts,
         passage: &mut Passage<'_>,
-    ) -> Result<Response<ReplyBody>, Cause> {
-        let (mut parts, body) = request.into_parts();
+    ) -> Result<ControlFlow<Response<ReplyBody>, AppKey>, Cause> {
         if !parts.headers.contains_key(http::header::HOST) {
             return Err(passage.link.refusal());
         }
         if parts.method == Method::CONNECT {
             return Err(Cause::BadRequest);
         }
-        passage.host = route::host_of(&parts)?;
+        passage.host = route::host_of(parts)?;
         let host = &passage.host;
         let app = route::app_of(host, &self.shared.domain, &self.shared.view.load());
         if passage.peer.secure.as_ref().is_some_and(|it| !it.admits(host, app.as_ref())) {
             return Err(Cause::Misdirected);
         }
-        if let Some(response) = challenge::answer(&self.shared, passage.peer, host, &parts) {
-            return Ok(response);
+        if let Some(response) = challenge::answer(&self.shared, passage.peer, host, parts) {
+            return Ok(ControlFlow::Break(response));
         }
         if let Some(issuer) = self.shared.issuer.as_ref().filter(|issuer| issuer.host == *host) {
-            return issuer.answer(&self.shared.runtime, &parts).await;
+            let response = issuer.answer(&self.shared.runtime, parts).await?;
+            return Ok(ControlFlow::Break(response));
         }
-        let app = passage.app.insert(app.ok_or(Cause::UnknownHost)?).clone();
+        let app = app.ok_or(Cause::UnknownHost)?;
+        Ok(ControlFlow::Continue(passage.app.insert(app).clone()))
+    }
+
+    async fn phases(
+        &self,
+        request: Request<Incoming>,
+        passage: &mut Passage<'_>,
+    ) -> Result<Response<ReplyBody>, Cause> {
+        let (mut parts, body) = request.into_parts();
+        let app = match self.owner(&parts, passage).await? {
+            ControlFlow::Continue(app) => app,
+            ControlFlow::Break(response) => return Ok(response),
+        };
+        passage.metrics = self.shared.live.metrics_of(&app);
         passage.face = self.face(&app, passage.peer);
         if let Some(response) = self.redirect(passage, &parts) {
             return Ok(response);
@@ -130,7 +151,8 @@ impl Worker {
             let client = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
             client.map(|client| (protocol, client))
         });
-        let body = RequestBody::new(body, Rc::clone(&progress), &self.budget);
+        let metrics = passage.metrics.clone();
+        let body = RequestBody::new(body, Rc::clone(&progress), &self.budget, metrics);
         let mut request = Request::from_parts(parts, body);
         if seen.version == Version::HTTP_2 {
             origin2::frame(&mut request);
@@ -209,6 +231,8 @@ fn finish(
 /// What is known of a request on its way.
 pub(crate) struct Passage<'a> {
     pub(crate) app: Option<AppKey>,
+    /// What is counted of the app, if it has machines here.
+    pub(crate) metrics: Option<Arc<AppMetrics>>,
     /// The one host name that it was sent to.
     pub(crate) host: String,
     /// The machine whose port says how it is treated: the one that answered, as soon as one has.

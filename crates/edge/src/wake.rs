@@ -101,6 +101,11 @@ impl Wakes {
         outcome
     }
 
+    /// Returns how many requests are held.
+    pub(crate) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
     fn hold(&self, held_max: usize) -> Option<Held<'_>> {
         let held = Held(&self.held);
         (self.held.fetch_add(1, Ordering::Relaxed) < held_max).then_some(held)
@@ -191,7 +196,12 @@ pub(crate) async fn ready_machine(shared: &Shared, wanted: &Wanted<'_>) -> Resul
     loop {
         // The subscription is older than this look, so no change falls in between.
         match look(shared, wanted)? {
-            Look::Ready(place) => return Ok(place),
+            Look::Ready(place) => {
+                if wait.wakes > 0 {
+                    place.target.load.app.woken(wait.began.elapsed());
+                }
+                return Ok(place);
+            }
             Look::Full(machines) => {
                 if wait.queue(shared, &machines)? {
                     // A place that became free before it stood in the queue was not told.
@@ -297,6 +307,7 @@ fn take(target: Arc<Target>, peer: &Peer) -> Option<Place> {
 /// One request's wait for its app.
 struct Wait<'a> {
     changes: watch::Receiver<u64>,
+    began: Instant,
     deadline: Instant,
     hold_max: Duration,
     start: Option<watch::Receiver<Outcome>>,
@@ -321,9 +332,11 @@ struct Standing {
 impl<'a> Wait<'a> {
     fn new(shared: &'a Shared) -> Result<Self, Cause> {
         let held = shared.wakes.hold(shared.limits.held_max).ok_or(Cause::QueueFull)?;
+        let began = Instant::now();
         Ok(Self {
             changes: shared.live.changes(),
-            deadline: Instant::now() + shared.limits.hold,
+            began,
+            deadline: began + shared.limits.hold,
             hold_max: shared.limits.hold,
             start: None,
             after: None,

@@ -98,6 +98,8 @@ pub struct Limits {
     pub drain: Duration,
     /// Images that no machine names.
     pub cache: CachePolicy,
+    /// How long nothing uses a machine before it is stopped or suspended, if it may be.
+    pub autostop_idle: Duration,
 }
 
 impl Default for Limits {
@@ -110,6 +112,7 @@ impl Default for Limits {
             log: LogLimits::default(),
             drain: DRAIN_TIMEOUT,
             cache: CachePolicy::default(),
+            autostop_idle: crate::autostop::IDLE_DEFAULT,
         }
     }
 }

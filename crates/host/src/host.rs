@@ -19,7 +19,9 @@ use perch_store::Store;
 use perch_types::api::MachineEvent;
 use perch_types::clock::Clock;
 use perch_types::directory::Generation;
-use perch_types::host::{Accepted, Command, CreateMachine, HostInfo, HostMachine, WatchEvent};
+use perch_types::host::{
+    Accepted, Command, CreateMachine, HostInfo, HostMachine, Loads, Rest, WatchEvent,
+};
 use perch_types::image::{Digest, ImageRef};
 use perch_types::{ApiError, AppName, Code, HostId, MachineConfig, MachineId};
 use tokio::sync::{Mutex, broadcast};
@@ -28,10 +30,12 @@ use tokio::task::JoinSet;
 pub use ask::WAIT_MS_MAX;
 pub use open::{Deps, has_boots, take_restored_state};
 
+use crate::autostop;
 use crate::drains::Sender;
 use crate::effects::Resolved;
 use crate::heartbeat::Beat;
 use crate::holds::Hold;
+use crate::loads::{Member, Said};
 use crate::machine::actor::{Actor, Handle, Origin};
 use crate::machine::plan::Intent;
 use crate::machine::record::{Desired, Record, Source, Version, upper_name};
@@ -372,7 +376,7 @@ impl Host {
             Some((image, others, holds)) => (Some(image), others, holds),
             None => (None, Vec::new(), Vec::new()),
         };
-        handle.command(Queued { command, image, others }).await
+        handle.command(Queued { image, others, ..Queued::of(command) }).await
     }
 
     /// Returns a machine; a destroyed one for a while.
@@ -433,6 +437,29 @@ impl Host {
         Ok(())
     }
 
+    /// Notes one that sends requests to machines; until the guard is dropped, no machine is stopped
+    /// for want of requests before it has said what is under way, under the number that it gave.
+    pub fn join_edge(&self, edge: Option<u64>) -> Member {
+        self.shared.loads.join(edge)
+    }
+
+    /// Notes what is under way to machines.
+    pub fn loads(&self, loads: Loads) {
+        let said = loads.machines.into_iter().filter_map(|load| {
+            let machine = self.shared.machine(&load.id).ok()?;
+            let soft = autostop::soft_limit(&machine.published().machine.config.services);
+            let was_full = load.peak.max(load.in_flight) >= soft;
+            Some(Said { id: load.id, in_flight: load.in_flight, was_full })
+        });
+        let now_ms = self.shared.effects.clock.boot_ms();
+        self.shared.loads.note(loads.edge, loads.all, said.collect(), now_ms);
+    }
+
+    /// Notes an edge's answer whether a machine is unused.
+    pub fn rest(&self, rest: Rest) {
+        self.shared.loads.answer(rest.edge, rest.question, rest.is_idle);
+    }
+
     /// Returns what the server is.
     #[must_use]
     pub fn info(&self) -> HostInfo {
@@ -460,6 +487,7 @@ impl Shared {
         let mut machines = self.machines.write().unwrap_or_else(PoisonError::into_inner);
         machines.remove(id);
         self.drains.forget(id);
+        self.loads.forget(id);
     }
 
     /// Returns the digests of images that a machine names: those it runs, and those of updates

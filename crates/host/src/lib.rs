@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod autostop;
 mod cache;
 pub mod config;
 mod drains;
@@ -21,6 +22,7 @@ mod host;
 mod images;
 pub mod inside;
 mod layers;
+mod loads;
 mod logs;
 pub mod machine;
 mod mounts;
@@ -39,6 +41,7 @@ mod tend;
 pub mod volumes;
 mod words;
 
+pub use autostop::IDLE_DEFAULT as AUTOSTOP_IDLE;
 pub use cache::{CachePolicy, IMAGE_CACHE_BYTES, IMAGE_KEPT_MS};
 pub use config::{Config, Limits, MachineApi, PlatformRegistry};
 pub use error::Error;

@@ -347,9 +347,7 @@ impl Publisher {
             };
             tracing::warn!(machine = %machine.id, why, "machine is laid down");
             let command = Command::Destroy { force: true };
-            if let Err(error) =
-                handle.command(Queued { command, image: None, others: Vec::new() }).await
-            {
+            if let Err(error) = handle.command(Queued::of(command)).await {
                 tracing::warn!(machine = %machine.id, %error, "machine is not laid down");
             }
         }
@@ -446,7 +444,7 @@ mod tests {
 
         for handle in &handles {
             let command = Command::SetCordoned { cordoned: true };
-            handle.command(Queued { command, image: None, others: Vec::new() }).await.unwrap();
+            handle.command(Queued::of(command)).await.unwrap();
         }
         assert!(publisher.tell_machines().await.unwrap());
         let mut second = revisions().await;
@@ -456,7 +454,7 @@ mod tests {
 
         let gone = &handles[0];
         let command = Command::Destroy { force: true };
-        gone.command(Queued { command, image: None, others: Vec::new() }).await.unwrap();
+        gone.command(Queued::of(command)).await.unwrap();
         let mut follow = gone.follow();
         let destroyed = follow.wait_for(|published| published.machine.state == State::Destroyed);
         drop(tokio::time::timeout(Duration::from_secs(20), destroyed).await.unwrap());

@@ -16,8 +16,8 @@ use perch_types::api::{
     ReclaimedMemory, SetMemory,
 };
 use perch_types::host::{
-    Accepted, Command, CreateMachine, Drained, HostInfo, HostMachine, LogsQuery, MachinesQuery,
-    PREFIX, STATIC_NAME_HEADER, StaticQuery, WaitQuery, WatchQuery,
+    Accepted, Command, CreateMachine, Drained, HostInfo, HostMachine, Loads, LogsQuery,
+    MachinesQuery, PREFIX, Rest, STATIC_NAME_HEADER, StaticQuery, WaitQuery, WatchQuery,
 };
 use perch_types::{ApiError, Code, MachineId};
 
@@ -41,6 +41,8 @@ pub fn router(host: Host) -> Router {
         .route("/machines/{id}/logs", get(logs))
         .route("/machines/{id}/static", get(static_file))
         .route("/machines/{id}/drained", post(drained))
+        .route("/machines/{id}/rest", post(rest))
+        .route("/loads", post(loads))
         .merge(volumes::routes())
         .route("/watch", get(watch))
         .route("/info", get(info))
@@ -221,6 +223,24 @@ async fn drained(
     let drained = body(request)?;
     host.drained(&machine_id(&id)?, drained.generation)?;
     Ok(Json(drained))
+}
+
+async fn rest(
+    State(host): State<Host>,
+    Path(id): Path<String>,
+    request: Result<Json<Rest>, JsonRejection>,
+) -> Answer<()> {
+    machine_id(&id)?;
+    host.rest(body(request)?);
+    Ok(Json(()))
+}
+
+async fn loads(
+    State(host): State<Host>,
+    request: Result<Json<Loads>, JsonRejection>,
+) -> Answer<()> {
+    host.loads(body(request)?);
+    Ok(Json(()))
 }
 
 async fn usage(State(host): State<Host>) -> Answer<DiskUsage> {

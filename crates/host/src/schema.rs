@@ -41,6 +41,33 @@ pub struct Queued {
     /// The further images of one with containers, resolved.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) others: Vec<ImageRef>,
+    /// Who asked.
+    #[serde(default, skip_serializing_if = "Asker::is_user")]
+    pub(crate) asker: Asker,
+}
+
+/// Who asked for a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Asker {
+    /// Somebody.
+    #[default]
+    User,
+    /// The host: nothing uses the machine.
+    Autostop,
+}
+
+impl Asker {
+    fn is_user(&self) -> bool {
+        *self == Self::User
+    }
+}
+
+impl Queued {
+    /// Makes a command that somebody asked for and that needs no image.
+    pub(crate) const fn of(command: Command) -> Self {
+        Self { command, image: None, others: Vec::new(), asker: Asker::User }
+    }
 }
 
 /// What the host is.

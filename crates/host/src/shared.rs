@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::drains::Drains;
 use crate::effects::{Effects, Fault};
 use crate::heartbeat::Heartbeats;
+use crate::loads::Loads;
 use crate::logs::FOLLOWERS_MAX;
 use crate::machine::actor::Handle;
 use crate::machine::guest::Surroundings;
@@ -57,8 +58,10 @@ pub struct Shared {
     pub volumes: Book,
     /// What changes.
     pub changes: broadcast::Sender<Arc<WatchEvent>>,
-    /// Requests under way.
+    /// Who sends requests, and which machines are drained.
     pub drains: Drains,
+    /// Requests under way.
+    pub loads: Loads,
     /// Places for logs that are followed.
     pub followers: Arc<Semaphore>,
     /// Something is to be published.
@@ -128,6 +131,7 @@ impl Shared {
             volumes: Book::default(),
             changes,
             drains: Drains::default(),
+            loads: Loads::default(),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             dirty: Notify::new(),
             heartbeats: Heartbeats::default(),

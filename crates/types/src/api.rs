@@ -8,6 +8,7 @@ mod machine;
 mod placements;
 mod resources;
 mod tokens;
+mod wake;
 
 use std::collections::BTreeMap;
 
@@ -34,6 +35,7 @@ pub use resources::{
     ListenSocket, MachineMemory, ProcessStat, ReclaimMemory, ReclaimedMemory, SetMemory,
 };
 pub use tokens::{CreateDeployToken, CreatedToken, TokenInfo, TokensCurrent};
+pub use wake::WakeTimes;
 
 /// An app as answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -64,6 +66,9 @@ pub struct App {
     /// What a host name of one's own is to be an alias of: the same name.
     #[serde(default)]
     pub cname_target: String,
+    /// How long its machines took to wake, if a request ever waited for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wake: Option<WakeTimes>,
 }
 
 /// An organization as answered inside an app.

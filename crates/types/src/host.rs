@@ -20,6 +20,8 @@
 //! | `GET /machines/{id}/logs` | query [`LogsQuery`] | lines of [`crate::api::LogRecord`] |
 //! | `GET /machines/{id}/static` | query [`StaticQuery`] | the file, its name in [`STATIC_NAME_HEADER`] |
 //! | `POST /machines/{id}/drained` | [`Drained`] | the same |
+//! | `POST /machines/{id}/rest` | [`Rest`] | nothing |
+//! | `POST /loads` | [`Loads`] | nothing |
 //! | `POST /volumes` | [`CreateVolume`] | [`crate::directory::VolumeRecord`]; the same again for the same id |
 //! | `GET /volumes` | | `[VolumeRecord]` |
 //! | `GET /volumes/{id}` | | [`crate::directory::VolumeRecord`] with what is now |
@@ -372,6 +374,45 @@ pub struct WatchQuery {
     /// Whether the watcher sends requests to machines and says when one is [`Drained`].
     #[serde(default)]
     pub drains: bool,
+    /// The number under which it says what is under way ([`Loads`]): of its own, the same for its
+    /// life. Without one no machine is stopped for want of requests while it watches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edge: Option<u64>,
+}
+
+/// What is under way to machines through one edge, as far as it changed since it said so last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loads {
+    /// The number of the edge's watch.
+    pub edge: u64,
+    /// Whether there is nothing under way to machines that are not named; else they are as before.
+    #[serde(default)]
+    pub all: bool,
+    /// Machines to which something is, or was since.
+    pub machines: Vec<MachineLoad>,
+}
+
+/// What is under way to a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineLoad {
+    /// The machine.
+    pub id: MachineId,
+    /// Requests and connections under way now.
+    pub in_flight: u32,
+    /// The most that were at once since the last time.
+    pub peak: u32,
+}
+
+/// The answer to [`WatchEvent::Rest`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rest {
+    /// The number of the edge's watch.
+    pub edge: u64,
+    /// The number of the question.
+    pub question: u64,
+    /// Whether nothing is under way to the machine through this edge, and nothing will be until
+    /// the machine's record comes anew.
+    pub is_idle: bool,
 }
 
 /// No request is under way any more to a machine that was seen not to be ready, and none will be
@@ -400,6 +441,14 @@ pub enum WatchEvent {
     Removed {
         /// Which.
         id: MachineId,
+    },
+    /// A machine is to be stopped because nothing uses it: whoever sends requests says by [`Rest`]
+    /// whether that is so, and then sends it none.
+    Rest {
+        /// Which.
+        id: MachineId,
+        /// The number of the question.
+        question: u64,
     },
     /// Nothing happened; the line is alive.
     Heartbeat,

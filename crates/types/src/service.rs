@@ -29,15 +29,16 @@ pub struct Service {
     pub protocol: Protocol,
     /// The port that the program listens on.
     pub internal_port: u16,
-    /// What to do with the machine when nothing uses it. `stop` has no effect here yet: a machine
-    /// runs until it is told to stop. `suspend` is refused.
+    /// What to do with the machine when nothing uses it. One with several services rests only if
+    /// all of them say so, and is suspended only if all say that; a machine that cannot be
+    /// suspended is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autostop: Option<Autostop>,
     /// Whether a request starts it; unset means yes (contract 4.5).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autostart: Option<bool>,
-    /// How many machines keep running in the primary region. It has no effect here yet: none is
-    /// stopped because nothing uses it.
+    /// How many machines keep running in the primary region, the one that `PRIMARY_REGION` names in
+    /// the environment, although nothing uses them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_machines_running: Option<u32>,
     /// Public ports.

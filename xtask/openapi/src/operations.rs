@@ -481,8 +481,8 @@ pub(super) fn info() -> Value {
     described(
         json!({"title": "Perch", "version": "1", "license": {"name": "Apache-2.0"}}),
         "Apps and machines on one's own metal. Bodies follow the public wire format of Fly.io's \
-         Machines API; a key that is accepted does what it says, or its description says what has \
-         no effect here yet, and keys that nobody knows are kept and given back. Every request needs a token: `Authorization: Bearer <token>`; \
+         Machines API; a key that is accepted does what it says, and keys that nobody knows are kept \
+         and given back. Every request needs a token: `Authorization: Bearer <token>`; \
          several, with commas between them, reach what any of them reaches.",
     )
 }

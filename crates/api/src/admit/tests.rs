@@ -455,10 +455,6 @@ fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing(
             json!({"services": [{"internal_port": 1, "force_instance_key": "a"}]}),
             "config.services[0].force_instance_key",
         ),
-        (
-            json!({"services": [{"internal_port": 1, "autostop": "suspend"}]}),
-            "config.services[0].autostop suspend",
-        ),
     ] {
         assert!(text(more).starts_with(path), "{path}");
     }
@@ -470,6 +466,10 @@ fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing(
     }
     admit(config(json!({"guest": {"persist_rootfs": 1, "gpu_kind": ""}}))).unwrap();
     admit(config(json!({"services": [{"internal_port": 1, "force_instance_key": null}]}))).unwrap();
+    for autostop in ["off", "stop", "suspend"] {
+        let service = json!({"internal_port": 1, "autostop": autostop, "min_machines_running": 1});
+        admit(config(json!({"services": [service]}))).unwrap();
+    }
 }
 
 #[test]

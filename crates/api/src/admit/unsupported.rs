@@ -1,12 +1,9 @@
 //! Keys that the contract has and this server cannot honour yet.
 //!
 //! Never refuses a key for being there: only one that asks for something. Clients send many empty.
-//! And never those that clients send with every service, although the edge does nothing about them
-//! yet: `autostop` `stop` and `min_machines_running`. Their descriptions say so, and `perch deploy`
-//! warns of them (`types::app_config`).
 
 use perch_types::machine_config::Other;
-use perch_types::service::{Autostop, Handler, Protocol};
+use perch_types::service::{Handler, Protocol};
 use perch_types::{Code, MachineConfig};
 use serde_json::Value;
 
@@ -69,9 +66,6 @@ fn services(found: &mut Vec<String>, path: &str, service: &perch_types::service:
     collect(found, path, &service.other, &SERVICE);
     if service.protocol == Protocol::Udp {
         found.push(format!("{path}.protocol udp"));
-    }
-    if service.autostop == Some(Autostop::Suspend) {
-        found.push(format!("{path}.autostop suspend"));
     }
     for (index, port) in service.ports.iter().enumerate() {
         let path = format!("{path}.ports[{index}]");

@@ -55,6 +55,20 @@ async fn an_app_is_answered_in_the_contracts_shape() {
     assert_eq!(body, br#"{"total_apps":0,"apps":[]}"#);
 }
 
+#[tokio::test]
+async fn an_app_says_how_long_it_takes_to_wake_once_it_was_woken() {
+    let cloud = Cloud::start().await;
+    for name in ["woken", "web"] {
+        cloud.admin.create_app(&named(name)).await.unwrap();
+    }
+    let (_, _, body) = cloud.raw(("GET", "/v1/apps/woken"), Some(ADMIN), "").await;
+    let app: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(app["wake"], json!({"count": 3, "p50_ms": 41, "p99_ms": 90}));
+    let (_, _, body) = cloud.raw(("GET", "/v1/apps/web"), Some(ADMIN), "").await;
+    let app: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(app.get("wake"), None);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn of_fifty_that_want_a_name_at_once_one_gets_it() {
     let cloud = Cloud::start().await;

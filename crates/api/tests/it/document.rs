@@ -75,20 +75,6 @@ fn every_operation_that_takes_a_body_says_which() {
     assert_eq!(without, allowed, "{WRITE}");
 }
 
-/// Clients send these with every service, so they are accepted; nobody is left to believe in them.
-#[test]
-fn what_has_no_effect_yet_says_so() {
-    let document = document();
-    let schemas = &document["components"]["schemas"];
-    for pointer in [
-        "/Service/properties/autostop/description",
-        "/Service/properties/min_machines_running/description",
-    ] {
-        let said = schemas.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        assert!(said.contains("has no effect here yet"), "{pointer}: {said}; {WRITE}");
-    }
-}
-
 #[test]
 fn the_document_knows_every_error_and_its_references_lead_somewhere() {
     let document = document();

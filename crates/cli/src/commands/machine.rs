@@ -297,7 +297,7 @@ fn more_of(event: &MachineEvent) -> String {
             format!("exit code {code}, out of memory")
         }
         Some(code) => format!("exit code {code}"),
-        None => text("/error").unwrap_or_default().to_owned(),
+        None => text("/error").or_else(|| text("/reason")).unwrap_or_default().to_owned(),
     }
 }
 

@@ -4,7 +4,7 @@
 
 use clap::Args;
 use perch_client::ListFilter;
-use perch_types::api::{App, CheckState, Machine};
+use perch_types::api::{App, CheckState, Machine, MachineEvent, WakeTimes};
 use serde::Serialize;
 
 use crate::clock::{age, now};
@@ -40,12 +40,13 @@ pub(crate) async fn run(invocation: &Invocation, _: StatusArgs) -> Result {
         return Ok(());
     }
     let ui = &invocation.ui;
-    let rows = [
+    let mut rows = vec![
         row(["app", name.as_str()]),
         row(["owner", status.app.organization.slug.as_str()]),
         row(["status", &status.app.status]),
         row(["address", &status.url]),
     ];
+    rows.extend(status.app.wake.map(|wake| row(["wake", &wake_in_words(wake)])));
     table(&rows).iter().for_each(|line| ui.data(line));
     ui.data("");
     if status.machines.is_empty() {
@@ -62,6 +63,13 @@ pub(crate) async fn run(invocation: &Invocation, _: StatusArgs) -> Result {
     ui.data("");
     event_table(&status.machines).iter().for_each(|line| ui.data(line));
     Ok(())
+}
+
+/// Returns how long an app takes to wake: what its first visitor waits for.
+fn wake_in_words(wake: WakeTimes) -> String {
+    let WakeTimes { count, p50_ms, p99_ms } = wake;
+    let requests = if count == 1 { "request" } else { "requests" };
+    format!("half in {p50_ms} ms, 99 of 100 in {p99_ms} ms ({count} {requests} waited)")
 }
 
 /// Returns machines as a table with a head.
@@ -107,6 +115,15 @@ fn image_in_words(machine: &Machine) -> String {
     }
 }
 
+/// Returns what happened, and why if nobody asked for it.
+fn kind_in_words(event: &MachineEvent) -> String {
+    let reason = event.request.as_ref().and_then(|request| request.get("reason")?.as_str());
+    match reason {
+        Some(reason) => format!("{} ({reason})", event.kind),
+        None => event.kind.clone(),
+    }
+}
+
 fn event_table(machines: &[Machine]) -> Vec<String> {
     let now = now();
     let mut events: Vec<_> = machines
@@ -117,7 +134,40 @@ fn event_table(machines: &[Machine]) -> Vec<String> {
     let mut rows = vec![row(["EVENT", "STATUS", "MACHINE", "BY", "AGE"])];
     rows.extend(events.into_iter().take(EVENTS_SHOWN).map(|(machine, event)| {
         let then = perch_types::Timestamp::from_unix_ms(event.timestamp);
-        row([&event.kind, &event.status, machine.id.as_str(), &event.source, &age(then, now)])
+        let kind = kind_in_words(event);
+        row([&kind, &event.status, machine.id.as_str(), &event.source, &age(then, now)])
     }));
     table(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_says_why_it_happened() {
+        let event = |request| MachineEvent {
+            id: "01A".to_owned(),
+            kind: "stop".to_owned(),
+            status: "stopping".to_owned(),
+            source: "flyd".to_owned(),
+            timestamp: 0,
+            request,
+        };
+        let why = serde_json::json!({"reason": "autostop"});
+        assert_eq!(kind_in_words(&event(Some(why))), "stop (autostop)");
+        for silent in [None, Some(serde_json::json!({"exit_event": {}}))] {
+            assert_eq!(kind_in_words(&event(silent)), "stop");
+        }
+    }
+
+    #[test]
+    fn wake_times_are_said_in_words() {
+        for (count, want) in [
+            (1, "half in 41 ms, 99 of 100 in 90 ms (1 request waited)"),
+            (3, "half in 41 ms, 99 of 100 in 90 ms (3 requests waited)"),
+        ] {
+            assert_eq!(wake_in_words(WakeTimes { count, p50_ms: 41, p99_ms: 90 }), want);
+        }
+    }
 }

@@ -4,8 +4,8 @@
 //! given sockets, a certificate and a hash. The key of the authority for apps' names is its own.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -13,13 +13,14 @@ use async_trait::async_trait;
 use axum::Router;
 use axum::extract::Request;
 use perch_api::serve::{Listener, ServeLimits};
-use perch_api::{Api, Inside, PushTokens};
+use perch_api::{Api, Inside, PushTokens, Wakes};
 use perch_client::HostClient;
-use perch_edge::{Certificates, Documents, Edge, FirstOf, Https, Issuer};
+use perch_edge::{Certificates, Documents, Edge, FirstOf, Https, Issuer, Readings};
 use perch_registry::Registry;
 use perch_store::{SqliteStore, Store, ViewFollower, ViewHandle};
-use perch_types::api::{Platform, RegionInfo};
+use perch_types::api::{Platform, RegionInfo, WakeTimes};
 use perch_types::clock::Clock;
+use perch_types::{AppName, OrgSlug};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::task::JoinSet;
@@ -62,26 +63,22 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     let mut tasks = JoinSet::new();
     // First of all: the host process waits for it.
     serve_directory(&setup, &mut sockets, &store, &mut tasks)?;
-    let registry_root = folder.join(REGISTRY_DIR);
     let (gatekeeper, fill_gatekeeper) = Gatekeeper::new(&setup.host_token, view.clone());
-    let registry = Registry::open(perch_registry::Config {
-        root: registry_root,
-        limits: perch_registry::Limits::default(),
-        authorize: Arc::new(gatekeeper),
-        clock: Arc::clone(&clock),
-    })
-    .await
-    .context("open the registry")?;
+    let registry = open_registry(folder.join(REGISTRY_DIR), gatekeeper, &clock).await?;
     let addresses = roles::host::resolver_addresses(&setup.config)?;
-    let parts = certificates::Parts {
-        folder: &folder,
-        store: &store,
-        clock: &clock,
-        host: setup.host_id.to_string(),
-        tls: platform(&setup.config, authority.as_deref()).https_port.is_some(),
-        resolver: &addresses,
-    };
-    let certificates = certificates::Certificates::start(&setup.config, &parts)?;
+    let certificates = certificates::Certificates::start(
+        &setup.config,
+        &certificates::Parts {
+            folder: &folder,
+            store: &store,
+            clock: &clock,
+            host: setup.host_id.to_string(),
+            tls: setup.config.https.address().is_some(),
+            resolver: &addresses,
+        },
+    )?;
+    // The api is there before the edge that it asks.
+    let readings: Arc<OnceLock<Readings>> = Arc::default();
     let api = Api::start(perch_api::Config {
         store: Arc::clone(&store),
         hosts: vec![perch_api::Host {
@@ -97,6 +94,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         keys_socket: Some(setup.config.run_dir.join(KEYS_SOCKET)),
         images: Arc::new(Catalog::new(registry.clone())),
         certificates: certificates.for_api(),
+        wakes: Some(Arc::new(EdgeWakes(Arc::clone(&readings)))),
         clock: Arc::clone(&clock),
         limits: perch_api::Limits { rates: setup.config.rates, ..perch_api::Limits::default() },
     });
@@ -123,6 +121,8 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         limits: perch_edge::Limits::default(),
     })
     .context("start the edge")?;
+    let readings = readings.get_or_init(|| edge.readings()).clone();
+    serve_metrics(readings, &mut sockets, &mut tasks)?;
     let outcome = tokio::select! {
         ended = beats.until_end(|| edge.is_alive()) => ended.map(Some),
         Some(ended) = tasks.join_next() => match ended {
@@ -155,10 +155,53 @@ fn authority(
 /// What the edge needs to serve HTTPS. Whoever has a name's own certificate comes before the
 /// authority.
 fn https(sockets: &mut Sockets, certificates: Vec<Arc<dyn Certificates>>) -> Https {
-    Https {
-        listeners: sockets.take(Purpose::Https),
-        certificates: Arc::new(FirstOf(certificates)),
+    Https { listeners: sockets.take(Purpose::Https), certificates: Arc::new(FirstOf(certificates)) }
+}
+
+async fn open_registry(
+    root: PathBuf,
+    gatekeeper: Gatekeeper,
+    clock: &Arc<dyn Clock>,
+) -> Result<Registry> {
+    let opening = Registry::open(perch_registry::Config {
+        root,
+        limits: perch_registry::Limits::default(),
+        authorize: Arc::new(gatekeeper),
+        clock: Arc::clone(clock),
+    });
+    opening.await.context("open the registry")
+}
+
+/// How long apps take to wake, as the edge of this process says.
+#[derive(Debug)]
+struct EdgeWakes(Arc<OnceLock<Readings>>);
+
+impl Wakes for EdgeWakes {
+    fn times(&self, org: &OrgSlug, app: &AppName) -> Option<WakeTimes> {
+        self.0.get()?.wake_times(org, app)
     }
+}
+
+/// Serves what the edge counts.
+fn serve_metrics(
+    readings: Readings,
+    sockets: &mut Sockets,
+    tasks: &mut JoinSet<Result<()>>,
+) -> Result<()> {
+    let read = move || {
+        let text = readings.text();
+        async move { ([(axum::http::header::CONTENT_TYPE, "text/plain; version=0.0.4")], text) }
+    };
+    let router = Router::new().route("/metrics", axum::routing::get(read));
+    for listener in sockets.take::<std::net::TcpListener>(Purpose::Metrics) {
+        let (listener, router) = (Listener::Tcp(roles::tcp(listener)?), router.clone());
+        tasks.spawn(async move {
+            let never = std::future::pending();
+            perch_api::serve::serve(listener, router, ServeLimits::default(), never).await;
+            Ok(())
+        });
+    }
+    Ok(())
 }
 
 /// The documents with which identity tokens are checked, as the edge serves them.

@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use perch_host::network::{INTERFACE_GROUP, NetworkConfig, Pool, Prefix, RESOLVER_V6};
@@ -142,6 +143,7 @@ fn host_config(setup: &Setup) -> Result<perch_host::Config> {
                 kept_ms: config.image_cache.kept_s.saturating_mul(1000),
             },
             memory_overcommit: config.memory_overcommit,
+            autostop_idle: Duration::from_secs(config.autostop.idle_s),
             ..perch_host::Limits::default()
         },
     })

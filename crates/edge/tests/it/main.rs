@@ -13,6 +13,7 @@ mod options;
 mod passing;
 mod patience;
 mod replaying;
+mod resting;
 mod statics;
 mod tls;
 mod waking;

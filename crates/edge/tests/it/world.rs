@@ -17,7 +17,7 @@ use perch_edge::{Config, Edge, Https, Limits};
 use perch_store::{Expected, SqliteStore, Store, ViewFollower, put_doc};
 use perch_types::clock::Clock;
 use perch_types::directory::{AppDoc, Generation, HostnameClaim, MachineRecord};
-use perch_types::host::{Accepted, Drained, HostMachine, WatchEvent};
+use perch_types::host::{Accepted, Drained, HostMachine, Loads, Rest, WatchEvent};
 use perch_types::{
     ApiError, AppName, Code, HostId, InstanceId, MachineId, MachineState, OrgSlug, Timestamp,
 };
@@ -60,6 +60,10 @@ pub(crate) struct Host {
     pub(crate) starts: AtomicUsize,
     /// Machines that the edge said to be drained.
     pub(crate) drained: Mutex<Vec<(MachineId, Generation)>>,
+    /// What the edge said to be under way.
+    pub(crate) loads: Mutex<Vec<Loads>>,
+    /// What the edge answered to questions.
+    pub(crate) rests: Mutex<Vec<Rest>>,
 }
 
 impl Host {
@@ -75,6 +79,16 @@ impl Host {
         let mut machine = self.machines.lock().unwrap().get(id).unwrap().clone();
         (machine.state, machine.ready) = (state, ready);
         self.put(machine);
+    }
+
+    /// Asks whether a machine is unused, and waits for the answer.
+    pub(crate) fn is_unused(&self, id: &MachineId) -> bool {
+        let question = self.rests.lock().unwrap().len() as u64 + 1;
+        self.tell(&WatchEvent::Rest { id: id.clone(), question });
+        let answer =
+            || self.rests.lock().unwrap().iter().find(|it| it.question == question).copied();
+        until("the edge answers", || answer().is_some());
+        answer().unwrap().is_idle
     }
 
     fn tell(&self, event: &WatchEvent) {
@@ -131,6 +145,16 @@ async fn command(State(host): State<Arc<Host>>, Path(id): Path<MachineId>) -> Re
         });
     }
     Json(Accepted { previous_state: before.state, machine: accepted }).into_response()
+}
+
+async fn loads(State(host): State<Arc<Host>>, Json(loads): Json<Loads>) -> Json<()> {
+    host.loads.lock().unwrap().push(loads);
+    Json(())
+}
+
+async fn rest(State(host): State<Arc<Host>>, Json(rest): Json<Rest>) -> Json<()> {
+    host.rests.lock().unwrap().push(rest);
+    Json(())
 }
 
 async fn drained(
@@ -241,6 +265,8 @@ impl World {
             on_start: Mutex::new(OnStart::Ready),
             starts: AtomicUsize::new(0),
             drained: Mutex::default(),
+            loads: Mutex::default(),
+            rests: Mutex::default(),
         });
         // The sign that the edge has heard of everything.
         host.put(machine(0xff, "probe", MachineState::Failed, 1));
@@ -260,6 +286,8 @@ impl World {
             .route("/host/v1/machines/{id}/command", post(command))
             .route("/host/v1/machines/{id}/drained", post(drained))
             .route("/host/v1/machines/{id}/static", get(file))
+            .route("/host/v1/machines/{id}/rest", post(rest))
+            .route("/host/v1/loads", post(loads))
             .with_state(Arc::clone(&host));
         tokio::spawn(async move { axum::serve(unix, router).await });
         let clock: Arc<dyn Clock> = Arc::new(TestClock(Instant::now()));
@@ -303,6 +331,11 @@ impl World {
             let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
             !self.raw(head.as_bytes()).contains("PE01")
         });
+    }
+
+    /// Returns what reads the edge's numbers.
+    pub(crate) fn readings(&self) -> perch_edge::Readings {
+        self.edge.readings()
     }
 
     /// Stops the edge as the end of its process does.

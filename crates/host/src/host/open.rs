@@ -160,6 +160,7 @@ impl Host {
         let mut loops = self.loops.lock().await;
         loops.spawn(crate::tend::tend(Arc::clone(&self.shared)));
         loops.spawn(crate::volumes::tend::tend(Arc::clone(&self.shared)));
+        loops.spawn(crate::autostop::run(Arc::clone(&self.shared)));
         if let Some(store) = store {
             loops.spawn(crate::publish::publish(Arc::clone(&self.shared), store));
         }

@@ -71,9 +71,7 @@ impl Host {
         let all = self.shared.all();
         for handle in &all {
             let command = Command::Destroy { force: true };
-            if let Err(error) =
-                handle.command(Queued { command, image: None, others: Vec::new() }).await
-            {
+            if let Err(error) = handle.command(Queued::of(command)).await {
                 tracing::warn!(machine = %handle.id, %error, "machine is not destroyed");
             }
         }

@@ -1,5 +1,6 @@
 //! Lives of machines on a server that is none: clocks that jump, schedules, standbys, limits.
 
+mod autostop;
 mod faults;
 mod lost;
 

@@ -33,7 +33,7 @@ use super::record::{Readiness, Record, host_machine};
 use super::run::{CloseGate, Input, Work};
 use super::state::{Admission, Command, Fact, State, admit};
 use super::suspend;
-use crate::schema::Queued;
+use crate::schema::{Asker, Queued};
 use crate::shared::Shared;
 
 /// Commands that may wait for the task of a machine.
@@ -53,6 +53,8 @@ pub struct Published {
     pub instance: Option<Arc<dyn Instance>>,
     /// The images that it, an update under way or one that waits needs.
     pub images: Vec<Digest>,
+    /// Since when it has been in this state and as ready, by the boot clock.
+    pub since_boot_ms: u64,
 }
 
 /// A way to reach a machine's task.
@@ -200,8 +202,9 @@ impl Actor {
         let machine = host_machine(&record, &readiness, shared.next_generation(), &place);
         let config_digest = record.version.config_digest.clone();
         let images = images(&record, &queued);
-        let (published, follow) =
-            watch::channel(Arc::new(Published { machine, config_digest, instance: None, images }));
+        let since_boot_ms = shared.effects.clock.boot_ms();
+        let first = Published { machine, config_digest, instance: None, images, since_boot_ms };
+        let (published, follow) = watch::channel(Arc::new(first));
         let (inbox_sender, inbox) = mpsc::channel(INBOX_MAX);
         let (fact_sender, facts) = mpsc::channel(FACTS_MAX);
         let (gate_sender, gate) = mpsc::channel(1);
@@ -233,7 +236,7 @@ impl Actor {
             exit_watcher: None,
             adopt_boot_ms: None,
             forget_boot_ms: None,
-            began_boot_ms: shared.effects.clock.boot_ms(),
+            began_boot_ms: since_boot_ms,
         };
         shared.tasks.spawn(actor.serve(origin));
         Ok(handle)
@@ -303,6 +306,11 @@ impl Actor {
             }
             command => admit(self.record.state, &kinds, command.into()),
         };
+        let is_at_rest = self.run.is_none() && self.parked.is_none() && kinds.is_empty();
+        let runs = self.record.state == State::Started;
+        if queued.asker == Asker::Autostop && !(is_at_rest && runs) {
+            return Err(ApiError::new(Code::WrongState, "the machine is not at rest"));
+        }
         let admission = match suspend::refusal(&queued.command, &self.record.version.config) {
             Some(reason) if admission == Admission::Accept => {
                 Admission::Refuse(reason, Code::PreconditionFailed)
@@ -510,7 +518,14 @@ impl Actor {
         let instance = self.instance.clone();
         let config_digest = self.record.version.config_digest.clone();
         let images = images(&self.record, self.queued.make_contiguous());
-        let published = Published { machine, config_digest, instance, images };
+        let since_boot_ms = {
+            let before = self.published.borrow();
+            let is_as_before = before.machine.state == machine.state
+                && before.machine.ready == machine.ready
+                && before.machine.instance == machine.instance;
+            if is_as_before { before.since_boot_ms } else { self.shared.effects.clock.boot_ms() }
+        };
+        let published = Published { machine, config_digest, instance, images, since_boot_ms };
         self.published.send_replace(Arc::new(published));
         self.shared.announce(event);
     }

@@ -18,6 +18,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::Refusal;
 use crate::Host;
 use crate::drains::Sender;
+use crate::loads::Member;
 use crate::logs::{Following, Log};
 
 type Line = Result<Bytes, std::convert::Infallible>;
@@ -63,15 +64,17 @@ async fn follow_on(mut following: Following) -> Option<(Vec<Line>, Following)> {
 struct Watching {
     changes: Receiver<Arc<WatchEvent>>,
     _sender: Option<Sender>,
+    _member: Option<Member>,
 }
 
 /// Answers with a snapshot of all machines and every change after it.
 pub(super) fn watch(host: &Host, query: WatchQuery) -> Response {
     // First the promise, then the snapshot: what is in it may be drained already.
     let sender = query.drains.then(|| host.join_senders());
+    let member = query.drains.then(|| host.join_edge(query.edge));
     let (snapshot, changes) = host.watch();
     let first = stream::once(std::future::ready(line(&snapshot)));
-    let watching = Watching { changes, _sender: sender };
+    let watching = Watching { changes, _sender: sender, _member: member };
     answer(first.chain(stream::unfold(watching, next_change)))
 }
 

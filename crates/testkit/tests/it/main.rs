@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "clients of a test send at a bounded rate")]
 
 mod auth;
+mod autostop;
 mod backup;
 mod bad_input;
 mod building;

@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use super::{AppConfig, Strategy};
 use crate::machine_config::Other;
-use crate::service::Autostop;
 
 /// How much a missing feature matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,8 +81,6 @@ const EXPERIMENTAL: &[(&str, Severity, &str)] = &[
     ("metrics_path", Warn, "metrics are not collected yet"),
 ];
 
-const NO_AUTOSTOP: &str = "machines that nothing uses are not stopped yet; all keep running";
-const NO_SUSPEND: &str = "machines that nothing uses are not suspended yet; use \"off\"";
 const UNKNOWN: &str = "no such key is known; a typing error?";
 
 impl AppConfig {
@@ -114,7 +111,6 @@ impl AppConfig {
         for service in &self.services {
             section(&mut found, "services.", &service.other, SERVICE);
         }
-        self.not_served(&mut found);
         for vm in &self.vm {
             section(&mut found, "vm.", &vm.other, VM);
         }
@@ -139,42 +135,6 @@ impl AppConfig {
         }
         found.sort_by_key(|it| std::cmp::Reverse(it.severity));
         found
-    }
-
-    /// Tells of what is known here and the edge does not do yet.
-    fn not_served(&self, found: &mut Vec<Unsupported>) {
-        if let Some(http) = &self.http_service {
-            let asked = (http.auto_stop_machines, http.min_machines_running);
-            idle(found, "http_service.", asked);
-        }
-        for service in &self.services {
-            idle(found, "services.", (service.auto_stop_machines, service.min_machines_running));
-        }
-    }
-}
-
-/// Tells of what is to happen to machines that nothing uses.
-fn idle(
-    found: &mut Vec<Unsupported>,
-    prefix: &str,
-    (autostop, least): (Option<Autostop>, Option<u32>),
-) {
-    let key = format!("{prefix}auto_stop_machines");
-    match autostop {
-        Some(Autostop::Stop) => add(found, key, Warn, NO_AUTOSTOP),
-        Some(Autostop::Suspend) => add(found, key, Refuse, NO_SUSPEND),
-        Some(Autostop::Off) | None => {}
-    }
-    if least.is_some_and(|least| least > 0) {
-        add(found, format!("{prefix}min_machines_running"), Warn, NO_AUTOSTOP);
-    }
-}
-
-/// Tells of a key, once however many services have it.
-fn add(found: &mut Vec<Unsupported>, key: String, severity: Severity, note: &'static str) {
-    let told = Unsupported { key, severity, note };
-    if !found.contains(&told) {
-        found.push(told);
     }
 }
 

@@ -9,11 +9,11 @@ use perch_types::host;
 use super::Actor;
 use super::queue::put_end_first;
 use crate::machine::plan::Intent;
-use crate::machine::record::{Desired, Record, Source, Version};
+use crate::machine::record::{Desired, Instant, Record, Source, Version};
 use crate::machine::restart::History;
 use crate::machine::run::Input;
 use crate::machine::state::{Admission, State, admit};
-use crate::schema::{self, Queued, RECORDS};
+use crate::schema::{self, Asker, Queued, RECORDS};
 
 /// SIGKILL.
 const KILL: i32 = 9;
@@ -43,6 +43,29 @@ struct Wish {
     skip_launch: bool,
     /// The edge sends it nothing from now on.
     cordoned: bool,
+}
+
+/// How a boot that runs is to end.
+struct Ending {
+    signal: i32,
+    /// How long the program may take.
+    grace_ms: u64,
+    /// Whether a start follows at once.
+    restarting: bool,
+    asker: Asker,
+}
+
+/// Notes that a machine is to stop or to be suspended, and why if nobody asked for it.
+fn note_end(record: &mut Record, kind: &str, asker: Asker, at: Instant) {
+    match asker {
+        Asker::User => {
+            record.note(kind, Source::User, at);
+        }
+        Asker::Autostop => {
+            let event = record.note(kind, Source::Platform, at);
+            event.request = Some(serde_json::json!({"reason": "autostop"}));
+        }
+    }
 }
 
 impl Actor {
@@ -106,10 +129,11 @@ impl Actor {
 
     /// Begins a command now.
     pub(super) async fn begin(&mut self, queued: Queued) -> Result<(), ApiError> {
+        let asker = queued.asker;
         match queued.command {
             host::Command::Start if self.record.is_frozen() => self.begin_resume().await,
             host::Command::Start => self.begin_start(Why::Start).await,
-            host::Command::Suspend => self.begin_suspend(true).await,
+            host::Command::Suspend => self.begin_suspend(Some(queued.asker)).await,
             host::Command::Stop { signal, timeout } => {
                 let config = &self.record.version.config;
                 let signal = signal.unwrap_or_else(|| config.stop_signal()).number();
@@ -118,7 +142,7 @@ impl Actor {
                     |timeout| timeout.min(perch_types::machine_config::STOP_TIMEOUT_MAX),
                 );
                 let grace_ms = u64::try_from(timeout.get().as_millis()).unwrap_or(u64::MAX);
-                self.begin_stop(signal, grace_ms, false).await
+                self.begin_stop(Ending { signal, grace_ms, restarting: false, asker }).await
             }
             host::Command::Restart { force, signal, timeout } => {
                 let config = &self.record.version.config;
@@ -128,8 +152,8 @@ impl Actor {
                 if self.record.boot.is_none() {
                     return self.begin_start(Why::Restart).await;
                 }
-                let signal = if force { KILL } else { signal };
-                self.begin_stop(signal, if force { 0 } else { grace_ms }, true).await
+                let (signal, grace_ms) = if force { (KILL, 0) } else { (signal, grace_ms) };
+                self.begin_stop(Ending { signal, grace_ms, restarting: true, asker }).await
             }
             host::Command::Update {
                 instance,
@@ -204,13 +228,19 @@ impl Actor {
     }
 
     /// Begins to freeze a machine that runs. From now on nothing starts it by itself.
-    pub(super) async fn begin_suspend(&mut self, asked: bool) -> Result<(), ApiError> {
+    pub(super) async fn begin_suspend(&mut self, asker: Option<Asker>) -> Result<(), ApiError> {
         let mut record = self.record.clone();
         record.state = State::Suspending;
         record.desired = Desired::Stopped;
         record.failure = None;
-        let source = if asked { Source::User } else { Source::Platform };
-        record.note("suspend", source, self.shared.instant());
+        let at = self.shared.instant();
+        match asker {
+            Some(asker) => note_end(&mut record, "suspend", asker, at),
+            None => {
+                record.note("suspend", Source::Platform, at);
+            }
+        }
+        let asked = asker == Some(Asker::User);
         self.commit(record, Some(Input { asked, ..Input::new(Intent::Suspend) })).await
     }
 
@@ -237,12 +267,8 @@ impl Actor {
         self.record.restart_boot_ms = Some(self.boot_ms_after(PUT_OFF_MS));
     }
 
-    async fn begin_stop(
-        &mut self,
-        signal: i32,
-        grace_ms: u64,
-        restarting: bool,
-    ) -> Result<(), ApiError> {
+    async fn begin_stop(&mut self, ending: Ending) -> Result<(), ApiError> {
+        let Ending { signal, grace_ms, restarting, asker } = ending;
         let mut record = self.record.clone();
         record.restart_boot_ms = None;
         record.failure = None;
@@ -258,8 +284,9 @@ impl Actor {
         let (signal, grace_ms) = if record.is_frozen() { (KILL, 0) } else { (signal, grace_ms) };
         record.state = if restarting { State::Restarting } else { State::Stopping };
         let kind = if restarting { "restart" } else { "stop" };
-        record.note(kind, Source::User, self.shared.instant());
-        let input = Input { signal, grace_ms, restarting, ..Input::new(Intent::Stop) };
+        note_end(&mut record, kind, asker, self.shared.instant());
+        let asked = asker == Asker::User;
+        let input = Input { signal, grace_ms, restarting, asked, ..Input::new(Intent::Stop) };
         self.commit(record, Some(input)).await
     }
 

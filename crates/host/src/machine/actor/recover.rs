@@ -186,7 +186,7 @@ impl Actor {
         let result = match instance.is_frozen().await {
             Ok(frozen) if frozen == self.record.is_frozen() => Ok(()),
             Ok(true) => instance.thaw().await.map_err(|error| Fault::from(error).error),
-            Ok(false) => self.begin_suspend(false).await,
+            Ok(false) => self.begin_suspend(None).await,
             Err(error) => Err(Fault::from(error).error),
         };
         if let Err(error) = result {

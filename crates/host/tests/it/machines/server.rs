@@ -254,6 +254,7 @@ impl Server {
                 log: LogLimits::default(),
                 drain: Duration::from_secs(10),
                 cache: CachePolicy::default(),
+                autostop_idle: perch_host::AUTOSTOP_IDLE,
             },
         }
     }
