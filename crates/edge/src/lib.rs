@@ -8,6 +8,8 @@
 //! (host name to app), [`pick`] (a ready machine, least loaded), [`wake`] (only if none is ready:
 //! start one and hold the request), [`forward`] (connect, copy), [`reply`] (finish: headers,
 //! pages, one access event).
+//!
+//! What is no HTTP goes another way to the same machines: [`raw`].
 #![forbid(unsafe_code)]
 
 mod body;
@@ -20,11 +22,13 @@ mod live;
 mod patience;
 mod pick;
 mod pool;
+mod raw;
 mod reply;
 mod request;
 mod route;
 mod statics;
 mod strict;
+mod tls;
 mod wake;
 
 use std::convert::Infallible;
@@ -46,6 +50,8 @@ use crate::wake::Wakes;
 
 pub use crate::cause::Cause;
 pub use crate::issuer::{Documents, Issuer};
+pub use crate::raw::{Binder, RawConfig, RawLimits};
+pub use crate::tls::Certificates;
 
 /// A loop that has not turned for this long is wedged.
 const WEDGED_MS: u64 = 20_000;
@@ -82,6 +88,8 @@ pub struct Config {
     pub clock: Arc<dyn Clock>,
     /// How long and how much.
     pub limits: Limits,
+    /// Ports of apps at which there is no HTTP; without it none is opened.
+    pub raw: Option<RawConfig>,
 }
 
 /// How long the phases of a request may take, and how many may wait.
@@ -199,6 +207,9 @@ impl Edge {
                     drop(turning);
                 })
                 .map_err(StartError)?;
+        }
+        if let Some(config) = config.raw {
+            raw::spawn(Arc::clone(&shared), config, stopping, turning);
         }
         Ok(Self { shared, follower, stop, loops })
     }

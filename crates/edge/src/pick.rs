@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perch_types::MachineState;
-use perch_types::service::{SOFT_LIMIT_DEFAULT, Service};
+use perch_types::service::{Port, Protocol, SOFT_LIMIT_DEFAULT, Service};
 
 use tokio::time::Instant;
 
@@ -31,7 +31,7 @@ pub(crate) enum Pick {
     Full,
     /// Machines are there, and none may be started by a request.
     NotStartable,
-    /// There is no machine that serves HTTP.
+    /// There is no machine that serves what came.
     Nothing,
 }
 
@@ -63,14 +63,15 @@ pub(crate) fn idle_timeout(service: &Service, public_port: u16) -> Option<Durati
 /// and `random` breaks ties.
 pub(crate) fn pick(
     machines: &[Arc<Target>],
-    port: u16,
+    door: impl Into<Door>,
     tried: &[usize],
     random: u64,
     now: Instant,
 ) -> Pick {
+    let door = door.into();
     let serving = || {
         machines.iter().enumerate().filter_map(|(index, target)| {
-            let service = service(&target.record.services, port)?;
+            let service = door.service(&target.record.services)?;
             (!tried.contains(&index) && !target.record.cordoned).then_some((index, target, service))
         })
     };
@@ -106,6 +107,41 @@ pub(crate) fn pick(
         None if serving().next().is_some() => Pick::NotStartable,
         None => Pick::Nothing,
     }
+}
+
+/// At which public port something came, and whether the edge speaks HTTP there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Door {
+    /// A request.
+    Http(u16),
+    /// Bytes that pass as they are.
+    Raw(Protocol, u16),
+}
+
+impl From<u16> for Door {
+    fn from(port: u16) -> Self {
+        Self::Http(port)
+    }
+}
+
+impl Door {
+    /// Returns the service of a machine that is behind it.
+    pub(crate) fn service(self, services: &[Service]) -> Option<&Service> {
+        match self {
+            Self::Http(port) => service(services, port),
+            Self::Raw(protocol, port) => raw(services, protocol, port).map(|(service, _)| service),
+        }
+    }
+}
+
+/// Returns the service of a machine that names a raw port, and what it says of that.
+pub(crate) fn raw(
+    services: &[Service],
+    protocol: Protocol,
+    port: u16,
+) -> Option<(&Service, &Port)> {
+    let mut of_protocol = services.iter().filter(|service| service.protocol == protocol);
+    of_protocol.find_map(|service| Some((service, service.raw_port(port)?)))
 }
 
 fn is_ready(target: &Target) -> bool {
@@ -194,6 +230,34 @@ mod tests {
                 .map(|(id, (state, load))| target(id as u64, state, load, limits))
                 .collect();
             assert_eq!(pick(&machines, 80, &[], 7, Instant::now()), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_raw_port_is_behind_its_own_door_only() {
+        let mut raw = record(1, "web", MachineState::Started);
+        raw.services = serde_json::from_str(
+            r#"[{"internal_port":8080,"ports":[{"port":80,"handlers":["http"]}]},
+                {"internal_port":5432,"ports":[{"start_port":5000,"end_port":5001}]},
+                {"internal_port":5000,"protocol":"udp","ports":[{"port":5000}]}]"#,
+        )
+        .unwrap();
+        let services = raw.services.clone();
+        let machines =
+            [Arc::new(Target { record: raw, load: Arc::default(), since: Instant::now() })];
+        for (door, want) in [
+            (Door::Raw(Protocol::Tcp, 5001), Some(5432)),
+            (Door::Raw(Protocol::Udp, 5000), Some(5000)),
+            (Door::Raw(Protocol::Udp, 5001), None),
+            (Door::Raw(Protocol::Tcp, 80), None),
+            (Door::Raw(Protocol::Tcp, 8080), None),
+            (Door::Http(80), Some(8080)),
+            (Door::Http(5000), Some(8080)),
+        ] {
+            let behind = door.service(&services).map(|service| service.internal_port);
+            assert_eq!(behind, want, "{door:?}");
+            let picked = if want.is_some() { Pick::Ready(0) } else { Pick::Nothing };
+            assert_eq!(pick(&machines, door, &[], 1, Instant::now()), picked, "{door:?}");
         }
     }
 

@@ -111,7 +111,7 @@ impl Worker {
         let mut tried = Tried::default();
         loop {
             let wanted =
-                Wanted { app, port: PUBLIC_HTTP_PORT, tried: &tried, random: self.random() };
+                Wanted { app, door: PUBLIC_HTTP_PORT.into(), tried: &tried, random: self.random() };
             let (target, in_flight) = wake::ready_machine(&self.shared, &wanted).await?;
             let hop = Hop {
                 pool: &self.pool,

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::Shared;
 use crate::cause::Cause;
 use crate::live::{AppKey, InFlight, Target};
-use crate::pick::{self, Pick};
+use crate::pick::{self, Door, Pick};
 
 /// How often a machine is started for one request: it may end right after its start.
 const WAKES_MAX: u32 = 2;
@@ -131,7 +131,7 @@ impl Drop for Held<'_> {
 #[derive(Debug)]
 pub(crate) struct Wanted<'a> {
     pub(crate) app: &'a AppKey,
-    pub(crate) port: u16,
+    pub(crate) door: Door,
     pub(crate) tried: &'a Tried,
     pub(crate) random: u64,
 }
@@ -214,12 +214,12 @@ fn look(shared: &Shared, wanted: &Wanted<'_>) -> Result<Look, Cause> {
     let left_alone: Vec<usize> = resting.iter().map(|(index, _)| *index).collect();
     let rested_at = resting.iter().map(|(_, until)| *until).min();
     loop {
-        let picked = pick::pick(&machines, wanted.port, &left_alone, wanted.random, now);
+        let picked = pick::pick(&machines, wanted.door, &left_alone, wanted.random, now);
         let target = |index: usize| machines.get(index).cloned().ok_or(Cause::NoMachine);
         return match picked {
             Pick::Ready(index) => {
                 let target = target(index)?;
-                let service = pick::service(&target.record.services, wanted.port);
+                let service = wanted.door.service(&target.record.services);
                 // Another loop may have filled it since, or its gate was closed: then it is
                 // picked anew.
                 let Some(in_flight) = target.load.begin(service.and_then(pick::hard_limit)) else {

@@ -9,12 +9,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::machine_config::{Other, null_is_default};
 
 mod check;
+mod tls;
 
 pub(crate) use check::empty_is_none;
 pub use check::{
     CHECK_TIMEOUT_MAX, Check, CheckKind, CheckProtocol, CheckPurpose, HttpHeader,
     MACHINE_CHECK_INTERVAL_MIN, SERVICE_CHECK_INTERVAL_MIN, check_names,
 };
+pub use tls::{BadTlsOptions, TLS_OPTIONS, TlsOptions, TlsVersions};
 
 /// One port inside a machine and how the edge offers it outside.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

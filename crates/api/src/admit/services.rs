@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use perch_types::ports::{self, Named};
-use perch_types::service::{Handler, Port, Protocol, Service};
+use perch_types::service::{Handler, Port, Protocol, Service, TlsOptions};
 use perch_types::{Code, MachineConfig};
 use serde_json::Value;
 
@@ -19,9 +19,6 @@ const SERVICES_MAX: usize = 16;
 const PORTS_MAX: usize = 16;
 /// Raw ports of a machine, ranges counted in full: all of them are claimed in one transaction.
 const RAW_PORTS_MAX: usize = 24;
-/// The longest list of protocols (ALPN), and the longest name of one.
-const ALPN_MAX: usize = 8;
-const ALPN_BYTES_MAX: usize = 32;
 
 /// Carries out the older way to say that no request wakes a machine.
 pub(super) fn autostart(config: &mut MachineConfig) -> Result<(), Failure> {
@@ -74,10 +71,18 @@ fn one_service(path: &str, service: &Service) -> Result<(), Failure> {
     for (index, port) in service.ports.iter().enumerate() {
         let path = format!("{path}.ports[{index}]");
         one_port(&path, port)?;
+        match TlsOptions::of(port) {
+            Err(bad) => return refuse(format!("{path}.tls_options{bad}")),
+            Ok(options) if options.default_self_signed && port.is_raw() => {
+                let rule = "is not supported without the handler http yet";
+                let text = format!("{path}.tls_options.default_self_signed: {rule}");
+                return Err(Failure::new(Code::UnsupportedKey, text));
+            }
+            Ok(_) => {}
+        }
         if port.is_raw() {
             handlers(&path, service, port)?;
             proxy_proto(&path, port)?;
-            tls(&path, port)?;
         }
     }
     if let Some(limits) = &service.concurrency {
@@ -139,37 +144,5 @@ fn proxy_proto(path: &str, port: &Port) -> Result<(), Failure> {
         None | Some(Value::Null) => Ok(()),
         Some(Value::String(version)) if matches!(version.as_str(), "" | "v1" | "v2") => Ok(()),
         Some(_) => refuse(format!("{path}.version: allowed are v1, v2")),
-    }
-}
-
-/// Checks what is said of TLS at a raw port.
-fn tls(path: &str, port: &Port) -> Result<(), Failure> {
-    let Some(options) = port.other.get("tls_options").filter(|it| !is_nothing(it)) else {
-        return Ok(());
-    };
-    let path = format!("{path}.tls_options");
-    if !port.handlers.iter().any(|it| matches!(it, Handler::Tls | Handler::PgTls)) {
-        return refuse(format!("{path}: is for the handlers tls and pg_tls"));
-    }
-    if options.get("default_self_signed").is_some_and(|it| !is_nothing(it)) {
-        let text = format!("{path}.default_self_signed: is not supported by this server yet");
-        return Err(Failure::new(Code::UnsupportedKey, text));
-    }
-    let words = |key: &str| match options.get(key) {
-        None | Some(Value::Null) => Some(Vec::new()),
-        Some(Value::Array(words)) => words.iter().map(Value::as_str).collect(),
-        Some(_) => None,
-    };
-    let fits = |word: &&str| (1..=ALPN_BYTES_MAX).contains(&word.len());
-    match words("alpn") {
-        Some(alpn) if alpn.len() <= ALPN_MAX && alpn.iter().all(fits) => {}
-        Some(_) | None => {
-            let rule = format!("at most {ALPN_MAX} names of 1 to {ALPN_BYTES_MAX} bytes");
-            return refuse(format!("{path}.alpn: is not a list of {rule}"));
-        }
-    }
-    match words("versions") {
-        Some(named) if named.iter().all(|it| matches!(*it, "TLSv1.2" | "TLSv1.3")) => Ok(()),
-        Some(_) | None => refuse(format!("{path}.versions: allowed are TLSv1.2, TLSv1.3")),
     }
 }

@@ -464,16 +464,6 @@ fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing(
                 "ports": [{"port": 81, "handlers": ["edge_http"]}]}]}),
             "config.services[0].ports[0].handlers edge_http",
         ),
-        (
-            json!({"services": [{"internal_port": 1,
-                "ports": [{"port": 5000, "http_options": {"idle_timeout": 1}}]}]}),
-            "config.services[0].ports[0].http_options",
-        ),
-        (
-            json!({"services": [{"internal_port": 1, "ports": [{"port": 5000,
-                "handlers": ["tls"], "tls_options": {"default_self_signed": true}}]}]}),
-            "config.services[0].ports[0].tls_options.default_self_signed",
-        ),
     ] {
         assert!(text(more).starts_with(path), "{path}");
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -13,11 +13,13 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use perch_client::HostClient;
-use perch_edge::{Config, Edge, Limits};
-use perch_store::{Expected, SqliteStore, Store, ViewFollower, put_doc};
+use perch_edge::{Binder, Certificates, Config, Edge, Limits, RawConfig, RawLimits};
+use perch_store::{Expected, SqliteStore, Store, ViewFollower, delete_doc, put_doc};
 use perch_types::clock::Clock;
 use perch_types::directory::{AppDoc, Generation, MachineRecord};
 use perch_types::host::{Accepted, Drained, HostMachine, WatchEvent};
+use perch_types::ports::{PortClaim, RawPort};
+use perch_types::service::Protocol;
 use perch_types::{
     ApiError, AppName, Code, HostId, InstanceId, MachineId, MachineState, OrgSlug, Timestamp,
 };
@@ -205,7 +207,9 @@ pub(crate) struct World {
     pub(crate) address: SocketAddr,
     pub(crate) host: Arc<Host>,
     edge: Edge,
-    _runtime: tokio::runtime::Runtime,
+    store: Arc<dyn Store>,
+    pub(crate) doors: Arc<Doors>,
+    runtime: tokio::runtime::Runtime,
     _dir: tempfile::TempDir,
 }
 
@@ -215,6 +219,15 @@ impl World {
     }
 
     pub(crate) fn with(machines: Vec<MachineRecord>, limits: Limits) -> Self {
+        Self::with_raw(machines, limits, RawLimits::default(), None)
+    }
+
+    pub(crate) fn with_raw(
+        machines: Vec<MachineRecord>,
+        limits: Limits,
+        raw_limits: RawLimits,
+        certificates: Option<Arc<dyn Certificates>>,
+    ) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let (runtime, dir) = (runtime.unwrap(), tempfile::tempdir().unwrap());
@@ -248,7 +261,8 @@ impl World {
         for (number, app) in ["probe", "web", "empty"].into_iter().enumerate() {
             runtime.block_on(put_app(store.as_ref(), app, number as u64));
         }
-        let view = ViewFollower::start(store, dir.path().join("view.json"));
+        let view = ViewFollower::start(Arc::clone(&store), dir.path().join("view.json"));
+        let doors = Arc::new(Doors::default());
         let config = Config {
             listeners: vec![listener],
             domain: "perch.localhost".to_owned(),
@@ -262,12 +276,41 @@ impl World {
             view,
             clock,
             limits,
+            raw: Some(RawConfig {
+                binder: Arc::clone(&doors) as Arc<dyn Binder>,
+                certificates,
+                limits: raw_limits,
+            }),
         };
         let edge = Edge::start(config).unwrap();
         drop(guard);
-        let world = Self { address, host, edge, _runtime: runtime, _dir: dir };
+        let world = Self { address, host, edge, store, doors, runtime, _dir: dir };
         until("the edge has heard of its machines", || world.get("probe", "/").contains("PM08"));
         world
+    }
+
+    /// Gives an app a raw port and returns where that is.
+    pub(crate) fn claim(&self, app: &str, port: RawPort) -> SocketAddr {
+        let claim = PortClaim {
+            org: OrgSlug::personal(),
+            app: app.parse().unwrap(),
+            app_id: app.to_owned(),
+            claimed_at: Timestamp::UNIX_EPOCH,
+        };
+        let put = put_doc(self.store.as_ref(), &port, &claim, Expected::Any);
+        self.runtime.block_on(put).unwrap();
+        let mut address = None;
+        until("the port is open", || {
+            address = self.doors.at(port);
+            address.is_some()
+        });
+        address.unwrap()
+    }
+
+    /// Takes a raw port from its app.
+    pub(crate) fn release(&self, port: RawPort) {
+        let delete = delete_doc::<PortClaim>(self.store.as_ref(), &port, Expected::Any);
+        self.runtime.block_on(delete).unwrap();
     }
 
     /// Stops the edge as the end of its process does.
@@ -298,6 +341,48 @@ impl World {
             )
             .as_bytes(),
         )
+    }
+}
+
+/// Binds raw ports on loopback, at whatever number is free.
+#[derive(Debug, Default)]
+pub(crate) struct Doors {
+    at: Mutex<BTreeMap<RawPort, SocketAddr>>,
+    /// How often a port is somebody else's before it is free.
+    pub(crate) taken: AtomicUsize,
+    /// How many were opened.
+    pub(crate) opened: AtomicUsize,
+}
+
+impl Doors {
+    fn at(&self, port: RawPort) -> Option<SocketAddr> {
+        self.at.lock().unwrap().get(&port).copied()
+    }
+
+    fn is_free(&self) -> std::io::Result<()> {
+        let less = |taken: usize| taken.checked_sub(1);
+        match self.taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less) {
+            Ok(_) => Err(std::io::ErrorKind::AddrInUse.into()),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+impl Binder for Doors {
+    fn tcp(&self, port: u16) -> std::io::Result<TcpListener> {
+        self.is_free()?;
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        self.at.lock().unwrap().insert((Protocol::Tcp, port), listener.local_addr()?);
+        self.opened.fetch_add(1, Ordering::SeqCst);
+        Ok(listener)
+    }
+
+    fn udp(&self, port: u16) -> std::io::Result<UdpSocket> {
+        self.is_free()?;
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        self.at.lock().unwrap().insert((Protocol::Udp, port), socket.local_addr()?);
+        self.opened.fetch_add(1, Ordering::SeqCst);
+        Ok(socket)
     }
 }
 
