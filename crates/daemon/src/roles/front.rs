@@ -12,9 +12,9 @@ use async_trait::async_trait;
 use axum::Router;
 use axum::extract::Request;
 use perch_api::serve::{Listener, ServeLimits};
-use perch_api::{Api, Inside, PushTokens};
+use perch_api::{Api, Inside, PortRules, PushTokens};
 use perch_client::HostClient;
-use perch_edge::{Documents, Edge, Issuer};
+use perch_edge::{Documents, Edge, Issuer, RawConfig, RawLimits};
 use perch_registry::Registry;
 use perch_store::{SqliteStore, Store, ViewFollower, ViewHandle};
 use perch_types::api::{Platform, RegionInfo};
@@ -31,7 +31,7 @@ use crate::peer;
 use crate::roles::images::{Catalog, Gatekeeper, collect};
 use crate::roles::{Beats, End};
 use crate::setup::{Purpose, Setup, Sockets};
-use crate::sockets::{BUILDER_SOCKET, HOST_SOCKET, KEYS_SOCKET};
+use crate::sockets::{BUILDER_SOCKET, HOST_SOCKET, KEYS_SOCKET, RawPorts, first_free_port};
 use crate::{identity, inside, roles};
 
 /// How long requests under way may go on when the process ends; the supervisor's patience is a
@@ -78,6 +78,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         view: view.clone(),
         platform: platform(&setup.config),
         public_ips: setup.config.public_ips(),
+        port_rules: port_rules(&setup.config),
         regions: vec![region(&setup.config)],
         builder_socket: Some(setup.config.run_dir.join(BUILDER_SOCKET)),
         keys_socket: Some(setup.config.run_dir.join(KEYS_SOCKET)),
@@ -105,6 +106,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         view,
         clock,
         limits: perch_edge::Limits::default(),
+        raw: Some(raw_ports(&setup.config)),
     })
     .context("start the edge")?;
     let outcome = tokio::select! {
@@ -244,6 +246,23 @@ fn platform(config: &Config) -> Platform {
         registry: config.api.to_string(),
         region: config.region.clone(),
     }
+}
+
+/// Returns what the edge needs to serve raw ports: they are where it is bound.
+fn raw_ports(config: &Config) -> RawConfig {
+    RawConfig {
+        binder: Arc::new(RawPorts(config.http.ip())),
+        certificates: None,
+        limits: RawLimits::default(),
+    }
+}
+
+/// Returns which raw ports apps can have.
+fn port_rules(config: &Config) -> PortRules {
+    let mut rules = PortRules { first: first_free_port(), ..PortRules::default() };
+    let own = [Some(config.api), config.api_tls, Some(config.http)];
+    rules.reserved.extend(own.into_iter().flatten().map(|address| address.port()));
+    rules
 }
 
 fn region(config: &Config) -> RegionInfo {
