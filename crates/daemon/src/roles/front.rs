@@ -262,6 +262,7 @@ fn port_rules(config: &Config) -> PortRules {
     let mut rules = PortRules { first: first_free_port(), ..PortRules::default() };
     let own = [Some(config.api), config.api_tls, Some(config.http)];
     rules.reserved.extend(own.into_iter().flatten().map(|address| address.port()));
+    rules.reserved.extend(&config.reserved_ports);
     rules
 }
 
@@ -275,5 +276,24 @@ fn region(config: &Config) -> RegionInfo {
         requires_paid_plan: false,
         deprecated: false,
         geo_region: "europe".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_servers_own_ports_and_those_of_its_other_programs_are_no_apps() {
+        let config = Config {
+            api: "127.0.0.1:4280".parse().unwrap(),
+            api_tls: Some("0.0.0.0:4281".parse().unwrap()),
+            http: "0.0.0.0:8080".parse().unwrap(),
+            reserved_ports: vec![5432],
+            ..Config::default()
+        };
+        let reserved = port_rules(&config).reserved;
+        let all: Vec<u16> = reserved.into_iter().collect();
+        assert_eq!(all, [53, 80, 443, 4280, 4281, 5432, 8080]);
     }
 }

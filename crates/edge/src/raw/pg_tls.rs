@@ -62,8 +62,8 @@ mod tests {
             (&[SSL][..], true, b"S".to_vec()),
             (&[GSS, SSL], true, b"NS".to_vec()),
             (&[START], false, REFUSAL.to_vec()),
-            (&[GSS, START], false, [b"N", REFUSAL].concat()),
-            (&[GSS, GSS, SSL], false, [b"NN", REFUSAL].concat()),
+            (&[GSS, START], false, [&b"N"[..], REFUSAL].concat()),
+            (&[GSS, GSS, SSL], false, [&b"NN"[..], REFUSAL].concat()),
         ] {
             let (mut client, mut server) = tokio::io::duplex(256);
             client.write_all(&sent.concat()).await.unwrap();

@@ -92,7 +92,7 @@ mod tests {
         let header = |version, from: &str, to: &str| {
             header(version, from.parse().unwrap(), to.parse().unwrap())
         };
-        let v2 = |rest: &[u8]| [b"\r\n\r\n\0\r\nQUIT\n\x21", rest].concat();
+        let v2 = |rest: &[u8]| [&b"\r\n\r\n\0\r\nQUIT\n\x21"[..], rest].concat();
         let long = |ip: &str| ip.parse::<std::net::Ipv6Addr>().unwrap().octets();
         for (version, from, to, want) in [
             (

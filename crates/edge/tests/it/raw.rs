@@ -209,7 +209,7 @@ fn a_machine_that_refuses_is_left_for_another() {
 }
 
 #[test]
-fn more_connections_of_one_address_than_may_be_are_ended_at_once() {
+fn e5_more_connections_of_one_address_than_may_be_are_ended_at_once() {
     let program = Program::capitals();
     let limits = RawLimits { of_address: 2, ..RawLimits::default() };
     let world = with(vec![plain(1, MachineState::Started, program.port)], limits);

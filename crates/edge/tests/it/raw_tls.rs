@@ -97,7 +97,7 @@ impl Scene {
 }
 
 #[test]
-fn tls_ends_at_the_edge_with_the_apps_own_certificate_and_no_others() {
+fn e9_tls_ends_at_the_edge_with_the_apps_own_certificate_and_no_others() {
     let scene = scene(json!({"port": PORT.1, "handlers": ["tls"],
         "tls_options": {"alpn": ["mqtt"]}}));
     let address = scene.world.claim("web", PORT);
