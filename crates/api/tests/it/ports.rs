@@ -10,7 +10,7 @@ const CLAIMS: &str = "names/ports/";
 /// Longer than a claim stays that nobody uses.
 const LATER_MS: i64 = 11 * 60 * 1000;
 
-fn config(ports: Value) -> Value {
+fn config(ports: &Value) -> Value {
     json!({"image": "web:1", "services": [{"internal_port": 5432, "ports": ports}]})
 }
 
@@ -23,7 +23,7 @@ async fn other(cloud: &Cloud) -> AppName {
 async fn a_port_is_one_apps_until_that_is_deleted() {
     let cloud = Cloud::start().await;
     cloud.app().await;
-    let (other, wanted) = (other(&cloud).await, config(json!([{"port": 5432}])));
+    let (other, wanted) = (other(&cloud).await, config(&json!([{"port": 5432}])));
     cloud.machine(wanted.clone()).await;
     cloud.machine(wanted.clone()).await;
     assert_eq!(cloud.keys(CLAIMS).await, ["names/ports/tcp/5432"]);
@@ -33,9 +33,9 @@ async fn a_port_is_one_apps_until_that_is_deleted() {
     assert!(text.contains("config.services[0].ports[0].port: another app"), "{text}");
     assert!(text.contains("tcp port 5432") && !text.contains("web"), "{text}");
     // Nor by a change; and what was refused has left nothing.
-    let machine = request(config(json!([{"port": 6000}])));
+    let machine = request(config(&json!([{"port": 6000}])));
     let machine = cloud.admin.create_machine(&other, &machine).await.unwrap();
-    let update = request(config(json!([{"port": 6001}, {"port": 5432}])));
+    let update = request(config(&json!([{"port": 6001}, {"port": 5432}])));
     let error = cloud.admin.update_machine(&other, &machine.id, &update).await.unwrap_err();
     assert_eq!(error.code(), Some(Code::PortTaken));
     assert_eq!(cloud.keys(CLAIMS).await, ["names/ports/tcp/5432", "names/ports/tcp/6000"]);
@@ -53,8 +53,8 @@ async fn a_port_that_no_machine_names_any_more_is_free_after_a_while() {
     let cloud = Cloud::start().await;
     cloud.app().await;
     let range = json!([{"start_port": 5432, "end_port": 5433}]);
-    let machine = cloud.machine(config(range)).await;
-    let update = request(config(json!([{"port": 5433}])));
+    let machine = cloud.machine(config(&range)).await;
+    let update = request(config(&json!([{"port": 5433}])));
     cloud.admin.update_machine(&web(), &machine.id, &update).await.unwrap();
     cloud.wake_reconciler().await;
     cloud.until_empty(&["tombstones/"]).await;
@@ -65,7 +65,7 @@ async fn a_port_that_no_machine_names_any_more_is_free_after_a_while() {
     cloud.until_empty(&["tombstones/"]).await;
     assert_eq!(cloud.keys(CLAIMS).await, ["names/ports/tcp/5433"]);
     let other = other(&cloud).await;
-    let wanted = request(config(json!([{"port": 5432}])));
+    let wanted = request(config(&json!([{"port": 5432}])));
     cloud.admin.create_machine(&other, &wanted).await.unwrap();
 }
 
@@ -74,16 +74,16 @@ async fn what_no_app_can_have_is_refused() {
     let cloud = Cloud::start().await;
     cloud.app().await;
     for (port, want) in [(443, "the platform's own"), (80, "the platform's own"), (22, "1024 to")] {
-        let wanted = request(config(json!([{"port": port}])));
+        let wanted = request(config(&json!([{"port": port}])));
         let error = cloud.admin.create_machine(&web(), &wanted).await.unwrap_err();
         assert_eq!(error.code(), Some(Code::InvalidValue));
         assert!(error.to_string().contains(want), "{port}: {error}");
     }
     for first in [2000, 2024, 2048] {
         let range = json!([{"start_port": first, "end_port": first + 19}]);
-        cloud.machine(config(range)).await;
+        cloud.machine(config(&range)).await;
     }
-    let wanted = request(config(json!([{"start_port": 3000, "end_port": 3004}])));
+    let wanted = request(config(&json!([{"start_port": 3000, "end_port": 3004}])));
     let error = cloud.admin.create_machine(&web(), &wanted).await.unwrap_err();
     assert!(error.to_string().contains("the app would have 65 ports"), "{error}");
     assert_eq!(cloud.keys(CLAIMS).await.len(), 60);

@@ -57,7 +57,7 @@ impl Program {
 }
 
 /// A machine of `web` with one service, which has these public ports.
-pub(crate) fn serving(id: u64, state: MachineState, internal: u16, ports: Value) -> MachineRecord {
+pub(crate) fn serving(id: u64, state: MachineState, internal: u16, ports: &Value) -> MachineRecord {
     let mut machine = machine(id, "web", state, internal);
     let service = json!({"internal_port": internal, "ports": ports});
     machine.services = serde_json::from_value(json!([service])).unwrap();
@@ -65,7 +65,7 @@ pub(crate) fn serving(id: u64, state: MachineState, internal: u16, ports: Value)
 }
 
 fn plain(id: u64, state: MachineState, internal: u16) -> MachineRecord {
-    serving(id, state, internal, json!([{"port": PORT.1}]))
+    serving(id, state, internal, &json!([{"port": PORT.1}]))
 }
 
 fn limited(id: u64, internal: u16, limits: Value) -> MachineRecord {
@@ -281,7 +281,7 @@ fn the_program_is_told_of_its_client_in_front() {
         });
         let ports = json!([{"start_port": 5000, "end_port": 5002, "handlers": ["proxy_proto"],
             "proxy_proto_options": {"version": version}}]);
-        let world = World::new(vec![serving(1, MachineState::Started, program.port, ports)]);
+        let world = World::new(vec![serving(1, MachineState::Started, program.port, &ports)]);
         let mut stream = connect(world.claim("web", (Protocol::Tcp, 5002)));
         let client = stream.local_addr().unwrap().port();
         stream.write_all(b"x").unwrap();

@@ -69,9 +69,9 @@ struct Scene {
     program: Program,
 }
 
-fn scene(port: Value) -> Scene {
+fn scene(port: &Value) -> Scene {
     let (program, certificates) = (Program::capitals(), Arc::new(OneWildcard::new()));
-    let machine = serving(1, MachineState::Started, program.port, json!([port]));
+    let machine = serving(1, MachineState::Started, program.port, &json!([port]));
     let resolver = Arc::clone(&certificates) as Arc<dyn Certificates>;
     let world =
         World::with_raw(vec![machine], Limits::default(), RawLimits::default(), Some(resolver));
@@ -98,7 +98,7 @@ impl Scene {
 
 #[test]
 fn e9_tls_ends_at_the_edge_with_the_apps_own_certificate_and_no_others() {
-    let scene = scene(json!({"port": PORT.1, "handlers": ["tls"],
+    let scene = scene(&json!({"port": PORT.1, "handlers": ["tls"],
         "tls_options": {"alpn": ["mqtt"]}}));
     let address = scene.world.claim("web", PORT);
     let mut stream = scene.shake(connect(address), "web.perch.localhost", &["mqtt"]).unwrap();
@@ -119,7 +119,7 @@ fn e9_tls_ends_at_the_edge_with_the_apps_own_certificate_and_no_others() {
 
 #[test]
 fn a_postgres_client_asks_for_tls_and_one_that_does_not_is_refused() {
-    let scene = scene(json!({"port": PORT.1, "handlers": ["pg_tls"]}));
+    let scene = scene(&json!({"port": PORT.1, "handlers": ["pg_tls"]}));
     let address = scene.world.claim("web", PORT);
     let mut stream = connect(address);
     stream.write_all(&SSL_REQUEST).unwrap();
