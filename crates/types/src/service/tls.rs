@@ -71,7 +71,9 @@ impl TlsOptions {
                 ("default_self_signed", Value::Bool(wanted)) => {
                     options.default_self_signed = *wanted;
                 }
-                ("default_self_signed", _) => return Err(bad(format!(".{key}"), "is not a boolean")),
+                ("default_self_signed", _) => {
+                    return Err(bad(format!(".{key}"), "is not a boolean"));
+                }
                 _ => {
                     let known = "is not `alpn`, `versions` or `default_self_signed`";
                     return Err(bad(format!(".{key}"), known));
