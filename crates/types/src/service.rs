@@ -101,7 +101,7 @@ impl Protocol {
 pub enum Handler {
     /// Parses HTTP.
     Http,
-    /// Ends TLS. With `http` it has no effect here yet: the edge serves plain HTTP.
+    /// Ends TLS. It has no effect here yet: the edge serves plain HTTP.
     Tls,
     /// Answers a Postgres client's TLS request.
     PgTls,

@@ -158,7 +158,7 @@ impl AppConfig {
                 if port.force_https == Some(true) {
                     add(found, "services.ports.force_https".to_owned(), Warn, NO_HTTPS);
                 }
-                if port.handlers.contains(&Handler::Tls) && !port.is_raw() {
+                if port.handlers.contains(&Handler::Tls) {
                     add(found, "services.ports.handlers".to_owned(), Warn, NO_TLS);
                 }
             }
