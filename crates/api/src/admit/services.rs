@@ -80,7 +80,7 @@ fn one_service(path: &str, service: &Service) -> Result<(), Failure> {
             }
             Ok(_) => {}
         }
-        if port.is_raw() {
+        if port.is_raw() || service.protocol == Protocol::Udp {
             handlers(&path, service, port)?;
             proxy_proto(&path, port)?;
         }
@@ -113,7 +113,7 @@ fn one_port(path: &str, port: &Port) -> Result<(), Failure> {
     }
 }
 
-/// Checks what is done on a raw port.
+/// Checks what is done on a port without HTTP; datagrams pass as they are.
 fn handlers(path: &str, service: &Service, port: &Port) -> Result<(), Failure> {
     let has = |handler| port.handlers.contains(&handler);
     if service.protocol == Protocol::Udp {

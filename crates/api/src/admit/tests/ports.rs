@@ -55,6 +55,10 @@ fn raw_ports_are_checked_one_by_one() {
             "handlers: none is allowed for udp",
         ),
         (
+            ports("udp", json!([{"port": 53, "handlers": ["http"]}])),
+            "handlers: none is allowed for udp",
+        ),
+        (
             ports("tcp", json!([{"port": 5000, "handlers": ["tls", "pg_tls"]}])),
             "handlers: tls and pg_tls exclude each other",
         ),
