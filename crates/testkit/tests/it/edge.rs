@@ -1,7 +1,7 @@
 //! Requests through the edge, and what is none.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use perch_testkit::{Cloud, http, wait_for};
@@ -76,12 +76,11 @@ fn many_requests_share_one_wake() {
     cloud.reaches("web", &id, "stopped").unwrap();
     let edge = cloud.edge;
     // Connected here, so that the sockets belong to the cloud's network.
-    let streams: Vec<_> = (0..20).map(|_| std::net::TcpStream::connect(edge).unwrap()).collect();
+    let streams: Vec<_> = (0..20).map(|_| TcpStream::connect(edge).unwrap()).collect();
     let threads: Vec<_> = streams
         .into_iter()
         .map(|mut stream| {
             std::thread::spawn(move || {
-                use std::io::{Read as _, Write as _};
                 stream
                     .write_all(
                         b"GET / HTTP/1.1\r\nHost: web.perch.localhost\r\nConnection: close\r\n\r\n",
@@ -176,7 +175,7 @@ fn echo(address: SocketAddr, word: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
     stream.write_all(word.as_bytes()).ok()?;
-    stream.shutdown(std::net::Shutdown::Write).ok()?;
+    stream.shutdown(Shutdown::Write).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     Some(answer).filter(|answer| !answer.is_empty())
