@@ -21,6 +21,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use crate::auth::Identity;
 use crate::error::Error;
+use crate::ports::PortRules;
 use crate::push_tokens::PushTokens;
 use crate::rate::{Meter, Rates};
 use crate::reconcile::{self, Reconciler};
@@ -39,6 +40,8 @@ pub struct Config {
     pub platform: Platform,
     /// The public addresses of its server.
     pub public_ips: Vec<IpAddr>,
+    /// Which ports apps can have for themselves.
+    pub port_rules: PortRules,
     /// The regions; the first is the nearest unless the platform's own is among them.
     pub regions: Vec<RegionInfo>,
     /// The builder's socket, when one runs.
@@ -151,6 +154,7 @@ pub(crate) struct Shared {
     pub(crate) view: ViewHandle,
     pub(crate) platform: Platform,
     pub(crate) public_ips: Vec<IpAddr>,
+    pub(crate) port_rules: PortRules,
     pub(crate) regions: Vec<RegionInfo>,
     pub(crate) builder_socket: Option<PathBuf>,
     pub(crate) keys: Option<KeysClient>,
@@ -172,6 +176,8 @@ pub(crate) struct Shared {
     pub(crate) granting: Mutex<()>,
     // And assignments of addresses.
     pub(crate) assigning: Mutex<()>,
+    // And claims of ports.
+    pub(crate) claiming: Mutex<()>,
     pub(crate) meter: Meter,
 }
 
@@ -207,6 +213,7 @@ impl Api {
             view: config.view,
             platform: config.platform,
             public_ips: config.public_ips,
+            port_rules: config.port_rules,
             regions: config.regions,
             builder_socket: config.builder_socket,
             keys: config.keys_socket.map(KeysClient::new),
@@ -224,6 +231,7 @@ impl Api {
             secret_turns: Turns::default(),
             granting: Mutex::new(()),
             assigning: Mutex::new(()),
+            claiming: Mutex::new(()),
             meter: Meter::new(config.limits.rates),
         });
         reconcile::spawn(&shared);

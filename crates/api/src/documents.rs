@@ -20,8 +20,8 @@ use perch_types::{AppName, Code, InstanceId, MachineId, OrgSlug};
 use crate::certificates;
 use crate::config::{Host, Shared};
 use crate::error::{Error, store as fault};
-use crate::names;
 use crate::reply::Failure;
+use crate::{names, ports};
 
 /// The counter of networks.
 const NETWORKS: &str = "networks";
@@ -224,6 +224,9 @@ pub(crate) async fn forget_app(
     forget_under(store, &ips::prefix(org, name)).await?;
     forget_under(store, &network_policy::prefix(org, name)).await?;
     certificates::forget(store, org, name).await?;
+    for batch in ports::release_ops(store, org, app_id).await?.chunks(perch_store::TXN_OPS_MAX) {
+        commit(store, Vec::new(), batch.to_vec(), "release ports").await?;
+    }
     let stone = (org.clone(), app_id.to_owned());
     let compares = vec![Compare::Exists { key: Tombstone::key(&stone) }];
     let ops = vec![delete_op::<Tombstone>(&stone), delete_op::<AppNameClaim>(&(name.clone(),))];

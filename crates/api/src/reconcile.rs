@@ -20,7 +20,7 @@ use crate::config::Shared;
 use crate::error::{Error, store as fault};
 use crate::machines::lease;
 use crate::reply::chain;
-use crate::{documents, tokens, volumes};
+use crate::{documents, ports, tokens, volumes};
 
 /// How long a creation may take before what it wrote is taken back.
 pub(crate) const CREATION_TIME: Duration = Duration::from_secs(10 * 60);
@@ -160,6 +160,7 @@ async fn pass(shared: &Shared) -> Result<bool, Error> {
     let tombstones = documents::tombstones(store).await?;
     let promises = list_docs::<DestroyPromise>(store).await.map_err(fault("list promises"))?;
     let placements = documents::all_placements(store).await?;
+    ports::collect(shared, &placements).await?;
     let (volumes_done, with_volumes) = volumes::reconcile::pass(shared, &tombstones).await?;
     if tombstones.is_empty() && promises.documents.is_empty() && placements.is_empty() {
         return Ok(volumes_done);

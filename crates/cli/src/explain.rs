@@ -7,6 +7,7 @@ use perch_types::Code;
 const VOLUME_NOT_FOUND: &str = "The app has no volume of this id. A destroyed volume is gone after a day.\n\nDo: `perch volumes list` shows the app's volumes and which machine has each.";
 const SNAPSHOT_NOT_FOUND: &str = "The app has no snapshot of this id: snapshots are removed after the days that their volume's `snapshot_retention` says.\n\nDo: `perch volumes snapshots list ID` shows those that are kept.";
 const VOLUME_ATTACHED: &str = "A volume belongs to one machine at a time, also while that machine is stopped, so that two never write to one file system.\n\nDo: destroy that machine, or give the new one a volume of its own: `perch volumes create`, or `perch volumes fork ID` for a copy.";
+const PORT_TAKEN: &str = "A public port at which the edge does not speak HTTP is one app's alone on a server, and another app has this one.\n\nDo: choose another `port` in fly.toml. A port is free again once its app is deleted, or some minutes after none of its machines names it any more.";
 const DEADLINE_EXCEEDED: &str = "Something was waited for and did not happen in time.\n\nFor a deploy: the machine runs, but does not listen where it should, or its checks do not pass. A program must listen on 0.0.0.0 (not 127.0.0.1) and on the port that `internal_port` names.\n\nDo: `perch logs` shows what the program prints, `perch status` why it is not ready.";
 
 /// Returns what a code means and what to do about it.
@@ -40,6 +41,7 @@ pub(crate) const fn page(code: Code) -> &'static str {
         Code::VolumeNotFound => VOLUME_NOT_FOUND,
         Code::SnapshotNotFound => SNAPSHOT_NOT_FOUND,
         Code::VolumeAttached => VOLUME_ATTACHED,
+        Code::PortTaken => PORT_TAKEN,
         Code::MethodNotAllowed => {
             "The path exists, but not with this method.\n\nDo: CLI and server may be of very different versions, see `perch version`."
         }

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use anyhow::{Context as _, Result, ensure};
 use perch_types::Region;
 use perch_types::ips::ADDRESSES_MAX;
+use perch_types::ports::RAW_PORTS_MAX;
 use serde::{Deserialize, Serialize};
 
 /// Where the server looks for its file when no flag names one.
@@ -36,6 +37,9 @@ pub(crate) struct Config {
     /// Public addresses of this server at which apps are reached; the one of `http`, or those that
     /// the server speaks to the internet from, when there are none here.
     pub(crate) public_ips: Vec<IpAddr>,
+    /// Public ports that no app can have for itself, beside the platform's own: those of other
+    /// programs of this server.
+    pub(crate) reserved_ports: Vec<u16>,
     /// Apps are served at `<app>.<domain>`.
     pub(crate) domain: String,
     /// Where this server stands, as its operator calls it.
@@ -268,6 +272,7 @@ impl Default for Config {
             http: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80)),
             https: Https::Auto,
             public_ips: Vec::new(),
+            reserved_ports: Vec::new(),
             domain: "perch.localhost".to_owned(),
             region: "loc".parse().unwrap_or_else(|_| unreachable!("three lowercase letters")),
             user: "perch".to_owned(),
@@ -454,6 +459,10 @@ impl Config {
             self.public_ips.len() <= ADDRESSES_MAX,
             "`public_ips` are at most {ADDRESSES_MAX} addresses"
         );
+        ensure!(
+            self.reserved_ports.len() <= RAW_PORTS_MAX,
+            "`reserved_ports` are at most {RAW_PORTS_MAX} ports"
+        );
         let labels_fine = self.domain.split('.').all(|label| {
             (1..=63).contains(&label.len())
                 && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -572,6 +581,7 @@ mod tests {
             ("public_ips = [\"0.0.0.0\"]", "public_ips"),
             ("public_ips = [\"192.0.2.1\", \"192.0.2.1\"]", "public_ips"),
             ("public_ips = [\"web\"]", "public_ips"),
+            ("reserved_ports = [70000]", "reserved_ports"),
             ("memory_overcommit = 0.0", "0.1 to 64"),
             ("memory_overcommit = nan", "memory_overcommit"),
             ("machines_ipv4 = \"8.8.0.0/16\"", "private block"),

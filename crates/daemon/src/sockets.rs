@@ -1,10 +1,11 @@
 //! Binds every socket of the server, once, in the supervisor.
 //!
 //! Never accepts on one. A process that is restarted finds its sockets still bound, and no
-//! process but the supervisor needs the right to bind low ports.
+//! process but the supervisor needs the right to bind low ports. Raw ports of apps are none of
+//! these: the edge has them bound as they are claimed ([`RawPorts`]).
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
@@ -22,6 +23,9 @@ use crate::setup::Purpose;
 const BACKLOG: i32 = 1024;
 /// The most edge sockets of a kind; one a core.
 const HTTP_SOCKETS_MAX: usize = 32;
+
+/// The lowest port that anybody may bind, unless the server says otherwise.
+const FIRST_FREE_PORT: u16 = 1024;
 
 /// Names of the Unix sockets in the run folder.
 pub(crate) const API_SOCKET: &str = "api.sock";
@@ -121,26 +125,53 @@ fn address(listener: &TcpListener) -> Result<SocketAddr> {
 }
 
 fn tcp(wanted: SocketAddr, key: &str, shared: Shared) -> Result<TcpListener> {
-    let bound = || -> Result<OwnedFd, Errno> {
-        let socket = socket(wanted, SocketType::STREAM)?;
-        sockopt::set_socket_reuseaddr(&socket, true)?;
-        sockopt::set_socket_reuseport(&socket, shared == Shared::Yes)?;
-        freebind(&socket, wanted)?;
-        rustix::net::bind(&socket, &wanted)?;
-        rustix::net::listen(&socket, BACKLOG)?;
-        Ok(socket)
-    };
-    bound().map(TcpListener::from).map_err(|errno| in_use(errno, wanted, key))
+    listener(wanted, shared).map_err(|errno| in_use(errno, wanted, key))
 }
 
 fn udp(wanted: SocketAddr) -> Result<UdpSocket> {
-    let bound = || -> Result<OwnedFd, Errno> {
-        let socket = socket(wanted, SocketType::DGRAM)?;
-        freebind(&socket, wanted)?;
-        rustix::net::bind(&socket, &wanted)?;
-        Ok(socket)
-    };
-    bound().map(UdpSocket::from).map_err(|errno| in_use(errno, wanted, "dns"))
+    datagrams(wanted).map_err(|errno| in_use(errno, wanted, "dns"))
+}
+
+fn listener(wanted: SocketAddr, shared: Shared) -> Result<TcpListener, Errno> {
+    let socket = socket(wanted, SocketType::STREAM)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_socket_reuseport(&socket, shared == Shared::Yes)?;
+    freebind(&socket, wanted)?;
+    rustix::net::bind(&socket, &wanted)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(TcpListener::from(socket))
+}
+
+fn datagrams(wanted: SocketAddr) -> Result<UdpSocket, Errno> {
+    let socket = socket(wanted, SocketType::DGRAM)?;
+    freebind(&socket, wanted)?;
+    rustix::net::bind(&socket, &wanted)?;
+    Ok(UdpSocket::from(socket))
+}
+
+/// Binds the raw ports of apps, in the process of the edge: they come and go with the apps, and it
+/// has no right to any that needs one.
+#[derive(Debug)]
+pub(crate) struct RawPorts(pub(crate) IpAddr);
+
+impl perch_edge::Binder for RawPorts {
+    fn tcp(&self, port: u16) -> std::io::Result<TcpListener> {
+        // Shared, so that the next process of the edge has the port before this one lets go of it.
+        Ok(listener(SocketAddr::new(self.0, port), Shared::Yes)?)
+    }
+
+    fn udp(&self, port: u16) -> std::io::Result<UdpSocket> {
+        Ok(datagrams(SocketAddr::new(self.0, port))?)
+    }
+}
+
+/// Returns the lowest port that anybody may bind on this server.
+pub(crate) fn first_free_port() -> u16 {
+    fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(FIRST_FREE_PORT)
+        .max(1)
 }
 
 fn socket(wanted: SocketAddr, kind: SocketType) -> Result<OwnedFd, Errno> {
@@ -227,6 +258,20 @@ mod tests {
         assert_ne!(config.https.address().unwrap().port(), 0);
         let count = |purpose| bound.of(&[purpose]).0.len();
         assert_eq!(count(Purpose::Https), count(Purpose::Http));
+    }
+
+    #[test]
+    fn a_raw_port_is_bound_where_the_edge_is_and_by_no_two() {
+        let raw = RawPorts("127.0.0.1".parse().unwrap());
+        let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let bound = perch_edge::Binder::udp(&raw, free.port()).unwrap();
+        assert_eq!(bound.local_addr().unwrap(), free);
+        let error = perch_edge::Binder::udp(&raw, free.port()).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = other.local_addr().unwrap().port();
+        let error = perch_edge::Binder::tcp(&raw, port).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse, "somebody else's is not shared");
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //! loaded), [`wake`] (only if none is ready: start one and hold the request, or queue up),
 //! [`forward`] (connect, copy), [`replaying`] (again, elsewhere, if the app says so), [`compress`],
 //! [`reply`] (pages), [`access`] (one event) and [`metrics`] (what is counted).
+//!
+//! What is no HTTP goes another way to the same machines: [`raw`].
 #![forbid(unsafe_code)]
 
 mod access;
@@ -33,6 +35,7 @@ mod patience;
 mod peer;
 mod pick;
 mod pool;
+mod raw;
 mod redirect;
 mod regions;
 mod replay;
@@ -73,6 +76,7 @@ use crate::wake::Wakes;
 pub use crate::cause::Cause;
 pub use crate::issuer::{Documents, Issuer};
 pub use crate::metrics::Readings;
+pub use crate::raw::{Binder, RawConfig, RawLimits};
 pub use crate::tls::{Certificates, FirstOf, TlsError};
 
 /// A loop that has not turned for this long is wedged.
@@ -118,6 +122,8 @@ pub struct Config {
     pub clock: Arc<dyn Clock>,
     /// How long and how much.
     pub limits: Limits,
+    /// Ports of apps at which there is no HTTP; without it none is opened.
+    pub raw: Option<RawConfig>,
 }
 
 /// How HTTPS is served.
@@ -289,6 +295,9 @@ impl Edge {
                     drop(turning);
                 })
                 .map_err(StartError::Loop)?;
+        }
+        if let Some(config) = config.raw {
+            raw::spawn(Arc::clone(&shared), config, stopping, turning);
         }
         Ok(Self { shared, follower, stop, loops })
     }

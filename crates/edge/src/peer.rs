@@ -56,13 +56,6 @@ impl Peer {
         if self.over_tls() { PUBLIC_HTTPS_PORT } else { PUBLIC_HTTP_PORT }
     }
 
-    /// Returns whether the connection already counts in a machine.
-    pub(crate) fn stays_with(&self, target: &Target) -> bool {
-        self.stay.borrow().as_ref().is_some_and(|stay| {
-            stay.machine == target.record.id && stay.instance == target.record.instance
-        })
-    }
-
     /// Keeps the connection with a machine in which it was counted, until it ends or goes to
     /// another.
     pub(crate) fn keep(&self, target: &Arc<Target>, connected: Connected, pool: &Pool, key: Key) {
@@ -75,6 +68,30 @@ impl Peer {
         };
         let before = self.stay.replace(Some(stay));
         drop(before);
+    }
+}
+
+/// Whoever asks for a machine.
+pub(crate) trait Asks {
+    /// Returns whether it already counts in a machine.
+    fn stays_with(&self, target: &Target) -> bool;
+}
+
+impl Asks for Peer {
+    fn stays_with(&self, target: &Target) -> bool {
+        self.stay.borrow().as_ref().is_some_and(|stay| {
+            stay.machine == target.record.id && stay.instance == target.record.instance
+        })
+    }
+}
+
+/// One that asks once: what it is given it keeps to its end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Once;
+
+impl Asks for Once {
+    fn stays_with(&self, _: &Target) -> bool {
+        false
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use perch_types::MachineState;
 use perch_types::service::{
-    ConcurrencyKind, HttpOptions, IDLE_TIMEOUT_S_MAX, SOFT_LIMIT_DEFAULT, Service,
+    ConcurrencyKind, HttpOptions, IDLE_TIMEOUT_S_MAX, Port, Protocol, SOFT_LIMIT_DEFAULT, Service,
 };
 
 use tokio::time::Instant;
@@ -32,7 +32,7 @@ pub(crate) enum Pick {
     Full,
     /// Machines are there, and none may be started by a request.
     NotStartable,
-    /// There is no machine that serves HTTP.
+    /// There is no machine that serves what came.
     Nothing,
     /// The app has not the one machine that was asked for.
     Unknown,
@@ -43,8 +43,8 @@ pub(crate) enum Pick {
 /// What a request asks for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ask<'a> {
-    /// The public port that it came to.
-    pub(crate) port: u16,
+    /// Where it came in.
+    pub(crate) door: Door,
     /// Machines that refused it a moment ago.
     pub(crate) left_alone: &'a [usize],
     /// Where it wants to go.
@@ -111,7 +111,7 @@ fn load(target: &Target, service: &Service) -> u32 {
 pub(crate) fn pick(machines: &[Arc<Target>], ask: &Ask<'_>) -> Pick {
     let serving = || {
         machines.iter().enumerate().filter_map(|(index, target)| {
-            let service = service(&target.record.services, ask.port)?;
+            let service = ask.door.service(&target.record.services)?;
             let rank = ask.direction.rank(&target.record)?;
             (!ask.left_alone.contains(&index) && !target.record.cordoned).then_some(Candidate {
                 index,
@@ -227,6 +227,47 @@ const fn mixed(random: u64, step: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
+/// At which public port something came, and whether the edge speaks HTTP there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Door {
+    /// A request.
+    Http(u16),
+    /// Bytes that pass as they are.
+    Raw(Protocol, u16),
+}
+
+impl From<u16> for Door {
+    fn from(port: u16) -> Self {
+        Self::Http(port)
+    }
+}
+
+impl Door {
+    /// Returns the service of a machine that is behind it.
+    pub(crate) fn service(self, services: &[Service]) -> Option<&Service> {
+        match self {
+            Self::Http(port) => service(services, port),
+            Self::Raw(protocol, port) => raw(services, protocol, port).map(|(service, _)| service),
+        }
+    }
+
+    /// Returns whether clients' connections are what a service counts of what comes here. At a raw
+    /// port each is under way for as long as it lives, and counts as that.
+    pub(crate) fn counts_connections(self, service: &Service) -> bool {
+        matches!(self, Self::Http(_)) && !counts_requests(service)
+    }
+}
+
+/// Returns the service of a machine that names a raw port, and what it says of that.
+pub(crate) fn raw(
+    services: &[Service],
+    protocol: Protocol,
+    port: u16,
+) -> Option<(&Service, &Port)> {
+    let mut of_protocol = services.iter().filter(|service| service.protocol == protocol);
+    of_protocol.find_map(|service| Some((service, service.raw_port(port)?)))
+}
+
 fn is_ready(target: &Target) -> bool {
     target.record.ready && target.load.is_open()
 }
@@ -288,7 +329,7 @@ mod tests {
     }
 
     fn ask<'a>(direction: &'a Direction, left_alone: &'a [usize], now: Instant) -> Ask<'a> {
-        Ask { port: 80, left_alone, direction, stay: None, random: 7, now }
+        Ask { door: Door::Http(80), left_alone, direction, stay: None, random: 7, now }
     }
 
     fn picked(machines: &[Arc<Target>], left_alone: &[usize], now: Instant) -> Pick {
@@ -321,6 +362,36 @@ mod tests {
                 .map(|(id, (state, load))| target(id as u64, state, load, limits))
                 .collect();
             assert_eq!(picked(&machines, &[], Instant::now()), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_raw_port_is_behind_its_own_door_only() {
+        let mut raw = record(1, "web", MachineState::Started);
+        raw.services = serde_json::from_str(
+            r#"[{"internal_port":8080,"ports":[{"port":80,"handlers":["http"]}]},
+                {"internal_port":5432,"ports":[{"start_port":5000,"end_port":5001}]},
+                {"internal_port":5000,"protocol":"udp","ports":[{"port":5000}]}]"#,
+        )
+        .unwrap();
+        let services = raw.services.clone();
+        let machines =
+            [Arc::new(Target { record: raw, load: Arc::default(), since: Instant::now() })];
+        for (door, want) in [
+            (Door::Raw(Protocol::Tcp, 5001), Some(5432)),
+            (Door::Raw(Protocol::Udp, 5000), Some(5000)),
+            (Door::Raw(Protocol::Udp, 5001), None),
+            (Door::Raw(Protocol::Tcp, 80), None),
+            (Door::Raw(Protocol::Tcp, 8080), None),
+            (Door::Http(80), Some(8080)),
+            (Door::Http(5000), Some(8080)),
+        ] {
+            let behind = door.service(&services).map(|service| service.internal_port);
+            assert_eq!(behind, want, "{door:?}");
+            let picked = if want.is_some() { Pick::Ready(0) } else { Pick::Nothing };
+            let direction = Direction::default();
+            let ask = Ask { door, ..ask(&direction, &[], Instant::now()) };
+            assert_eq!(pick(&machines, &ask), picked, "{door:?}");
         }
     }
 

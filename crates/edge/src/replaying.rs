@@ -338,7 +338,8 @@ impl Worker {
         loop {
             let wanted = Wanted {
                 app: &leg.app,
-                peer,
+                door: peer.public_port().into(),
+                asks: peer,
                 direction: &leg.direction,
                 tried: &tried,
                 random: self.random(),

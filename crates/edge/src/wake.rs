@@ -19,8 +19,8 @@ use crate::Shared;
 use crate::cause::Cause;
 use crate::direction::Direction;
 use crate::live::{AppKey, InFlight, Target};
-use crate::peer::Peer;
-use crate::pick::{self, Ask, Pick};
+use crate::peer::Asks;
+use crate::pick::{self, Ask, Door, Pick};
 use crate::room::{Connected, Queued};
 
 /// How often a machine is started for one request: it may end right after its start.
@@ -137,9 +137,11 @@ impl Drop for Held<'_> {
 
 /// What a request asks for, and what was already tried for it.
 #[derive(Debug)]
-pub(crate) struct Wanted<'a> {
+pub(crate) struct Wanted<'a, C> {
     pub(crate) app: &'a AppKey,
-    pub(crate) peer: &'a Peer,
+    /// Where it came in.
+    pub(crate) door: Door,
+    pub(crate) asks: &'a C,
     pub(crate) direction: &'a Direction,
     pub(crate) tried: &'a Tried,
     pub(crate) random: u64,
@@ -186,7 +188,10 @@ impl Tried {
 
 /// Returns a machine that is ready for a request and in which the request is counted; starts one
 /// and waits when none is.
-pub(crate) async fn ready_machine(shared: &Shared, wanted: &Wanted<'_>) -> Result<Place, Cause> {
+pub(crate) async fn ready_machine<C: Asks>(
+    shared: &Shared,
+    wanted: &Wanted<'_, C>,
+) -> Result<Place, Cause> {
     // Looked at without a subscription first: mostly one is ready.
     let first = look(shared, wanted)?;
     if let Look::Ready(place) = first {
@@ -229,7 +234,7 @@ enum Look {
     Coming { is_started: bool, again_at: Option<Instant> },
 }
 
-fn look(shared: &Shared, wanted: &Wanted<'_>) -> Result<Look, Cause> {
+fn look<C: Asks>(shared: &Shared, wanted: &Wanted<'_, C>) -> Result<Look, Cause> {
     let Some(machines) = shared.live.machines_of(wanted.app) else {
         // Right after a restart of the server the host's first word may be a moment away.
         return match shared.live.is_known() {
@@ -246,10 +251,10 @@ fn look(shared: &Shared, wanted: &Wanted<'_>) -> Result<Look, Cause> {
     let left_alone: Vec<usize> = resting.iter().map(|(index, _)| *index).collect();
     let rested_at = resting.iter().map(|(_, until)| *until).min();
     let ask = Ask {
-        port: wanted.peer.public_port(),
+        door: wanted.door,
         left_alone: &left_alone,
         direction: wanted.direction,
-        stay: machines.iter().position(|target| wanted.peer.stays_with(target)),
+        stay: machines.iter().position(|target| wanted.asks.stays_with(target)),
         random: wanted.random,
         now,
     };
@@ -259,7 +264,7 @@ fn look(shared: &Shared, wanted: &Wanted<'_>) -> Result<Look, Cause> {
             Pick::Ready(index) => {
                 // Another loop may have filled it since, or its gate was closed: then it is
                 // picked anew.
-                let Some(place) = take(target(index)?, wanted.peer) else {
+                let Some(place) = take(target(index)?, wanted) else {
                     continue;
                 };
                 Ok(Look::Ready(place))
@@ -289,14 +294,14 @@ fn look(shared: &Shared, wanted: &Wanted<'_>) -> Result<Look, Cause> {
 
 /// Counts a request in a machine, and its connection where that is what counts; nothing when there
 /// is no room any more.
-fn take(target: Arc<Target>, peer: &Peer) -> Option<Place> {
-    let service = pick::service(&target.record.services, peer.public_port());
+fn take<C: Asks>(target: Arc<Target>, wanted: &Wanted<'_, C>) -> Option<Place> {
+    let service = wanted.door.service(&target.record.services);
     let hard = service.and_then(pick::hard_limit);
-    if service.is_none_or(pick::counts_requests) {
+    if service.is_none_or(|service| !wanted.door.counts_connections(service)) {
         let in_flight = target.load.begin(hard)?;
         return Some(Place { target, in_flight, connected: None });
     }
-    let connected = match peer.stays_with(&target) {
+    let connected = match wanted.asks.stays_with(&target) {
         true => None,
         false => Some(Connected::begin(&target.load, hard)?),
     };

@@ -1,7 +1,7 @@
 //! `perch-testserver`: the program that tests and measurements run inside machines.
 //!
 //! Never part of a server. It is static and needs nothing but itself, so an image of it is one
-//! file. It answers HTTP/1.1 as its arguments say, or ends as they say.
+//! file. It answers HTTP/1.1, or sends back what it gets, as its arguments say, or ends as they say.
 #![forbid(unsafe_code)]
 #![expect(
     clippy::print_stdout,
@@ -12,14 +12,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::thread;
 
 const USAGE: &str = "usage: perch-testserver [--print LINE]... [--stderr LINE]... [--lines N] \
 [--eat-mb N] [--exit CODE] [--api SOCKET,METHOD,PATH[,BODY]]... [--watch-api SOCKET,PATH] \
-[--listen ADDRESS:PORT]...";
+[--listen ADDRESS:PORT]... [--echo ADDRESS:PORT]... [--echo-udp ADDRESS:PORT]...";
 /// The longest head or body that it reads.
 const BYTES_MAX: usize = 1 << 20;
 
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
 }
 
 fn run(mut arguments: impl Iterator<Item = String>) -> Result<u8, String> {
-    let mut listeners = Vec::new();
+    let (mut listeners, mut echoes) = (Vec::new(), Vec::new());
     while let Some(argument) = arguments.next() {
         let value = arguments.next().ok_or(USAGE)?;
         let number = || value.parse::<u64>().map_err(|error| format!("{value}: {error}"));
@@ -54,6 +54,22 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<u8, String> {
                 println!("listening on {value}");
                 listeners.push(listener);
             }
+            "--echo" => {
+                let listener =
+                    TcpListener::bind(&value).map_err(|error| format!("{value}: {error}"))?;
+                println!("echoing on {value}");
+                echoes.push(thread::spawn(move || {
+                    for stream in listener.incoming().flatten() {
+                        thread::spawn(move || echo(stream));
+                    }
+                }));
+            }
+            "--echo-udp" => {
+                let socket =
+                    UdpSocket::bind(&value).map_err(|error| format!("{value}: {error}"))?;
+                println!("echoing datagrams on {value}");
+                echoes.push(thread::spawn(move || echo_datagrams(&socket)));
+            }
             _ => return Err(USAGE.to_owned()),
         }
     }
@@ -68,7 +84,7 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<u8, String> {
             })
         })
         .collect();
-    for thread in threads {
+    for thread in threads.into_iter().chain(echoes) {
         thread.join().ok();
     }
     Ok(0)
@@ -128,6 +144,22 @@ fn eat(mb: u64) {
     }
     println!("ate {mb} MB");
     std::hint::black_box(&eaten);
+}
+
+/// Sends back what comes until that ends.
+fn echo(mut stream: TcpStream) {
+    let Ok(mut input) = stream.try_clone() else {
+        return;
+    };
+    io::copy(&mut input, &mut stream).ok();
+}
+
+/// Sends every datagram back.
+fn echo_datagrams(socket: &UdpSocket) {
+    let mut bytes = [0; 2048];
+    while let Ok((count, client)) = socket.recv_from(&mut bytes) {
+        socket.send_to(bytes.get(..count).unwrap_or_default(), client).ok();
+    }
 }
 
 /// Answers requests on one connection until it ends.

@@ -62,6 +62,8 @@ codes! {
     MethodNotAllowed = "method_not_allowed", 405;
     /// A wait ended before the state was reached.
     DeadlineExceeded = "deadline_exceeded", 408;
+    /// Another app has the public port.
+    PortTaken = "port_taken", 409;
     /// The machine's state does not allow it.
     WrongState = "wrong_state", 409;
     /// The name is somebody's.

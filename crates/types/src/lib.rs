@@ -25,6 +25,7 @@ pub mod labels;
 pub mod machine_config;
 pub mod network_policy;
 pub mod octets;
+pub mod ports;
 pub mod schedule;
 pub mod secret;
 pub mod secret_keys;

@@ -2,6 +2,8 @@
 //!
 //! Never decides where a request goes: that is the edge's.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::machine_config::{Other, null_is_default};
@@ -67,10 +69,18 @@ impl Service {
     pub fn speaks_http(&self) -> bool {
         self.ports.iter().any(|port| port.handlers.contains(&Handler::Http))
     }
+
+    /// Returns what it says of a public port at which the edge does not speak HTTP.
+    #[must_use]
+    pub fn raw_port(&self, port: u16) -> Option<&Port> {
+        self.ports.iter().find(|it| it.is_raw() && it.range().contains(&port))
+    }
 }
 
 /// Transport of a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.
@@ -78,6 +88,17 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+}
+
+impl Protocol {
+    /// Returns the word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
 }
 
 /// What the edge does between the public port and the program.
@@ -161,6 +182,26 @@ pub struct Port {
     pub other: Other,
 }
 
+impl Port {
+    /// Returns whether bytes pass it as they are: no handler of it reads HTTP.
+    #[must_use]
+    pub fn is_raw(&self) -> bool {
+        !self.handlers.iter().any(|it| matches!(it, Handler::Http | Handler::EdgeHttp))
+    }
+
+    /// Returns the ports that it stands for: one, or all of its range; none when it names none, or
+    /// only one end.
+    #[must_use]
+    pub fn range(&self) -> RangeInclusive<u16> {
+        let (first, last) = match (self.port, self.start_port, self.end_port) {
+            (Some(port), ..) => (port, port),
+            (None, Some(first), Some(last)) => (first, last),
+            (None, ..) => (1, 0),
+        };
+        first..=last
+    }
+}
+
 /// Limits of load of one machine.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Concurrency {
@@ -209,5 +250,32 @@ mod tests {
         }
         serde_json::from_str::<Autostop>("\"sleep\"").unwrap_err();
         serde_json::from_str::<Autostop>("1").unwrap_err();
+    }
+
+    #[test]
+    fn a_service_knows_its_raw_ports_alone() {
+        let service: Service = serde_json::from_value(serde_json::json!({
+            "internal_port": 1,
+            "ports": [
+                {"port": 80, "handlers": ["http"]},
+                {"port": 81, "handlers": ["edge_http"]},
+                {"port": 5432, "handlers": ["pg_tls"]},
+                {"start_port": 7000, "end_port": 7002},
+                {"start_port": 9000},
+            ],
+        }))
+        .unwrap();
+        for (port, want) in [
+            (80, false),
+            (81, false),
+            (5432, true),
+            (6999, false),
+            (7000, true),
+            (7002, true),
+            (7003, false),
+            (9000, false),
+        ] {
+            assert_eq!(service.raw_port(port).is_some(), want, "{port}");
+        }
     }
 }

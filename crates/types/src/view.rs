@@ -10,8 +10,9 @@ use std::sync::Arc;
 use crate::certificates::WILDCARD;
 use crate::directory::{AppDoc, Document as _, HostnameClaim, MachineRecord, VolumeRecord};
 use crate::id::{AppName, MachineId, OrgSlug, VolumeId};
+use crate::ports::{PortClaim, RawPort};
 
-/// Apps, machines and host names as the directory has them. A clone shares what neither changes: a
+/// Apps, machines, host names and raw ports as the directory has them. A clone shares what neither changes: a
 /// view is made anew for each change.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct View {
@@ -20,12 +21,18 @@ pub struct View {
     machines_of: Arc<BTreeMap<AppName, BTreeSet<MachineId>>>,
     volumes: Arc<BTreeMap<VolumeId, VolumeRecord>>,
     hostnames: Arc<BTreeMap<String, HostnameClaim>>,
+    ports: Arc<BTreeMap<RawPort, PortClaim>>,
     addresses: Arc<BTreeMap<IpAddr, MachineId>>,
 }
 
 /// Prefixes of the directory that a view is made of.
-pub const PREFIXES: [&str; 4] =
-    [AppDoc::PREFIX, HostnameClaim::PREFIX, MachineRecord::PREFIX, VolumeRecord::PREFIX];
+pub const PREFIXES: [&str; 5] = [
+    AppDoc::PREFIX,
+    HostnameClaim::PREFIX,
+    MachineRecord::PREFIX,
+    VolumeRecord::PREFIX,
+    PortClaim::PREFIX,
+];
 
 /// A document that could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +82,9 @@ impl View {
                     Arc::make_mut(&mut self.hostnames).remove(hostname);
                 }
             }
+        } else if let Some(port) = PortClaim::port_of(key) {
+            let claim = value.map(serde_json::from_slice).transpose().map_err(unreadable)?;
+            self.put_port(port, claim);
         }
         Ok(())
     }
@@ -100,6 +110,14 @@ impl View {
             self.unlink(&machine);
             Arc::make_mut(&mut self.machines).remove(id);
         }
+    }
+
+    fn put_port(&mut self, port: RawPort, claim: Option<PortClaim>) {
+        let ports = Arc::make_mut(&mut self.ports);
+        match claim {
+            Some(claim) => ports.insert(port, claim),
+            None => ports.remove(&port),
+        };
     }
 
     fn put_volume(&mut self, volume: VolumeRecord) {
@@ -174,6 +192,14 @@ impl View {
             let (_, above) = hostname.split_once('.')?;
             self.hostnames.get(&format!("{WILDCARD}{above}"))
         })
+    }
+
+    /// Returns the raw ports that are an app's which there is, with their claims.
+    pub fn raw_ports(&self) -> impl Iterator<Item = (RawPort, &PortClaim)> {
+        let is_there = move |claim: &PortClaim| {
+            self.app(&claim.app).is_some_and(|app| app.org == claim.org && app.id == claim.app_id)
+        };
+        self.ports.iter().map(|(port, claim)| (*port, claim)).filter(move |(_, it)| is_there(it))
     }
 
     fn forget_app(&mut self, rest: &str) {
@@ -287,6 +313,35 @@ mod tests {
             std::ptr::from_ref(view.machine(&MachineId::from_bits(id)).unwrap())
         };
         assert_eq!(of(&before, 2), of(&after, 2));
+    }
+
+    #[test]
+    fn a_raw_port_is_an_apps_for_as_long_as_there_is_that_app() {
+        let app = |id: &str| {
+            serde_json::to_vec(&serde_json::json!({
+                "id": id, "number": 1, "name": "web", "org": "personal", "network": "default",
+                "network_id": 1, "created_at": "2026-01-01T00:00:00Z",
+            }))
+            .unwrap()
+        };
+        let claim = serde_json::to_vec(&serde_json::json!({
+            "org": "personal", "app": "web", "app_id": "a1", "claimed_at": "2026-01-01T00:00:00Z",
+        }))
+        .unwrap();
+        let (key, doc) = ("names/ports/tcp/5432", "apps/personal/web");
+        let ports = |view: &View| view.raw_ports().map(|(port, _)| port.1).collect::<Vec<_>>();
+        let mut view = View::default();
+        view.apply(key, Some(&claim)).unwrap();
+        assert_eq!(ports(&view), [0; 0], "there is no such app");
+        view.apply(doc, Some(&app("a1"))).unwrap();
+        assert_eq!(ports(&view), [5432]);
+        view.apply(doc, Some(&app("a2"))).unwrap();
+        assert_eq!(ports(&view), [0; 0], "another app has the name");
+        view.apply(doc, Some(&app("a1"))).unwrap();
+        view.apply(key, None).unwrap();
+        assert_eq!(ports(&view), [0; 0]);
+        view.apply("names/ports/tcp/x", Some(b"{")).unwrap();
+        view.apply(key, Some(b"{")).unwrap_err();
     }
 
     #[test]

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 mod containers;
+mod ports;
 
 use super::admit;
 use perch_types::{Code, MachineConfig};
@@ -435,8 +436,6 @@ fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing(
         text(json!({"spot": {"max_price_fraction": 0.5}, "metrics": {"port": 1}})),
         @"config.metrics, config.spot: are not supported by this server yet"
     );
-    insta::assert_snapshot!(text(json!({"services": [{"internal_port": 53, "protocol": "udp"}]})), @"config.services[0].protocol udp: is not supported by this server yet");
-    insta::assert_snapshot!(text(json!({"services": [{"internal_port": 1, "ports": [{"port": 5432}]}]})), @"config.services[0].ports[0].handlers other than http and tls with http: is not supported by this server yet");
     for (more, path) in [
         (json!({"init": {"kernel_args": ["quiet"]}}), "config.init.kernel_args"),
         (json!({"guest": {"kernel_args": ["quiet"]}}), "config.guest.kernel_args"),
@@ -454,6 +453,21 @@ fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing(
         (
             json!({"services": [{"internal_port": 1, "force_instance_key": "a"}]}),
             "config.services[0].force_instance_key",
+        ),
+        (
+            json!({"services": [{"internal_port": 1,
+                "ports": [{"start_port": 1, "end_port": 2, "handlers": ["http"]}]}]}),
+            "config.services[0].ports[0].start_port with http",
+        ),
+        (
+            json!({"services": [{"internal_port": 1,
+                "ports": [{"port": 80, "handlers": ["http", "proxy_proto"]}]}]}),
+            "config.services[0].ports[0].handlers other than tls with http",
+        ),
+        (
+            json!({"services": [{"internal_port": 1,
+                "ports": [{"port": 81, "handlers": ["edge_http"]}]}]}),
+            "config.services[0].ports[0].handlers edge_http",
         ),
     ] {
         assert!(text(more).starts_with(path), "{path}");

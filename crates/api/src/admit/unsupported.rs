@@ -3,7 +3,7 @@
 //! Never refuses a key for being there: only one that asks for something. Clients send many empty.
 
 use perch_types::machine_config::Other;
-use perch_types::service::{Handler, Protocol};
+use perch_types::service::Handler;
 use perch_types::{Code, MachineConfig};
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ const GUEST: [&str; 3] = ["gpus", "gpu_kind", "kernel_args"];
 const DNS: [&str; 1] = ["dns_forward_rules"];
 const STATIC: [&str; 1] = ["tigris_bucket"];
 const SERVICE: [&str; 2] = ["force_instance_key", "force_instance_description"];
-const PORT: [&str; 1] = ["proxy_proto_options"];
+const HTTP_PORT: [&str; 1] = ["proxy_proto_options"];
 
 /// What to do about a key that is refused.
 const HINT: &str = "leave it out; nothing is done about a key that cannot be honoured";
@@ -64,19 +64,20 @@ pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
 
 fn services(found: &mut Vec<String>, path: &str, service: &perch_types::service::Service) {
     collect(found, path, &service.other, &SERVICE);
-    if service.protocol == Protocol::Udp {
-        found.push(format!("{path}.protocol udp"));
-    }
     for (index, port) in service.ports.iter().enumerate() {
         let path = format!("{path}.ports[{index}]");
-        collect(found, &path, &port.other, &PORT);
-        if port.start_port.is_some() || port.end_port.is_some() {
-            found.push(format!("{path}.start_port"));
+        if port.handlers.contains(&Handler::EdgeHttp) {
+            found.push(format!("{path}.handlers edge_http"));
         }
-        let raw = !port.handlers.contains(&Handler::Http);
-        let other = |handler: &Handler| !matches!(handler, Handler::Http | Handler::Tls);
-        if raw || port.handlers.iter().any(other) {
-            found.push(format!("{path}.handlers other than http and tls with http"));
+        if port.is_raw() {
+            continue;
+        }
+        collect(found, &path, &port.other, &HTTP_PORT);
+        if port.start_port.is_some() || port.end_port.is_some() {
+            found.push(format!("{path}.start_port with http"));
+        }
+        if port.handlers.iter().any(|it| matches!(it, Handler::PgTls | Handler::ProxyProto)) {
+            found.push(format!("{path}.handlers other than tls with http"));
         }
     }
 }

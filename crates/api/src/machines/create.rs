@@ -22,7 +22,7 @@ use crate::place::{Candidate, Want, place};
 use crate::reply::{Failure, chain};
 use crate::routes::{Caller, OfApp};
 use crate::volumes::mounts;
-use crate::{admit, names, reconcile, secrets, view};
+use crate::{admit, names, ports, reconcile, secrets, view};
 
 pub(crate) async fn create(
     State(shared): State<Arc<Shared>>,
@@ -126,8 +126,11 @@ async fn write_and_ask(
         beside.ops.push(lease::put(&app.org, &machine.id, &lease)?);
         nonce = Some(lease.nonce);
     }
+    let turn = ports::turn(&shared, &machine.config).await;
+    ports::claim(&shared, &app, &machine.config, &mut beside).await?;
     documents::place(&shared, (&app, &machine.id), (&placement, &config), Expected::Absent, beside)
         .await?;
+    drop(turn);
     match host.client.create(&machine).await {
         Ok(made) => {
             // A promise that stays would destroy the machine: without its end nothing was made.

@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::reply::{Failure, chain};
 use crate::routes::{Caller, Leased, OfApp, Target};
 use crate::volumes::mounts;
-use crate::{admit, names, secrets, view};
+use crate::{admit, names, ports, secrets, view};
 
 pub(crate) async fn update(
     State(shared): State<Arc<Shared>>,
@@ -155,10 +155,12 @@ async fn write_and_ask(
     let of = (&app.org, &target.id);
     let expected = Expected::Revision(target.placement.revision);
     let mut attempts = ATTEMPTS_MAX;
+    let turn = ports::turn(&shared, &change.config).await;
     let (written, nonce) = loop {
         attempts -= 1;
         let (mut beside, nonce) = lease_of(&shared, (&app, &target), &change)?;
         beside.ops.extend(documents::forget_versions(shared.store.as_ref(), of, before).await?);
+        ports::claim(&shared, &app, &change.config, &mut beside).await?;
         match documents::place(&shared, (&app, &target.id), (&placement, &config), expected, beside)
             .await
         {
@@ -167,6 +169,7 @@ async fn write_and_ask(
             Err(error) => change.standing = again(&shared, (&app, &target), &change, error).await?,
         }
     };
+    drop(turn);
     let command = Command::Update {
         instance: instance.clone(),
         epoch: placement.epoch,

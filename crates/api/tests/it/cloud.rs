@@ -195,6 +195,7 @@ impl Cloud {
                 region: region.clone(),
             },
             public_ips: ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().unwrap()).into(),
+            port_rules: perch_api::PortRules::default(),
             regions: vec![RegionInfo {
                 code: region,
                 name: "Frankfurt".to_owned(),

@@ -23,6 +23,7 @@ mod metadata;
 mod network_policies;
 mod oidc;
 mod orgs;
+mod ports;
 mod resources;
 mod secret_keys;
 mod secrets;

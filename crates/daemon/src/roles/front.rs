@@ -13,9 +13,11 @@ use async_trait::async_trait;
 use axum::Router;
 use axum::extract::Request;
 use perch_api::serve::{Listener, ServeLimits};
-use perch_api::{Api, Inside, PushTokens, Wakes};
+use perch_api::{Api, Inside, PortRules, PushTokens, Wakes};
 use perch_client::HostClient;
-use perch_edge::{Certificates, Documents, Edge, FirstOf, Https, Issuer, Readings};
+use perch_edge::{
+    Certificates, Documents, Edge, FirstOf, Https, Issuer, RawConfig, RawLimits, Readings,
+};
 use perch_registry::Registry;
 use perch_store::{SqliteStore, Store, ViewFollower, ViewHandle};
 use perch_types::api::{Platform, RegionInfo, WakeTimes};
@@ -35,7 +37,7 @@ use crate::peer;
 use crate::roles::images::{Catalog, Gatekeeper, collect};
 use crate::roles::{Beats, End};
 use crate::setup::{Purpose, Setup, Sockets};
-use crate::sockets::{BUILDER_SOCKET, HOST_SOCKET, KEYS_SOCKET};
+use crate::sockets::{BUILDER_SOCKET, HOST_SOCKET, KEYS_SOCKET, RawPorts, first_free_port};
 use crate::{identity, inside, roles};
 
 /// How long requests under way may go on when the process ends; the supervisor's patience is a
@@ -89,6 +91,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         view: view.clone(),
         platform: platform(&setup.config, authority.as_deref()),
         public_ips: setup.config.public_ips(),
+        port_rules: port_rules(&setup.config),
         regions: vec![region(&setup.config)],
         builder_socket: Some(setup.config.run_dir.join(BUILDER_SOCKET)),
         keys_socket: Some(setup.config.run_dir.join(KEYS_SOCKET)),
@@ -107,10 +110,10 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     serve_api(&setup, &mut sockets, &router, &mut tasks)?;
     serve_names(&addresses, &mut sockets, &view, &mut tasks)?;
     let issuer = Issuer { host: api.identity_host(), documents: Arc::new(Identities(api)) };
+    let served = served(certificates.served(), authority);
     let mut edge = Edge::start(perch_edge::Config {
         listeners: sockets.take(Purpose::Http),
-        https: authority
-            .map(|authority| https(&mut sockets, vec![certificates.served(), authority])),
+        https: https(&setup.config, &mut sockets, &served),
         domain: setup.config.domain.clone(),
         issuer: Some(issuer),
         region: setup.config.region.clone(),
@@ -119,6 +122,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         view,
         clock,
         limits: perch_edge::Limits::default(),
+        raw: Some(raw_ports(&setup.config, served)),
     })
     .context("start the edge")?;
     let readings = readings.get_or_init(|| edge.readings()).clone();
@@ -152,10 +156,24 @@ fn authority(
     Ok(Some(Arc::new(opened.context("open the local authority")?)))
 }
 
-/// What the edge needs to serve HTTPS. Whoever has a name's own certificate comes before the
-/// authority.
-fn https(sockets: &mut Sockets, certificates: Vec<Arc<dyn Certificates>>) -> Https {
-    Https { listeners: sockets.take(Purpose::Https), certificates: Arc::new(FirstOf(certificates)) }
+/// The certificates that the edge serves: a name's own comes before the authority's.
+fn served(
+    own: Arc<dyn Certificates>,
+    authority: Option<Arc<LocalAuthority>>,
+) -> Arc<dyn Certificates> {
+    let authority = authority.map(|authority| authority as Arc<dyn Certificates>);
+    Arc::new(FirstOf(std::iter::once(own).chain(authority).collect()))
+}
+
+/// What the edge needs to serve HTTPS, where it does.
+fn https(
+    config: &Config,
+    sockets: &mut Sockets,
+    certificates: &Arc<dyn Certificates>,
+) -> Option<Https> {
+    config.https.address()?;
+    let listeners = sockets.take(Purpose::Https);
+    Some(Https { listeners, certificates: Arc::clone(certificates) })
 }
 
 async fn open_registry(
@@ -328,6 +346,30 @@ fn platform(config: &Config, authority: Option<&LocalAuthority>) -> Platform {
     }
 }
 
+/// Returns what the edge needs to serve raw ports: they are where it is bound.
+fn raw_ports(config: &Config, certificates: Arc<dyn Certificates>) -> RawConfig {
+    RawConfig {
+        binder: Arc::new(RawPorts(config.http.ip())),
+        certificates: Some(certificates),
+        limits: RawLimits::default(),
+    }
+}
+
+/// Returns which raw ports apps can have.
+fn port_rules(config: &Config) -> PortRules {
+    let mut rules = PortRules { first: first_free_port(), ..PortRules::default() };
+    let own = [
+        Some(config.api),
+        config.api_tls,
+        Some(config.http),
+        config.https.address(),
+        Some(config.metrics),
+    ];
+    rules.reserved.extend(own.into_iter().flatten().map(|address| address.port()));
+    rules.reserved.extend(&config.reserved_ports);
+    rules
+}
+
 fn region(config: &Config) -> RegionInfo {
     RegionInfo {
         code: config.region.clone(),
@@ -338,5 +380,26 @@ fn region(config: &Config) -> RegionInfo {
         requires_paid_plan: false,
         deprecated: false,
         geo_region: "europe".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_servers_own_ports_and_those_of_its_other_programs_are_no_apps() {
+        let config = Config {
+            api: "127.0.0.1:4280".parse().unwrap(),
+            api_tls: Some("0.0.0.0:4281".parse().unwrap()),
+            http: "0.0.0.0:8080".parse().unwrap(),
+            https: "0.0.0.0:8443".parse().unwrap(),
+            metrics: "127.0.0.1:4282".parse().unwrap(),
+            reserved_ports: vec![5432],
+            ..Config::default()
+        };
+        let reserved = port_rules(&config).reserved;
+        let all: Vec<u16> = reserved.into_iter().collect();
+        assert_eq!(all, [53, 80, 443, 4280, 4281, 4282, 5432, 8080, 8443]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -13,11 +13,13 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use perch_client::HostClient;
-use perch_edge::{Config, Edge, Https, Limits};
-use perch_store::{Expected, SqliteStore, Store, ViewFollower, put_doc};
+use perch_edge::{Binder, Certificates, Config, Edge, Https, Limits, RawConfig, RawLimits};
+use perch_store::{Expected, SqliteStore, Store, ViewFollower, delete_doc, put_doc};
 use perch_types::clock::Clock;
 use perch_types::directory::{AppDoc, Generation, HostnameClaim, MachineRecord};
 use perch_types::host::{Accepted, Drained, HostMachine, Loads, Rest, WatchEvent};
+use perch_types::ports::{PortClaim, RawPort};
+use perch_types::service::Protocol;
 use perch_types::{
     ApiError, AppName, Code, HostId, InstanceId, MachineId, MachineState, OrgSlug, Timestamp,
 };
@@ -238,7 +240,22 @@ pub(crate) struct World {
     pub(crate) runtime: tokio::runtime::Runtime,
     store: Arc<dyn Store>,
     edge: Edge,
+    pub(crate) doors: Arc<Doors>,
     _dir: tempfile::TempDir,
+}
+
+/// What an edge serves beside plain HTTP.
+struct Offer {
+    has_https: bool,
+    raw_limits: RawLimits,
+    /// For raw ports.
+    certificates: Option<Arc<dyn Certificates>>,
+}
+
+impl Default for Offer {
+    fn default() -> Self {
+        Self { has_https: true, raw_limits: RawLimits::default(), certificates: None }
+    }
 }
 
 impl World {
@@ -247,15 +264,26 @@ impl World {
     }
 
     pub(crate) fn with(machines: Vec<MachineRecord>, limits: Limits) -> Self {
-        Self::made(machines, limits, true)
+        Self::made(machines, limits, Offer::default())
     }
 
     /// One where apps are served over plain HTTP alone.
     pub(crate) fn without_https(machines: Vec<MachineRecord>) -> Self {
-        Self::made(machines, Limits::default(), false)
+        let offer = Offer { has_https: false, ..Offer::default() };
+        Self::made(machines, Limits::default(), offer)
     }
 
-    fn made(machines: Vec<MachineRecord>, limits: Limits, has_https: bool) -> Self {
+    pub(crate) fn with_raw(
+        machines: Vec<MachineRecord>,
+        limits: Limits,
+        raw_limits: RawLimits,
+        certificates: Option<Arc<dyn Certificates>>,
+    ) -> Self {
+        let offer = Offer { raw_limits, certificates, ..Offer::default() };
+        Self::made(machines, limits, offer)
+    }
+
+    fn made(machines: Vec<MachineRecord>, limits: Limits, offer: Offer) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let (runtime, dir) = (runtime.unwrap(), tempfile::tempdir().unwrap());
@@ -297,9 +325,11 @@ impl World {
             runtime.block_on(put_app(store.as_ref(), app, number as u64));
         }
         let view = ViewFollower::start(Arc::clone(&store), dir.path().join("view.json"));
+        let doors = Arc::new(Doors::default());
         let config = Config {
             listeners: vec![listener],
-            https: has_https
+            https: offer
+                .has_https
                 .then(|| Https { listeners: vec![https], certificates: Arc::new(certs) }),
             domain: "perch.localhost".to_owned(),
             issuer: Some(perch_edge::Issuer {
@@ -312,11 +342,16 @@ impl World {
             view,
             clock,
             limits,
+            raw: Some(RawConfig {
+                binder: Arc::clone(&doors) as Arc<dyn Binder>,
+                certificates: offer.certificates,
+                limits: offer.raw_limits,
+            }),
         };
         let edge = Edge::start(config).unwrap();
         drop(guard);
         let https = https_address;
-        let world = Self { address, https, roots, host, runtime, store, edge, _dir: dir };
+        let world = Self { address, https, roots, host, runtime, store, edge, doors, _dir: dir };
         until("the edge has heard of its machines", || world.get("probe", "/").contains("PM08"));
         world
     }
@@ -336,6 +371,30 @@ impl World {
     /// Returns what reads the edge's numbers.
     pub(crate) fn readings(&self) -> perch_edge::Readings {
         self.edge.readings()
+    }
+
+    /// Gives an app a raw port and returns where that is.
+    pub(crate) fn claim_port(&self, app: &str, port: RawPort) -> SocketAddr {
+        let claim = PortClaim {
+            org: OrgSlug::personal(),
+            app: app.parse().unwrap(),
+            app_id: app.to_owned(),
+            claimed_at: Timestamp::UNIX_EPOCH,
+        };
+        let put = put_doc(self.store.as_ref(), &port, &claim, Expected::Any);
+        self.runtime.block_on(put).unwrap();
+        let mut address = None;
+        until("the port is open", || {
+            address = self.doors.at(port);
+            address.is_some()
+        });
+        address.unwrap()
+    }
+
+    /// Takes a raw port from its app.
+    pub(crate) fn release_port(&self, port: RawPort) {
+        let delete = delete_doc::<PortClaim>(self.store.as_ref(), &port, Expected::Any);
+        self.runtime.block_on(delete).unwrap();
     }
 
     /// Stops the edge as the end of its process does.
@@ -366,6 +425,48 @@ impl World {
             )
             .as_bytes(),
         )
+    }
+}
+
+/// Binds raw ports on loopback, at whatever number is free.
+#[derive(Debug, Default)]
+pub(crate) struct Doors {
+    at: Mutex<BTreeMap<RawPort, SocketAddr>>,
+    /// How often a port is somebody else's before it is free.
+    pub(crate) taken: AtomicUsize,
+    /// How many were opened.
+    pub(crate) opened: AtomicUsize,
+}
+
+impl Doors {
+    fn at(&self, port: RawPort) -> Option<SocketAddr> {
+        self.at.lock().unwrap().get(&port).copied()
+    }
+
+    fn is_free(&self) -> std::io::Result<()> {
+        let less = |taken: usize| taken.checked_sub(1);
+        match self.taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less) {
+            Ok(_) => Err(std::io::ErrorKind::AddrInUse.into()),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+impl Binder for Doors {
+    fn tcp(&self, port: u16) -> std::io::Result<TcpListener> {
+        self.is_free()?;
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        self.at.lock().unwrap().insert((Protocol::Tcp, port), listener.local_addr()?);
+        self.opened.fetch_add(1, Ordering::SeqCst);
+        Ok(listener)
+    }
+
+    fn udp(&self, port: u16) -> std::io::Result<UdpSocket> {
+        self.is_free()?;
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        self.at.lock().unwrap().insert((Protocol::Udp, port), socket.local_addr()?);
+        self.opened.fetch_add(1, Ordering::SeqCst);
+        Ok(socket)
     }
 }
 

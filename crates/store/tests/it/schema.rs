@@ -15,12 +15,14 @@ use perch_types::directory::{
 };
 use perch_types::ips::IpDoc;
 use perch_types::network_policy::NetworkPolicy;
+use perch_types::ports::PortClaim;
 use perch_types::secret_keys::SecretKeyDoc;
 use perch_types::secrets::{SecretDoc, SecretsHead};
 use perch_types::{MachineState, Timestamp};
 
-/// Documents that no release has written yet: names of one's own come with their certificates.
-const UNWRITTEN: [&str; 1] = ["HostnameClaim"];
+/// Documents that no release has written yet: names of one's own come with their certificates, and
+/// raw ports with the release after.
+const UNWRITTEN: [&str; 2] = ["HostnameClaim", "PortClaim"];
 
 #[derive(Debug)]
 struct Still;
@@ -74,7 +76,7 @@ async fn read<D: Document>(store: &dyn Store, rest: &str) -> usize {
 }
 
 /// Reads the documents of all kinds, by the names that they have in the source.
-async fn read_all(store: &dyn Store) -> [(&'static str, usize); 20] {
+async fn read_all(store: &dyn Store) -> [(&'static str, usize); 21] {
     [
         ("AppDoc", read::<AppDoc>(store, "").await),
         ("AppNameClaim", read::<AppNameClaim>(store, "").await),
@@ -91,6 +93,7 @@ async fn read_all(store: &dyn Store) -> [(&'static str, usize); 20] {
         ("HostDoc", read::<HostDoc>(store, "").await),
         ("MachineRecord", read::<MachineRecord>(store, "").await),
         ("IpDoc", read::<IpDoc>(store, "").await),
+        ("PortClaim", read::<PortClaim>(store, "").await),
         ("NetworkPolicy", read::<NetworkPolicy>(store, "").await),
         ("SecretsHead", read::<SecretsHead>(store, "").await),
         // These two share their prefix.

@@ -1,6 +1,10 @@
-//! Requests through the edge.
+//! Requests through the edge, and what is none.
 
-use perch_testkit::{Cloud, http};
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use perch_testkit::{Cloud, http, wait_for};
 use serde_json::{Value, json};
 
 fn config(image: &str) -> Value {
@@ -72,12 +76,11 @@ fn many_requests_share_one_wake() {
     cloud.reaches("web", &id, "stopped").unwrap();
     let edge = cloud.edge;
     // Connected here, so that the sockets belong to the cloud's network.
-    let streams: Vec<_> = (0..20).map(|_| std::net::TcpStream::connect(edge).unwrap()).collect();
+    let streams: Vec<_> = (0..20).map(|_| TcpStream::connect(edge).unwrap()).collect();
     let threads: Vec<_> = streams
         .into_iter()
         .map(|mut stream| {
             std::thread::spawn(move || {
-                use std::io::{Read as _, Write as _};
                 stream
                     .write_all(
                         b"GET / HTTP/1.1\r\nHost: web.perch.localhost\r\nConnection: close\r\n\r\n",
@@ -164,5 +167,65 @@ fn bodies_and_methods_reach_the_app_as_they_were_sent() {
     assert!(head.field("fly-request-id").is_some(), "{}", head.head);
     let missing = cloud.get("web", "/missing").unwrap();
     assert_eq!((missing.status, missing.text().as_str()), (404, "not found\n"));
+    cloud.finish().unwrap();
+}
+
+/// Sends a word to a raw port and returns what comes back; nothing while nobody takes it.
+fn echo(address: SocketAddr, word: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
+    stream.write_all(word.as_bytes()).ok()?;
+    stream.shutdown(Shutdown::Write).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer).filter(|answer| !answer.is_empty())
+}
+
+#[test]
+fn a_raw_port_leads_to_its_apps_machines_alone_and_wakes_them() {
+    let test = "a_raw_port_leads_to_its_apps_machines_alone_and_wakes_them";
+    let Some(cloud) = Cloud::start(test).unwrap() else {
+        return;
+    };
+    let patience = Duration::from_secs(30);
+    let words = ["--echo-udp", "0.0.0.0:15353", "--echo", "0.0.0.0:5432"];
+    let image = cloud.app("db", &words).unwrap();
+    let config = json!({"image": image, "services": [
+        {"internal_port": 5432, "ports": [{"start_port": 15432, "end_port": 15433}]},
+        {"internal_port": 15353, "protocol": "udp", "ports": [{"port": 15353}]},
+    ]});
+    let id = cloud.machine("db", &config, "started").unwrap();
+    let at = |port| SocketAddr::new(cloud.edge.ip(), port);
+    for port in [15432, 15433] {
+        let answer = wait_for("the port to answer", patience, || echo(at(port), "hello"));
+        assert_eq!(answer.unwrap(), "hello");
+    }
+    let socket = UdpSocket::bind((cloud.edge.ip(), 0)).unwrap();
+    socket.connect(at(15353)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let answered = wait_for("a datagram to come back", patience, || {
+        socket.send(b"datagram").ok()?;
+        let mut bytes = [0; 64];
+        let count = socket.recv(&mut bytes).ok()?;
+        (&bytes[..count] == b"datagram").then_some(())
+    });
+    answered.unwrap();
+    cloud.must("POST", &format!("/v1/apps/db/machines/{id}/stop"), &json!({})).unwrap();
+    cloud.reaches("db", &id, "stopped").unwrap();
+    assert_eq!(echo(at(15432), "awake").as_deref(), Some("awake"), "held until it runs");
+    cloud.reaches("db", &id, "started").unwrap();
+    let other = cloud.app("other", &["--echo", "0.0.0.0:5432"]).unwrap();
+    let config = json!({"config": {"image": other, "services": [
+        {"internal_port": 5432, "ports": [{"port": 15432}]}]}});
+    let refused = cloud.call("POST", "/v1/apps/other/machines", &config).unwrap();
+    assert_eq!((refused.status, &refused.json()["code"]), (409, &json!("port_taken")));
+    cloud.must("DELETE", "/v1/apps/db", &Value::Null).unwrap();
+    let closed = wait_for("the port to close", patience, || {
+        TcpStream::connect(at(15433)).is_err().then_some(())
+    });
+    closed.unwrap();
+    cloud.must("POST", "/v1/apps/other/machines", &config).unwrap();
+    let answer = wait_for("the port to answer", patience, || echo(at(15432), "mine"));
+    assert_eq!(answer.unwrap(), "mine");
     cloud.finish().unwrap();
 }

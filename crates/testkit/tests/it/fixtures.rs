@@ -95,7 +95,7 @@ impl Rich {
     /// Machines that rest, run, are frozen, wait for their time, or are gone.
     fn make_machines(&self) {
         let services = json!([{"internal_port": 8080, "protocol": "tcp",
-            "ports": [{"port": 80, "handlers": ["http"]}]}]);
+            "ports": [{"port": 80, "handlers": ["http"]}, {"port": 5432}]}]);
         let checks = json!({"alive": {"type": "tcp", "port": 8080, "interval": "10s"}});
         let runs = self.machine(
             "runs",

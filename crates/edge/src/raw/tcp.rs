@@ -1,0 +1,244 @@
+//! Connections at one raw port: accepted, perhaps out of TLS, and passed to a machine.
+//!
+//! Never sends a byte to a second machine: another is tried only while the connection to the first
+//! is not there.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use perch_types::service::Port;
+use rustix::net::sockopt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+use tokio_rustls::server::TlsStream;
+
+use super::passage::{self, Ended, How};
+use super::{Entry, Opening, Raw, caps, pg_tls, proxy_proto, tls};
+use crate::cause::Cause;
+use crate::direction::Direction;
+use crate::live::{InFlight, Target};
+use crate::peer::Once;
+use crate::pick;
+use crate::wake::{self, Place, Tried, Wanted};
+
+/// The pause after an accept that failed, such as for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// When a silent connection is asked whether the other side is still there, how often again, and
+/// how often in vain.
+const PROBE_AFTER: Duration = Duration::from_secs(60);
+const PROBE_EVERY: Duration = Duration::from_secs(15);
+const PROBES_MAX: u32 = 4;
+
+/// Why a connection did not pass.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    /// No machine took it.
+    #[error("find a machine: {}", .0.code())]
+    Machine(Cause),
+    /// The client did not begin as it has to.
+    #[error("shake hands with the client")]
+    Handshake(#[source] io::Error),
+    /// It took too long for that.
+    #[error("wait for the client's handshake")]
+    Slow,
+    /// The client asked for no TLS where it has to.
+    #[error("take a client without TLS")]
+    Open,
+    /// The machine took the connection and not what was to be put in front.
+    #[error("tell the machine of the client")]
+    Header(#[source] io::Error),
+}
+
+/// Accepts at a port for as long as it is open.
+pub(super) async fn accept(raw: Arc<Raw>, listener: TcpListener, entry: Arc<Entry>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, client)) => {
+                // One too many is closed at once.
+                let Some(place) = raw.caps.enter(&entry, client.ip()) else { continue };
+                let client = Client { stream, address: client };
+                tokio::spawn(serve(Arc::clone(&raw), Arc::clone(&entry), client, place));
+            }
+            Err(error) => {
+                tracing::warn!(%error, port = entry.port, "connection at a raw port not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Client {
+    stream: TcpStream,
+    address: SocketAddr,
+}
+
+/// Serves one connection to its end, and writes its one event.
+async fn serve(raw: Arc<Raw>, entry: Arc<Entry>, client: Client, place: caps::Place) {
+    let (began, port) = (Instant::now(), entry.port);
+    raw.shared.metrics.connects.add(1);
+    let outcome = through(&raw, &entry, client).await;
+    raw.shared.metrics.disconnects.add(1);
+    let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let app = &entry.app.name;
+    match outcome {
+        Ok(Ended { sent, received, how }) => {
+            let (end, error) = match how {
+                How::Closed => ("closed", None),
+                How::Broken(error) => ("broken", Some(tracing::field::display(error))),
+                How::Idle => ("idle", None),
+            };
+            tracing::debug!(%app, port, sent, received, end, error, took_us, "connection passed");
+        }
+        Err(Fault::Machine(cause)) => tracing::info!(
+            %app, port, code = cause.code(), fault = ?cause.fault(), took_us,
+            "connection ended by the edge"
+        ),
+        Err(fault) => {
+            let error = &fault as &(dyn std::error::Error + 'static);
+            tracing::debug!(%app, port, error, took_us, "connection did not begin");
+        }
+    }
+    drop(place);
+}
+
+async fn through(raw: &Raw, entry: &Entry, client: Client) -> Result<Ended, Fault> {
+    let Client { stream, address } = client;
+    prepare(&stream).map_err(Fault::Handshake)?;
+    // The port that is public, whatever port it is bound to.
+    let mut public = stream.local_addr().map_err(Fault::Handshake)?;
+    public.set_port(entry.port);
+    let ends = Ends { client: address, public };
+    let port = raw.port_of(entry).await.map_err(Fault::Machine)?;
+    let opening = Opening::of(&port);
+    if opening == Opening::Plain {
+        return carry(raw, entry, stream, ends).await;
+    }
+    let shaking = shake(raw, entry, (&port, opening), stream);
+    let shaken = tokio::time::timeout(raw.limits.handshake, shaking).await;
+    let stream = shaken.map_err(|_| Fault::Slow)?.map_err(Fault::Handshake)?.ok_or(Fault::Open)?;
+    carry(raw, entry, stream, ends).await
+}
+
+/// Has a client begin as it has to; nothing when it wants no TLS.
+async fn shake(
+    raw: &Raw,
+    entry: &Entry,
+    (port, opening): (&Port, Opening),
+    mut stream: TcpStream,
+) -> io::Result<Option<TlsStream<TcpStream>>> {
+    if opening == Opening::PgTls && !begins_with_tls(&stream).await? {
+        let asked = pg_tls::asked_for_tls(&mut stream).await?;
+        if !asked {
+            return Ok(None);
+        }
+    }
+    tls::accept(raw, entry, (port, opening), stream).await.map(Some)
+}
+
+/// Returns whether a client begins with a handshake, without taking a byte.
+async fn begins_with_tls(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0];
+    stream.peek(&mut first).await?;
+    Ok(first == [pg_tls::TLS_HANDSHAKE])
+}
+
+/// Who speaks to which public address.
+#[derive(Debug, Clone, Copy)]
+struct Ends {
+    client: SocketAddr,
+    public: SocketAddr,
+}
+
+/// Finds a machine for a connection that has begun, and passes all that comes.
+async fn carry<S>(raw: &Raw, entry: &Entry, client: S, ends: Ends) -> Result<Ended, Fault>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let link = connect(raw, entry).await.map_err(Fault::Machine)?;
+    let Link { mut machine, port, target, in_flight } = link;
+    let header = proxy_proto::wanted(&port)
+        .map(|version| proxy_proto::header(version, ends.client, ends.public));
+    let told = match header {
+        Some(header) => machine.write_all(&header).await,
+        None => Ok(()),
+    };
+    if let Err(error) = told {
+        target.load.instance.disconnected();
+        return Err(Fault::Header(error));
+    }
+    let ended = passage::pass(client, machine, raw.limits.idle, raw.limits.half_idle).await;
+    target.load.instance.disconnected();
+    in_flight.metrics().bytes_in.add(ended.sent);
+    in_flight.metrics().bytes_out.add(ended.received);
+    drop(in_flight);
+    Ok(ended)
+}
+
+/// A machine that took a connection, in which it is counted.
+#[derive(Debug)]
+struct Link {
+    machine: TcpStream,
+    port: Port,
+    target: Arc<Target>,
+    in_flight: InFlight,
+}
+
+/// Connects to a ready machine, waking one if needed; one that refuses is left for another.
+async fn connect(raw: &Raw, entry: &Entry) -> Result<Link, Cause> {
+    let (mut tried, anywhere) = (Tried::default(), Direction::default());
+    loop {
+        let (app, door, random) = (&entry.app, entry.door(), raw.lot());
+        let wanted = Wanted { app, door, asks: &Once, direction: &anywhere, tried: &tried, random };
+        let Place { target, in_flight, .. } = wake::ready_machine(&raw.shared, &wanted).await?;
+        let found = pick::raw(&target.record.services, entry.protocol, entry.port);
+        let (service, port) = found.ok_or(Cause::NoMachine)?;
+        if let Some(machine) = dial(raw, &target, service.internal_port).await {
+            // A connection has no end of its own: its app is told by the signal.
+            let in_flight = in_flight.into_tunnel();
+            let port = port.clone();
+            return Ok(Link { machine, port, target, in_flight });
+        }
+        drop(in_flight);
+        if !tried.note(&target.record, raw.shared.limits.stale) {
+            return Err(Cause::NotListening);
+        }
+    }
+}
+
+async fn dial(raw: &Raw, target: &Target, port: u16) -> Option<TcpStream> {
+    let record = &target.record;
+    for address in [IpAddr::V4(record.private_ipv4), IpAddr::V6(record.private_ip)] {
+        let began = Instant::now();
+        let connecting = TcpStream::connect(SocketAddr::new(address, port));
+        match tokio::time::timeout(raw.shared.limits.connect, connecting).await {
+            Ok(Ok(stream)) if prepare(&stream).is_ok() => {
+                target.load.instance.connected(began.elapsed());
+                return Some(stream);
+            }
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                let machine = &record.id;
+                tracing::debug!(%machine, %address, port, %error, "machine not connected");
+            }
+            Err(_) => {
+                let machine = &record.id;
+                tracing::debug!(%machine, %address, port, "machine did not accept in time");
+            }
+        }
+    }
+    None
+}
+
+/// Has bytes sent at once, and a side that is gone without a word found.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, PROBE_AFTER)?;
+    sockopt::set_tcp_keepintvl(stream, PROBE_EVERY)?;
+    sockopt::set_tcp_keepcnt(stream, PROBES_MAX)?;
+    Ok(())
+}

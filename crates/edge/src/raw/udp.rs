@@ -1,0 +1,240 @@
+//! Datagrams at one raw port: relayed to a machine, and its answers back.
+//!
+//! Never trusts a source: it may be made up, so a flow that gets no answer ends soon, and there are
+//! only so many. The machine sees the edge's address: what comes to it from outside is dropped
+//! unless it belongs to something that the host began, and that rule stays.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::{Entry, Raw, caps};
+use crate::cause::Cause;
+use crate::direction::Direction;
+use crate::live::{InFlight, Target};
+use crate::peer::Once;
+use crate::pick;
+use crate::wake::{self, Place, Tried, Wanted};
+
+/// The largest datagram.
+const DATAGRAM_BYTES_MAX: usize = 65_535;
+/// Datagrams of one flow that wait, such as for a machine that is woken; more are lost.
+const WAITING_MAX: usize = 32;
+/// Ends of flows that wait to be noted.
+const ENDS_MAX: usize = 256;
+/// Datagrams that are taken before others have their turn.
+const BATCH_MAX: usize = 64;
+
+thread_local! {
+    /// Where a datagram is received: its length is known only afterwards.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; DATAGRAM_BYTES_MAX]);
+}
+
+/// A flow as its port knows it.
+#[derive(Debug)]
+struct Known {
+    number: u64,
+    datagrams: mpsc::Sender<Vec<u8>>,
+}
+
+/// Relays for as long as the port is open.
+pub(super) async fn relay(raw: Arc<Raw>, socket: UdpSocket, entry: Arc<Entry>) {
+    let socket = Arc::new(socket);
+    let mut flows: HashMap<SocketAddr, Known> = HashMap::new();
+    let mut last = 0_u64;
+    let (ending, mut ended) = mpsc::channel::<(SocketAddr, u64)>(ENDS_MAX);
+    loop {
+        tokio::select! {
+            readable = socket.readable() => if let Err(error) = readable {
+                tracing::warn!(%error, port = entry.port, "datagrams not received");
+                return;
+            },
+            Some((client, number)) = ended.recv() => {
+                // Another flow of the client may have begun since.
+                if flows.get(&client).is_some_and(|known| known.number == number) {
+                    flows.remove(&client);
+                }
+                continue;
+            }
+        }
+        for _ in 0..BATCH_MAX {
+            let Ok((datagram, client)) = receive_from(&socket) else { break };
+            let datagram = match flows.get(&client) {
+                Some(known) => match known.datagrams.try_send(datagram) {
+                    Err(mpsc::error::TrySendError::Closed(datagram)) => datagram,
+                    // What does not fit is lost, as datagrams are.
+                    Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => continue,
+                },
+                None => datagram,
+            };
+            let Some(place) = raw.caps.enter(&entry, client.ip()) else { continue };
+            let (datagrams, waiting) = mpsc::channel(WAITING_MAX);
+            // There is room: it is new.
+            datagrams.try_send(datagram).ok();
+            last += 1;
+            flows.insert(client, Known { number: last, datagrams });
+            let flow = Flow {
+                raw: Arc::clone(&raw),
+                entry: Arc::clone(&entry),
+                public: Arc::clone(&socket),
+                client,
+                waiting,
+                _place: place,
+            };
+            let (ending, number) = (ending.clone(), last);
+            tokio::spawn(async move {
+                flow.run().await;
+                // The port may be closed by now.
+                ending.send((client, number)).await.ok();
+            });
+        }
+    }
+}
+
+/// What one client and one machine send each other.
+#[derive(Debug)]
+struct Flow {
+    raw: Arc<Raw>,
+    entry: Arc<Entry>,
+    public: Arc<UdpSocket>,
+    client: SocketAddr,
+    waiting: mpsc::Receiver<Vec<u8>>,
+    _place: caps::Place,
+}
+
+/// Why a flow leaves its machine.
+#[derive(Debug, PartialEq, Eq)]
+enum Left {
+    /// Nothing moved, or the port was closed.
+    Over,
+    /// The machine takes no more: what came is another's.
+    Closed(Vec<u8>),
+}
+
+impl Flow {
+    async fn run(mut self) {
+        let Some(mut first) = self.waiting.recv().await else { return };
+        loop {
+            let link = match self.connect().await {
+                Ok(link) => link,
+                Err(cause) => {
+                    let (app, port) = (&self.entry.app.name, self.entry.port);
+                    tracing::debug!(%app, port, code = cause.code(), "datagrams ended by the edge");
+                    return;
+                }
+            };
+            match self.carry(&link, &first).await {
+                Left::Over => return,
+                Left::Closed(datagram) => first = datagram,
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Link, Cause> {
+        let (tried, anywhere) = (Tried::default(), Direction::default());
+        let (app, door, random) = (&self.entry.app, self.entry.door(), self.raw.lot());
+        let wanted = Wanted { app, door, asks: &Once, direction: &anywhere, tried: &tried, random };
+        let Place { target, in_flight, .. } =
+            wake::ready_machine(&self.raw.shared, &wanted).await?;
+        let found = pick::raw(&target.record.services, self.entry.protocol, self.entry.port);
+        let port = found.ok_or(Cause::NoMachine)?.0.internal_port;
+        let address = SocketAddr::new(IpAddr::V4(target.record.private_ipv4), port);
+        let socket = match bound(address).await {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::warn!(machine = %target.record.id, %error, "machine not connected");
+                return Err(Cause::Upstream);
+            }
+        };
+        Ok(Link { socket, target, in_flight: in_flight.into_tunnel() })
+    }
+
+    /// Carries datagrams both ways, `first` before all.
+    async fn carry(&mut self, link: &Link, first: &[u8]) -> Left {
+        let limits = &self.raw.limits;
+        let (mut moved, mut is_answered) = (Instant::now(), false);
+        link.send(first).await;
+        loop {
+            let idle = if is_answered { limits.flow_idle } else { limits.flow_unanswered };
+            tokio::select! {
+                datagram = self.waiting.recv() => {
+                    let Some(datagram) = datagram else { return Left::Over };
+                    if !link.target.load.is_open() {
+                        return Left::Closed(datagram);
+                    }
+                    link.send(&datagram).await;
+                    moved = Instant::now();
+                }
+                readable = link.socket.readable() => {
+                    if readable.is_err() {
+                        return Left::Over;
+                    }
+                    for _ in 0..BATCH_MAX {
+                        match link.answer(&self.public, self.client) {
+                            Ok(()) => (moved, is_answered) = (Instant::now(), true),
+                            // Nothing listens there yet: the client asks again.
+                            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+                            Err(_) => break,
+                        }
+                    }
+                }
+                () = tokio::time::sleep_until(moved + idle) => return Left::Over,
+            }
+        }
+    }
+}
+
+/// A machine that a flow goes to, in which it is counted.
+#[derive(Debug)]
+struct Link {
+    socket: UdpSocket,
+    target: Arc<Target>,
+    in_flight: InFlight,
+}
+
+impl Link {
+    /// Passes one datagram of the machine on to its client.
+    fn answer(&self, public: &UdpSocket, client: SocketAddr) -> io::Result<()> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let length = self.socket.try_recv(scratch)?;
+            let datagram = scratch.get(..length).unwrap_or_default();
+            self.in_flight.metrics().bytes_out.add(bytes(datagram));
+            // What cannot be sent now is lost, as datagrams are.
+            public.try_send_to(datagram, client).ok();
+            Ok(())
+        })
+    }
+
+    /// Sends a datagram to the machine.
+    async fn send(&self, datagram: &[u8]) {
+        self.in_flight.metrics().bytes_in.add(bytes(datagram));
+        // An error may be what the one before met, and then this one was not sent. Twice, it is
+        // lost, as datagrams are.
+        if self.socket.send(datagram).await.is_err() {
+            self.socket.send(datagram).await.ok();
+        }
+    }
+}
+
+fn bytes(datagram: &[u8]) -> u64 {
+    u64::try_from(datagram.len()).unwrap_or(u64::MAX)
+}
+
+async fn bound(machine: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+    socket.connect(machine).await?;
+    Ok(socket)
+}
+
+fn receive_from(socket: &UdpSocket) -> io::Result<(Vec<u8>, SocketAddr)> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let (length, client) = socket.try_recv_from(scratch)?;
+        Ok((scratch.get(..length).unwrap_or_default().to_vec(), client))
+    })
+}
