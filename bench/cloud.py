@@ -42,16 +42,23 @@ class Cloud:
         with open(f"{self.folder}/perchd.toml", "w", encoding="utf-8") as config:
             config.write(settings)
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        self.edge_tls = None
+        serve = [f"{ROOT}/target/release/perchd", "serve"]
+        told = subprocess.run([*serve, "--help"], check=True, capture_output=True, text=True).stdout
+        # An edge that speaks no TLS has no such option.
+        https = ["--https", "127.0.0.1:0"] if "--https " in told else []
         self.log = open(f"{self.folder}/log", "wb")
         self.server = subprocess.Popen(
-            [f"{ROOT}/target/release/perchd", "serve", *self.arguments,
-             "--api", "127.0.0.1:0", "--http", "127.0.0.1:0"],
+            [*serve, *self.arguments, "--api", "127.0.0.1:0", "--http", "127.0.0.1:0", *https],
             stdout=subprocess.PIPE, stderr=self.log, text=True,
         )
         for line in self.server.stdout:
             words = line.split()
-            if words[:1] == ["apps"]:
-                self.edge = int(words[1].rsplit(":", 1)[1])
+            for url in words:
+                if url.startswith("https://<app>"):
+                    self.edge_tls = int(url.rsplit(":", 1)[1])
+                elif url.startswith("http://<app>"):
+                    self.edge = int(url.rsplit(":", 1)[1])
             if words[:1] == ["data"]:
                 break
         else:
