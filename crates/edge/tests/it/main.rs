@@ -6,9 +6,13 @@
 )]
 
 mod draining;
+mod floods;
 mod framing;
+mod mutations;
+mod origins;
 mod passing;
 mod patience;
+mod replays;
 mod statics;
 mod waking;
 mod world;
