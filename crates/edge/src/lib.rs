@@ -58,6 +58,7 @@ const STALE_MAX: Duration = Duration::from_secs(5);
 /// The contract's default of `http_options.idle_timeout` (section 4.1).
 const IDLE_MAX: Duration = Duration::from_secs(60);
 const STALL_MAX: Duration = Duration::from_secs(60);
+const LINGER: Duration = Duration::from_secs(1);
 const HELD_MAX: usize = 10_000;
 /// How often each loop shows that it turns.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
@@ -106,6 +107,8 @@ pub struct Limits {
     pub stall: Duration,
     /// How many requests are held at once, all apps together.
     pub held_max: usize,
+    /// How long a connection without a request stays open after the edge was stopped.
+    pub linger: Duration,
 }
 
 impl Default for Limits {
@@ -119,6 +122,7 @@ impl Default for Limits {
             idle: IDLE_MAX,
             stall: STALL_MAX,
             held_max: HELD_MAX,
+            linger: LINGER,
         }
     }
 }
@@ -213,7 +217,7 @@ impl Edge {
             .all(|beat| now.saturating_sub(beat.load(Ordering::Relaxed)) < WEDGED_MS)
     }
 
-    /// Waits until no connection is left after [`Edge::stop`].
+    /// Waits until no connection and no tunnel is left after [`Edge::stop`].
     pub async fn ended(&mut self) {
         // Nothing can come: this is the end.
         let _end = self.loops.recv().await;

@@ -9,7 +9,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::header::CONNECTION;
+use http::{HeaderValue, StatusCode};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -42,6 +43,8 @@ pub(crate) fn run(
     if let Err(error) = outcome {
         tracing::error!(%error, "edge loop ended");
     }
+    // Tunnels are tasks of their own, and go on.
+    runtime.block_on(local);
 }
 
 async fn accept(
@@ -78,6 +81,8 @@ async fn accept(
             _ = stopping.changed() => break,
         }
     }
+    // Whoever accepts from here on is another process: this one holds the port no longer.
+    drop(listener);
     while worker.connections.get() > 0 {
         beats.tick().await;
         worker.shared.beat(index);
@@ -121,11 +126,21 @@ impl Worker {
             let link = Arc::new(Link::default());
             let stream = Patient::new(stream, worker.shared.limits.stall);
             let (served, told) = (Rc::clone(&worker), Arc::clone(&link));
+            let last = stopping.clone();
             let client = headers::client_value(client);
             let service = service_fn(move |request| {
                 let (worker, link) = (Rc::clone(&served), Arc::clone(&told));
                 let client = client.clone();
-                async move { Ok::<_, Infallible>(worker.serve(request, &client, &link).await) }
+                let stopping = last.clone();
+                async move {
+                    let mut response = worker.serve(request, &client, &link).await;
+                    let is_last = *stopping.borrow();
+                    if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                        let close = HeaderValue::from_static("close");
+                        response.headers_mut().insert(CONNECTION, close);
+                    }
+                    Ok::<_, Infallible>(response)
+                }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -137,13 +152,23 @@ impl Worker {
                 .serve_connection(TokioIo::new(Strict::new(stream, link)), service)
                 .with_upgrades();
             let mut connection = std::pin::pin!(connection);
+            // The guard that a watch gives must not live while the connection goes on: the next stop
+            // would wait for it, and all behind that. An end of the sender means the same.
+            let stopped = async move {
+                stopping.wait_for(|stopping| *stopping).await.map(drop).unwrap_or_default();
+            };
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
-                // An end of the sender means the same.
-                _stopped = stopping.wait_for(|stopping| *stopping) => {
-                    // An idle one is closed at once, another after its answer.
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
+                () = stopped => {
+                    // A request may be on its way over one that lies idle: it is answered, and the
+                    // client is told that it was the last.
+                    let linger = worker.shared.limits.linger;
+                    if let Ok(ended) = tokio::time::timeout(linger, connection.as_mut()).await {
+                        ended
+                    } else {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
                 }
             };
             if let Err(error) = ended {

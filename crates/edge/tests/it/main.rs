@@ -12,6 +12,7 @@ mod mutations;
 mod origins;
 mod passing;
 mod patience;
+mod replacing;
 mod replays;
 mod statics;
 mod waking;

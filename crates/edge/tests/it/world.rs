@@ -14,9 +14,9 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use perch_client::HostClient;
 use perch_edge::{Config, Edge, Limits};
-use perch_store::{Expected, SqliteStore, Store, ViewFollower, put_doc};
+use perch_store::{Expected, SqliteStore, Store, ViewFollower, ViewHandle, put_doc, put_op};
 use perch_types::clock::Clock;
-use perch_types::directory::{AppDoc, Generation, MachineRecord};
+use perch_types::directory::{AppDoc, Generation, HostnameClaim, MachineRecord};
 use perch_types::host::{Accepted, Drained, HostMachine, WatchEvent};
 use perch_types::{
     ApiError, AppName, Code, HostId, InstanceId, MachineId, MachineState, OrgSlug, Timestamp,
@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 const EVENTS_MAX: usize = 8192;
+const ROUTES_AT_ONCE: usize = perch_store::TXN_OPS_MAX;
 
 #[derive(Debug)]
 struct TestClock(Instant);
@@ -204,9 +205,13 @@ pub(crate) fn machine(id: u64, app: &str, state: MachineState, port: u16) -> Mac
 pub(crate) struct World {
     pub(crate) address: SocketAddr,
     pub(crate) host: Arc<Host>,
-    edge: Edge,
-    _runtime: tokio::runtime::Runtime,
-    _dir: tempfile::TempDir,
+    store: Arc<dyn Store>,
+    view: ViewHandle,
+    listener: TcpListener,
+    limits: Limits,
+    edge: Mutex<Option<Edge>>,
+    runtime: tokio::runtime::Runtime,
+    dir: tempfile::TempDir,
 }
 
 impl World {
@@ -244,13 +249,23 @@ impl World {
         tokio::spawn(async move { axum::serve(unix, router).await });
         let clock: Arc<dyn Clock> = Arc::new(TestClock(Instant::now()));
         let store: Arc<dyn Store> =
-            Arc::new(SqliteStore::open(dir.path().join("d.db"), Arc::clone(&clock)).unwrap());
+            Arc::new(SqliteStore::open(dir.path().join("d.db"), clock).unwrap());
         for (number, app) in ["probe", "web", "empty"].into_iter().enumerate() {
             runtime.block_on(put_app(store.as_ref(), app, number as u64));
         }
-        let view = ViewFollower::start(store, dir.path().join("view.json"));
-        let config = Config {
-            listeners: vec![listener],
+        let view = ViewFollower::start(Arc::clone(&store), dir.path().join("view.json"));
+        drop(guard);
+        let edge = Mutex::new(None);
+        let world = Self { address, host, store, view, listener, limits, edge, runtime, dir };
+        world.replace();
+        until("the edge has heard of its machines", || world.get("probe", "/").contains("PM08"));
+        world
+    }
+
+    fn start_edge(&self) -> Edge {
+        let _on = self.runtime.enter();
+        Edge::start(Config {
+            listeners: vec![self.listener.try_clone().unwrap()],
             domain: "perch.localhost".to_owned(),
             issuer: Some(perch_edge::Issuer {
                 host: "oidc.perch.localhost".to_owned(),
@@ -258,21 +273,40 @@ impl World {
             }),
             region: "ams".parse().unwrap(),
             host_id: HostId::from_bits(1),
-            host: HostClient::new(&socket),
-            view,
-            clock,
-            limits,
-        };
-        let edge = Edge::start(config).unwrap();
-        drop(guard);
-        let world = Self { address, host, edge, _runtime: runtime, _dir: dir };
-        until("the edge has heard of its machines", || world.get("probe", "/").contains("PM08"));
-        world
+            host: HostClient::new(self.dir.path().join("host.sock")),
+            view: self.view.clone(),
+            clock: Arc::new(TestClock(Instant::now())),
+            limits: self.limits.clone(),
+        })
+        .unwrap()
+    }
+
+    /// Starts another edge at the same socket, and stops the one before as its process does when
+    /// it is replaced: all that it has under way ends well.
+    pub(crate) fn replace(&self) {
+        let mut edge = self.edge.lock().unwrap();
+        if let Some(mut old) = edge.replace(self.start_edge()) {
+            old.stop();
+            self.runtime.block_on(old.ended());
+        }
+    }
+
+    /// Has host names lead to the app `web`.
+    pub(crate) fn put_routes(&self, hosts: impl Iterator<Item = String>) {
+        let web = HostnameClaim { org: OrgSlug::personal(), app: "web".parse().unwrap() };
+        let ops: Vec<_> =
+            hosts.map(|host| put_op::<HostnameClaim>(&(host,), &web).unwrap()).collect();
+        for some in ops.chunks(ROUTES_AT_ONCE) {
+            let done = self.runtime.block_on(self.store.txn(Vec::new(), some.to_vec()));
+            done.unwrap().or_conflict().unwrap();
+        }
     }
 
     /// Stops the edge as the end of its process does.
     pub(crate) fn stop(&self) {
-        self.edge.stop();
+        if let Some(edge) = self.edge.lock().unwrap().as_ref() {
+            edge.stop();
+        }
     }
 
     /// Sends bytes and returns all that comes back until the end.
