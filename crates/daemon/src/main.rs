@@ -9,6 +9,7 @@ mod backup;
 mod certificate;
 mod clock;
 mod config;
+mod handover;
 mod identity;
 mod inside;
 mod peer;
@@ -41,7 +42,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the server until SIGTERM or SIGINT; machines outlive it
+    /// Run the server until SIGTERM or SIGINT; machines outlive it. At SIGHUP the program that is
+    /// installed now takes its place, and no request is dropped
     Serve(Flags),
     /// Print the settings as the server would take them
     Config(Flags),

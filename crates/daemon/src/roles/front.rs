@@ -4,7 +4,8 @@
 //! sockets, a certificate and a hash.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -21,6 +22,7 @@ use perch_types::api::{Platform, RegionInfo};
 use perch_types::clock::Clock;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
@@ -29,20 +31,65 @@ use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::peer;
 use crate::roles::images::{Catalog, Gatekeeper, collect};
-use crate::roles::{Beats, End};
-use crate::setup::{Purpose, Setup, Sockets};
+use crate::roles::{Beats, End, Role};
+use crate::setup::{HANDED_OVER, Purpose, Setup, Sockets};
 use crate::sockets::{BUILDER_SOCKET, HOST_SOCKET, KEYS_SOCKET};
 use crate::{identity, inside, roles};
 
 /// How long requests under way may go on when the process ends; the supervisor's patience is a
 /// little longer.
 const EDGE_END_MAX: Duration = Duration::from_secs(8);
+/// How long they, and tunnels, may go on when another process has taken the place of this one.
+pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(600);
 pub(crate) const DIRECTORY_FILE: &str = "directory.db";
 const VIEW_FILE: &str = "view.json";
 pub(crate) const REGISTRY_DIR: &str = "registry";
 
-/// Runs until the supervisor ends it.
-pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Result<()> {
+/// Runs until the supervisor ends it, or until another process has its place and nothing of its own
+/// is under way any more.
+pub(crate) fn process(setup: Setup, sockets: Sockets, channel: OwnedFd) -> Result<()> {
+    let told = channel.try_clone().context("keep the supervision channel")?;
+    let main = roles::runtime(Role::Front)?;
+    // Outlives the other: what the edge needs to end its requests is on it.
+    let edges = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .thread_name("edge")
+        .build()
+        .context("start the runtime of the edge")?;
+    let outcome = main.block_on(run(setup, sockets, Beats(channel), edges.handle()));
+    main.shutdown_timeout(roles::BLOCKING_END_MAX);
+    let replaced = outcome?;
+    if let Some(edge) = replaced {
+        // The directory and the registry are closed: the next process may open them.
+        rustix::io::write(&told, &[HANDED_OVER]).context("tell the supervisor")?;
+        drop(told);
+        edges.block_on(drain(edge))?;
+    }
+    edges.shutdown_timeout(roles::BLOCKING_END_MAX);
+    Ok(())
+}
+
+/// Ends what is under way, within a limit or until the server stops.
+async fn drain(mut edge: Edge) -> Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .context("listen for SIGTERM")?;
+    tokio::select! {
+        () = edge.ended() => {}
+        () = tokio::time::sleep(DRAIN_MAX) => tracing::warn!("requests cut off after a replacement"),
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+/// Runs until the supervisor ends it; returns the edge, which accepts nothing more, if another
+/// process is to take its place.
+async fn run(
+    setup: Setup,
+    mut sockets: Sockets,
+    beats: Beats,
+    edges: &Handle,
+) -> Result<Option<Edge>> {
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("choose the TLS library"))?;
@@ -73,7 +120,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         hosts: vec![perch_api::Host {
             id: setup.host_id.clone(),
             region: setup.config.region.clone(),
-            client: host.clone(),
+            client: host,
         }],
         view: view.clone(),
         platform: platform(&setup.config),
@@ -94,19 +141,25 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     serve_api(&setup, &mut sockets, &router, &mut tasks)?;
     let addresses = roles::host::resolver_addresses(&setup.config)?;
     serve_names(&addresses, &mut sockets, &view, &mut tasks)?;
-    let issuer = Issuer { host: api.identity_host(), documents: Arc::new(Identities(api)) };
-    let mut edge = Edge::start(perch_edge::Config {
-        listeners: sockets.take(Purpose::Http),
-        domain: setup.config.domain.clone(),
-        issuer: Some(issuer),
-        region: setup.config.region.clone(),
-        host_id: setup.host_id.clone(),
-        host,
-        view,
-        clock,
-        limits: perch_edge::Limits::default(),
-    })
-    .context("start the edge")?;
+    let api = Arc::new(api);
+    let issuer =
+        Issuer { host: api.identity_host(), documents: Arc::new(Identities(Arc::downgrade(&api))) };
+    let mut edge = {
+        let _on = edges.enter();
+        Edge::start(perch_edge::Config {
+            listeners: sockets.take(Purpose::Http),
+            domain: setup.config.domain.clone(),
+            issuer: Some(issuer),
+            region: setup.config.region.clone(),
+            host_id: setup.host_id.clone(),
+            // One of its own: a connection belongs to the runtime that made it.
+            host: HostClient::new(setup.config.run_dir.join(HOST_SOCKET)),
+            view,
+            clock,
+            limits: perch_edge::Limits::default(),
+        })
+        .context("start the edge")?
+    };
     let outcome = tokio::select! {
         ended = beats.until_end(|| edge.is_alive()) => ended.map(Some),
         Some(ended) = tasks.join_next() => match ended {
@@ -120,17 +173,19 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         // Requests under way end; what takes longer is cut off.
         tokio::time::timeout(EDGE_END_MAX, edge.ended()).await.ok();
     }
-    outcome.map(drop)
+    outcome.map(|end| matches!(end, Some(End::Replaced)).then_some(edge))
 }
 
 /// The documents with which identity tokens are checked, as the edge serves them.
+///
+/// Holds nothing open: an edge that drains outlives the directory behind them.
 #[derive(Debug)]
-struct Identities(Api);
+struct Identities(Weak<Api>);
 
 #[async_trait]
 impl Documents for Identities {
     async fn get(&self, path: &str) -> Option<Vec<u8>> {
-        self.0.identity_document(path).await
+        self.0.upgrade()?.identity_document(path).await
     }
 }
 

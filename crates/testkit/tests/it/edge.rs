@@ -1,5 +1,10 @@
 //! Requests through the edge.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
 use perch_testkit::{Cloud, http};
 use serde_json::{Value, json};
 
@@ -77,7 +82,6 @@ fn many_requests_share_one_wake() {
         .into_iter()
         .map(|mut stream| {
             std::thread::spawn(move || {
-                use std::io::{Read as _, Write as _};
                 stream
                     .write_all(
                         b"GET / HTTP/1.1\r\nHost: web.perch.localhost\r\nConnection: close\r\n\r\n",
@@ -164,5 +168,49 @@ fn bodies_and_methods_reach_the_app_as_they_were_sent() {
     assert!(head.field("fly-request-id").is_some(), "{}", head.head);
     let missing = cloud.get("web", "/missing").unwrap();
     assert_eq!((missing.status, missing.text().as_str()), (404, "not found\n"));
+    cloud.finish().unwrap();
+}
+
+#[test]
+fn e10_the_program_is_replaced_and_no_request_is_dropped() {
+    let test = "e10_the_program_is_replaced_and_no_request_is_dropped";
+    let Some(cloud) = Cloud::start(test).unwrap() else {
+        return;
+    };
+    let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
+    let id = cloud.machine("web", &config(&image), "started").unwrap();
+    let (is_over, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    // One that began before, and ends after the process that took it has lost its place.
+    let mut slow = TcpStream::connect(cloud.edge).unwrap();
+    let ask = "GET /sleep?ms=6000 HTTP/1.1\r\nHost: web.perch.localhost\r\n\r\n";
+    slow.write_all(ask.as_bytes()).unwrap();
+    std::thread::scope(|scope| {
+        let client = || {
+            while !is_over.load(Ordering::SeqCst) {
+                let answer = cloud.get("web", "/").unwrap();
+                assert_eq!((answer.status, answer.text().as_str()), (200, "hello\n"));
+                answered.fetch_add(1, Ordering::SeqCst);
+            }
+        };
+        let clients = [scope.spawn(client), scope.spawn(client)];
+        let replaced = (0..2).try_for_each(|_| cloud.replace());
+        let before = answered.load(Ordering::SeqCst);
+        let on = perch_testkit::wait_for("requests to go on", Duration::from_secs(60), || {
+            (answered.load(Ordering::SeqCst) > before + 20).then_some(())
+        });
+        is_over.store(true, Ordering::SeqCst);
+        for client in clients {
+            client.join().unwrap();
+        }
+        replaced.and(on).unwrap();
+    });
+    let mut answer = [0; 15];
+    slow.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    // The machine was not touched.
+    let events =
+        cloud.must("GET", &format!("/v1/apps/web/machines/{id}/events"), &Value::Null).unwrap();
+    assert!(events.as_array().unwrap().iter().all(|event| event["type"] != "exit"), "{events}");
+    drop(slow);
     cloud.finish().unwrap();
 }
