@@ -13,6 +13,8 @@
 mod body;
 mod cause;
 mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod headers;
 mod issuer;
 mod listen;
