@@ -16,6 +16,7 @@ use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::manager;
 use crate::roles::front::DRAIN_MAX;
 use crate::setup::{self, Purpose, SOCKETS_MAX};
 
@@ -44,11 +45,11 @@ struct Packet {
     is_last: bool,
 }
 
-/// Takes what was left, if this program took another's place.
+/// Takes what was left, if this program took another's place, or what the service manager kept.
 pub(crate) fn inherited() -> Result<Inheritance> {
     match std::env::var_os(INHERITS) {
         Some(_) => receive(std::io::stdin()).context("take the sockets of the program before"),
-        None => Ok(Inheritance::default()),
+        None => Ok(Inheritance { sockets: manager::kept()?, draining: Vec::new() }),
     }
 }
 
@@ -125,11 +126,12 @@ impl Successor {
     ) -> Result<Infallible> {
         let (ours, theirs) = setup::pair()?;
         send(&ours, sockets, draining).context("leave the sockets")?;
-        let error = Command::new(&self.program)
-            .args(&self.arguments)
-            .env(INHERITS, "1")
-            .stdin(Stdio::from(theirs))
-            .exec();
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).env(INHERITS, "1").stdin(Stdio::from(theirs));
+        for taken in manager::LISTEN {
+            command.env_remove(taken);
+        }
+        let error = command.exec();
         Err(error).with_context(|| format!("run `{}`", self.program.display()))
     }
 }

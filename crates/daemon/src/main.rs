@@ -12,6 +12,7 @@ mod config;
 mod handover;
 mod identity;
 mod inside;
+mod manager;
 mod peer;
 mod roles;
 mod setup;

@@ -27,6 +27,7 @@ use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::handover::{self, Successor};
 use crate::identity::{self, Admin};
+use crate::manager;
 use crate::roles::Role;
 use crate::setup::{self, HANDED_OVER, Purpose, Setup};
 use crate::sockets::Bound;
@@ -81,6 +82,10 @@ pub(crate) async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<
         tokio::spawn(handover::reap(*pid));
     }
     let (server, _lock) = Server::prepare(config, inherited.sockets)?;
+    if let Err(error) = manager::keep(server.bound.all()) {
+        // The server runs as well without.
+        tracing::warn!(error = format!("{error:#}"), "sockets not kept over a restart");
+    }
     let server = Arc::new(server);
     let (wish, wishes) = watch::channel(Wish::Run);
     let mut keepers = JoinSet::new();
