@@ -146,19 +146,7 @@ async fn run(
         Issuer { host: api.identity_host(), documents: Arc::new(Identities(Arc::downgrade(&api))) };
     let mut edge = {
         let _on = edges.enter();
-        Edge::start(perch_edge::Config {
-            listeners: sockets.take(Purpose::Http),
-            domain: setup.config.domain.clone(),
-            issuer: Some(issuer),
-            region: setup.config.region.clone(),
-            host_id: setup.host_id.clone(),
-            // One of its own: a connection belongs to the runtime that made it.
-            host: HostClient::new(setup.config.run_dir.join(HOST_SOCKET)),
-            view,
-            clock,
-            limits: perch_edge::Limits::default(),
-        })
-        .context("start the edge")?
+        start_edge(&setup, &mut sockets, issuer, view, clock)?
     };
     let outcome = tokio::select! {
         ended = beats.until_end(|| edge.is_alive()) => ended.map(Some),
@@ -174,6 +162,29 @@ async fn run(
         tokio::time::timeout(EDGE_END_MAX, edge.ended()).await.ok();
     }
     outcome.map(|end| matches!(end, Some(End::Replaced)).then_some(edge))
+}
+
+/// Starts the edge on the runtime that is entered.
+fn start_edge(
+    setup: &Setup,
+    sockets: &mut Sockets,
+    issuer: Issuer,
+    view: ViewHandle,
+    clock: Arc<dyn Clock>,
+) -> Result<Edge> {
+    Edge::start(perch_edge::Config {
+        listeners: sockets.take(Purpose::Http),
+        domain: setup.config.domain.clone(),
+        issuer: Some(issuer),
+        region: setup.config.region.clone(),
+        host_id: setup.host_id.clone(),
+        // One of its own: a connection belongs to the runtime that made it.
+        host: HostClient::new(setup.config.run_dir.join(HOST_SOCKET)),
+        view,
+        clock,
+        limits: perch_edge::Limits::default(),
+    })
+    .context("start the edge")
 }
 
 /// The documents with which identity tokens are checked, as the edge serves them.
