@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::CONNECTION;
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -19,6 +19,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
+use crate::body::ReplyBody;
 use crate::headers;
 use crate::patience::Patient;
 use crate::pool::Pool;
@@ -90,6 +91,13 @@ async fn accept(
     Ok(())
 }
 
+/// Tells a client whose edge has been stopped that this answer is the last of its connection.
+fn say_if_last(response: &mut Response<ReplyBody>, stopping: &watch::Receiver<bool>) {
+    if *stopping.borrow() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
 fn random_seed() -> Option<u64> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).ok()?;
@@ -134,11 +142,7 @@ impl Worker {
                 let stopping = last.clone();
                 async move {
                     let mut response = worker.serve(request, &client, &link).await;
-                    let is_last = *stopping.borrow();
-                    if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                        let close = HeaderValue::from_static("close");
-                        response.headers_mut().insert(CONNECTION, close);
-                    }
+                    say_if_last(&mut response, &stopping);
                     Ok::<_, Infallible>(response)
                 }
             });

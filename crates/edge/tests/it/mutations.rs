@@ -257,7 +257,7 @@ fn framings(cases: &mut BTreeSet<Vec<u8>>) {
                 let method = if index == 2 { "GET" } else { "POST" };
                 let line = format!("{method} /m-{NUMBER} HTTP/1.1");
                 // Which of two comes first is what some parsers go by.
-                let order = if (coding.len() + length.len()) % 2 == 0 {
+                let order = if (coding.len() + length.len()).is_multiple_of(2) {
                     [*coding, *length]
                 } else {
                     [*length, *coding]

@@ -104,7 +104,7 @@ fn play(world: &World, cases: &[Vec<u8>], next: &AtomicUsize, refused: &AtomicUs
         if status(&send(world, case)) == "400" {
             refused.fetch_add(1, Ordering::SeqCst);
         }
-        if index % HONEST_EVERY == 0 {
+        if index.is_multiple_of(HONEST_EVERY) {
             honest(world, &format!("/honest-{index}"));
         }
     }
