@@ -22,14 +22,16 @@ test: ## Install what the tests need, check the code, run all tests
 	PERCH_SKIPPED_FILE=$$skipped cargo nextest run --locked --workspace --no-fail-fast $(TESTS); \
 	status=$$?; sort -u $$skipped; rm -f $$skipped; exit $$status
 
-test-long: test ## Also what takes long: base images, both example apps, an emulated Debian
+test-long: test ## Also what takes long: fuzz targets, base images, both example apps, an emulated Debian
 	PERCH_TEST_LONG=1 cargo nextest run --locked --workspace --no-fail-fast --profile long
+	cargo run --quiet --release --locked --manifest-path fuzz/Cargo.toml --target-dir target/fuzz
 	@scripts/demo start && scripts/demo stop
 	@scripts/test-vm
 
 check: ## Format, lints, structure
 	cargo fmt --all --check
 	cargo fmt --manifest-path conformance/flytrap/Cargo.toml --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	cargo xtask arch
 	cargo xtask tidy
@@ -37,7 +39,7 @@ check: ## Format, lints, structure
 	cargo xtask openapi
 	cargo clippy --quiet --locked --manifest-path xtask/openapi/Cargo.toml --target-dir target/openapi -- -D warnings
 
-bench: ## Measure beside runc, podman, nginx; needs them installed
+bench: ## Measure beside runc and podman (bench/edge: beside nginx and haproxy); needs them installed
 	@bench/run
 
 install: ## Install perchd, perch and their helpers under /usr/local (PREFIX=)

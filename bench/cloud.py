@@ -24,6 +24,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 GUEST = f"{ROOT}/target/guest"
 SERVER = "/perch-testserver"
 IDLE_S = 2
+EDGE_PORT, EDGE_TLS_PORT = 18079, 18442
 SERVICE = [{"internal_port": 8080, "protocol": "tcp",
             "ports": [{"port": 80, "handlers": ["http"]}]}]
 
@@ -43,17 +44,19 @@ class Cloud:
         with open(f"{self.folder}/perchd.toml", "w", encoding="utf-8") as config:
             config.write(settings)
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        serve = [f"{ROOT}/target/release/perchd", "serve"]
+        told = subprocess.run([*serve, "--help"], check=True, capture_output=True, text=True).stdout
+        # The network is this process's own, so these ports are free. An edge without TLS has no such option.
+        self.edge, self.edge_tls = EDGE_PORT, EDGE_TLS_PORT if "--https " in told else None
+        https = ["--https", f"127.0.0.1:{EDGE_TLS_PORT}"] if self.edge_tls else []
         self.log = open(f"{self.folder}/log", "wb")
         self.server = subprocess.Popen(
-            [f"{ROOT}/target/release/perchd", "serve", *self.arguments,
-             "--api", "127.0.0.1:0", "--http", "127.0.0.1:0",
+            [*serve, *self.arguments, "--api", "127.0.0.1:0", "--http", f"127.0.0.1:{EDGE_PORT}", *https,
              "--metrics", "127.0.0.1:0"],
             stdout=subprocess.PIPE, stderr=self.log, text=True,
         )
         for line in self.server.stdout:
             words = line.split()
-            if words[:1] == ["apps"]:
-                self.edge = int(words[1].rsplit(":", 1)[1])
             if words[:1] == ["data"]:
                 break
         else:

@@ -4,11 +4,13 @@ Never reaches beyond the machine: `bench/run` starts it in a network namespace o
 """
 
 import os
+import resource
 import subprocess
 import sys
 import time
 
 import calls
+import edge
 import fleet
 import images
 import machines
@@ -26,6 +28,9 @@ PARTS = {
     "fleet": lambda cloud, count: fleet.memory(cloud, count or 1000),
     "calls": lambda cloud, count: calls.calls(cloud, count or 10),
     "images": lambda cloud, count: images.images(cloud, count or 5),
+    "edge": lambda cloud, count: edge.edge(cloud, count or 5),
+    "apps": lambda cloud, count: edge.apps(cloud, count or 5),
+    "wakes": lambda cloud, count: edge.wakes(cloud, count or 10_000),
 }
 DEFAULT = ["machines", "together", "memory", "calls", "journal"]
 
@@ -42,6 +47,9 @@ def main():
     for part in wanted:
         if part != "journal" and part not in PARTS:
             sys.exit(f"error: no part is called `{part}`; there are {', '.join([*PARTS, 'journal'])}")
+    # Thousands of connections, here and in what is started from here.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with open("/proc/cpuinfo", encoding="utf-8") as info:
         model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), "?")
     print(f"{time.strftime('%Y-%m-%d')} · Linux {os.uname().release} · {os.cpu_count()} x {model}")

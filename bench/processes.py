@@ -26,6 +26,20 @@ def find(server):
     return roles, monitors
 
 
+def children(pid):
+    """The processes that one has started and that run."""
+    found = []
+    for other in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        try:
+            with open(f"/proc/{other}/stat", encoding="ascii", errors="replace") as stat:
+                parent = int(stat.read().rsplit(")", 1)[1].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if parent == pid:
+            found.append(other)
+    return found
+
+
 def cpu_s(pid):
     """CPU seconds of a process and of its children that have ended."""
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:

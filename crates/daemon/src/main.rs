@@ -11,8 +11,10 @@ mod certificate;
 mod certificates;
 mod clock;
 mod config;
+mod handover;
 mod identity;
 mod inside;
+mod manager;
 mod peer;
 mod roles;
 mod setup;
@@ -43,7 +45,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the server until SIGTERM or SIGINT; machines outlive it
+    /// Run the server until SIGTERM or SIGINT; machines outlive it. At SIGHUP the program that is
+    /// installed now takes its place, and no request is dropped
     Serve(Flags),
     /// Print the settings as the server would take them
     Config(Flags),

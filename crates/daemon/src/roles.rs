@@ -13,10 +13,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::setup::{self, BEAT_EVERY_MS, Purpose};
+use crate::setup::{self, BEAT, BEAT_EVERY_MS, Purpose};
 
 /// New files are their owner's alone; new folders can be searched, but not listed, by others.
 const UMASK: u32 = 0o066;
+/// How long blocking work that is under way may keep a process that stops.
+const BLOCKING_END_MAX: Duration = Duration::from_secs(2);
 
 /// A privilege class with a process of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -81,23 +83,30 @@ impl Role {
             .as_fd()
             .try_clone_to_owned()
             .context("keep the supervision channel")?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .thread_name(self.name())
-            .build()
-            .context("start the runtime")?;
+        if self == Self::Front {
+            return front::process(setup, sockets, channel);
+        }
+        let runtime = runtime(self)?;
         let outcome = runtime.block_on(async {
             match self {
                 Self::Host => host::run(setup, sockets, Beats(channel)).await,
-                Self::Front => front::run(setup, sockets, Beats(channel)).await,
+                // Has returned above.
+                Self::Front => Ok(()),
                 Self::Builder => builder::run(setup, sockets, Beats(channel)).await,
                 Self::Keys => keys::run(setup, sockets, Beats(channel)).await,
             }
         });
-        // Blocking work that is still under way must not keep a stopping process alive.
-        runtime.shutdown_timeout(Duration::from_secs(2));
+        runtime.shutdown_timeout(BLOCKING_END_MAX);
         outcome
     }
+}
+
+fn runtime(role: Role) -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name(role.name())
+        .build()
+        .context("start the runtime")
 }
 
 /// Hands a bound socket to the runtime.
@@ -111,6 +120,8 @@ pub(crate) fn tcp(listener: std::net::TcpListener) -> Result<tokio::net::TcpList
 pub(crate) enum End {
     /// The supervisor asked for it and waits a little.
     Asked,
+    /// Another process is to take the place of this one, which ends what is under way beside it.
+    Replaced,
     /// The supervisor is gone: another one may want the ports at once.
     Orphaned,
 }
@@ -129,6 +140,8 @@ impl Beats {
         let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
         // A terminal sends it to the whole group; the supervisor decides.
         let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+        // Of a terminal that closes; from the supervisor it has a meaning.
+        let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
         let channel = setup::stream(self.0)?;
         let mut ticks = tokio::time::interval(Duration::from_millis(BEAT_EVERY_MS));
         loop {
@@ -136,12 +149,13 @@ impl Beats {
                 _ = ticks.tick() => {
                     if alive() {
                         // A full channel means a slow supervisor; the next beat will do.
-                        channel.try_write(b".").ok();
+                        channel.try_write(&[BEAT]).ok();
                     }
                 }
                 // The supervisor sends nothing more: readable means that it is gone.
                 _ = channel.readable() => return Ok(End::Orphaned),
                 _ = terminate.recv() => return Ok(End::Asked),
+                _ = hangup.recv() => return Ok(End::Replaced),
                 _ = interrupt.recv() => {}
             }
         }

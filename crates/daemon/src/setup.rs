@@ -26,6 +26,10 @@ const SETUP_BYTES_MAX: usize = 64 * 1024;
 pub(crate) const SOCKETS_MAX: usize = 128;
 /// How often a process shows that it is alive.
 pub(crate) const BEAT_EVERY_MS: u64 = 1_000;
+/// What a process sends to show that.
+pub(crate) const BEAT: u8 = b'.';
+/// What it sends when another may take its place, while it ends what is under way.
+pub(crate) const HANDED_OVER: u8 = b'h';
 
 /// What a socket is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -105,21 +109,41 @@ pub(crate) fn stream(end: OwnedFd) -> Result<tokio::net::UnixStream> {
 /// Sends the setup and the sockets.
 pub(crate) fn send(channel: &OwnedFd, setup: &Setup, sockets: &[BorrowedFd<'_>]) -> Result<()> {
     ensure!(sockets.len() == setup.sockets.len(), "a socket without a purpose");
-    ensure!(sockets.len() <= SOCKETS_MAX, "{} sockets are more than {SOCKETS_MAX}", sockets.len());
     let bytes = serde_json::to_vec(setup).context("write the setup")?;
-    ensure!(bytes.len() <= SETUP_BYTES_MAX, "the setup is larger than {SETUP_BYTES_MAX} bytes");
+    send_packet(channel, &bytes, sockets).context("send the setup")
+}
+
+/// Sends one packet with descriptors.
+pub(crate) fn send_packet(
+    channel: &OwnedFd,
+    bytes: &[u8],
+    sockets: &[BorrowedFd<'_>],
+) -> Result<()> {
+    ensure!(sockets.len() <= SOCKETS_MAX, "{} sockets are more than {SOCKETS_MAX}", sockets.len());
+    ensure!(bytes.len() <= SETUP_BYTES_MAX, "the packet is larger than {SETUP_BYTES_MAX} bytes");
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !sockets.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(sockets)) {
         bail!("sockets do not fit the message");
     }
-    rustix::net::sendmsg(channel, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)
-        .context("send the setup")?;
+    rustix::net::sendmsg(channel, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)
+        .context("send a packet")?;
     Ok(())
 }
 
 /// Receives the setup and the sockets; blocks until they come.
 pub(crate) fn receive(channel: impl AsFd) -> Result<(Setup, Sockets)> {
+    let (bytes, fds) = receive_packet(channel)
+        .context("receive the setup: this process is started by `perchd serve`, not by hand")?;
+    ensure!(!bytes.is_empty(), "the supervisor is gone");
+    let setup: Setup = serde_json::from_slice(&bytes).context("read the setup")?;
+    ensure!(fds.len() == setup.sockets.len(), "sockets were lost on the way");
+    let sockets = Sockets(setup.sockets.iter().copied().zip(fds).collect());
+    Ok((setup, sockets))
+}
+
+/// Receives one packet with descriptors; no bytes are the end of the channel.
+pub(crate) fn receive_packet(channel: impl AsFd) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut bytes = vec![0; SETUP_BYTES_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -129,19 +153,15 @@ pub(crate) fn receive(channel: impl AsFd) -> Result<(Setup, Sockets)> {
         &mut ancillary,
         RecvFlags::CMSG_CLOEXEC,
     )
-    .context("receive the setup: this process is started by `perchd serve`, not by hand")?;
-    ensure!(received.bytes > 0, "the supervisor is gone");
-    let setup: Setup = serde_json::from_slice(bytes.get(..received.bytes).unwrap_or_default())
-        .context("read the setup")?;
+    .context("receive a packet")?;
+    bytes.truncate(received.bytes);
     let mut fds = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
             fds.extend(rights);
         }
     }
-    ensure!(fds.len() == setup.sockets.len(), "sockets were lost on the way");
-    let sockets = Sockets(setup.sockets.iter().copied().zip(fds).collect());
-    Ok((setup, sockets))
+    Ok((bytes, fds))
 }
 
 /// Sockets that a process was given.

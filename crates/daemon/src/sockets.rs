@@ -44,48 +44,59 @@ pub(crate) struct Bound(Vec<(Purpose, OwnedFd)>);
 
 impl Bound {
     /// Binds everything that `config` asks for and writes the ports that were free into it.
+    ///
+    /// What is `kept` of the program before, at the same place and for the same purpose, is not bound
+    /// again: connections wait in it.
     pub(crate) fn bind(
         config: &mut Config,
         dns: &[SocketAddr],
         (front_uid, keys_uid): (u32, u32),
+        kept: Vec<(Purpose, OwnedFd)>,
     ) -> Result<Self> {
         let mut bound = Vec::new();
-        let api = tcp(config.api, "api", Shared::No)?;
+        let mut kept = Kept(kept);
+        let api = match kept.tcp(Purpose::Api, config.api) {
+            Some(api) => api,
+            None => tcp(config.api, "api", Shared::No)?,
+        };
         config.api = address(&api)?;
         bound.push((Purpose::Api, api.into()));
         if let Some(wanted) = config.api_tls {
-            let api_tls = tcp(wanted, "api_tls", Shared::No)?;
+            let api_tls = match kept.tcp(Purpose::ApiTls, wanted) {
+                Some(api_tls) => api_tls,
+                None => tcp(wanted, "api_tls", Shared::No)?,
+            };
             config.api_tls = Some(address(&api_tls)?);
             bound.push((Purpose::ApiTls, api_tls.into()));
         }
-        let metrics = tcp(config.metrics, "metrics", Shared::No)?;
+        let metrics = match kept.tcp(Purpose::Metrics, config.metrics) {
+            Some(metrics) => metrics,
+            None => tcp(config.metrics, "metrics", Shared::No)?,
+        };
         config.metrics = address(&metrics)?;
         bound.push((Purpose::Metrics, metrics.into()));
-        // The first one is bound alone, so that a port in use is found; then it is shared.
-        drop(tcp(config.http, "http", Shared::No).and_then(|first| {
-            config.http = address(&first)?;
-            Ok(first)
-        })?);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        for _ in 0..cores.min(HTTP_SOCKETS_MAX) {
-            bound.push((Purpose::Http, tcp(config.http, "http", Shared::Yes)?.into()));
-        }
-        if let Some(wanted) = config.https.wanted(config.http) {
-            drop(tcp(wanted, "https", Shared::No).and_then(|first| {
-                config.https = Https::At(address(&first)?);
-                Ok(first)
-            })?);
-        } else {
-            config.https = Https::Off;
-        }
-        if let Some(at) = config.https.address() {
-            for _ in 0..cores.min(HTTP_SOCKETS_MAX) {
-                bound.push((Purpose::Https, tcp(at, "https", Shared::Yes)?.into()));
+        let (http, sharing) = every_core(&mut kept, Purpose::Http, config.http, "http")?;
+        config.http = http;
+        bound.extend(sharing.into_iter().map(|listener| (Purpose::Http, listener.into())));
+        config.https = match config.https.wanted(config.http) {
+            Some(wanted) => {
+                let (https, sharing) = every_core(&mut kept, Purpose::Https, wanted, "https")?;
+                bound.extend(sharing.into_iter().map(|it| (Purpose::Https, it.into())));
+                Https::At(https)
             }
-        }
+            None => Https::Off,
+        };
         for wanted in dns {
-            bound.push((Purpose::DnsUdp, udp(*wanted)?.into()));
-            bound.push((Purpose::DnsTcp, tcp(*wanted, "dns", Shared::No)?.into()));
+            let datagrams = match kept.udp(Purpose::DnsUdp, *wanted) {
+                Some(socket) => socket,
+                None => udp(*wanted)?,
+            };
+            bound.push((Purpose::DnsUdp, datagrams.into()));
+            let listener = match kept.tcp(Purpose::DnsTcp, *wanted) {
+                Some(listener) => listener,
+                None => tcp(*wanted, "dns", Shared::No)?,
+            };
+            bound.push((Purpose::DnsTcp, listener.into()));
         }
         let run = &config.run_dir;
         for (purpose, name, mode, owner) in [
@@ -99,9 +110,20 @@ impl Bound {
             (Purpose::KeysHost, KEYS_HOST_SOCKET, 0o600, 0),
             (Purpose::DirectoryKeys, DIRECTORY_KEYS_SOCKET, 0o600, keys_uid),
         ] {
-            bound.push((purpose, unix(&run.join(name), mode, owner)?.into()));
+            let path = run.join(name);
+            let listener = match kept.unix(purpose, &path) {
+                Some(listener) => listener,
+                None => unix(&path)?,
+            };
+            own(&path, mode, owner)?;
+            bound.push((purpose, listener.into()));
         }
         Ok(Self(bound))
+    }
+
+    /// Returns every socket, for the program that takes this one's place.
+    pub(crate) fn all(&self) -> &[(Purpose, OwnedFd)] {
+        &self.0
     }
 
     /// Returns the sockets of the given purposes.
@@ -112,6 +134,73 @@ impl Bound {
             .map(|(purpose, fd)| (*purpose, fd.as_fd()))
             .unzip()
     }
+}
+
+/// Binds one port once a core, beside what is kept of it; returns where.
+fn every_core(
+    kept: &mut Kept,
+    purpose: Purpose,
+    wanted: SocketAddr,
+    key: &str,
+) -> Result<(SocketAddr, Vec<TcpListener>)> {
+    let mut sharing = kept.shared(purpose, wanted);
+    let at = match sharing.first() {
+        Some(first) => address(first)?,
+        // The first one is bound alone, so that a port in use is found; then it is shared.
+        None => address(&tcp(wanted, key, Shared::No)?)?,
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    while sharing.len() < cores.min(HTTP_SOCKETS_MAX) {
+        sharing.push(tcp(at, key, Shared::Yes)?);
+    }
+    Ok((at, sharing))
+}
+
+/// Sockets of the program before, of which some are still wanted.
+struct Kept(Vec<(Purpose, OwnedFd)>);
+
+impl Kept {
+    fn take<T: From<OwnedFd>>(
+        &mut self,
+        purpose: Purpose,
+        is_wanted: impl Fn(&OwnedFd) -> bool,
+    ) -> Option<T> {
+        let index = self.0.iter().position(|(kind, fd)| *kind == purpose && is_wanted(fd))?;
+        Some(T::from(self.0.swap_remove(index).1))
+    }
+
+    fn tcp(&mut self, purpose: Purpose, wanted: SocketAddr) -> Option<TcpListener> {
+        self.take(purpose, |fd| is_at(fd, wanted))
+    }
+
+    fn udp(&mut self, purpose: Purpose, wanted: SocketAddr) -> Option<UdpSocket> {
+        self.take(purpose, |fd| is_at(fd, wanted))
+    }
+
+    /// Takes all that share one port.
+    fn shared(&mut self, purpose: Purpose, wanted: SocketAddr) -> Vec<TcpListener> {
+        std::iter::from_fn(|| self.tcp(purpose, wanted)).collect()
+    }
+
+    /// Takes one that can still be reached by its path.
+    fn unix(&mut self, purpose: Purpose, path: &Path) -> Option<UnixListener> {
+        if !path.exists() {
+            return None;
+        }
+        self.take(purpose, |fd| {
+            let address = fd.try_clone().ok().map(UnixListener::from);
+            let address = address.and_then(|listener| listener.local_addr().ok());
+            address.is_some_and(|address| address.as_pathname() == Some(path))
+        })
+    }
+}
+
+/// Returns whether a socket is bound at an address; port 0 stands for any.
+fn is_at(fd: &OwnedFd, wanted: SocketAddr) -> bool {
+    let found = rustix::net::getsockname(fd).ok().and_then(|any| SocketAddr::try_from(any).ok());
+    found.is_some_and(|found| {
+        found.ip() == wanted.ip() && (wanted.port() == 0 || found.port() == wanted.port())
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,7 +294,7 @@ fn in_use(errno: Errno, wanted: SocketAddr, key: &str) -> anyhow::Error {
     ))
 }
 
-fn unix(path: &Path, mode: u32, owner: u32) -> Result<UnixListener> {
+fn unix(path: &Path) -> Result<UnixListener> {
     let what = || format!("listen on `{}`", path.display());
     match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -213,11 +302,15 @@ fn unix(path: &Path, mode: u32, owner: u32) -> Result<UnixListener> {
         }
         _ => {}
     }
-    let listener = UnixListener::bind(path).with_context(what)?;
+    UnixListener::bind(path).with_context(what)
+}
+
+/// Says who may connect.
+fn own(path: &Path, mode: u32, owner: u32) -> Result<()> {
+    let what = || format!("give out `{}`", path.display());
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).with_context(what)?;
     rustix::fs::chown(path, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))
-        .with_context(what)?;
-    Ok(listener)
+        .with_context(what)
 }
 
 #[cfg(test)]
@@ -238,7 +331,7 @@ mod tests {
     fn ports_that_were_free_are_written_down() {
         let folder = tempfile::tempdir().unwrap();
         let mut config = config(folder.path());
-        let bound = Bound::bind(&mut config, &[], (0, 0)).unwrap();
+        let bound = Bound::bind(&mut config, &[], (0, 0), Vec::new()).unwrap();
         assert_ne!(config.api.port(), 0);
         assert_ne!(config.http.port(), 0);
         // A server on a port of its own takes no other's 443.
@@ -254,7 +347,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut config = config(folder.path());
         config.https = "127.0.0.1:0".parse().unwrap();
-        let bound = Bound::bind(&mut config, &[], (0, 0)).unwrap();
+        let bound = Bound::bind(&mut config, &[], (0, 0), Vec::new()).unwrap();
         assert_ne!(config.https.address().unwrap().port(), 0);
         let count = |purpose| bound.of(&[purpose]).0.len();
         assert_eq!(count(Purpose::Https), count(Purpose::Http));
@@ -275,12 +368,37 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_is_not_bound_again_and_what_waits_in_it_is_accepted() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut before = config(folder.path());
+        let bound = Bound::bind(&mut before, &[], (0, 0), Vec::new()).unwrap();
+        let waiting = std::net::TcpStream::connect(before.api).unwrap();
+        let inside = std::os::unix::net::UnixStream::connect(folder.path().join(HOST_SOCKET));
+        // The ports are asked for as they were at first: any.
+        let mut after = config(folder.path());
+        let bound = Bound::bind(&mut after, &[], (0, 0), bound.0).unwrap();
+        assert_eq!((after.api, after.http), (before.api, before.http));
+        let api = bound.0.iter().find(|(purpose, _)| *purpose == Purpose::Api).unwrap();
+        let api = TcpListener::from(api.1.try_clone().unwrap());
+        let (_, peer) = api.accept().unwrap();
+        assert_eq!(peer, waiting.local_addr().unwrap());
+        let host = bound.0.iter().find(|(purpose, _)| *purpose == Purpose::Host).unwrap();
+        UnixListener::from(host.1.try_clone().unwrap()).accept().unwrap();
+        drop(inside.unwrap());
+        // Another port is another socket.
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut other = Config { api: free, ..config(folder.path()) };
+        Bound::bind(&mut other, &[], (0, 0), bound.0).unwrap();
+        assert_eq!((other.api, other.http), (free, before.http));
+    }
+
+    #[test]
     fn a_port_in_use_is_named_with_the_way_out() {
         let folder = tempfile::tempdir().unwrap();
         let holder = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut config = config(folder.path());
         config.http = holder.local_addr().unwrap();
-        let error = format!("{:#}", Bound::bind(&mut config, &[], (0, 0)).unwrap_err());
+        let error = format!("{:#}", Bound::bind(&mut config, &[], (0, 0), Vec::new()).unwrap_err());
         assert!(error.contains(&format!("port {} is in use", config.http.port())), "{error}");
         assert!(error.contains("--http"), "{error}");
     }

@@ -3,7 +3,9 @@
 //! Never touches a machine or a request. A process that exits, or shows no sign of life for
 //! [`SILENCE_MAX`], is started again alone, with a back-off; the sockets stay bound meanwhile.
 
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -23,9 +25,11 @@ use crate::backup;
 use crate::certificate::Authority;
 use crate::clock::SystemClock;
 use crate::config::Config;
+use crate::handover::{self, Successor};
 use crate::identity::{self, Admin};
+use crate::manager;
 use crate::roles::Role;
-use crate::setup::{self, Setup};
+use crate::setup::{self, HANDED_OVER, Purpose, Setup};
 use crate::sockets::Bound;
 
 /// How long a process may show no sign of life.
@@ -52,7 +56,16 @@ pub(crate) struct Ready {
     pub(crate) data_dir: PathBuf,
 }
 
-/// Runs a server until it is told to stop.
+/// What the server's processes are to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Run,
+    Stop,
+    /// Make room for the processes of the program that is installed now.
+    HandOver,
+}
+
+/// Runs a server until it is told to stop, or to leave its place to the program installed now.
 pub(crate) async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<()> {
     ensure!(
         rustix::process::geteuid().is_root(),
@@ -60,17 +73,28 @@ pub(crate) async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<
          what faces the network runs as user `{}` (try `sudo perchd serve`)",
         config.user
     );
-    let (server, _lock) = Server::prepare(config)?;
+    // First of all: until then each of these signals ends the process.
+    let mut signals = Signals::new()?;
+    let successor = Successor::new()?;
+    let inherited = handover::inherited()?;
+    let draining = inherited.draining;
+    for pid in &draining {
+        tokio::spawn(handover::reap(*pid));
+    }
+    let (server, _lock) = Server::prepare(config, inherited.sockets)?;
+    if let Err(error) = manager::keep(server.bound.all()) {
+        // The server runs as well without.
+        tracing::warn!(error = format!("{error:#}"), "sockets not kept over a restart");
+    }
     let server = Arc::new(server);
-    let (stop, stopping) = watch::channel(false);
+    let (wish, wishes) = watch::channel(Wish::Run);
     let mut keepers = JoinSet::new();
     let mut beating = Vec::new();
     for role in Role::ALL {
         let (started, is_started) = watch::channel(false);
         beating.push((role, is_started));
-        keepers.spawn(keep(Arc::clone(&server), role, started, stopping.clone()));
+        keepers.spawn(keep(Arc::clone(&server), role, started, wishes.clone()));
     }
-    let mut signals = Signals::new()?;
     let all_ready = async {
         for (role, is_started) in &mut beating {
             tokio::time::timeout(READY_MAX, is_started.wait_for(|started| *started))
@@ -82,14 +106,24 @@ pub(crate) async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<
     };
     let outcome = tokio::select! {
         outcome = all_ready => outcome,
-        () = signals.wait() => Ok(()),
+        () = signals.stop() => Ok(()),
     };
+    let mut asked = Wish::Stop;
     if outcome.is_ok() && beating.iter().all(|(_, started)| *started.borrow()) {
         ready(&server.ready);
-        signals.wait().await;
+        asked = signals.wait(&successor).await;
     }
-    stop.send_replace(true);
-    while keepers.join_next().await.is_some() {}
+    wish.send_replace(asked);
+    let mut left = Vec::new();
+    while let Some(ended) = keepers.join_next().await {
+        left.extend(ended.ok().flatten().map(|child| *child));
+    }
+    if asked == Wish::HandOver {
+        let pids = left.iter().filter_map(|child| i32::try_from(child.id()?).ok());
+        let pids: Vec<i32> = draining.iter().copied().chain(pids).collect();
+        match successor.begin(server.bound.all(), &pids)? {}
+    }
+    handover::end(&draining).await;
     outcome
 }
 
@@ -101,7 +135,7 @@ struct Server {
 }
 
 impl Server {
-    fn prepare(mut config: Config) -> Result<(Self, std::fs::File)> {
+    fn prepare(mut config: Config, kept: Vec<(Purpose, OwnedFd)>) -> Result<(Self, std::fs::File)> {
         let front_uid = identity::user_id(&config.user, "--user")?;
         let keys_uid = identity::user_id(&config.keys_user, "--keys-user")?;
         ensure!(
@@ -118,7 +152,7 @@ impl Server {
         backup::ensure_restored(&config.data_dir)?;
         addresses::settle(&mut config)?;
         let dns: Vec<SocketAddr> = crate::roles::host::resolver_addresses(&config)?;
-        let bound = Bound::bind(&mut config, &dns, (front_uid, keys_uid))?;
+        let bound = Bound::bind(&mut config, &dns, (front_uid, keys_uid), kept)?;
         let clock = SystemClock;
         let authority = Authority::open(&config.data_dir.join(identity::CA_DIR), &clock)?;
         let api_certificate = match config.api_tls {
@@ -210,24 +244,25 @@ pub(crate) fn guest_dir(configured: Option<&Path>) -> Result<PathBuf> {
         })
 }
 
-/// Keeps one process alive until the server stops.
+/// Keeps one process alive until the server stops; returns it if it goes on after its place was
+/// handed over.
 async fn keep(
     server: Arc<Server>,
     role: Role,
     started: watch::Sender<bool>,
-    mut stopping: watch::Receiver<bool>,
-) {
+    mut wishes: watch::Receiver<Wish>,
+) -> Option<Box<Child>> {
     let mut pause = BACKOFF_MIN;
-    while !*stopping.borrow() {
+    while *wishes.borrow() == Wish::Run {
         let since = Instant::now();
         match server.spawn(role) {
-            Ok((child, channel)) => {
-                let end = attend(role, child, channel, &started, &mut stopping).await;
-                if *stopping.borrow() {
-                    return;
+            Ok((child, channel)) => match attend(role, child, channel, &started, &mut wishes).await
+            {
+                Ended::Alone(end) => {
+                    tracing::error!(role = role.name(), end, "process ended, starting it again");
                 }
-                tracing::error!(role = role.name(), end, "process ended, starting it again");
-            }
+                Ended::AsWished(left) => return left,
+            },
             Err(error) => {
                 tracing::error!(
                     role = role.name(),
@@ -241,10 +276,19 @@ async fn keep(
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = asked_to_stop(&mut stopping) => {}
+            _ = wished(&mut wishes) => {}
         }
         pause = (pause * 2).min(BACKOFF_MAX);
     }
+    None
+}
+
+/// How a process was left.
+enum Ended {
+    /// It ended, or was killed, by what it did.
+    Alone(String),
+    /// The server wanted it; a process that was handed over goes on.
+    AsWished(Option<Box<Child>>),
 }
 
 /// Watches one process until it ends, falls silent or the server stops; says how it ended.
@@ -253,50 +297,77 @@ async fn attend(
     mut child: Child,
     mut channel: UnixStream,
     started: &watch::Sender<bool>,
-    stopping: &mut watch::Receiver<bool>,
-) -> String {
+    wishes: &mut watch::Receiver<Wish>,
+) -> Ended {
     loop {
         tokio::select! {
             status = child.wait() => {
-                return status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                let end = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                return Ended::Alone(end);
             }
             beat = tokio::time::timeout(SILENCE_MAX, beat(&mut channel)) => match beat {
                 Ok(true) => { started.send_replace(true); }
                 // The channel ended: the process is about to.
                 Ok(false) => {
-                    return match tokio::time::timeout(END_MAX, child.wait()).await {
+                    return Ended::Alone(match tokio::time::timeout(END_MAX, child.wait()).await {
                         Ok(Ok(status)) => status.to_string(),
                         Ok(Err(error)) => error.to_string(),
                         Err(_) => {
                             child.kill().await.ok();
                             "killed: it had closed its channel".to_owned()
                         }
-                    };
+                    });
                 }
                 Err(_) => {
                     child.kill().await.ok();
-                    return format!("killed: no sign of life for {SILENCE_MAX:?}");
+                    return Ended::Alone(format!("killed: no sign of life for {SILENCE_MAX:?}"));
                 }
             },
-            () = asked_to_stop(stopping) => {
+            wish = wished(wishes) => {
+                let is_handed = wish == Wish::HandOver
+                    && role == Role::Front
+                    && hand_over(&child, &mut channel).await;
+                if is_handed {
+                    return Ended::AsWished(Some(Box::new(child)));
+                }
                 terminate(role, &mut child).await;
-                return "stopped".to_owned();
+                return Ended::AsWished(None);
             }
         }
     }
 }
 
-async fn asked_to_stop(stopping: &mut watch::Receiver<bool>) {
-    // An error means that the sender is gone, which is the same wish.
-    stopping.wait_for(|stop| *stop).await.map(|_| ()).unwrap_or_default();
+/// Waits until the processes are to do something else than run.
+async fn wished(wishes: &mut watch::Receiver<Wish>) -> Wish {
+    // An error means that the sender is gone, which is a wish to stop.
+    wishes.wait_for(|wish| *wish != Wish::Run).await.map_or(Wish::Stop, |wish| *wish)
+}
+
+/// Asks a process to leave its place and end what is under way; returns whether it has left.
+async fn hand_over(child: &Child, channel: &mut UnixStream) -> bool {
+    signal(child, rustix::process::Signal::HUP);
+    let left = async {
+        let mut byte = [0; 1];
+        while channel.read(&mut byte).await.is_ok_and(|count| count > 0) {
+            if byte == [HANDED_OVER] {
+                return true;
+            }
+        }
+        false
+    };
+    tokio::time::timeout(END_MAX, left).await.unwrap_or(false)
+}
+
+fn signal(child: &Child, signal: rustix::process::Signal) {
+    let pid = child.id().and_then(|id| i32::try_from(id).ok());
+    if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+        // What it does is awaited by the caller; a process that is already gone is fine.
+        rustix::process::kill_process(pid, signal).ok();
+    }
 }
 
 async fn terminate(role: Role, child: &mut Child) {
-    let pid = child.id().and_then(|id| i32::try_from(id).ok());
-    if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
-        // Its exit is awaited below; a process that is already gone is fine.
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
-    }
+    signal(child, rustix::process::Signal::TERM);
     if tokio::time::timeout(END_MAX, child.wait()).await.is_err() {
         tracing::warn!(role = role.name(), "process did not end in time, killed");
         child.kill().await.ok();
@@ -308,10 +379,13 @@ async fn beat(channel: &mut UnixStream) -> bool {
     channel.read(&mut [0; 1]).await.is_ok_and(|count| count > 0)
 }
 
-/// Signals that end a server.
+/// Signals that end a server or replace it.
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+    /// A terminal that closes sends the last of these, and means the end.
+    is_by_hand: bool,
 }
 
 impl Signals {
@@ -320,13 +394,36 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).context("listen for SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("listen for SIGINT")?,
+            hangup: signal(SignalKind::hangup()).context("listen for SIGHUP")?,
+            is_by_hand: std::io::stdin().is_terminal(),
         })
     }
 
-    async fn wait(&mut self) {
+    /// Waits until the server is to end; a replacement comes later.
+    async fn stop(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            _ = self.hangup.recv(), if self.is_by_hand => {}
+        }
+    }
+
+    async fn wait(&mut self, successor: &Successor) -> Wish {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return Wish::Stop,
+                _ = self.interrupt.recv() => return Wish::Stop,
+                _ = self.hangup.recv() => {}
+            }
+            if self.is_by_hand {
+                return Wish::Stop;
+            }
+            match successor.check().await {
+                Ok(()) => return Wish::HandOver,
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "server not replaced");
+                }
+            }
         }
     }
 }

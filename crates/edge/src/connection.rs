@@ -8,6 +8,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::{CONNECTION, HeaderValue};
+use http::{Response, StatusCode};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::body::ReplyBody;
 use crate::h2;
 use crate::listen::Worker;
 use crate::patience::Patient;
@@ -112,10 +115,15 @@ async fn serve_http1<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (link, peer) = (Arc::new(Link::default()), Rc::new(peer));
-    let (served, told) = (Rc::clone(&worker), Arc::clone(&link));
+    let (served, told, last) = (Rc::clone(&worker), Arc::clone(&link), stopping.clone());
     let service = service_fn(move |request| {
         let (worker, link, peer) = (Rc::clone(&served), Arc::clone(&told), Rc::clone(&peer));
-        async move { Ok::<_, Infallible>(worker.serve(request, &peer, &link).await) }
+        let stopping = last.clone();
+        async move {
+            let mut response = worker.serve(request, &peer, &link).await;
+            say_if_last(&mut response, &stopping);
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -130,9 +138,15 @@ async fn serve_http1<S>(
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = asked_to_stop(&mut stopping) => {
-            // An idle one is closed at once, another after its answer.
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            // A request may be on its way over one that lies idle: it is answered, and the client
+            // is told that it was the last.
+            let linger = worker.shared.limits.linger;
+            if let Ok(ended) = tokio::time::timeout(linger, connection.as_mut()).await {
+                ended
+            } else {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
         }
     };
     if let Err(error) = ended {
@@ -140,8 +154,17 @@ async fn serve_http1<S>(
     }
 }
 
+/// Tells a client whose edge has been stopped that this answer is the last of its connection.
+fn say_if_last(response: &mut Response<ReplyBody>, stopping: &watch::Receiver<bool>) {
+    if *stopping.borrow() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
 /// Waits until the edge stops.
+///
+/// The guard that a watch gives does not live on behind this: the next stop would wait for it, and
+/// all behind that. An end of the sender means the same.
 pub(crate) async fn asked_to_stop(stopping: &mut watch::Receiver<bool>) {
-    // An end of the sender means the same.
-    stopping.wait_for(|stopping| *stopping).await.map(|_| ()).unwrap_or_default();
+    stopping.wait_for(|stopping| *stopping).await.map(drop).unwrap_or_default();
 }

@@ -23,6 +23,8 @@ mod connection;
 mod crowd;
 mod direction;
 mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod h2;
 mod headers;
 mod issuer;
@@ -90,6 +92,7 @@ const STALE_MAX: Duration = Duration::from_secs(5);
 /// The contract's default of `http_options.idle_timeout` (section 4.1).
 const IDLE_MAX: Duration = Duration::from_secs(60);
 const STALL_MAX: Duration = Duration::from_secs(60);
+const LINGER: Duration = Duration::from_secs(1);
 const HELD_MAX: usize = 10_000;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const HANDSHAKES_MAX: usize = 1_024;
@@ -171,6 +174,8 @@ pub struct Limits {
     pub queue_max: u32,
     /// How many events a second the access log has at most.
     pub access_per_s: u32,
+    /// How long a connection without a request stays open after the edge was stopped.
+    pub linger: Duration,
 }
 
 impl Default for Limits {
@@ -191,6 +196,7 @@ impl Default for Limits {
             queue: QUEUE_TIMEOUT,
             queue_max: QUEUE_MAX,
             access_per_s: access::PER_S_DEFAULT,
+            linger: LINGER,
         }
     }
 }
@@ -318,7 +324,7 @@ impl Edge {
         Readings(Arc::clone(&self.shared))
     }
 
-    /// Waits until no connection is left after [`Edge::stop`].
+    /// Waits until no connection and no tunnel is left after [`Edge::stop`].
     pub async fn ended(&mut self) {
         // Nothing can come: this is the end.
         let _end = self.loops.recv().await;

@@ -46,6 +46,8 @@ pub(crate) fn run(
     if let Err(error) = outcome {
         tracing::error!(%error, "edge loop ended");
     }
+    // Tunnels are tasks of their own, and go on.
+    runtime.block_on(local);
 }
 
 async fn accept(
@@ -91,6 +93,8 @@ async fn accept(
             }
         }
     }
+    // Whoever accepts from here on is another process: this one holds the port no longer.
+    drop((plain, tls));
     while worker.connections.get() > 0 {
         beats.tick().await;
         worker.shared.beat(index);

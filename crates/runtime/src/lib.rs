@@ -9,6 +9,7 @@ pub mod error;
 pub mod fake;
 pub mod frame;
 pub mod handover;
+pub mod inherited;
 pub mod log;
 pub mod loopback;
 pub mod memory;

@@ -269,10 +269,12 @@ fn answer(output: &mut TcpStream, request: &Request) -> io::Result<()> {
         }
         _ => ("404 Not Found", b"not found\n".to_vec()),
     };
-    write!(
-        output,
+    // In one piece: a second packet would be measured in whatever reads it.
+    let mut whole = format!(
         "HTTP/1.1 {status}\r\nContent-Length: {}\r\nContent-Type: text/plain\r\n\r\n",
         body.len()
-    )?;
-    output.write_all(&body)
+    )
+    .into_bytes();
+    whole.extend_from_slice(&body);
+    output.write_all(&whole)
 }

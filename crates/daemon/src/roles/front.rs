@@ -4,8 +4,9 @@
 //! given sockets, a certificate and a hash. The key of the authority for apps' names is its own.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -25,6 +26,7 @@ use perch_types::clock::Clock;
 use perch_types::{AppName, OrgSlug};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
@@ -35,20 +37,65 @@ use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::peer;
 use crate::roles::images::{Catalog, Gatekeeper, collect};
-use crate::roles::{Beats, End};
-use crate::setup::{Purpose, Setup, Sockets};
+use crate::roles::{Beats, End, Role};
+use crate::setup::{HANDED_OVER, Purpose, Setup, Sockets};
 use crate::sockets::{BUILDER_SOCKET, HOST_SOCKET, KEYS_SOCKET, RawPorts, first_free_port};
 use crate::{identity, inside, roles};
 
 /// How long requests under way may go on when the process ends; the supervisor's patience is a
 /// little longer.
 const EDGE_END_MAX: Duration = Duration::from_secs(8);
+/// How long they, and tunnels, may go on when another process has taken the place of this one.
+pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(600);
 pub(crate) const DIRECTORY_FILE: &str = "directory.db";
 const VIEW_FILE: &str = "view.json";
 pub(crate) const REGISTRY_DIR: &str = "registry";
 
-/// Runs until the supervisor ends it.
-pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Result<()> {
+/// Runs until the supervisor ends it, or until another process has its place and nothing of its own
+/// is under way any more.
+pub(crate) fn process(setup: Setup, sockets: Sockets, channel: OwnedFd) -> Result<()> {
+    let told = channel.try_clone().context("keep the supervision channel")?;
+    let main = roles::runtime(Role::Front)?;
+    // Outlives the other: what the edge needs to end its requests is on it, and what passes at raw
+    // ports.
+    let edges = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("edge")
+        .build()
+        .context("start the runtime of the edge")?;
+    let outcome = main.block_on(run(setup, sockets, Beats(channel), edges.handle()));
+    main.shutdown_timeout(roles::BLOCKING_END_MAX);
+    let replaced = outcome?;
+    if let Some(edge) = replaced {
+        // The directory and the registry are closed: the next process may open them.
+        rustix::io::write(&told, &[HANDED_OVER]).context("tell the supervisor")?;
+        drop(told);
+        edges.block_on(drain(edge))?;
+    }
+    edges.shutdown_timeout(roles::BLOCKING_END_MAX);
+    Ok(())
+}
+
+/// Ends what is under way, within a limit or until the server stops.
+async fn drain(mut edge: Edge) -> Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .context("listen for SIGTERM")?;
+    tokio::select! {
+        () = edge.ended() => {}
+        () = tokio::time::sleep(DRAIN_MAX) => tracing::warn!("requests cut off after a replacement"),
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+/// Runs until the supervisor ends it; returns the edge, which accepts nothing more, if another
+/// process is to take its place.
+async fn run(
+    setup: Setup,
+    mut sockets: Sockets,
+    beats: Beats,
+    edges: &Handle,
+) -> Result<Option<Edge>> {
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("choose the TLS library"))?;
@@ -68,17 +115,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     let (gatekeeper, fill_gatekeeper) = Gatekeeper::new(&setup.host_token, view.clone());
     let registry = open_registry(folder.join(REGISTRY_DIR), gatekeeper, &clock).await?;
     let addresses = roles::host::resolver_addresses(&setup.config)?;
-    let certificates = certificates::Certificates::start(
-        &setup.config,
-        &certificates::Parts {
-            folder: &folder,
-            store: &store,
-            clock: &clock,
-            host: setup.host_id.to_string(),
-            tls: setup.config.https.address().is_some(),
-            resolver: &addresses,
-        },
-    )?;
+    let certificates = start_certificates(&setup, &folder, &store, &clock, &addresses)?;
     // The api is there before the edge that it asks.
     let readings: Arc<OnceLock<Readings>> = Arc::default();
     let api = Api::start(perch_api::Config {
@@ -86,7 +123,7 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
         hosts: vec![perch_api::Host {
             id: setup.host_id.clone(),
             region: setup.config.region.clone(),
-            client: host.clone(),
+            client: host,
         }],
         view: view.clone(),
         platform: platform(&setup.config, authority.as_deref()),
@@ -109,38 +146,78 @@ pub(crate) async fn run(setup: Setup, mut sockets: Sockets, beats: Beats) -> Res
     tasks.spawn(collect(registry, view.clone()));
     serve_api(&setup, &mut sockets, &router, &mut tasks)?;
     serve_names(&addresses, &mut sockets, &view, &mut tasks)?;
-    let issuer = Issuer { host: api.identity_host(), documents: Arc::new(Identities(api)) };
+    let api = Arc::new(api);
+    let issuer =
+        Issuer { host: api.identity_host(), documents: Arc::new(Identities(Arc::downgrade(&api))) };
     let served = served(certificates.served(), authority);
-    let mut edge = Edge::start(perch_edge::Config {
-        listeners: sockets.take(Purpose::Http),
-        https: https(&setup.config, &mut sockets, &served),
-        domain: setup.config.domain.clone(),
-        issuer: Some(issuer),
-        region: setup.config.region.clone(),
-        host_id: setup.host_id.clone(),
-        host,
-        view,
-        clock,
-        limits: perch_edge::Limits::default(),
-        raw: Some(raw_ports(&setup.config, served)),
-    })
-    .context("start the edge")?;
+    let mut edge = {
+        let _on = edges.enter();
+        start_edge(&setup, &mut sockets, issuer, served, view)?
+    };
     let readings = readings.get_or_init(|| edge.readings()).clone();
     serve_metrics(readings, &mut sockets, &mut tasks)?;
-    let outcome = tokio::select! {
+    let outcome = until_end(beats, &edge, &mut tasks).await;
+    edge.stop();
+    if matches!(outcome, Ok(Some(End::Asked))) {
+        // Requests under way end; what takes longer is cut off.
+        tokio::time::timeout(EDGE_END_MAX, edge.ended()).await.ok();
+    }
+    outcome.map(|end| matches!(end, Some(End::Replaced)).then_some(edge))
+}
+
+/// Waits until the process is to end, or one of its tasks has ended by itself.
+async fn until_end(
+    beats: Beats,
+    edge: &Edge,
+    tasks: &mut JoinSet<Result<()>>,
+) -> Result<Option<End>> {
+    tokio::select! {
         ended = beats.until_end(|| edge.is_alive()) => ended.map(Some),
         Some(ended) = tasks.join_next() => match ended {
             Ok(Ok(())) => Err(anyhow::anyhow!("a task of the front process ended by itself")),
             Ok(Err(error)) => Err(error),
             Err(error) => Err(error).context("run a task of the front process"),
         },
-    };
-    edge.stop();
-    if matches!(outcome, Ok(Some(End::Asked))) {
-        // Requests under way end; what takes longer is cut off.
-        tokio::time::timeout(EDGE_END_MAX, edge.ended()).await.ok();
     }
-    outcome.map(drop)
+}
+
+/// Opens certificates, and carries orders of them out.
+fn start_certificates(
+    setup: &Setup,
+    folder: &Path,
+    store: &Arc<dyn Store>,
+    clock: &Arc<dyn Clock>,
+    resolver: &[SocketAddr],
+) -> Result<certificates::Certificates> {
+    let host = setup.host_id.to_string();
+    let tls = setup.config.https.address().is_some();
+    let parts = certificates::Parts { folder, store, clock, host, tls, resolver };
+    certificates::Certificates::start(&setup.config, &parts)
+}
+
+/// Starts the edge on the runtime that is entered.
+fn start_edge(
+    setup: &Setup,
+    sockets: &mut Sockets,
+    issuer: Issuer,
+    certificates: Arc<dyn Certificates>,
+    view: ViewHandle,
+) -> Result<Edge> {
+    Edge::start(perch_edge::Config {
+        listeners: sockets.take(Purpose::Http),
+        https: https(&setup.config, sockets, &certificates),
+        domain: setup.config.domain.clone(),
+        issuer: Some(issuer),
+        region: setup.config.region.clone(),
+        host_id: setup.host_id.clone(),
+        // One of its own: a connection belongs to the runtime that made it.
+        host: HostClient::new(setup.config.run_dir.join(HOST_SOCKET)),
+        view,
+        clock: Arc::new(SystemClock),
+        limits: perch_edge::Limits::default(),
+        raw: Some(raw_ports(&setup.config, certificates)),
+    })
+    .context("start the edge")
 }
 
 /// The authority behind apps' names, where HTTPS is served.
@@ -223,13 +300,15 @@ fn serve_metrics(
 }
 
 /// The documents with which identity tokens are checked, as the edge serves them.
+///
+/// Holds nothing open: an edge that drains outlives the directory behind them.
 #[derive(Debug)]
-struct Identities(Api);
+struct Identities(Weak<Api>);
 
 #[async_trait]
 impl Documents for Identities {
     async fn get(&self, path: &str) -> Option<Vec<u8>> {
-        self.0.identity_document(path).await
+        self.0.upgrade()?.identity_document(path).await
     }
 }
 

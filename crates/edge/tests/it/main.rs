@@ -7,15 +7,20 @@
 
 mod balance;
 mod draining;
+mod floods;
 mod framing;
 mod h2;
+mod mutations;
 mod options;
+mod origins;
 mod passing;
 mod patience;
 mod raw;
 mod raw_tls;
 mod raw_udp;
+mod replacing;
 mod replaying;
+mod replays;
 mod resting;
 mod statics;
 mod tls;

@@ -130,7 +130,7 @@ fn a_client_that_reads_nothing_is_given_up_and_the_machine_is_free_again() {
 }
 
 #[test]
-fn a_stop_ends_idle_connections_at_once_and_others_after_their_answer() {
+fn a_stop_ends_idle_connections_soon_and_others_after_their_answer() {
     let gate = Arc::new(AtomicBool::new(false));
     let wait = Arc::clone(&gate);
     let origin = Origin::new(move |head| {

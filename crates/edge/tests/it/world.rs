@@ -2,34 +2,33 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use perch_client::HostClient;
 use perch_edge::{Binder, Certificates, Config, Edge, Https, Limits, RawConfig, RawLimits};
-use perch_store::{Expected, SqliteStore, Store, ViewFollower, delete_doc, put_doc};
+use perch_store::{
+    Expected, SqliteStore, Store, ViewFollower, ViewHandle, delete_doc, put_doc, put_op,
+};
 use perch_types::clock::Clock;
 use perch_types::directory::{AppDoc, Generation, HostnameClaim, MachineRecord};
-use perch_types::host::{Accepted, Drained, HostMachine, Loads, Rest, WatchEvent};
 use perch_types::ports::{PortClaim, RawPort};
-use perch_types::service::Protocol;
-use perch_types::{
-    ApiError, AppName, Code, HostId, InstanceId, MachineId, MachineState, OrgSlug, Timestamp,
-};
+use perch_types::{AppName, HostId, InstanceId, MachineId, MachineState, OrgSlug, Timestamp};
 use rustls::RootCertStore;
-use tokio::sync::mpsc;
 
 use crate::tls::Certs;
 
+mod doors;
+mod host;
+mod origin;
+
+pub(crate) use self::doors::Doors;
+pub(crate) use self::host::{Host, OnStart};
+pub(crate) use self::origin::{Origin, read_head};
+
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
-const EVENTS_MAX: usize = 8192;
+const ROUTES_AT_ONCE: usize = perch_store::TXN_OPS_MAX;
 
 #[derive(Debug)]
 struct TestClock(Instant);
@@ -41,159 +40,6 @@ impl Clock for TestClock {
 
     fn boot_ms(&self) -> u64 {
         u64::try_from(self.0.elapsed().as_millis()).unwrap()
-    }
-}
-
-/// What a start of a machine leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OnStart {
-    Ready,
-    /// Its program ends before the answer to the start is out.
-    Exits,
-    NeverReady,
-    Refused,
-}
-
-#[derive(Debug)]
-pub(crate) struct Host {
-    machines: Mutex<BTreeMap<MachineId, MachineRecord>>,
-    watchers: Mutex<Vec<mpsc::Sender<String>>>,
-    pub(crate) on_start: Mutex<OnStart>,
-    pub(crate) starts: AtomicUsize,
-    /// Machines that the edge said to be drained.
-    pub(crate) drained: Mutex<Vec<(MachineId, Generation)>>,
-    /// What the edge said to be under way.
-    pub(crate) loads: Mutex<Vec<Loads>>,
-    /// What the edge answered to questions.
-    pub(crate) rests: Mutex<Vec<Rest>>,
-}
-
-impl Host {
-    pub(crate) fn put(&self, mut machine: MachineRecord) {
-        let mut machines = self.machines.lock().unwrap();
-        let counter = machines.get(&machine.id).map_or(0, |known| known.generation.counter);
-        machine.generation = Generation { incarnation: 1, counter: counter + 1 };
-        machines.insert(machine.id.clone(), machine.clone());
-        self.tell(&WatchEvent::Changed { machine: Box::new(machine) });
-    }
-
-    pub(crate) fn set(&self, id: &MachineId, state: MachineState, ready: bool) {
-        let mut machine = self.machines.lock().unwrap().get(id).unwrap().clone();
-        (machine.state, machine.ready) = (state, ready);
-        self.put(machine);
-    }
-
-    /// Asks whether a machine is unused, and waits for the answer.
-    pub(crate) fn is_unused(&self, id: &MachineId) -> bool {
-        let question = self.rests.lock().unwrap().len() as u64 + 1;
-        self.tell(&WatchEvent::Rest { id: id.clone(), question });
-        let answer =
-            || self.rests.lock().unwrap().iter().find(|it| it.question == question).copied();
-        until("the edge answers", || answer().is_some());
-        answer().unwrap().is_idle
-    }
-
-    fn tell(&self, event: &WatchEvent) {
-        let line = format!("{}\n", serde_json::to_string(event).unwrap());
-        self.watchers.lock().unwrap().retain(|watcher| watcher.try_send(line.clone()).is_ok());
-    }
-
-    /// Ends all watches, as a restart does.
-    pub(crate) fn hang_up(&self) {
-        self.watchers.lock().unwrap().clear();
-    }
-}
-
-async fn watch(State(host): State<Arc<Host>>) -> Response {
-    let (sender, receiver) = mpsc::channel(EVENTS_MAX);
-    {
-        let machines = host.machines.lock().unwrap();
-        let snapshot = WatchEvent::Snapshot { machines: machines.values().cloned().collect() };
-        let line = format!("{}\n", serde_json::to_string(&snapshot).unwrap());
-        sender.try_send(line).unwrap();
-        host.watchers.lock().unwrap().push(sender);
-    }
-    let lines = futures_util::stream::unfold(receiver, |mut receiver| async move {
-        let line = receiver.recv().await?;
-        Some((Ok::<_, std::io::Error>(line), receiver))
-    });
-    axum::body::Body::from_stream(lines).into_response()
-}
-
-async fn command(State(host): State<Arc<Host>>, Path(id): Path<MachineId>) -> Response {
-    host.starts.fetch_add(1, Ordering::SeqCst);
-    let on_start = *host.on_start.lock().unwrap();
-    let before = host.machines.lock().unwrap()[&id].clone();
-    if on_start == OnStart::Refused {
-        let error = ApiError::new(Code::InsufficientCapacity, "no room");
-        return (StatusCode::UNPROCESSABLE_ENTITY, Json(error)).into_response();
-    }
-    host.set(&id, MachineState::Starting, false);
-    let accepted = host_machine(&host.machines.lock().unwrap()[&id]);
-    if on_start == OnStart::Exits {
-        host.set(&id, MachineState::Started, false);
-        host.set(&id, MachineState::Stopped, false);
-        // Long enough that the edge has heard all of it before it hears of the acceptance.
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    } else {
-        let host = Arc::clone(&host);
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            host.set(&id, MachineState::Started, false);
-            if on_start == OnStart::Ready {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                host.set(&id, MachineState::Started, true);
-            }
-        });
-    }
-    Json(Accepted { previous_state: before.state, machine: accepted }).into_response()
-}
-
-async fn loads(State(host): State<Arc<Host>>, Json(loads): Json<Loads>) -> Json<()> {
-    host.loads.lock().unwrap().push(loads);
-    Json(())
-}
-
-async fn rest(State(host): State<Arc<Host>>, Json(rest): Json<Rest>) -> Json<()> {
-    host.rests.lock().unwrap().push(rest);
-    Json(())
-}
-
-async fn drained(
-    State(host): State<Arc<Host>>,
-    Path(id): Path<MachineId>,
-    Json(drained): Json<Drained>,
-) -> Json<Drained> {
-    host.drained.lock().unwrap().push((id, drained.generation));
-    Json(drained)
-}
-
-fn host_machine(record: &MachineRecord) -> HostMachine {
-    HostMachine {
-        id: record.id.clone(),
-        org: record.org.clone(),
-        app: record.app.clone(),
-        name: record.name.clone(),
-        region: record.region.clone(),
-        instance: record.instance.clone(),
-        epoch: 1,
-        generation: record.generation,
-        state: record.state,
-        ready: record.ready,
-        not_ready_because: None,
-        cordoned: false,
-        config: perch_types::machine_config::MachineConfig::default(),
-        image_ref: perch_types::image::ImageRef::default(),
-        private_ip: record.private_ip,
-        private_ipv4: record.private_ipv4,
-        created_at: record.created_at,
-        updated_at: record.updated_at,
-        events: Vec::new(),
-        checks: Vec::new(),
-        containers: Vec::new(),
-        secrets_version: None,
-        failure: None,
-        given_up: None,
     }
 }
 
@@ -237,11 +83,17 @@ pub(crate) struct World {
     /// Whom its certificates are from.
     pub(crate) roots: Arc<RootCertStore>,
     pub(crate) host: Arc<Host>,
-    pub(crate) runtime: tokio::runtime::Runtime,
-    store: Arc<dyn Store>,
-    edge: Edge,
     pub(crate) doors: Arc<Doors>,
-    _dir: tempfile::TempDir,
+    store: Arc<dyn Store>,
+    view: ViewHandle,
+    listener: TcpListener,
+    https_listener: TcpListener,
+    certs: Arc<Certs>,
+    limits: Limits,
+    offer: Offer,
+    edge: Mutex<Option<Edge>>,
+    pub(crate) runtime: tokio::runtime::Runtime,
+    dir: tempfile::TempDir,
 }
 
 /// What an edge serves beside plain HTTP.
@@ -287,50 +139,58 @@ impl World {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let (runtime, dir) = (runtime.unwrap(), tempfile::tempdir().unwrap());
-        let host = Arc::new(Host {
-            machines: Mutex::default(),
-            watchers: Mutex::default(),
-            on_start: Mutex::new(OnStart::Ready),
-            starts: AtomicUsize::new(0),
-            drained: Mutex::default(),
-            loads: Mutex::default(),
-            rests: Mutex::default(),
-        });
+        let host = Arc::new(Host::new());
         // The sign that the edge has heard of everything.
         host.put(machine(0xff, "probe", MachineState::Failed, 1));
         for machine in machines {
             host.put(machine);
         }
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let https = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (https_address, certs) = (https.local_addr().unwrap(), Certs::new());
-        let roots = Arc::new(certs.roots());
-        let socket = dir.path().join("host.sock");
+        let https_listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let certs = Arc::new(Certs::new());
         let guard = runtime.enter();
-        let unix = tokio::net::UnixListener::bind(&socket).unwrap();
-        let router = Router::new()
-            .route("/host/v1/watch", get(watch))
-            .route("/host/v1/machines/{id}/command", post(command))
-            .route("/host/v1/machines/{id}/drained", post(drained))
-            .route("/host/v1/machines/{id}/static", get(file))
-            .route("/host/v1/machines/{id}/rest", post(rest))
-            .route("/host/v1/loads", post(loads))
-            .with_state(Arc::clone(&host));
+        let unix = tokio::net::UnixListener::bind(dir.path().join("host.sock")).unwrap();
+        let router = Arc::clone(&host).router();
         tokio::spawn(async move { axum::serve(unix, router).await });
         let clock: Arc<dyn Clock> = Arc::new(TestClock(Instant::now()));
         let store: Arc<dyn Store> =
-            Arc::new(SqliteStore::open(dir.path().join("d.db"), Arc::clone(&clock)).unwrap());
+            Arc::new(SqliteStore::open(dir.path().join("d.db"), clock).unwrap());
         for (number, app) in ["probe", "web", "empty", "other", "apart"].into_iter().enumerate() {
             runtime.block_on(put_app(store.as_ref(), app, number as u64));
         }
         let view = ViewFollower::start(Arc::clone(&store), dir.path().join("view.json"));
-        let doors = Arc::new(Doors::default());
-        let config = Config {
-            listeners: vec![listener],
-            https: offer
-                .has_https
-                .then(|| Https { listeners: vec![https], certificates: Arc::new(certs) }),
+        drop(guard);
+        let world = Self {
+            address: listener.local_addr().unwrap(),
+            https: https_listener.local_addr().unwrap(),
+            roots: Arc::new(certs.roots()),
+            host,
+            doors: Arc::default(),
+            store,
+            view,
+            listener,
+            https_listener,
+            certs,
+            limits,
+            offer,
+            edge: Mutex::new(None),
+            runtime,
+            dir,
+        };
+        world.replace();
+        until("the edge has heard of its machines", || world.get("probe", "/").contains("PM08"));
+        world
+    }
+
+    fn start_edge(&self) -> Edge {
+        let _on = self.runtime.enter();
+        let https = || Https {
+            listeners: vec![self.https_listener.try_clone().unwrap()],
+            certificates: Arc::clone(&self.certs) as Arc<dyn Certificates>,
+        };
+        Edge::start(Config {
+            listeners: vec![self.listener.try_clone().unwrap()],
+            https: self.offer.has_https.then(https),
             domain: "perch.localhost".to_owned(),
             issuer: Some(perch_edge::Issuer {
                 host: "oidc.perch.localhost".to_owned(),
@@ -338,22 +198,38 @@ impl World {
             }),
             region: "ams".parse().unwrap(),
             host_id: HostId::from_bits(1),
-            host: HostClient::new(&socket),
-            view,
-            clock,
-            limits,
+            host: HostClient::new(self.dir.path().join("host.sock")),
+            view: self.view.clone(),
+            clock: Arc::new(TestClock(Instant::now())),
+            limits: self.limits.clone(),
             raw: Some(RawConfig {
-                binder: Arc::clone(&doors) as Arc<dyn Binder>,
-                certificates: offer.certificates,
-                limits: offer.raw_limits,
+                binder: Arc::clone(&self.doors) as Arc<dyn Binder>,
+                certificates: self.offer.certificates.clone(),
+                limits: self.offer.raw_limits.clone(),
             }),
-        };
-        let edge = Edge::start(config).unwrap();
-        drop(guard);
-        let https = https_address;
-        let world = Self { address, https, roots, host, runtime, store, edge, doors, _dir: dir };
-        until("the edge has heard of its machines", || world.get("probe", "/").contains("PM08"));
-        world
+        })
+        .unwrap()
+    }
+
+    /// Starts another edge at the same socket, and stops the one before as its process does when
+    /// it is replaced: all that it has under way ends well.
+    pub(crate) fn replace(&self) {
+        let mut edge = self.edge.lock().unwrap();
+        if let Some(mut old) = edge.replace(self.start_edge()) {
+            old.stop();
+            self.runtime.block_on(old.ended());
+        }
+    }
+
+    /// Has host names lead to the app `web`.
+    pub(crate) fn put_routes(&self, hosts: impl Iterator<Item = String>) {
+        let web = HostnameClaim { org: OrgSlug::personal(), app: "web".parse().unwrap() };
+        let ops: Vec<_> =
+            hosts.map(|host| put_op::<HostnameClaim>(&(host,), &web).unwrap()).collect();
+        for some in ops.chunks(ROUTES_AT_ONCE) {
+            let done = self.runtime.block_on(self.store.txn(Vec::new(), some.to_vec()));
+            done.unwrap().or_conflict().unwrap();
+        }
     }
 
     /// Gives a host name to an app, whoever had it.
@@ -370,7 +246,7 @@ impl World {
 
     /// Returns what reads the edge's numbers.
     pub(crate) fn readings(&self) -> perch_edge::Readings {
-        self.edge.readings()
+        self.edge.lock().unwrap().as_ref().unwrap().readings()
     }
 
     /// Gives an app a raw port and returns where that is.
@@ -399,7 +275,9 @@ impl World {
 
     /// Stops the edge as the end of its process does.
     pub(crate) fn stop(&self) {
-        self.edge.stop();
+        if let Some(edge) = self.edge.lock().unwrap().as_ref() {
+            edge.stop();
+        }
     }
 
     /// Sends bytes and returns all that comes back until the end.
@@ -428,48 +306,6 @@ impl World {
     }
 }
 
-/// Binds raw ports on loopback, at whatever number is free.
-#[derive(Debug, Default)]
-pub(crate) struct Doors {
-    at: Mutex<BTreeMap<RawPort, SocketAddr>>,
-    /// How often a port is somebody else's before it is free.
-    pub(crate) taken: AtomicUsize,
-    /// How many were opened.
-    pub(crate) opened: AtomicUsize,
-}
-
-impl Doors {
-    fn at(&self, port: RawPort) -> Option<SocketAddr> {
-        self.at.lock().unwrap().get(&port).copied()
-    }
-
-    fn is_free(&self) -> std::io::Result<()> {
-        let less = |taken: usize| taken.checked_sub(1);
-        match self.taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less) {
-            Ok(_) => Err(std::io::ErrorKind::AddrInUse.into()),
-            Err(_) => Ok(()),
-        }
-    }
-}
-
-impl Binder for Doors {
-    fn tcp(&self, port: u16) -> std::io::Result<TcpListener> {
-        self.is_free()?;
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        self.at.lock().unwrap().insert((Protocol::Tcp, port), listener.local_addr()?);
-        self.opened.fetch_add(1, Ordering::SeqCst);
-        Ok(listener)
-    }
-
-    fn udp(&self, port: u16) -> std::io::Result<UdpSocket> {
-        self.is_free()?;
-        let socket = UdpSocket::bind("127.0.0.1:0")?;
-        self.at.lock().unwrap().insert((Protocol::Udp, port), socket.local_addr()?);
-        self.opened.fetch_add(1, Ordering::SeqCst);
-        Ok(socket)
-    }
-}
-
 /// Documents of the platform: one, at one path.
 #[derive(Debug)]
 struct OneDocument;
@@ -479,16 +315,6 @@ impl perch_edge::Documents for OneDocument {
     async fn get(&self, path: &str) -> Option<Vec<u8>> {
         (path == "/personal/.well-known/jwks").then(|| b"{\"keys\":[]}".to_vec())
     }
-}
-
-/// Has one file, whose path ends with `/a.css`.
-async fn file(Query(query): Query<perch_types::host::StaticQuery>) -> Response {
-    if !query.path.ends_with("/a.css") {
-        let error = ApiError::new(Code::NotFound, "no such file");
-        return (StatusCode::NOT_FOUND, Json(error)).into_response();
-    }
-    let headers = [("etag", "\"tag\""), (perch_types::host::STATIC_NAME_HEADER, "a.css")];
-    (headers, "body { color: green }").into_response()
 }
 
 async fn put_app(store: &dyn Store, app: &str, number: u64) {
@@ -517,92 +343,4 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
 
 pub(crate) fn status(answer: &str) -> &str {
     answer.split(' ').nth(1).unwrap_or_default()
-}
-
-/// A program on loopback that counts what reaches it.
-pub(crate) struct Origin {
-    pub(crate) port: u16,
-    pub(crate) connections: Arc<AtomicUsize>,
-    pub(crate) requests: Arc<AtomicUsize>,
-    pub(crate) last: Arc<Mutex<String>>,
-}
-
-impl Origin {
-    /// Answers each request with what `answer` makes of its head; an empty answer, or one that
-    /// ends with `!`, ends the connection.
-    pub(crate) fn new(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
-        Self::on(TcpListener::bind("127.0.0.1:0").unwrap(), answer)
-    }
-
-    pub(crate) fn on(
-        listener: TcpListener,
-        answer: impl Fn(&str) -> String + Send + Sync + 'static,
-    ) -> Self {
-        let origin = Self {
-            port: listener.local_addr().unwrap().port(),
-            connections: Arc::default(),
-            requests: Arc::default(),
-            last: Arc::default(),
-        };
-        let (connections, requests) =
-            (Arc::clone(&origin.connections), Arc::clone(&origin.requests));
-        let (last, answer) = (Arc::clone(&origin.last), Arc::new(answer));
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                connections.fetch_add(1, Ordering::SeqCst);
-                let (requests, last, answer) =
-                    (Arc::clone(&requests), Arc::clone(&last), Arc::clone(&answer));
-                std::thread::spawn(move || serve(stream, &requests, &last, answer.as_ref()));
-            }
-        });
-        origin
-    }
-
-    pub(crate) fn fine() -> Self {
-        Self::new(|_| "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned())
-    }
-
-    pub(crate) fn count(&self) -> usize {
-        self.requests.load(Ordering::SeqCst)
-    }
-}
-
-fn serve(
-    mut stream: TcpStream,
-    requests: &AtomicUsize,
-    last: &Mutex<String>,
-    answer: &dyn Fn(&str) -> String,
-) {
-    while let Some(head) = read_head(&mut stream) {
-        requests.fetch_add(1, Ordering::SeqCst);
-        last.lock().unwrap().clone_from(&head);
-        let text = answer(&head);
-        let sent = stream.write_all(text.trim_end_matches('!').as_bytes());
-        if sent.is_err() || text.is_empty() || text.ends_with('!') {
-            return;
-        }
-        if text.starts_with("HTTP/1.1 101") {
-            let mut bytes = [0; 256];
-            while let Ok(count @ 1..) = stream.read(&mut bytes) {
-                let echo = bytes[..count].to_ascii_uppercase();
-                if stream.write_all(&echo).is_err() {
-                    return;
-                }
-            }
-            return;
-        }
-    }
-}
-
-/// Reads up to an empty line; bodies are not of interest here.
-pub(crate) fn read_head(stream: &mut TcpStream) -> Option<String> {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        if stream.read(&mut byte).ok()? == 0 {
-            return None;
-        }
-        head.push(byte[0]);
-    }
-    String::from_utf8(head).ok()
 }

@@ -51,6 +51,25 @@ impl Cloud {
         Caller { api: self.api, token: self.token.clone() }
     }
 
+    /// Has the program that is installed now take the place of the server that runs, and waits until
+    /// it has processes of its own and answers.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub fn replace(&self) -> Result<()> {
+        let before = self.role_pids();
+        self.signal(Signal::HUP)?;
+        wait_for("processes of the program that took the place", REST, || {
+            let now = self.role_pids();
+            let is_new = |role: &str| {
+                now.iter()
+                    .any(|(name, pid)| name == role && !before.iter().any(|old| old.1 == *pid))
+            };
+            before.iter().all(|(role, _)| is_new(role)).then_some(())
+        })?;
+        self.must("GET", "/v1/apps?org_slug=personal", &Value::Null).map(drop)
+    }
+
     /// Runs a command of the server's program for this server's folder; returns whether it
     /// succeeded and what it printed.
     ///

@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use perch_testkit::{Cloud, http, wait_for};
@@ -227,5 +228,49 @@ fn a_raw_port_leads_to_its_apps_machines_alone_and_wakes_them() {
     cloud.must("POST", "/v1/apps/other/machines", &config).unwrap();
     let answer = wait_for("the port to answer", patience, || echo(at(15432), "mine"));
     assert_eq!(answer.unwrap(), "mine");
+    cloud.finish().unwrap();
+}
+
+#[test]
+fn e10_the_program_is_replaced_and_no_request_is_dropped() {
+    let test = "e10_the_program_is_replaced_and_no_request_is_dropped";
+    let Some(cloud) = Cloud::start(test).unwrap() else {
+        return;
+    };
+    let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
+    let id = cloud.machine("web", &config(&image), "started").unwrap();
+    let (is_over, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    // One that began before, and ends after the process that took it has lost its place.
+    let mut slow = TcpStream::connect(cloud.edge).unwrap();
+    let ask = "GET /sleep?ms=6000 HTTP/1.1\r\nHost: web.perch.localhost\r\n\r\n";
+    slow.write_all(ask.as_bytes()).unwrap();
+    std::thread::scope(|scope| {
+        let client = || {
+            while !is_over.load(Ordering::SeqCst) {
+                let answer = cloud.get("web", "/").unwrap();
+                assert_eq!((answer.status, answer.text().as_str()), (200, "hello\n"));
+                answered.fetch_add(1, Ordering::SeqCst);
+            }
+        };
+        let clients = [scope.spawn(client), scope.spawn(client)];
+        let replaced = (0..2).try_for_each(|_| cloud.replace());
+        let before = answered.load(Ordering::SeqCst);
+        let on = wait_for("requests to go on", Duration::from_secs(60), || {
+            (answered.load(Ordering::SeqCst) > before + 20).then_some(())
+        });
+        is_over.store(true, Ordering::SeqCst);
+        for client in clients {
+            client.join().unwrap();
+        }
+        replaced.and(on).unwrap();
+    });
+    let mut answer = [0; 15];
+    slow.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    // The machine was not touched.
+    let events =
+        cloud.must("GET", &format!("/v1/apps/web/machines/{id}/events"), &Value::Null).unwrap();
+    assert!(events.as_array().unwrap().iter().all(|event| event["type"] != "exit"), "{events}");
+    drop(slow);
     cloud.finish().unwrap();
 }

@@ -1,0 +1,130 @@
+//! Fuzz targets: functions that take any bytes and panic when what must hold does not.
+//!
+//! Never in a server: they are built for tests, and for the runner in the folder `fuzz`. Whoever
+//! writes a parser of bytes from outside adds one.
+
+use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE};
+use perch_types::view::View;
+
+use crate::{headers, route, strict};
+
+/// A function that takes any bytes.
+pub type Target = fn(&[u8]);
+
+/// All targets by name.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("framing", strict::fuzz::framing),
+    ("chunks", strict::fuzz::chunks),
+    ("host", host),
+    ("fields", fields),
+];
+
+/// Messages that are as they should be, or nearly: what bytes are made of.
+pub const SEEDS: &[&str] = &[
+    "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "\r\nGET /a?b=c HTTP/1.0\r\nHost: a.example:80\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;a=\"b\"\r\nabc\r\n0\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, X\r\nUpgrade: websocket\r\nX: y\r\n\r\nab",
+    "GET http://a/ HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nX-Forwarded-For: 1.1.1.1\r\n\r\n",
+    "3\r\nabc\r\na;b=c\r\n0123456789\r\n0\r\nX: y\r\n\r\n",
+    "0\r\n\r\n",
+    "a.b-c.example.:8080",
+];
+
+/// A host name that is taken is one, and is the same when it is taken again.
+fn host(bytes: &[u8]) {
+    let take = |bytes: &[u8]| {
+        let value = HeaderValue::from_bytes(bytes).ok()?;
+        let request = http::Request::builder().header(HOST, value).body(()).ok()?;
+        route::host_of(&request.into_parts().0).ok()
+    };
+    let Some(host) = take(bytes) else {
+        return;
+    };
+    assert!(host.len() <= 253 && !host.is_empty(), "{host:?}");
+    assert!(
+        host.bytes().all(|byte| byte.is_ascii_lowercase()
+            || byte.is_ascii_digit()
+            || matches!(byte, b'.' | b'-' | b'_')),
+        "{host:?}"
+    );
+    assert_eq!(take(host.as_bytes()).as_deref(), Some(host.as_str()));
+    assert_eq!(route::app_of(&host, "perch.localhost", &View::default()), None);
+}
+
+/// Fields of one connection are gone behind the edge, whatever they and `Connection` say.
+fn fields(bytes: &[u8]) {
+    let mut all = HeaderMap::new();
+    for line in bytes.split(|byte| *byte == b'\n').take(64) {
+        let mut halves = line.splitn(2, |byte| *byte == b':');
+        let (Some(name), Some(value)) = (halves.next(), halves.next()) else {
+            continue;
+        };
+        let value = HeaderValue::from_bytes(value.trim_ascii());
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), value) {
+            all.append(name, value);
+        }
+    }
+    let protocol = headers::upgrade(&http::Method::GET, &all);
+    assert!(protocol.is_none() || all.contains_key(UPGRADE));
+    let had_host = all.contains_key(HOST);
+    headers::strip(&mut all);
+    for gone in [CONNECTION, TE, UPGRADE] {
+        assert!(!all.contains_key(&gone), "{gone}");
+    }
+    assert_eq!(all.contains_key(HOST), had_host);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn run(bytes: &[u8]) {
+        for (_, target) in TARGETS {
+            target(bytes);
+        }
+    }
+
+    #[test]
+    fn seeds_hold() {
+        for seed in SEEDS {
+            run(seed.as_bytes());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn any_bytes_hold(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            run(&bytes);
+        }
+
+        // Bytes that look like messages get further into the parsers.
+        #[test]
+        fn changed_seeds_hold(
+            which in 0..SEEDS.len(),
+            other in 0..SEEDS.len(),
+            changes in proptest::collection::vec(
+                (any::<prop::sample::Index>(), any::<u8>(), 0_u8..4), 0..6,
+            ),
+        ) {
+            let mut bytes = [SEEDS[which], SEEDS[other]].concat().into_bytes();
+            for (at, byte, kind) in changes {
+                let at = at.index(bytes.len());
+                match kind {
+                    0 => bytes[at] = byte,
+                    1 => bytes.insert(at, byte),
+                    2 => bytes.insert(at, b"\r\n\t :;,0"[usize::from(byte) % 8]),
+                    _ => {
+                        bytes.remove(at);
+                    }
+                }
+            }
+            run(&bytes);
+        }
+    }
+}
