@@ -131,7 +131,7 @@ fn requests_over_one_connection_wait_for_nobody_else() {
     let mut first = machine(1, "web", MachineState::Started, slow.port);
     // One request and no more: the others go elsewhere.
     first.services = serde_json::from_value(serde_json::json!([{
-        "internal_port": slow.port, "concurrency": {"hard_limit": 1},
+        "internal_port": slow.port, "concurrency": {"type": "requests", "hard_limit": 1},
         "ports": [{"port": 443, "handlers": ["http", "tls"]}],
     }]))
     .unwrap();

@@ -169,7 +169,8 @@ fn connections_go_to_the_least_loaded_and_never_over_a_hard_limit() {
     let programs = [Program::capitals(), Program::capitals()];
     let limits = json!({"soft_limit": 1, "hard_limit": 2});
     let machines = (1..).zip(&programs).map(|(id, it)| limited(id, it.port, limits.clone()));
-    let world = World::new(machines.collect());
+    let nobody_waits = Limits { queue_max: 0, ..Limits::default() };
+    let world = World::with(machines.collect(), nobody_waits);
     let address = world.claim_port("web", PORT);
     let mut streams = Vec::new();
     for want in [1, 2] {
