@@ -42,13 +42,14 @@ check: ## Format, lints, structure
 bench: ## Measure beside runc and podman (bench/edge: beside nginx and haproxy); needs them installed
 	@bench/run
 
-install: ## Install perchd, perch and their helpers under /usr/local (PREFIX=)
+install: ## Install perchd, perch and their helpers under /usr/local (PREFIX=, DESTDIR=)
 	@scripts/setup build
 	cargo build --release --locked
 	cargo xtask guest
-	install -D -t $(PREFIX)/bin target/release/perchd target/release/perch
-	install -D -t $(PREFIX)/lib/perch target/guest/perch-init target/guest/perch-monitor
-	[ ! -d /etc/systemd/system ] || install -m 644 dist/perchd.service /etc/systemd/system/perchd.service
+	install -D -t $(DESTDIR)$(PREFIX)/bin target/release/perchd target/release/perch
+	install -D -t $(DESTDIR)$(PREFIX)/lib/perch target/guest/perch-init target/guest/perch-monitor
+	[ ! -d $(DESTDIR)/etc/systemd/system ] || \
+	  install -m 644 dist/perchd.service $(DESTDIR)/etc/systemd/system/perchd.service
 
 PREFIX ?= /usr/local
 

@@ -157,11 +157,9 @@ impl Layers {
             return remove(path);
         };
         let gone = self.gone.join(self.gone_count.fetch_add(1, Ordering::Relaxed).to_string());
-        match fs::rename(path, &gone) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            // Another file system, or one that is full: then here and now.
-            Err(_) => return remove(path),
+        if fs::rename(path, &gone).is_err() {
+            // It is not there, or the folder is not, or the disk is full: then here and now.
+            return remove(path);
         }
         drop(tokio::task::spawn_blocking(move || {
             if let Err(error) = remove(&gone) {
@@ -475,12 +473,19 @@ mod tests {
         layers.remove(&path).await.unwrap();
         assert!(!path.exists());
         layers.remove(&path).await.unwrap();
-        let _all = layers.removals.acquire_many(REMOVALS_MAX).await.unwrap();
+        let all = layers.removals.acquire_many(REMOVALS_MAX).await.unwrap();
         assert_eq!(fs::read_dir(templates.join("gone")).unwrap().count(), 0);
         // Nobody is waited for when all places are taken.
         fs::write(&path, "a layer").unwrap();
         layers.remove(&path).await.unwrap();
         assert!(!path.exists());
+        // Nor is one taken for removed when somebody has tidied up.
+        drop(all);
+        fs::remove_dir_all(templates.join("gone")).unwrap();
+        fs::write(&path, "a layer").unwrap();
+        layers.remove(&path).await.unwrap();
+        assert!(!path.exists());
+        fs::create_dir(templates.join("gone")).unwrap();
         // What a crash leaves goes with the next start.
         fs::write(templates.join("gone/7"), "a layer").unwrap();
         let _again = Layers::open(&templates).unwrap();

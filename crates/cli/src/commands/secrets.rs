@@ -263,7 +263,8 @@ async fn deploy_version(
     if count == 0 {
         invocation.ui.say("no machine that a deploy made runs; they see them at their next start");
     } else {
-        invocation.ui.good(format!("{count} machines see version {version}"));
+        let machines = if count == 1 { "machine sees" } else { "machines see" };
+        invocation.ui.good(format!("{count} {machines} version {version}"));
     }
     Ok(())
 }

@@ -412,7 +412,7 @@ fn secrets_go_in_and_names_come_out() {
     );
     assert_eq!(fake.changes(), ["POST /v1/apps/web/secrets"]);
     let set = perch.run_with("secrets set C=- -a web", "from input\n");
-    assert!(set.stderr.contains("1 machines see version 2"), "{set:?}");
+    assert!(set.stderr.contains("1 machine sees version 2"), "{set:?}");
     assert_eq!(fake.world().secrets["C"], "from input");
     let request = fake.world().requests.last().cloned().unwrap();
     assert_eq!(request.min_secrets_version, Some(2));

@@ -135,7 +135,8 @@ impl Actor {
             }
         };
         let restarting = matches!(decision, Decision::Restart { .. });
-        record.note_exit(&exit, Exiting { asked: false, restarting }, at);
+        // One that was to be stopped has not failed: no standby takes its place.
+        record.note_exit(&exit, Exiting { asked: stop_waits, restarting }, at);
         if intent == Intent::Destroy {
             record.boot = None;
         }

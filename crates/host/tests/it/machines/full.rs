@@ -131,7 +131,12 @@ async fn through(
     };
     if host.get(&id).is_ok_and(|found| runs(found.state)) {
         tell(host, &id, Command::Stop { signal: None, timeout: None }).await;
-        wait(host, &id, "stopped").await;
+        let stopped = wait(host, &id, "stopped").await;
+        // A stop that ends the way back of an update is no failure for which others stand in.
+        let exit = stopped.events.iter().find(|event| event.kind == "exit");
+        let exit = exit.and_then(|event| event.request.as_ref()).map(|said| &said["exit_event"]);
+        let is_asked = exit.is_none_or(|exit| exit["requested_stop"] == true);
+        assert!(act != Act::UpdateToNothing || is_asked, "full at {at}: {exit:?}");
     }
     act.clean(server, host, number).await;
     server.clock.turn(-server.clock.turned_ms());
