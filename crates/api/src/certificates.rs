@@ -186,7 +186,7 @@ pub(crate) async fn delete_acme(
     Path((_, asked)): Path<(String, String)>,
 ) -> Answer<CertificateDetail> {
     let (hostname, stored) = find(&shared, &app, &asked).await?;
-    let key = (app.org.clone(), app.name.clone(), hostname.clone());
+    let key = (app.org.clone(), app.name.clone(), hostname);
     let mut document = stored.document.clone();
     (document.acme_requested, document.updated_at) = (false, shared.clock.now());
     let ops = vec![
@@ -343,7 +343,11 @@ struct Change<'a> {
 }
 
 impl<'a> Change<'a> {
-    async fn begin(shared: &'a Shared, app: &'a AppDoc, hostname: String) -> Result<Self, Failure> {
+    async fn begin(
+        shared: &'a Shared,
+        app: &'a AppDoc,
+        hostname: &'a str,
+    ) -> Result<Self, Failure> {
         let turn = shared.assigning.lock().await;
         let store = shared.store.as_ref();
         let stored = stored::one(shared, app, hostname).await?;

@@ -182,9 +182,10 @@ pub(crate) async fn collect(
         .map(|claim| (claim.document.org.clone(), claim.document.app.clone()))
         .collect();
     for (org, app) in apps {
-        let of_app = placements.iter().filter(|it| it.0 == org && it.2.app == app);
+        let of_app: Vec<_> =
+            placements.iter().filter(|it| it.0 == org && it.2.app == app).collect();
         // What cannot be read may name any of them.
-        let Some(used) = used(shared, of_app).await? else { continue };
+        let Some(used) = used(shared, &of_app).await? else { continue };
         for (port, claim) in &old {
             let is_theirs = (&claim.document.org, &claim.document.app) == (&org, &app);
             if is_theirs && !used.contains(port) {
@@ -196,9 +197,9 @@ pub(crate) async fn collect(
 }
 
 /// Returns the ports that machines name, those that their hosts say they run included.
-async fn used<'a>(
+async fn used(
     shared: &Shared,
-    placements: impl Iterator<Item = &'a (OrgSlug, MachineId, PlacementDoc)>,
+    placements: &[&(OrgSlug, MachineId, PlacementDoc)],
 ) -> Result<Option<BTreeSet<RawPort>>, Error> {
     let mut used = BTreeSet::new();
     let view = shared.view.load();

@@ -230,7 +230,12 @@ pub fn may_place(
             limits.hostname_failed_max,
             "hostname_failed",
         ),
-        (&order.issued, Limits::HOSTNAME_WINDOW_S, limits.hostname_issued_max, "hostname_issued"),
+        (
+            order.issued.as_slice(),
+            Limits::HOSTNAME_WINDOW_S,
+            limits.hostname_issued_max,
+            "hostname_issued",
+        ),
         (ordered, Limits::ACCOUNT_WINDOW_S, limits.account_orders_max, "account_orders"),
         (placed, Limits::SERVER_WINDOW_S, limits.server_orders_max, "server_orders"),
     ] {

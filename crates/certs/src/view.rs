@@ -158,7 +158,8 @@ impl CertificateView {
 impl Shared {
     fn of_name(&self, snapshot: &Snapshot, name: &str) -> Option<Arc<CertifiedKey>> {
         let now = self.clock.now();
-        let of = |source| snapshot.served.get(&(Arc::from(name), source));
+        let own: Arc<str> = Arc::from(name);
+        let of = |source: CertificateSource| snapshot.served.get(&(Arc::clone(&own), source));
         let mut found: Vec<&Arc<Served>> =
             CertificateSource::ALL.into_iter().filter_map(of).collect();
         // Stable: of two that hold, or have ended, the uploaded one stays first.
@@ -206,7 +207,7 @@ impl Snapshot {
             tracing::error!(key, %error, "unreadable document");
         };
         if let Some((org, app, hostname, source)) = served_key(key) {
-            let name = (Arc::from(hostname.as_str()), source);
+            let name: Name = (Arc::from(hostname.as_str()), source);
             match value.map(serde_json::from_slice::<Box<ServedCertificate>>) {
                 Some(Ok(sealed)) => {
                     let not_after = sealed.leaf.not_after;

@@ -33,7 +33,7 @@ pub(crate) fn kept() -> Result<Vec<(Purpose, OwnedFd)>> {
     if pid != std::process::id().to_string() {
         return Ok(Vec::new());
     }
-    let count = count.parse().context("read LISTEN_FDS")?;
+    let count = count.parse::<i32>().context("read LISTEN_FDS")?;
     let sockets = perch_runtime::inherited::sockets(count).context("take the sockets kept")?;
     Ok(named(&names, sockets))
 }

@@ -399,9 +399,9 @@ mod tests {
             }
         }
         let label = "a".repeat(LABEL_BYTES_MAX);
-        assert!(hostname(&format!("{label}.b")).is_ok());
-        assert!(hostname(&format!("{label}a.b")).is_err());
-        assert!(hostname(&"a.".repeat(HOSTNAME_BYTES_MAX)).is_err());
+        hostname(&format!("{label}.b")).unwrap();
+        hostname(&format!("{label}a.b")).unwrap_err();
+        hostname(&"a.".repeat(HOSTNAME_BYTES_MAX)).unwrap_err();
     }
 
     #[test]

@@ -106,9 +106,7 @@ fn one_port(path: &str, port: &Port) -> Result<(), Failure> {
     match (port.port, port.start_port, port.end_port) {
         (Some(1..), None, None) => Ok(()),
         (None, Some(first @ 1..), Some(last)) if first <= last => Ok(()),
-        (None, None, None) | (Some(_), None, None) => {
-            refuse(format!("{path}.port: is not 1 to 65535"))
-        }
+        (_, None, None) => refuse(format!("{path}.port: is not 1 to 65535")),
         (None, ..) => refuse(format!("{path}.start_port: is not 1 to end_port")),
         (Some(_), ..) => refuse(format!("{path}.start_port: is not allowed beside port")),
     }

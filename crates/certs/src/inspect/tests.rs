@@ -109,7 +109,7 @@ fn what_is_wrong_with_a_certificate_is_told_by_its_field() {
         ),
         ("shop.example", &good, secret(""), "private_key: is not a private key as PEM"),
         ("shop.example", &good, secret("hunter2"), "private_key: is not a private key as PEM"),
-        ("shop.example", &good, another_key.clone(), "private_key: is not the key of the first"),
+        ("shop.example", &good, another_key, "private_key: is not the key of the first"),
         ("shop.example", &another, secret(&key_text), "private_key: is not the key of the first"),
         (
             "shop.example",

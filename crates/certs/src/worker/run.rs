@@ -362,7 +362,7 @@ impl Run<'_> {
         sealed: &str,
         (chain, key): (String, &Secret),
     ) -> Result<Outcome, Error> {
-        let bad = |text: String| {
+        let bad = |text: String| -> Result<Outcome, Error> {
             Ok(Event::Fault(Fault::Refused("bad_certificate".to_owned(), text)).into())
         };
         if chain.len() > CHAIN_BYTES_MAX {

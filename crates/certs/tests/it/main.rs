@@ -1,7 +1,7 @@
 //! Orders carried out by a real worker over a real directory: against an issuer in memory, ended at
 //! every write, and against pebble, a real ACME server.
 
-#![expect(clippy::unwrap_used, reason = "the whole binary is a test")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "the whole binary is a test")]
 
 mod crashes;
 mod fake;
