@@ -161,6 +161,7 @@ impl World {
             cname_target: format!("{name}.localhost"),
             hostname: format!("{name}.localhost"),
             app_role: None,
+            wake: None,
         };
         self.apps.insert(name.to_owned(), app.clone());
         app
