@@ -12,7 +12,8 @@ use crate::cloud::Cloud;
 pub(crate) const DOCUMENT: &str = include_str!("../../../../docs/openapi.json");
 
 /// Operations that change something and read no body.
-const BODILESS: [&str; 8] = [
+const BODILESS: [&str; 9] = [
+    "certificate_check",
     "images_bootstrap",
     "machine_cordon",
     "machine_restart",
