@@ -109,7 +109,8 @@ fn weight(parameter: &str) -> Option<u32> {
     if !name.trim().eq_ignore_ascii_case("q") {
         return None;
     }
-    let (whole, rest) = value.trim().split_once('.').unwrap_or((value.trim(), ""));
+    let value = value.trim();
+    let (whole, rest) = value.split_once('.').unwrap_or((value, ""));
     let digits = rest.len() <= 3 && rest.bytes().all(|byte| byte.is_ascii_digit());
     Some(match whole {
         "1" if digits => 1000,
@@ -216,7 +217,7 @@ fn weaken(headers: &mut HeaderMap) {
     let weak = headers
         .get(ETAG)
         .filter(|tag| tag.as_bytes().starts_with(b"\""))
-        .and_then(|tag| HeaderValue::from_bytes(&[b"W/", tag.as_bytes()].concat()).ok());
+        .and_then(|tag| HeaderValue::from_bytes(&[b"W/".as_slice(), tag.as_bytes()].concat()).ok());
     if let Some(weak) = weak {
         headers.insert(ETAG, weak);
     }

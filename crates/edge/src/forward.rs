@@ -147,7 +147,6 @@ impl Hop<'_> {
             else {
                 continue;
             };
-            stream.set_nodelay(true).ok()?;
             let load = Arc::clone(&self.target.load);
             if is_shared {
                 let Some(sender) = origin2::handshake(stream, load).await else {
@@ -179,10 +178,12 @@ impl Hop<'_> {
         let began = Instant::now();
         let connecting = TcpStream::connect(address);
         match tokio::time::timeout(self.limits.connect, connecting).await {
-            Ok(Ok(stream)) => {
+            Ok(Ok(stream)) if stream.set_nodelay(true).is_ok() => {
                 self.target.load.instance.connected(began.elapsed());
                 Some(stream)
             }
+            // It was reset at once.
+            Ok(Ok(_)) => None,
             Ok(Err(error)) => {
                 tracing::debug!(%machine, %address, %error, "machine not connected");
                 None

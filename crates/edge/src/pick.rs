@@ -512,7 +512,7 @@ mod tests {
         assert_eq!(picked(&machines, &[], now), Pick::Ready(1));
         eject(&machines[1]);
         assert_eq!(picked(&machines, &[], now), Pick::Ready(0), "never all");
-        let mut more = machines.clone();
+        let mut more = machines;
         more.push(target(3, MachineState::Stopped, 0, LIMITS));
         assert_eq!(picked(&more, &[], now), Pick::Wake(2), "one that sleeps is better");
         let later = now + Duration::from_secs(600);

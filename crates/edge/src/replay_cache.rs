@@ -117,7 +117,7 @@ impl Query<'_> {
         prefixes.reverse();
         let below = prefixes.into_iter().map(|prefix| Paths::Below(prefix.to_owned()));
         let paths = std::iter::once(Paths::One(self.path.to_owned())).chain(below);
-        session.into_iter().chain(paths.map(|paths| self.shared(paths)))
+        session.into_iter().chain(paths.map(move |paths| self.shared(paths)))
     }
 
     fn wants_bypass(&self) -> bool {

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{Entry, Raw, tcp, udp};
+use crate::connection::asked_to_stop;
 use crate::live::AppKey;
 
 /// A port at which somebody is let in; closed when it is dropped.
@@ -63,14 +64,9 @@ pub(super) async fn follow(raw: Arc<Raw>, mut stopping: watch::Receiver<bool>) {
                 return;
             },
             () = tokio::time::sleep(raw.limits.bind_pause), if !refused.is_empty() => {}
-            () = stopped(&mut stopping) => return,
+            () = asked_to_stop(&mut stopping) => return,
         }
     }
-}
-
-async fn stopped(stopping: &mut watch::Receiver<bool>) {
-    // An end of the sender means the same.
-    stopping.wait_for(|stopping| *stopping).await.map(drop).unwrap_or_default();
 }
 
 /// Returns whose ports are to be open.

@@ -166,7 +166,7 @@ mod tests {
     fn between(idle: Duration, half: Duration) -> (DuplexStream, DuplexStream, JoinHandle<Ended>) {
         let (client, ours) = duplex(64 * 1024);
         let (theirs, machine) = duplex(64 * 1024);
-        (client, machine, tokio::spawn(async move { pass(ours, theirs, idle, half).await }))
+        (client, machine, tokio::spawn(pass(ours, theirs, idle, half)))
     }
 
     #[tokio::test]

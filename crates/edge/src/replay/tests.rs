@@ -60,7 +60,7 @@ fn what_is_unclear_is_no_replay() {
         assert!(one(text).is_err(), "{text:?}");
     }
     let twice = fields(&[("fly-replay", "region=a"), ("fly-replay", "region=b")]);
-    assert!(from_fields(&twice).is_err());
+    from_fields(&twice).unwrap_err();
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn a_names_own_certificate_comes_before_the_wildcard_and_the_first_holder_before
     let all: Vec<Arc<dyn Certificates>> = vec![
         Arc::new(Named("web.d", Arc::clone(&own))),
         Arc::new(Named("*.d", Arc::clone(&wild))),
-        Arc::new(Named("*.d", Arc::clone(&later))),
+        Arc::new(Named("*.d", later)),
     ];
     let tls = Tls::new(Arc::new(FirstOf(all))).unwrap();
     let is = |name: &str, want: Option<&Arc<CertifiedKey>>| {

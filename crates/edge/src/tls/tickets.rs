@@ -38,7 +38,7 @@ impl ProducesTickets for BoundTickets {
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        self.inner.encrypt(&[&self.scope, plain].concat())
+        self.inner.encrypt(&[self.scope.as_slice(), plain].concat())
     }
 
     fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {

@@ -12,12 +12,9 @@ use perch_types::directory::MachineRecord;
 
 use crate::world::{Origin, World, machine, status};
 
-fn with_port(port: u16, more: serde_json::Value) -> MachineRecord {
+fn with_port(port: u16, more: &serde_json::Value) -> MachineRecord {
     let mut public = serde_json::json!({"port": 80, "handlers": ["http"]});
-    let serde_json::Value::Object(more) = more else {
-        panic!("{more}");
-    };
-    public.as_object_mut().unwrap().extend(more);
+    public.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let mut record = machine(1, "web", MachineState::Started, port);
     record.services =
         serde_json::from_value(serde_json::json!([{"internal_port": port, "ports": [public]}]))
@@ -26,7 +23,7 @@ fn with_port(port: u16, more: serde_json::Value) -> MachineRecord {
 }
 
 fn with_options(port: u16, options: serde_json::Value) -> World {
-    World::new(vec![with_port(port, serde_json::json!({ "http_options": options }))])
+    World::new(vec![with_port(port, &serde_json::json!({ "http_options": options }))])
 }
 
 fn ask(world: &World, fields: &str) -> Vec<u8> {
@@ -62,7 +59,7 @@ fn parts(answer: &[u8]) -> (String, Vec<u8>) {
 #[test]
 fn plain_http_is_sent_to_https_where_the_app_says_so_and_there_is_any() {
     let origin = Origin::fine();
-    let forced = with_port(origin.port, serde_json::json!({"force_https": true}));
+    let forced = with_port(origin.port, &serde_json::json!({"force_https": true}));
     let world = World::new(vec![forced.clone()]);
     let answer = String::from_utf8(ask(&world, "")).unwrap();
     assert_eq!(status(&answer), "301", "{answer}");
@@ -70,7 +67,7 @@ fn plain_http_is_sent_to_https_where_the_app_says_so_and_there_is_any() {
     assert_eq!(origin.count(), 0);
     let plain = World::without_https(vec![forced]);
     assert_eq!(status(&plain.get("web", "/")), "200", "there is no HTTPS to go to");
-    let asleep = with_port(origin.port, serde_json::json!({"force_https": true}));
+    let asleep = with_port(origin.port, &serde_json::json!({"force_https": true}));
     let world =
         World::new(vec![MachineRecord { state: MachineState::Stopped, ready: false, ..asleep }]);
     assert_eq!(status(&world.get("web", "/")), "301");
@@ -244,7 +241,7 @@ fn a_machine_that_speaks_http2_is_spoken_to_so() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let connections = Arc::default();
     let (port, asked) = over_h2(&runtime, &connections);
-    let mut record = with_port(port, serde_json::json!({"http_options": {"h2_backend": true}}));
+    let mut record = with_port(port, &serde_json::json!({"http_options": {"h2_backend": true}}));
     record.services[0].concurrency = serde_json::from_str(r#"{"type":"requests"}"#).unwrap();
     let world = World::new(vec![record]);
     let answer = world.raw(
