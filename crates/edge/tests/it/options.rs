@@ -22,7 +22,7 @@ fn with_port(port: u16, more: &serde_json::Value) -> MachineRecord {
     record
 }
 
-fn with_options(port: u16, options: serde_json::Value) -> World {
+fn with_options(port: u16, options: &serde_json::Value) -> World {
     World::new(vec![with_port(port, &serde_json::json!({ "http_options": options }))])
 }
 
@@ -83,7 +83,7 @@ fn a_port_changes_the_fields_of_answers() {
     });
     let options = serde_json::json!({"response": {"headers": {
         "x-secret": false, "X-Old": "new", "link": ["</a>", "</b>"]}}});
-    let world = with_options(origin.port, options);
+    let world = with_options(origin.port, &options);
     let answer = world.get("web", "/").to_ascii_lowercase();
     for want in [
         "x-old: new\r\n",
@@ -99,7 +99,7 @@ fn a_port_changes_the_fields_of_answers() {
         assert!(!answer.contains(gone), "{gone}: {answer}");
     }
     let pristine = serde_json::json!({"response": {"pristine": true}});
-    let answer = with_options(origin.port, pristine).get("web", "/").to_ascii_lowercase();
+    let answer = with_options(origin.port, &pristine).get("web", "/").to_ascii_lowercase();
     assert!(answer.contains("server: app\r\n") && answer.ends_with("ok"), "{answer}");
     for gone in ["via:", "fly-request-id", "perch", "fly-cache-status"] {
         assert!(!answer.contains(gone), "{gone}: {answer}");
@@ -116,7 +116,7 @@ fn an_answer_is_compressed_for_who_takes_it() {
             body.len()
         )
     });
-    let world = with_options(origin.port, serde_json::json!({"compress": true}));
+    let world = with_options(origin.port, &serde_json::json!({"compress": true}));
     for (accept, coding) in
         [("gzip", Some("gzip")), ("gzip, br", Some("br")), ("identity", None), ("", None)]
     {
@@ -139,7 +139,7 @@ fn an_answer_is_compressed_for_who_takes_it() {
             }
         }
     }
-    let off = with_options(origin.port, serde_json::json!({"compress": false}));
+    let off = with_options(origin.port, &serde_json::json!({"compress": false}));
     let (head, _) = parts(&ask(&off, "Accept-Encoding: gzip\r\n"));
     assert!(!head.contains("content-encoding") && !head.contains("vary"), "{head}");
 }
@@ -162,7 +162,7 @@ fn what_the_app_has_sent_is_not_held_back_by_compression() {
             stream.write_all(b"4\r\nlast\r\n0\r\n\r\n").unwrap();
         }
     });
-    let world = with_options(port, serde_json::json!({"compress": true}));
+    let world = with_options(port, &serde_json::json!({"compress": true}));
     let mut stream = world.connect();
     stream
         .write_all(
@@ -190,7 +190,7 @@ fn what_the_app_has_sent_is_not_held_back_by_compression() {
 #[test]
 fn a_head_that_takes_longer_than_the_port_allows_is_refused() {
     let origin = Origin::fine();
-    let world = with_options(origin.port, serde_json::json!({"headers_read_timeout": 1}));
+    let world = with_options(origin.port, &serde_json::json!({"headers_read_timeout": 1}));
     let mut stream = world.connect();
     let began = Instant::now();
     stream.write_all(b"GET / HTTP/1.1\r\n").unwrap();

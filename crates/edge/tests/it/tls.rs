@@ -122,7 +122,7 @@ fn web(origin: &Origin) -> World {
 }
 
 /// A world whose app has options of its HTTPS port.
-fn with_options(origin: &Origin, options: serde_json::Value) -> World {
+fn with_options(origin: &Origin, options: &serde_json::Value) -> World {
     let mut machine = machine(1, "web", MachineState::Started, origin.port);
     machine.services = serde_json::from_value(serde_json::json!([{
         "internal_port": origin.port,
@@ -232,7 +232,7 @@ fn connect(world: &World) -> StdTcpStream {
 fn the_options_of_an_apps_port_are_done() {
     let origin = Origin::fine();
     let options = serde_json::json!({"versions": ["TLSv1.3"], "alpn": ["http/1.1"]});
-    let world = with_options(&origin, options);
+    let world = with_options(&origin, &options);
     let dialled = |versions: &[&'static SupportedProtocolVersion], name: &str| {
         let config = Arc::new(client(&world, versions, &["h2", "http/1.1"]));
         world.runtime.block_on(dial(&world, &config, name))
@@ -248,7 +248,7 @@ fn the_options_of_an_apps_port_are_done() {
 #[test]
 fn an_app_may_have_a_certificate_of_nobody_for_its_names_without_one() {
     let origin = Origin::fine();
-    let world = with_options(&origin, serde_json::json!({"default_self_signed": true}));
+    let world = with_options(&origin, &serde_json::json!({"default_self_signed": true}));
     world.claim("bare.example", "web");
     world.claim("other.example", "empty");
     let fails = |name: &str| {
