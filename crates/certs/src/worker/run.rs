@@ -118,7 +118,13 @@ impl Run<'_> {
             let Some(act) = order::act(&order.document, now, reserved) else { return Ok(()) };
             let outcome = self.act(act, &order).await?;
             reserved = outcome.event == Event::Reserved;
-            self.write(order, outcome, claim).await?;
+            let written = self.write(order, outcome, claim).await;
+            if reserved && written.is_err() {
+                // Another order was faster at the account: nothing is placed with this place.
+                let mut placed = self.context.placed.lock().unwrap_or_else(PoisonError::into_inner);
+                placed.pop();
+            }
+            written?;
         }
         Ok(())
     }
