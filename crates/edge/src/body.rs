@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::compress::Compressed;
+use crate::headers;
 use crate::live::InFlight;
 use crate::patience::Timer;
 use crate::pool::{Key, Pool, Single, Stream};
@@ -105,12 +106,15 @@ impl MachineBody {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = Pin::new(&mut self.incoming).poll_frame(context);
+        let mut polled = Pin::new(&mut self.incoming).poll_frame(context);
         if polled.is_ready() {
             self.silence.reset();
         }
-        if let Poll::Ready(Some(Ok(frame))) = &polled {
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled {
             self.in_flight.metrics().bytes_out.add(bytes_of(frame));
+            if let Some(trailers) = frame.trailers_mut() {
+                headers::strip_answer_trailers(trailers);
+            }
         }
         match &polled {
             Poll::Ready(None) => self.give_back(),

@@ -17,6 +17,10 @@ pub enum Cause {
     Misdirected,
     /// The request's head took longer than the app allows.
     HeadSlow,
+    /// The request's body came too slowly, or stopped.
+    BodySlow,
+    /// The request's body is larger than the edge takes.
+    BodyTooLarge,
     /// No app has this host name.
     UnknownHost,
     /// The app has no machine that serves HTTP.
@@ -70,11 +74,13 @@ pub enum Fault {
 
 impl Cause {
     /// Every cause there is.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::BadRequest,
         Self::HeadTooLarge,
         Self::Misdirected,
         Self::HeadSlow,
+        Self::BodySlow,
+        Self::BodyTooLarge,
         Self::UnknownHost,
         Self::NoMachine,
         Self::NotStartable,
@@ -103,7 +109,8 @@ impl Cause {
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
-            Self::HeadSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::HeadSlow | Self::BodySlow => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnknownHost | Self::InstanceUnknown | Self::RegionEmpty => StatusCode::NOT_FOUND,
             Self::NotListening
             | Self::Exited
@@ -131,6 +138,8 @@ impl Cause {
             Self::HeadTooLarge => "PU04",
             Self::Misdirected => "PT01",
             Self::HeadSlow => "PE02",
+            Self::BodySlow => "PU05",
+            Self::BodyTooLarge => "PU06",
             Self::UnknownHost => "PE01",
             Self::NoMachine => "PR01",
             Self::NotStartable => "PM08",
@@ -161,6 +170,8 @@ impl Cause {
             Self::HeadTooLarge => "The head of this request is too large.",
             Self::Misdirected => "This connection is for another address.",
             Self::HeadSlow => "The head of this request came too slowly.",
+            Self::BodySlow => "The body of this request came too slowly.",
+            Self::BodyTooLarge => "The body of this request is too large.",
             Self::UnknownHost => "There is nothing at this address.",
             Self::NoMachine => "This app has no machine that serves requests.",
             Self::NotStartable => "This app is stopped.",
@@ -209,6 +220,8 @@ impl Cause {
             | Self::HeadTooLarge
             | Self::Misdirected
             | Self::HeadSlow
+            | Self::BodySlow
+            | Self::BodyTooLarge
             | Self::UnknownHost
             | Self::Full
             | Self::QueueFull => "",
@@ -223,6 +236,8 @@ impl Cause {
             | Self::HeadTooLarge
             | Self::Misdirected
             | Self::HeadSlow
+            | Self::BodySlow
+            | Self::BodyTooLarge
             | Self::UnknownHost
             | Self::InstanceUnknown
             | Self::RegionEmpty => Fault::Client,
@@ -255,6 +270,8 @@ impl Cause {
             | Self::HeadTooLarge
             | Self::Misdirected
             | Self::HeadSlow
+            | Self::BodySlow
+            | Self::BodyTooLarge
             | Self::UnknownHost
             | Self::NoMachine
             | Self::NotStartable

@@ -23,6 +23,7 @@ use crate::h2;
 use crate::listen::Worker;
 use crate::patience::Patient;
 use crate::peer::Peer;
+use crate::pick;
 use crate::strict::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, Link, Strict};
 use crate::tls::{Session, Tls};
 
@@ -114,7 +115,8 @@ async fn serve_http1<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (link, peer) = (Arc::new(Link::default()), Rc::new(peer));
+    let link = Arc::new(Link::impatient(head_max(&worker, &peer)));
+    let peer = Rc::new(peer);
     let (served, told, last) = (Rc::clone(&worker), Arc::clone(&link), stopping.clone());
     let service = service_fn(move |request| {
         let (worker, link, peer) = (Rc::clone(&served), Arc::clone(&told), Rc::clone(&peer));
@@ -152,6 +154,18 @@ async fn serve_http1<S>(
     if let Err(error) = ended {
         tracing::debug!(%error, "connection ended");
     }
+}
+
+/// Returns how long a client may take for a head, where the connection's name says of which app it
+/// is (`http_options.headers_read_timeout`). Where it says nothing, who is asked is known only when
+/// a head is whole.
+pub(crate) fn head_max(worker: &Worker, peer: &Peer) -> Option<Duration> {
+    let app = peer.secure.as_ref()?.tenant.as_ref()?;
+    let port = peer.public_port();
+    let face = worker.face(app, port)?;
+    let options = pick::options(pick::service(&face.record.services, port)?, port)?;
+    let seconds = options.headers_read_timeout.filter(|seconds| *seconds > 0)?;
+    Some(Duration::from_secs(u64::from(seconds)))
 }
 
 /// Tells a client whose edge has been stopped that this answer is the last of its connection.

@@ -2,9 +2,7 @@
 //!
 //! Never sends a request twice: another machine is tried only when nothing of it was sent.
 
-use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +24,7 @@ use crate::cause::Cause;
 use crate::live::{InFlight, Target};
 use crate::patience::{Motion, Moving};
 use crate::pool::{Key, Pool, Single, Stream};
-use crate::upload::RequestBody;
+use crate::upload::{Progress, RequestBody};
 use crate::{headers, origin2, pick};
 
 /// The largest head of an answer.
@@ -39,8 +37,8 @@ pub(crate) type Switch = (HeaderValue, OnUpgrade);
 #[derive(Debug)]
 pub(crate) struct Outbound {
     pub(crate) request: Request<RequestBody>,
-    /// When its body last moved.
-    pub(crate) progress: Rc<Cell<Instant>>,
+    /// How its body gets on.
+    pub(crate) progress: Progress,
     pub(crate) switch: Option<Switch>,
     /// Whether the client takes fields behind the answer's body.
     pub(crate) takes_trailers: bool,
@@ -132,6 +130,11 @@ impl Hop<'_> {
         self.options().and_then(pick::idle_timeout).unwrap_or(self.limits.idle)
     }
 
+    /// Returns the same of the time before an answer begins.
+    fn patience(&self) -> Duration {
+        self.options().and_then(pick::idle_timeout).unwrap_or(self.limits.answer)
+    }
+
     fn take(&self, key: &Key, is_shared: bool) -> Option<Sender> {
         if is_shared {
             self.pool.take_stream(key).map(Sender::Stream)
@@ -213,7 +216,8 @@ impl Hop<'_> {
         }
         let Outbound { mut request, progress, switch, takes_trailers } = *outbound;
         let began = Instant::now();
-        progress.set(began);
+        progress.moves();
+        let patience = self.patience();
         let mut sending = std::pin::pin!(match &mut sender {
             Sender::Single(single) => Either::Left(single.try_send_request(request)),
             Sender::Stream(stream) => {
@@ -223,11 +227,11 @@ impl Hop<'_> {
         });
         let sent = loop {
             // Counted from the last byte of the body that moved: an upload may take its time.
-            let deadline = progress.get() + self.limits.answer;
+            let deadline = progress.last() + patience;
             match tokio::time::timeout_at(deadline, &mut sending).await {
                 Ok(sent) => break sent,
-                Err(_) if progress.get() + self.limits.answer > Instant::now() => {}
-                Err(_) => return Err(Refused::sent(Cause::Slow)),
+                Err(_) if progress.last() + patience > Instant::now() => {}
+                Err(_) => return Err(Refused::sent(progress.why_still())),
             }
         };
         match sent {
@@ -238,7 +242,8 @@ impl Hop<'_> {
             }
             Err(mut error) => {
                 let Some(mut request) = error.take_message() else {
-                    return Err(Refused::sent(cause_of(&error.into_error())));
+                    let cause = progress.fault().unwrap_or_else(|| cause_of(&error.into_error()));
+                    return Err(Refused::sent(cause));
                 };
                 if let Sender::Stream(stream) = &sender {
                     origin2::undress(&mut request);

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::body::{BodyError, ReplyBody};
-use crate::connection::asked_to_stop;
+use crate::connection::{asked_to_stop, head_max};
 use crate::listen::Worker;
 use crate::patience::Timer;
 use crate::peer::Peer;
@@ -58,6 +58,7 @@ pub(crate) async fn serve<S>(
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let limits = worker.shared.limits.clone();
+    let head_max = head_max(&worker, &peer).unwrap_or(limits.head).min(limits.head);
     let (peer, streams) = (Rc::new(peer), Rc::new(Streams::new()));
     let begun = Rc::clone(&streams);
     let service = service_fn(move |request| {
@@ -78,7 +79,7 @@ pub(crate) async fn serve<S>(
         .max_send_buf_size(SEND_BUFFER_BYTES)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_MAX)
-        .serve_connection(TokioIo::new(Frames::new(stream)), service);
+        .serve_connection(TokioIo::new(Frames::new(stream, head_max)), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SERVER, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SERVER, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING,
+    UPGRADE, VIA,
 };
 use http::{HeaderMap, Method, Version};
 use perch_types::service::{HeaderChange, ResponseOptions};
@@ -187,6 +188,19 @@ pub(crate) fn strip_trailers(trailers: &mut HeaderMap) {
         trailers.remove(name);
     }
     remove_lookalikes(trailers);
+}
+
+/// Removes the same from the end of an answer's body, with all that is the platform's to say.
+pub(crate) fn strip_answer_trailers(trailers: &mut HeaderMap) {
+    strip(trailers);
+    let is_platforms = |name: &&HeaderName| name.as_str().starts_with("fly-");
+    let found: Vec<HeaderName> = trailers.keys().filter(is_platforms).cloned().collect();
+    for name in found {
+        trailers.remove(name);
+    }
+    for name in [CONTENT_LENGTH, TRANSFER_ENCODING, HOST, SERVER, VIA, SET_COOKIE] {
+        trailers.remove(name);
+    }
 }
 
 /// Returns whether the client takes fields behind a body (RFC 9110, section 10.1.4).
@@ -371,6 +385,23 @@ mod tests {
         strip_trailers(&mut trailers);
         let names: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
         assert_eq!(names, ["x-checksum"]);
+    }
+
+    #[test]
+    fn e2_the_end_of_an_answer_says_nothing_in_the_platforms_name_either() {
+        let mut trailers = map(&[
+            ("connection", "x-hop"),
+            ("x-hop", "1"),
+            ("content-length", "3"),
+            ("transfer-encoding", "chunked"),
+            ("fly-request-id", "mine"),
+            ("fly-replay", "app=other"),
+            ("set-cookie", "a=b"),
+            ("grpc-status", "0"),
+        ]);
+        strip_answer_trailers(&mut trailers);
+        let names: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["grpc-status"]);
     }
 
     #[test]

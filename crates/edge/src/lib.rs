@@ -92,6 +92,10 @@ const STALE_MAX: Duration = Duration::from_secs(5);
 /// The contract's default of `http_options.idle_timeout` (section 4.1).
 const IDLE_MAX: Duration = Duration::from_secs(60);
 const STALL_MAX: Duration = Duration::from_secs(60);
+const BODY_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
+const BODY_STALL: Duration = Duration::from_secs(30);
+const BODY_GRACE: Duration = Duration::from_secs(60);
+const BODY_RATE_MIN: u32 = 64;
 const LINGER: Duration = Duration::from_secs(1);
 const HELD_MAX: usize = 10_000;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -146,8 +150,17 @@ pub struct Limits {
     /// How long a machine of this server may take to accept a connection.
     pub connect: Duration,
     /// How long an app may take to begin its answer, counted from when the request's body last
-    /// moved.
+    /// moved; a port's `http_options.idle_timeout` replaces it.
     pub answer: Duration,
+    /// How large the body of a request may be.
+    pub body_bytes_max: u64,
+    /// How long a client may send nothing in the middle of a body that is not answered yet; a port's
+    /// `http_options.idle_timeout` replaces it.
+    pub body_stall: Duration,
+    /// How many bytes a second a client has to send of such a body in the mean.
+    pub body_rate_min: u32,
+    /// For how long a client is waited for before that is looked at.
+    pub body_grace: Duration,
     /// How long a request is held while its app starts.
     pub hold: Duration,
     /// How long what is known of a machine may lag behind it: for so long a machine that refuses
@@ -184,6 +197,10 @@ impl Default for Limits {
             head: HEAD_TIMEOUT,
             connect: CONNECT_TIMEOUT,
             answer: ANSWER_TIMEOUT,
+            body_bytes_max: BODY_BYTES_MAX,
+            body_stall: BODY_STALL,
+            body_rate_min: BODY_RATE_MIN,
+            body_grace: BODY_GRACE,
             hold: HOLD_MAX,
             stale: STALE_MAX,
             idle: IDLE_MAX,

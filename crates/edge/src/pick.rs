@@ -65,16 +65,13 @@ struct Candidate<'a> {
     rank: usize,
 }
 
-/// Returns the service of a machine that answers HTTP on a public port: the one that names the
-/// port, else the first that speaks HTTP at all.
+/// Returns the service of a machine that answers HTTP on a public port. Only what an app lists is
+/// open: one that has asked for HTTPS alone is not served in the clear.
 pub(crate) fn service(services: &[Service], public_port: u16) -> Option<&Service> {
-    let names_port = |service: &&Service| {
-        service.speaks_http() && service.ports.iter().any(|port| port.port == Some(public_port))
-    };
-    services
-        .iter()
-        .find(names_port)
-        .or_else(|| services.iter().find(|service| service.speaks_http()))
+    services.iter().find(|service| {
+        let mut named = service.ports.iter().filter(|port| port.port == Some(public_port));
+        named.any(|port| !port.is_raw())
+    })
 }
 
 /// Returns how much a machine may have in flight.
@@ -384,7 +381,8 @@ mod tests {
             (Door::Raw(Protocol::Tcp, 80), None),
             (Door::Raw(Protocol::Tcp, 8080), None),
             (Door::Http(80), Some(8080)),
-            (Door::Http(5000), Some(8080)),
+            (Door::Http(443), None),
+            (Door::Http(5000), None),
         ] {
             let behind = door.service(&services).map(|service| service.internal_port);
             assert_eq!(behind, want, "{door:?}");

@@ -1,4 +1,4 @@
-//! From plain HTTP to HTTPS (contract 4.1, `force_https`).
+//! From plain HTTP to HTTPS (contract 4.1, `force_https`), or because an app is at HTTPS alone.
 //!
 //! Never to another host than the one that was asked for. Pure.
 

@@ -3,6 +3,7 @@
 //! Never half understood: what is unclear is an error, for nobody knows then where the request
 //! was to go.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -81,11 +82,14 @@ pub(crate) enum Remember {
     },
 }
 
-/// One path, or all that begin so.
+/// One path, all that begin so, or one and all below it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Paths {
     One(String),
+    /// Ends with `/`.
     Below(String),
+    /// Does not.
+    Under(String),
 }
 
 /// A replay that cannot be understood, and why.
@@ -211,6 +215,16 @@ fn app(value: &str) -> Result<AppName, Unclear> {
 fn state(value: &str) -> Result<String, Unclear> {
     let fine = value.len() <= STATE_BYTES_MAX && HeaderValue::from_str(value).is_ok();
     fine.then(|| value.to_owned()).ok_or(Unclear("state is too long or no text"))
+}
+
+/// Returns a state as it stands in a list of fields: as it is, or quoted (RFC 9110, section 5.6.4)
+/// where another field could be seen in it.
+pub(crate) fn quoted(state: &str) -> Cow<'_, str> {
+    if !state.contains(';') {
+        return Cow::Borrowed(state);
+    }
+    let escaped = state.replace('\\', "\\\\").replace('"', "\\\"");
+    Cow::Owned(format!("\"{escaped}\""))
 }
 
 fn yes(value: &str) -> Result<bool, Unclear> {
@@ -365,9 +379,16 @@ pub(crate) fn from_body(bytes: &[u8]) -> Result<Replay, Unclear> {
 
 fn remember_of(cache: JsonCache, beside: Option<bool>) -> Result<Remember, Unclear> {
     let prefix = cache.prefix.ok_or(Unclear("cache has no prefix"))?;
-    // A prefix is one of whole parts of a path, with or without the sign for it.
-    let whole = prefix.trim_end_matches('*').trim_end_matches('/');
-    let (host, paths) = pattern_of(&format!("{whole}/*"))?;
+    // A prefix is one of whole parts of a path, with or without the sign for it; `/a` begins so too.
+    let whole = prefix.trim_end_matches('*');
+    let slash = if whole.ends_with('/') { "" } else { "/" };
+    let (host, paths) = pattern_of(&format!("{whole}{slash}*"))?;
+    let paths = match paths {
+        Paths::Below(path) if !slash.is_empty() && path.len() > 1 => {
+            Paths::Under(path.trim_end_matches('/').to_owned())
+        }
+        paths => paths,
+    };
     if cache.invalidate == Some(true) {
         return Ok(Remember::Forget { paths });
     }

@@ -112,11 +112,16 @@ impl Query<'_> {
     /// Returns keys under which something may be known of the request, the narrowest first.
     fn keys(&self) -> impl Iterator<Item = Key> {
         let session = self.session().map(|(key, ..)| key);
-        let ends = self.path.match_indices('/').map(|(at, _)| at + 1).take(PARTS_MAX);
-        let mut prefixes: Vec<&str> = ends.filter_map(|end| self.path.get(..end)).collect();
-        prefixes.reverse();
-        let below = prefixes.into_iter().map(|prefix| Paths::Below(prefix.to_owned()));
-        let paths = std::iter::once(Paths::One(self.path.to_owned())).chain(below);
+        let slashes = self.path.match_indices('/').map(|(at, _)| at).take(PARTS_MAX);
+        let mut slashes: Vec<usize> = slashes.collect();
+        slashes.reverse();
+        let wider = slashes.into_iter().flat_map(move |at| {
+            let below = self.path.get(..=at).map(|path| Paths::Below(path.to_owned()));
+            let under = self.path.get(..at).filter(|path| !path.is_empty());
+            [below, under.map(|path| Paths::Under(path.to_owned()))].into_iter().flatten()
+        });
+        let itself = [Paths::One(self.path.to_owned()), Paths::Under(self.path.to_owned())];
+        let paths = itself.into_iter().chain(wider);
         session.into_iter().chain(paths.map(move |paths| self.shared(paths)))
     }
 
@@ -257,6 +262,8 @@ mod tests {
         }
         let key = to("/", &none, now).shared(Paths::One("/a/one".to_owned()));
         cache.put(&web, key, entry("one", now + MINUTE, false), now);
+        let key = to("/", &none, now).shared(Paths::Under("/u".to_owned()));
+        cache.put(&web, key, entry("u", now + MINUTE, false), now);
         for (path, want) in [
             ("/", "root"),
             ("/a", "root"),
@@ -266,6 +273,10 @@ mod tests {
             ("/a/b/c", "ab"),
             ("/a/one", "one"),
             ("/a/one/", "a"),
+            ("/u", "u"),
+            ("/u/", "u"),
+            ("/u/x", "u"),
+            ("/ux", "root"),
         ] {
             assert_eq!(name_of(cache.look(&web, &to(path, &none, now))), want, "{path}");
         }

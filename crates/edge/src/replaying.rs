@@ -4,10 +4,8 @@
 //! Never replays on its own: a request that was sent is sent again only because its app said so,
 //! a bounded number of times, and never into another organization or network.
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use http::uri::PathAndQuery;
@@ -17,7 +15,7 @@ use perch_types::{AppName, MachineId};
 use tokio::time::Instant;
 
 use crate::body::ReplyBody;
-use crate::cause::Cause;
+use crate::cause::{Cause, Fault};
 use crate::direction::{Direction, Instance};
 use crate::forward::{self, Hop, Outbound, Refused, Sent, Switch};
 use crate::headers;
@@ -28,7 +26,7 @@ use crate::pick;
 use crate::replay::{self, Fallback, Remember, Replay, Unclear};
 use crate::replay_cache::{Entry, Found, Key, Query, Step};
 use crate::request::Passage;
-use crate::upload::Keeper;
+use crate::upload::{Keeper, Progress};
 use crate::wake::{self, Tried, Wanted};
 
 /// How often one request is replayed.
@@ -42,7 +40,7 @@ struct Original {
     path: PathAndQuery,
     headers: HeaderMap,
     body: Keeper,
-    progress: Rc<Cell<Instant>>,
+    progress: Progress,
     takes_trailers: bool,
 }
 
@@ -55,7 +53,7 @@ impl Original {
             path: path.cloned().unwrap_or_else(|| PathAndQuery::from_static("/")),
             headers: request.headers().clone(),
             body: request.body().keeper(),
-            progress: Rc::clone(&outbound.progress),
+            progress: outbound.progress.clone(),
             takes_trailers: outbound.takes_trailers,
         }
     }
@@ -70,7 +68,7 @@ impl Original {
         *request.version_mut() = Version::HTTP_11;
         Ok(Box::new(Outbound {
             request,
-            progress: Rc::clone(&self.progress),
+            progress: self.progress.clone(),
             switch,
             takes_trailers: self.takes_trailers,
         }))
@@ -153,7 +151,7 @@ impl Worker {
                 Cause::ReplayBad
             })?;
             let Some(wish) = asked else {
-                original.body.forget();
+                original.body.answered();
                 if let Some(key) =
                     leg.remembered.filter(|_| replay::forgets(sent.response.headers()))
                 {
@@ -240,7 +238,7 @@ impl Worker {
         let mut source = format!("instance={id};region={region};t={micros}");
         if let Some(state) = &wish.state {
             source.push_str(";state=");
-            source.push_str(state);
+            source.push_str(&replay::quoted(state));
         }
         let source = HeaderValue::from_str(&source).map_err(|_| Cause::ReplayBad)?;
         request.headers_mut().insert(headers::REPLAY_SRC, source);
@@ -424,7 +422,7 @@ fn note_health(target: &Target, sent: &Result<Sent, Refused>) {
     match sent {
         Ok(sent) if sent.response.status().is_server_error() => health.failed(now),
         Ok(_) => health.succeeded(now),
-        Err(refused) if refused.cause == Cause::BadRequest => {}
+        Err(refused) if refused.cause.fault() == Fault::Client => {}
         Err(_) => health.failed(now),
     }
 }

@@ -2,14 +2,13 @@
 //!
 //! Never ends without one.
 
-use std::cell::Cell;
 use std::ops::ControlFlow;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use perch_types::service::HttpOptions;
 use tokio::time::Instant;
@@ -22,10 +21,10 @@ use crate::headers::{self, Seen};
 use crate::listen::Worker;
 use crate::live::{AppKey, Target};
 use crate::metrics::AppMetrics;
-use crate::peer::Peer;
+use crate::peer::{PUBLIC_HTTPS_PORT, Peer};
 use crate::reply;
 use crate::strict::Link;
-use crate::upload::RequestBody;
+use crate::upload::{BodyLimits, Progress, RequestBody};
 use crate::{challenge, compress, origin2, pick, redirect, route};
 
 impl Worker {
@@ -113,8 +112,8 @@ impl Worker {
             ControlFlow::Break(response) => return Ok(response),
         };
         passage.metrics = self.shared.live.metrics_of(&app);
-        passage.face = self.face(&app, passage.peer);
-        if let Some(response) = self.redirect(passage, &parts) {
+        passage.face = self.face(&app, passage.peer.public_port());
+        if let Some(response) = self.redirect(passage, &app, &parts) {
             return Ok(response);
         }
         if let Some(limit) = passage.options().and_then(|options| options.headers_read_timeout)
@@ -124,7 +123,10 @@ impl Worker {
             return Err(Cause::HeadSlow);
         }
         let live = &self.shared.live;
-        if let Some(mut response) = self.shared.statics.answer(live, &app, &parts).await {
+        // Files are where the app is: not at a port that it does not list.
+        if passage.face.is_some()
+            && let Some(mut response) = self.shared.statics.answer(live, &app, &parts).await
+        {
             let status = HeaderValue::from_static("HIT");
             response.headers_mut().insert(headers::CACHE_STATUS, status);
             return Ok(response);
@@ -145,14 +147,18 @@ impl Worker {
             parts.uri = target.as_str().parse().map_err(|_| Cause::BadRequest)?;
         }
         parts.version = Version::HTTP_11;
-        let progress = Rc::new(Cell::new(Instant::now()));
+        let progress = Progress::new();
         let switch = switch.map(|protocol| {
             headers::restore_upgrade(&mut parts.headers, protocol.clone());
             let client = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
             client.map(|client| (protocol, client))
         });
         let metrics = passage.metrics.clone();
-        let body = RequestBody::new(body, Rc::clone(&progress), &self.budget, metrics);
+        let limits = BodyLimits::of(&self.shared.limits, passage.options());
+        if body.size_hint().lower() > limits.bytes_max {
+            return Err(Cause::BodyTooLarge);
+        }
+        let body = RequestBody::new(body, progress.clone(), limits, &self.budget, metrics);
         let mut request = Request::from_parts(parts, body);
         if seen.version == Version::HTTP_2 {
             origin2::frame(&mut request);
@@ -165,26 +171,34 @@ impl Worker {
     }
 
     /// Returns a machine whose port says how an app's requests are treated before one is chosen.
-    fn face(&self, app: &AppKey, peer: &Peer) -> Option<Arc<Target>> {
+    pub(crate) fn face(&self, app: &AppKey, port: u16) -> Option<Arc<Target>> {
         let machines = self.shared.live.machines_of(app)?;
-        let port = peer.public_port();
         let mut serving =
             machines.iter().filter(|target| pick::service(&target.record.services, port).is_some());
         let first = serving.clone().find(|target| target.record.ready);
         first.or_else(|| serving.next()).cloned()
     }
 
-    /// Sends a client to HTTPS where the app wants it, and where there is any.
-    fn redirect(&self, passage: &Passage<'_>, parts: &Parts) -> Option<Response<ReplyBody>> {
+    /// Sends a client to HTTPS where the app wants it or is there alone, and where there is any.
+    fn redirect(
+        &self,
+        passage: &Passage<'_>,
+        app: &AppKey,
+        parts: &Parts,
+    ) -> Option<Response<ReplyBody>> {
         let peer = passage.peer;
         if peer.over_tls() || self.shared.tls.is_none() {
             return None;
         }
-        let face = passage.face.as_ref()?;
-        let service = pick::service(&face.record.services, peer.public_port())?;
-        redirect::is_forced(service, peer.public_port())
-            .then(|| redirect::to_https(&passage.host, parts))
-            .flatten()
+        let port = peer.public_port();
+        let is_due = match &passage.face {
+            Some(face) => {
+                let service = pick::service(&face.record.services, port);
+                service.is_some_and(|service| redirect::is_forced(service, port))
+            }
+            None => self.face(app, PUBLIC_HTTPS_PORT).is_some(),
+        };
+        is_due.then(|| redirect::to_https(&passage.host, parts)).flatten()
     }
 
     /// Returns the next number of a sequence that is only for spreading load and naming requests.

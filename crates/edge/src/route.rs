@@ -2,6 +2,8 @@
 //!
 //! Never guesses: one valid host name, or no route. Pure.
 
+use std::net::Ipv6Addr;
+
 use http::header::HOST;
 use http::request::Parts;
 use perch_types::AppName;
@@ -33,6 +35,9 @@ pub(crate) fn host_of(request: &Parts) -> Result<String, Cause> {
 }
 
 fn without_port(authority: &str) -> Option<&str> {
+    if authority.starts_with('[') {
+        return address_without_port(authority);
+    }
     let host = match authority.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
         Some(_) => return None,
@@ -45,6 +50,15 @@ fn without_port(authority: &str) -> Option<&str> {
                 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         });
     fine.then_some(host)
+}
+
+/// Takes the port off an address of IPv6: a host like any other, though no app has it.
+fn address_without_port(authority: &str) -> Option<&str> {
+    let (address, port) = authority.strip_prefix('[')?.split_once(']')?;
+    let is_port = port.is_empty()
+        || port.strip_prefix(':').is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit()));
+    let is_address = is_port && address.parse::<Ipv6Addr>().is_ok();
+    authority.get(..address.len() + 2).filter(|_| is_address)
 }
 
 /// Returns the app that a host name leads to: `<app>.<domain>`, or a name that was claimed.
@@ -91,6 +105,13 @@ mod tests {
             (&[("host", "a..b")], "/", Err(Cause::BadRequest)),
             (&[("host", "user@a")], "/", Err(Cause::BadRequest)),
             (&[("host", "a")], "http://b/", Err(Cause::BadRequest)),
+            (&[("host", "[::1]")], "/", ok("[::1]")),
+            (&[("host", "[2001:DB8::1]:80")], "/", ok("[2001:db8::1]")),
+            (&[("host", "[::1")], "/", Err(Cause::BadRequest)),
+            (&[("host", "[::1]a")], "/", Err(Cause::BadRequest)),
+            (&[("host", "[a]")], "/", Err(Cause::BadRequest)),
+            (&[("host", "[]")], "/", Err(Cause::BadRequest)),
+            (&[("host", "::1")], "/", Err(Cause::BadRequest)),
         ] {
             assert_eq!(host_of(&parts(headers, target)), want, "{headers:?} {target}");
         }

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use crate::cause::Cause;
+use crate::patience::Timer;
 
 mod chunks;
 mod frames;
@@ -42,16 +43,31 @@ const REFUSED_HEAD: &[u8] = b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n";
 #[derive(Debug, Default)]
 pub(crate) struct Link {
     switch: AtomicU8,
-    too_large: AtomicU8,
+    /// How many heads have passed, and how many requests were answered: they may be sent one behind
+    /// the other, and only the last of them can wish to switch.
+    heads: AtomicU32,
+    answered: AtomicU32,
+    refusal: AtomicU8,
     /// How long the last head took that came in several pieces, in milliseconds.
     head_ms: AtomicU32,
+    /// For how long a head may come in pieces.
+    head_max: Option<Duration>,
 }
 
 const SETTLED: u8 = 0;
 const WAITING: u8 = 1;
 const SWITCHED: u8 = 2;
 
+const IN_DOUBT: u8 = 0;
+const TOO_LARGE: u8 = 1;
+const TOO_SLOW: u8 = 2;
+
 impl Link {
+    /// Makes the one of a connection whose client may take so long for a head.
+    pub(crate) fn impatient(head_max: Option<Duration>) -> Self {
+        Self { head_max, ..Self::default() }
+    }
+
     /// Makes the one of a request that is refused, where each has its own.
     pub(crate) fn refusing(cause: Cause) -> Self {
         let link = Self::default();
@@ -60,14 +76,22 @@ impl Link {
     }
 
     fn refuse(&self, cause: Cause) {
-        if cause == Cause::HeadTooLarge {
-            self.too_large.store(1, Ordering::Relaxed);
-        }
+        let refusal = match cause {
+            Cause::HeadTooLarge => TOO_LARGE,
+            Cause::HeadSlow => TOO_SLOW,
+            _ => IN_DOUBT,
+        };
+        self.refusal.store(refusal, Ordering::Relaxed);
     }
 
-    /// Tells the reader whether the protocol was switched.
+    /// Tells the reader that the next request was answered, and whether that switched the protocol.
     pub(crate) fn settle(&self, switched: bool) {
-        self.switch.store(if switched { SWITCHED } else { SETTLED }, Ordering::Relaxed);
+        let answered = self.answered.load(Ordering::Relaxed).wrapping_add(1);
+        self.answered.store(answered, Ordering::Relaxed);
+        // What the reader waits for is the answer to the last head that it let pass.
+        if answered == self.heads.load(Ordering::Relaxed) {
+            self.switch.store(if switched { SWITCHED } else { SETTLED }, Ordering::Relaxed);
+        }
     }
 
     /// Returns how long the head of the request took that is begun now, from its first byte.
@@ -82,10 +106,10 @@ impl Link {
 
     /// Returns why a request that names no host is refused.
     pub(crate) fn refusal(&self) -> Cause {
-        if self.too_large.load(Ordering::Relaxed) == 0 {
-            Cause::BadRequest
-        } else {
-            Cause::HeadTooLarge
+        match self.refusal.load(Ordering::Relaxed) {
+            TOO_LARGE => Cause::HeadTooLarge,
+            TOO_SLOW => Cause::HeadSlow,
+            _ => Cause::BadRequest,
         }
     }
 }
@@ -102,6 +126,8 @@ pub(crate) struct Strict<S> {
     judged: usize,
     /// Since when something is held.
     since: Option<Instant>,
+    /// Ends when that is too long.
+    late: Timer,
     end: Option<End>,
 }
 
@@ -115,7 +141,18 @@ enum End {
 impl<S> Strict<S> {
     pub(crate) fn new(inner: S, link: Arc<Link>) -> Self {
         let framing = Framing::default();
-        Self { inner, link, framing, held: Vec::new(), judged: 0, since: None, end: None }
+        let late = Timer::default();
+        Self { inner, link, framing, held: Vec::new(), judged: 0, since: None, late, end: None }
+    }
+
+    /// Begins to measure a head of which not all has come.
+    fn begin_head(&mut self, is_begun: bool) {
+        self.since = is_begun.then(Instant::now);
+        self.late.reset();
+    }
+
+    fn is_late(&mut self, context: &mut Context<'_>) -> bool {
+        self.link.head_max.is_some_and(|limit| self.late.is_over(limit, context))
     }
 
     fn judge_held(&mut self) {
@@ -123,13 +160,14 @@ impl<S> Strict<S> {
         self.judged = pass;
         if pass > 0 {
             self.link.note_head(self.since.map(|since| since.elapsed()).unwrap_or_default());
-            self.since = (pass < self.held.len()).then(Instant::now);
+            self.begin_head(pass < self.held.len());
         }
         self.follow(next);
     }
 
     /// Does what comes after the bytes that pass.
     fn follow(&mut self, next: Next) {
+        self.link.heads.store(self.framing.heads, Ordering::Relaxed);
         match next {
             Next::More => {}
             Next::Wait => self.link.switch.store(WAITING, Ordering::Relaxed),
@@ -165,6 +203,16 @@ impl<S: AsyncRead + Unpin> Strict<S> {
         Poll::Ready(Ok(!read.filled().is_empty()))
     }
 
+    /// Reads more of a head, or refuses one that takes too long; returns whether either is done.
+    fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let polled = self.poll_hold(context);
+        if polled.is_pending() && self.is_late(context) {
+            self.follow(Next::Refuse(Cause::HeadSlow));
+            return Poll::Ready(Ok(true));
+        }
+        polled
+    }
+
     /// Reads straight into the reader's memory: the common case, which copies nothing.
     fn poll_straight(
         &mut self,
@@ -181,8 +229,8 @@ impl<S: AsyncRead + Unpin> Strict<S> {
         if pass > 0 {
             self.link.note_head(Duration::ZERO);
         }
-        self.since = (pass < fresh.len()).then(Instant::now);
         self.held.extend_from_slice(fresh.get(pass..).unwrap_or_default());
+        self.begin_head(!self.held.is_empty());
         self.judged = 0;
         buf.set_filled(before + pass);
         self.follow(next);
@@ -231,7 +279,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strict<S> {
                 _ => {
                     this.judge_held();
                     let is_stuck = this.judged == 0 && this.end.is_none();
-                    if is_stuck && !ready!(this.poll_hold(context))? {
+                    if is_stuck && !ready!(this.poll_head(context))? {
                         return Poll::Ready(Ok(()));
                     }
                 }
@@ -265,6 +313,8 @@ struct Framing {
     /// How much of an unfinished head holds no end of it.
     searched: usize,
     blank_lines: u8,
+    /// How many heads were found good.
+    heads: u32,
 }
 
 #[derive(Debug, Default)]
@@ -347,6 +397,7 @@ impl Framing {
             Ok(facts) => facts,
             Err(cause) => return (0, Next::Refuse(cause)),
         };
+        self.heads = self.heads.wrapping_add(1);
         self.state = match facts.body {
             Body::Length(0) => State::Head,
             Body::Length(length) => State::Length(length),

@@ -1,23 +1,29 @@
 //! What a client sends with its request, on its way to a machine.
 //!
 //! Never sent twice but to replay the whole request; for that what has passed is kept, up to a
-//! limit, until the answer has begun.
+//! limit, until the answer has begun. Until then a client may not be too slow either.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Instant;
 
 use crate::body::bytes_of;
+use crate::cause::Cause;
 use crate::headers;
 use crate::metrics::AppMetrics;
+
+mod progress;
+
+pub(crate) use self::progress::{BodyLimits, Progress};
+
+use self::progress::Sending;
 
 /// The largest body that can be replayed (contract 4.3).
 pub(crate) const REPLAYED_BYTES_MAX: usize = 1024 * 1024;
@@ -48,7 +54,8 @@ struct Reader {
 #[derive(Debug)]
 struct Source<B> {
     incoming: B,
-    progress: Rc<Cell<Instant>>,
+    progress: Progress,
+    sending: Sending,
     /// Everything that has passed, while `is_kept`.
     kept: Vec<Bytes>,
     kept_bytes: usize,
@@ -70,6 +77,9 @@ pub(crate) enum UploadError<E: std::error::Error + 'static = hyper::Error> {
     /// Another machine gets it.
     #[error("send a body that another machine gets now")]
     Superseded,
+    /// It is too large, or comes too slowly.
+    #[error("take a body that is over its limits")]
+    OverLimit,
 }
 
 /// What is read of a body.
@@ -79,14 +89,16 @@ impl RequestBody {
     /// Makes one of which the bytes are counted for an app.
     pub(crate) fn new(
         incoming: Incoming,
-        progress: Rc<Cell<Instant>>,
+        progress: Progress,
+        limits: BodyLimits,
         budget: &Budget,
         metrics: Option<Arc<AppMetrics>>,
     ) -> Self {
         if incoming.is_end_stream() {
             return Self { source: None, reader: Reader::default() };
         }
-        let source = Source::new(incoming, progress, budget.clone(), metrics);
+        let sending = Sending::new(limits);
+        let source = Source::new(incoming, progress, sending, budget.clone(), metrics);
         Self { source: Some(Rc::new(RefCell::new(source))), reader: Reader::default() }
     }
 
@@ -112,10 +124,12 @@ impl Keeper {
         Some(RequestBody { source: Some(Rc::clone(source)), reader })
     }
 
-    /// Keeps nothing of it any more.
-    pub(crate) fn forget(&self) {
+    /// Keeps nothing of it any more and lets the client take its time: the answer has begun.
+    pub(crate) fn answered(&self) {
         if let Some(source) = &self.0 {
-            source.borrow_mut().forget();
+            let mut source = source.borrow_mut();
+            source.forget();
+            source.sending.answered();
         }
     }
 }
@@ -127,7 +141,8 @@ where
 {
     fn new(
         incoming: B,
-        progress: Rc<Cell<Instant>>,
+        progress: Progress,
+        sending: Sending,
         budget: Budget,
         metrics: Option<Arc<AppMetrics>>,
     ) -> Self {
@@ -135,6 +150,7 @@ where
         Self {
             incoming,
             progress,
+            sending,
             kept: Vec::new(),
             kept_bytes: 0,
             is_kept,
@@ -149,6 +165,7 @@ where
     fn again(&mut self) -> Option<u32> {
         self.is_kept.then(|| {
             self.turn += 1;
+            self.sending.rests();
             self.turn
         })
     }
@@ -175,7 +192,7 @@ where
         }
         if let Some(bytes) = self.kept.get(reader.next) {
             reader.next += 1;
-            self.progress.set(Instant::now());
+            self.progress.moves();
             return Poll::Ready(Some(Ok(Frame::data(bytes.clone()))));
         }
         if self.is_over {
@@ -183,8 +200,14 @@ where
             reader.told_trailers = true;
             return Poll::Ready(trailers.map(|fields| Ok(Frame::trailers(fields))));
         }
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
-        self.progress.set(Instant::now());
+        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(context) else {
+            self.progress.waits();
+            return match self.sending.waits(context) {
+                Some(cause) => Poll::Ready(Some(Err(self.break_off(cause)))),
+                None => Poll::Pending,
+            };
+        };
+        self.progress.moves();
         let frame = match frame {
             None => {
                 self.is_over = true;
@@ -193,12 +216,16 @@ where
             Some(Err(error)) => {
                 // There is no beginning to a body that has no end.
                 self.forget();
+                self.progress.fails(Cause::BadRequest);
                 return Poll::Ready(Some(Err(UploadError::Client(error))));
             }
             Some(Ok(frame)) => frame,
         };
         if let Some(metrics) = &self.metrics {
             metrics.bytes_in.add(bytes_of(&frame));
+        }
+        if let Some(cause) = self.sending.came(bytes_of(&frame)) {
+            return Poll::Ready(Some(Err(self.break_off(cause))));
         }
         match frame.into_data() {
             Ok(bytes) => {
@@ -236,6 +263,12 @@ where
 }
 
 impl<B> Source<B> {
+    fn break_off<E: std::error::Error + 'static>(&mut self, cause: Cause) -> UploadError<E> {
+        self.forget();
+        self.progress.fails(cause);
+        UploadError::OverLimit
+    }
+
     fn forget(&mut self) {
         self.is_kept = false;
         self.budget.0.set(self.budget.0.get().saturating_sub(self.kept_bytes));
@@ -303,8 +336,13 @@ mod tests {
 
     fn source(pieces: &[&'static [u8]], budget: &Budget) -> Source<Given> {
         let frames = pieces.iter().map(|piece| Frame::data(Bytes::from_static(piece)));
-        let progress = Rc::new(Cell::new(Instant::now()));
-        Source::new(Given(frames.collect()), progress, budget.clone(), None)
+        limited(frames.collect(), crate::Limits::default().body_bytes_max, budget)
+    }
+
+    fn limited(frames: VecDeque<Frame<Bytes>>, bytes_max: u64, budget: &Budget) -> Source<Given> {
+        let limits = crate::Limits { body_bytes_max: bytes_max, ..crate::Limits::default() };
+        let sending = Sending::new(BodyLimits::of(&limits, None));
+        Source::new(Given(frames), Progress::new(), sending, budget.clone(), None)
     }
 
     fn read(source: &mut Source<Given>, reader: &mut Reader, pieces: usize) -> Vec<u8> {
@@ -359,6 +397,20 @@ mod tests {
         assert_eq!(read(&mut source, &mut reader, 9).len(), 2 * HALF.len());
         assert_eq!(source.again(), None);
         assert_eq!(budget.0.get(), 0);
+    }
+
+    #[test]
+    fn e5_a_body_over_its_limit_breaks_off_and_nothing_of_it_is_kept() {
+        let budget = Budget::default();
+        let frames = [&b"abc"[..], b"d"].map(|piece| Frame::data(Bytes::from_static(piece)));
+        let mut source = limited(VecDeque::from(frames), 3, &budget);
+        let mut reader = Reader::default();
+        assert_eq!(read(&mut source, &mut reader, 1), b"abc");
+        let mut context = Context::from_waker(Waker::noop());
+        let polled = source.poll(&mut reader, &mut context);
+        assert!(matches!(polled, Poll::Ready(Some(Err(UploadError::OverLimit)))), "{polled:?}");
+        assert_eq!(source.progress.fault(), Some(Cause::BodyTooLarge));
+        assert_eq!((source.again(), budget.0.get()), (None, 0));
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub struct EdgeCode {
 }
 
 /// Every code there is, in order.
-pub const EDGE_CODES: [EdgeCode; 23] = [
+pub const EDGE_CODES: [EdgeCode; 25] = [
     EdgeCode {
         code: "PA01",
         status: 502,
@@ -74,7 +74,7 @@ pub const EDGE_CODES: [EdgeCode; 23] = [
     EdgeCode {
         code: "PE02",
         status: 408,
-        meaning: "The client took longer for the head of its request than `headers_read_timeout` of the port allows.",
+        meaning: "The client took longer for the head of its request than `headers_read_timeout` of the port allows. Under TLS it is cut off then (over HTTP/2 its connection ends); in the clear it is told when the head is whole, for only that says which app it is for.",
         advice: "Raise `http_options.headers_read_timeout` if honest clients are that slow.",
     },
     EdgeCode {
@@ -140,7 +140,7 @@ pub const EDGE_CODES: [EdgeCode; 23] = [
     EdgeCode {
         code: "PU02",
         status: 504,
-        meaning: "The app did not begin its answer in time, counted from the last byte of the request.",
+        meaning: "The app did not begin its answer in time: in 120 seconds, or in `idle_timeout` of the port, counted from the last byte of the request.",
         advice: "`perch logs` shows what it was doing. Long work belongs into the background.",
     },
     EdgeCode {
@@ -154,6 +154,18 @@ pub const EDGE_CODES: [EdgeCode; 23] = [
         status: 431,
         meaning: "The head of the request is larger than 64 KiB or has more than 128 fields.",
         advice: "Most often too many cookies: delete some, or keep less in them.",
+    },
+    EdgeCode {
+        code: "PU05",
+        status: 408,
+        meaning: "The client sent nothing of its request's body for 30 seconds, or for `idle_timeout` of the port, while the app waited for it; or less than 64 bytes a second in the mean.",
+        advice: "This is the client's fault, or its network's. Raise `http_options.idle_timeout` if honest clients pause for longer; with `h2_backend` only the wait for the answer ends.",
+    },
+    EdgeCode {
+        code: "PU06",
+        status: 413,
+        meaning: "The body of the request is larger than 64 GiB.",
+        advice: "Send it in parts.",
     },
 ];
 

@@ -64,12 +64,6 @@ impl Service {
         self.autostart.unwrap_or(true)
     }
 
-    /// Returns whether one of its ports has the `http` handler.
-    #[must_use]
-    pub fn speaks_http(&self) -> bool {
-        self.ports.iter().any(|port| port.handlers.contains(&Handler::Http))
-    }
-
     /// Returns what it says of a public port at which the edge does not speak HTTP.
     #[must_use]
     pub fn raw_port(&self, port: u16) -> Option<&Port> {

@@ -122,7 +122,7 @@ fn a_body_says_the_same_and_more() {
     assert!(!replay.is_plain());
     let want = Remember::Paths {
         host: None,
-        paths: Paths::Below("/a/".to_owned()),
+        paths: Paths::Under("/a".to_owned()),
         ttl: Duration::from_secs(60),
         allow_bypass: true,
     };
@@ -162,4 +162,37 @@ fn a_body_that_asks_for_what_may_not_be_is_no_replay() {
     }
     assert!(is_body(&fields(&[("content-type", "application/vnd.fly.replay+json; a=b")])));
     assert!(!is_body(&fields(&[("content-type", "application/json")])));
+}
+
+#[test]
+fn a_prefix_is_of_whole_parts_and_names_its_own_path_unless_a_slash_ends_it() {
+    let under = |path: &str| Paths::Under(path.to_owned());
+    let below = |path: &str| Paths::Below(path.to_owned());
+    for (prefix, want) in [
+        ("/a", under("/a")),
+        ("/a/b*", under("/a/b")),
+        ("/a/", below("/a/")),
+        ("/a/*", below("/a/")),
+        ("/", below("/")),
+        ("", below("/")),
+        ("web.example", below("/")),
+    ] {
+        let json = json!({"region": "ams", "cache": {"prefix": prefix, "invalidate": true}});
+        let replay = from_body(json.to_string().as_bytes()).unwrap();
+        assert_eq!(replay.cache, Some(Remember::Forget { paths: want }), "{prefix:?}");
+    }
+}
+
+#[test]
+fn a_state_is_as_it_was_said_unless_another_field_could_be_seen_in_it() {
+    for (state, want) in [
+        ("abc=", "abc="),
+        ("", ""),
+        (r#"{"a":1,"b":"\\"}"#, r#"{"a":1,"b":"\\"}"#),
+        ("a;instance=x", r#""a;instance=x""#),
+        (r#"a";instance=x"#, r#""a\";instance=x""#),
+        (r#"a\";instance=x"#, r#""a\\\";instance=x""#),
+    ] {
+        assert_eq!(quoted(state), want);
+    }
 }

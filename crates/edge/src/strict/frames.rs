@@ -1,20 +1,30 @@
 //! Reads along with the frames of an HTTP/2 connection and breaks one whose client makes the
-//! server work for nothing: resets, settings, priorities, empty data, frames of no known type.
+//! server work for nothing: resets, settings, priorities, empty data, frames of no known type, and
+//! heads that take too long.
 //!
-//! Never looks into a frame: only at the nine bytes in front of each (RFC 9113, section 4.1). What
-//! is wrong with a frame is for the HTTP/2 library to say.
+//! Never looks into a frame: only at the nine bytes in front of each (RFC 9113, section 4.1), and
+//! at the one that says how much of its data is padding. What is wrong with a frame is for the
+//! HTTP/2 library to say.
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
+
+use crate::patience::Timer;
 
 /// What a client sends first (RFC 9113, section 3.4).
 const PREFACE_BYTES: usize = 24;
 const HEAD_BYTES: usize = 9;
 const END_STREAM_OR_ACK: u8 = 0x1;
+const END_HEADERS: u8 = 0x4;
+const PADDED: u8 = 0x8;
+const DATA: u8 = 0x0;
+const HEADERS: u8 = 0x1;
+const CONTINUATION: u8 = 0x9;
 
 /// Frames that an honest client sends now and then, such as for a page that is left with all its
 /// requests under way: so many at once, and so many a second.
@@ -27,11 +37,32 @@ const COMMON: Allowance = Allowance { burst: 50_000, a_second: 20_000 };
 pub(crate) struct Frames<S> {
     inner: S,
     meter: Meter,
+    /// How long a client may take for the head of a request, from when it began.
+    head_max: Duration,
+    late: Timer,
+    /// Which head that timer is for.
+    timed: u64,
 }
 
 impl<S> Frames<S> {
-    pub(crate) fn new(inner: S) -> Self {
-        Self { inner, meter: Meter::new(Instant::now()) }
+    pub(crate) fn new(inner: S, head_max: Duration) -> Self {
+        Self {
+            inner,
+            meter: Meter::new(Instant::now()),
+            head_max,
+            late: Timer::default(),
+            timed: 0,
+        }
+    }
+
+    /// Returns whether the head that is being read takes too long.
+    fn is_late(&mut self, context: &mut Context<'_>) -> bool {
+        let is_in_head = self.meter.is_in_head();
+        if !is_in_head || self.timed != self.meter.heads {
+            self.late.reset();
+            self.timed = self.meter.heads;
+        }
+        is_in_head && self.late.is_over(self.head_max, context)
     }
 }
 
@@ -43,7 +74,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Frames<S> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        ready!(Pin::new(&mut this.inner).poll_read(context, buf))?;
+        match Pin::new(&mut this.inner).poll_read(context, buf) {
+            Poll::Ready(read) => read?,
+            Poll::Pending if this.is_late(context) => {
+                let error = io::Error::new(io::ErrorKind::TimedOut, "a head came too slowly");
+                return Poll::Ready(Err(error));
+            }
+            Poll::Pending => return Poll::Pending,
+        }
         let fresh = buf.filled().get(before..).unwrap_or_default();
         if this.meter.take(fresh, Instant::now()) {
             Poll::Ready(Ok(()))
@@ -114,9 +152,16 @@ impl Budget {
 struct Meter {
     /// How much comes before the next frame's head.
     skip: usize,
-    head: [u8; HEAD_BYTES],
-    /// How much of the head is there.
+    /// The head, and how much padding data has.
+    head: [u8; HEAD_BYTES + 1],
+    /// How much of that is there.
     have: usize,
+    /// Whether the last frame belonged to a request's head, and whether more of that head has to
+    /// come in another.
+    was_head: bool,
+    is_head_open: bool,
+    /// How many heads of requests have begun.
+    heads: u64,
     rare: Budget,
     common: Budget,
 }
@@ -125,8 +170,11 @@ impl Meter {
     fn new(now: Instant) -> Self {
         Self {
             skip: PREFACE_BYTES,
-            head: [0; HEAD_BYTES],
+            head: [0; HEAD_BYTES + 1],
             have: 0,
+            was_head: false,
+            is_head_open: false,
+            heads: 0,
             rare: Budget::new(RARE, now),
             common: Budget::new(COMMON, now),
         }
@@ -141,14 +189,14 @@ impl Meter {
                 bytes = bytes.get(count..).unwrap_or_default();
                 continue;
             }
-            let count = (HEAD_BYTES - self.have).min(bytes.len());
+            let count = (self.wanted() - self.have).min(bytes.len());
             let (part, rest) = bytes.split_at(count);
             if let Some(room) = self.head.get_mut(self.have..self.have + count) {
                 room.copy_from_slice(part);
             }
             self.have += count;
             bytes = rest;
-            if self.have == HEAD_BYTES {
+            if self.have == self.wanted() {
                 self.have = 0;
                 if !self.frame(now) {
                     return false;
@@ -158,17 +206,46 @@ impl Meter {
         true
     }
 
-    /// Judges the frame whose head is whole.
+    /// Returns whether a request's head has begun and is not whole.
+    fn is_in_head(&self) -> bool {
+        self.is_head_open || (self.was_head && self.skip > 0)
+    }
+
+    fn length(&self) -> u32 {
+        let [high, middle, low, ..] = self.head;
+        u32::from_be_bytes([0, high, middle, low])
+    }
+
+    /// Returns how many bytes of a frame are looked at.
+    fn wanted(&self) -> usize {
+        let [_, _, _, kind, flags, ..] = self.head;
+        let is_padded = self.have >= HEAD_BYTES && kind == DATA && flags & PADDED != 0;
+        if is_padded && self.length() > 0 { HEAD_BYTES + 1 } else { HEAD_BYTES }
+    }
+
+    /// Judges the frame of which all is there that is looked at.
     fn frame(&mut self, now: Instant) -> bool {
-        let [high, middle, low, kind, flags, ..] = self.head;
-        let length = u32::from_be_bytes([0, high, middle, low]);
-        self.skip = usize::try_from(length).unwrap_or(usize::MAX);
+        let [_, _, _, kind, flags, .., padding] = self.head;
+        let mut length = self.length();
+        if kind == DATA && flags & PADDED != 0 && length > 0 {
+            length -= 1;
+            self.skip = usize::try_from(length).unwrap_or(usize::MAX);
+            // What is all padding carries nothing.
+            length = length.saturating_sub(u32::from(padding));
+        } else {
+            self.skip = usize::try_from(length).unwrap_or(usize::MAX);
+        }
         let is_marked = flags & END_STREAM_OR_ACK != 0;
+        self.was_head = matches!(kind, HEADERS | CONTINUATION);
+        if self.was_head {
+            self.is_head_open = flags & END_HEADERS == 0;
+            self.heads = self.heads.wrapping_add(u64::from(kind == HEADERS));
+        }
         match kind {
             // DATA that carries something or ends a request; HEADERS, GOAWAY and CONTINUATION are
             // limited by what they begin, end or belong to.
-            0x0 if length > 0 || is_marked => true,
-            0x1 | 0x7 | 0x9 => true,
+            DATA if length > 0 || is_marked => true,
+            HEADERS | CONTINUATION | 0x7 => true,
             // Acknowledgements of our own SETTINGS and PING.
             0x4 | 0x6 if is_marked => true,
             // Measurements, credit, and new priorities of requests (RFC 9218).
@@ -180,8 +257,6 @@ impl Meter {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
@@ -219,6 +294,10 @@ mod tests {
             ("HEADERS", frame(0x1, 0x5, &[0x82]), 100_000),
             ("DATA", frame(0x0, 0, b"a"), 100_000),
             ("DATA at the end", frame(0x0, 0x1, &[]), 100_000),
+            ("padded DATA", frame(0x0, 0x8, b"\x02a\0\0"), 100_000),
+            ("DATA of padding alone", frame(0x0, 0x8, b"\x03\0\0\0"), RARE.burst),
+            ("DATA of no padding and nothing else", frame(0x0, 0x8, b"\0"), RARE.burst),
+            ("DATA of padding at the end", frame(0x0, 0x9, b"\x03\0\0\0"), 100_000),
             ("SETTINGS ACK", frame(0x4, 0x1, &[]), 100_000),
             ("PING ACK", frame(0x6, 0x1, &[0; 8]), 100_000),
         ] {
@@ -244,6 +323,7 @@ mod tests {
         let mut stream = vec![b'P'; PREFACE_BYTES];
         // What looks like a frame inside another is none.
         stream.extend(frame(0x0, 0, &frame(0x3, 0, &[0; 4]).repeat(20)));
+        stream.extend(frame(0x0, 0x8, &[&[3][..], &frame(0x3, 0, &[0; 4])].concat()));
         stream.extend(frame(0x3, 0, &[0; 4]));
         for cut in 1..stream.len() {
             let mut meter = Meter::new(now);
@@ -251,5 +331,36 @@ mod tests {
             assert_eq!(meter.rare.left, RARE.burst - 1, "cut at {cut}");
             assert_eq!((meter.skip, meter.have), (0, 0), "cut at {cut}");
         }
+    }
+    #[test]
+    fn e5_a_head_is_under_way_from_its_first_frame_to_the_last_byte_of_its_last() {
+        let (mut meter, now) = begun();
+        let (first, last) = (frame(0x1, 0, b"ab"), frame(0x9, END_HEADERS, b"cd"));
+        for (bytes, want) in [
+            (&first[..HEAD_BYTES], true),
+            (&first[HEAD_BYTES..], true),
+            (&last[..last.len() - 1], true),
+            (&last[last.len() - 1..], false),
+            (&frame(0x0, 0, b"a")[..HEAD_BYTES], false),
+        ] {
+            assert!(meter.take(bytes, now));
+            assert_eq!(meter.is_in_head(), want, "{bytes:?}");
+        }
+        assert_eq!(meter.heads, 1);
+    }
+
+    #[test]
+    fn e5_a_head_that_does_not_end_ends_the_connection() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let error = runtime.block_on(async {
+            let (mut client, server) = tokio::io::duplex(1024);
+            let mut frames = Frames::new(server, Duration::from_millis(20));
+            let part = [vec![b'P'; PREFACE_BYTES], frame(0x1, 0, b"ab")].concat();
+            client.write_all(&part).await.unwrap();
+            frames.read_to_end(&mut Vec::new()).await.unwrap_err()
+        });
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

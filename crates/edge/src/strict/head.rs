@@ -19,7 +19,9 @@ pub(super) enum Body {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Facts {
     pub(super) body: Body,
-    /// Whether it wants another protocol.
+    /// Whether it wants another protocol and may have it, so that what follows is in doubt until its
+    /// answer. One that is not a GET without a body may not (`headers::upgrade`): its body must not
+    /// wait for an answer that may wait for the body.
     pub(super) switch: bool,
 }
 
@@ -43,7 +45,7 @@ pub(super) fn check(head: &[u8]) -> Result<Facts, Cause> {
         return Err(Cause::HeadTooLarge);
     }
     let mut lines = Lines(head);
-    let version_minor = request_line(lines.next().ok_or(Cause::BadRequest)??)?;
+    let (is_get, version_minor) = request_line(lines.next().ok_or(Cause::BadRequest)??)?;
     let mut fields = Fields::default();
     for (count, line) in lines.enumerate() {
         let line = line?;
@@ -64,7 +66,8 @@ pub(super) fn check(head: &[u8]) -> Result<Facts, Cause> {
     if fields.hosts != 1 {
         return Err(Cause::BadRequest);
     }
-    Ok(Facts { body, switch: fields.wants_switch })
+    let has_body = fields.length.is_some() || fields.is_chunked;
+    Ok(Facts { body, switch: fields.wants_switch && is_get && !has_body })
 }
 
 /// Lines that end in CR LF, without it; any other line end is a fault.
@@ -93,8 +96,9 @@ const fn is_control(byte: u8) -> bool {
     (byte < b' ' && byte != b'\t') || byte == 0x7f
 }
 
-/// Returns the minor version of `METHOD TARGET HTTP/1.x`, with one space each.
-fn request_line(line: &[u8]) -> Result<u8, Cause> {
+/// Returns whether the method of `METHOD TARGET HTTP/1.x`, with one space each, is GET, and the minor
+/// version.
+fn request_line(line: &[u8]) -> Result<(bool, u8), Cause> {
     let mut words = line.split(|byte| *byte == b' ');
     let (Some(method), Some(target), Some(version), None) =
         (words.next(), words.next(), words.next(), words.next())
@@ -111,8 +115,8 @@ fn request_line(line: &[u8]) -> Result<u8, Cause> {
         return Err(Cause::BadRequest);
     }
     match version {
-        b"HTTP/1.1" => Ok(1),
-        b"HTTP/1.0" => Ok(0),
+        b"HTTP/1.1" => Ok((method == b"GET", 1)),
+        b"HTTP/1.0" => Ok((method == b"GET", 0)),
         _ => Err(Cause::BadRequest),
     }
 }

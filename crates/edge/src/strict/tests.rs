@@ -1,5 +1,5 @@
 use proptest::prelude::*;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 
@@ -72,6 +72,60 @@ fn e5_heads_have_limits() {
     let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(HEAD_FIELDS_MAX));
     let judged = Framing::default().judge(many.as_bytes());
     assert_eq!(judged, (0, Next::Refuse(Cause::HeadTooLarge)));
+}
+
+#[test]
+fn e3_what_follows_waits_only_behind_a_wish_to_switch_that_can_come_true() {
+    let wish = "Host: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n";
+    for (method, rest, want) in [
+        ("GET", "\r\n", Next::Wait),
+        ("POST", "\r\n", Next::More),
+        ("get", "\r\n", Next::More),
+        ("GET", "Content-Length: 0\r\n\r\n", Next::More),
+        ("POST", "Content-Length: 3\r\n\r\nabc", Next::More),
+        ("GET", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", Next::More),
+    ] {
+        let text = format!("{method} / HTTP/1.1\r\n{wish}{rest}");
+        let judged = Framing::default().judge(text.as_bytes());
+        assert_eq!(judged, (text.len(), want), "{text:?}");
+    }
+}
+
+#[test]
+fn e3_the_answer_to_an_earlier_request_does_not_settle_a_wish_to_switch() {
+    let wish = "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n";
+    for switched in [true, false] {
+        let link = Arc::<Link>::default();
+        let text = [GOOD[0], GOOD[2], wish].concat();
+        let mut strict = Strict::new(tokio_test_io(text.as_bytes(), text.len()), Arc::clone(&link));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut all = vec![0; text.len()];
+        runtime.block_on(strict.read_exact(&mut all)).unwrap();
+        let state = || link.switch.load(Ordering::Relaxed);
+        for _ in 0..2 {
+            assert_eq!(state(), WAITING);
+            link.settle(false);
+        }
+        assert_eq!(state(), WAITING);
+        link.settle(switched);
+        assert_eq!(state(), if switched { SWITCHED } else { SETTLED });
+    }
+}
+
+#[test]
+fn e5_a_head_that_comes_too_slowly_is_refused_while_it_comes() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let passed = runtime.block_on(async {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let link = Arc::new(Link::impatient(Some(Duration::from_millis(20))));
+        let mut strict = Strict::new(server, Arc::clone(&link));
+        client.write_all(format!("{}GET / HT", GOOD[0]).as_bytes()).await.unwrap();
+        let mut passed = vec![0; GOOD[0].len() + REFUSED_HEAD.len()];
+        strict.read_exact(&mut passed).await.unwrap();
+        assert_eq!(link.refusal(), Cause::HeadSlow);
+        passed
+    });
+    assert_eq!(passed, [GOOD[0].as_bytes(), REFUSED_HEAD].concat());
 }
 
 fn read_in_pieces(text: &[u8], size: usize) -> (Vec<u8>, bool) {

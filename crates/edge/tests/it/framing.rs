@@ -99,7 +99,8 @@ fn e11_an_unknown_app_and_a_foreign_name_get_the_same_page() {
     };
     let unknown = page("nothing.perch.localhost");
     assert!(unknown.starts_with("HTTP/1.1 404"), "{unknown}");
-    for other in ["perch.localhost", "example.com", "a.b.perch.localhost", "127.0.0.1"] {
+    for other in ["perch.localhost", "example.com", "a.b.perch.localhost", "127.0.0.1", "[::1]:80"]
+    {
         assert_eq!(page(other), unknown, "{other}");
     }
 }

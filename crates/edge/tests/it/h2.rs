@@ -302,3 +302,23 @@ fn e5_a_client_that_takes_nothing_of_its_answer_loses_the_stream_alone() {
         tokio::time::timeout(DEADLINE, again).await.unwrap();
     });
 }
+
+#[test]
+fn e2_fields_behind_an_answer_pass_without_the_platforms_and_the_connections() {
+    let origin = Origin::new(|_| {
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n2\r\nok\r\n0\r\n\
+         X-Sum: 1\r\nFly-Request-Id: forged\r\nSet-Cookie: a=b\r\n\r\n"
+            .to_owned()
+    });
+    let world = web(&origin);
+    world.runtime.block_on(async {
+        let (mut sender, _end) = connect(&world, "web.perch.localhost").await;
+        let asked = sender.send_request(get(WEB, &[("te", "trailers")]));
+        let answer = tokio::time::timeout(DEADLINE, asked).await.unwrap().unwrap();
+        let all = tokio::time::timeout(DEADLINE, answer.into_body().collect()).await;
+        let all = all.unwrap().unwrap();
+        let trailers = all.trailers().unwrap();
+        let names: Vec<_> = trailers.keys().map(|name| name.as_str()).collect();
+        assert_eq!(names, ["x-sum"]);
+    });
+}

@@ -24,5 +24,6 @@ mod replays;
 mod resting;
 mod statics;
 mod tls;
+mod uploads;
 mod waking;
 mod world;

@@ -352,3 +352,14 @@ fn a_session_stays_where_its_first_request_went() {
         assert_eq!(first.count(), want, "{cookie:?}");
     }
 }
+
+#[test]
+fn a_state_forges_no_field_of_what_the_next_machine_is_told() {
+    let second = Reader::fine();
+    let sends = Reader::new(|_| replay("fly-replay: app=other;state=\"a;instance=x\""));
+    let world = World::new(vec![at(1, "web", &sends), at(2, "other", &second)]);
+    assert_eq!(status(&post(&world, "/", b"")), "200");
+    let (head, _) = second.last();
+    let told = head.lines().find_map(|line| line.strip_prefix("fly-replay-src: ")).unwrap();
+    assert!(told.ends_with(";state=\"a;instance=x\""), "{told}");
+}

@@ -427,3 +427,49 @@ pub(crate) fn gated() -> (Origin, Arc<AtomicBool>) {
     });
     (origin, gate)
 }
+
+/// A world whose app lists the public ports that it is given.
+fn listed(origin: &Origin, ports: &serde_json::Value) -> World {
+    let mut machine = machine(1, "web", MachineState::Started, origin.port);
+    let service = serde_json::json!([{"internal_port": origin.port, "ports": ports}]);
+    machine.services = serde_json::from_value(service).unwrap();
+    World::new(vec![machine])
+}
+
+#[test]
+fn e9_an_app_is_served_at_the_ports_that_it_lists_and_at_no_other() {
+    let origin = Origin::fine();
+    let https = serde_json::json!([{"port": 443, "handlers": ["tls", "http"]}]);
+    let world = listed(&origin, &https);
+    let answer = world.get("web", "/a?b");
+    assert_eq!(status(&answer), "301", "{answer}");
+    assert!(answer.contains("location: https://web.perch.localhost/a?b\r\n"), "{answer}");
+    assert_eq!(origin.count(), 0, "nothing goes there in the clear");
+    let host = "web.perch.localhost";
+    let (answer, _) = ask(&world, &both(&world), host, &get(host));
+    assert_eq!((status(&answer), origin.count()), ("200", 1), "{answer}");
+    for port in [80, 8080] {
+        let other = serde_json::json!([{"port": port, "handlers": ["http"]}]);
+        let world = listed(&origin, &other);
+        let (answer, _) = ask(&world, &both(&world), host, &get(host));
+        assert!(status(&answer) == "503" && answer.contains("PR01"), "{port}: {answer}");
+        let want = if port == 80 { "200" } else { "503" };
+        assert_eq!(status(&world.get("web", "/")), want, "{port}");
+    }
+    assert_eq!(origin.count(), 2);
+}
+
+#[test]
+fn e5_a_slow_head_under_tls_is_cut_off_when_its_port_says() {
+    let origin = Origin::fine();
+    let options = serde_json::json!({"headers_read_timeout": 1});
+    let ports = serde_json::json!([
+        {"port": 443, "handlers": ["tls", "http"], "http_options": options}]);
+    let world = listed(&origin, &ports);
+    let host = "web.perch.localhost";
+    // All that ever comes: the edge does not wait for more.
+    let (answer, _) = ask(&world, &both(&world), host, "GET / HTTP/1.1\r\nHos");
+    assert!(status(&answer) == "408" && answer.contains("PE02"), "{answer}");
+    let (answer, _) = ask(&world, &both(&world), host, &get(host));
+    assert_eq!((status(&answer), origin.count()), ("200", 1), "a quick one passes: {answer}");
+}

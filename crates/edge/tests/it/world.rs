@@ -59,7 +59,9 @@ pub(crate) fn machine(id: u64, app: &str, state: MachineState, port: u16) -> Mac
         private_ip: "::1".parse().unwrap(),
         private_ipv4: "127.0.0.1".parse().unwrap(),
         services: serde_json::from_value(serde_json::json!([
-            {"internal_port": port, "ports": [{"port": 80, "handlers": ["http"]}]}
+            {"internal_port": port, "ports": [
+                {"port": 80, "handlers": ["http"]}, {"port": 443, "handlers": ["tls", "http"]},
+            ]}
         ]))
         .unwrap(),
         metadata: BTreeMap::new(),

@@ -25,12 +25,13 @@ pub struct HttpOptions {
     /// Speak HTTP/2 without TLS to the program (prior knowledge), as gRPC needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub h2_backend: Option<bool>,
-    /// For how many seconds nothing may move in the middle of an answer or over a tunnel; 60 when
-    /// unset.
+    /// For how many seconds nothing may move. When unset: 60 in the middle of an answer or over a
+    /// tunnel, 120 before an answer begins, 30 in the middle of a request's body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<u32>,
     /// How many seconds a client may take for the head of a request, from its first byte; 60 when
-    /// unset, and at most.
+    /// unset, and at most. In the clear it is known when the head is whole whose app it is for: only
+    /// then is such a client refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub headers_read_timeout: Option<u32>,
     /// What is changed in answers.
