@@ -124,6 +124,13 @@ pub struct MachineConfig {
 }
 
 impl MachineConfig {
+    /// Returns whether something else than a request says when it runs: it stands by for others, or
+    /// has a schedule.
+    #[must_use]
+    pub fn starts_by_other_means(&self) -> bool {
+        !self.standbys.is_empty() || self.schedule.is_some()
+    }
+
     /// Returns the stop signal with its default.
     #[must_use]
     pub fn stop_signal(&self) -> Signal {
