@@ -133,12 +133,9 @@ impl Health {
         self.failures.store(0, Ordering::Relaxed);
         self.breaks.store(0, Ordering::Relaxed);
         self.ejections.store(0, Ordering::Relaxed);
-        for moment in [
-            &self.ejected_until,
-            &self.broken_until,
-            &self.well_at,
-            &self.start_refused_until,
-        ] {
+        for moment in
+            [&self.ejected_until, &self.broken_until, &self.well_at, &self.start_refused_until]
+        {
             moment.store(0, Ordering::Relaxed);
         }
     }

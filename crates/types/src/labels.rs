@@ -14,7 +14,7 @@ pub const LABEL_KEY_BYTES_MAX: usize = 128;
 
 /// The label that says how much of its share of requests a machine gets, in percent: of a hundred
 /// requests it is a candidate for so many, beside others that are as near. 0 is none while another
-/// machine can take it.
+/// that runs can take it.
 pub const WEIGHT: &str = "perch_weight";
 /// The weight of a machine without that label.
 pub const WEIGHT_FULL: u8 = 100;
@@ -153,9 +153,14 @@ mod tests {
 
     #[test]
     fn a_weight_is_a_percentage_and_all_of_it_when_nothing_is_said() {
-        for (value, want) in
-            [("0", Some(0)), ("7", Some(7)), ("100", Some(100)), ("101", None), ("-1", None), ("", None)]
-        {
+        for (value, want) in [
+            ("0", Some(0)),
+            ("7", Some(7)),
+            ("100", Some(100)),
+            ("101", None),
+            ("-1", None),
+            ("", None),
+        ] {
             let said = labels(&[(WEIGHT, value)]);
             assert_eq!(weight(&said), want.unwrap_or(WEIGHT_FULL), "{value}");
             assert_eq!(check(&said).is_ok(), want.is_some(), "{value}");

@@ -62,7 +62,8 @@ pub struct MachineConfig {
     /// CPU and memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestConfig>,
-    /// Free-form labels; some keys have a meaning to clients.
+    /// Free-form labels; some keys have a meaning to clients. `perch_weight`, 0 to 100, says of how
+    /// many of a hundred requests the machine is a candidate beside others.
     #[serde(
         default,
         deserialize_with = "null_is_default",

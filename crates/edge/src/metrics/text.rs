@@ -165,6 +165,10 @@ fn of_apps(text: &mut String, shared: &Shared, apps: &Apps) {
     let (name, help) = ("perch_app_wake_seconds", "How long requests waited for a start.");
     let mut family = Family::new(text, name, "histogram", help);
     each().iter().for_each(|(labels, app)| family.times(*labels, &app.wakes));
+    let (name, help) = ("perch_app_held_requests", "Requests of an app that wait for a machine.");
+    let mut family = Family::new(text, name, "gauge", help);
+    let held = |app: &AppMetrics| u64::try_from(app.held.get()).unwrap_or(u64::MAX);
+    each().iter().for_each(|(labels, app)| family.sample(*labels, held(app)));
 }
 
 fn of_instances(text: &mut String, shared: &Shared, apps: &Apps) {
