@@ -278,19 +278,7 @@ fn look<C: Asks>(
         };
     };
     let now = Instant::now();
-    let resting: Vec<(usize, Instant)> = machines
-        .iter()
-        .enumerate()
-        .filter_map(|(index, target)| Some((index, wanted.tried.rests(&target.record, now)?)))
-        .collect();
-    let mut left_alone: Vec<usize> = resting.iter().map(|(index, _)| *index).collect();
-    let rested_at = resting.iter().map(|(_, until)| *until).min();
-    let would_not_start = |target: &Target| {
-        let record = &target.record;
-        refused.iter().any(|(id, seen)| *id == record.id && record.generation <= *seen)
-    };
-    let others = machines.iter().enumerate().filter(|(_, target)| would_not_start(target));
-    left_alone.extend(others.map(|(index, _)| index));
+    let (left_alone, rested_at) = left_alone(&machines, wanted.tried, refused, now);
     let ask = Ask {
         door: wanted.door,
         left_alone: &left_alone,
@@ -345,6 +333,28 @@ fn look<C: Asks>(
             Pick::Elsewhere => Err(Cause::RegionEmpty),
         };
     }
+}
+
+/// Returns which machines are left alone: those that did not take the request, with the moment when
+/// the first of them is asked again, and those that would not start for it.
+fn left_alone(
+    machines: &[Arc<Target>],
+    tried: &Tried,
+    refused: &[RefusedStart],
+    now: Instant,
+) -> (Vec<usize>, Option<Instant>) {
+    let (mut left_alone, mut rested_at) = (Vec::new(), None);
+    for (index, target) in machines.iter().enumerate() {
+        let record = &target.record;
+        let rests = tried.rests(record, now);
+        rested_at = [rested_at, rests].into_iter().flatten().min();
+        let would_not_start =
+            refused.iter().any(|(id, seen)| *id == record.id && record.generation <= *seen);
+        if rests.is_some() || would_not_start {
+            left_alone.push(index);
+        }
+    }
+    (left_alone, rested_at)
 }
 
 /// Counts a request in a machine, and its connection where that is what counts; nothing when there
