@@ -10,7 +10,7 @@ mod text;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -44,23 +44,23 @@ impl Counter {
     }
 }
 
-/// How many of something there are right now.
+/// A number of what there is at once.
 #[derive(Debug, Default)]
-pub(crate) struct Gauge(AtomicUsize);
+pub(crate) struct Gauge(AtomicU64);
 
 impl Gauge {
-    pub(crate) fn get(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+    /// Counts one more; returns how many there were before it.
+    pub(crate) fn enter(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Counts one more and returns whether there were fewer than `most`; it counts until
-    /// [`Gauge::give_back`] in either case.
-    pub(crate) fn take(&self, most: usize) -> bool {
-        self.0.fetch_add(1, Ordering::Relaxed) < most
-    }
-
-    pub(crate) fn give_back(&self) {
+    /// Counts one less.
+    pub(crate) fn leave(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 }
 

@@ -117,14 +117,15 @@ impl Wakes {
     }
 
     /// Returns how many requests are held.
-    pub(crate) fn held(&self) -> usize {
+    pub(crate) fn held(&self) -> u64 {
         self.held.get()
     }
 
     /// Takes a place among the requests that are held, of all apps and of its own.
     fn hold(&self, app: Option<Arc<AppMetrics>>, limits: &Limits) -> Option<Held<'_>> {
-        let of_all = self.held.take(limits.held_max);
-        let of_app = app.as_ref().is_none_or(|app| app.held.take(limits.held_app_max));
+        let is_under = |before: u64, most| usize::try_from(before).is_ok_and(|it| it < most);
+        let of_all = is_under(self.held.enter(), limits.held_max);
+        let of_app = app.as_ref().is_none_or(|app| is_under(app.held.enter(), limits.held_app_max));
         let held = Held { all: &self.held, app };
         (of_all && of_app).then_some(held)
     }
@@ -153,9 +154,9 @@ struct Held<'a> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.all.give_back();
+        self.all.leave();
         if let Some(app) = &self.app {
-            app.held.give_back();
+            app.held.leave();
         }
     }
 }
