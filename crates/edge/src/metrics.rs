@@ -18,6 +18,7 @@ use perch_types::{AppName, OrgSlug};
 
 use crate::Shared;
 use crate::live::AppKey;
+use crate::owners::Turns;
 use histogram::Histogram;
 
 /// Statuses that are told apart, in their order; others count by their first digit.
@@ -36,6 +37,26 @@ pub(crate) struct Counter(AtomicU64);
 impl Counter {
     pub(crate) fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number of what there is at once.
+#[derive(Debug, Default)]
+pub(crate) struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Counts one more; returns how many there were before it.
+    pub(crate) fn enter(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Counts one less.
+    pub(crate) fn leave(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(crate) fn get(&self) -> u64 {
@@ -79,6 +100,10 @@ pub(crate) struct AppMetrics {
     /// Bytes of bodies and tunnels from clients, and to them.
     pub(crate) bytes_in: Counter,
     pub(crate) bytes_out: Counter,
+    /// Connections of clients to it.
+    pub(crate) connections: Gauge,
+    /// What its owner is told.
+    pub(crate) told: Turns,
 }
 
 impl AppMetrics {
@@ -86,6 +111,11 @@ impl AppMetrics {
     pub(crate) fn answered(&self, status: u16, took: Duration) {
         self.responses.add(status);
         self.times.add(took);
+    }
+
+    /// Counts a request that nobody waited for any more.
+    pub(crate) fn left(&self, status: u16) {
+        self.responses.add(status);
     }
 
     /// Counts a request that waited until a machine was started for it.

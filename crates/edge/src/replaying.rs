@@ -23,7 +23,6 @@ use crate::forward::{self, Hop, Outbound, Refused, Sent, Switch};
 use crate::headers;
 use crate::listen::Worker;
 use crate::live::{AppKey, Target};
-use crate::peer::Peer;
 use crate::pick;
 use crate::replay::{self, Fallback, Remember, Replay, Unclear};
 use crate::replay_cache::{Entry, Found, Key, Query, Step};
@@ -135,7 +134,7 @@ impl Worker {
         let (mut leg, mut outbound) = self.first(passage, app, outbound);
         let mut replays = 0;
         loop {
-            let reached = match self.offer(passage.peer, &leg, outbound).await {
+            let reached = match self.offer(passage, &leg, outbound).await {
                 Ok(reached) => reached,
                 Err(Refused { cause, unsent }) => {
                     let cause = if replays > 0 { of_replay(cause) } else { cause };
@@ -330,10 +329,11 @@ impl Worker {
     /// Offers a request to one machine after the other while nothing of it was sent.
     async fn offer(
         &self,
-        peer: &Peer,
+        passage: &Passage<'_>,
         leg: &Leg,
         mut outbound: Box<Outbound>,
     ) -> Result<Reached, Refused> {
+        let (peer, account) = (passage.peer, passage.account);
         let mut tried = Tried::default();
         loop {
             let wanted = Wanted {
@@ -351,10 +351,11 @@ impl Worker {
                     .unwrap_or(Err(Cause::ReplayLate)),
                 None => finding.await,
             };
-            let wake::Place { target, in_flight, connected } = match found {
+            let wake::Place { target, in_flight, connected, woke } = match found {
                 Ok(place) => place,
                 Err(cause) => return Err(Refused { cause, unsent: Some(outbound) }),
             };
+            account.goes_to(&target.record.id, woke);
             tell_preference(outbound.request.headers_mut(), &leg.direction, &target);
             let public_port = peer.public_port();
             let service = pick::service(&target.record.services, public_port);
@@ -364,8 +365,8 @@ impl Worker {
                 peer.keep(&target, connected, &self.pool, key);
             }
             let limits = &self.shared.limits;
-            let hop =
-                Hop { pool: &self.pool, limits, target: &target, public_port, client, in_flight };
+            let (pool, asked) = (&self.pool, &target);
+            let hop = Hop { pool, limits, target: asked, public_port, client, in_flight, account };
             let sent = hop.send(outbound).await;
             note_health(&target, &sent);
             match sent {

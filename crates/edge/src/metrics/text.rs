@@ -162,6 +162,9 @@ fn of_apps(text: &mut String, shared: &Shared, apps: &Apps) {
     each().iter().for_each(|(labels, app)| family.sample(*labels, app.bytes_in.get()));
     let mut family = Family::new(text, "fly_edge_data_out", "counter", "Bytes to clients.");
     each().iter().for_each(|(labels, app)| family.sample(*labels, app.bytes_out.get()));
+    let (name, help) = ("perch_app_connections", "Connections of clients to an app over HTTP.");
+    let mut family = Family::new(text, name, "gauge", help);
+    each().iter().for_each(|(labels, app)| family.sample(*labels, app.connections.get()));
     let (name, help) = ("perch_app_wake_seconds", "How long requests waited for a start.");
     let mut family = Family::new(text, name, "histogram", help);
     each().iter().for_each(|(labels, app)| family.times(*labels, &app.wakes));
