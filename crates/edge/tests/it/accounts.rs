@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once};
 
 use perch_edge::Limits;
+use perch_types::directory::{Generation, VolumeRecord};
 use perch_types::host::EdgeNote;
-use perch_types::{MachineId, MachineState};
+use perch_types::volume::{VolumeState, VolumeUsage};
+use perch_types::{HostId, MachineId, MachineState, OrgSlug, Timestamp, VolumeId};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -182,6 +184,52 @@ fn e5_an_app_has_so_many_plain_connections() {
     assert_eq!(status(&world.get("web", "/")), "200");
     drop(first);
     until("there is room again", || status(&world.get("other", "/")) == "200");
+}
+
+fn volume(bits: u128, host: u64) -> VolumeRecord {
+    VolumeRecord {
+        id: VolumeId::from_bits(bits),
+        org: OrgSlug::personal(),
+        app: "web".parse().unwrap(),
+        app_id: "web".to_owned(),
+        name: "data".to_owned(),
+        host: HostId::from_bits(host),
+        region: "ams".parse().unwrap(),
+        generation: Generation::default(),
+        state: VolumeState::Created,
+        size_gb: 2,
+        attached: Some(MachineId::from_bits(1)),
+        usage: VolumeUsage { blocks: 200, block_size: 4096, blocks_free: 100, blocks_avail: 50 },
+        snapshot_retention: 5,
+        auto_backup: true,
+        copies: false,
+        snapshot_error: None,
+        destroy_at: None,
+        created_at: Timestamp::UNIX_EPOCH,
+        updated_at: Timestamp::UNIX_EPOCH,
+    }
+}
+
+#[test]
+fn volumes_of_this_server_and_their_machines_have_their_numbers() {
+    let origin = Origin::fine();
+    let world = web(&origin);
+    let (here, elsewhere) = (volume(1, 1), volume(2, 2));
+    world.put_volume(&elsewhere);
+    world.put_volume(&here);
+    let number = |name: &str, of: &str| {
+        let text = world.readings().text();
+        let mut found = text.lines().filter(|line| line.starts_with(name) && line.contains(of));
+        found.next().map(|line| line.rsplit(' ').next().unwrap().to_owned())
+    };
+    let (id, other) = (here.id.as_str(), elsewhere.id.as_str());
+    until("the volume is known", || number("fly_volume_size_bytes", id).is_some());
+    assert_eq!(number("fly_volume_size_bytes", id).unwrap(), (2_u64 << 30).to_string());
+    assert_eq!(number("fly_volume_used_pct", id).unwrap(), "75");
+    assert_eq!(number("fly_volume_size_bytes", other), None);
+    let machine = MachineId::from_bits(1);
+    let memory = number("fly_instance_memory_mem_total", machine.as_str()).unwrap();
+    assert_eq!(memory, (256 << 20).to_string());
 }
 
 #[test]

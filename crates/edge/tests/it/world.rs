@@ -13,7 +13,7 @@ use perch_store::{
     Expected, SqliteStore, Store, ViewFollower, ViewHandle, delete_doc, put_doc, put_op,
 };
 use perch_types::clock::Clock;
-use perch_types::directory::{AppDoc, Generation, HostnameClaim, MachineRecord};
+use perch_types::directory::{AppDoc, Generation, HostnameClaim, MachineRecord, VolumeRecord};
 use perch_types::ports::{PortClaim, RawPort};
 use perch_types::{AppName, HostId, InstanceId, MachineId, MachineState, OrgSlug, Timestamp};
 use rustls::RootCertStore;
@@ -257,6 +257,13 @@ impl World {
     /// Returns what reads the edge's numbers.
     pub(crate) fn readings(&self) -> perch_edge::Readings {
         self.edge.lock().unwrap().as_ref().unwrap().readings()
+    }
+
+    /// Has the directory say of a volume.
+    pub(crate) fn put_volume(&self, volume: &VolumeRecord) {
+        let key = (volume.org.clone(), volume.app.clone(), volume.id.clone());
+        let put = put_doc(self.store.as_ref(), &key, volume, Expected::Any);
+        self.runtime.block_on(put).unwrap();
     }
 
     /// Returns the edge's tasks that do not turn.
