@@ -71,6 +71,9 @@ pub(crate) enum UploadError<E: std::error::Error + 'static = hyper::Error> {
     Superseded,
 }
 
+/// What is read of a body.
+type Next<E> = Result<Frame<Bytes>, UploadError<E>>;
+
 impl RequestBody {
     /// Makes one of which it is noted what has come.
     pub(crate) fn new(
@@ -160,7 +163,7 @@ where
         &mut self,
         reader: &mut Reader,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, UploadError<B::Error>>>> {
+    ) -> Poll<Option<Next<B::Error>>> {
         if reader.turn != self.turn {
             return Poll::Ready(Some(Err(UploadError::Superseded)));
         }
