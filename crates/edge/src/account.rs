@@ -229,10 +229,18 @@ impl Accounted {
         let is_last = status != StatusCode::SWITCHING_PROTOCOLS;
         let has_no_body = account.method == Method::HEAD
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        if is_last && has_no_body {
-            account.ends(End::Whole);
+        let body = Self { inner, account, is_last };
+        if has_no_body {
+            body.passed();
         }
-        Self { inner, account, is_last }
+        body
+    }
+
+    /// Notes that all of it has passed.
+    fn passed(&self) {
+        if self.is_last {
+            self.account.ends(End::Whole);
+        }
     }
 }
 
@@ -247,10 +255,16 @@ impl Body for Accounted {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.inner).poll_frame(context);
         match &polled {
-            Poll::Ready(Some(Ok(frame))) => this.account.pays_out(bytes_of(frame)),
+            Poll::Ready(Some(Ok(frame))) => {
+                this.account.pays_out(bytes_of(frame));
+                // Nothing comes behind these, and nobody asks.
+                if frame.is_trailers() {
+                    this.passed();
+                }
+            }
             Poll::Ready(Some(Err(_))) => this.account.ends(End::Broken),
-            Poll::Ready(None) if this.is_last => this.account.ends(End::Whole),
-            Poll::Ready(None) | Poll::Pending => {}
+            Poll::Ready(None) => this.passed(),
+            Poll::Pending => {}
         }
         polled
     }
@@ -267,8 +281,8 @@ impl Body for Accounted {
 impl Drop for Accounted {
     fn drop(&mut self) {
         // One whose length is known is not asked for its end.
-        if self.is_last && self.inner.is_end_stream() {
-            self.account.ends(End::Whole);
+        if self.inner.is_end_stream() {
+            self.passed();
         }
     }
 }

@@ -55,7 +55,7 @@ impl Watchdog {
     pub fn wedged(&self, now_ms: u64) -> Vec<&'static str> {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wedged = Vec::new();
-        for one in watched.iter_mut() {
+        for one in &mut *watched {
             let count = one.pulse.count();
             if count != one.seen {
                 (one.seen, one.since_ms) = (count, now_ms);
