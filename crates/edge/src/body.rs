@@ -46,7 +46,7 @@ pub(crate) struct MachineBody {
     back: Option<Back>,
     idle: Duration,
     silence: Timer,
-    in_flight: InFlight,
+    _in_flight: InFlight,
 }
 
 /// Why an answer breaks off.
@@ -74,7 +74,7 @@ impl MachineBody {
         in_flight: InFlight,
     ) -> Self {
         let silence = Timer::default();
-        let mut body = Self { incoming, back, idle, silence, in_flight };
+        let mut body = Self { incoming, back, idle, silence, _in_flight: in_flight };
         if body.incoming.is_end_stream() {
             body.give_back();
         }
@@ -110,11 +110,10 @@ impl MachineBody {
         if polled.is_ready() {
             self.silence.reset();
         }
-        if let Poll::Ready(Some(Ok(frame))) = &mut polled {
-            self.in_flight.metrics().bytes_out.add(bytes_of(frame));
-            if let Some(trailers) = frame.trailers_mut() {
-                headers::strip_answer_trailers(trailers);
-            }
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            headers::strip_answer_trailers(trailers);
         }
         match &polled {
             Poll::Ready(None) => self.give_back(),

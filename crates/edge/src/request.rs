@@ -1,8 +1,9 @@
 //! One request's way through the phases, to an answer.
 //!
-//! Never ends without one.
+//! Never ends without one, but when the client leaves.
 
 use std::ops::ControlFlow;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,16 +12,14 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use perch_types::service::HttpOptions;
-use tokio::time::Instant;
 
-use crate::access::Access;
+use crate::account::{Account, Accounted};
 use crate::body::ReplyBody;
 use crate::cause::Cause;
 use crate::forward::Outbound;
 use crate::headers::{self, Seen};
 use crate::listen::Worker;
 use crate::live::{AppKey, Target};
-use crate::metrics::AppMetrics;
 use crate::peer::{PUBLIC_HTTPS_PORT, Peer};
 use crate::reply;
 use crate::strict::Link;
@@ -28,48 +27,42 @@ use crate::upload::{BodyLimits, Progress, RequestBody};
 use crate::{challenge, compress, origin2, pick, redirect, route};
 
 impl Worker {
-    /// Takes one request through the phases and always answers.
+    /// Takes one request through the phases and always answers. The request is over when nobody
+    /// holds its account any more.
     pub(crate) async fn serve(
         &self,
         request: Request<Incoming>,
         peer: &Peer,
         link: &Link,
-    ) -> Response<ReplyBody> {
-        let began = Instant::now();
+    ) -> Response<Accounted> {
         let (id, request_id) = self.request_id();
+        let account = Rc::new(Account::open(&self.shared, id, &request, peer.over_tls()));
         let method = request.method().clone();
         let accepted = compress::accepted(request.headers());
         let mut passage = Passage {
-            app: None,
-            metrics: None,
             host: String::new(),
             face: None,
             peer,
             request_id: &request_id,
             link,
+            account: &account,
         };
         let (mut response, cause) = match self.phases(request, &mut passage).await {
             Ok(response) => (response, None),
-            Err(cause) => (reply::page(cause, &id), Some(cause)),
+            Err(cause) => (reply::page(cause, account.request_id()), Some(cause)),
         };
         link.settle(response.status() == StatusCode::SWITCHING_PROTOCOLS);
-        let (status, took) = (response.status().as_u16(), began.elapsed());
-        passage.metrics.as_ref().unwrap_or(&self.shared.metrics.nobodys).answered(status, took);
-        Access {
-            request_id: &id,
-            method: &method,
-            app: passage.app.as_ref().map(|app| &app.name),
-            status,
-            cause,
-            took,
+        let status = response.status();
+        account.answers(status, cause);
+        if let Some(cause) = cause {
+            account.explain(cause);
         }
-        .write(&self.shared.sampler, self.shared.clock.boot_ms());
         let options = passage.options();
         if cause.is_none() && options.is_some_and(|options| options.compress == Some(true)) {
             response = compress::answer(response, &method, accepted, &self.places);
         }
         finish(&mut response, request_id.clone(), options);
-        response
+        response.map(|body| Accounted::new(body, Rc::clone(&account), status))
     }
 
     /// Returns whose a request is, or what the platform itself answers.
@@ -98,7 +91,11 @@ impl Worker {
             return Ok(ControlFlow::Break(response));
         }
         let app = app.ok_or(Cause::UnknownHost)?;
-        Ok(ControlFlow::Continue(passage.app.insert(app).clone()))
+        passage.account.is_of(&app);
+        if !passage.peer.sits_with(&self.shared, &app) {
+            return Err(Cause::Crowded);
+        }
+        Ok(ControlFlow::Continue(app))
     }
 
     async fn phases(
@@ -111,7 +108,6 @@ impl Worker {
             ControlFlow::Continue(app) => app,
             ControlFlow::Break(response) => return Ok(response),
         };
-        passage.metrics = self.shared.live.metrics_of(&app);
         passage.face = self.face(&app, passage.peer.public_port());
         if let Some(response) = self.redirect(passage, &app, &parts) {
             return Ok(response);
@@ -125,7 +121,7 @@ impl Worker {
         let live = &self.shared.live;
         // Files are where the app is: not at a port that it does not list.
         if passage.face.is_some()
-            && let Some(mut response) = self.shared.statics.answer(live, &app, &parts).await
+            && let Some(mut response) = self.shared.statics.answer(live, &app, &parts).await?
         {
             let status = HeaderValue::from_static("HIT");
             response.headers_mut().insert(headers::CACHE_STATUS, status);
@@ -153,12 +149,12 @@ impl Worker {
             let client = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
             client.map(|client| (protocol, client))
         });
-        let metrics = passage.metrics.clone();
         let limits = BodyLimits::of(&self.shared.limits, passage.options());
         if body.size_hint().lower() > limits.bytes_max {
             return Err(Cause::BodyTooLarge);
         }
-        let body = RequestBody::new(body, progress.clone(), limits, &self.budget, metrics);
+        let received = passage.account.received();
+        let body = RequestBody::new(body, progress.clone(), limits, &self.budget, received);
         let mut request = Request::from_parts(parts, body);
         if seen.version == Version::HTTP_2 {
             origin2::frame(&mut request);
@@ -244,9 +240,6 @@ fn finish(
 
 /// What is known of a request on its way.
 pub(crate) struct Passage<'a> {
-    pub(crate) app: Option<AppKey>,
-    /// What is counted of the app, if it has machines here.
-    pub(crate) metrics: Option<Arc<AppMetrics>>,
     /// The one host name that it was sent to.
     pub(crate) host: String,
     /// The machine whose port says how it is treated: the one that answered, as soon as one has.
@@ -254,6 +247,8 @@ pub(crate) struct Passage<'a> {
     pub(crate) peer: &'a Peer,
     pub(crate) request_id: &'a HeaderValue,
     pub(crate) link: &'a Link,
+    /// What becomes of it.
+    pub(crate) account: &'a Rc<Account>,
 }
 
 impl Passage<'_> {

@@ -6,7 +6,6 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -14,10 +13,10 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::account::Received;
 use crate::body::bytes_of;
 use crate::cause::Cause;
 use crate::headers;
-use crate::metrics::AppMetrics;
 
 mod progress;
 
@@ -65,7 +64,7 @@ struct Source<B> {
     /// The sending that may read; one before it may not any more.
     turn: u32,
     budget: Budget,
-    metrics: Option<Arc<AppMetrics>>,
+    received: Received,
 }
 
 /// Why a body cannot be read on.
@@ -86,19 +85,19 @@ pub(crate) enum UploadError<E: std::error::Error + 'static = hyper::Error> {
 type Next<E> = Result<Frame<Bytes>, UploadError<E>>;
 
 impl RequestBody {
-    /// Makes one of which the bytes are counted for an app.
+    /// Makes one of which it is noted what has come.
     pub(crate) fn new(
         incoming: Incoming,
         progress: Progress,
         limits: BodyLimits,
         budget: &Budget,
-        metrics: Option<Arc<AppMetrics>>,
+        received: Received,
     ) -> Self {
         if incoming.is_end_stream() {
             return Self { source: None, reader: Reader::default() };
         }
         let sending = Sending::new(limits);
-        let source = Source::new(incoming, progress, sending, budget.clone(), metrics);
+        let source = Source::new(incoming, progress, sending, budget.clone(), received);
         Self { source: Some(Rc::new(RefCell::new(source))), reader: Reader::default() }
     }
 
@@ -152,7 +151,7 @@ where
         progress: Progress,
         sending: Sending,
         budget: Budget,
-        metrics: Option<Arc<AppMetrics>>,
+        received: Received,
     ) -> Self {
         let is_kept = incoming.size_hint().lower() <= REPLAYED_BYTES_MAX as u64;
         Self {
@@ -166,7 +165,7 @@ where
             is_over: false,
             turn: 0,
             budget,
-            metrics,
+            received,
         }
     }
 
@@ -229,9 +228,7 @@ where
             }
             Some(Ok(frame)) => frame,
         };
-        if let Some(metrics) = &self.metrics {
-            metrics.bytes_in.add(bytes_of(&frame));
-        }
+        self.received.add(bytes_of(&frame));
         if let Some(cause) = self.sending.came(bytes_of(&frame)) {
             return Poll::Ready(Some(Err(self.break_off(cause))));
         }
@@ -350,7 +347,8 @@ mod tests {
     fn limited(frames: VecDeque<Frame<Bytes>>, bytes_max: u64, budget: &Budget) -> Source<Given> {
         let limits = crate::Limits { body_bytes_max: bytes_max, ..crate::Limits::default() };
         let sending = Sending::new(BodyLimits::of(&limits, None));
-        Source::new(Given(frames), Progress::new(), sending, budget.clone(), None)
+        let received = Received::default();
+        Source::new(Given(frames), Progress::new(), sending, budget.clone(), received)
     }
 
     fn read(source: &mut Source<Given>, reader: &mut Reader, pieces: usize) -> Vec<u8> {

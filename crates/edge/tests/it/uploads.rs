@@ -133,7 +133,7 @@ fn e3_bytes_ahead_of_a_switch_that_is_refused_are_judged_as_any_request() {
     assert_eq!(answer.matches("HTTP/1.1 200").count(), 2, "{answer}");
     assert_eq!(origin.count(), 2);
     let answer = world.raw(&[wish("").as_bytes(), NOISE].concat());
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("PU01"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("PE03"), "{answer}");
     assert_eq!(origin.count(), 3, "nothing of what is in doubt came there");
 }
 
