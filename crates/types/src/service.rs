@@ -64,10 +64,16 @@ impl Service {
         self.autostart.unwrap_or(true)
     }
 
-    /// Returns whether one of its ports has the `http` handler.
+    /// Returns whether the edge speaks HTTP at one of its ports.
     #[must_use]
     pub fn speaks_http(&self) -> bool {
-        self.ports.iter().any(|port| port.handlers.contains(&Handler::Http))
+        self.ports.iter().any(|port| !port.is_raw())
+    }
+
+    /// Returns what it says of a public port at which the edge speaks HTTP.
+    #[must_use]
+    pub fn http_port(&self, port: u16) -> Option<&Port> {
+        self.ports.iter().find(|it| !it.is_raw() && it.range().contains(&port))
     }
 
     /// Returns what it says of a public port at which the edge does not speak HTTP.
@@ -113,7 +119,7 @@ pub enum Handler {
     PgTls,
     /// Puts a PROXY line in front.
     ProxyProto,
-    /// HTTP at the edge of the network.
+    /// The same as `http`: there is no other place than the edge where that is parsed.
     EdgeHttp,
 }
 
@@ -253,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_knows_its_raw_ports_alone() {
+    fn a_service_knows_at_which_of_its_ports_http_is_spoken() {
         let service: Service = serde_json::from_value(serde_json::json!({
             "internal_port": 1,
             "ports": [
@@ -276,6 +282,8 @@ mod tests {
             (9000, false),
         ] {
             assert_eq!(service.raw_port(port).is_some(), want, "{port}");
+            let is_http = matches!(port, 80 | 81);
+            assert_eq!(service.http_port(port).is_some(), is_http, "{port}");
         }
     }
 }
