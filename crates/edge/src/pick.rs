@@ -68,9 +68,7 @@ struct Candidate<'a> {
 /// Returns the service of a machine that answers HTTP on a public port: the one that names the
 /// port, else the first that speaks HTTP at all.
 pub(crate) fn service(services: &[Service], public_port: u16) -> Option<&Service> {
-    let names_port = |service: &&Service| {
-        service.speaks_http() && service.ports.iter().any(|port| port.port == Some(public_port))
-    };
+    let names_port = |service: &&Service| service.http_port(public_port).is_some();
     services
         .iter()
         .find(names_port)
@@ -84,8 +82,7 @@ pub(crate) fn hard_limit(service: &Service) -> Option<u32> {
 
 /// Returns what a service says of HTTP on a public port.
 pub(crate) fn options(service: &Service, public_port: u16) -> Option<&HttpOptions> {
-    let port = service.ports.iter().find(|port| port.port == Some(public_port))?;
-    port.http_options.as_ref()
+    service.http_port(public_port)?.http_options.as_ref()
 }
 
 /// Returns how long nothing may move (contract 4.1); 0 is what clients send for nothing.

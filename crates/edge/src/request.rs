@@ -86,15 +86,22 @@ impl Worker {
             return Err(Cause::BadRequest);
         }
         passage.host = route::host_of(parts)?;
-        let host = &passage.host;
-        let app = route::app_of(host, &self.shared.domain, &self.shared.view.load());
-        if passage.peer.secure.as_ref().is_some_and(|it| !it.admits(host, app.as_ref())) {
+        let (host, gate) = (&passage.host, &passage.peer.gate);
+        let issuer = self.shared.issuer.as_ref().filter(|issuer| issuer.host == *host);
+        let mut app = route::app_of(host, &self.shared.domain, &self.shared.view.load());
+        if app.is_none() && issuer.is_none() {
+            // At a port of its own an app has whatever name nobody else has.
+            app = gate.only().cloned();
+        }
+        let secure = passage.peer.secure.as_ref();
+        // The other way round, what a client keeps for one app would be shown to another.
+        if !gate.admits(app.as_ref()) || secure.is_some_and(|it| !it.admits(host, app.as_ref())) {
             return Err(Cause::Misdirected);
         }
         if let Some(response) = challenge::answer(&self.shared, passage.peer, host, parts) {
             return Ok(ControlFlow::Break(response));
         }
-        if let Some(issuer) = self.shared.issuer.as_ref().filter(|issuer| issuer.host == *host) {
+        if let Some(issuer) = issuer {
             let response = issuer.answer(&self.shared.runtime, parts).await?;
             return Ok(ControlFlow::Break(response));
         }
@@ -177,13 +184,14 @@ impl Worker {
     /// Sends a client to HTTPS where the app wants it, and where there is any.
     fn redirect(&self, passage: &Passage<'_>, parts: &Parts) -> Option<Response<ReplyBody>> {
         let peer = passage.peer;
-        if peer.over_tls() || self.shared.tls.is_none() {
-            return None;
-        }
+        let of_all = self.shared.https_port.filter(|_| !peer.over_tls())?;
         let face = passage.face.as_ref()?;
         let service = pick::service(&face.record.services, peer.public_port())?;
         redirect::is_forced(service, peer.public_port())
-            .then(|| redirect::to_https(&passage.host, parts))
+            .then(|| {
+                let port = redirect::secure_port(service, of_all);
+                redirect::to_https(&passage.host, port, parts)
+            })
             .flatten()
     }
 

@@ -6,6 +6,7 @@
 )]
 
 mod balance;
+mod claimed_http;
 mod draining;
 mod floods;
 mod framing;
