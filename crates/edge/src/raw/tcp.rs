@@ -53,8 +53,8 @@ enum Fault {
     /// The client asked for no TLS where it has to.
     #[error("take a client without TLS")]
     Open,
-    /// There are no certificates.
-    #[error("end TLS without certificates")]
+    /// There is no certificate for what it named.
+    #[error("find a certificate for the client")]
     NoTls,
     /// The machine took the connection and not what was to be put in front.
     #[error("tell the machine of the client")]
