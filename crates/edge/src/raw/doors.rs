@@ -87,11 +87,18 @@ impl Doors {
 
     /// Closes what nobody wants any more.
     async fn close(&mut self, raw: &Raw, wanted: &BTreeMap<RawPort, Holders>) {
+        let before = self.open.len();
         self.open.retain(|port, it| wanted.get(port).is_some_and(|holders| it.stays(holders)));
+        let is_less = self.open.len() < before;
         self.refused.retain(|port| wanted.contains_key(port));
         // A copy of the view may be old: what it does not know may be somebody's.
         if !raw.shared.view.is_live() {
             return;
+        }
+        if is_less {
+            // Also of a port that is another app's now: who waits there has come to the one before.
+            let only = self.open.keys().copied().collect();
+            self.told = tell(raw, only).await;
         }
         let only: BTreeSet<RawPort> = wanted.keys().copied().collect();
         if self.told.as_ref() != Some(&only) {
