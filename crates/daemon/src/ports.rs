@@ -201,7 +201,7 @@ mod tests {
     use std::net::TcpStream;
     use std::path::Path;
 
-    use perch_edge::Binder;
+    use perch_edge::Binder as _;
 
     use super::*;
 

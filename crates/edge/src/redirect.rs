@@ -19,12 +19,12 @@ pub(crate) fn is_forced(service: &Service, public_port: u16) -> bool {
 /// Returns at which port a service is spoken to over TLS: where all apps are, unless it only has
 /// another.
 pub(crate) fn secure_port(service: &Service, of_all: u16) -> u16 {
-    let mut secure = service.ports.iter().filter(|port| port.handlers.contains(&Handler::Tls));
     if service.http_port(PUBLIC_HTTPS_PORT).is_some() {
         return of_all;
     }
-    let other = secure.find(|port| !port.is_raw()).map(|port| *port.range().start());
-    other.unwrap_or(of_all)
+    let mut ports = service.ports.iter().filter(|port| !port.is_raw());
+    let other = ports.find(|port| port.handlers.contains(&Handler::Tls));
+    other.map_or(of_all, |port| *port.range().start())
 }
 
 /// Sends the client to the same place over TLS; nothing when that has no address.
