@@ -263,7 +263,7 @@ fn e9_apps_share_a_port_by_the_name_that_clients_say() {
     other.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200");
     assert_eq!(ask(&mut shaken("web.perch.localhost").unwrap(), "again"), "AGAIN");
-    assert!(shaken("empty.perch.localhost").is_err());
+    shaken("empty.perch.localhost").unwrap_err();
     assert_eq!(world.doors.opened.load(Ordering::SeqCst), opened, "the port stayed open");
     assert_eq!(ask(&mut stream, "still"), "STILL");
 }
