@@ -225,7 +225,9 @@ pub(crate) async fn forget_app(
     forget_under(store, &network_policy::prefix(org, name)).await?;
     certificates::forget(store, org, name).await?;
     for batch in ports::release_ops(store, org, app_id).await?.chunks(perch_store::TXN_OPS_MAX) {
-        commit(store, Vec::new(), batch.to_vec(), "release ports").await?;
+        let (compares, ops): (Vec<_>, Vec<_>) = batch.iter().cloned().unzip();
+        // Another app may begin or end to share one of them: then the next turn does it.
+        commit(store, compares.into_iter().flatten().collect(), ops, "release ports").await?;
     }
     let stone = (org.clone(), app_id.to_owned());
     let compares = vec![Compare::Exists { key: Tombstone::key(&stone) }];

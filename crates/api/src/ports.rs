@@ -1,17 +1,21 @@
-//! Raw ports of apps (contract 4.1): claimed with the version of a machine that names them, and
+//! Public ports of apps (contract 4.1): claimed with the version of a machine that names them, and
 //! released when none does any more.
 //!
 //! Never opens one: the edge does. A claim is written in one transaction with the placement, by
-//! compare-and-set, so that a port has one app, and a refused request leaves no claim behind.
+//! compare-and-set, so that a port has one app, or those whose clients name them, and a refused
+//! request leaves no claim behind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use perch_store::{Expected, Op, Versioned, compare, delete_doc, delete_op, list_docs, put_op};
+use perch_store::{
+    Compare, Expected, Op, Versioned, compare, delete_doc, delete_op, list_docs, put_doc, put_op,
+};
 use perch_types::directory::{AppDoc, PlacementDoc};
-use perch_types::ports::{self, Named, PortClaim, RAW_PORTS_MAX, RawPort};
-use perch_types::service::Protocol;
-use perch_types::{AppName, Code, MachineConfig, MachineId, OrgSlug};
+use perch_types::ports::{
+    self, HOLDERS_MAX, Holder, Named, PortClaim, RAW_PORTS_MAX, RESERVED, RawPort,
+};
+use perch_types::{AppName, Code, MachineConfig, MachineId, OrgSlug, Timestamp};
 use tokio::sync::MutexGuard;
 
 use crate::config::Shared;
@@ -19,7 +23,7 @@ use crate::documents::{self, Beside};
 use crate::error::{Error, store as fault};
 use crate::reply::Failure;
 
-/// Raw ports of one app.
+/// Claimed ports of one app.
 const PORTS_OF_APP_MAX: usize = 64;
 /// How long a claim stays that no machine uses: a creation or a change is done by then.
 const UNUSED_KEPT: Duration = Duration::from_secs(10 * 60);
@@ -27,35 +31,33 @@ const UNUSED_KEPT: Duration = Duration::from_secs(10 * 60);
 /// [`UNUSED_KEPT`]: what was written so lately is not released, whatever the collector read before.
 const FRESH: Duration = Duration::from_secs(5 * 60);
 
-/// Which ports apps can have.
+/// Which ports no app can have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortRules {
-    /// The lowest: the edge may bind none below.
-    pub first: u16,
-    /// The platform's own, by any protocol.
-    pub reserved: BTreeSet<u16>,
+    /// By any protocol, each with what it is kept for.
+    pub reserved: BTreeMap<u16, &'static str>,
 }
 
 impl Default for PortRules {
     fn default() -> Self {
-        Self { first: 1024, reserved: BTreeSet::from([53, 80, 443]) }
+        Self { reserved: BTreeMap::from(RESERVED) }
     }
 }
 
 impl PortRules {
     /// Refuses a port that no app can have.
-    fn check(&self, Named { path, port: (_, port) }: &Named) -> Result<(), Failure> {
-        let refuse = |text: String| Err(Failure::new(Code::InvalidValue, text));
-        if self.reserved.contains(port) {
-            let text =
-                format!("{path}.port: {port} is the platform's own without the handler http");
-            return refuse(text);
-        }
-        if *port < self.first {
-            let first = self.first;
-            return refuse(format!("{path}.port: {port} is not {first} to 65535 without http"));
-        }
-        Ok(())
+    fn check(&self, named: &Named) -> Result<(), Failure> {
+        let (path, port) = (&named.path, named.port.1);
+        let Some(kept_for) = self.reserved.get(&port) else { return Ok(()) };
+        let failure = Failure::new(
+            Code::InvalidValue,
+            format!("{path}.port: {port} is kept for {kept_for} on this server"),
+        );
+        Err(match port {
+            ports::PUBLIC_HTTP_PORT => failure.with_hint("80 is for tcp with the handler http"),
+            ports::PUBLIC_HTTPS_PORT => failure.with_hint("443 is for tcp with the handler tls"),
+            _ => failure.with_hint("choose another port"),
+        })
     }
 }
 
@@ -73,6 +75,42 @@ pub(crate) async fn turn<'a>(
     }
 }
 
+/// What a claim becomes when an app asks for its port.
+#[derive(Debug, PartialEq, Eq)]
+enum Asked {
+    /// It is written like this.
+    Written(PortClaim),
+    /// It stays as it is.
+    Kept,
+    /// The port is another's.
+    Taken,
+    /// So many share it that no more can.
+    Crowded,
+}
+
+/// Decides what becomes of a claim.
+fn ask(claim: Option<&PortClaim>, app: &Holder, by_name: bool) -> Asked {
+    let own = || PortClaim { holder: app.clone(), by_name, others: Vec::new() };
+    let Some(claim) = claim else { return Asked::Written(own()) };
+    let known = claim.holders().find(|it| it.is_same(app));
+    let is_fresh = known.is_some_and(|it| it.claimed_at.plus(FRESH) > app.claimed_at);
+    let Some(mut left) = claim.kept(|it| !it.is_same(app)) else {
+        let is_as_it_was = is_fresh && claim.by_name == by_name;
+        return if is_as_it_was { Asked::Kept } else { Asked::Written(own()) };
+    };
+    if !(claim.by_name && by_name) {
+        return Asked::Taken;
+    }
+    if is_fresh {
+        return Asked::Kept;
+    }
+    if left.holders().count() >= HOLDERS_MAX {
+        return Asked::Crowded;
+    }
+    left.others.push(app.clone());
+    Asked::Written(left)
+}
+
 /// Adds the claims of the ports that a configuration names to what is written with it.
 pub(crate) async fn claim(
     shared: &Shared,
@@ -85,59 +123,71 @@ pub(crate) async fn claim(
         return Ok(());
     }
     let claims = all(shared).await?;
-    let is_own = |claim: &PortClaim| claim.org == app.org && claim.app_id == app.id;
+    let asking = Holder {
+        org: app.org.clone(),
+        app: app.name.clone(),
+        app_id: app.id.clone(),
+        claimed_at: shared.clock.now(),
+    };
+    let is_own = |claim: &PortClaim| claim.holders().any(|it| it.is_same(&asking));
     let own = claims.values().filter(|it| is_own(&it.document)).count();
-    let (mut new, now) = (0, shared.clock.now());
+    let (mut more, mut new) = (0, 0);
     for it in &named {
         shared.port_rules.check(it)?;
-        let expected = match claims.get(&it.port) {
-            Some(claim) if !is_own(&claim.document) => return Err(taken(it)),
-            Some(claim) => {
-                let expected = Expected::Revision(claim.revision);
-                if claim.document.claimed_at.plus(FRESH) > now {
-                    beside.compares.extend(compare::<PortClaim>(&it.port, expected));
-                    continue;
-                }
-                expected
-            }
-            None => {
-                new += 1;
-                Expected::Absent
-            }
+        let known = claims.get(&it.port);
+        let expected = match known {
+            Some(claim) => Expected::Revision(claim.revision),
+            None => Expected::Absent,
         };
-        let claim = PortClaim {
-            org: app.org.clone(),
-            app: app.name.clone(),
-            app_id: app.id.clone(),
-            claimed_at: now,
-        };
-        beside.compares.extend(compare::<PortClaim>(&it.port, expected));
-        beside.ops.push(put_op(&it.port, &claim).map_err(fault("write a port's claim"))?);
+        new += usize::from(known.is_none());
+        more += usize::from(known.is_none_or(|claim| !is_own(&claim.document)));
+        let compared = compare::<PortClaim>(&it.port, expected);
+        match ask(known.map(|claim| &claim.document), &asking, it.by_name) {
+            Asked::Taken => return Err(taken(it)),
+            Asked::Crowded => return Err(crowded(it)),
+            Asked::Kept => beside.compares.extend(compared),
+            Asked::Written(claim) => {
+                beside.compares.extend(compared);
+                beside.ops.push(put_op(&it.port, &claim).map_err(fault("write a port's claim"))?);
+            }
+        }
     }
-    room(&named, own + new, claims.len() + new)
+    room(&named, own + more, claims.len() + new)
 }
 
 /// Refuses more ports than an app, or all of them, may have.
 fn room(named: &[Named], of_app: usize, of_all: usize) -> Result<(), Failure> {
     let path = named.first().map_or("config.services", |it| it.path.as_str());
     if of_app > PORTS_OF_APP_MAX {
-        let rule = "without the handler http";
+        let rule = "of its own";
         let text = format!(
             "{path}.port: the app would have {of_app} ports {rule}, more than {PORTS_OF_APP_MAX}"
         );
         return Err(Failure::new(Code::InvalidValue, text));
     }
     if of_all > RAW_PORTS_MAX {
-        let text = format!("{path}.port: the apps of this server have {RAW_PORTS_MAX} such ports");
+        let text =
+            format!("{path}.port: the apps of this server have {RAW_PORTS_MAX} ports of their own");
         return Err(Failure::new(Code::InsufficientCapacity, text));
     }
     Ok(())
 }
 
 /// Says that a port is another app's, and not whose.
-fn taken(Named { path, port: (protocol, port) }: &Named) -> Failure {
+fn taken(Named { path, port: (protocol, port), by_name }: &Named) -> Failure {
     let protocol = protocol.as_str();
     let text = format!("{path}.port: another app of this server has {protocol} port {port}");
+    let hint = if *by_name {
+        "choose another port"
+    } else {
+        "choose another port; one at which all have the handler tls can be shared"
+    };
+    Failure::new(Code::PortTaken, text).with_hint(hint)
+}
+
+/// Says that too many apps share a port.
+fn crowded(Named { path, port: (_, port), .. }: &Named) -> Failure {
+    let text = format!("{path}.port: {HOLDERS_MAX} apps share port {port} already");
     Failure::new(Code::PortTaken, text).with_hint("choose another port")
 }
 
@@ -151,19 +201,27 @@ async fn all(shared: &Shared) -> Result<Claims, Error> {
     Ok(documents.filter_map(|(key, it)| Some((PortClaim::port_of(&key)?, it))).collect())
 }
 
-/// Returns the operations that release the ports of an app that is gone.
+/// Returns what releases the ports of an app that is gone, each claim as it was read.
 pub(crate) async fn release_ops(
     store: &dyn perch_store::Store,
     org: &OrgSlug,
     app_id: &str,
-) -> Result<Vec<Op>, Error> {
+) -> Result<Vec<(Option<Compare>, Op)>, Error> {
     let found = list_docs::<PortClaim>(store).await.map_err(fault("list claims of ports"))?;
-    let own = |claim: &PortClaim| claim.org == *org && claim.app_id == app_id;
-    let documents = found.documents.into_iter().filter(|(_, it)| own(&it.document));
-    Ok(documents
-        .filter_map(|(key, _)| PortClaim::port_of(&key))
-        .map(|port| delete_op::<PortClaim>(&port))
-        .collect())
+    let is_own = |it: &Holder| it.is(org, app_id);
+    let mut all = Vec::new();
+    for (key, claim) in found.documents {
+        let Some(port) = PortClaim::port_of(&key) else { continue };
+        if !claim.document.holders().any(is_own) {
+            continue;
+        }
+        let op = match claim.document.kept(|it| !is_own(it)) {
+            Some(left) => put_op(&port, &left).map_err(fault("release a port"))?,
+            None => delete_op::<PortClaim>(&port),
+        };
+        all.push((compare::<PortClaim>(&port, Expected::Revision(claim.revision)), op));
+    }
+    Ok(all)
 }
 
 /// Releases ports that no machine of their app names any more.
@@ -173,27 +231,36 @@ pub(crate) async fn collect(
 ) -> Result<(), Error> {
     let now = shared.clock.now();
     let mut old = all(shared).await?;
-    old.retain(|_, claim| claim.document.claimed_at.plus(UNUSED_KEPT) <= now);
+    old.retain(|_, claim| claim.document.holders().any(|it| is_old(it, now)));
     if old.is_empty() {
         return Ok(());
     }
-    let apps: BTreeSet<(OrgSlug, AppName)> = old
-        .values()
-        .map(|claim| (claim.document.org.clone(), claim.document.app.clone()))
-        .collect();
-    for (org, app) in apps {
+    let holders = old.values().flat_map(|claim| claim.document.holders());
+    let apps: BTreeSet<(OrgSlug, AppName)> =
+        holders.map(|it| (it.org.clone(), it.app.clone())).collect();
+    let mut used_by = BTreeMap::new();
+    for app in apps {
         let of_app: Vec<_> =
-            placements.iter().filter(|it| it.0 == org && it.2.app == app).collect();
+            placements.iter().filter(|it| it.0 == app.0 && it.2.app == app.1).collect();
+        let used = used(shared, &of_app).await?;
+        used_by.insert(app, used);
+    }
+    for (port, claim) in &old {
         // What cannot be read may name any of them.
-        let Some(used) = used(shared, &of_app).await? else { continue };
-        for (port, claim) in &old {
-            let is_theirs = (&claim.document.org, &claim.document.app) == (&org, &app);
-            if is_theirs && !used.contains(port) {
-                release(shared, port, claim).await?;
-            }
+        let is_used = |it: &Holder| {
+            let used = used_by.get(&(it.org.clone(), it.app.clone())).and_then(Option::as_ref);
+            used.is_none_or(|used| used.contains(port))
+        };
+        let left = claim.document.kept(|it| !is_old(it, now) || is_used(it));
+        if left.as_ref() != Some(&claim.document) {
+            release(shared, port, claim, left.as_ref()).await?;
         }
     }
     Ok(())
+}
+
+fn is_old(holder: &Holder, now: Timestamp) -> bool {
+    holder.claimed_at.plus(UNUSED_KEPT) <= now
 }
 
 /// Returns the ports that machines name, those that their hosts say they run included.
@@ -214,38 +281,105 @@ async fn used(
     Ok(Some(used))
 }
 
+/// Leaves a port to those who are left, if there are any.
 async fn release(
     shared: &Shared,
-    port: &(Protocol, u16),
+    port: &RawPort,
     claim: &Versioned<PortClaim>,
+    left: Option<&PortClaim>,
 ) -> Result<(), Error> {
-    let expected = Expected::Revision(claim.revision);
-    match delete_doc::<PortClaim>(shared.store.as_ref(), port, expected).await {
+    let (store, expected) = (shared.store.as_ref(), Expected::Revision(claim.revision));
+    let done = match left {
+        Some(left) => put_doc(store, port, left, expected).await.map(drop),
+        None => delete_doc::<PortClaim>(store, port, expected).await.map(drop),
+    };
+    match done {
         // A machine was asked for in between that names it.
         Err(perch_store::Error::Conflict { .. }) => Ok(()),
-        done => done.map(drop).map_err(fault("release a port")),
+        done => done.map_err(fault("release a port")),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use perch_types::service::Protocol;
+
     use super::*;
 
+    fn named(port: RawPort) -> Named {
+        Named { path: "config.services[0].ports[0]".into(), port, by_name: false }
+    }
+
     #[test]
-    fn the_platforms_ports_are_nobodys() {
-        let rules = PortRules { reserved: BTreeSet::from([4280]), ..PortRules::default() };
-        let check = |port| {
-            let named = Named { path: "config.services[0].ports[0]".into(), port };
-            rules.check(&named).map_err(|failure| failure.error().error.clone())
-        };
-        check((Protocol::Tcp, 1024)).unwrap();
-        check((Protocol::Udp, 65_535)).unwrap();
+    fn the_platforms_ports_are_nobodys_and_low_ones_are_not_the_platforms() {
+        let mut rules = PortRules::default();
+        rules.reserved.insert(4280, "the api");
+        for port in [1, 25, 110, 993, 1024, 65_535] {
+            rules.check(&named((Protocol::Tcp, port))).unwrap();
+        }
         for (port, want) in [
-            ((Protocol::Tcp, 4280), "4280 is the platform's own"),
-            ((Protocol::Udp, 4280), "4280 is the platform's own"),
-            ((Protocol::Tcp, 1023), "1023 is not 1024 to 65535"),
+            ((Protocol::Tcp, 4280), "4280 is kept for the api"),
+            ((Protocol::Udp, 4280), "4280 is kept for the api"),
+            ((Protocol::Tcp, 22), "22 is kept for ssh"),
+            ((Protocol::Udp, 53), "53 is kept for dns"),
+            ((Protocol::Tcp, 443), "443 is kept for https"),
+            ((Protocol::Udp, 546), "546 is kept for dhcpv6"),
         ] {
-            assert!(check(port).unwrap_err().contains(want), "{port:?}");
+            let failure = rules.check(&named(port)).unwrap_err();
+            assert!(failure.error().error.contains(want), "{port:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_is_shared_only_by_those_whose_clients_name_them() {
+        let app = |id: &str, at_s: i64| Holder {
+            org: OrgSlug::personal(),
+            app: "web".parse().unwrap(),
+            app_id: id.to_owned(),
+            claimed_at: Timestamp::from_unix_ms(at_s * 1000),
+        };
+        let claim = |by_name, holders: &[&Holder]| PortClaim {
+            holder: holders[0].clone(),
+            by_name,
+            others: holders[1..].iter().map(|it| Holder::clone(it)).collect(),
+        };
+        let (a, b) = (app("a", 0), app("b", 0));
+        let late = app("a", 600);
+        let many: Vec<Holder> = (0..HOLDERS_MAX).map(|id| app(&id.to_string(), 0)).collect();
+        let full: Vec<&Holder> = many.iter().collect();
+        let written = Asked::Written;
+        for (name, before, asks, by_name, want) in [
+            ("free", None, &a, true, written(claim(true, &[&a]))),
+            ("its own", Some(claim(false, &[&a])), &a, false, Asked::Kept),
+            (
+                "its own, long ago",
+                Some(claim(false, &[&a])),
+                &late,
+                false,
+                written(claim(false, &[&late])),
+            ),
+            (
+                "its own, otherwise",
+                Some(claim(false, &[&a])),
+                &a,
+                true,
+                written(claim(true, &[&a])),
+            ),
+            ("another's", Some(claim(false, &[&a])), &b, true, Asked::Taken),
+            ("another's by name", Some(claim(true, &[&a])), &b, false, Asked::Taken),
+            ("both by name", Some(claim(true, &[&a])), &b, true, written(claim(true, &[&a, &b]))),
+            ("shared", Some(claim(true, &[&a, &b])), &a, true, Asked::Kept),
+            (
+                "shared, long ago",
+                Some(claim(true, &[&a, &b])),
+                &late,
+                true,
+                written(claim(true, &[&b, &late])),
+            ),
+            ("not any more", Some(claim(true, &[&a, &b])), &a, false, Asked::Taken),
+            ("by too many", Some(claim(true, &full)), &a, true, Asked::Crowded),
+        ] {
+            assert_eq!(ask(before.as_ref(), asks, by_name), want, "{name}");
         }
     }
 }

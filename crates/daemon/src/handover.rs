@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -68,13 +68,12 @@ fn receive(channel: impl AsFd) -> Result<Inheritance> {
     anyhow::bail!("there are more than {PACKETS_MAX} packets of sockets")
 }
 
-fn send(channel: &OwnedFd, sockets: &[(Purpose, OwnedFd)], draining: &[i32]) -> Result<()> {
+fn send(channel: &OwnedFd, sockets: &[(Purpose, BorrowedFd<'_>)], draining: &[i32]) -> Result<()> {
     let packets = sockets.len().div_ceil(SOCKETS_MAX).max(1);
     ensure!(packets <= PACKETS_MAX, "{} sockets are too many", sockets.len());
     for number in 0..packets {
         let some = sockets.iter().skip(number * SOCKETS_MAX).take(SOCKETS_MAX);
-        let (purposes, fds): (Vec<_>, Vec<_>) =
-            some.map(|(purpose, fd)| (*purpose, fd.as_fd())).unzip();
+        let (purposes, fds): (Vec<_>, Vec<_>) = some.copied().unzip();
         let is_last = number + 1 == packets;
         let draining = if is_last { draining.to_vec() } else { Vec::new() };
         let packet = Packet { sockets: purposes, draining, is_last };
@@ -121,7 +120,7 @@ impl Successor {
     /// Becomes that program; returns only when it cannot.
     pub(crate) fn begin(
         &self,
-        sockets: &[(Purpose, OwnedFd)],
+        sockets: &[(Purpose, BorrowedFd<'_>)],
         draining: &[i32],
     ) -> Result<Infallible> {
         let (ours, theirs) = setup::pair()?;
@@ -180,11 +179,10 @@ mod tests {
         let addresses: Vec<_> = listeners.iter().map(|one| one.local_addr().unwrap()).collect();
         let mut waiting = TcpStream::connect(addresses[count - 1]).unwrap();
         waiting.write_all(b"hello").unwrap();
-        let sockets: Vec<(Purpose, OwnedFd)> =
-            listeners.into_iter().map(|one| (Purpose::Http, one.into())).collect();
+        let sockets: Vec<_> = listeners.iter().map(|one| (Purpose::Http, one.as_fd())).collect();
         send(&ours, &sockets, &[7, 8]).unwrap();
         // As by the exec: what sent them is gone before they are received.
-        drop((ours, sockets));
+        drop((ours, listeners));
         let inheritance = receive(&theirs).unwrap();
         assert_eq!(inheritance.draining, [7, 8]);
         assert_eq!(inheritance.sockets.len(), count);

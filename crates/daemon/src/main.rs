@@ -16,6 +16,7 @@ mod identity;
 mod inside;
 mod manager;
 mod peer;
+mod ports;
 mod roles;
 mod setup;
 mod sockets;

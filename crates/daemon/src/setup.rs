@@ -67,6 +67,12 @@ pub(crate) enum Purpose {
     KeysHost,
     /// What the keys need of the directory.
     DirectoryKeys,
+    /// Questions of the edge for ports that apps have claimed; the supervisor's own.
+    Ports,
+    /// A port that an app has claimed, connections; for the program that takes this one's place.
+    ClaimedTcp,
+    /// The same, datagrams.
+    ClaimedUdp,
 }
 
 /// All that a process is told by the supervisor.

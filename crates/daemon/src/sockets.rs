@@ -1,11 +1,11 @@
 //! Binds every socket of the server, once, in the supervisor.
 //!
 //! Never accepts on one. A process that is restarted finds its sockets still bound, and no
-//! process but the supervisor needs the right to bind low ports. Raw ports of apps are none of
-//! these: the edge has them bound as they are claimed ([`RawPorts`]).
+//! process but the supervisor needs the right to bind low ports. Ports that apps have claimed are
+//! none of these: they come and go with the apps ([`crate::ports`]).
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
@@ -24,9 +24,6 @@ const BACKLOG: i32 = 1024;
 /// The most edge sockets of a kind; one a core.
 const HTTP_SOCKETS_MAX: usize = 32;
 
-/// The lowest port that anybody may bind, unless the server says otherwise.
-const FIRST_FREE_PORT: u16 = 1024;
-
 /// Names of the Unix sockets in the run folder.
 pub(crate) const API_SOCKET: &str = "api.sock";
 pub(crate) const HOST_SOCKET: &str = "host.sock";
@@ -37,6 +34,7 @@ pub(crate) const INSIDE_SOCKET: &str = "inside.sock";
 pub(crate) const KEYS_SOCKET: &str = "keys.sock";
 pub(crate) const KEYS_HOST_SOCKET: &str = "keys-host.sock";
 pub(crate) const DIRECTORY_KEYS_SOCKET: &str = "directory-keys.sock";
+pub(crate) const PORTS_SOCKET: &str = "ports.sock";
 
 /// Every socket with its purpose.
 #[derive(Debug)]
@@ -109,6 +107,7 @@ impl Bound {
             (Purpose::Keys, KEYS_SOCKET, 0o600, front_uid),
             (Purpose::KeysHost, KEYS_HOST_SOCKET, 0o600, 0),
             (Purpose::DirectoryKeys, DIRECTORY_KEYS_SOCKET, 0o600, keys_uid),
+            (Purpose::Ports, PORTS_SOCKET, 0o600, front_uid),
         ] {
             let path = run.join(name);
             let listener = match kept.unix(purpose, &path) {
@@ -124,6 +123,13 @@ impl Bound {
     /// Returns every socket, for the program that takes this one's place.
     pub(crate) fn all(&self) -> &[(Purpose, OwnedFd)] {
         &self.0
+    }
+
+    /// Returns the one of a purpose, for the supervisor itself.
+    pub(crate) fn own(&self, purpose: Purpose) -> Result<OwnedFd> {
+        let found = self.0.iter().find(|(kind, _)| *kind == purpose);
+        let (_, socket) = found.with_context(|| format!("there is no socket for {purpose:?}"))?;
+        socket.try_clone().context("keep a socket")
     }
 
     /// Returns the sockets of the given purposes.
@@ -197,14 +203,19 @@ impl Kept {
 
 /// Returns whether a socket is bound at an address; port 0 stands for any.
 fn is_at(fd: &OwnedFd, wanted: SocketAddr) -> bool {
-    let found = rustix::net::getsockname(fd).ok().and_then(|any| SocketAddr::try_from(any).ok());
-    found.is_some_and(|found| {
+    bound_at(fd).is_some_and(|found| {
         found.ip() == wanted.ip() && (wanted.port() == 0 || found.port() == wanted.port())
     })
 }
 
+/// Returns where a socket is bound.
+pub(crate) fn bound_at(fd: &OwnedFd) -> Option<SocketAddr> {
+    rustix::net::getsockname(fd).ok().and_then(|any| SocketAddr::try_from(any).ok())
+}
+
+/// Whether others may listen at the same port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Shared {
+pub(crate) enum Shared {
     No,
     Yes,
 }
@@ -221,7 +232,8 @@ fn udp(wanted: SocketAddr) -> Result<UdpSocket> {
     datagrams(wanted).map_err(|errno| in_use(errno, wanted, "dns"))
 }
 
-fn listener(wanted: SocketAddr, shared: Shared) -> Result<TcpListener, Errno> {
+/// Listens at an address.
+pub(crate) fn listener(wanted: SocketAddr, shared: Shared) -> Result<TcpListener, Errno> {
     let socket = socket(wanted, SocketType::STREAM)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     sockopt::set_socket_reuseport(&socket, shared == Shared::Yes)?;
@@ -231,36 +243,12 @@ fn listener(wanted: SocketAddr, shared: Shared) -> Result<TcpListener, Errno> {
     Ok(TcpListener::from(socket))
 }
 
-fn datagrams(wanted: SocketAddr) -> Result<UdpSocket, Errno> {
+/// Takes datagrams at an address.
+pub(crate) fn datagrams(wanted: SocketAddr) -> Result<UdpSocket, Errno> {
     let socket = socket(wanted, SocketType::DGRAM)?;
     freebind(&socket, wanted)?;
     rustix::net::bind(&socket, &wanted)?;
     Ok(UdpSocket::from(socket))
-}
-
-/// Binds the raw ports of apps, in the process of the edge: they come and go with the apps, and it
-/// has no right to any that needs one.
-#[derive(Debug)]
-pub(crate) struct RawPorts(pub(crate) IpAddr);
-
-impl perch_edge::Binder for RawPorts {
-    fn tcp(&self, port: u16) -> std::io::Result<TcpListener> {
-        // Shared, so that the next process of the edge has the port before this one lets go of it.
-        Ok(listener(SocketAddr::new(self.0, port), Shared::Yes)?)
-    }
-
-    fn udp(&self, port: u16) -> std::io::Result<UdpSocket> {
-        Ok(datagrams(SocketAddr::new(self.0, port))?)
-    }
-}
-
-/// Returns the lowest port that anybody may bind on this server.
-pub(crate) fn first_free_port() -> u16 {
-    fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(FIRST_FREE_PORT)
-        .max(1)
 }
 
 fn socket(wanted: SocketAddr, kind: SocketType) -> Result<OwnedFd, Errno> {
@@ -351,20 +339,6 @@ mod tests {
         assert_ne!(config.https.address().unwrap().port(), 0);
         let count = |purpose| bound.of(&[purpose]).0.len();
         assert_eq!(count(Purpose::Https), count(Purpose::Http));
-    }
-
-    #[test]
-    fn a_raw_port_is_bound_where_the_edge_is_and_by_no_two() {
-        let raw = RawPorts("127.0.0.1".parse().unwrap());
-        let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let bound = perch_edge::Binder::udp(&raw, free.port()).unwrap();
-        assert_eq!(bound.local_addr().unwrap(), free);
-        let error = perch_edge::Binder::udp(&raw, free.port()).unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
-        let other = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = other.local_addr().unwrap().port();
-        let error = perch_edge::Binder::tcp(&raw, port).unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse, "somebody else's is not shared");
     }
 
     #[test]

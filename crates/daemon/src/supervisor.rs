@@ -5,7 +5,7 @@
 
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::handover::{self, Successor};
 use crate::identity::{self, Admin};
 use crate::manager;
+use crate::ports::Keeper;
 use crate::roles::Role;
 use crate::setup::{self, HANDED_OVER, Purpose, Setup};
 use crate::sockets::Bound;
@@ -81,7 +82,13 @@ pub(crate) async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<
     for pid in &draining {
         tokio::spawn(handover::reap(*pid));
     }
-    let (server, _lock) = Server::prepare(config, inherited.sockets)?;
+    let (claimed, sockets): (Vec<_>, Vec<_>) = inherited
+        .sockets
+        .into_iter()
+        .partition(|(purpose, _)| matches!(purpose, Purpose::ClaimedTcp | Purpose::ClaimedUdp));
+    let (server, _lock) = Server::prepare(config, sockets)?;
+    let keeper = Arc::new(Keeper::new(server.setup.config.http.ip(), claimed));
+    keeper.start(server.bound.own(Purpose::Ports)?)?;
     if let Err(error) = manager::keep(server.bound.all()) {
         // The server runs as well without.
         tracing::warn!(error = format!("{error:#}"), "sockets not kept over a restart");
@@ -121,7 +128,10 @@ pub(crate) async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<
     if asked == Wish::HandOver {
         let pids = left.iter().filter_map(|child| i32::try_from(child.id()?).ok());
         let pids: Vec<i32> = draining.iter().copied().chain(pids).collect();
-        match successor.begin(server.bound.all(), &pids)? {}
+        let claimed = keeper.take();
+        let all = server.bound.all().iter().chain(&claimed);
+        let sockets: Vec<_> = all.map(|(purpose, socket)| (*purpose, socket.as_fd())).collect();
+        match successor.begin(&sockets, &pids)? {}
     }
     handover::end(&draining).await;
     outcome

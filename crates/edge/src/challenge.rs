@@ -24,7 +24,7 @@ pub(crate) fn answer(
 ) -> Option<Response<ReplyBody>> {
     let token = request.uri.path().strip_prefix(PATH)?;
     let is_asked = request.method == Method::GET || request.method == Method::HEAD;
-    if !is_asked || peer.over_tls() || token.len() > TOKEN_BYTES_MAX {
+    if !is_asked || peer.over_tls() || !peer.gate.is_everybodys() || token.len() > TOKEN_BYTES_MAX {
         return None;
     }
     let proof = shared.tls.as_ref()?.http_challenge(host, token)?;

@@ -18,13 +18,13 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::h2;
+use crate::gate::Gate;
 use crate::listen::Worker;
 use crate::patience::Patient;
 use crate::peer::Peer;
-use crate::pick;
 use crate::strict::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, Link, Strict};
 use crate::tls::{Session, Tls};
+use crate::{h2, pick, raw};
 
 /// How long the last bytes of a handshake that was all may take.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
@@ -32,10 +32,10 @@ const CLOSE_MAX: Duration = Duration::from_secs(5);
 /// Where connections come in.
 #[derive(Debug, Clone)]
 pub(crate) enum Door {
-    /// Plain HTTP, on a port.
-    Plain(u16),
-    /// TLS, on a port.
-    Tls(u16, Arc<Tls>),
+    /// Plain HTTP, at a port.
+    Plain(Gate),
+    /// TLS, at a port.
+    Tls(Gate, Arc<Tls>),
 }
 
 /// Serves a connection to its end. It is plain where the listener is.
@@ -48,13 +48,13 @@ pub(crate) async fn serve(
 ) {
     let stream = Patient::new(stream, worker.shared.limits.stall);
     match door {
-        Door::Plain(port) => {
-            let peer = Peer::new(client, port, None);
+        Door::Plain(gate) => {
+            let peer = Peer::new(client, gate, None);
             Box::pin(serve_http1(worker, stream, peer, stopping)).await;
         }
-        Door::Tls(port, tls) => {
-            let shaken = Box::pin(shake_hands(&worker, &tls, stream)).await;
-            let Some(Session { mut stream, secure, is_h2, is_challenge }) = shaken else {
+        Door::Tls(gate, tls) => {
+            let shaken = Box::pin(shake_hands(&worker, (&tls, &gate), stream)).await;
+            let Some(Session { mut stream, secure, is_h2, is_raw, is_challenge }) = shaken else {
                 return;
             };
             if is_challenge {
@@ -63,11 +63,18 @@ pub(crate) async fn serve(
                 return;
             }
             let tenant = secure.tenant.clone();
-            let peer = Peer::new(client, port, Some(secure));
+            let peer = Peer::new(client, gate, Some(secure));
             // A plain connection is counted with its first request: until then it is nobody's.
-            if tenant.is_some_and(|app| !peer.sits_with(&worker.shared, &app)) {
+            if tenant.as_ref().is_some_and(|app| !peer.sits_with(&worker.shared, app)) {
                 let limit = worker.shared.limits.app_connections_max;
                 tracing::debug!(limit, "connections to an app at their limit");
+                return;
+            }
+            if is_raw {
+                // Without either nobody has said so.
+                if let (Some(raw), Some(app)) = (&worker.raw, tenant) {
+                    Box::pin(raw::pass_named(raw, &peer.gate, app, stream)).await;
+                }
                 return;
             }
             if is_h2 {
@@ -79,7 +86,11 @@ pub(crate) async fn serve(
     }
 }
 
-async fn shake_hands<S>(worker: &Worker, tls: &Tls, stream: S) -> Option<Session<S>>
+async fn shake_hands<S>(
+    worker: &Worker,
+    (tls, gate): (&Tls, &Gate),
+    stream: S,
+) -> Option<Session<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -89,7 +100,7 @@ where
         return None;
     };
     let began = Instant::now();
-    let shaking = tokio::time::timeout(limits.handshake, tls.accept(&worker.shared, stream));
+    let shaking = tokio::time::timeout(limits.handshake, tls.accept(&worker.shared, gate, stream));
     let session = match shaking.await {
         Ok(Ok(session)) => session,
         Ok(Err(error)) => {

@@ -12,7 +12,9 @@
 //! [`reply`] (pages), [`account`] (until all of it is over), [`access`] (one event), [`metrics`]
 //! (what is counted) and [`owners`] (a code in the app's own log).
 //!
-//! What is no HTTP goes another way to the same machines: [`raw`].
+//! Ports that apps have for themselves are [`raw`]'s: what is HTTP there comes back to a loop
+//! ([`handing`]), and the rest goes another way to the same machines. [`gate`] says which port that
+//! is, and whose.
 #![forbid(unsafe_code)]
 
 mod access;
@@ -27,7 +29,9 @@ mod direction;
 mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+mod gate;
 mod h2;
+mod handing;
 mod headers;
 mod issuer;
 mod listen;
@@ -71,10 +75,12 @@ use perch_types::{HostId, Region};
 use tokio::task::JoinHandle;
 
 use crate::access::Sampler;
-use crate::listen::Listeners;
+use crate::handing::Loops;
+use crate::listen::{Claimed, Listeners};
 use crate::live::Live;
 use crate::metrics::EdgeMetrics;
 use crate::owners::Owners;
+use crate::raw::Raw;
 use crate::replay_cache::ReplayCache;
 use crate::statics::Statics;
 use crate::tls::Tls;
@@ -135,7 +141,7 @@ pub struct Config {
     pub clock: Arc<dyn Clock>,
     /// How long and how much.
     pub limits: Limits,
-    /// Ports of apps at which there is no HTTP; without it none is opened.
+    /// Ports that apps have claimed; without it none is opened.
     pub raw: Option<RawConfig>,
 }
 
@@ -248,6 +254,8 @@ pub(crate) struct Shared {
     pub(crate) domain: String,
     pub(crate) issuer: Option<Issuer>,
     pub(crate) tls: Option<Arc<Tls>>,
+    /// Where HTTPS is served for all apps, if it is.
+    pub(crate) https_port: Option<u16>,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) region: Region,
     pub(crate) host_id: HostId,
@@ -300,12 +308,14 @@ impl Edge {
             }
             None => (None, Vec::new()),
         };
+        let https_port = tls_listeners.first().and_then(|one| one.local_addr().ok());
         let listeners = pairs(config.listeners, tls_listeners);
         let runtime = tokio::runtime::Handle::current();
         let shared = Arc::new(Shared {
             domain: config.domain,
             issuer: config.issuer,
             tls,
+            https_port: https_port.map(|address| address.port()),
             runtime: runtime.clone(),
             region: config.region,
             host_id: config.host_id.clone(),
@@ -324,8 +334,12 @@ impl Edge {
         let pulses = [shared.watched("machines"), shared.watched("loads")];
         let follower = tokio::spawn(live::follow(live, config.host, config.host_id, pulses));
         let (stop, stopping) = tokio::sync::watch::channel(false);
-        let (turning, loops) = tokio::sync::mpsc::channel(1);
+        let (turning, ended) = tokio::sync::mpsc::channel(1);
+        let raw = config.raw.map(|raw| Raw::new(Arc::clone(&shared), raw, turning.clone()));
+        let raw = raw.transpose().map_err(StartError::Tls)?.map(Arc::new);
+        let mut loops = Loops::default();
         for (index, listeners) in listeners.into_iter().enumerate() {
+            let claimed = Claimed { raw: raw.clone(), handed: loops.add() };
             let (shared, stopping) = (Arc::clone(&shared), stopping.clone());
             let (turning, pulse) = (turning.clone(), shared.watched("loop"));
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -335,15 +349,17 @@ impl Edge {
             std::thread::Builder::new()
                 .name(format!("edge-{index}"))
                 .spawn(move || {
-                    listen::run(&runtime, &shared, (index, pulse), listeners, stopping);
+                    let (at, from) = ((index, pulse), (listeners, claimed));
+                    listen::run(&runtime, &shared, at, from, stopping);
                     drop(turning);
                 })
                 .map_err(StartError::Loop)?;
         }
-        if let Some(config) = config.raw {
-            raw::spawn(Arc::clone(&shared), config, stopping, turning);
+        drop(turning);
+        if let Some(raw) = raw {
+            raw::spawn(raw, loops, stopping);
         }
-        Ok(Self { shared, follower, stop, loops })
+        Ok(Self { shared, follower, stop, loops: ended })
     }
 
     /// Returns the loops and tasks that have not turned for too long, if somebody asks now and then;

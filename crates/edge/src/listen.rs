@@ -12,13 +12,16 @@ use http::HeaderValue;
 use perch_types::pulse::Pulse;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
 use crate::compress::Places;
 use crate::connection::{self, Door};
 use crate::crowd::Crowd;
+use crate::gate::Gate;
+use crate::handing::Handed;
 use crate::pool::Pool;
+use crate::raw::{Place, Raw};
 use crate::upload::Budget;
 use crate::{BEAT_EVERY, Shared};
 
@@ -34,17 +37,25 @@ pub(crate) struct Listeners {
     pub(crate) tls: Option<StdTcpListener>,
 }
 
+/// What a loop has to do with claimed ports.
+#[derive(Debug)]
+pub(crate) struct Claimed {
+    pub(crate) raw: Option<Arc<Raw>>,
+    /// What was accepted there. It ends when nothing more can come.
+    pub(crate) handed: mpsc::Receiver<Handed>,
+}
+
 /// Runs the loop until the edge is stopped and its connections have ended.
 pub(crate) fn run(
     runtime: &Runtime,
     shared: &Arc<Shared>,
     (index, pulse): (usize, Pulse),
-    listeners: Listeners,
+    (listeners, claimed): (Listeners, Claimed),
     stopping: watch::Receiver<bool>,
 ) {
     let local = LocalSet::new();
-    let outcome =
-        local.block_on(runtime, accept(Arc::clone(shared), (index, pulse), listeners, stopping));
+    let accepting = accept(Arc::clone(shared), (index, pulse), (listeners, claimed), stopping);
+    let outcome = local.block_on(runtime, accepting);
     if let Err(error) = outcome {
         tracing::error!(%error, "edge loop ended");
     }
@@ -55,19 +66,24 @@ pub(crate) fn run(
 async fn accept(
     shared: Arc<Shared>,
     (index, pulse): (usize, Pulse),
-    listeners: Listeners,
+    (listeners, claimed): (Listeners, Claimed),
     mut stopping: watch::Receiver<bool>,
 ) -> std::io::Result<()> {
-    let plain = Entrance::new(listeners.plain, Door::Plain)?;
+    let plain = Entrance::new(listeners.plain, |port| Door::Plain(Gate::http(port)))?;
     let tls = match &shared.tls {
-        Some(tls) => Entrance::new(listeners.tls, |port| Door::Tls(port, Arc::clone(tls)))?,
+        Some(tls) => {
+            let door = |port| Door::Tls(Gate::https(port), Arc::clone(tls));
+            Entrance::new(listeners.tls, door)?
+        }
         None => None,
     };
+    let Claimed { raw, mut handed } = claimed;
     let seed = shared.clock.boot_ms().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index as u64;
     let region = HeaderValue::from_str(shared.region.as_str())
         .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
     let worker = Rc::new(Worker {
         shared,
+        raw,
         pool: Pool::default(),
         crowd: Crowd::default(),
         places: Places::default(),
@@ -85,10 +101,14 @@ async fn accept(
             }
             accepted = next(plain.as_ref()) => accepted,
             accepted = next(tls.as_ref()) => accepted,
+            Some(handed) = handed.recv() => {
+                worker.take(handed, &stopping);
+                continue;
+            }
             _ = stopping.changed() => break,
         };
         match accepted {
-            Ok((stream, peer, door)) => worker.admit(stream, peer, door, stopping.clone()),
+            Ok((stream, peer, door)) => worker.admit(stream, peer, (door, None), stopping.clone()),
             Err(error) => {
                 tracing::warn!(%error, "connection not accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -97,11 +117,31 @@ async fn accept(
     }
     // Whoever accepts from here on is another process: this one holds the port no longer.
     drop((plain, tls));
+    drain(&worker, &pulse, handed, stopping).await;
+    Ok(())
+}
+
+/// Serves what is still on its way from claimed ports, and ends what is under way.
+async fn drain(
+    worker: &Rc<Worker>,
+    pulse: &Pulse,
+    mut handed: mpsc::Receiver<Handed>,
+    stopping: watch::Receiver<bool>,
+) {
+    let mut beats = tokio::time::interval(BEAT_EVERY);
+    loop {
+        tokio::select! {
+            handed = handed.recv() => match handed {
+                Some(handed) => worker.take(handed, &stopping),
+                None => break,
+            },
+            _ = beats.tick() => pulse.beat(),
+        }
+    }
     while worker.connections.get() > 0 {
         beats.tick().await;
         pulse.beat();
     }
-    Ok(())
 }
 
 /// A listener of the loop and what is behind it.
@@ -143,6 +183,8 @@ fn random_seed() -> Option<u64> {
 /// What one loop has for itself.
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
+    /// What passes connections on that are no HTTP.
+    pub(crate) raw: Option<Arc<Raw>>,
     pub(crate) pool: Pool,
     pub(crate) crowd: Crowd,
     /// Answers that are compressed.
@@ -155,11 +197,20 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    /// Serves a connection that was accepted at a claimed port.
+    fn take(self: &Rc<Self>, handed: Handed, stopping: &watch::Receiver<bool>) {
+        let Handed { stream, client, door, place } = handed;
+        match TcpStream::from_std(stream) {
+            Ok(stream) => self.admit(stream, client, (door, Some(place)), stopping.clone()),
+            Err(error) => tracing::warn!(%error, "connection not taken over"),
+        }
+    }
+
     fn admit(
         self: &Rc<Self>,
         stream: TcpStream,
         peer: SocketAddr,
-        door: Door,
+        (door, place): (Door, Option<Place>),
         stopping: watch::Receiver<bool>,
     ) {
         if self.connections.get() >= CONNECTIONS_MAX {
@@ -179,7 +230,7 @@ impl Worker {
         let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {
             connection::serve(Rc::clone(&worker), door, stream, peer.ip(), stopping).await;
-            drop(seat);
+            drop((seat, place));
             worker.connections.set(worker.connections.get() - 1);
             worker.shared.metrics.disconnects.add(1);
         });

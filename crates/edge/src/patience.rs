@@ -41,6 +41,16 @@ impl<S> Patient<S> {
     pub(crate) fn new(inner: S, limit: Duration) -> Self {
         Self { inner, limit, timer: Timer::default() }
     }
+
+    /// Returns the connection.
+    pub(crate) const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Has it wait longer, or less long, from here on.
+    pub(crate) const fn wait(&mut self, limit: Duration) {
+        self.limit = limit;
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {

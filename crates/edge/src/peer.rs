@@ -12,15 +12,12 @@ use perch_types::{InstanceId, MachineId};
 
 use crate::Shared;
 use crate::crowd::AppSeat;
+use crate::gate::Gate;
 use crate::headers;
 use crate::live::{AppKey, Target};
 use crate::pool::{Key, Pool};
 use crate::room::Connected;
 use crate::tls::Secure;
-
-/// The public ports that connections stand for, whatever their listeners are bound to.
-const PUBLIC_HTTP_PORT: u16 = 80;
-pub(crate) const PUBLIC_HTTPS_PORT: u16 = 443;
 
 /// Who asks over a connection, and how the connection came.
 #[derive(Debug)]
@@ -28,6 +25,8 @@ pub(crate) struct Peer {
     /// Its address, as the app is told.
     pub(crate) client: HeaderValue,
     /// The port that was connected to.
+    pub(crate) gate: Gate,
+    /// The same, as the app is told.
     pub(crate) port: HeaderValue,
     /// The name that it was made for, if it is under TLS.
     pub(crate) secure: Option<Secure>,
@@ -39,11 +38,12 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn new(client: IpAddr, port: u16, secure: Option<Secure>) -> Self {
+    pub(crate) fn new(client: IpAddr, gate: Gate, secure: Option<Secure>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             client: headers::client_value(client),
-            port: HeaderValue::from(port),
+            port: HeaderValue::from(gate.told),
+            gate,
             secure,
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             stay: RefCell::new(None),
@@ -58,7 +58,7 @@ impl Peer {
 
     /// Returns the public port that the connection stands for.
     pub(crate) const fn public_port(&self) -> u16 {
-        if self.over_tls() { PUBLIC_HTTPS_PORT } else { PUBLIC_HTTP_PORT }
+        self.gate.public
     }
 
     /// Counts the connection among an app's, unless it is; returns whether there is room. One over

@@ -75,10 +75,7 @@ struct Candidate<'a> {
 /// Returns the service of a machine that answers HTTP on a public port. Only what an app lists is
 /// open: one that has asked for HTTPS alone is not served in the clear.
 pub(crate) fn service(services: &[Service], public_port: u16) -> Option<&Service> {
-    services.iter().find(|service| {
-        let mut named = service.ports.iter().filter(|port| port.port == Some(public_port));
-        named.any(|port| !port.is_raw())
-    })
+    services.iter().find(|service| service.http_port(public_port).is_some())
 }
 
 /// Returns how much a machine may have in flight.
@@ -88,8 +85,7 @@ pub(crate) fn hard_limit(service: &Service) -> Option<u32> {
 
 /// Returns what a service says of HTTP on a public port.
 pub(crate) fn options(service: &Service, public_port: u16) -> Option<&HttpOptions> {
-    let port = service.ports.iter().find(|port| port.port == Some(public_port))?;
-    port.http_options.as_ref()
+    service.http_port(public_port)?.http_options.as_ref()
 }
 
 /// Returns how long nothing may move (contract 4.1); 0 is what clients send for nothing.

@@ -1,19 +1,20 @@
-//! Ports of apps at which the edge does not speak HTTP: connections and datagrams that pass as they
-//! are, perhaps out of TLS or behind a PROXY header.
+//! Ports that apps have claimed, and bytes that pass as they are: without HTTP, perhaps out of TLS or
+//! behind a PROXY header.
 //!
 //! Never decides whose a port is: that is claimed in the directory. Listeners are opened and closed
-//! as the view changes ([`doors`]), one task accepts at each; what comes takes the same way as a
-//! request: a ready machine is picked or woken, and it is counted there until it ends.
+//! as the view changes ([`doors`]), one task accepts at each. Where the app wants HTTP or the end of
+//! TLS, the connection goes to a loop; what passes takes the same way as a request: a ready machine
+//! is picked or woken, and it is counted there until it ends.
 
 mod caps;
 mod doors;
 mod passage;
-mod pg_tls;
+pub(crate) mod pg_tls;
 mod proxy_proto;
 mod tcp;
-mod tls;
 mod udp;
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
@@ -22,16 +23,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use perch_types::ports::RawPort;
 use perch_types::service::{Handler, Port, Protocol};
-use rustls::crypto::CryptoProvider;
 use tokio::sync::{mpsc, watch};
 
 use self::caps::Caps;
+pub(crate) use self::caps::Place;
+pub(crate) use self::tcp::pass_named;
 use crate::Shared;
-use crate::cause::Cause;
+use crate::handing::Loops;
 use crate::live::AppKey;
-use crate::pick::{self, Door};
-use crate::tls::Certificates;
+use crate::pick::Door;
+use crate::tls::{Certificates, Tls, TlsError};
 
 /// Who binds public ports for the edge.
 pub trait Binder: Send + Sync + fmt::Debug {
@@ -46,6 +49,12 @@ pub trait Binder: Send + Sync + fmt::Debug {
     /// # Errors
     /// When somebody else has the port.
     fn udp(&self, port: u16) -> io::Result<UdpSocket>;
+
+    /// Closes what it keeps bound of any other port than these.
+    ///
+    /// # Errors
+    /// When that cannot be said to whoever keeps them.
+    fn only(&self, ports: &BTreeSet<RawPort>) -> io::Result<()>;
 }
 
 /// What an edge needs to serve raw ports.
@@ -102,13 +111,12 @@ impl Default for RawLimits {
     }
 }
 
-/// What all raw ports share.
+/// What all claimed ports share, and the one at which TLS ends for all apps.
 #[derive(Debug)]
-struct Raw {
+pub(crate) struct Raw {
     shared: Arc<Shared>,
     binder: Arc<dyn Binder>,
-    certificates: Option<Arc<dyn Certificates>>,
-    provider: Arc<CryptoProvider>,
+    tls: Option<Arc<Tls>>,
     limits: RawLimits,
     caps: Arc<Caps>,
     lots: AtomicU64,
@@ -130,29 +138,29 @@ impl Entry {
     }
 }
 
-/// Opens and closes raw ports until the edge is stopped; must be called inside a runtime.
-pub(crate) fn spawn(
-    shared: Arc<Shared>,
-    config: RawConfig,
-    stopping: watch::Receiver<bool>,
-    under_way: mpsc::Sender<Infallible>,
-) {
-    let caps = Arc::new(Caps::new(&config.limits));
-    let raw = Raw {
-        lots: AtomicU64::new(shared.clock.boot_ms()),
-        shared,
-        binder: config.binder,
-        certificates: config.certificates,
-        provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
-        limits: config.limits,
-        caps,
-        _under_way: under_way,
-    };
+/// Opens and closes claimed ports until the edge is stopped; must be called inside a runtime.
+pub(crate) fn spawn(raw: Arc<Raw>, loops: Loops, stopping: watch::Receiver<bool>) {
     let pulse = raw.shared.watched("raw ports");
-    tokio::spawn(doors::follow(Arc::new(raw), pulse, stopping));
+    tokio::spawn(doors::follow(raw, Arc::new(loops), pulse, stopping));
 }
 
 impl Raw {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        config: RawConfig,
+        under_way: mpsc::Sender<Infallible>,
+    ) -> Result<Self, TlsError> {
+        Ok(Self {
+            lots: AtomicU64::new(shared.clock.boot_ms()),
+            shared,
+            binder: config.binder,
+            tls: config.certificates.map(Tls::new).transpose()?.map(Arc::new),
+            caps: Arc::new(Caps::new(&config.limits)),
+            limits: config.limits,
+            _under_way: under_way,
+        })
+    }
+
     /// Draws a number that only spreads load.
     fn lot(&self) -> u64 {
         // The finalizer of splitmix64.
@@ -161,26 +169,6 @@ impl Raw {
         lot = (lot ^ (lot >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         lot ^ (lot >> 31)
     }
-
-    /// Returns what the app says of a port: whatever machine says it first, as all of a release
-    /// say the same. Waits for the host's first word if that is not there yet.
-    async fn port_of(&self, entry: &Entry) -> Result<Port, Cause> {
-        let mut changes = self.shared.live.changes();
-        let known = async {
-            while !self.shared.live.is_known() {
-                if changes.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        // If it does not come the app has no machine that is known.
-        tokio::time::timeout(self.shared.limits.hold, known).await.ok();
-        let machines = self.shared.live.machines_of(&entry.app).unwrap_or_default();
-        let mut ports = machines.iter().filter_map(|target| {
-            pick::raw(&target.record.services, entry.protocol, entry.port).map(|(_, port)| port)
-        });
-        ports.next().cloned().ok_or(Cause::NoMachine)
-    }
 }
 
 /// What is done with a connection before its bytes pass.
@@ -188,7 +176,9 @@ impl Raw {
 enum Opening {
     /// Nothing.
     Plain,
-    /// TLS ends here.
+    /// A loop speaks HTTP with the client.
+    Http,
+    /// A loop ends TLS, and then does what the app wants that the client has named.
     Tls,
     /// TLS ends here once a Postgres client has asked for it.
     PgTls,
@@ -200,8 +190,10 @@ impl Opening {
             Self::PgTls
         } else if port.handlers.contains(&Handler::Tls) {
             Self::Tls
-        } else {
+        } else if port.is_raw() {
             Self::Plain
+        } else {
+            Self::Http
         }
     }
 }

@@ -136,7 +136,8 @@ impl Worker {
         loop {
             // It is a session of the app whose port says so, and of no other.
             let sticky = session.filter(|_| leg.app == *app);
-            let reached = match self.offer(passage, (&leg, sticky), outbound).await {
+            let port = self.port_of(&leg, passage, app);
+            let reached = match self.offer(passage, (&leg, sticky, port), outbound).await {
                 Ok(reached) => reached,
                 Err(Refused { cause, unsent }) => {
                     let cause = if replays > 0 { of_replay(cause) } else { cause };
@@ -328,11 +329,22 @@ impl Worker {
         Some(key)
     }
 
+    /// Returns at which public port the app of a leg answers: where the request came in, unless
+    /// another app sends it on to one that has no such port.
+    fn port_of(&self, leg: &Leg, passage: &Passage<'_>, asked: &AppKey) -> u16 {
+        let peer = passage.peer;
+        let is_sent_on = leg.app != *asked;
+        match is_sent_on.then(|| self.shared.live.machines_of(&leg.app)).flatten() {
+            Some(machines) => peer.gate.sent_on(&machines, peer.over_tls()),
+            None => peer.public_port(),
+        }
+    }
+
     /// Offers a request to one machine after the other while nothing of it was sent.
     async fn offer(
         &self,
         passage: &Passage<'_>,
-        (leg, sticky): (&Leg, Option<u64>),
+        (leg, sticky, public_port): (&Leg, Option<u64>, u16),
         mut outbound: Box<Outbound>,
     ) -> Result<Reached, Refused> {
         let (peer, account) = (passage.peer, passage.account);
@@ -341,7 +353,7 @@ impl Worker {
         loop {
             let wanted = Wanted {
                 app: &leg.app,
-                door: peer.public_port().into(),
+                door: public_port.into(),
                 asks: peer,
                 direction: &leg.direction,
                 tried: &tried,
@@ -361,7 +373,6 @@ impl Worker {
             };
             account.goes_to(&target.record.id, woke);
             tell_preference(outbound.request.headers_mut(), &leg.direction, &target);
-            let public_port = peer.public_port();
             let service = pick::service(&target.record.services, public_port);
             let client = if service.is_none_or(pick::counts_requests) { 0 } else { peer.number };
             let key = forward::key(&target, public_port, client);

@@ -11,6 +11,7 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use perch_types::ports::PUBLIC_HTTPS_PORT;
 use perch_types::service::HttpOptions;
 
 use crate::account::{Account, Accounted};
@@ -20,7 +21,7 @@ use crate::forward::Outbound;
 use crate::headers::{self, Seen};
 use crate::listen::Worker;
 use crate::live::{AppKey, Target};
-use crate::peer::{PUBLIC_HTTPS_PORT, Peer};
+use crate::peer::Peer;
 use crate::reply;
 use crate::strict::Link;
 use crate::upload::{BodyLimits, Progress, RequestBody};
@@ -78,15 +79,22 @@ impl Worker {
             return Err(Cause::BadRequest);
         }
         passage.host = route::host_of(parts)?;
-        let host = &passage.host;
-        let app = route::app_of(host, &self.shared.domain, &self.shared.view.load());
-        if passage.peer.secure.as_ref().is_some_and(|it| !it.admits(host, app.as_ref())) {
+        let (host, gate) = (&passage.host, &passage.peer.gate);
+        let issuer = self.shared.issuer.as_ref().filter(|issuer| issuer.host == *host);
+        let mut app = route::app_of(host, &self.shared.domain, &self.shared.view.load());
+        if app.is_none() && issuer.is_none() {
+            // At a port of its own an app has whatever name nobody else has.
+            app = gate.only().cloned();
+        }
+        let secure = passage.peer.secure.as_ref();
+        // The other way round, what a client keeps for one app would be shown to another.
+        if !gate.admits(app.as_ref()) || secure.is_some_and(|it| !it.admits(host, app.as_ref())) {
             return Err(Cause::Misdirected);
         }
         if let Some(response) = challenge::answer(&self.shared, passage.peer, host, parts) {
             return Ok(ControlFlow::Break(response));
         }
-        if let Some(issuer) = self.shared.issuer.as_ref().filter(|issuer| issuer.host == *host) {
+        if let Some(issuer) = issuer {
             let response = issuer.answer(&self.shared.runtime, parts).await?;
             return Ok(ControlFlow::Break(response));
         }
@@ -183,18 +191,16 @@ impl Worker {
         parts: &Parts,
     ) -> Option<Response<ReplyBody>> {
         let peer = passage.peer;
-        if peer.over_tls() || self.shared.tls.is_none() {
-            return None;
-        }
+        let of_all = self.shared.https_port.filter(|_| !peer.over_tls())?;
         let port = peer.public_port();
-        let is_due = match &passage.face {
+        let secure = match &passage.face {
             Some(face) => {
-                let service = pick::service(&face.record.services, port);
-                service.is_some_and(|service| redirect::is_forced(service, port))
+                let service = pick::service(&face.record.services, port)?;
+                redirect::is_forced(service, port).then(|| redirect::secure_port(service, of_all))
             }
-            None => self.face(app, PUBLIC_HTTPS_PORT).is_some(),
+            None => self.face(app, PUBLIC_HTTPS_PORT).map(|_| of_all),
         };
-        is_due.then(|| redirect::to_https(&passage.host, parts)).flatten()
+        redirect::to_https(&passage.host, secure?, parts)
     }
 
     /// Returns the next number of a sequence that is only for spreading load and naming requests.

@@ -5,8 +5,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use perch_types::service::{Handler, TlsOptions, TlsVersions};
+use perch_types::service::{Handler, Port, TlsOptions, TlsVersions};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
@@ -17,8 +18,9 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::Shared;
+use crate::gate::{self, Gate};
 use crate::live::AppKey;
-use crate::peer::PUBLIC_HTTPS_PORT;
+use crate::raw::pg_tls;
 use crate::route;
 
 mod tickets;
@@ -31,6 +33,8 @@ const ACME: &[u8] = b"acme-tls/1";
 const H2: &[u8] = b"h2";
 /// HTTP/1.1.
 const HTTP_11: &[u8] = b"http/1.1";
+/// How long a client waits for the host's first word, after which ports say what they are.
+const KNOWN_MAX: Duration = Duration::from_secs(2);
 
 /// Certificates by name, and answers to those who want proof that a name leads here.
 ///
@@ -120,6 +124,8 @@ pub(crate) struct Session<S> {
     pub(crate) secure: Secure,
     /// Whether the client chose HTTP/2.
     pub(crate) is_h2: bool,
+    /// Whether what follows is no HTTP: it passes as it is.
+    pub(crate) is_raw: bool,
     /// Whether it only was to see a certificate: nothing follows.
     pub(crate) is_challenge: bool,
 }
@@ -128,7 +134,40 @@ pub(crate) struct Session<S> {
 struct Terms {
     config: Arc<ServerConfig>,
     secure: Secure,
+    is_raw: bool,
     is_challenge: bool,
+}
+
+/// What an app says of the port that a client came to.
+#[derive(Debug, Default)]
+struct Said {
+    options: TlsOptions,
+    is_raw: bool,
+    is_postgres: bool,
+}
+
+impl Said {
+    fn of(port: &Port) -> Self {
+        Self {
+            // What the API took is fine; what an older one took is as if it were not there.
+            options: TlsOptions::of(port).unwrap_or_default(),
+            is_raw: port.is_raw(),
+            is_postgres: port.handlers.contains(&Handler::PgTls),
+        }
+    }
+
+    /// Returns the protocols that are offered; with none, what is spoken is between the client and
+    /// the app.
+    fn alpn(&self) -> Vec<Vec<u8>> {
+        let named = &self.options.alpn;
+        if self.is_postgres {
+            vec![pg_tls::ALPN.to_vec()]
+        } else if named.is_empty() && !self.is_raw {
+            vec![H2.to_vec(), HTTP_11.to_vec()]
+        } else {
+            named.iter().map(|name| name.clone().into_bytes()).collect()
+        }
+    }
 }
 
 /// What a connection may speak.
@@ -157,14 +196,16 @@ impl Tls {
     pub(crate) async fn accept<S>(
         &self,
         shared: &Shared,
+        gate: &Gate,
         stream: S,
     ) -> std::io::Result<Option<Session<S>>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
-        let terms = self.terms(shared, &start.client_hello());
-        let Some(Terms { config, secure, is_challenge }) = terms else {
+        gate::known(shared, KNOWN_MAX).await;
+        let terms = self.terms(shared, gate, &start.client_hello());
+        let Some(Terms { config, secure, is_raw, is_challenge }) = terms else {
             // The library tells the client that there is nothing for it.
             let mut refusal = self.both.clone();
             refusal.cert_resolver = Arc::new(Nothing);
@@ -173,33 +214,38 @@ impl Tls {
         };
         let stream = start.into_stream(config).await?;
         let is_h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
-        Ok(Some(Session { stream, secure, is_h2, is_challenge }))
+        Ok(Some(Session { stream, secure, is_h2, is_raw, is_challenge }))
     }
 
     /// Decides what a client gets; nothing for a name that has no certificate here.
-    fn terms(&self, shared: &Shared, hello: &ClientHello<'_>) -> Option<Terms> {
-        let name = hello.server_name()?;
-        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    fn terms(&self, shared: &Shared, gate: &Gate, hello: &ClientHello<'_>) -> Option<Terms> {
+        let name = match hello.server_name() {
+            Some(name) => name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase(),
+            // The port says whom the client wants.
+            None => format!("{}.{}", gate.only()?.name, shared.domain),
+        };
         let asked: Vec<&[u8]> = hello.alpn().map(Iterator::collect).unwrap_or_default();
-        if asked == [ACME] {
+        if asked == [ACME] && gate.is_everybodys() {
             let key = self.certificates.challenge(&name)?;
             let secure = Secure { name, tenant: None };
             let versions = TlsVersions::Both;
             let offer = Offer { key, alpn: vec![ACME.to_vec()], versions, secure: &secure };
-            return Some(Terms { config: self.config(offer), secure, is_challenge: true });
+            let config = self.config(offer);
+            return Some(Terms { config, secure, is_raw: false, is_challenge: true });
         }
         let tenant = route::app_of(&name, &shared.domain, &shared.view.load());
-        let secure = Secure { name, tenant };
-        let options = options(shared, secure.tenant.as_ref());
+        if !gate.admits(tenant.as_ref()) {
+            return None;
+        }
+        let said = tenant.as_ref().and_then(|app| gate.said(shared, app, Said::of));
+        let (secure, said) = (Secure { name, tenant }, said.unwrap_or_default());
         let key = self
             .certificate(&secure.name)
-            .or_else(|| options.default_self_signed.then(|| Arc::clone(&self.self_signed)))?;
-        let alpn = match options.alpn.as_slice() {
-            [] => vec![H2.to_vec(), HTTP_11.to_vec()],
-            named => named.iter().map(|name| name.clone().into_bytes()).collect(),
-        };
-        let offer = Offer { key, alpn, versions: options.versions, secure: &secure };
-        Some(Terms { config: self.config(offer), secure, is_challenge: false })
+            .or_else(|| said.options.default_self_signed.then(|| Arc::clone(&self.self_signed)))?;
+        let versions = said.options.versions;
+        let offer = Offer { key, alpn: said.alpn(), versions, secure: &secure };
+        let (config, is_raw) = (self.config(offer), said.is_raw);
+        Some(Terms { config, secure, is_raw, is_challenge: false })
     }
 
     /// Returns the certificate of a name: its own, or the wildcard's one level above.
@@ -228,19 +274,6 @@ impl Tls {
     pub(crate) fn http_challenge(&self, host: &str, token: &str) -> Option<String> {
         self.certificates.http_challenge(host, token)
     }
-}
-
-/// Returns what an app says of its HTTPS port; whatever machine says it first, as all of a release
-/// say the same.
-fn options(shared: &Shared, app: Option<&AppKey>) -> TlsOptions {
-    let machines = app.and_then(|app| shared.live.machines_of(app));
-    let Some(machines) = machines else { return TlsOptions::default() };
-    let services = machines.iter().flat_map(|target| &target.record.services);
-    let mut ports = services.flat_map(|service| &service.ports).filter(|port| {
-        port.port == Some(PUBLIC_HTTPS_PORT) && port.handlers.contains(&Handler::Tls)
-    });
-    // What the API took is fine; what an older one took is as if it were not there.
-    ports.find_map(|port| TlsOptions::of(port).ok()).unwrap_or_default()
 }
 
 fn base(

@@ -64,6 +64,12 @@ impl Service {
         self.autostart.unwrap_or(true)
     }
 
+    /// Returns what it says of a public port at which the edge speaks HTTP.
+    #[must_use]
+    pub fn http_port(&self, port: u16) -> Option<&Port> {
+        self.ports.iter().find(|it| !it.is_raw() && it.range().contains(&port))
+    }
+
     /// Returns what it says of a public port at which the edge does not speak HTTP.
     #[must_use]
     pub fn raw_port(&self, port: u16) -> Option<&Port> {
@@ -107,7 +113,7 @@ pub enum Handler {
     PgTls,
     /// Puts a PROXY line in front.
     ProxyProto,
-    /// HTTP at the edge of the network.
+    /// The same as `http`: there is no other place than the edge where that is parsed.
     EdgeHttp,
 }
 
@@ -247,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_knows_its_raw_ports_alone() {
+    fn a_service_knows_at_which_of_its_ports_http_is_spoken() {
         let service: Service = serde_json::from_value(serde_json::json!({
             "internal_port": 1,
             "ports": [
@@ -270,6 +276,8 @@ mod tests {
             (9000, false),
         ] {
             assert_eq!(service.raw_port(port).is_some(), want, "{port}");
+            let is_http = matches!(port, 80 | 81);
+            assert_eq!(service.http_port(port).is_some(), is_http, "{port}");
         }
     }
 }

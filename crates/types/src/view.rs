@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::certificates::WILDCARD;
 use crate::directory::{AppDoc, Document as _, HostnameClaim, MachineRecord, VolumeRecord};
 use crate::id::{AppName, MachineId, OrgSlug, VolumeId};
-use crate::ports::{PortClaim, RawPort};
+use crate::ports::{Holder, PortClaim, RawPort};
 
 /// Apps, machines, host names and raw ports as the directory has them. A clone shares what neither changes: a
 /// view is made anew for each change.
@@ -194,12 +194,15 @@ impl View {
         })
     }
 
-    /// Returns the raw ports that are an app's which there is, with their claims.
-    pub fn raw_ports(&self) -> impl Iterator<Item = (RawPort, &PortClaim)> {
-        let is_there = move |claim: &PortClaim| {
-            self.app(&claim.app).is_some_and(|app| app.org == claim.org && app.id == claim.app_id)
+    /// Returns the claimed ports, each with those of its holders which there are; there is one.
+    pub fn raw_ports(&self) -> impl Iterator<Item = (RawPort, Vec<&Holder>)> {
+        let is_there = move |holder: &&Holder| {
+            self.app(&holder.app).is_some_and(|app| holder.is(&app.org, &app.id))
         };
-        self.ports.iter().map(|(port, claim)| (*port, claim)).filter(move |(_, it)| is_there(it))
+        self.ports.iter().filter_map(move |(port, claim)| {
+            let holders: Vec<&Holder> = claim.holders().filter(is_there).collect();
+            (!holders.is_empty()).then_some((*port, holders))
+        })
     }
 
     fn forget_app(&mut self, rest: &str) {
@@ -316,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_raw_port_is_an_apps_for_as_long_as_there_is_that_app() {
+    fn a_claimed_port_is_an_apps_for_as_long_as_there_is_that_app() {
         let app = |id: &str| {
             serde_json::to_vec(&serde_json::json!({
                 "id": id, "number": 1, "name": "web", "org": "personal", "network": "default",

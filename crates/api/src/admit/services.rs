@@ -4,9 +4,9 @@
 
 use std::collections::BTreeSet;
 
+use perch_types::MachineConfig;
 use perch_types::ports::{self, Named};
 use perch_types::service::{Handler, HttpOptions, Port, Protocol, Service, TlsOptions};
-use perch_types::{Code, MachineConfig};
 use serde_json::Value;
 
 use super::unsupported::is_nothing;
@@ -17,7 +17,7 @@ use crate::reply::Failure;
 const SERVICES_MAX: usize = 16;
 /// Public ports of a service.
 const PORTS_MAX: usize = 16;
-/// Raw ports of a machine, ranges counted in full: all of them are claimed in one transaction.
+/// Claimed ports of a machine, ranges counted in full: all of them are claimed in one transaction.
 const RAW_PORTS_MAX: usize = 24;
 
 /// Carries out the older way to say that no request wakes a machine.
@@ -42,18 +42,18 @@ pub(super) fn check(config: &MachineConfig) -> Result<(), Failure> {
     for (index, service) in services.iter().enumerate() {
         one_service(&format!("config.services[{index}]"), service)?;
     }
-    raw_ports(config)
+    claimed_ports(config)
 }
 
-fn raw_ports(config: &MachineConfig) -> Result<(), Failure> {
+fn claimed_ports(config: &MachineConfig) -> Result<(), Failure> {
     let mut seen = BTreeSet::new();
-    for Named { path, port: (protocol, port) } in ports::of_config(config) {
+    for Named { path, port: (protocol, port), .. } in ports::of_config(config) {
         if !seen.insert((protocol, port)) {
             let protocol = protocol.as_str();
             return refuse(format!("{path}.port: {protocol} {port} is named twice"));
         }
         if seen.len() > RAW_PORTS_MAX {
-            let rule = "without the handler http";
+            let rule = "beside 80 and 443";
             return refuse(format!("{path}.port: more than {RAW_PORTS_MAX} ports {rule}"));
         }
     }
@@ -71,14 +71,8 @@ fn one_service(path: &str, service: &Service) -> Result<(), Failure> {
     for (index, port) in service.ports.iter().enumerate() {
         let path = format!("{path}.ports[{index}]");
         one_port(&path, port)?;
-        match TlsOptions::of(port) {
-            Err(bad) => return refuse(format!("{path}.tls_options{bad}")),
-            Ok(options) if options.default_self_signed && port.is_raw() => {
-                let rule = "is not supported without the handler http yet";
-                let text = format!("{path}.tls_options.default_self_signed: {rule}");
-                return Err(Failure::new(Code::UnsupportedKey, text));
-            }
-            Ok(_) => {}
+        if let Err(bad) = TlsOptions::of(port) {
+            return refuse(format!("{path}.tls_options{bad}"));
         }
         if port.is_raw() || service.protocol == Protocol::Udp {
             handlers(&path, service, port)?;
@@ -132,7 +126,7 @@ fn handlers(path: &str, service: &Service, port: &Port) -> Result<(), Failure> {
 
 /// Checks what only has a meaning where the edge speaks HTTP.
 fn http_only(path: &str, port: &Port) -> Result<(), Failure> {
-    let speaks_http = port.handlers.contains(&Handler::Http);
+    let speaks_http = !port.is_raw();
     if port.force_https == Some(true) && !speaks_http {
         return refuse(format!("{path}.force_https: is only for ports with the handler http"));
     }

@@ -456,18 +456,18 @@ fn keys_that_cannot_be_honoured_are_refused_by_name_unless_they_ask_for_nothing(
         ),
         (
             json!({"services": [{"internal_port": 1,
-                "ports": [{"start_port": 1, "end_port": 2, "handlers": ["http"]}]}]}),
-            "config.services[0].ports[0].start_port with http",
+                "ports": [{"start_port": 79, "end_port": 81, "handlers": ["http", "tls"]}]}]}),
+            "config.services[0].ports[0].handlers tls on port 80",
+        ),
+        (
+            json!({"services": [{"internal_port": 1,
+                "ports": [{"port": 443, "handlers": ["edge_http"]}]}]}),
+            "config.services[0].ports[0].handlers http without tls on port 443",
         ),
         (
             json!({"services": [{"internal_port": 1,
                 "ports": [{"port": 80, "handlers": ["http", "proxy_proto"]}]}]}),
             "config.services[0].ports[0].handlers other than tls with http",
-        ),
-        (
-            json!({"services": [{"internal_port": 1,
-                "ports": [{"port": 81, "handlers": ["edge_http"]}]}]}),
-            "config.services[0].ports[0].handlers edge_http",
         ),
     ] {
         assert!(text(more).starts_with(path), "{path}");

@@ -3,6 +3,7 @@
 //! Never refuses a key for being there: only one that asks for something. Clients send many empty.
 
 use perch_types::machine_config::Other;
+use perch_types::ports::{PUBLIC_HTTP_PORT, PUBLIC_HTTPS_PORT};
 use perch_types::service::Handler;
 use perch_types::{Code, MachineConfig};
 use serde_json::Value;
@@ -66,15 +67,17 @@ fn services(found: &mut Vec<String>, path: &str, service: &perch_types::service:
     collect(found, path, &service.other, &SERVICE);
     for (index, port) in service.ports.iter().enumerate() {
         let path = format!("{path}.ports[{index}]");
-        if port.handlers.contains(&Handler::EdgeHttp) {
-            found.push(format!("{path}.handlers edge_http"));
-        }
         if port.is_raw() {
             continue;
         }
         collect(found, &path, &port.other, &HTTP_PORT);
-        if port.start_port.is_some() || port.end_port.is_some() {
-            found.push(format!("{path}.start_port with http"));
+        // All apps share these two, and what the edge does on them is the same for all.
+        let ends_tls = port.handlers.contains(&Handler::Tls);
+        if port.range().contains(&PUBLIC_HTTP_PORT) && ends_tls {
+            found.push(format!("{path}.handlers tls on port {PUBLIC_HTTP_PORT}"));
+        }
+        if port.range().contains(&PUBLIC_HTTPS_PORT) && !ends_tls {
+            found.push(format!("{path}.handlers http without tls on port {PUBLIC_HTTPS_PORT}"));
         }
         if port.handlers.iter().any(|it| matches!(it, Handler::PgTls | Handler::ProxyProto)) {
             found.push(format!("{path}.handlers other than tls with http"));

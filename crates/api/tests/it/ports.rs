@@ -1,4 +1,4 @@
-//! Ports at which the edge does not speak HTTP: one app's each.
+//! Ports that are an app's own: all but 80 for HTTP and 443 for TLS.
 
 use perch_types::api::CreateApp;
 use perch_types::{AppName, Code};
@@ -70,10 +70,39 @@ async fn a_port_that_no_machine_names_any_more_is_free_after_a_while() {
 }
 
 #[tokio::test]
+async fn http_beside_80_and_443_claims_its_port_and_tls_shares_it() {
+    let cloud = Cloud::start().await;
+    cloud.app().await;
+    let other = other(&cloud).await;
+    let public = |port: u16, handlers: &[&str]| {
+        request(config(&json!([{"port": 80, "handlers": ["http"]},
+            {"port": 443, "handlers": ["tls"]}, {"port": port, "handlers": handlers}])))
+    };
+    cloud.admin.create_machine(&web(), &public(25, &["http"])).await.unwrap();
+    cloud.admin.create_machine(&web(), &public(8443, &["tls", "http"])).await.unwrap();
+    let all = ["names/ports/tcp/25", "names/ports/tcp/8443"];
+    assert_eq!(cloud.keys(CLAIMS).await, all);
+    for (port, handlers) in [(25, &["tls", "http"][..]), (8443, &["http"]), (8443, &[])] {
+        let error = cloud.admin.create_machine(&other, &public(port, handlers)).await.unwrap_err();
+        assert_eq!(error.code(), Some(Code::PortTaken), "{port} {handlers:?}");
+    }
+    cloud.admin.create_machine(&other, &public(8443, &["tls"])).await.unwrap();
+    assert_eq!(cloud.keys(CLAIMS).await, all);
+    // It stays the other's when one of them is gone.
+    cloud.admin.delete_app(&web()).await.unwrap();
+    cloud.until_empty(&["tombstones/", "names/ports/tcp/25"]).await;
+    assert_eq!(cloud.keys(CLAIMS).await, ["names/ports/tcp/8443"]);
+    let third = CreateApp { name: Some("third".to_owned()), ..CreateApp::default() };
+    let third = cloud.admin.create_app(&third).await.unwrap().name;
+    let error = cloud.admin.create_machine(&third, &public(8443, &[])).await.unwrap_err();
+    assert_eq!(error.code(), Some(Code::PortTaken));
+}
+
+#[tokio::test]
 async fn what_no_app_can_have_is_refused() {
     let cloud = Cloud::start().await;
     cloud.app().await;
-    for (port, want) in [(443, "the platform's own"), (80, "the platform's own"), (22, "1024 to")] {
+    for (port, want) in [(443, "for https"), (80, "for http"), (22, "for ssh")] {
         let wanted = request(config(&json!([{"port": port}])));
         let error = cloud.admin.create_machine(&web(), &wanted).await.unwrap_err();
         assert_eq!(error.code(), Some(Code::InvalidValue));

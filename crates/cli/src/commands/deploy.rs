@@ -10,7 +10,7 @@ use perch_client::{Address, Api};
 use perch_deploy::{Deployer, Event, Limits, Observer, Options, Plan};
 use perch_types::AppName;
 use perch_types::app_config::AppConfig;
-use perch_types::service::Handler;
+use perch_types::service::Port;
 use serde::Serialize;
 
 use super::build::{BuildOptions, Job, build};
@@ -152,7 +152,7 @@ pub(crate) async fn restart(
 
 /// Returns whether a visitor can reach the app over HTTP.
 fn is_public(config: &AppConfig) -> bool {
-    let speaks_http = |port: &perch_types::service::Port| port.handlers.contains(&Handler::Http);
+    let speaks_http = |port: &Port| !port.is_raw();
     config.http_service.is_some()
         || config.services.iter().any(|service| service.ports.iter().any(speaks_http))
 }

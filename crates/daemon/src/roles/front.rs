@@ -37,10 +37,11 @@ use crate::certificates;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::peer;
+use crate::ports::ClaimedPorts;
 use crate::roles::images::{Catalog, Gatekeeper, collect};
 use crate::roles::{Beats, End, Role};
 use crate::setup::{HANDED_OVER, Purpose, Setup, Sockets};
-use crate::sockets::{BUILDER_SOCKET, HOST_SOCKET, KEYS_SOCKET, RawPorts, first_free_port};
+use crate::sockets::{BUILDER_SOCKET, HOST_SOCKET, KEYS_SOCKET, PORTS_SOCKET};
 use crate::{identity, inside, roles};
 
 /// How long requests under way may go on when the process ends; the supervisor's patience is a
@@ -457,27 +458,30 @@ fn platform(config: &Config, authority: Option<&LocalAuthority>) -> Platform {
     }
 }
 
-/// Returns what the edge needs to serve raw ports: they are where it is bound.
+/// Returns what the edge needs to serve claimed ports: they are where it is bound.
 fn raw_ports(config: &Config, certificates: Arc<dyn Certificates>) -> RawConfig {
     RawConfig {
-        binder: Arc::new(RawPorts(config.http.ip())),
+        binder: Arc::new(ClaimedPorts(config.run_dir.join(PORTS_SOCKET))),
         certificates: Some(certificates),
         limits: RawLimits::default(),
     }
 }
 
-/// Returns which raw ports apps can have.
+/// Returns which ports apps cannot have.
 fn port_rules(config: &Config) -> PortRules {
-    let mut rules = PortRules { first: first_free_port(), ..PortRules::default() };
+    let mut rules = PortRules::default();
     let own = [
-        Some(config.api),
-        config.api_tls,
-        Some(config.http),
-        config.https.address(),
-        Some(config.metrics),
+        (Some(config.api), "the api"),
+        (config.api_tls, "the api"),
+        (Some(config.http), "the edge"),
+        (config.https.address(), "the edge"),
+        (Some(config.metrics), "metrics"),
     ];
-    rules.reserved.extend(own.into_iter().flatten().map(|address| address.port()));
-    rules.reserved.extend(&config.reserved_ports);
+    let own = own.into_iter().filter_map(|(at, what)| Some((at?.port(), what)));
+    let others = config.reserved_ports.iter().map(|port| (*port, "another program"));
+    for (port, what) in own.chain(others) {
+        rules.reserved.entry(port).or_insert(what);
+    }
     rules
 }
 
@@ -510,7 +514,18 @@ mod tests {
             ..Config::default()
         };
         let reserved = port_rules(&config).reserved;
-        let all: Vec<u16> = reserved.into_iter().collect();
-        assert_eq!(all, [53, 80, 443, 4280, 4281, 4282, 5432, 8080, 8443]);
+        let more: Vec<(u16, &str)> = reserved
+            .into_iter()
+            .filter(|it| !PortRules::default().reserved.contains_key(&it.0))
+            .collect();
+        let want = [
+            (4280, "the api"),
+            (4281, "the api"),
+            (4282, "metrics"),
+            (5432, "another program"),
+            (8080, "the edge"),
+            (8443, "the edge"),
+        ];
+        assert_eq!(more, want);
     }
 }

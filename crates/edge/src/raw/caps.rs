@@ -9,10 +9,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use perch_types::service::Protocol;
+use perch_types::ports::RawPort;
 use tokio::time::Instant;
 
-use super::{Entry, RawLimits};
+use super::RawLimits;
 use crate::live::AppKey;
 
 /// How often it is told that there are too many.
@@ -31,7 +31,7 @@ pub(super) struct Caps {
 #[derive(Debug, Default)]
 struct Counts {
     all: usize,
-    of_port: HashMap<(Protocol, u16), usize>,
+    of_port: HashMap<RawPort, usize>,
     of_app: HashMap<AppKey, usize>,
     of_address: HashMap<Origin, usize>,
     told: Option<Instant>,
@@ -52,10 +52,11 @@ impl Origin {
 
 /// A place among those that there may be; free again when it is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     caps: Arc<Caps>,
-    port: (Protocol, u16),
-    app: AppKey,
+    port: RawPort,
+    /// Nothing where several apps have the port: then the loops count.
+    app: Option<AppKey>,
     origin: Origin,
 }
 
@@ -71,31 +72,38 @@ impl Caps {
     }
 
     /// Takes a place for what came in; `None` when there is none left.
-    pub(super) fn enter(self: &Arc<Self>, entry: &Entry, client: IpAddr) -> Option<Place> {
-        let (port, origin) = ((entry.protocol, entry.port), Origin::of(client));
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        port: RawPort,
+        app: Option<&AppKey>,
+        client: IpAddr,
+    ) -> Option<Place> {
+        let origin = Origin::of(client);
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let at = |count: Option<&usize>| count.copied().unwrap_or_default();
         let full = [
             ("all", counts.all, self.all_max),
             ("port", at(counts.of_port.get(&port)), self.of_port_max),
-            ("app", at(counts.of_app.get(&entry.app)), self.of_app_max),
+            ("app", at(app.and_then(|app| counts.of_app.get(app))), self.of_app_max),
             ("address", at(counts.of_address.get(&origin)), self.of_address_max),
         ];
         if let Some((of, _, limit)) = full.into_iter().find(|(_, count, max)| count >= max) {
             let now = Instant::now();
             if counts.told.is_none_or(|told| now.duration_since(told) > TOLD_EVERY) {
                 counts.told = Some(now);
-                let (app, port) = (&entry.app.name, entry.port);
-                tracing::warn!(of, limit, %app, port, "connections at raw ports at their limit");
+                let (app, port) = (app.map(|app| tracing::field::display(&app.name)), port.1);
+                tracing::warn!(of, limit, app, port, "connections at claimed ports at their limit");
             }
             return None;
         }
         counts.all += 1;
         *counts.of_port.entry(port).or_default() += 1;
-        *counts.of_app.entry(entry.app.clone()).or_default() += 1;
+        if let Some(app) = app {
+            *counts.of_app.entry(app.clone()).or_default() += 1;
+        }
         *counts.of_address.entry(origin).or_default() += 1;
         drop(counts);
-        Some(Place { caps: Arc::clone(self), port, app: entry.app.clone(), origin })
+        Some(Place { caps: Arc::clone(self), port, app: app.cloned(), origin })
     }
 }
 
@@ -104,7 +112,9 @@ impl Drop for Place {
         let mut counts = self.caps.counts.lock().unwrap_or_else(PoisonError::into_inner);
         counts.all = counts.all.saturating_sub(1);
         less(&mut counts.of_port, &self.port);
-        less(&mut counts.of_app, &self.app);
+        if let Some(app) = &self.app {
+            less(&mut counts.of_app, app);
+        }
         less(&mut counts.of_address, &self.origin);
     }
 }
@@ -122,12 +132,13 @@ fn less<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
 #[cfg(test)]
 mod tests {
     use perch_types::OrgSlug;
+    use perch_types::service::Protocol;
 
     use super::*;
 
-    fn entry(app: &str, port: u16) -> Entry {
+    fn entry(app: &str, port: u16) -> (RawPort, AppKey) {
         let app = AppKey { org: OrgSlug::personal(), name: app.parse().unwrap() };
-        Entry { protocol: Protocol::Tcp, port, app }
+        ((Protocol::Tcp, port), app)
     }
 
     #[test]
@@ -186,10 +197,13 @@ mod tests {
             ),
         ] {
             let caps = Arc::new(Caps::new(&limits));
-            let place = caps.enter(first.0, ip(first.1)).unwrap();
-            assert_eq!(caps.enter(second.0, ip(second.1)).is_some(), fits, "{limits:?}");
+            let enter = |((port, app), from): (&(RawPort, AppKey), &str)| {
+                caps.enter(*port, Some(app), ip(from))
+            };
+            let place = enter(first).unwrap();
+            assert_eq!(enter(second).is_some(), fits, "{limits:?}");
             drop(place);
-            drop(caps.enter(second.0, ip(second.1)).unwrap());
+            drop(enter(second).unwrap());
             let counts = caps.counts.lock().unwrap();
             assert!(counts.of_port.is_empty() && counts.of_app.is_empty());
             assert!(counts.of_address.is_empty() && counts.all == 0);

@@ -13,7 +13,7 @@ const GSS_REQUEST: u32 = 80_877_104;
 /// How a TLS handshake begins: clients since version 17 may do without asking.
 pub(super) const TLS_HANDSHAKE: u8 = 0x16;
 /// The name of the protocol (ALPN).
-pub(super) const ALPN: &[u8] = b"postgresql";
+pub(crate) const ALPN: &[u8] = b"postgresql";
 /// How often a client may ask for something.
 const ASKS_MAX: usize = 2;
 /// What a client is told that asks for no TLS: an error in the protocol's form.

@@ -1,4 +1,5 @@
-//! Connections at one raw port: accepted, perhaps out of TLS, and passed to a machine.
+//! Connections at claimed ports: accepted, and passed to a machine, perhaps out of TLS, or handed to
+//! a loop.
 //!
 //! Never sends a byte to a second machine: another is tried only while the connection to the first
 //! is not there.
@@ -8,18 +9,23 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use perch_types::service::Port;
+use perch_types::service::{Port, Protocol};
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
 use super::passage::{self, Ended, How};
-use super::{Entry, Opening, Raw, caps, pg_tls, proxy_proto, tls};
+use super::{Entry, Opening, Raw, caps, pg_tls, proxy_proto};
 use crate::cause::Cause;
+use crate::connection::Door;
 use crate::direction::Direction;
-use crate::live::{InFlight, Target};
+use crate::gate::{self, Gate};
+use crate::handing::{Handed, Loops};
+use crate::live::{AppKey, InFlight, Target};
+use crate::patience::Patient;
 use crate::peer::Once;
 use crate::pick;
 use crate::wake::{self, Place, Tried, Wanted};
@@ -47,23 +53,37 @@ enum Fault {
     /// The client asked for no TLS where it has to.
     #[error("take a client without TLS")]
     Open,
+    /// There is no certificate for what it named.
+    #[error("find a certificate for the client")]
+    NoTls,
     /// The machine took the connection and not what was to be put in front.
     #[error("tell the machine of the client")]
     Header(#[source] io::Error),
 }
 
+/// A claimed port that is open, and who has it.
+#[derive(Debug)]
+pub(super) struct Listening {
+    pub(super) listener: TcpListener,
+    pub(super) port: u16,
+    pub(super) known: watch::Receiver<Arc<[AppKey]>>,
+}
+
 /// Accepts at a port for as long as it is open.
-pub(super) async fn accept(raw: Arc<Raw>, listener: TcpListener, entry: Arc<Entry>) {
+pub(super) async fn accept(raw: Arc<Raw>, loops: Arc<Loops>, open: Listening) {
+    let Listening { listener, port, known } = open;
     loop {
         match listener.accept().await {
             Ok((stream, client)) => {
+                let gate = Gate::claimed(port, Arc::clone(&known.borrow()));
                 // One too many is closed at once.
-                let Some(place) = raw.caps.enter(&entry, client.ip()) else { continue };
-                let client = Client { stream, address: client };
-                tokio::spawn(serve(Arc::clone(&raw), Arc::clone(&entry), client, place));
+                let found = raw.caps.enter((Protocol::Tcp, port), gate.only(), client.ip());
+                let Some(place) = found else { continue };
+                let client = Client { stream, address: client, place };
+                tokio::spawn(serve(Arc::clone(&raw), Arc::clone(&loops), gate, client));
             }
             Err(error) => {
-                tracing::warn!(%error, port = entry.port, "connection at a raw port not accepted");
+                tracing::warn!(%error, port, "connection at a claimed port not accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -74,16 +94,71 @@ pub(super) async fn accept(raw: Arc<Raw>, listener: TcpListener, entry: Arc<Entr
 struct Client {
     stream: TcpStream,
     address: SocketAddr,
+    place: caps::Place,
 }
 
-/// Serves one connection to its end, and writes its one event.
-async fn serve(raw: Arc<Raw>, entry: Arc<Entry>, client: Client, place: caps::Place) {
-    let (began, port) = (Instant::now(), entry.port);
+/// Finds out what an app wants of a connection, and sees to it.
+async fn serve(raw: Arc<Raw>, loops: Arc<Loops>, gate: Gate, client: Client) {
+    let began = Instant::now();
+    let opening = match gate.only() {
+        Some(app) => {
+            gate::known(&raw.shared, raw.shared.limits.hold).await;
+            gate.said(&raw.shared, app, Opening::of).ok_or(Cause::NoMachine)
+        }
+        // Only what the client says in its handshake can tell whom it wants.
+        None => Ok(Opening::Tls),
+    };
+    let door = match opening {
+        Ok(Opening::Http) => Some(Door::Plain(gate.clone())),
+        Ok(Opening::Tls) => raw.tls.clone().map(|tls| Door::Tls(gate.clone(), tls)),
+        Ok(Opening::Plain | Opening::PgTls) | Err(_) => None,
+    };
+    if let Some(door) = door {
+        let Client { stream, address: client, place } = client;
+        match stream.into_std() {
+            Ok(stream) => loops.hand(Handed { stream, client, door, place }),
+            Err(error) => tracing::debug!(%error, "connection not handed to a loop"),
+        }
+        return;
+    }
+    // Nothing more comes to a loop from here, and it may end before this does.
+    drop(loops);
+    let Some(app) = gate.only().cloned() else {
+        return;
+    };
+    let entry = Entry { protocol: Protocol::Tcp, port: gate.public, app };
     raw.shared.metrics.connects.add(1);
-    let outcome = through(&raw, &entry, client).await;
+    let outcome = match opening {
+        Ok(opening) => through(&raw, &gate, (&entry, opening), client).await,
+        Err(cause) => Err(Fault::Machine(cause)),
+    };
     raw.shared.metrics.disconnects.add(1);
+    tell(&raw, &entry, outcome, began);
+}
+
+/// Passes a connection that a loop has shaken hands over with a client, which has named its app.
+pub(crate) async fn pass_named(
+    raw: &Raw,
+    gate: &Gate,
+    app: AppKey,
+    mut client: TlsStream<Patient<TcpStream>>,
+) {
+    let began = Instant::now();
+    let entry = Entry { protocol: Protocol::Tcp, port: gate.public, app };
+    let (patient, _) = client.get_mut();
+    // Whoever takes nothing for a while may do so here: nothing else waits for it.
+    patient.wait(raw.limits.idle);
+    let outcome = match ends(patient.get_ref(), entry.port) {
+        Ok(ends) => carry(raw, &entry, client, ends).await,
+        Err(error) => Err(Fault::Handshake(error)),
+    };
+    tell(raw, &entry, outcome, began);
+}
+
+/// Writes a connection's one event, and tells the app's owner what the edge ended.
+fn tell(raw: &Raw, entry: &Entry, outcome: Result<Ended, Fault>, began: Instant) {
     let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let app = &entry.app.name;
+    let (app, port) = (&entry.app.name, entry.port);
     match outcome {
         Ok(Ended { sent, received, how }) => {
             let (end, error) = match how {
@@ -105,41 +180,44 @@ async fn serve(raw: Arc<Raw>, entry: Arc<Entry>, client: Client, place: caps::Pl
             tracing::debug!(%app, port, error, took_us, "connection did not begin");
         }
     }
+}
+
+async fn through(
+    raw: &Raw,
+    gate: &Gate,
+    (entry, opening): (&Entry, Opening),
+    client: Client,
+) -> Result<Ended, Fault> {
+    let Client { stream, address: _, place } = client;
+    let ends = ends(&stream, entry.port).map_err(Fault::Handshake)?;
+    let ended = if opening == Opening::Plain {
+        carry(raw, entry, stream, ends).await
+    } else {
+        let shaking = shake(raw, gate, opening, stream);
+        let shaken = tokio::time::timeout(raw.limits.handshake, shaking).await;
+        let stream = shaken.map_err(|_| Fault::Slow)??;
+        carry(raw, entry, stream, ends).await
+    };
     drop(place);
+    ended
 }
 
-async fn through(raw: &Raw, entry: &Entry, client: Client) -> Result<Ended, Fault> {
-    let Client { stream, address } = client;
-    prepare(&stream).map_err(Fault::Handshake)?;
-    // The port that is public, whatever port it is bound to.
-    let mut public = stream.local_addr().map_err(Fault::Handshake)?;
-    public.set_port(entry.port);
-    let ends = Ends { client: address, public };
-    let port = raw.port_of(entry).await.map_err(Fault::Machine)?;
-    let opening = Opening::of(&port);
-    if opening == Opening::Plain {
-        return carry(raw, entry, stream, ends).await;
-    }
-    let shaking = shake(raw, entry, (&port, opening), stream);
-    let shaken = tokio::time::timeout(raw.limits.handshake, shaking).await;
-    let stream = shaken.map_err(|_| Fault::Slow)?.map_err(Fault::Handshake)?.ok_or(Fault::Open)?;
-    carry(raw, entry, stream, ends).await
-}
-
-/// Has a client begin as it has to; nothing when it wants no TLS.
+/// Has a client begin as it has to.
 async fn shake(
     raw: &Raw,
-    entry: &Entry,
-    (port, opening): (&Port, Opening),
+    gate: &Gate,
+    opening: Opening,
     mut stream: TcpStream,
-) -> io::Result<Option<TlsStream<TcpStream>>> {
-    if opening == Opening::PgTls && !begins_with_tls(&stream).await? {
-        let asked = pg_tls::asked_for_tls(&mut stream).await?;
+) -> Result<TlsStream<TcpStream>, Fault> {
+    let tls = raw.tls.as_ref().ok_or(Fault::NoTls)?;
+    if opening == Opening::PgTls && !begins_with_tls(&stream).await.map_err(Fault::Handshake)? {
+        let asked = pg_tls::asked_for_tls(&mut stream).await.map_err(Fault::Handshake)?;
         if !asked {
-            return Ok(None);
+            return Err(Fault::Open);
         }
     }
-    tls::accept(raw, entry, (port, opening), stream).await.map(Some)
+    let shaken = tls.accept(&raw.shared, gate, stream).await.map_err(Fault::Handshake)?;
+    shaken.map(|session| session.stream).ok_or(Fault::NoTls)
 }
 
 /// Returns whether a client begins with a handshake, without taking a byte.
@@ -154,6 +232,16 @@ async fn begins_with_tls(stream: &TcpStream) -> io::Result<bool> {
 struct Ends {
     client: SocketAddr,
     public: SocketAddr,
+}
+
+/// Prepares a client's connection, and returns whose it is.
+fn ends(stream: &TcpStream, public: u16) -> io::Result<Ends> {
+    prepare(stream)?;
+    let client = stream.peer_addr()?;
+    // The port that is public, whatever port it is bound to.
+    let mut at = stream.local_addr()?;
+    at.set_port(public);
+    Ok(Ends { client, public: at })
 }
 
 /// Finds a machine for a connection that has begun, and passes all that comes.

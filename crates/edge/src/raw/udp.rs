@@ -73,7 +73,8 @@ pub(super) async fn relay(raw: Arc<Raw>, socket: UdpSocket, entry: Arc<Entry>) {
                 },
                 None => datagram,
             };
-            let Some(place) = raw.caps.enter(&entry, client.ip()) else { continue };
+            let port = (entry.protocol, entry.port);
+            let Some(place) = raw.caps.enter(port, Some(&entry.app), client.ip()) else { continue };
             let (datagrams, waiting) = mpsc::channel(WAITING_MAX);
             // There is room: it is new.
             datagrams.try_send(datagram).ok();

@@ -7,6 +7,7 @@
 
 mod accounts;
 mod balance;
+mod claimed_http;
 mod draining;
 mod floods;
 mod framing;

@@ -63,7 +63,8 @@ fn plain_http_is_sent_to_https_where_the_app_says_so_and_there_is_any() {
     let world = World::new(vec![forced.clone()]);
     let answer = String::from_utf8(ask(&world, "")).unwrap();
     assert_eq!(status(&answer), "301", "{answer}");
-    assert!(answer.contains("location: https://web.perch.localhost/a?b=c\r\n"), "{answer}");
+    let there = format!("https://web.perch.localhost:{}/a?b=c", world.https.port());
+    assert!(answer.contains(&format!("location: {there}\r\n")), "{answer}");
     assert_eq!(origin.count(), 0);
     let plain = World::without_https(vec![forced]);
     assert_eq!(status(&plain.get("web", "/")), "200", "there is no HTTPS to go to");

@@ -445,7 +445,8 @@ fn e9_an_app_is_served_at_the_ports_that_it_lists_and_at_no_other() {
     let world = listed(&origin, &https);
     let answer = world.get("web", "/a?b");
     assert_eq!(status(&answer), "301", "{answer}");
-    assert!(answer.contains("location: https://web.perch.localhost/a?b\r\n"), "{answer}");
+    let there = format!("https://web.perch.localhost:{}/a?b", world.https.port());
+    assert!(answer.contains(&format!("location: {there}\r\n")), "{answer}");
     assert_eq!(origin.count(), 0, "nothing goes there in the clear");
     let host = "web.perch.localhost";
     let (answer, _) = ask(&world, &both(&world), host, &get(host));

@@ -14,7 +14,7 @@ use perch_store::{
 };
 use perch_types::clock::Clock;
 use perch_types::directory::{AppDoc, Generation, HostnameClaim, MachineRecord, VolumeRecord};
-use perch_types::ports::{PortClaim, RawPort};
+use perch_types::ports::{Holder, PortClaim, RawPort};
 use perch_types::{AppName, HostId, InstanceId, MachineId, MachineState, OrgSlug, Timestamp};
 use rustls::RootCertStore;
 
@@ -275,12 +275,19 @@ impl World {
 
     /// Gives an app a raw port and returns where that is.
     pub(crate) fn claim_port(&self, app: &str, port: RawPort) -> SocketAddr {
-        let claim = PortClaim {
+        self.share_port(&[app], port)
+    }
+
+    /// Gives apps a port at which clients name the one that they want, and returns where that is.
+    pub(crate) fn share_port(&self, apps: &[&str], port: RawPort) -> SocketAddr {
+        let mut holders = apps.iter().map(|app| Holder {
             org: OrgSlug::personal(),
             app: app.parse().unwrap(),
-            app_id: app.to_owned(),
+            app_id: (*app).to_owned(),
             claimed_at: Timestamp::UNIX_EPOCH,
-        };
+        });
+        let holder = holders.next().unwrap();
+        let claim = PortClaim { holder, by_name: apps.len() > 1, others: holders.collect() };
         let put = put_doc(self.store.as_ref(), &port, &claim, Expected::Any);
         self.runtime.block_on(put).unwrap();
         let mut address = None;

@@ -16,6 +16,19 @@ fn config(image: &str) -> Value {
     })
 }
 
+/// Public ports beside 80: one of HTTP, and one that only a server's own programs could have.
+const HTTP_PORT: u16 = 15080;
+const LOW_PORT: u16 = 979;
+
+fn with_claimed_ports(image: &str) -> Value {
+    let mut config = config(image);
+    config["services"].as_array_mut().unwrap().extend([
+        json!({"internal_port": 8080, "ports": [{"port": HTTP_PORT, "handlers": ["http"]}]}),
+        json!({"internal_port": 5432, "ports": [{"port": LOW_PORT}]}),
+    ]);
+    config
+}
+
 #[test]
 fn a_request_wakes_a_stopped_machine_and_is_held_meanwhile() {
     let test = "a_request_wakes_a_stopped_machine_and_is_held_meanwhile";
@@ -237,8 +250,14 @@ fn e10_the_program_is_replaced_and_no_request_is_dropped() {
     let Some(cloud) = Cloud::start(test).unwrap() else {
         return;
     };
-    let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
-    let id = cloud.machine("web", &config(&image), "started").unwrap();
+    let words = ["--listen", "0.0.0.0:8080", "--echo", "0.0.0.0:5432"];
+    let image = cloud.app("web", &words).unwrap();
+    let id = cloud.machine("web", &with_claimed_ports(&image), "started").unwrap();
+    let at = |port| SocketAddr::new(cloud.edge.ip(), port);
+    for port in [HTTP_PORT, LOW_PORT] {
+        let open = || TcpStream::connect(at(port)).ok();
+        wait_for("a claimed port to open", Duration::from_secs(30), open).unwrap();
+    }
     let (is_over, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     // One that began before, and ends after the process that took it has lost its place.
     let mut slow = TcpStream::connect(cloud.edge).unwrap();
@@ -252,7 +271,16 @@ fn e10_the_program_is_replaced_and_no_request_is_dropped() {
                 answered.fetch_add(1, Ordering::SeqCst);
             }
         };
-        let clients = [scope.spawn(client), scope.spawn(client)];
+        // Ports of its own are the app's meanwhile too: nobody is refused there.
+        let claimed = || {
+            while !is_over.load(Ordering::SeqCst) {
+                assert_eq!(echo(at(LOW_PORT), "on").as_deref(), Some("on"));
+                let host = [("Host", "web.perch.localhost")];
+                let answer = http::request(at(HTTP_PORT), "GET", "/", &host, b"").unwrap();
+                assert_eq!((answer.status, answer.text().as_str()), (200, "hello\n"));
+            }
+        };
+        let clients = [scope.spawn(client), scope.spawn(client), scope.spawn(claimed)];
         let replaced = (0..2).try_for_each(|_| cloud.replace());
         let before = answered.load(Ordering::SeqCst);
         let on = wait_for("requests to go on", Duration::from_secs(60), || {

@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 
-use super::{Handler, Port};
+use super::Port;
 
 /// The key beside a port's others.
 pub const TLS_OPTIONS: &str = "tls_options";
@@ -62,7 +62,7 @@ impl TlsOptions {
             Some(Value::Object(fields)) => fields,
             Some(_) => return Err(bad("", "is not an object")),
         };
-        let is_http = port.handlers.contains(&Handler::Http);
+        let is_http = !port.is_raw();
         for (key, value) in fields {
             match (key.as_str(), value) {
                 ("alpn" | "versions" | "default_self_signed", Value::Null) => {}
@@ -139,6 +139,7 @@ fn versions(value: &Value) -> Result<TlsVersions, BadTlsOptions> {
 mod tests {
     use serde_json::json;
 
+    use super::super::Handler;
     use super::*;
 
     fn port(options: Value, handlers: &[Handler]) -> Port {

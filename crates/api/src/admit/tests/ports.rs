@@ -1,4 +1,4 @@
-//! Ports at which the edge does not speak HTTP.
+//! Public ports, with HTTP and without.
 
 use perch_types::Code;
 use serde_json::{Value, json};
@@ -6,12 +6,13 @@ use serde_json::{Value, json};
 use super::super::admit;
 use super::{config, refusal};
 
+fn ports(protocol: &str, ports: Value) -> Value {
+    let service = json!({"internal_port": 53, "protocol": protocol, "ports": ports});
+    json!({ "services": [service] })
+}
+
 #[test]
-fn raw_ports_are_checked_one_by_one() {
-    let ports = |protocol: &str, ports: Value| {
-        let service = json!({"internal_port": 53, "protocol": protocol, "ports": ports});
-        json!({ "services": [service] })
-    };
+fn ports_with_http_and_without_are_admitted() {
     for fine in [
         ports("tcp", json!([{"port": 5000}, {"start_port": 6000, "end_port": 6003}])),
         ports(
@@ -25,9 +26,25 @@ fn raw_ports_are_checked_one_by_one() {
             json!([{"port": 5432, "handlers": ["pg_tls"]}, {"port": 80, "handlers": ["http"]}]),
         ),
         ports("udp", json!([{"port": 53}])),
+        // HTTP at any port, and what passes as it is at the one that all share by name.
+        ports(
+            "tcp",
+            json!([{"port": 8080, "handlers": ["http"], "force_https": true},
+                {"port": 8443, "handlers": ["tls", "edge_http"], "http_options": {"compress": true}},
+                {"start_port": 9000, "end_port": 9002, "handlers": ["http"]}]),
+        ),
+        ports(
+            "tcp",
+            json!([{"port": 443, "handlers": ["tls", "proxy_proto"],
+                "tls_options": {"alpn": ["mqtt"], "default_self_signed": true}}]),
+        ),
     ] {
         admit(config(fine)).unwrap();
     }
+}
+
+#[test]
+fn raw_ports_are_checked_one_by_one() {
     for (more, want) in [
         (ports("tcp", json!([{}])), "port: is not 1 to 65535"),
         (ports("tcp", json!([{"port": 0}])), "port: is not 1 to 65535"),
@@ -43,7 +60,7 @@ fn raw_ports_are_checked_one_by_one() {
         ),
         (
             ports("tcp", json!([{"start_port": 5000, "end_port": 5024}])),
-            "port: more than 24 ports without the handler http",
+            "port: more than 24 ports beside 80 and 443",
         ),
         (ports("udp", json!([{"port": 54}])), "port: for udp it is the internal_port, 53"),
         (
@@ -79,6 +96,9 @@ fn raw_ports_are_checked_one_by_one() {
         let want = format!("config.services[0].ports[0].{want}");
         assert_eq!((code, text), (Code::InvalidValue, want), "{more}");
     }
+    let http = json!([{"port": 8080, "handlers": ["http"]}, {"port": 8080}]);
+    let (_, text) = refusal(&ports("tcp", http));
+    assert_eq!(text, "config.services[0].ports[1].port: tcp 8080 is named twice");
     let (_, text) =
         refusal(&ports("tcp", json!([{"port": 5000}, {"start_port": 5000, "end_port": 5001}])));
     assert_eq!(text, "config.services[0].ports[1].port: tcp 5000 is named twice");

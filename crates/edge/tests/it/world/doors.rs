@@ -1,6 +1,6 @@
 //! Raw ports, bound where there is room.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +15,8 @@ pub(crate) struct Doors {
     at: Mutex<BTreeMap<RawPort, SocketAddr>>,
     /// How often a port is somebody else's before it is free.
     pub(crate) taken: AtomicUsize,
+    /// What there is to be bound, as it was said last.
+    pub(crate) only: Mutex<BTreeSet<RawPort>>,
     /// How many were opened.
     pub(crate) opened: AtomicUsize,
 }
@@ -48,5 +50,10 @@ impl Binder for Doors {
         self.at.lock().unwrap().insert((Protocol::Udp, port), socket.local_addr()?);
         self.opened.fetch_add(1, Ordering::SeqCst);
         Ok(socket)
+    }
+
+    fn only(&self, ports: &BTreeSet<RawPort>) -> std::io::Result<()> {
+        self.only.lock().unwrap().clone_from(ports);
+        Ok(())
     }
 }
