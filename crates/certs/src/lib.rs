@@ -14,6 +14,7 @@
 mod account;
 mod acme;
 pub mod dns;
+mod domains;
 mod edge_key;
 mod error;
 pub mod inspect;
