@@ -90,7 +90,7 @@ async fn under(
             let (order, served) = (None, BTreeMap::new());
             let stored = Stored { document, revision, order, served };
             // What another app of the name had may not be gone yet.
-            if stored.document.app_id == app.id {
+            if stored.document.app_id == app.id && !stored.document.of_platform {
                 found.insert(name.unwrap_or_default().to_owned(), stored);
             }
         }

@@ -420,6 +420,7 @@ fn platform(config: &Config, authority: Option<&LocalAuthority>) -> Platform {
         http_port: config.http.port(),
         https_port: config.https.address().map(|address| address.port()),
         https_ca: authority.map(|authority| authority.certificate_pem().to_owned()),
+        certificate: None,
         registry: config.api.to_string(),
         region: config.region.clone(),
     }

@@ -19,6 +19,7 @@ use perch_types::api::{
     UpdateMetadata, WaitResponse,
 };
 use perch_types::build::{BUILD_HEADER, BuildEvent};
+use perch_types::certificates::{CertificateDetail, DnsRecords, PlatformCertificate};
 use perch_types::exec::{ExecExit, Frame, UPGRADE, decode, encode};
 use perch_types::id::{InstanceId, ulid};
 use perch_types::image::ImageRef;
@@ -31,7 +32,7 @@ use perch_types::{
 use serde::Serialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::fake_app;
+use crate::{fake_app, fake_certs};
 
 /// The token that the fake accepts.
 pub(crate) const TOKEN: &str = "secret-token";
@@ -75,6 +76,12 @@ pub(crate) struct World {
     pub(crate) edge_status: u16,
     /// The port of HTTPS and the server's own authority.
     pub(crate) https: Option<(u16, String)>,
+    /// The certificate of the platform's domain.
+    pub(crate) certificate: Option<PlatformCertificate>,
+    /// The app's certificates, by host name.
+    pub(crate) certificates: BTreeMap<String, CertificateDetail>,
+    /// What a check of a host name's records sees.
+    pub(crate) dns_records: DnsRecords,
     /// The lease that every machine has.
     pub(crate) lease: Option<Lease>,
     /// Every call, in order.
@@ -324,6 +331,9 @@ async fn serve(State(fake): State<Fake>, request: Request) -> Response {
         ["v1", "apps", _, "ip_assignments", rest @ ..] => {
             fake_app::ips(&mut world, &parts.method, rest, &body)
         }
+        ["v1", "apps", _, "certificates", rest @ ..] => {
+            fake_certs::certificates(&mut world, &parts.method, rest, &body)
+        }
         ["v1", "apps", _, "builds"] => {
             world.contexts.push(body);
             let header = parts.headers.get(BUILD_HEADER).unwrap().to_str().unwrap().to_owned();
@@ -370,6 +380,7 @@ fn platform(world: &mut World, method: &Method, path: &[&str], body: &Bytes) -> 
                 http_port: world.port,
                 https_port: world.https.as_ref().map(|(port, _)| *port),
                 https_ca: world.https.as_ref().map(|(_, pem)| pem.clone()),
+                certificate: world.certificate.clone(),
                 registry: "127.0.0.1:1".to_owned(),
                 region: "local".parse().unwrap(),
             },
