@@ -443,7 +443,7 @@ fn port_rules(config: &Config) -> PortRules {
         config.api_tls,
         Some(config.http),
         config.https.address(),
-        Some(config.metrics),
+        config.metrics,
     ];
     rules.reserved.extend(own.into_iter().flatten().map(|address| address.port()));
     rules.reserved.extend(&config.reserved_ports);
@@ -474,7 +474,7 @@ mod tests {
             api_tls: Some("0.0.0.0:4281".parse().unwrap()),
             http: "0.0.0.0:8080".parse().unwrap(),
             https: "0.0.0.0:8443".parse().unwrap(),
-            metrics: "127.0.0.1:4282".parse().unwrap(),
+            metrics: Some("127.0.0.1:4282".parse().unwrap()),
             reserved_ports: vec![5432],
             ..Config::default()
         };
