@@ -212,6 +212,8 @@ pub(crate) struct Shared {
     pub(crate) domain: String,
     pub(crate) issuer: Option<Issuer>,
     pub(crate) tls: Option<Arc<Tls>>,
+    /// What answers challenges over plain HTTP, which needs no TLS.
+    pub(crate) proofs: Option<Arc<dyn Certificates>>,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) region: Region,
     pub(crate) host_id: HostId,
@@ -258,6 +260,9 @@ impl Edge {
     pub fn start(config: Config) -> Result<Self, StartError> {
         let live = Arc::new(Live::default());
         let now = config.clock.boot_ms();
+        let of_https = config.https.as_ref().map(|https| &https.certificates);
+        let of_raw = || config.raw.as_ref()?.certificates.as_ref();
+        let proofs = of_https.or_else(of_raw).cloned();
         let (tls, tls_listeners) = match config.https {
             Some(Https { listeners, certificates }) => {
                 let tls = Tls::new(certificates).map_err(StartError::Tls)?;
@@ -270,6 +275,7 @@ impl Edge {
             domain: config.domain,
             issuer: config.issuer,
             tls,
+            proofs,
             runtime: tokio::runtime::Handle::current(),
             region: config.region,
             host_id: config.host_id.clone(),

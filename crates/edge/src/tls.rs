@@ -223,11 +223,6 @@ impl Tls {
         config.ticketer = Arc::new(BoundTickets::new(Arc::clone(&self.tickets), &scope));
         Arc::new(config)
     }
-
-    /// Returns what answers an HTTP-01 challenge.
-    pub(crate) fn http_challenge(&self, host: &str, token: &str) -> Option<String> {
-        self.certificates.http_challenge(host, token)
-    }
 }
 
 /// Returns what an app says of its HTTPS port; whatever machine says it first, as all of a release
