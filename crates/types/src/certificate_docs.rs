@@ -92,6 +92,14 @@ impl Document for CertificateDoc {
     }
 }
 
+/// Returns which certificate a key of [`CertificateDoc`] is about.
+#[must_use]
+pub fn certificate_key(key: &str) -> Option<(OrgSlug, AppName, String)> {
+    let parts: Vec<&str> = key.strip_prefix(PREFIX)?.split('/').collect();
+    let [org, app, hostname] = parts.as_slice() else { return None };
+    Some((org.parse().ok()?, app.parse().ok()?, (*hostname).to_owned()))
+}
+
 /// A certificate that edges serve.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServedCertificate {
@@ -367,7 +375,11 @@ mod tests {
         assert!(keys.iter().all(|it| it.starts_with(&prefix(&org, &app))));
         assert_eq!(keys.each_ref().map(|it| order_key(it).is_some()), [false, true, false]);
         assert_eq!(keys.each_ref().map(|it| served_key(it).is_some()), [false, false, true]);
-        assert_eq!(order_key(&keys[1]), Some(key));
+        assert_eq!(keys.each_ref().map(|it| certificate_key(it).is_some()), [true, false, false]);
+        assert_eq!(
+            (order_key(&keys[1]), certificate_key(&keys[0])),
+            (Some(key.clone()), Some(key))
+        );
         assert_eq!(served_key(&keys[2]), Some(served));
     }
 

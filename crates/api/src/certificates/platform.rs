@@ -13,7 +13,8 @@ use crate::error::{Error, store as fault};
 /// Returns the certificate; nothing where none is ordered.
 pub(crate) async fn of_platform(shared: &Shared) -> Result<Option<PlatformCertificate>, Error> {
     let store = shared.store.as_ref();
-    let Some(key) = platform_key(&shared.platform.domain) else { return Ok(None) };
+    let key = platform_key(&shared.platform.domain).filter(|_| shared.certificates.orders);
+    let Some(key) = key else { return Ok(None) };
     let order = get_doc::<CertificateOrder>(store, &key).await.map_err(fault("read an order"))?;
     let Some(order) = order.map(|order| order.document) else { return Ok(None) };
     let held = get_doc::<ServedCertificate>(store, &served(&key, CertificateSource::Fly)).await;

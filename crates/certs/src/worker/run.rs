@@ -11,8 +11,8 @@ use perch_store::{
     get_doc, put_op,
 };
 use perch_types::certificate_docs::{
-    AcmeAccount, CertificateDoc, CertificateOrder, ChallengeMethod, OrderWorker, ServedCertificate,
-    order_key,
+    AcmeAccount, CertificateDoc, CertificateOrder, ChallengeMethod, OrderWorker, PLATFORM_APP,
+    ServedCertificate, order_key,
 };
 use perch_types::certificates::{CHAIN_BYTES_MAX, CertificateSource, RecordType, WILDCARD};
 use perch_types::directory::Document as _;
@@ -208,9 +208,13 @@ impl Run<'_> {
         let account = account.map_err(fault("read an account"))?;
         let limits = (&self.config.limits, now);
         let known = account.as_ref().map(|account| &account.document);
-        let others = self.context.domains().others(&self.key.2, now);
-        if let Err(held) = order::domain_has_place(order, &others, limits) {
-            return Ok(Event::Held(held).into());
+        // The one for all of the platform's names spares many others: what the limit leaves of
+        // the issuer's own is for it.
+        if self.key.1.as_str() != PLATFORM_APP {
+            let others = self.context.domains().others(&self.key.2, now);
+            if let Err(held) = order::domain_has_place(order, &others, limits) {
+                return Ok(Event::Held(held).into());
+            }
         }
         {
             let mut placed = self.context.placed.lock().unwrap_or_else(PoisonError::into_inner);

@@ -6,4 +6,5 @@
 mod crashes;
 mod fake;
 mod pebble;
+mod platform;
 mod world;
