@@ -7,4 +7,5 @@ mod crashes;
 mod fake;
 mod pebble;
 mod platform;
+mod renewals;
 mod world;

@@ -39,7 +39,8 @@ async fn app(world: &World, number: u64, name: &str, serves: bool) {
     let record = serde_json::json!({
         "id": id, "org": org, "app": app, "name": "m", "host": "000000000001", "region": "ams",
         "instance": "00000000010000000000000001", "generation": {"incarnation": 1, "counter": 1},
-        "state": "started", "ready": true, "private_ip": "fdaa::2", "private_ipv4": "10.0.0.2",
+        "state": "started", "ready": true, "private_ip": format!("fdaa::{number}"),
+        "private_ipv4": format!("10.0.0.{number}"),
         "services": services, "image": "web:1", "cpus": 1, "memory_mb": 256,
         "created_at": Timestamp::UNIX_EPOCH, "updated_at": Timestamp::UNIX_EPOCH,
     });
@@ -136,7 +137,9 @@ async fn what_is_of_another_domain_or_of_an_app_that_is_gone_is_not_kept() {
     // It was written down for an app of the same name, and when the domain was another.
     let mut document_before = CertificateDoc::new("app_before".to_owned(), Timestamp::UNIX_EPOCH);
     (document_before.acme_requested, document_before.of_platform) = (true, true);
-    let key = |hostname: &str| (OrgSlug::personal(), "web".parse().unwrap(), hostname.to_owned());
+    let key = |hostname: &str| {
+        (OrgSlug::personal(), "web".parse::<AppName>().unwrap(), hostname.to_owned())
+    };
     for hostname in ["web.perch.example", "web.older.example"] {
         let key = key(hostname);
         put_doc(world.store.as_ref(), &key, &document_before, Expected::Any).await.unwrap();
