@@ -7,5 +7,6 @@ mod crashes;
 mod fake;
 mod pebble;
 mod platform;
-mod renewals;
+mod played;
+
 mod world;

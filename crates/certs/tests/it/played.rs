@@ -1,12 +1,14 @@
-//! By when to renew, as an issuer says it (RFC 9773): played over real TLS, because not every ACME
-//! server for tests says it.
+//! An issuer that is played over real TLS: by when to renew as it says it (RFC 9773), which not every
+//! ACME server for tests does, and an account that it forgot.
 
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 
 use perch_certs::order::Fault;
 use perch_certs::{Acme, AcmeConfig, Issuer, Renewal};
-use perch_types::certificate_docs::RenewalId;
+use perch_seal::Purpose;
+use perch_store::{Expected, get_doc, put_doc};
+use perch_types::certificate_docs::{AcmeAccount, RenewalId};
 use perch_types::clock::Clock as _;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -55,10 +57,10 @@ impl Played {
     }
 
     /// An issuer that has not been asked for anything yet.
-    fn issuer(&self, world: &World) -> Acme {
+    fn issuer(&self, world: &World, email: Option<&str>) -> Acme {
         let config = AcmeConfig {
             directory: format!("{}/directory", self.url),
-            email: None,
+            email: email.map(str::to_owned),
             roots: Some(self.roots.clone()),
         };
         let (store, key) = (Arc::clone(&world.store), Arc::clone(&world.key));
@@ -88,10 +90,10 @@ async fn serve(
             let found = answers.lock().unwrap().iter().find(|(known, ..)| *known == path).cloned();
             let (_, status, body, again) = found.unwrap_or((path, 404, json!({}), None));
             let again = again.map(|seconds| format!("Retry-After: {seconds}\r\n"));
-            let body = body.to_string();
+            let body = if head.starts_with("HEAD ") { String::new() } else { body.to_string() };
             let text = format!(
                 "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nConnection: close\r\n\
-                 {}Content-Length: {}\r\n\r\n{body}",
+                 Replay-Nonce: nonce\r\n{}Content-Length: {}\r\n\r\n{body}",
                 again.unwrap_or_default(),
                 body.len()
             );
@@ -114,7 +116,7 @@ async fn an_issuer_says_by_when_to_renew_and_when_to_ask_again() {
     let (start, end) = ("2026-01-02T04:00:00Z", "2026-01-03T04:00:00Z");
     let path = "/renewals/aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE";
     played.answer(path, 200, window(start, end), Some(21_600));
-    let issuer = played.issuer(&world);
+    let issuer = played.issuer(&world, None);
     let before = world.clock.now();
     let told = issuer.renewal(&id()).await.unwrap().unwrap();
     let Renewal { start: from, end: to, again } = told;
@@ -136,10 +138,44 @@ async fn an_issuer_says_by_when_to_renew_and_when_to_ask_again() {
 }
 
 #[tokio::test]
+async fn an_account_that_the_issuer_forgot_is_forgotten_when_it_is_to_be_introduced() {
+    let (world, played) = (World::start(), Played::start().await);
+    let at = |path: &str| format!("{}{path}", played.url);
+    let directory = json!({
+        "newNonce": at("/nonce"), "newAccount": at("/new"), "newOrder": at("/order"),
+        "revokeCert": at("/revoke"), "keyChange": at("/change"),
+    });
+    played.answer("/directory", 200, directory, None);
+    played.answer("/nonce", 200, json!({}), None);
+    let gone = json!({
+        "type": "urn:ietf:params:acme:error:accountDoesNotExist", "detail": "gone", "status": 400,
+    });
+    played.answer("/account/1", 400, gone, None);
+    let issuer = played.issuer(&world, Some("ops@perch.example"));
+    let (digest, directory) = issuer.account();
+    let purpose = Purpose::AcmeAccountKey { directory: &directory };
+    let key = KeyPair::generate().unwrap();
+    let document = AcmeAccount {
+        sealed_key: world.key.public().seal(purpose, &key.serialize_der()).unwrap(),
+        directory,
+        id: Some(at("/account/1")),
+        email: None,
+        ordered: Vec::new(),
+        rate_limited_until: None,
+    };
+    let path = (digest,);
+    put_doc(world.store.as_ref(), &path, &document, Expected::Any).await.unwrap();
+    let found = issuer.prepare().await;
+    assert!(matches!(found, Err(Fault::Passing(_))), "{found:?}");
+    let known = get_doc::<AcmeAccount>(world.store.as_ref(), &path).await.unwrap().unwrap();
+    assert_eq!(known.document, AcmeAccount { id: None, ..document });
+}
+
+#[tokio::test]
 async fn an_issuer_that_knows_nothing_of_it_is_not_asked() {
     let (world, played) = (World::start(), Played::start().await);
     played.answer("/directory", 200, json!({"newOrder": "x"}), None);
-    let issuer = played.issuer(&world);
+    let issuer = played.issuer(&world, None);
     assert_eq!(issuer.renewal(&id()).await, Ok(None));
     assert_eq!(*played.asked.lock().unwrap(), ["/directory"]);
 }
