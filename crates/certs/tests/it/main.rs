@@ -8,5 +8,4 @@ mod fake;
 mod pebble;
 mod platform;
 mod played;
-
 mod world;

@@ -85,6 +85,13 @@ async fn serve(
                 head.push(stream.read_u8().await?);
             }
             let head = String::from_utf8_lossy(&head).into_owned();
+            // What is left unread would break the connection off under the answer.
+            let length = head.lines().find_map(|line| {
+                let (name, value) = line.split_once(':')?;
+                name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
+            });
+            let mut body = vec![0; length.unwrap_or_default()];
+            stream.read_exact(&mut body).await?;
             let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
             asked.lock().unwrap().push(path.clone());
             let found = answers.lock().unwrap().iter().find(|(known, ..)| *known == path).cloned();
