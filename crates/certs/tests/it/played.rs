@@ -88,7 +88,8 @@ async fn serve(
             // What is left unread would break the connection off under the answer.
             let length = head.lines().find_map(|line| {
                 let (name, value) = line.split_once(':')?;
-                name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
+                name.eq_ignore_ascii_case("content-length")
+                    .then(|| value.trim().parse::<usize>().ok())?
             });
             let mut body = vec![0; length.unwrap_or_default()];
             stream.read_exact(&mut body).await?;

@@ -18,6 +18,8 @@ const ORDERED: Duration = Duration::from_secs(120);
 const CERTIFICATE_FILE: &str = "pebble.pem";
 const KEY_FILE: &str = "pebble.key";
 const CERTIFICATE: &str = "/v1/apps/web/certificates";
+/// The platform's own, of which a public issuer could know.
+const DOMAIN: &str = "perch.example";
 
 fn port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -105,8 +107,8 @@ fn config(folder: &Path, certificate: &Path, (listen, dns): (u16, u16)) -> Strin
     file.display().to_string()
 }
 
-/// Returns the serial number of the certificate that a host name is served with.
-fn serial(https: u16, name: &str) -> Option<String> {
+/// Returns a fact of the certificate that a host name is served with, such as `serial`.
+fn fact(https: u16, name: &str, fact: &str) -> Option<String> {
     let shown = Command::new("openssl")
         .args(["s_client", "-connect", &format!("127.0.0.1:{https}"), "-servername", name])
         .stdin(Stdio::null())
@@ -114,7 +116,7 @@ fn serial(https: u16, name: &str) -> Option<String> {
         .output()
         .ok()?;
     let mut read = Command::new("openssl")
-        .args(["x509", "-noout", "-serial"])
+        .args(["x509", "-noout", &format!("-{fact}")])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -123,7 +125,7 @@ fn serial(https: u16, name: &str) -> Option<String> {
     read.stdin.take()?.write_all(&shown.stdout).ok();
     let read = read.wait_with_output().ok()?;
     let text = String::from_utf8(read.stdout).ok()?;
-    text.trim().strip_prefix("serial=").map(str::to_owned)
+    text.trim().strip_prefix(&format!("{fact}=")).map(str::to_owned)
 }
 
 /// Asks the server's directory, as the host process does.
@@ -197,7 +199,7 @@ fn a_certificate_is_got_over_tls_and_renewed_while_it_is_served() {
     cloud.must("POST", &check, &json!({})).unwrap();
     wait_for("a certificate", ORDERED, || (detail()["status"] == "active").then_some(()))
         .unwrap_or_else(|error| panic!("{error}: {}\n{}", detail(), cloud.server_log()));
-    let served = || serial(https, "shop.example");
+    let served = || fact(https, "shop.example", "serial");
     let first = wait_for("the edge to serve it", ORDERED, served).unwrap();
 
     bring_forward(&cloud, "certificates/personal/web/shop.example/order");
@@ -210,6 +212,22 @@ fn a_certificate_is_got_over_tls_and_renewed_while_it_is_served() {
     cloud.finish().unwrap();
 }
 
+/// Waits until an app is served at its own name with a certificate of the issuer, and the record
+/// that the one for all names needs is told.
+fn own_names(cloud: &Cloud, https: u16) {
+    let name = format!("web.{DOMAIN}");
+    let found = wait_for("the app's own name to have a certificate", ORDERED, || {
+        fact(https, &name, "issuer").filter(|issuer| issuer.contains("Pebble"))
+    });
+    found.unwrap_or_else(|error| panic!("{error}: {}", cloud.server_log()));
+    let record = format!("TXT _acme-challenge.{DOMAIN} ");
+    wait_for("the record to be told", ORDERED, || {
+        let (_, text) = cloud.cli(&["doctor"]).unwrap();
+        text.contains(&record).then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", cloud.server_log()));
+}
+
 #[test]
 fn a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again() {
     let test = "a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again";
@@ -220,9 +238,11 @@ fn a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again
     let Some(certificate) = of_pebble(folder.path()) else {
         return skipped(test, "openssl");
     };
-    let (listen, dns) = (port(), port());
+    let (listen, dns, https) = (port(), port(), port());
     let config = config(folder.path(), &certificate, (listen, dns));
-    let arguments = ["--https", "127.0.0.1:0", "--config", &config].map(str::to_owned).into();
+    let at = format!("127.0.0.1:{https}");
+    let arguments = ["--https", &at, "--domain", DOMAIN, "--config", &config];
+    let arguments = arguments.map(str::to_owned).into();
     let options = Options { arguments, ..Options::default() };
     let Some(cloud) = Cloud::start_with(test, options).unwrap() else {
         return;
@@ -253,6 +273,7 @@ fn a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again
     let got = got.unwrap_or_else(|error| panic!("{error}: {}\n{}", detail(), cloud.server_log()));
     let issuer = got["certificates"][0]["issuer"].as_str().unwrap();
     assert!(issuer.contains("Pebble"), "{got}");
+    own_names(&cloud, https);
     // The host name leads to the app, and the CLI shows what there is.
     let answer = http::request(cloud.edge, "GET", "/", &[("Host", "shop.example")], b"").unwrap();
     assert_eq!((answer.status, answer.text().as_str()), (200, "hello\n"), "{}", answer.head);
