@@ -120,10 +120,7 @@ async fn want(shared: &Shared, app: &AppDoc, hostname: &str) -> Result<bool, Fai
         return Ok(!is_anothers);
     }
     if !is_anothers {
-        let key = change.key();
-        let order = CertificateOrder::new(app.id.clone(), shared.clock.now());
-        change.compares.extend(compare::<CertificateOrder>(&key, Expected::Absent));
-        change.ops.push(put_op(&key, &order).map_err(fault("write an order"))?);
+        change.put_order()?;
     }
     change.put_document(|document| {
         (document.acme_requested, document.pending_ownership) = (true, is_anothers);
@@ -162,6 +159,10 @@ pub(crate) async fn create_custom(
     }
     let key = change.served_key(CertificateSource::Custom);
     change.ops.push(put_op(&key, &document).map_err(fault("write a certificate"))?);
+    // What was wanted of it before it was the app's is ordered now.
+    if change.stored.as_ref().is_some_and(Stored::awaits_ownership) {
+        change.put_order()?;
+    }
     change.put_document(|document| document.pending_ownership = false)?;
     change.commit().await?;
     let detail = created(&shared, &app, &hostname).await?;
@@ -282,7 +283,7 @@ pub(crate) async fn check(
     let compares = compare::<CertificateDoc>(&key, expected).into_iter().collect();
     let ops = vec![put_op(&key, &document).map_err(fault("write a certificate"))?];
     documents::commit(shared.store.as_ref(), compares, ops, "write a certificate").await?;
-    if stored.document.pending_ownership {
+    if stored.awaits_ownership() {
         want(&shared, &app, &hostname).await?;
     }
     nudge(&shared, &key, &stored).await?;
@@ -403,6 +404,14 @@ impl<'a> Change<'a> {
 
     fn served_key(&self, source: CertificateSource) -> certificate_docs::ServedKey {
         served(&self.key(), source)
+    }
+
+    fn put_order(&mut self) -> Result<(), Error> {
+        let key = self.key();
+        let order = CertificateOrder::new(self.app.id.clone(), self.shared.clock.now());
+        self.compares.extend(compare::<CertificateOrder>(&key, Expected::Absent));
+        self.ops.push(put_op(&key, &order).map_err(fault("write an order"))?);
+        Ok(())
     }
 
     fn put_document(&mut self, change: impl FnOnce(&mut CertificateDoc)) -> Result<(), Error> {

@@ -25,6 +25,13 @@ pub(super) struct Stored {
     pub(super) served: BTreeMap<CertificateSource, Facts>,
 }
 
+impl Stored {
+    /// Returns whether an order is wanted, and waits until the host name is the app's.
+    pub(super) const fn awaits_ownership(&self) -> bool {
+        self.document.pending_ownership && self.document.acme_requested
+    }
+}
+
 /// What is told of a certificate that is served.
 #[derive(Debug, Clone)]
 pub(super) struct Facts {

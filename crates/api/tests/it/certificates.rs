@@ -342,9 +342,9 @@ async fn a_host_name_has_one_owner_and_goes_to_whom_dns_names() {
     ask(&cloud, "POST", "/acme", wants("shop.example")).await;
     ask(&cloud, "POST", "/acme", wants("*.wide.example")).await;
     // A certificate of one's own is not taken for a host name that is another's.
-    let own = serde_json::to_value(own("shop.example", 9)).unwrap();
+    let upload = serde_json::to_value(own("shop.example", 9)).unwrap();
     let custom = ("POST", "/v1/apps/other/certificates/custom");
-    let (status, error) = ask_as(&cloud, STRANGER, custom, own).await;
+    let (status, error) = ask_as(&cloud, STRANGER, custom, upload).await;
     assert_eq!((status, &error["code"]), (422, &json!("name_taken")), "{error}");
     for name in ["shop.example", "one.wide.example", "*.wide.example"] {
         let before = claim(&cloud, name).await;
@@ -378,6 +378,24 @@ async fn a_host_name_has_one_owner_and_goes_to_whom_dns_names() {
         assert_eq!(claim(&cloud, name).await.unwrap().as_str(), "other");
         assert!(ordered(&cloud, name).await);
     }
+    // A wish that is taken back is not made again by a check; one that waits goes with an upload.
+    ask(&cloud, "POST", "/acme", wants("late.example")).await;
+    ask_as(&cloud, STRANGER, ("POST", theirs), wants("late.example")).await;
+    let at = |path: &str| format!("/v1/apps/other/certificates/late.example{path}");
+    let (_, waits) = ask_as(&cloud, STRANGER, ("GET", &at("")), json!({})).await;
+    let value = waits["dns_requirements"]["ownership"]["app_value"].as_str().unwrap().to_owned();
+    ask_as(&cloud, STRANGER, ("DELETE", &at("/acme")), json!({})).await;
+    cloud.dns.set("_fly-ownership.late.example", RecordType::Txt, &[&value]);
+    ask_as(&cloud, STRANGER, ("POST", &at("/check")), json!({})).await;
+    assert_eq!(claim(&cloud, "late.example").await, Some(web()));
+    cloud.dns.set("_fly-ownership.late.example", RecordType::Txt, &[]);
+    ask_as(&cloud, STRANGER, ("POST", theirs), wants("late.example")).await;
+    assert!(!ordered(&cloud, "late.example").await);
+    cloud.dns.set("_fly-ownership.late.example", RecordType::Txt, &[&value]);
+    let upload = serde_json::to_value(own("late.example", 9)).unwrap();
+    let (status, taken) = ask_as(&cloud, STRANGER, custom, upload).await;
+    assert_eq!((status, &taken["status"]), (201, &json!("active")), "{taken}");
+    assert!(ordered(&cloud, "late.example").await);
     // Nothing of it is left where it was.
     assert_eq!(ask(&cloud, "GET", "/shop.example", json!({})).await.0, 404);
     let keys = cloud.keys("certificates/personal/").await;
