@@ -61,10 +61,8 @@ fn no_request_is_lost_while_unused_machines_are_stopped_and_suspended() {
     std::fs::write(&file, "[autostop]\nidle_s = 1\n").unwrap();
     // The cloud has a network of its own: no other has its ports.
     let metrics = SocketAddr::from(([127, 0, 0, 1], 9_100));
-    let arguments = [
-        ("--config", file.to_string_lossy().into_owned()),
-        ("--metrics", metrics.to_string()),
-    ];
+    let arguments =
+        [("--config", file.to_string_lossy().into_owned()), ("--metrics", metrics.to_string())];
     let arguments = arguments.map(|(flag, value)| [flag.to_owned(), value]).concat();
     let Some(cloud) = Cloud::start_with(test, Options { arguments, ..Options::default() }).unwrap()
     else {
