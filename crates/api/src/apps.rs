@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::{Extension, Json as JsonReply};
 use http::StatusCode;
 use perch_types::api::{App, Apps, CreateApp, Organization};
+use perch_types::certificate_docs::PLATFORM_APP;
 use perch_types::directory::AppDoc;
 use perch_types::{AppName, Code, MachineState, OrgSlug};
 
@@ -49,7 +50,7 @@ pub(crate) async fn list(
 
 /// Names that mean something else: the repositories of base images, and what an address with
 /// them would promise.
-const RESERVED_NAMES: [&str; 5] = ["base", "api", "registry", "www", "oidc"];
+const RESERVED_NAMES: [&str; 6] = ["base", "api", "registry", "www", "oidc", PLATFORM_APP];
 
 pub(crate) async fn create(
     State(shared): State<Arc<Shared>>,

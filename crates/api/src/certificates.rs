@@ -5,7 +5,10 @@
 
 mod answer;
 mod claim;
+mod platform;
 mod stored;
+
+pub(crate) use self::platform::of_platform;
 
 use std::sync::Arc;
 
@@ -28,6 +31,7 @@ use perch_types::certificates::{
 use perch_types::directory::{AppDoc, Document as _, HostnameClaim};
 use perch_types::{AppName, Code, OrgSlug};
 
+use self::claim::Taken;
 use self::stored::Stored;
 use crate::body::{Json, Parameters, SecretJson};
 use crate::config::Shared;
@@ -94,19 +98,35 @@ pub(crate) async fn create_acme(
              `[acme] directory` in perchd.toml",
         ));
     }
-    let mut change = Change::begin(&shared, &app, &hostname).await?;
-    if change.stored.as_ref().is_none_or(|stored| !stored.document.acme_requested) {
-        let key = change.key();
-        let order = CertificateOrder::new(app.id.clone(), shared.clock.now());
-        change.compares.extend(compare::<CertificateOrder>(&key, Expected::Absent));
-        change.ops.push(put_op(&key, &order).map_err(fault("write an order"))?);
-        change.put_document(|document| document.acme_requested = true)?;
-        change.commit().await?;
-    } else {
-        drop(change);
-    }
-    let detail = created(&shared, &app, &hostname).await?;
+    let detail = match want(&shared, &app, &hostname).await? {
+        true => created(&shared, &app, &hostname).await?,
+        false => {
+            let (hostname, stored) = find(&shared, &app, &hostname).await?;
+            answer::detail(&shared, &app, &hostname, &stored)
+        }
+    };
     Ok((StatusCode::CREATED, JsonReply(detail)))
+}
+
+/// Writes down that a certificate is to be ordered; returns whether the host name is the app's.
+/// One that another app has waits for the record that says whose it is.
+async fn want(shared: &Shared, app: &AppDoc, hostname: &str) -> Result<bool, Failure> {
+    let mut change = Change::begin(shared, app, hostname).await?;
+    let is_anothers = change.refused.is_some();
+    let is_news = change.stored.as_ref().is_none_or(|Stored { document, .. }| {
+        !document.acme_requested || document.pending_ownership != is_anothers
+    });
+    if !is_news {
+        return Ok(!is_anothers);
+    }
+    if !is_anothers {
+        change.put_order()?;
+    }
+    change.put_document(|document| {
+        (document.acme_requested, document.pending_ownership) = (true, is_anothers);
+    })?;
+    change.commit().await?;
+    Ok(!is_anothers)
 }
 
 pub(crate) async fn create_custom(
@@ -134,9 +154,16 @@ pub(crate) async fn create_custom(
         created_at: now,
     };
     let mut change = Change::begin(&shared, &app, &hostname).await?;
+    if let Some(refused) = change.refused.take() {
+        return Err(refused);
+    }
     let key = change.served_key(CertificateSource::Custom);
     change.ops.push(put_op(&key, &document).map_err(fault("write a certificate"))?);
-    change.put_document(|_| ())?;
+    // What was wanted of it before it was the app's is ordered now.
+    if change.stored.as_ref().is_some_and(Stored::awaits_ownership) {
+        change.put_order()?;
+    }
+    change.put_document(|document| document.pending_ownership = false)?;
     change.commit().await?;
     let detail = created(&shared, &app, &hostname).await?;
     Ok((StatusCode::CREATED, JsonReply(detail)))
@@ -256,6 +283,9 @@ pub(crate) async fn check(
     let compares = compare::<CertificateDoc>(&key, expected).into_iter().collect();
     let ops = vec![put_op(&key, &document).map_err(fault("write a certificate"))?];
     documents::commit(shared.store.as_ref(), compares, ops, "write a certificate").await?;
+    if stored.awaits_ownership() {
+        want(&shared, &app, &hostname).await?;
+    }
     nudge(&shared, &key, &stored).await?;
     let (hostname, stored) = find(&shared, &app, &hostname).await?;
     let certificate = answer::detail(&shared, &app, &hostname, &stored);
@@ -336,6 +366,8 @@ struct Change<'a> {
     app: &'a AppDoc,
     hostname: &'a str,
     stored: Option<Stored>,
+    /// Why the host name is not the app's; then nothing claims it.
+    refused: Option<Failure>,
     compares: Vec<Compare>,
     ops: Vec<Op>,
     /// One after the other, so that the limit is one.
@@ -357,10 +389,13 @@ impl<'a> Change<'a> {
             let text = format!("an app has at most {CERTIFICATES_MAX} certificates");
             return Err(Failure::new(Code::InvalidValue, text).with_hint("remove one of them"));
         }
-        let (mut compares, ops) = claim::take(shared, app, hostname).await?;
+        let (mut compares, ops, refused) = match claim::take(shared, app, hostname).await? {
+            Taken::Ours(compares, ops) => (compares, ops, None),
+            Taken::Anothers(refused) => (Vec::new(), Vec::new(), Some(refused)),
+        };
         // An app that was deleted in between must not get what nobody would take away.
         compares.push(documents::still(store, app).await?);
-        Ok(Self { shared, app, hostname, stored, compares, ops, _turn: turn })
+        Ok(Self { shared, app, hostname, stored, refused, compares, ops, _turn: turn })
     }
 
     fn key(&self) -> Key {
@@ -371,20 +406,19 @@ impl<'a> Change<'a> {
         served(&self.key(), source)
     }
 
+    fn put_order(&mut self) -> Result<(), Error> {
+        let key = self.key();
+        let order = CertificateOrder::new(self.app.id.clone(), self.shared.clock.now());
+        self.compares.extend(compare::<CertificateOrder>(&key, Expected::Absent));
+        self.ops.push(put_op(&key, &order).map_err(fault("write an order"))?);
+        Ok(())
+    }
+
     fn put_document(&mut self, change: impl FnOnce(&mut CertificateDoc)) -> Result<(), Error> {
         let (key, now) = (self.key(), self.shared.clock.now());
         let (mut document, expected) = match &self.stored {
             Some(stored) => (stored.document.clone(), Expected::Revision(stored.revision)),
-            None => {
-                let document = CertificateDoc {
-                    app_id: self.app.id.clone(),
-                    acme_requested: false,
-                    seen: None,
-                    created_at: now,
-                    updated_at: now,
-                };
-                (document, Expected::Absent)
-            }
+            None => (CertificateDoc::new(self.app.id.clone(), now), Expected::Absent),
         };
         document.updated_at = now;
         change(&mut document);

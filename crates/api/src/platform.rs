@@ -10,6 +10,7 @@ use axum::{Extension, Json as JsonReply};
 use perch_types::Code;
 use perch_types::api::{Images, Platform, Pruned, Regions, SystemUsage};
 
+use crate::certificates;
 use crate::config::Shared;
 use crate::documents;
 use crate::reply::Failure;
@@ -23,8 +24,11 @@ pub(crate) async fn regions(State(shared): State<Arc<Shared>>) -> JsonReply<Regi
     JsonReply(Regions { nearest, regions: shared.regions.clone() })
 }
 
-pub(crate) async fn platform(State(shared): State<Arc<Shared>>) -> JsonReply<Platform> {
-    JsonReply(shared.platform.clone())
+pub(crate) async fn platform(
+    State(shared): State<Arc<Shared>>,
+) -> Result<JsonReply<Platform>, Failure> {
+    let certificate = certificates::of_platform(&shared).await?;
+    Ok(JsonReply(Platform { certificate, ..shared.platform.clone() }))
 }
 
 /// Tells what takes the disk of each server that answers.

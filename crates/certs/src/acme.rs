@@ -104,7 +104,11 @@ impl Acme {
                 tracing::error!(error = chain(&error), "no account at the issuer");
                 Err(Fault::Passing("the platform has no account at the issuer".to_owned()))
             }
-            Err(NoAccount::Issuer(error)) => Err(self.fault(&error)),
+            Err(NoAccount::Issuer(error)) => {
+                // The issuer may not know the account any more: what forgets it takes the lock.
+                drop(held);
+                Err(self.failed(&error).await)
+            }
         }
     }
 

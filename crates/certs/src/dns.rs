@@ -15,6 +15,8 @@ use perch_types::certificates::{
 const CHALLENGE_LABEL: &str = "_acme-challenge";
 /// The label at which a record of ownership is.
 const OWNERSHIP_LABEL: &str = "_fly-ownership";
+/// What values of a record of ownership begin with.
+const OWNERS: [&str; 2] = ["app-", "org-"];
 /// A label below a name that stands for all names below it.
 const ANY_LABEL: &str = "perch-check";
 /// The longest text that is kept of a record, in characters.
@@ -69,12 +71,13 @@ pub async fn look(dns: &dyn Dns, hostname: &str) -> Result<DnsRecords, Fault> {
         None => hostname.to_owned(),
     };
     let (challenge, owner) = (challenge_name(hostname), ownership_name(hostname));
-    let (a, aaaa, cname, soa, challenge, owner) = tokio::try_join!(
+    let (a, aaaa, cname, soa, challenge, challenge_txt, owner) = tokio::try_join!(
         dns.records(&asked, RecordType::A),
         dns.records(&asked, RecordType::Aaaa),
         dns.records(&asked, RecordType::Cname),
         dns.records(base, RecordType::Soa),
         dns.records(&challenge, RecordType::Cname),
+        dns.records(&challenge, RecordType::Txt),
         dns.records(&owner, RecordType::Txt),
     )?;
     let addresses = |texts: Vec<String>| -> Vec<IpAddr> {
@@ -83,6 +86,10 @@ pub async fn look(dns: &dyn Dns, hostname: &str) -> Result<DnsRecords, Fault> {
     };
     let (a, aaaa) = (addresses(a), addresses(aaaa));
     let first = |texts: Vec<String>| kept(texts).into_iter().next().unwrap_or_default();
+    // Other records may lie at the same name, and come first.
+    let owners = kept(owner);
+    let is_ours = |text: &&String| OWNERS.iter().any(|prefix| text.starts_with(prefix));
+    let owner = owners.iter().find(is_ours).or_else(|| owners.first()).cloned();
     Ok(DnsRecords {
         resolved_addresses: a.iter().chain(&aaaa).copied().collect(),
         a,
@@ -90,7 +97,9 @@ pub async fn look(dns: &dyn Dns, hostname: &str) -> Result<DnsRecords, Fault> {
         cname: kept(cname),
         soa: first(soa),
         acme_challenge_cname: first(challenge),
-        ownership_txt: first(owner),
+        ownership_txt: owner.unwrap_or_default(),
+        acme_challenge_txt: kept(challenge_txt),
+        ownership_txts: owners,
     })
 }
 
@@ -119,14 +128,40 @@ pub fn leads_here(seen: &DnsRecords, here: Reached<'_>) -> bool {
     !found.is_empty() && found.iter().all(|address| here.addresses.contains(address))
 }
 
-/// Returns by which ways a host name can be shown to be an app's. `ownership` are the values that
-/// name the app.
+/// What is to be found in a host name's records.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted<'a> {
+    /// Where a CNAME record at the name of DNS-01 has to lead; empty where the platform has no
+    /// zone for that.
+    pub challenge_target: &'a str,
+    /// The TXT record that an order waits for; empty while none does.
+    pub challenge_txt: &'a str,
+    /// The values of a record of ownership that name the app.
+    pub ownership: &'a [&'a str],
+}
+
+impl Wanted<'_> {
+    fn has_challenge(&self, seen: &DnsRecords) -> bool {
+        let leads = seen.acme_challenge_cname.eq_ignore_ascii_case(self.challenge_target);
+        let holds = seen.acme_challenge_txt.iter().any(|txt| txt == self.challenge_txt);
+        (leads && !self.challenge_target.is_empty()) || (holds && !self.challenge_txt.is_empty())
+    }
+
+    /// Returns whether the record of ownership names the app.
+    #[must_use]
+    pub fn is_owned(&self, seen: &DnsRecords) -> bool {
+        let mut found = seen.ownership_txts.iter().chain(std::iter::once(&seen.ownership_txt));
+        found.any(|txt| self.ownership.contains(&txt.as_str()))
+    }
+}
+
+/// Returns by which ways a host name can be shown to be an app's.
 #[must_use]
 pub fn validation(
     hostname: &str,
     seen: Option<&DnsRecords>,
     here: Reached<'_>,
-    ownership: &[&str],
+    wanted: Wanted<'_>,
 ) -> CertificateValidation {
     let Some(seen) = seen else {
         return CertificateValidation::default();
@@ -134,10 +169,10 @@ pub fn validation(
     let leads = leads_here(seen, here);
     let single = !hostname.starts_with(WILDCARD);
     CertificateValidation {
-        dns_configured: !seen.acme_challenge_cname.is_empty(),
+        dns_configured: wanted.has_challenge(seen),
         alpn_configured: leads && single && here.tls,
         http_configured: leads && single,
-        ownership_txt_configured: ownership.contains(&seen.ownership_txt.as_str()),
+        ownership_txt_configured: wanted.is_owned(seen),
     }
 }
 
@@ -185,7 +220,8 @@ mod tests {
             record("shop.example", "soa", &["ns1.dns.example."]),
             record("perch-check.shop.example", "a", &["192.0.2.9"]),
             record("_acme-challenge.shop.example", "cname", &["x.acme.example."]),
-            record("_fly-ownership.shop.example", "txt", &["app-app_1"]),
+            record("_acme-challenge.shop.example", "txt", &["digest", "older"]),
+            record("_fly-ownership.shop.example", "txt", &["v=other", "app-app_1", "org-a"]),
         ]))
     }
 
@@ -197,6 +233,8 @@ mod tests {
             (seen.soa.as_str(), seen.acme_challenge_cname.as_str(), seen.ownership_txt.as_str()),
             ("ns1.dns.example", "x.acme.example", "app-app_1")
         );
+        assert_eq!(seen.acme_challenge_txt, ["digest", "older"]);
+        assert_eq!(seen.ownership_txts.len(), 3);
         assert_eq!(provider(Some(&seen)), "dns.example");
         let below = look(&zone(), "*.shop.example").await.unwrap();
         assert_eq!(below.a, ["192.0.2.9".parse::<IpAddr>().unwrap()]);
@@ -221,11 +259,49 @@ mod tests {
         ] {
             let seen = DnsRecords { resolved_addresses: ips(found), ..DnsRecords::default() };
             let here = Reached { addresses: &own, tls };
-            let found = validation(hostname, Some(&seen), here, &["app-1"]);
+            let wanted = Wanted { ownership: &["app-1"], ..Wanted::default() };
+            let found = validation(hostname, Some(&seen), here, wanted);
             assert_eq!((found.http_configured, found.alpn_configured), want, "{hostname}");
             assert!(!found.ownership_txt_configured && !found.dns_configured);
         }
         let here = Reached { addresses: &own, tls: true };
-        assert_eq!(validation("a.b", None, here, &[""]), CertificateValidation::default());
+        let unseen = validation("a.b", None, here, Wanted::default());
+        assert_eq!(unseen, CertificateValidation::default());
+    }
+
+    #[test]
+    fn records_count_only_when_they_are_the_ones_that_are_to_be_set() {
+        let here = Reached { addresses: &[], tls: true };
+        for (cname, txts, target, txt, want) in [
+            ("x.acme.example", &[][..], "", "", false),
+            ("x.acme.example", &[], "y.acme.example", "", false),
+            ("X.acme.example", &[], "x.acme.example", "", true),
+            ("", &[""], "", "", false),
+            ("", &["other"], "", "digest", false),
+            ("", &["other", "digest"], "", "digest", true),
+            ("x.acme.example", &["digest"], "", "digest", true),
+        ] {
+            let seen = DnsRecords {
+                acme_challenge_cname: cname.to_owned(),
+                acme_challenge_txt: txts.iter().map(|it| (*it).to_owned()).collect(),
+                ..DnsRecords::default()
+            };
+            let wanted =
+                Wanted { challenge_target: target, challenge_txt: txt, ..Wanted::default() };
+            let found = validation("a.b", Some(&seen), here, wanted).dns_configured;
+            assert_eq!(found, want, "{cname} {txts:?} {target} {txt}");
+        }
+        let seen = DnsRecords {
+            ownership_txt: "app-2".to_owned(),
+            ownership_txts: vec!["app-2".to_owned(), "app-1".to_owned()],
+            ..DnsRecords::default()
+        };
+        for (values, want) in
+            [(&["app-1"][..], true), (&["app-2"], true), (&["app-3"], false), (&[], false)]
+        {
+            let wanted = Wanted { ownership: values, ..Wanted::default() };
+            let found = validation("a.b", Some(&seen), here, wanted).ownership_txt_configured;
+            assert_eq!(found, want, "{values:?}");
+        }
     }
 }

@@ -7,6 +7,7 @@
 //! - [`inspect`] reads a certificate and says whether it is good for a host name. Pure.
 //! - [`order`] is the state machine of an order. Pure.
 //! - [`Worker`] carries orders out: each step is written to the directory before it is done.
+//! - [`PlatformNames`] says which names under the platform's own domain are to have one.
 //! - [`Acme`] speaks to an issuer; [`Issuer`] is what the worker needs of one.
 
 #![forbid(unsafe_code)]
@@ -14,12 +15,14 @@
 mod account;
 mod acme;
 pub mod dns;
+mod domains;
 mod edge_key;
 mod error;
 pub mod inspect;
 mod issuer;
 mod net;
 pub mod order;
+mod platform;
 mod view;
 mod worker;
 
@@ -27,5 +30,6 @@ pub use acme::{Acme, AcmeConfig};
 pub use edge_key::EdgeKey;
 pub use error::Error;
 pub use issuer::{Issuer, Offer, Progress, Renewal};
+pub use platform::{PlatformNames, PlatformNamesConfig, is_public};
 pub use view::CertificateView;
 pub use worker::{Worker, WorkerConfig};

@@ -38,6 +38,9 @@ pub struct Limits {
     pub hostname_failed_max: usize,
     /// Orders of one account within [`Limits::ACCOUNT_WINDOW_S`].
     pub account_orders_max: usize,
+    /// Certificates of all host names of one registered domain within
+    /// [`Limits::DOMAIN_WINDOW_S`]; renewals are not held back by it.
+    pub domain_issued_max: usize,
     /// Orders of this server under way at once.
     pub server_at_once_max: usize,
     /// Orders that this server places within [`Limits::SERVER_WINDOW_S`].
@@ -51,6 +54,8 @@ impl Limits {
     pub const FAILED_WINDOW_S: i64 = HOUR_S;
     /// See [`Limits::account_orders_max`].
     pub const ACCOUNT_WINDOW_S: i64 = 3 * HOUR_S;
+    /// See [`Limits::domain_issued_max`].
+    pub const DOMAIN_WINDOW_S: i64 = 7 * DAY_S;
     /// See [`Limits::server_orders_max`].
     pub const SERVER_WINDOW_S: i64 = 60;
 }
@@ -61,6 +66,7 @@ impl Default for Limits {
             hostname_issued_max: 4,
             hostname_failed_max: 4,
             account_orders_max: 200,
+            domain_issued_max: 40,
             server_at_once_max: 8,
             server_orders_max: 30,
         }
@@ -244,6 +250,25 @@ pub fn may_place(
         }
     }
     Ok(())
+}
+
+/// Returns whether the first certificate of a host name may be had now, by when certificates were
+/// issued for others of its registered domain, in seconds since 1970, oldest first.
+///
+/// # Errors
+/// Until when not.
+pub fn domain_has_place(
+    order: &CertificateOrder,
+    others: &[i64],
+    (limits, now): (&Limits, Timestamp),
+) -> Result<(), Held> {
+    if !order.issued.is_empty() {
+        return Ok(());
+    }
+    match full_until(others, Limits::DOMAIN_WINDOW_S, limits.domain_issued_max, now) {
+        Some(until) => Err(Held { until, limit: "domain_issued" }),
+        None => Ok(()),
+    }
 }
 
 /// Returns until when a window holds as many moments as it may.

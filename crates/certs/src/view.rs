@@ -3,7 +3,6 @@
 //! Never asks anybody while it answers, and never waits but for whoever opens the same certificate
 //! for the first time. It follows the directory, and goes on with what it knows when that is away.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -31,6 +30,10 @@ use tokio::task::JoinHandle;
 use crate::edge_key::EdgeKey;
 use crate::error::chain;
 use crate::inspect::certified_key;
+
+mod shards;
+
+use self::shards::Shards;
 
 /// The pauses before the directory is followed anew.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -71,13 +74,30 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// A host name and where its certificate comes from.
-type Name = (Arc<str>, CertificateSource);
-
 #[derive(Debug, Clone, Default)]
 struct Snapshot {
-    served: BTreeMap<Name, Arc<Served>>,
-    answers: BTreeMap<Arc<str>, Arc<Answered>>,
+    served: Shards<Sources>,
+    answers: Shards<Arc<Answered>>,
+}
+
+/// The certificates of a host name, by where they come from.
+#[derive(Debug, Clone, Default)]
+struct Sources {
+    custom: Option<Arc<Served>>,
+    fly: Option<Arc<Served>>,
+}
+
+impl Sources {
+    const fn of(&mut self, source: CertificateSource) -> &mut Option<Arc<Served>> {
+        match source {
+            CertificateSource::Custom => &mut self.custom,
+            CertificateSource::Fly => &mut self.fly,
+        }
+    }
+
+    const fn is_empty(&self) -> bool {
+        self.custom.is_none() && self.fly.is_none()
+    }
 }
 
 /// A certificate, opened when it is first asked for: most of many are not.
@@ -169,13 +189,11 @@ impl CertificateView {
 impl Shared {
     fn of_name(&self, snapshot: &Snapshot, name: &str) -> Option<Arc<CertifiedKey>> {
         let now = self.clock.now();
-        let own: Arc<str> = Arc::from(name);
-        let of = |source: CertificateSource| snapshot.served.get(&(Arc::clone(&own), source));
-        let mut found: Vec<&Arc<Served>> =
-            CertificateSource::ALL.into_iter().filter_map(of).collect();
+        let Sources { custom, fly } = snapshot.served.get(name)?;
+        let mut found = [custom.as_ref(), fly.as_ref()];
         // Stable: of two that hold, or have ended, the uploaded one stays first.
-        found.sort_by_key(|served| served.not_after <= now);
-        found.into_iter().find_map(|served| self.open(name, served))
+        found.sort_by_key(|served| served.is_some_and(|served| served.not_after <= now));
+        found.into_iter().flatten().find_map(|served| self.open(name, served))
     }
 
     fn open(&self, name: &str, served: &Served) -> Option<Arc<CertifiedKey>> {
@@ -218,16 +236,24 @@ impl Snapshot {
             tracing::error!(key, %error, "unreadable document");
         };
         if let Some((org, app, hostname, source)) = served_key(key) {
-            let name: Name = (Arc::from(hostname.as_str()), source);
             match value.map(serde_json::from_slice::<Box<ServedCertificate>>) {
                 Some(Ok(sealed)) => {
                     let not_after = sealed.leaf.not_after;
                     let (sealed, opened) = (Mutex::new(Some(sealed)), OnceLock::new());
-                    let served = Served { org, app, not_after, sealed, opened };
-                    self.served.insert(name, Arc::new(served));
+                    let served = Arc::new(Served { org, app, not_after, sealed, opened });
+                    let mut sources = self.served.get(&hostname).cloned().unwrap_or_default();
+                    *sources.of(source) = Some(served);
+                    self.served.insert(&hostname, sources);
                 }
                 Some(Err(error)) => told(error),
-                None => drop(self.served.remove(&name)),
+                None => {
+                    let Some(mut sources) = self.served.get(&hostname).cloned() else { return };
+                    *sources.of(source) = None;
+                    match sources.is_empty() {
+                        true => self.served.remove(&hostname),
+                        false => self.served.insert(&hostname, sources),
+                    }
+                }
             }
         } else if let Some((_, _, hostname)) = order_key(key) {
             let name = below_wildcard(&hostname);
@@ -237,11 +263,11 @@ impl Snapshot {
                     if !known {
                         let certificate = OnceLock::new();
                         let answered = Answered { answer, certificate };
-                        self.answers.insert(Arc::from(name), Arc::new(answered));
+                        self.answers.insert(name, Arc::new(answered));
                     }
                 }
                 Some(Err(error)) => told(error),
-                Some(Ok(_)) | None => drop(self.answers.remove(name)),
+                Some(Ok(_)) | None => self.answers.remove(name),
             }
         }
     }

@@ -3,14 +3,12 @@
 //! Never decides what comes next: `order` does. Each step is written down before it is done, in a
 //! transaction that only happens while the lease is held and nobody else changed the order.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use perch_store::{Event as Change, LeaseId, Store, turning};
-use perch_types::Timestamp;
 use perch_types::certificate_docs::{CertificateOrder, PREFIX, order_key};
 use perch_types::clock::Clock;
 use perch_types::pulse::Pulse;
@@ -18,13 +16,17 @@ use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::dns::Dns;
+use crate::domains::Domains;
 use crate::edge_key::EdgeKey;
 use crate::error::{Error, chain, store as fault};
 use crate::issuer::Issuer;
-use crate::order::{self, Limits};
+use crate::order::{Limits, wake_at};
 use crate::view::CertificateView;
 
+mod known;
 mod run;
+
+use self::known::Known;
 
 /// How long orders stay with a worker that is not heard of any more, in seconds.
 const LEASE_S: u32 = 30;
@@ -76,7 +78,8 @@ impl Worker {
     #[must_use]
     pub fn start(config: WorkerConfig) -> Self {
         let awake = Arc::new(Notify::new());
-        let context = Arc::new(Context { config, placed: Mutex::default() });
+        let context =
+            Arc::new(Context { config, placed: Mutex::default(), domains: Mutex::default() });
         let pulse = Pulse::default();
         let task = tokio::spawn(work(context, Arc::clone(&awake), pulse.clone()));
         Self { task, awake, pulse }
@@ -105,6 +108,14 @@ struct Context {
     config: WorkerConfig,
     /// When this server placed orders, in seconds since 1970.
     placed: Mutex<Vec<i64>>,
+    /// What was issued under each registered domain.
+    domains: Mutex<Domains>,
+}
+
+impl Context {
+    fn domains(&self) -> MutexGuard<'_, Domains> {
+        self.domains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl fmt::Debug for Context {
@@ -114,12 +125,32 @@ impl fmt::Debug for Context {
 }
 
 async fn work(context: Arc<Context>, awake: Arc<Notify>, pulse: Pulse) {
+    // One for the whole life: what a round before had is this one's, as the server is the same.
+    let mut lease = None;
     loop {
-        if let Err(error) = turning(&pulse, follow(&context, &awake)).await {
+        if let Err(error) = turning(&pulse, follow(&context, &awake, &mut lease)).await {
             tracing::warn!(error = chain(&error), "orders of certificates not followed");
+            if is_lease_gone(&error) {
+                lease = None;
+            }
         }
         tokio::time::sleep(FOLLOW_PAUSE).await;
     }
+}
+
+const fn is_lease_gone(error: &Error) -> bool {
+    matches!(error, Error::Store { source: perch_store::Error::NoSuchLease { .. }, .. })
+}
+
+/// Returns the lease that is held, known to go on, or a new one.
+async fn hold(store: &dyn Store, held: &mut Option<LeaseId>) -> Result<LeaseId, Error> {
+    if let Some(lease) = *held {
+        store.keep_alive(lease).await.map_err(fault("keep a lease"))?;
+        return Ok(lease);
+    }
+    let lease = store.grant(LEASE_S).await.map_err(fault("take a lease"))?;
+    *held = Some(lease);
+    Ok(lease)
 }
 
 /// Why a task of an order ended.
@@ -131,65 +162,37 @@ enum Ended {
     Elsewhere,
 }
 
-/// What is known of orders.
-#[derive(Debug, Default)]
-struct Known {
-    /// When something is to be done about each, by the key of its document.
-    due: BTreeMap<String, Timestamp>,
-    /// Those that a task works on.
-    running: BTreeSet<String>,
-    /// Those whose task broke off, and until when they are left alone by the boot clock.
-    resting: BTreeMap<String, u64>,
-}
-
-impl Known {
-    fn apply(&mut self, key: String, value: Option<&[u8]>) {
-        if order_key(&key).is_none() {
-            return;
+/// Takes note of a change; one that cannot be read changes nothing.
+fn take(context: &Context, known: &mut Known, key: String, value: Option<&[u8]>) {
+    let Some((_, _, hostname)) = order_key(&key) else { return };
+    match value.map(serde_json::from_slice::<CertificateOrder>) {
+        Some(Ok(order)) => {
+            context.domains().put(&hostname, &order);
+            known.put(key, wake_at(&order));
         }
-        match value.map(serde_json::from_slice::<CertificateOrder>) {
-            Some(Ok(order)) => {
-                self.due.insert(key, order::wake_at(&order));
-            }
-            Some(Err(error)) => tracing::error!(key, %error, "unreadable document"),
-            None => {
-                self.resting.remove(&key);
-                self.due.remove(&key);
-            }
+        Some(Err(error)) => tracing::error!(key, %error, "unreadable document"),
+        None => {
+            context.domains().ended(&hostname);
+            known.remove(&key);
         }
-    }
-
-    /// Returns one that is due, and how long it takes until the next is.
-    fn next(&mut self, now: Timestamp, boot_ms: u64) -> (Option<String>, Duration) {
-        self.resting.retain(|_, until| *until > boot_ms);
-        let mut pause = LOOK_EVERY;
-        for (key, due) in &self.due {
-            if self.running.contains(key) {
-                continue;
-            }
-            let mut wait = due.unix_ms().saturating_sub(now.unix_ms()).max(0).unsigned_abs();
-            if let Some(until) = self.resting.get(key) {
-                wait = wait.max(until.saturating_sub(boot_ms));
-            }
-            if wait == 0 {
-                return (Some(key.clone()), Duration::ZERO);
-            }
-            pause = pause.min(Duration::from_millis(wait));
-        }
-        (None, pause)
     }
 }
 
 /// Lists, then follows and does what is due until something breaks.
-async fn follow(context: &Arc<Context>, awake: &Notify) -> Result<(), Error> {
+async fn follow(
+    context: &Arc<Context>,
+    awake: &Notify,
+    held: &mut Option<LeaseId>,
+) -> Result<(), Error> {
     let config = &context.config;
-    let lease = config.store.grant(LEASE_S).await.map_err(fault("take a lease"))?;
+    let lease = hold(config.store.as_ref(), held).await?;
     let listing = config.store.list(PREFIX).await.map_err(fault("list orders"))?;
     let changes = config.store.watch(PREFIX, listing.revision.next()).await;
     let mut changes = changes.map_err(fault("follow orders"))?;
     let mut known = Known::default();
+    context.domains().clear();
     for entry in listing.entries {
-        known.apply(entry.key, Some(&entry.value));
+        take(context, &mut known, entry.key, Some(&entry.value));
     }
     let mut tasks: JoinSet<(String, Result<Ended, Error>)> = JoinSet::new();
     let mut beat = tokio::time::interval(LEASE_EVERY);
@@ -197,7 +200,9 @@ async fn follow(context: &Arc<Context>, awake: &Notify) -> Result<(), Error> {
         let pause = begin(context, &mut known, &mut tasks, lease);
         tokio::select! {
             change = changes.next() => match change {
-                Some(Ok(Change { key, value, .. })) => known.apply(key, value.as_deref()),
+                Some(Ok(Change { key, value, .. })) => {
+                    take(context, &mut known, key, value.as_deref());
+                }
                 Some(Err(error)) => return Err(fault("follow orders")(error)),
                 None => return Ok(()),
             },
@@ -227,7 +232,7 @@ fn begin(
         }
         match known.next(clock.now(), clock.boot_ms()) {
             (Some(key), _) => {
-                known.running.insert(key.clone());
+                known.begins(&key);
                 let context = Arc::clone(context);
                 tasks.spawn(async move {
                     let ended = run::carry_out(&context, &key, lease).await;
@@ -250,23 +255,20 @@ fn ended_as(
         Err(error) => {
             // Whose it was is not told; all are looked at again, and those that run refuse.
             tracing::error!(%error, "task of an order broke off");
-            known.running.clear();
+            known.none_runs();
             return Ok(());
         }
     };
-    known.running.remove(&key);
     let pause = match outcome {
         // What it changed comes by the watch, and may be on its way: a moment is enough.
         Ok(Ended::Waits) => NEWS_PAUSE_MS,
         Ok(Ended::Elsewhere) => BROKEN_PAUSE_MS,
-        Err(error @ Error::Store { source: perch_store::Error::NoSuchLease { .. }, .. }) => {
-            return Err(error);
-        }
+        Err(error) if is_lease_gone(&error) => return Err(error),
         Err(error) => {
             tracing::warn!(key, error = chain(&error), "order broke off");
             BROKEN_PAUSE_MS
         }
     };
-    known.resting.insert(key, boot_ms.saturating_add(pause));
+    known.rests(key, boot_ms.saturating_add(pause));
     Ok(())
 }

@@ -146,6 +146,7 @@ mod tests {
                 http_port,
                 https_port,
                 https_ca: None,
+                certificate: None,
                 registry: "127.0.0.1:1".to_owned(),
                 region: "local".parse().unwrap(),
             };

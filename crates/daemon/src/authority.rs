@@ -137,6 +137,50 @@ impl LocalAuthority {
     }
 }
 
+/// The authority for names that there are: whoever asks for others has no key made for them on a
+/// loop that serves requests.
+pub(crate) struct OfNames {
+    authority: Arc<LocalAuthority>,
+    /// Whether there is a name: its label under the domain, and all of it.
+    is_one: Box<dyn Fn(&str, &str) -> bool + Send + Sync>,
+}
+
+impl OfNames {
+    pub(crate) fn new(
+        authority: Arc<LocalAuthority>,
+        is_one: impl Fn(&str, &str) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        Self { authority, is_one: Box::new(is_one) }
+    }
+}
+
+impl fmt::Debug for OfNames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OfNames").field("authority", &self.authority).finish_non_exhaustive()
+    }
+}
+
+impl Certificates for OfNames {
+    fn resolve(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+        let LocalAuthority { domain, wildcard, .. } = self.authority.as_ref();
+        if name != domain && name != wildcard {
+            let label = name.strip_suffix(domain.as_str())?.strip_suffix('.')?;
+            if !(self.is_one)(label, name) {
+                return None;
+            }
+        }
+        self.authority.resolve(name)
+    }
+
+    fn challenge(&self, _: &str) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+
+    fn http_challenge(&self, _: &str, _: &str) -> Option<String> {
+        None
+    }
+}
+
 impl fmt::Debug for LocalAuthority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LocalAuthority").field("domain", &self.domain).finish_non_exhaustive()
@@ -252,6 +296,22 @@ mod tests {
         }
         let inside = authority.issue(&["a.b.perch.localhost"]).unwrap();
         assert!(is_trusted(&authority, &inside, "a.b.perch.localhost"));
+    }
+
+    #[test]
+    fn nothing_is_made_for_a_name_that_there_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Arc::new(open(folder.path(), "internal"));
+        let names = OfNames::new(Arc::clone(&authority), |label, name| {
+            label == "web" && name == "web.internal"
+        });
+        for name in ["other.internal", "a.web.internal", "*.web.internal", "web.example", "web"] {
+            assert!(names.resolve(name).is_none(), "{name}");
+        }
+        assert!(authority.leaves.load().is_empty());
+        names.resolve("web.internal").unwrap();
+        names.resolve("*.internal").unwrap();
+        assert_eq!(authority.leaves.load().len(), 2);
     }
 
     #[test]

@@ -5,14 +5,18 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use perch_certs::dns::{Dns, Fault};
 use perch_certs::order::Limits;
-use perch_certs::{Acme, AcmeConfig, CertificateView, EdgeKey, Worker, WorkerConfig};
+use perch_certs::{
+    Acme, AcmeConfig, CertificateView, EdgeKey, PlatformNames, PlatformNamesConfig, Worker,
+    WorkerConfig,
+};
 use perch_dns::Lookups;
-use perch_store::Store;
+use perch_store::{Store, ViewHandle};
 use perch_types::certificates::RecordType;
 use perch_types::clock::Clock;
 use perch_types::pulse::Watchdog;
@@ -27,13 +31,19 @@ pub(crate) struct Certificates {
     dns: Arc<dyn Dns>,
     view: CertificateView,
     worker: Option<Worker>,
+    /// Which names under the platform's own domain are to have one of a public issuer.
+    _names: Option<PlatformNames>,
 }
+
+/// The shortest pause between two looks at which apps there are.
+const NAMES_PAUSE: Duration = Duration::from_secs(2);
 
 /// What certificates are made with.
 pub(crate) struct Parts<'a> {
     /// The folder of the process.
     pub(crate) folder: &'a Path,
     pub(crate) store: &'a Arc<dyn Store>,
+    pub(crate) view: &'a ViewHandle,
     pub(crate) clock: &'a Arc<dyn Clock>,
     /// This server's name.
     pub(crate) host: String,
@@ -46,7 +56,7 @@ pub(crate) struct Parts<'a> {
 impl Certificates {
     /// Opens the key, follows the directory, and carries orders out if an issuer is named.
     pub(crate) fn start(config: &Config, parts: &Parts<'_>) -> Result<Self> {
-        let Parts { folder, store, clock, host, tls, resolver } = parts;
+        let Parts { folder, store, view: apps, clock, host, tls, resolver } = parts;
         let key = Arc::new(EdgeKey::open(folder).context("open the key of certificates")?);
         let view = CertificateView::start(Arc::clone(store), Arc::clone(&key), Arc::clone(clock));
         let dns: Arc<dyn Dns> = Arc::new(PublicDns(lookups(config, resolver)));
@@ -69,7 +79,17 @@ impl Certificates {
             }
             None => None,
         };
-        Ok(Self { key, dns, view, worker })
+        let is_public = worker.is_some() && perch_certs::is_public(&config.domain);
+        let names = is_public.then(|| {
+            PlatformNames::start(PlatformNamesConfig {
+                store: Arc::clone(store),
+                apps: ViewHandle::clone(apps),
+                clock: Arc::clone(clock),
+                domain: config.domain.clone(),
+                pause: NAMES_PAUSE,
+            })
+        });
+        Ok(Self { key, dns, view, worker, _names: names })
     }
 
     /// Returns what the API needs.

@@ -13,6 +13,10 @@ use perch_types::ips::ADDRESSES_MAX;
 use perch_types::ports::RAW_PORTS_MAX;
 use serde::{Deserialize, Serialize};
 
+mod acme;
+
+pub(crate) use self::acme::Acme;
+
 /// Where the server looks for its file when no flag names one.
 pub(crate) const FILE_DEFAULT: &str = "/etc/perch/perchd.toml";
 
@@ -66,64 +70,13 @@ pub(crate) struct Config {
     pub(crate) volumes: Volumes,
     /// Machines that nothing uses.
     pub(crate) autostop: Autostop,
-    /// What the edge counts, for Prometheus at `/metrics`, plain HTTP. Whoever reaches it learns
-    /// the names of all apps.
-    pub(crate) metrics: SocketAddr,
+    /// What the edge counts, for Prometheus at `/metrics`, plain HTTP; nowhere when unset. Whoever
+    /// reaches it learns the names of all apps.
+    pub(crate) metrics: Option<SocketAddr>,
     /// How often something may be done to one thing through the API.
     pub(crate) rates: perch_api::Rates,
     /// Who issues certificates for host names.
     pub(crate) acme: Acme,
-}
-
-/// Who issues certificates, by ACME. Naming an issuer agrees to its terms of service.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Acme {
-    /// The address of its directory, such as `https://acme-v02.api.letsencrypt.org/directory`; no
-    /// certificates are ordered when unset.
-    pub(crate) directory: Option<String>,
-    /// Where it can reach whoever runs this server.
-    pub(crate) email: Option<String>,
-    /// Certificates that vouch for it, as PEM, instead of those that the system trusts. The user of
-    /// the unprivileged process reads it.
-    pub(crate) ca_file: Option<PathBuf>,
-    /// Resolvers that are asked about host names, instead of those of `/etc/resolv.conf`.
-    pub(crate) resolvers: Vec<SocketAddr>,
-}
-
-/// Resolvers that may be named.
-const RESOLVERS_MAX: usize = 4;
-
-impl Acme {
-    fn check(&self) -> Result<()> {
-        if let Some(directory) = &self.directory {
-            let address = directory.parse::<hyper::Uri>().ok();
-            let fine = address.as_ref().is_some_and(|it| {
-                it.scheme_str() == Some("https") && it.host().is_some_and(|host| !host.is_empty())
-            });
-            ensure!(fine, "`acme.directory` is an address with `https://`; `{directory}` is not");
-        }
-        if let Some(email) = &self.email {
-            let plain = |byte: u8| byte.is_ascii_graphic() && !b"<>,?".contains(&byte);
-            let parts = email.split_once('@');
-            let fine = email.bytes().all(plain)
-                && parts.is_some_and(|(name, host)| !name.is_empty() && host.contains('.'));
-            ensure!(fine, "`acme.email` is an address such as `ops@example.com`; `{email}` is not");
-        }
-        if let Some(path) = &self.ca_file {
-            ensure!(
-                path.is_absolute(),
-                "`acme.ca_file` is an absolute path; `{}` is not",
-                path.display()
-            );
-        }
-        let count = self.resolvers.len();
-        ensure!(
-            count <= RESOLVERS_MAX,
-            "`acme.resolvers` are at most {RESOLVERS_MAX}; {count} are too many"
-        );
-        Ok(())
-    }
 }
 
 /// Where apps are served under TLS.
@@ -286,7 +239,7 @@ impl Default for Config {
             image_cache: ImageCache::default(),
             volumes: Volumes::default(),
             autostop: Autostop::default(),
-            metrics: SocketAddr::from((Ipv4Addr::LOCALHOST, 4281)),
+            metrics: None,
             rates: perch_api::Rates::default(),
             acme: Acme::default(),
         }
@@ -340,7 +293,7 @@ pub(crate) struct Flags {
     /// Serve apps here under TLS; `off` for nowhere [default: port 443, if plain HTTP is at 80]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) https: Option<Https>,
-    /// Serve what the edge counts here, for Prometheus [default: 127.0.0.1:4281]
+    /// Serve what the edge counts here, for Prometheus; nowhere unless it is said
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) metrics: Option<SocketAddr>,
     /// Serve apps at <app>.<domain> [default: perch.localhost]
@@ -402,13 +355,13 @@ impl Config {
         set(&mut self.api, flags.api.as_ref());
         set(&mut self.http, flags.http.as_ref());
         set(&mut self.https, flags.https.as_ref());
-        set(&mut self.metrics, flags.metrics.as_ref());
         set(&mut self.domain, flags.domain.as_ref());
         set(&mut self.region, flags.region.as_ref());
         set(&mut self.user, flags.user.as_ref());
         set(&mut self.keys_user, flags.keys_user.as_ref());
         set(&mut self.instance, flags.instance.as_ref());
         self.api_tls = flags.api_tls.or(self.api_tls);
+        self.metrics = flags.metrics.or(self.metrics);
         self.guest_dir = flags.guest_dir.clone().or_else(|| self.guest_dir.take());
     }
 
@@ -512,8 +465,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_default_configuration_is_valid() {
-        Config::default().check().unwrap();
+    fn the_default_configuration_is_valid_and_takes_no_port_that_is_not_needed() {
+        let config = Config::default();
+        config.check().unwrap();
+        assert_eq!((config.metrics, config.api_tls), (None, None));
+        let metrics = "127.0.0.1:9100".parse().unwrap();
+        let mut asked = Config::default();
+        asked.take(&Flags { metrics: Some(metrics), ..Flags::default() });
+        assert_eq!(asked.metrics, Some(metrics));
     }
 
     #[test]

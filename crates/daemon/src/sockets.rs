@@ -67,12 +67,14 @@ impl Bound {
             config.api_tls = Some(address(&api_tls)?);
             bound.push((Purpose::ApiTls, api_tls.into()));
         }
-        let metrics = match kept.tcp(Purpose::Metrics, config.metrics) {
-            Some(metrics) => metrics,
-            None => tcp(config.metrics, "metrics", Shared::No)?,
-        };
-        config.metrics = address(&metrics)?;
-        bound.push((Purpose::Metrics, metrics.into()));
+        if let Some(wanted) = config.metrics {
+            let metrics = match kept.tcp(Purpose::Metrics, wanted) {
+                Some(metrics) => metrics,
+                None => tcp(wanted, "metrics", Shared::No)?,
+            };
+            config.metrics = Some(address(&metrics)?);
+            bound.push((Purpose::Metrics, metrics.into()));
+        }
         let (http, sharing) = every_core(&mut kept, Purpose::Http, config.http, "http")?;
         config.http = http;
         bound.extend(sharing.into_iter().map(|listener| (Purpose::Http, listener.into())));
@@ -310,7 +312,7 @@ mod tests {
             run_dir: folder.to_owned(),
             api: "127.0.0.1:0".parse().unwrap(),
             http: "127.0.0.1:0".parse().unwrap(),
-            metrics: "127.0.0.1:0".parse().unwrap(),
+            metrics: Some("127.0.0.1:0".parse().unwrap()),
             ..Config::default()
         }
     }
@@ -324,10 +326,21 @@ mod tests {
         assert_ne!(config.http.port(), 0);
         // A server on a port of its own takes no other's 443.
         assert_eq!(config.https, Https::Off);
-        assert_ne!(config.metrics.port(), 0);
+        assert_ne!(config.metrics.unwrap().port(), 0);
         let (purposes, fds) = bound.of(&[Purpose::Http, Purpose::Host]);
         assert_eq!(purposes.len(), fds.len());
         assert!(purposes.contains(&Purpose::Http) && purposes.contains(&Purpose::Host));
+    }
+
+    #[test]
+    fn what_is_counted_is_served_nowhere_unless_it_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path());
+        let bound = Bound::bind(&mut config, &[], (0, 0), Vec::new()).unwrap();
+        assert_eq!(bound.of(&[Purpose::Metrics]).0.len(), 1);
+        config.metrics = None;
+        let bound = Bound::bind(&mut config, &[], (0, 0), bound.0).unwrap();
+        assert!(bound.of(&[Purpose::Metrics]).0.is_empty());
     }
 
     #[test]

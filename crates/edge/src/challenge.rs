@@ -27,7 +27,7 @@ pub(crate) fn answer(
     if !is_asked || peer.over_tls() || !peer.gate.is_everybodys() || token.len() > TOKEN_BYTES_MAX {
         return None;
     }
-    let proof = shared.tls.as_ref()?.http_challenge(host, token)?;
+    let proof = shared.proofs.as_ref()?.http_challenge(host, token)?;
     let mut response = Response::new(ReplyBody::page(Bytes::from(proof)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));

@@ -256,6 +256,8 @@ pub(crate) struct Shared {
     pub(crate) tls: Option<Arc<Tls>>,
     /// Where HTTPS is served for all apps, if it is.
     pub(crate) https_port: Option<u16>,
+    /// What answers challenges over plain HTTP, which needs no TLS.
+    pub(crate) proofs: Option<Arc<dyn Certificates>>,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) region: Region,
     pub(crate) host_id: HostId,
@@ -301,6 +303,9 @@ impl Edge {
     /// When a thread or a runtime cannot be made, or TLS cannot be prepared.
     pub fn start(config: Config) -> Result<Self, StartError> {
         let live = Arc::new(Live::default());
+        let of_https = config.https.as_ref().map(|https| &https.certificates);
+        let of_raw = || config.raw.as_ref()?.certificates.as_ref();
+        let proofs = of_https.or_else(of_raw).cloned();
         let (tls, tls_listeners) = match config.https {
             Some(Https { listeners, certificates }) => {
                 let tls = Tls::new(certificates).map_err(StartError::Tls)?;
@@ -316,6 +321,7 @@ impl Edge {
             issuer: config.issuer,
             tls,
             https_port: https_port.map(|address| address.port()),
+            proofs,
             runtime: runtime.clone(),
             region: config.region,
             host_id: config.host_id.clone(),

@@ -269,11 +269,6 @@ impl Tls {
         config.ticketer = Arc::new(BoundTickets::new(Arc::clone(&self.tickets), &scope));
         Arc::new(config)
     }
-
-    /// Returns what answers an HTTP-01 challenge.
-    pub(crate) fn http_challenge(&self, host: &str, token: &str) -> Option<String> {
-        self.certificates.http_challenge(host, token)
-    }
 }
 
 fn base(

@@ -124,14 +124,6 @@ impl Cloud {
         let mut server = self
             .perchd("serve")
             .args(["--api", &self.api.to_string(), "--http", &self.edge.to_string()])
-            // Beside others there its port may be taken.
-            .args(
-                self.options
-                    .shared_network
-                    .then_some(["--metrics", "127.0.0.1:0"])
-                    .iter()
-                    .flatten(),
-            )
             .args(&self.options.arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::from(self.log_file()?))

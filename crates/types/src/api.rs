@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::certificates::PlatformCertificate;
 use crate::id::{AppName, HostId, InstanceId, MachineId, OrgSlug, Region};
 use crate::image::ImageRef;
 use crate::machine_config::{MachineConfig, Signal, null_is_default};
@@ -438,6 +439,9 @@ pub struct Platform {
     /// theirs from. It may vouch for names of the domain alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub https_ca: Option<String>,
+    /// The certificate of a public issuer for all names under the domain, where one is ordered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<PlatformCertificate>,
     /// The registry's address as seen from this server: `127.0.0.1:4280`.
     pub registry: String,
     /// The region of this server.

@@ -11,13 +11,20 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::certificates::{CertificateSource, CertificateValidationError, DnsRecords, KeyKind};
+use crate::certificates::{
+    CertificateSource, CertificateValidationError, DnsRecords, KeyKind, WILDCARD,
+};
 use crate::directory::Document;
 use crate::id::{AppName, OrgSlug};
 use crate::time::Timestamp;
 
 /// What every key begins with that has to do with an app's certificates.
 pub const PREFIX: &str = "certificates/";
+/// The app under which the certificate of all names of the platform's own domain is kept. No app
+/// can be called so.
+pub const PLATFORM_APP: &str = "perch-own-domain";
+/// The id of that app.
+pub const PLATFORM_APP_ID: &str = "platform";
 /// Errors that are kept of an order, newest first.
 pub const ERRORS_MAX: usize = 8;
 /// The longest message of an error that is kept, in characters.
@@ -29,6 +36,12 @@ pub fn prefix(org: &OrgSlug, app: &AppName) -> String {
     format!("{PREFIX}{org}/{app}/")
 }
 
+/// Returns the key under which what is kept of all names under the platform's domain is.
+#[must_use]
+pub fn platform_key(domain: &str) -> Option<(OrgSlug, AppName, String)> {
+    Some((OrgSlug::personal(), PLATFORM_APP.parse().ok()?, format!("{WILDCARD}{domain}")))
+}
+
 /// A host name of an app, and what is wanted for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateDoc {
@@ -36,6 +49,14 @@ pub struct CertificateDoc {
     pub app_id: String,
     /// Whether the platform is to get a certificate.
     pub acme_requested: bool,
+    /// Another app has the host name, and its records do not say yet that it is this one's: there
+    /// is no claim and no order.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pending_ownership: bool,
+    /// The platform wants it for a name under its own domain; the app's people neither see nor
+    /// change it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_platform: bool,
     /// The host name's records, as they were seen last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<DnsRecords>,
@@ -43,6 +64,22 @@ pub struct CertificateDoc {
     pub created_at: Timestamp,
     /// When this last changed.
     pub updated_at: Timestamp,
+}
+
+impl CertificateDoc {
+    /// Makes the document of a host name that an app has from now on.
+    #[must_use]
+    pub const fn new(app_id: String, now: Timestamp) -> Self {
+        Self {
+            app_id,
+            acme_requested: false,
+            pending_ownership: false,
+            of_platform: false,
+            seen: None,
+            created_at: now,
+            updated_at: now,
+        }
+    }
 }
 
 impl Document for CertificateDoc {
@@ -53,6 +90,14 @@ impl Document for CertificateDoc {
     fn key((org, app, hostname): &Self::Key) -> String {
         format!("{}{hostname}", prefix(org, app))
     }
+}
+
+/// Returns which certificate a key of [`CertificateDoc`] is about.
+#[must_use]
+pub fn certificate_key(key: &str) -> Option<(OrgSlug, AppName, String)> {
+    let parts: Vec<&str> = key.strip_prefix(PREFIX)?.split('/').collect();
+    let [org, app, hostname] = parts.as_slice() else { return None };
+    Some((org.parse().ok()?, app.parse().ok()?, (*hostname).to_owned()))
 }
 
 /// A certificate that edges serve.
@@ -330,8 +375,29 @@ mod tests {
         assert!(keys.iter().all(|it| it.starts_with(&prefix(&org, &app))));
         assert_eq!(keys.each_ref().map(|it| order_key(it).is_some()), [false, true, false]);
         assert_eq!(keys.each_ref().map(|it| served_key(it).is_some()), [false, false, true]);
-        assert_eq!(order_key(&keys[1]), Some(key));
+        assert_eq!(keys.each_ref().map(|it| certificate_key(it).is_some()), [true, false, false]);
+        assert_eq!(
+            (order_key(&keys[1]), certificate_key(&keys[0])),
+            (Some(key.clone()), Some(key))
+        );
         assert_eq!(served_key(&keys[2]), Some(served));
+    }
+
+    #[test]
+    fn the_platforms_own_certificate_is_kept_like_any_other() {
+        let key = platform_key("perch.example").unwrap();
+        let path = CertificateDoc::key(&key);
+        assert_eq!(path, "certificates/personal/perch-own-domain/*.perch.example");
+        assert_eq!(order_key(&CertificateOrder::key(&key)), Some(key));
+    }
+
+    #[test]
+    fn a_certificate_of_a_release_before_still_reads() {
+        let text = r#"{"app_id":"app_1","acme_requested":false,
+            "created_at":"2026-01-01T00:00:00Z","updated_at":"2026-01-01T00:00:00Z"}"#;
+        let document: CertificateDoc = serde_json::from_str(text).unwrap();
+        let now = Timestamp::from_unix_ms(1_767_225_600_000);
+        assert_eq!(document, CertificateDoc::new("app_1".to_owned(), now));
     }
 
     #[test]

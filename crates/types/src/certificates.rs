@@ -274,6 +274,9 @@ pub struct AcmeChallengeRecord {
     /// The value of the TXT record that an order waits for; empty while none does.
     #[serde(default)]
     pub txt: String,
+    /// What to set where there is no `target`, in words; empty where nothing is.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
 }
 
 /// The TXT record that shows whose the host name is, for one that another app has too.
@@ -341,8 +344,14 @@ pub struct DnsRecords {
     pub soa: String,
     /// Where a CNAME record at the name of DNS-01 leads; empty for nowhere.
     pub acme_challenge_cname: String,
-    /// The record of ownership; empty for none.
+    /// The record of ownership; empty for none. Of several the first that is one of ours.
     pub ownership_txt: String,
+    /// The TXT records at the name of DNS-01 (Perch's own).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub acme_challenge_txt: Vec<String>,
+    /// All values of the record of ownership (Perch's own).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ownership_txts: Vec<String>,
 }
 
 /// A certificate and the host name's records.
@@ -353,6 +362,21 @@ pub struct CertificateCheck {
     pub certificate: CertificateDetail,
     /// The records, as they are now.
     pub dns_records: DnsRecords,
+}
+
+/// The certificate of all names under the platform's own domain (Perch's own).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PlatformCertificate {
+    /// The host name: `*.` and the domain.
+    pub hostname: String,
+    /// When the one that is served ends; nothing while none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// The record that its order waits for, if it does.
+    pub acme_challenge: AcmeChallengeRecord,
+    /// What went wrong, the newest first.
+    #[serde(default)]
+    pub errors: Vec<CertificateValidationError>,
 }
 
 /// A certificate without what was taken away.

@@ -4,16 +4,25 @@
 
 use std::net::IpAddr;
 
-use perch_certs::dns::{self, Reached};
-use perch_types::certificate_docs::ChallengeMethod;
+use perch_certs::dns::{self, Reached, Wanted};
+use perch_types::certificate_docs::{CertificateOrder, ChallengeMethod};
 use perch_types::certificates::{
     AcmeChallengeRecord, CertificateDetail, CertificateEntry, CertificateSource, CertificateStatus,
-    CertificateSummary, CertificateValidation, DnsRequirements, IssuedCertificate, OwnershipRecord,
+    CertificateSummary, CertificateValidation, CertificateValidationError, DnsRequirements,
+    IssuedCertificate, OwnershipRecord, WILDCARD,
 };
 use perch_types::directory::AppDoc;
 
 use super::stored::{Facts, Stored};
 use crate::config::Shared;
+
+/// Where a CNAME record at the name of DNS-01 has to lead: nowhere. The platform's resolver is
+/// for its machines alone, so no public zone of it could be asked.
+const NO_ZONE: &str = "";
+const NOTE_BEFORE: &str = "the platform serves no zone that a CNAME record could lead to: a TXT \
+    record is to be set, whose value is shown here once the order is placed";
+const NOTE_NOW: &str = "the platform serves no zone that a CNAME record could lead to: set a TXT \
+    record with the value of `txt`, and set it anew for each renewal";
 
 /// Returns the value of a record of ownership that names an app.
 pub(super) fn app_value(app: &AppDoc) -> String {
@@ -35,8 +44,34 @@ fn validation(
     stored: &Stored,
 ) -> CertificateValidation {
     let (app, org) = (app_value(app), org_value(app));
-    let values = [app.as_str(), org.as_str()];
-    dns::validation(hostname, stored.document.seen.as_ref(), reached(shared), &values)
+    let ownership = &[app.as_str(), org.as_str()];
+    let challenge_txt = awaited_txt(stored.order.as_ref().map(|(order, _)| order));
+    let wanted = Wanted { challenge_target: NO_ZONE, challenge_txt, ownership };
+    dns::validation(hostname, stored.document.seen.as_ref(), reached(shared), wanted)
+}
+
+/// Returns the TXT record that an order waits for; empty while none does.
+fn awaited_txt(order: Option<&CertificateOrder>) -> &str {
+    let answer = order.and_then(|order| order.answer.as_ref());
+    let awaited = answer.filter(|answer| answer.method == ChallengeMethod::Dns);
+    awaited.map(|answer| answer.txt.as_str()).unwrap_or_default()
+}
+
+/// Returns the record of DNS-01 of a host name, as its order wants it.
+pub(super) fn challenge(hostname: &str, order: Option<&CertificateOrder>) -> AcmeChallengeRecord {
+    let txt = awaited_txt(order).to_owned();
+    // Other host names need none of it.
+    let note = match (hostname.starts_with(WILDCARD), txt.is_empty()) {
+        (false, true) => "",
+        (true, true) => NOTE_BEFORE,
+        (_, false) => NOTE_NOW,
+    };
+    AcmeChallengeRecord {
+        name: dns::challenge_name(hostname),
+        target: NO_ZONE.to_owned(),
+        txt,
+        note: note.to_owned(),
+    }
 }
 
 fn is_configured(shared: &Shared, stored: &Stored) -> bool {
@@ -45,6 +80,9 @@ fn is_configured(shared: &Shared, stored: &Stored) -> bool {
 
 fn status(shared: &Shared, stored: &Stored) -> CertificateStatus {
     let now = shared.clock.now();
+    if stored.document.pending_ownership {
+        return CertificateStatus::PendingOwnership;
+    }
     if stored.served.values().any(|facts| facts.leaf.not_after > now) {
         return CertificateStatus::Active;
     }
@@ -96,8 +134,27 @@ pub(super) fn detail(
         certificates: entries(shared, stored),
         validation: validation(shared, app, hostname, stored),
         dns_requirements: requirements(shared, app, hostname, stored),
-        validation_errors: order.map(|order| order.errors.clone()).unwrap_or_default(),
+        validation_errors: errors(app, hostname, stored),
     }
+}
+
+fn errors(app: &AppDoc, hostname: &str, stored: &Stored) -> Vec<CertificateValidationError> {
+    let mut errors = stored.order.as_ref().map(|(order, _)| order.errors.clone());
+    if stored.document.pending_ownership {
+        let (record, value) = (dns::ownership_name(hostname), app_value(app));
+        errors.get_or_insert_default().insert(
+            0,
+            CertificateValidationError {
+                code: "ownership_required".to_owned(),
+                message: "another app has the host name".to_owned(),
+                remediation: format!(
+                    "set the TXT record `{record}` to `{value}`, then `perch certs check`"
+                ),
+                timestamp: stored.document.updated_at,
+            },
+        );
+    }
+    errors.unwrap_or_default()
 }
 
 fn entries(shared: &Shared, stored: &Stored) -> Vec<CertificateEntry> {
@@ -125,7 +182,10 @@ fn entries(shared: &Shared, stored: &Stored) -> Vec<CertificateEntry> {
     if stored.document.acme_requested && !has_one {
         entries.push(CertificateEntry {
             source: CertificateSource::Fly,
-            status: CertificateStatus::PendingValidation,
+            status: match stored.document.pending_ownership {
+                true => CertificateStatus::PendingOwnership,
+                false => CertificateStatus::PendingValidation,
+            },
             created_at: stored.document.created_at,
             expires_at: None,
             issuer: String::new(),
@@ -139,17 +199,11 @@ fn requirements(shared: &Shared, app: &AppDoc, hostname: &str, stored: &Stored) 
     let of_family = |is_v6: bool| -> Vec<IpAddr> {
         shared.public_ips.iter().copied().filter(|ip| ip.is_ipv6() == is_v6).collect()
     };
-    let answer = stored.order.as_ref().and_then(|(order, _)| order.answer.as_ref());
-    let awaited = answer.filter(|answer| answer.method == ChallengeMethod::Dns);
     DnsRequirements {
         a: of_family(false),
         aaaa: of_family(true),
         cname: format!("{}.{}", app.name, shared.platform.domain),
-        acme_challenge: AcmeChallengeRecord {
-            name: dns::challenge_name(hostname),
-            target: String::new(),
-            txt: awaited.map(|answer| answer.txt.clone()).unwrap_or_default(),
-        },
+        acme_challenge: challenge(hostname, stored.order.as_ref().map(|(order, _)| order)),
         ownership: OwnershipRecord {
             name: dns::ownership_name(hostname),
             app_value: app_value(app),

@@ -17,31 +17,42 @@ use crate::config::Shared;
 use crate::error::{Error, store as fault};
 use crate::reply::{Failure, chain};
 
-/// What a transaction needs so that a host name is an app's.
-type Writes = (Vec<Compare>, Vec<Op>);
+/// Whose a host name is.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// What a transaction needs so that it is the app's.
+    Ours(Vec<Compare>, Vec<Op>),
+    /// It is another's; the failure says how it is to be shown that it is not.
+    Anothers(Failure),
+}
 
 /// Claims a host name for an app.
-pub(super) async fn take(shared: &Shared, app: &AppDoc, hostname: &str) -> Result<Writes, Failure> {
+///
+/// # Errors
+/// When the directory does not answer.
+pub(super) async fn take(shared: &Shared, app: &AppDoc, hostname: &str) -> Result<Taken, Error> {
     let store = shared.store.as_ref();
     let key = (hostname.to_owned(),);
     let found = get_doc::<HostnameClaim>(store, &key).await.map_err(fault("read a claim"))?;
     let claim = HostnameClaim { org: app.org.clone(), app: app.name.clone() };
     let put = put_op(&key, &claim).map_err(fault("write a claim"))?;
     let Some(found) = found else {
-        if is_below_anothers(store, app, hostname).await? {
-            prove(shared, app, hostname, false).await?;
+        if is_below_anothers(store, app, hostname).await?
+            && let Err(refused) = prove(shared, app, hostname, false).await
+        {
+            return Ok(Taken::Anothers(refused));
         }
-        return Ok((
-            compare::<HostnameClaim>(&key, Expected::Absent).into_iter().collect(),
-            vec![put],
-        ));
+        let compares = compare::<HostnameClaim>(&key, Expected::Absent).into_iter().collect();
+        return Ok(Taken::Ours(compares, vec![put]));
     };
     let expected = Expected::Revision(found.revision);
     let compares = compare::<HostnameClaim>(&key, expected).into_iter().collect();
     if found.document == claim {
-        return Ok((compares, Vec::new()));
+        return Ok(Taken::Ours(compares, Vec::new()));
     }
-    prove(shared, app, hostname, found.document.org == app.org).await?;
+    if let Err(refused) = prove(shared, app, hostname, found.document.org == app.org).await {
+        return Ok(Taken::Anothers(refused));
+    }
     tracing::info!(
         hostname, from = %found.document.app, to = %app.name,
         "host name goes to the app that its record of ownership names"
@@ -56,7 +67,7 @@ pub(super) async fn take(shared: &Shared, app: &AppDoc, hostname: &str) -> Resul
     ];
     let gone = |source| delete_op::<ServedCertificate>(&served(&before, source));
     ops.extend(CertificateSource::ALL.map(gone));
-    Ok((compares, ops))
+    Ok(Taken::Ours(compares, ops))
 }
 
 /// Returns whether another organization has all names right below the one above this.

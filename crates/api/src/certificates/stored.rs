@@ -25,6 +25,13 @@ pub(super) struct Stored {
     pub(super) served: BTreeMap<CertificateSource, Facts>,
 }
 
+impl Stored {
+    /// Returns whether an order is wanted, and waits until the host name is the app's.
+    pub(super) const fn awaits_ownership(&self) -> bool {
+        self.document.pending_ownership && self.document.acme_requested
+    }
+}
+
 /// What is told of a certificate that is served.
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
@@ -90,7 +97,7 @@ async fn under(
             let (order, served) = (None, BTreeMap::new());
             let stored = Stored { document, revision, order, served };
             // What another app of the name had may not be gone yet.
-            if stored.document.app_id == app.id {
+            if stored.document.app_id == app.id && !stored.document.of_platform {
                 found.insert(name.unwrap_or_default().to_owned(), stored);
             }
         }

@@ -4,7 +4,8 @@ use perch_certs::EdgeKey;
 use perch_store::{Expected, get_doc, put_doc};
 use perch_types::api::CreateApp;
 use perch_types::certificate_docs::{
-    CertificateOrder, ChallengeAnswer, ChallengeMethod, OrderStep, ServedCertificate,
+    self, CertificateDoc, CertificateOrder, ChallengeAnswer, ChallengeMethod, OrderStep,
+    ServedCertificate,
 };
 use perch_types::certificates::{CertificateSource, CreateCustomCertificate, RecordType};
 use perch_types::directory::HostnameClaim;
@@ -249,7 +250,19 @@ async fn a_check_shows_what_is_seen_and_has_a_waiting_order_go_on() {
         (&json!(true), &json!("dns.example"))
     );
     assert_eq!(checked["validation"]["http_configured"], true);
-    assert_eq!(checked["dns_requirements"]["acme_challenge"]["txt"], "digest");
+    let challenge = &checked["dns_requirements"]["acme_challenge"];
+    assert_eq!((&challenge["txt"], &challenge["target"]), (&json!("digest"), &json!("")));
+    assert!(challenge["note"].as_str().unwrap().contains("TXT"), "{challenge}");
+    // A record that leads to somebody else, or says something else, is none of those to set.
+    let record = "_acme-challenge.shop.example";
+    cloud.dns.set(record, RecordType::Cname, &["x.acme.example"]);
+    cloud.dns.set(record, RecordType::Txt, &["older"]);
+    let (_, checked) = ask(&cloud, "POST", "/shop.example/check", json!({})).await;
+    assert_eq!(checked["validation"]["dns_configured"], false);
+    assert_eq!(checked["dns_records"]["acme_challenge_txt"], json!(["older"]));
+    cloud.dns.set(record, RecordType::Txt, &["older", "digest"]);
+    let (_, checked) = ask(&cloud, "POST", "/shop.example/check", json!({})).await;
+    assert_eq!(checked["validation"]["dns_configured"], true);
     assert!(order(&cloud, "shop.example").await.unwrap().due < later);
     // What was seen stays.
     assert_eq!(ask(&cloud, "GET", "/shop.example", json!({})).await.1["configured"], true);
@@ -262,6 +275,54 @@ async fn a_check_shows_what_is_seen_and_has_a_waiting_order_go_on() {
     assert_eq!((status, &left["acme_requested"]), (200, &json!(false)));
     assert!(order(&cloud, "shop.example").await.is_none());
     assert_eq!(ask(&cloud, "POST", "/shop.example/check", json!({})).await.0, 200);
+}
+
+#[tokio::test]
+async fn the_certificate_of_the_platforms_domain_is_told_with_its_record_and_is_no_apps() {
+    let cloud = Cloud::start().await;
+    let platform = ("GET", "/v1/platform");
+    let (_, told) = ask_as(&cloud, ADMIN, platform, json!({})).await;
+    assert_eq!((&told["domain"], told.get("certificate")), (&json!("perch.test"), None));
+    let key = certificate_docs::platform_key("perch.test").unwrap();
+    let mut waits = CertificateOrder::new("platform".to_owned(), cloud.clock_plus(0));
+    waits.step = OrderStep::Telling;
+    waits.answer = Some(ChallengeAnswer {
+        method: ChallengeMethod::Dns,
+        token: "token".to_owned(),
+        key_authorization: "token.thumb".to_owned(),
+        txt: "digest".to_owned(),
+    });
+    put_doc(cloud.store.as_ref(), &key, &waits, Expected::Any).await.unwrap();
+    let (_, mut told) = ask_as(&cloud, ADMIN, platform, json!({})).await;
+    let told = told["certificate"].take();
+    assert_eq!((&told["hostname"], told.get("expires_at")), (&json!("*.perch.test"), None));
+    let challenge = &told["acme_challenge"];
+    assert_eq!(challenge["name"], "_acme-challenge.perch.test");
+    assert_eq!(challenge["txt"], "digest");
+    // Nobody can have an app that it would be kept for.
+    let body = json!({"app_name": certificate_docs::PLATFORM_APP, "org_slug": "personal"});
+    let (status, error) = ask_as(&cloud, ADMIN, ("POST", "/v1/apps"), body).await;
+    assert_eq!((status, &error["code"]), (422, &json!("invalid_value")), "{error}");
+    // What the platform wants for an app's name is not the app's to see, and ends with it.
+    cloud.app().await;
+    let (_, app) = ask_as(&cloud, ADMIN, ("GET", "/v1/apps/web"), json!({})).await;
+    let id = app["id"].as_str().unwrap().to_owned();
+    let mut document = CertificateDoc::new(id, cloud.clock_plus(0));
+    (document.acme_requested, document.of_platform) = (true, true);
+    let key = (OrgSlug::personal(), web(), "web.perch.test".to_owned());
+    put_doc(cloud.store.as_ref(), &key, &document, Expected::Any).await.unwrap();
+    assert_eq!(ask(&cloud, "GET", "", json!({})).await.1["total_count"], 0);
+    for (method, path) in [("GET", "/web.perch.test"), ("DELETE", "/web.perch.test")] {
+        assert_eq!(ask(&cloud, method, path, json!({})).await.0, 404, "{method}");
+    }
+    cloud.admin.delete_app(&web()).await.unwrap();
+    cloud.until_empty(&["certificates/personal/web/"]).await;
+}
+
+/// Whether the strangers' app has an order.
+async fn ordered(cloud: &Cloud, name: &str) -> bool {
+    let key = ("strangers".parse().unwrap(), "other".parse().unwrap(), name.to_owned());
+    get_doc::<CertificateOrder>(cloud.store.as_ref(), &key).await.unwrap().is_some()
 }
 
 #[tokio::test]
@@ -280,20 +341,61 @@ async fn a_host_name_has_one_owner_and_goes_to_whom_dns_names() {
     let wants = |name: &str| json!({"hostname": name});
     ask(&cloud, "POST", "/acme", wants("shop.example")).await;
     ask(&cloud, "POST", "/acme", wants("*.wide.example")).await;
+    // A certificate of one's own is not taken for a host name that is another's.
+    let upload = serde_json::to_value(own("shop.example", 9)).unwrap();
+    let custom = ("POST", "/v1/apps/other/certificates/custom");
+    let (status, error) = ask_as(&cloud, STRANGER, custom, upload).await;
+    assert_eq!((status, &error["code"]), (422, &json!("name_taken")), "{error}");
     for name in ["shop.example", "one.wide.example", "*.wide.example"] {
-        let (status, error) = ask_as(&cloud, STRANGER, ("POST", theirs), wants(name)).await;
-        assert_eq!((status, &error["code"]), (422, &json!("name_taken")), "{name} {error}");
-        assert!(!error.to_string().contains("`web`"), "{error}");
+        let before = claim(&cloud, name).await;
+        // Asked once or twice, it waits, and nothing is ordered.
+        for _ in 0..2 {
+            let (status, waits) = ask_as(&cloud, STRANGER, ("POST", theirs), wants(name)).await;
+            assert_eq!((status, &waits["status"]), (201, &json!("pending_ownership")), "{waits}");
+            assert_eq!(waits["certificates"][0]["status"], "pending_ownership");
+            assert!(!waits.to_string().contains("`web`"), "{waits}");
+        }
+        assert_eq!(
+            (claim(&cloud, name).await, ordered(&cloud, name).await),
+            (before.clone(), false)
+        );
+        let check = format!("/v1/apps/other/certificates/{name}/check");
+        let (status, waits) = ask_as(&cloud, STRANGER, ("POST", &check), json!({})).await;
+        assert_eq!((status, &waits["status"]), (200, &json!("pending_ownership")), "{waits}");
+        assert_eq!(claim(&cloud, name).await, before);
         // It says which record would show it.
-        let hint = error["hint"].as_str().unwrap();
+        let error = &waits["validation_errors"][0];
+        assert_eq!(error["code"], "ownership_required");
+        let hint = error["remediation"].as_str().unwrap();
         let mut words = hint.split('`').skip(1).step_by(2);
         let (record, value) = (words.next().unwrap(), words.next().unwrap());
         assert!(record.starts_with("_fly-ownership."), "{hint}");
         cloud.dns.set(record, RecordType::Txt, &["something else", value]);
-        let (status, taken) = ask_as(&cloud, STRANGER, ("POST", theirs), wants(name)).await;
-        assert_eq!(status, 201, "{taken}");
+        let (status, taken) = ask_as(&cloud, STRANGER, ("POST", &check), json!({})).await;
+        assert_eq!((status, &taken["status"]), (200, &json!("pending_validation")), "{taken}");
+        assert_eq!(taken["validation"]["ownership_txt_configured"], true);
+        assert_eq!(taken["dns_records"]["ownership_txt"], value);
         assert_eq!(claim(&cloud, name).await.unwrap().as_str(), "other");
+        assert!(ordered(&cloud, name).await);
     }
+    // A wish that is taken back is not made again by a check; one that waits goes with an upload.
+    ask(&cloud, "POST", "/acme", wants("late.example")).await;
+    ask_as(&cloud, STRANGER, ("POST", theirs), wants("late.example")).await;
+    let at = |path: &str| format!("/v1/apps/other/certificates/late.example{path}");
+    let (_, waits) = ask_as(&cloud, STRANGER, ("GET", &at("")), json!({})).await;
+    let value = waits["dns_requirements"]["ownership"]["app_value"].as_str().unwrap().to_owned();
+    ask_as(&cloud, STRANGER, ("DELETE", &at("/acme")), json!({})).await;
+    cloud.dns.set("_fly-ownership.late.example", RecordType::Txt, &[&value]);
+    ask_as(&cloud, STRANGER, ("POST", &at("/check")), json!({})).await;
+    assert_eq!(claim(&cloud, "late.example").await, Some(web()));
+    cloud.dns.set("_fly-ownership.late.example", RecordType::Txt, &[]);
+    ask_as(&cloud, STRANGER, ("POST", theirs), wants("late.example")).await;
+    assert!(!ordered(&cloud, "late.example").await);
+    cloud.dns.set("_fly-ownership.late.example", RecordType::Txt, &[&value]);
+    let upload = serde_json::to_value(own("late.example", 9)).unwrap();
+    let (status, taken) = ask_as(&cloud, STRANGER, custom, upload).await;
+    assert_eq!((status, &taken["status"]), (201, &json!("active")), "{taken}");
+    assert!(ordered(&cloud, "late.example").await);
     // Nothing of it is left where it was.
     assert_eq!(ask(&cloud, "GET", "/shop.example", json!({})).await.0, 404);
     let keys = cloud.keys("certificates/personal/").await;

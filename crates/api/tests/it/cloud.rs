@@ -197,6 +197,7 @@ impl Cloud {
                 http_port: 80,
                 https_port: None,
                 https_ca: None,
+                certificate: None,
                 registry: "127.0.0.1:4280".to_owned(),
                 region: region.clone(),
             },

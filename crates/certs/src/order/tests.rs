@@ -187,6 +187,7 @@ fn each_limit_is_told_by_its_name_and_ends() {
         account_orders_max: 2,
         server_at_once_max: 1,
         server_orders_max: 2,
+        ..Limits::default()
     };
     let now = at(0);
     let ago = |seconds: i64| now.unix_s() - seconds;
@@ -236,6 +237,19 @@ fn each_limit_is_told_by_its_name_and_ends() {
     assert_eq!(held, Held { until: at(5), limit: "rate_limited" });
     let held = advance(new(), Event::Held(held), now, 0);
     assert_eq!((held.step, held.due, held.failures), (OrderStep::Due, at(5), 0));
+}
+
+#[test]
+fn a_registered_domain_has_a_limit_of_its_own_that_holds_back_no_renewal() {
+    let limits = Limits { domain_issued_max: 2, ..Limits::default() };
+    let others = [at(-9).unix_s(), at(-5).unix_s(), at(-3).unix_s()];
+    let held = domain_has_place(&new(), &others, (&limits, at(0))).unwrap_err();
+    assert_eq!(held, Held { until: at(Limits::DOMAIN_WINDOW_S - 4), limit: "domain_issued" });
+    domain_has_place(&new(), &others, (&limits, held.until)).unwrap();
+    domain_has_place(&new(), others.get(..1).unwrap(), (&limits, at(0))).unwrap();
+    let mut renewed = new();
+    renewed.issued = vec![at(-60 * DAY_S).unix_s()];
+    domain_has_place(&renewed, &others, (&limits, at(0))).unwrap();
 }
 
 #[test]

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use perch_seal::Purpose;
 use perch_store::{
-    Compare, Expected, LeaseId, Op, Revision, Txn, Versioned, compare, delete_doc, get_doc, put_op,
+    Compare, Expected, LeaseId, Op, Revision, Txn, Versioned, compare, delete_doc, delete_op,
+    get_doc, put_op,
 };
 use perch_types::certificate_docs::{
-    AcmeAccount, CertificateDoc, CertificateOrder, ChallengeMethod, OrderWorker, ServedCertificate,
-    order_key,
+    AcmeAccount, CertificateDoc, CertificateOrder, ChallengeMethod, OrderWorker, PLATFORM_APP,
+    ServedCertificate, order_key,
 };
 use perch_types::certificates::{CHAIN_BYTES_MAX, CertificateSource, RecordType, WILDCARD};
 use perch_types::directory::Document as _;
@@ -114,6 +115,9 @@ impl Run<'_> {
         for _ in 0..STEPS_MAX {
             let found = get_doc::<CertificateOrder>(store, self.key).await;
             let Some(order) = found.map_err(fault("read an order"))? else { return Ok(()) };
+            if !self.is_wanted(&order.document).await? {
+                return self.end(&order, claim).await;
+            }
             let now = self.config.clock.now();
             let Some(act) = order::act(&order.document, now, reserved) else { return Ok(()) };
             let outcome = self.act(act, &order).await?;
@@ -127,6 +131,27 @@ impl Run<'_> {
             written?;
         }
         Ok(())
+    }
+
+    /// Returns whether there still is somebody who wants the certificate.
+    async fn is_wanted(&self, order: &CertificateOrder) -> Result<bool, Error> {
+        let found = get_doc::<CertificateDoc>(self.config.store.as_ref(), self.key).await;
+        let found = found.map_err(fault("read a certificate"))?;
+        Ok(found.is_some_and(|found| found.document.app_id == order.app_id))
+    }
+
+    /// Ends an order whose certificate nobody wants: it would be issued for nothing, again and
+    /// again.
+    async fn end(&self, order: &Versioned<CertificateOrder>, claim: Revision) -> Result<(), Error> {
+        let (org, app, hostname) = self.key;
+        tracing::warn!(%org, %app, hostname, "order of a certificate that nobody wants ended");
+        let expected = [
+            compare::<CertificateOrder>(self.key, Expected::Revision(order.revision)),
+            compare::<OrderWorker>(self.key, Expected::Revision(claim)),
+        ];
+        let ops = vec![delete_op::<CertificateOrder>(self.key)];
+        let ended = self.config.store.txn(expected.into_iter().flatten().collect(), ops).await;
+        ended.and_then(Txn::or_conflict).map(drop).map_err(fault("end an order"))
     }
 
     async fn write(
@@ -183,6 +208,14 @@ impl Run<'_> {
         let account = account.map_err(fault("read an account"))?;
         let limits = (&self.config.limits, now);
         let known = account.as_ref().map(|account| &account.document);
+        // The one for all of the platform's names spares many others: what the limit leaves of
+        // the issuer's own is for it.
+        if self.key.1.as_str() != PLATFORM_APP {
+            let others = self.context.domains().others(&self.key.2, now);
+            if let Err(held) = order::domain_has_place(order, &others, limits) {
+                return Ok(Event::Held(held).into());
+            }
+        }
         {
             let mut placed = self.context.placed.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(held) = order::may_place(order, known, &placed, limits) {

@@ -8,9 +8,12 @@ use async_trait::async_trait;
 use perch_certs::Issuer;
 use perch_certs::order::{Fault, Limits};
 use perch_store::{
-    Compare, Entry, Error, LeaseId, Listing, Op, Purpose, Revision, Store, Txn, Watch, get_doc,
+    Compare, Entry, Error, Expected, LeaseId, Listing, Op, Purpose, Revision, Store, Txn, Watch,
+    delete_doc, get_doc,
 };
-use perch_types::certificate_docs::{ChallengeMethod, OrderStep, OrderWorker, ServedCertificate};
+use perch_types::certificate_docs::{
+    CertificateDoc, CertificateOrder, ChallengeMethod, OrderStep, OrderWorker, ServedCertificate,
+};
 use perch_types::certificates::CertificateSource;
 
 use crate::fake::FakeIssuer;
@@ -23,9 +26,23 @@ struct Dying {
     left: AtomicUsize,
     happens: bool,
     is_dead: AtomicBool,
+    /// How often it cannot be followed at first.
+    unfollowed: AtomicUsize,
+    granted: AtomicUsize,
 }
 
 impl Dying {
+    fn new(store: &Arc<dyn Store>, writes: usize, happens: bool) -> Self {
+        Self {
+            store: Arc::clone(store),
+            left: AtomicUsize::new(writes),
+            happens,
+            is_dead: AtomicBool::new(false),
+            unfollowed: AtomicUsize::new(0),
+            granted: AtomicUsize::new(0),
+        }
+    }
+
     fn alive(&self) -> Result<(), Error> {
         if self.is_dead.load(Ordering::SeqCst) {
             let reason = "the process has ended".to_owned();
@@ -67,11 +84,18 @@ impl Store for Dying {
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, Error> {
         self.alive()?;
+        let left = self.unfollowed.load(Ordering::SeqCst);
+        if left > 0 {
+            self.unfollowed.store(left - 1, Ordering::SeqCst);
+            let reason = "it cannot be followed now".to_owned();
+            return Err(Error::Unavailable { operation: "watch", reason });
+        }
         self.store.watch(prefix, from).await
     }
 
     async fn grant(&self, ttl_s: u32) -> Result<LeaseId, Error> {
         self.alive()?;
+        self.granted.fetch_add(1, Ordering::SeqCst);
         self.store.grant(ttl_s).await
     }
 
@@ -108,12 +132,7 @@ async fn one_that_ends_at(writes: usize, happens: bool) {
     let fake = Arc::new(FakeIssuer::new(&[ChallengeMethod::Http]));
     let issuer: Arc<dyn Issuer> = fake.clone();
     world.want("shop.example").await;
-    let dying = Arc::new(Dying {
-        store: Arc::clone(&world.store),
-        left: AtomicUsize::new(writes),
-        happens,
-        is_dead: AtomicBool::new(false),
-    });
+    let dying = Arc::new(Dying::new(&world.store, writes, happens));
     let store: Arc<dyn Store> = dying.clone();
     let worker = world.worker(&issuer, &store);
     let mut changed = world.view.changed();
@@ -166,6 +185,76 @@ async fn another_servers_order_is_left_alone_until_its_lease_ends() {
 }
 
 #[tokio::test]
+async fn a_worker_that_follows_anew_keeps_the_lease_that_it_has() {
+    let world = World::start();
+    let issuer: Arc<dyn Issuer> = Arc::new(FakeIssuer::new(&[ChallengeMethod::Http]));
+    world.want("shop.example").await;
+    let dying = Arc::new(Dying::new(&world.store, usize::MAX, false));
+    dying.unfollowed.store(1, Ordering::SeqCst);
+    let store: Arc<dyn Store> = dying.clone();
+    let _worker = world.worker(&issuer, &store);
+    world.until_served("shop.example").await;
+    assert_eq!(dying.granted.load(Ordering::SeqCst), 1);
+}
+
+/// Takes away that a certificate is wanted, but not its order.
+async fn unwant(world: &World, hostname: &str) {
+    let (org, app) = names();
+    let key = (org, app, hostname.to_owned());
+    delete_doc::<CertificateDoc>(world.store.as_ref(), &key, Expected::Any).await.unwrap();
+}
+
+async fn until_no_order(world: &World, hostname: &str) {
+    let (org, app) = names();
+    let key = (org, app, hostname.to_owned());
+    let mut changed = world.view.changed();
+    let gone = async {
+        while get_doc::<CertificateOrder>(world.store.as_ref(), &key).await.unwrap().is_some() {
+            changed.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_order_whose_certificate_nobody_wants_ends_and_nothing_is_issued() {
+    let world = World::start();
+    let methods = [ChallengeMethod::Http, ChallengeMethod::Dns];
+    let fake = Arc::new(FakeIssuer::new(&methods));
+    let issuer: Arc<dyn Issuer> = fake.clone();
+    // One that is not begun, and one that is under way.
+    world.want("gone.example").await;
+    unwant(&world, "gone.example").await;
+    world.want("*.shop.example").await;
+    let worker = world.worker(&issuer, &world.store);
+    world.until_order("*.shop.example", |order| !order.errors.is_empty()).await;
+    until_no_order(&world, "gone.example").await;
+    unwant(&world, "*.shop.example").await;
+    world.zone.set("_acme-challenge.shop.example", "digest");
+    world.clock.turn(Duration::from_secs(6));
+    worker.wake();
+    until_no_order(&world, "*.shop.example").await;
+    assert_eq!((fake.seen().placed, fake.seen().finalized), (1, 0));
+}
+
+#[tokio::test]
+async fn names_of_one_registered_domain_have_a_limit_together() {
+    let world = World::start();
+    let fake = Arc::new(FakeIssuer::new(&[ChallengeMethod::Http]));
+    let issuer: Arc<dyn Issuer> = fake.clone();
+    let limits = Limits { domain_issued_max: 1, server_at_once_max: 1, ..Limits::default() };
+    world.want("a.shop.example").await;
+    let _worker = world.worker_with(&issuer, &world.store, limits, false);
+    world.until_served("a.shop.example").await;
+    world.want("b.shop.example").await;
+    world.want("a.other.example").await;
+    world.until_served("a.other.example").await;
+    let held = world.until_order("b.shop.example", |order| !order.errors.is_empty()).await;
+    assert_eq!((held.errors[0].code.as_str(), held.failures), ("domain_issued", 0));
+    assert_eq!(fake.seen().placed, 2);
+}
+
+#[tokio::test]
 async fn limits_hold_orders_back_and_faults_are_told() {
     let world = World::start();
     let fake = Arc::new(FakeIssuer::new(&[ChallengeMethod::Http]));
@@ -206,8 +295,19 @@ async fn a_certificate_is_renewed_in_time_and_says_what_it_replaces() {
     // Two thirds of seventy years, and up to a thirtieth less.
     let left = first.due.unix_s() - perch_types::clock::Clock::now(world.clock.as_ref()).unix_s();
     assert!(left > 30 * 365 * 24 * 3_600, "{left}");
+    let before = world.view.resolve("shop.example").unwrap();
     world.clock.turn(Duration::from_secs(left.unsigned_abs() + 10));
     worker.wake();
+    // While it is renewed the one before is served, and then the new one.
+    let mut changed = world.view.changed();
+    let renewed = async {
+        while Arc::ptr_eq(&before, &world.view.resolve("shop.example").unwrap()) {
+            changed.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(PATIENCE, renewed).await.unwrap();
+    let after = world.view.resolve("shop.example").unwrap();
+    assert_ne!(before.cert, after.cert);
     world.until_order("shop.example", |order| order.issued.len() == 2).await;
     let seen = fake.seen();
     assert_eq!((seen.placed, seen.finalized, seen.replaced.len()), (2, 2, 1));

@@ -6,4 +6,6 @@
 mod crashes;
 mod fake;
 mod pebble;
+mod platform;
+mod played;
 mod world;

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use perch_certs::{Acme, AcmeConfig, CertificateView, Issuer};
 use perch_store::get_doc;
-use perch_types::certificate_docs::{AcmeAccount, OrderStep};
+use perch_types::certificate_docs::{AcmeAccount, OrderStep, ServedCertificate};
+use perch_types::certificates::CertificateSource;
+use perch_types::clock::Clock as _;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -17,7 +19,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use crate::world::{PATIENCE, World};
+use crate::world::{PATIENCE, World, names};
 
 #[expect(clippy::print_stderr, reason = "a test that did not run says so")]
 fn skipped(test: &str, missing: &str) {
@@ -211,6 +213,21 @@ async fn a_certificate_is_got_by_http_although_nonces_are_refused_and_the_worker
     world.until_served("shop.example").await;
     let order = world.order("shop.example").await;
     assert_eq!((order.failures, order.issued.len()), (0, 1), "{order:?}");
+    // Younger ones say by when to renew; then it is asked again, else never.
+    let (org, app) = names();
+    let served = (org, app, "shop.example".to_owned(), CertificateSource::Fly);
+    let served = get_doc::<ServedCertificate>(world.store.as_ref(), &served).await.unwrap();
+    let id = served.unwrap().document.leaf.renewal_id.unwrap();
+    let told = last.renewal(&id).await.unwrap();
+    let asked = world
+        .until_order("shop.example", |order| match &told {
+            Some(_) => order.ask_again.is_some_and(|again| again > world.clock.now()),
+            None => order.ask_again.is_none(),
+        })
+        .await;
+    if let Some(told) = told {
+        assert!((told.start..=told.end).contains(&asked.due), "{told:?} {asked:?}");
+    }
     let account = account(&world, &last).await;
     assert!(account.id.is_some_and(|id| id.starts_with("https://")));
     assert_eq!(account.email.as_deref(), Some("ops@perch.example"));

@@ -132,13 +132,8 @@ impl World {
     pub(crate) async fn want(&self, hostname: &str) {
         let ((org, app), now) = (names(), self.clock.now());
         let key = (org, app, hostname.to_owned());
-        let document = CertificateDoc {
-            app_id: "app_1".to_owned(),
-            acme_requested: true,
-            seen: None,
-            created_at: now,
-            updated_at: now,
-        };
+        let mut document = CertificateDoc::new("app_1".to_owned(), now);
+        document.acme_requested = true;
         put_doc(self.store.as_ref(), &key, &document, Expected::Any).await.unwrap();
         let order = CertificateOrder::new("app_1".to_owned(), now);
         put_doc(self.store.as_ref(), &key, &order, Expected::Any).await.unwrap();

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use clap::{Subcommand, ValueEnum};
 use perch_client::Api;
 use perch_types::certificates::{
-    CHAIN_BYTES_MAX, CertificateDetail, CertificateSummary, CreateAcmeCertificate,
-    CreateCustomCertificate, DnsRecords, PRIVATE_KEY_BYTES_MAX, WILDCARD,
+    CHAIN_BYTES_MAX, CertificateDetail, CertificateStatus, CertificateSummary,
+    CreateAcmeCertificate, CreateCustomCertificate, DnsRecords, PRIVATE_KEY_BYTES_MAX, WILDCARD,
 };
 use perch_types::{AppName, Secret};
 
@@ -98,7 +98,7 @@ async fn add(invocation: &Invocation, (api, app): (&Api, &AppName), hostname: St
     let what = format!("order a certificate for `{hostname}`");
     let wanted = CreateAcmeCertificate { hostname };
     let detail = api.order_certificate(app, &wanted).await.during(what)?;
-    if !invocation.ui.is_json() {
+    if !invocation.ui.is_json() && detail.status != CertificateStatus::PendingOwnership {
         invocation.ui.good(format!("`{}` leads to `{app}`", detail.hostname));
     }
     show(invocation, &detail, None);
@@ -234,6 +234,10 @@ fn show(invocation: &Invocation, detail: &CertificateDetail, seen: Option<&DnsRe
     let mut rows = vec![row(["RECORD", "NAME", "VALUE", "SEEN"])];
     rows.extend(records.iter().map(|it| row([it.kind, &it.name, &it.value, &it.seen])));
     table(&rows).iter().for_each(|line| ui.data(line));
+    let note = detail.dns_requirements.acme_challenge.note.as_str();
+    if !note.is_empty() {
+        ui.hint(note);
+    }
     for error in &detail.validation_errors {
         ui.warn(format!("{}: {}", error.code, error.message));
         ui.hint(&error.remediation);
@@ -280,19 +284,29 @@ fn records(detail: &CertificateDetail, seen: Option<&DnsRecords>) -> Vec<Record>
         value: needs.cname.clone(),
         seen: listed(found),
     });
+    let txts = seen.map(|seen| seen.acme_challenge_txt.as_slice()).unwrap_or_default();
     let txt = &needs.acme_challenge.txt;
     if !txt.is_empty() || (detail.acme_requested && detail.hostname.starts_with(WILDCARD)) {
         let value = match txt.as_str() {
             "" => "shown here once the order is placed",
             value => value,
         };
-        let found = seen.map(|seen| seen.acme_challenge_cname.clone());
-        let found = found.filter(|cname| !cname.is_empty()).map(|cname| format!("CNAME {cname}"));
+        let cname = seen.map(|seen| seen.acme_challenge_cname.as_str()).unwrap_or_default();
+        let cname = (!cname.is_empty()).then(|| format!("CNAME {cname}"));
         records.push(Record {
             kind: "TXT",
             name: needs.acme_challenge.name.clone(),
             value: value.to_owned(),
-            seen: found.unwrap_or_else(|| UNSEEN.to_owned()),
+            seen: listed(cname.into_iter().chain(txts.iter().cloned()).collect()),
+        });
+    }
+    if detail.status == CertificateStatus::PendingOwnership {
+        let found = seen.map(|seen| seen.ownership_txts.clone()).unwrap_or_default();
+        records.push(Record {
+            kind: "TXT",
+            name: needs.ownership.name.clone(),
+            value: needs.ownership.app_value.clone(),
+            seen: listed(found),
         });
     }
     records
@@ -300,7 +314,7 @@ fn records(detail: &CertificateDetail, seen: Option<&DnsRecords>) -> Vec<Record>
 
 #[cfg(test)]
 mod tests {
-    use perch_types::certificates::{AcmeChallengeRecord, DnsRequirements};
+    use perch_types::certificates::{AcmeChallengeRecord, DnsRequirements, OwnershipRecord};
 
     use super::*;
 
@@ -316,8 +330,13 @@ mod tests {
                     name: "_acme-challenge.shop.example".to_owned(),
                     target: String::new(),
                     txt: txt.to_owned(),
+                    note: String::new(),
                 },
-                ..DnsRequirements::default()
+                ownership: OwnershipRecord {
+                    name: "_fly-ownership.shop.example".to_owned(),
+                    app_value: "app-1".to_owned(),
+                    org_value: "org-a".to_owned(),
+                },
             },
             ..CertificateDetail::default()
         }
@@ -360,5 +379,32 @@ mod tests {
         assert!(before[3].starts_with(&format!("{shown} shown here once")), "{before:?}");
         let after = lines(&detail("*.shop.example", "digest"), None);
         assert_eq!(after[3], format!("{shown} digest: not looked at"));
+        for (cname, txts, want) in [
+            ("", &[][..], "nothing"),
+            ("", &["older", "other"], "older, other"),
+            ("x.acme.example", &["older"], "CNAME x.acme.example, older"),
+        ] {
+            let seen = DnsRecords {
+                acme_challenge_cname: cname.to_owned(),
+                acme_challenge_txt: txts.iter().map(|it| (*it).to_owned()).collect(),
+                ..DnsRecords::default()
+            };
+            let found = lines(&detail("*.shop.example", "digest"), Some(&seen));
+            assert_eq!(found[3], format!("{shown} digest: {want}"));
+        }
+    }
+
+    #[test]
+    fn a_host_name_that_another_app_has_needs_a_record_that_says_whose_it_is() {
+        let mut one = detail("shop.example", "");
+        assert_eq!(lines(&one, None).len(), 3);
+        one.status = CertificateStatus::PendingOwnership;
+        let shown = "TXT _fly-ownership.shop.example app-1";
+        assert_eq!(lines(&one, None)[3], format!("{shown}: not looked at"));
+        let seen = DnsRecords {
+            ownership_txts: vec!["v=other".to_owned(), "app-2".to_owned()],
+            ..DnsRecords::default()
+        };
+        assert_eq!(lines(&one, Some(&seen))[3], format!("{shown}: v=other, app-2"));
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use perch_types::api::Platform;
+use perch_types::certificates::PlatformCertificate;
 use serde::Serialize;
 
 use crate::authority;
@@ -47,6 +48,8 @@ struct Findings {
     /// Addresses that a name under the domain leads to; nothing when it was not asked.
     resolves_to: Option<Vec<IpAddr>>,
     https_port: Option<u16>,
+    /// The certificate of a public issuer for all names under the domain, where one is ordered.
+    certificate: Option<PlatformCertificate>,
     /// Whether this machine trusts the server's own authority, where it has one.
     authority_trusted: Option<bool>,
 }
@@ -71,6 +74,7 @@ pub(crate) async fn run(invocation: &Invocation, args: DoctorArgs) -> Result {
         domain: platform.domain.clone(),
         resolves_to: resolve(&platform.domain).await,
         https_port: platform.https_port,
+        certificate: platform.certificate.clone(),
         authority_trusted: authority.map(|pem| {
             store.is_some_and(|store| is_trusted(Path::new(store.folder), &platform.domain, pem))
         }),
@@ -80,8 +84,10 @@ pub(crate) async fn run(invocation: &Invocation, args: DoctorArgs) -> Result {
         return Ok(());
     }
     tell(&invocation.ui, &findings);
+    // Where a public issuer vouches for all names, nobody has to trust the server's own.
+    let is_public = findings.certificate.as_ref().is_some_and(|it| it.expires_at.is_some());
     match authority {
-        Some(pem) if findings.authority_trusted == Some(false) => {
+        Some(pem) if findings.authority_trusted == Some(false) && !is_public => {
             offer(&invocation.ui, store, &platform.domain, pem).await
         }
         _ => Ok(()),
@@ -147,6 +153,9 @@ fn tell(ui: &Ui, findings: &Findings) {
             ui.hint("start the server with `perchd serve --https ADDRESS:443`");
         }
     }
+    if let Some(certificate) = &findings.certificate {
+        tell_certificate(ui, certificate);
+    }
     match findings.authority_trusted {
         Some(true) => ui.good("this machine trusts the server's own authority"),
         Some(false) => ui.warn(format!(
@@ -155,6 +164,26 @@ fn tell(ui: &Ui, findings: &Findings) {
             findings.domain
         )),
         None => {}
+    }
+}
+
+/// Says how the public certificate stands, and which record it needs.
+fn tell_certificate(ui: &Ui, certificate: &PlatformCertificate) {
+    let PlatformCertificate { hostname, expires_at, acme_challenge, errors } = certificate;
+    match expires_at {
+        Some(until) => {
+            ui.good(format!("`{hostname}` has a certificate of a public issuer until {until}"));
+        }
+        None => ui.warn(format!(
+            "`{hostname}` has no certificate of a public issuer: each app's name gets its own"
+        )),
+    }
+    if !acme_challenge.txt.is_empty() {
+        ui.say("its order waits for this record of DNS:");
+        ui.data(format!("TXT {} {}", acme_challenge.name, acme_challenge.txt));
+    }
+    if let Some(error) = errors.first() {
+        ui.warn(format!("{}: {}", error.code, error.message));
     }
 }
 

@@ -3,6 +3,8 @@
 //! Never a real server, and never a terminal.
 
 #[cfg(test)]
+mod certs;
+#[cfg(test)]
 mod commands;
 #[cfg(test)]
 mod errors;
@@ -12,6 +14,9 @@ mod fake;
 #[cfg(test)]
 #[path = "../../../deploy/tests/it/fake_app.rs"]
 mod fake_app;
+#[cfg(test)]
+#[path = "../../../deploy/tests/it/fake_certs.rs"]
+mod fake_certs;
 #[cfg(test)]
 mod help;
 #[cfg(test)]

@@ -32,7 +32,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
-use crate::authority::LocalAuthority;
+use crate::authority::{LocalAuthority, OfNames};
 use crate::certificates;
 use crate::clock::SystemClock;
 use crate::config::Config;
@@ -119,7 +119,7 @@ async fn run(
     let (gatekeeper, fill_gatekeeper) = Gatekeeper::new(&setup.host_token, view.clone());
     let registry = open_registry(folder.join(REGISTRY_DIR), gatekeeper, &clock).await?;
     let addresses = roles::host::resolver_addresses(&setup.config)?;
-    let certificates = start_certificates(&setup, &folder, &store, &clock, &addresses)?;
+    let certificates = start_certificates(&setup, &folder, (&store, &view), &clock, &addresses)?;
     // The api is there before the edge that it asks.
     let readings: Arc<OnceLock<Readings>> = Arc::default();
     let api = Api::start(perch_api::Config {
@@ -154,6 +154,7 @@ async fn run(
     let follower = view.clone();
     let issuer =
         Issuer { host: api.identity_host(), documents: Arc::new(Identities(Arc::downgrade(&api))) };
+    let authority = authority.map(|it| of_names(it, view.clone(), api.identity_host()));
     let served = served(certificates.served(), authority);
     let mut edge = {
         let _on = edges.enter();
@@ -214,13 +215,13 @@ fn all_turn(edge: &Edge, watchdog: &Watchdog, clock: &dyn Clock) -> bool {
 fn start_certificates(
     setup: &Setup,
     folder: &Path,
-    store: &Arc<dyn Store>,
+    (store, view): (&Arc<dyn Store>, &ViewHandle),
     clock: &Arc<dyn Clock>,
     resolver: &[SocketAddr],
 ) -> Result<certificates::Certificates> {
     let host = setup.host_id.to_string();
     let tls = setup.config.https.address().is_some();
-    let parts = certificates::Parts { folder, store, clock, host, tls, resolver };
+    let parts = certificates::Parts { folder, store, view, clock, host, tls, resolver };
     certificates::Certificates::start(&setup.config, &parts)
 }
 
@@ -262,12 +263,17 @@ fn authority(
     Ok(Some(Arc::new(opened.context("open the local authority")?)))
 }
 
+/// The authority for the names of apps, and the one of the identity's documents.
+fn of_names(authority: Arc<LocalAuthority>, apps: ViewHandle, identity: String) -> OfNames {
+    OfNames::new(authority, move |label, name| {
+        let app = label.parse::<AppName>().ok();
+        name == identity || app.is_some_and(|app| apps.load().app(&app).is_some())
+    })
+}
+
 /// The certificates that the edge serves: a name's own comes before the authority's.
-fn served(
-    own: Arc<dyn Certificates>,
-    authority: Option<Arc<LocalAuthority>>,
-) -> Arc<dyn Certificates> {
-    let authority = authority.map(|authority| authority as Arc<dyn Certificates>);
+fn served(own: Arc<dyn Certificates>, authority: Option<OfNames>) -> Arc<dyn Certificates> {
+    let authority = authority.map(|authority| Arc::new(authority) as Arc<dyn Certificates>);
     Arc::new(FirstOf(std::iter::once(own).chain(authority).collect()))
 }
 
@@ -453,6 +459,7 @@ fn platform(config: &Config, authority: Option<&LocalAuthority>) -> Platform {
         http_port: config.http.port(),
         https_port: config.https.address().map(|address| address.port()),
         https_ca: authority.map(|authority| authority.certificate_pem().to_owned()),
+        certificate: None,
         registry: config.api.to_string(),
         region: config.region.clone(),
     }
@@ -475,7 +482,7 @@ fn port_rules(config: &Config) -> PortRules {
         (config.api_tls, "the api"),
         (Some(config.http), "the edge"),
         (config.https.address(), "the edge"),
-        (Some(config.metrics), "metrics"),
+        (config.metrics, "metrics"),
     ];
     let own = own.into_iter().filter_map(|(at, what)| Some((at?.port(), what)));
     let others = config.reserved_ports.iter().map(|port| (*port, "another program"));
@@ -509,7 +516,7 @@ mod tests {
             api_tls: Some("0.0.0.0:4281".parse().unwrap()),
             http: "0.0.0.0:8080".parse().unwrap(),
             https: "0.0.0.0:8443".parse().unwrap(),
-            metrics: "127.0.0.1:4282".parse().unwrap(),
+            metrics: Some("127.0.0.1:4282".parse().unwrap()),
             reserved_ports: vec![5432],
             ..Config::default()
         };

@@ -19,6 +19,7 @@ use perch_types::api::{
     TokenInfo, TokensCurrent, UpdateMetadata, WaitResponse,
 };
 use perch_types::build::{BUILD_HEADER, BuildEvent};
+use perch_types::certificates::{CertificateDetail, DnsRecords, PlatformCertificate};
 use perch_types::exec::{ExecExit, Frame, UPGRADE, decode, encode};
 use perch_types::id::{InstanceId, ulid};
 use perch_types::image::ImageRef;
@@ -31,7 +32,7 @@ use perch_types::{
 use serde::Serialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::fake_app;
+use crate::{fake_app, fake_certs};
 
 /// The token that the fake accepts.
 pub(crate) const TOKEN: &str = "secret-token";
@@ -77,6 +78,12 @@ pub(crate) struct World {
     pub(crate) edge_status: u16,
     /// The port of HTTPS and the server's own authority.
     pub(crate) https: Option<(u16, String)>,
+    /// The certificate of the platform's domain.
+    pub(crate) certificate: Option<PlatformCertificate>,
+    /// The app's certificates, by host name.
+    pub(crate) certificates: BTreeMap<String, CertificateDetail>,
+    /// What a check of a host name's records sees.
+    pub(crate) dns_records: DnsRecords,
     /// The lease that every machine has.
     pub(crate) lease: Option<Lease>,
     /// Every call, in order.
@@ -327,6 +334,9 @@ async fn serve(State(fake): State<Fake>, request: Request) -> Response {
         ["v1", "apps", _, "ip_assignments", rest @ ..] => {
             fake_app::ips(&mut world, &parts.method, rest, &body)
         }
+        ["v1", "apps", _, "certificates", rest @ ..] => {
+            fake_certs::certificates(&mut world, &parts.method, rest, &body)
+        }
         ["v1", "apps", _, "builds"] => {
             world.contexts.push(body);
             let header = parts.headers.get(BUILD_HEADER).unwrap().to_str().unwrap().to_owned();
@@ -373,6 +383,7 @@ fn platform(world: &mut World, method: &Method, path: &[&str], body: &Bytes) -> 
                 http_port: world.port,
                 https_port: world.https.as_ref().map(|(port, _)| *port),
                 https_ca: world.https.as_ref().map(|(_, pem)| pem.clone()),
+                certificate: world.certificate.clone(),
                 registry: "127.0.0.1:1".to_owned(),
                 region: "local".parse().unwrap(),
             },
@@ -474,16 +485,18 @@ fn log_record(machine: &MachineId, seq: usize, line: &str) -> LogRecord {
     }
 }
 
+fn with_answers(world: &World, id: &MachineId) -> Machine {
+    let machine = world.machine(id).unwrap().clone();
+    let answers = world.answers.get(&machine.config.image).map(|&(count, errors)| {
+        let instance_id = machine.instance_id.clone();
+        Answers { instance_id, count, errors }
+    });
+    Machine { answers, ..machine }
+}
+
 fn one_machine(world: &mut World, call: (&str, &[&str]), id: &MachineId, body: &Bytes) -> Response {
     match call {
-        ("GET", []) => {
-            let mut machine = world.machine(id).unwrap().clone();
-            let instance_id = machine.instance_id.clone();
-            let answers = world.answers.get(&machine.config.image);
-            machine.answers =
-                answers.map(|&(count, errors)| Answers { instance_id, count, errors });
-            json(200, &machine)
-        }
+        ("GET", []) => json(200, &with_answers(world, id)),
         ("POST", []) => {
             let request: CreateMachineRequest = serde_json::from_slice(body).unwrap();
             world.counter += 1;

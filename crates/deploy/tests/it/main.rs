@@ -9,6 +9,8 @@ mod fake;
 #[cfg(test)]
 mod fake_app;
 #[cfg(test)]
+mod fake_certs;
+#[cfg(test)]
 mod plans;
 #[cfg(test)]
 mod verdicts;

@@ -353,6 +353,20 @@ fn challenges_are_answered_and_nothing_else_comes_of_them() {
 }
 
 #[test]
+fn challenges_over_plain_http_are_answered_where_there_is_no_https() {
+    let world = World::without_https(vec![]);
+    let asked = |token: &str| {
+        let path = format!("/.well-known/acme-challenge/{token}");
+        let head =
+            format!("GET {path} HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n");
+        world.raw(head.as_bytes())
+    };
+    let answer = asked(TOKEN);
+    assert!(status(&answer) == "200" && answer.ends_with("t0ken.proof"), "{answer}");
+    assert_eq!(status(&asked("other")), "404");
+}
+
+#[test]
 fn e5_a_handshake_that_does_not_go_on_is_cut_off_and_so_many_wait_at_once() {
     let limits =
         Limits { handshake: Duration::from_millis(300), handshakes_max: 1, ..Limits::default() };

@@ -130,7 +130,9 @@ impl World {
 
     /// One where apps are served over plain HTTP alone.
     pub(crate) fn without_https(machines: Vec<MachineRecord>) -> Self {
-        let offer = Offer { has_https: false, ..Offer::default() };
+        let certificates: Arc<dyn Certificates> = Arc::new(Certs::new());
+        let certificates = Some(certificates);
+        let offer = Offer { has_https: false, certificates, ..Offer::default() };
         Self::made(machines, Limits::default(), offer)
     }
 

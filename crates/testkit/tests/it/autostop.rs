@@ -59,7 +59,11 @@ fn no_request_is_lost_while_unused_machines_are_stopped_and_suspended() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("perchd.toml");
     std::fs::write(&file, "[autostop]\nidle_s = 1\n").unwrap();
-    let arguments = vec!["--config".to_owned(), file.to_string_lossy().into_owned()];
+    // The cloud has a network of its own: no other has its ports.
+    let metrics = SocketAddr::from(([127, 0, 0, 1], 9_100));
+    let arguments =
+        [("--config", file.to_string_lossy().into_owned()), ("--metrics", metrics.to_string())];
+    let arguments = arguments.map(|(flag, value)| [flag.to_owned(), value]).concat();
     let Some(cloud) = Cloud::start_with(test, Options { arguments, ..Options::default() }).unwrap()
     else {
         return;
@@ -100,7 +104,6 @@ fn no_request_is_lost_while_unused_machines_are_stopped_and_suspended() {
     assert!(shown && text.contains("wake") && text.contains("99 of 100 in"), "{text}");
     let wake = cloud.must("GET", "/v1/apps/nap", &Value::Null).unwrap()["wake"].clone();
     assert!(wake["count"].as_u64().unwrap() >= 1, "{wake}");
-    let metrics = SocketAddr::from(([127, 0, 0, 1], 4281));
     let read = http::request(metrics, "GET", "/metrics", &[("Host", "metrics")], b"").unwrap();
     assert_eq!(read.status, 200);
     let text = read.text();

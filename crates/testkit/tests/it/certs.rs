@@ -1,11 +1,15 @@
 //! Certificates of a whole server, got from pebble, a real ACME server.
 
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use perch_testkit::{Cloud, Options, http, skipped, wait_for};
 use serde_json::{Value, json};
 
@@ -14,6 +18,8 @@ const ORDERED: Duration = Duration::from_secs(120);
 const CERTIFICATE_FILE: &str = "pebble.pem";
 const KEY_FILE: &str = "pebble.key";
 const CERTIFICATE: &str = "/v1/apps/web/certificates";
+/// The platform's own, of which a public issuer could know.
+const DOMAIN: &str = "perch.example";
 
 fn port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -41,6 +47,7 @@ struct Ports {
     listen: u16,
     dns: u16,
     http: u16,
+    tls: u16,
 }
 
 /// Makes a certificate for pebble itself, with its key beside it.
@@ -65,7 +72,7 @@ fn start((pebble, names): (&Path, &Path), folder: &Path, ports: &Ports) -> Runni
         "listenAddress": format!("127.0.0.1:{}", ports.listen),
         "managementListenAddress": format!("127.0.0.1:{}", port()),
         "certificate": folder.join(CERTIFICATE_FILE), "privateKey": folder.join(KEY_FILE),
-        "httpPort": ports.http, "tlsPort": port(), "ocspResponderURL": "",
+        "httpPort": ports.http, "tlsPort": ports.tls, "ocspResponderURL": "",
         "externalAccountBindingRequired": false,
     }});
     let file = folder.join("pebble.json");
@@ -79,10 +86,146 @@ fn start((pebble, names): (&Path, &Path), folder: &Path, ports: &Ports) -> Runni
     let mut issuer = Command::new(pebble);
     issuer.arg("-config").arg(&file).args(["-dnsserver", &dns]);
     issuer.env("PEBBLE_VA_NOSLEEP", "1").env("PEBBLE_WFE_NONCEREJECT", "30");
+    // A name that was shown once is not looked at again: the renewal is what is tested then.
+    issuer.env("PEBBLE_AUTHZREUSE", "100");
     let spawn = |command: &mut Command| {
         command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     };
     Running(vec![spawn(&mut zones), spawn(&mut issuer)])
+}
+
+/// Writes a configuration that has the issuer and its zones; returns where.
+fn config(folder: &Path, certificate: &Path, (listen, dns): (u16, u16)) -> String {
+    let file = folder.join("perchd.toml");
+    let text = format!(
+        "[acme]\ndirectory = \"https://localhost:{listen}/dir\"\nemail = \"ops@perch.example\"\n\
+         ca_file = \"{}\"\nresolvers = [\"127.0.0.1:{dns}\"]\n",
+        certificate.display()
+    );
+    std::fs::write(&file, text).unwrap();
+    std::fs::set_permissions(certificate, std::fs::Permissions::from_mode(0o644)).unwrap();
+    file.display().to_string()
+}
+
+/// Returns a fact of the certificate that a host name is served with, such as `serial`.
+fn fact(https: u16, name: &str, fact: &str) -> Option<String> {
+    let shown = Command::new("openssl")
+        .args(["s_client", "-connect", &format!("127.0.0.1:{https}"), "-servername", name])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let mut read = Command::new("openssl")
+        .args(["x509", "-noout", &format!("-{fact}")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    read.stdin.take()?.write_all(&shown.stdout).ok();
+    let read = read.wait_with_output().ok()?;
+    let text = String::from_utf8(read.stdout).ok()?;
+    text.trim().strip_prefix(&format!("{fact}=")).map(str::to_owned)
+}
+
+/// Asks the server's directory, as the host process does.
+fn directory(cloud: &Cloud, path: &str, body: &Value) -> Value {
+    let socket = cloud.data().parent().unwrap().join("r/directory.sock");
+    let mut stream = UnixStream::connect(socket).unwrap();
+    let body = body.to_string();
+    let head = format!(
+        "POST /v1/store/{path} HTTP/1.1\r\nHost: directory\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+    serde_json::from_str(body).unwrap()
+}
+
+/// Has an order due now, as it is when most of its certificate's time is over.
+fn bring_forward(cloud: &Cloud, key: &str) {
+    let entry = directory(cloud, "get", &json!({"key": key}));
+    let value = STANDARD.decode(entry["value"].as_str().unwrap()).unwrap();
+    let mut order: Value = serde_json::from_slice(&value).unwrap();
+    assert_eq!(order["step"], "due", "{order}");
+    order["due"] = json!("2026-01-01T00:00:00Z");
+    let value = STANDARD.encode(order.to_string());
+    let put = json!({"put": {"key": key, "value": value, "lease": null}});
+    directory(cloud, "txn", &json!({"compares": [], "ops": [put]}));
+}
+
+#[test]
+fn a_certificate_is_got_over_tls_and_renewed_while_it_is_served() {
+    let test = "a_certificate_is_got_over_tls_and_renewed_while_it_is_served";
+    let (Some(pebble), Some(names)) = (has("pebble"), has("pebble-challtestsrv")) else {
+        return skipped(test, "pebble");
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let Some(certificate) = of_pebble(folder.path()) else {
+        return skipped(test, "openssl");
+    };
+    let (listen, dns, https) = (port(), port(), port());
+    let config = config(folder.path(), &certificate, (listen, dns));
+    let at = format!("127.0.0.1:{https}");
+    let arguments = ["--https", &at, "--config", &config].map(str::to_owned).into();
+    let options = Options { arguments, ..Options::default() };
+    let Some(cloud) = Cloud::start_with(test, options).unwrap() else {
+        return;
+    };
+    // Nobody answers HTTP where the issuer looks, but the edge's own TLS does.
+    let ports = Ports { listen, dns, http: port(), tls: https };
+    let _running = start((&pebble, &names), folder.path(), &ports);
+    cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
+    let wanted = json!({"hostname": "shop.example"});
+    cloud.must("POST", &format!("{CERTIFICATE}/acme"), &wanted).unwrap();
+    let detail = || {
+        let answer = cloud.call("GET", &format!("{CERTIFICATE}/shop.example"), &Value::Null);
+        answer.map(|answer| answer.json()).unwrap_or_default()
+    };
+    wait_for("the way over HTTP to fail", ORDERED, || {
+        let detail = detail();
+        let errors = detail["validation_errors"].as_array()?;
+        // The issuer and its zones may not be there at first.
+        let early = ["issuer_unavailable", "dns_not_configured"];
+        let failed = |error: &Value| !early.contains(&error["code"].as_str().unwrap_or_default());
+        errors.iter().any(failed).then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}\n{}", detail(), cloud.server_log()));
+    let check = format!("{CERTIFICATE}/shop.example/check");
+    cloud.must("POST", &check, &json!({})).unwrap();
+    wait_for("a certificate", ORDERED, || (detail()["status"] == "active").then_some(()))
+        .unwrap_or_else(|error| panic!("{error}: {}\n{}", detail(), cloud.server_log()));
+    let served = || fact(https, "shop.example", "serial");
+    let first = wait_for("the edge to serve it", ORDERED, served).unwrap();
+
+    bring_forward(&cloud, "certificates/personal/web/shop.example/order");
+    // Whoever connects meanwhile has the one or the other.
+    wait_for("the next certificate", ORDERED, || {
+        (served().expect("a certificate at any time") != first).then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}\n{}", detail(), cloud.server_log()));
+    assert_eq!(detail()["status"], "active");
+    cloud.finish().unwrap();
+}
+
+/// Waits until an app is served at its own name with a certificate of the issuer, and the record
+/// that the one for all names needs is told.
+fn own_names(cloud: &Cloud, https: u16) {
+    let name = format!("web.{DOMAIN}");
+    let found = wait_for("the app's own name to have a certificate", ORDERED, || {
+        fact(https, &name, "issuer").filter(|issuer| issuer.contains("Pebble"))
+    });
+    found.unwrap_or_else(|error| panic!("{error}: {}", cloud.server_log()));
+    let record = format!("TXT _acme-challenge.{DOMAIN} ");
+    wait_for("the record to be told", ORDERED, || {
+        let (_, text) = cloud.cli(&["doctor"]).unwrap();
+        text.contains(&record).then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", cloud.server_log()));
 }
 
 #[test]
@@ -95,23 +238,16 @@ fn a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again
     let Some(certificate) = of_pebble(folder.path()) else {
         return skipped(test, "openssl");
     };
-    let (listen, dns) = (port(), port());
-    let config = folder.path().join("perchd.toml");
-    let text = format!(
-        "[acme]\ndirectory = \"https://localhost:{listen}/dir\"\nemail = \"ops@perch.example\"\n\
-         ca_file = \"{}\"\nresolvers = [\"127.0.0.1:{dns}\"]\n",
-        certificate.display()
-    );
-    std::fs::write(&config, text).unwrap();
-    std::fs::set_permissions(&certificate, std::fs::Permissions::from_mode(0o644)).unwrap();
-    let mut arguments: Vec<String> =
-        ["--https", "127.0.0.1:0", "--config"].map(str::to_owned).into();
-    arguments.push(config.display().to_string());
+    let (listen, dns, https) = (port(), port(), port());
+    let config = config(folder.path(), &certificate, (listen, dns));
+    let at = format!("127.0.0.1:{https}");
+    let arguments = ["--https", &at, "--domain", DOMAIN, "--config", &config];
+    let arguments = arguments.map(str::to_owned).into();
     let options = Options { arguments, ..Options::default() };
     let Some(cloud) = Cloud::start_with(test, options).unwrap() else {
         return;
     };
-    let ports = Ports { listen, dns, http: cloud.edge.port() };
+    let ports = Ports { listen, dns, http: cloud.edge.port(), tls: port() };
     let _running = start((&pebble, &names), folder.path(), &ports);
     let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
     let machine = json!({
@@ -137,6 +273,7 @@ fn a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again
     let got = got.unwrap_or_else(|error| panic!("{error}: {}\n{}", detail(), cloud.server_log()));
     let issuer = got["certificates"][0]["issuer"].as_str().unwrap();
     assert!(issuer.contains("Pebble"), "{got}");
+    own_names(&cloud, https);
     // The host name leads to the app, and the CLI shows what there is.
     let answer = http::request(cloud.edge, "GET", "/", &[("Host", "shop.example")], b"").unwrap();
     assert_eq!((answer.status, answer.text().as_str()), (200, "hello\n"), "{}", answer.head);
