@@ -22,6 +22,7 @@ pub const TARGETS: &[(&str, Target)] = &[
 /// Messages that are as they should be, or nearly: what bytes are made of.
 pub const SEEDS: &[&str] = &[
     "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "[2001:DB8::1]:80",
     "\r\nGET /a?b=c HTTP/1.0\r\nHost: a.example:80\r\n\r\n",
     "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\nHost: a\r\n\r\n",
     "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;a=\"b\"\r\nabc\r\n0\r\n\r\n",
@@ -43,12 +44,11 @@ fn host(bytes: &[u8]) {
         return;
     };
     assert!(host.len() <= 253 && !host.is_empty(), "{host:?}");
-    assert!(
-        host.bytes().all(|byte| byte.is_ascii_lowercase()
-            || byte.is_ascii_digit()
-            || matches!(byte, b'.' | b'-' | b'_')),
-        "{host:?}"
-    );
+    let address = host.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
+    let is_address = address.is_some_and(|it| it.parse::<std::net::Ipv6Addr>().is_ok());
+    let is_plain =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_".contains(&byte);
+    assert!(is_address || host.bytes().all(is_plain), "{host:?}");
     assert_eq!(take(host.as_bytes()).as_deref(), Some(host.as_str()));
     assert_eq!(route::app_of(&host, "perch.localhost", &View::default()), None);
 }

@@ -166,7 +166,7 @@ mod tests {
             ("[]", 8080, 8080),
         ] {
             let machines = [machine(ports)];
-            let found = [false, true].map(|over_tls| gate.sent_on(&machines, over_tls));
+            let found = [false, true].map(|is_secure| gate.sent_on(&machines, is_secure));
             assert_eq!(found, [in_the_clear, over_tls], "{ports}");
         }
         assert_eq!(Gate::http(8080).sent_on(&[machine(both)], false), 80);
