@@ -33,14 +33,10 @@ PARTS = {
     "edge": lambda cloud, count: edge.edge(cloud, count or EDGE_ROUNDS),
     "wakes": lambda cloud, count: edge.ten_thousand_wakes(cloud, count or edge.WAKES),
 }
-<<<<<<< HEAD
 # One row of the edge alone.
 ROW = "edge:"
 EDGE_ROUNDS = 4
-DEFAULT = ["machines", "together", "memory", "calls", "journal"]
-=======
 DEFAULT = ["machines", "together", "volumes", "memory", "calls", "journal"]
->>>>>>> s/lead
 
 
 def journal():
