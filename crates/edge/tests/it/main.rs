@@ -6,15 +6,19 @@
 )]
 
 mod balance;
+mod checked;
 mod draining;
 mod floods;
 mod framing;
+mod grpc;
 mod h2;
+mod h2_floods;
 mod mutations;
 mod options;
 mod origins;
 mod passing;
 mod patience;
+mod properties;
 mod raw;
 mod raw_tls;
 mod raw_udp;
@@ -22,6 +26,9 @@ mod replacing;
 mod replaying;
 mod replays;
 mod resting;
+mod secured;
+mod sent_on;
+mod sockets;
 mod statics;
 mod tls;
 mod waking;

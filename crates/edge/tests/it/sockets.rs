@@ -62,6 +62,7 @@ fn a_websocket_passes_under_tls_and_its_fields_with_it() {
     let world = World::new(vec![record(origin.port)]);
     for version in [&TLS12, &TLS13] {
         let config = Arc::new(client(&world, &[version], &["http/1.1"]));
+        let long = "x".repeat(100_000);
         world.runtime.block_on(async {
             let mut stream = dial(&world, &config, "web.perch.localhost").await.unwrap();
             let head = open(&mut stream).await.to_ascii_lowercase();
@@ -73,7 +74,7 @@ fn a_websocket_passes_under_tls_and_its_fields_with_it() {
                 assert!(head.contains(want), "{want}: {head}");
             }
             // Nothing that would pass for HTTP, and more than one record of TLS.
-            for text in ["\0\n\n\r\0hello", "GET / HTTP/9\n\n", &"x".repeat(100_000)] {
+            for text in ["\0\n\n\r\0hello", "GET / HTTP/9\n\n", long.as_str()] {
                 talk(&mut stream, text).await;
             }
         });
@@ -114,11 +115,8 @@ fn a_tunnel_keeps_its_machine_from_resting_for_as_long_as_it_is_there() {
         drop(plain);
         until("the host has heard that one has ended", || {
             let loads = world.host.loads.lock().unwrap();
-            loads
-                .iter()
-                .rev()
-                .find_map(|loads| loads.machines.last())
-                .is_some_and(|it| it.in_flight == 1)
+            let told = loads.iter().rev().flat_map(|loads| &loads.machines);
+            told.into_iter().find(|it| it.id == id()).is_some_and(|it| it.in_flight == 1)
         });
         assert!(!world.host.is_unused(&id()));
         talk(&mut secure, "and here").await;

@@ -195,12 +195,17 @@ fn host_machine(record: &MachineRecord) -> HostMachine {
     }
 }
 
-/// Has one file, whose path ends with `/a.css`.
+/// Has two files, whose paths end with `/a.css` and `/big.css`.
 async fn file(Query(query): Query<perch_types::host::StaticQuery>) -> Response {
-    if !query.path.ends_with("/a.css") {
-        let error = ApiError::new(Code::NotFound, "no such file");
-        return (StatusCode::NOT_FOUND, Json(error)).into_response();
-    }
-    let headers = [("etag", "\"tag\""), (perch_types::host::STATIC_NAME_HEADER, "a.css")];
-    (headers, "body { color: green }").into_response()
+    let style = "body { color: green }";
+    let (name, text) = match query.path.rsplit_once('/') {
+        Some((_, "a.css")) => ("a.css", style.to_owned()),
+        Some((_, "big.css")) => ("big.css", style.repeat(1_000)),
+        _ => {
+            let error = ApiError::new(Code::NotFound, "no such file");
+            return (StatusCode::NOT_FOUND, Json(error)).into_response();
+        }
+    };
+    let headers = [("etag", "\"tag\""), (perch_types::host::STATIC_NAME_HEADER, name)];
+    (headers, text).into_response()
 }
