@@ -8,7 +8,7 @@
 mod caps;
 mod doors;
 mod passage;
-mod pg_tls;
+pub(crate) mod pg_tls;
 mod proxy_proto;
 mod tcp;
 mod tls;
