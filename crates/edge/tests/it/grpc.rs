@@ -84,8 +84,8 @@ fn record(port: u16) -> MachineRecord {
 }
 
 /// The messages of a call, as they are put in.
-fn messages() -> (mpsc::UnboundedSender<Bytes>, impl Body<Data = Bytes, Error = Infallible>) {
-    let (sender, receiver) = mpsc::unbounded_channel::<Bytes>();
+fn messages() -> (mpsc::Sender<Bytes>, impl Body<Data = Bytes, Error = Infallible>) {
+    let (sender, receiver) = mpsc::channel::<Bytes>(8);
     let pieces = stream::unfold(receiver, |mut receiver| async move {
         let bytes = receiver.recv().await?;
         Some((Ok::<_, Infallible>(Frame::data(bytes)), receiver))
@@ -119,7 +119,7 @@ fn a_call_goes_both_ways_at_once_and_its_status_comes_behind_it() {
             .header("authorization", "Bearer mine")
             .body(Box::pin(body))
             .unwrap();
-        put.send(Bytes::from_static(MESSAGE)).unwrap();
+        put.try_send(Bytes::from_static(MESSAGE)).unwrap();
         let answer =
             tokio::time::timeout(DEADLINE, sender.send_request(request)).await.unwrap().unwrap();
         let (head, mut body) = answer.into_parts();
@@ -129,7 +129,7 @@ fn a_call_goes_both_ways_at_once_and_its_status_comes_behind_it() {
         assert_eq!(next(&mut body).await.into_data().unwrap(), MESSAGE);
         for number in 0..5_u8 {
             let message = [b"\0\0\0\0\x01".as_slice(), &[number]].concat();
-            put.send(Bytes::from(message.clone())).unwrap();
+            put.try_send(Bytes::from(message.clone())).unwrap();
             assert_eq!(next(&mut body).await.into_data().unwrap(), message);
         }
         // The call is under way until its status is there.

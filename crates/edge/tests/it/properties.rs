@@ -57,23 +57,25 @@ fn ends_at_once() -> (u16, Arc<Mutex<Vec<String>>>) {
     let asked = Arc::<Mutex<Vec<String>>>::default();
     let paths = Arc::clone(&asked);
     std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
+        for stream in listener.incoming().flatten() {
             let paths = Arc::clone(&paths);
-            std::thread::spawn(move || {
-                while let Some(head) = read_head(&mut stream) {
-                    paths.lock().unwrap().push(head.split(' ').nth(1).unwrap().to_owned());
-                    // The body, which is always the same.
-                    let is_whole = stream.read_exact(&mut [0; 3]).is_ok();
-                    if !is_whole || stream.write_all(OK.as_bytes()).is_err() {
-                        return;
-                    }
-                    // What is on its way already is read, and gets no answer.
-                    stream.shutdown(std::net::Shutdown::Write).ok();
-                }
-            });
+            std::thread::spawn(move || answer_and_end(stream, &paths));
         }
     });
     (port, asked)
+}
+
+fn answer_and_end(mut stream: TcpStream, paths: &Mutex<Vec<String>>) {
+    while let Some(head) = read_head(&mut stream) {
+        paths.lock().unwrap().push(head.split(' ').nth(1).unwrap().to_owned());
+        // The body, which is always the same.
+        let is_whole = stream.read_exact(&mut [0; 3]).is_ok();
+        if !is_whole || stream.write_all(OK.as_bytes()).is_err() {
+            return;
+        }
+        // What is on its way already is read, and gets no answer.
+        stream.shutdown(std::net::Shutdown::Write).ok();
+    }
 }
 
 #[test]
