@@ -7,6 +7,7 @@
 
 mod balance;
 mod checked;
+mod corpora;
 mod draining;
 mod floods;
 mod framing;
