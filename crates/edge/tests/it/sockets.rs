@@ -115,8 +115,8 @@ fn a_tunnel_keeps_its_machine_from_resting_for_as_long_as_it_is_there() {
         drop(plain);
         until("the host has heard that one has ended", || {
             let loads = world.host.loads.lock().unwrap();
-            let told = loads.iter().rev().flat_map(|loads| &loads.machines);
-            told.into_iter().find(|it| it.id == id()).is_some_and(|it| it.in_flight == 1)
+            let mut told = loads.iter().rev().flat_map(|loads| &loads.machines);
+            told.find(|it| it.id == id()).is_some_and(|it| it.in_flight == 1)
         });
         assert!(!world.host.is_unused(&id()));
         talk(&mut secure, "and here").await;
