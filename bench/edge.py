@@ -23,7 +23,7 @@ IDLE_CONNECTIONS = 2000
 KIB, MIB = "/bytes?n=1024", "/bytes?n=1048576"
 # All rows together, and each alone, at the most.
 ALL_S, ROW_S = 24 * 60, 100
-SIEGE_S, SETTLE_S = 10, 3
+SIEGE_S, SETTLE_S = 8, 3
 # Memory that does not grow while a siege goes on: what its second half may have over its first.
 GROWTH_MAX, GROWTH_SPARE_MIB = 1.15, 8
 WAKES, WAKES_S = 10_000, 40 * 60
@@ -208,8 +208,8 @@ def sleepers(bench):
 ROWS = {
     "idle": (idle, ROW_S), "plain": (plain, ROW_S), "tls": (tls, ROW_S), "handshakes": (handshakes, ROW_S),
     "h2": (h2, ROW_S), "big": (big, ROW_S), "rate": (rate, ROW_S), "rate-tls": (rate_tls, ROW_S),
-    "rate-h2": (rate_h2, ROW_S), "raw": (raw, ROW_S), "siege": (siege, 2 * ROW_S), "sleepers": (sleepers, 240),
-    "apps": (apps, 420),
+    "rate-h2": (rate_h2, ROW_S), "raw": (raw, ROW_S), "siege": (siege, 2 * ROW_S), "sleepers": (sleepers, 200),
+    "apps": (apps, 520),
 }
 
 
