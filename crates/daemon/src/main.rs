@@ -187,9 +187,12 @@ fn announce(ready: &Ready) {
         }
         None => String::new(),
     };
+    let http = format!("http://<app>.{}:{}", config.domain, config.http.port());
     let apps = match config.https.address() {
-        Some(https) => format!("https://<app>.{}:{}", config.domain, https.port()),
-        None => format!("http://<app>.{}:{}", config.domain, config.http.port()),
+        Some(https) => {
+            format!("https://<app>.{}:{}\n  over http     {http}", config.domain, https.port())
+        }
+        None => http,
     };
     let text = format!(
         "perchd is ready

@@ -154,8 +154,9 @@ impl Cloud {
             };
             let mut words = line.split_whitespace();
             match (words.next(), words.next()) {
-                (Some("apps"), Some(url)) => {
-                    let port = url.rsplit(':').next().and_then(|port| port.parse().ok());
+                // With HTTPS, plain HTTP has a line of its own.
+                (Some("apps" | "over"), Some(_)) => {
+                    let port = line.rsplit(':').next().and_then(|port| port.parse().ok());
                     self.edge.set_port(port.context("read the edge's port")?);
                 }
                 (Some("data"), Some(_)) if !has_outside => break,
