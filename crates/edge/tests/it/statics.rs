@@ -103,7 +103,7 @@ fn a_file_goes_over_http2_and_is_compressed_where_the_port_says() {
     let text = "body { color: green }".repeat(1_000);
     world.runtime.block_on(async {
         let (mut sender, _end) = connect(&world, "web.perch.localhost").await;
-        let uri = "https://web.perch.localhost/static/big.css";
+        let uri = "https://web.perch.localhost/static/big/a.css";
         for (accept, coding) in [("identity", None), ("gzip", Some("gzip"))] {
             let asked = sender.send_request(get(uri, &[("accept-encoding", accept)]));
             let answer = tokio::time::timeout(DEADLINE, asked).await.unwrap().unwrap();
