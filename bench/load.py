@@ -10,13 +10,14 @@ import socket
 import ssl
 import subprocess
 
-from proxies import HOST
 from tables import percentile
 
 NEEDS = {"wrk": "wrk", "h2load": "nghttp2-client", "curl": "curl", "openssl": "openssl"}
 # As many as clients of one proxy keep under way; more than the cores can carry at once.
 CONNECTIONS = 64
 READ_BYTES = 65536
+# How much longer than it was told a load generator may take before it is ended.
+SPARE_S = 30
 
 
 def missing():
@@ -28,13 +29,13 @@ def by_wrk(stage, proxy, path, seconds, **settings):
     """Requests answered in a run; all of them well."""
     tls = settings.get("tls", False)
     words = ["wrk", "-t1", f"-c{settings.get('connections', CONNECTIONS)}", f"-d{seconds}s", "--timeout", "10s",
-             "-H", f"Host: {HOST}"]
+             "-H", f"Host: {proxy.host}"]
     if settings.get("fresh"):
         words += ["-H", "Connection: close"]
     if settings.get("script"):
         words += ["-s", settings["script"]]
-    words.append(proxy.url(path, tls))
-    told = subprocess.run(stage.by_name(words), check=True, capture_output=True, text=True).stdout
+    words.append(settings.get("url") or proxy.url(path, tls))
+    told = run(stage, words, seconds)
     errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", told)
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", told)
     # What wrk calls a read error is the end of a connection, which `Connection: close` asks for.
@@ -48,7 +49,7 @@ def by_h2load(stage, proxy, path, seconds, **settings):
     """Requests answered in a run, and what each took in milliseconds if `log` is wanted."""
     tls, rate, clients = settings.get("tls", False), settings.get("rate"), settings.get("clients", CONNECTIONS)
     log = f"{stage.folder}/h2load.log"
-    words = ["h2load", "-t1", f"-c{clients}", f"-m{settings.get('streams', 1)}", f"-D{seconds}", "-H", f"Host: {HOST}"]
+    words = ["h2load", "-t1", f"-c{clients}", f"-m{settings.get('streams', 1)}", f"-D{seconds}", "-H", f":authority: {proxy.host}"]
     if settings.get("h1"):
         words.append("--h1")
     if rate:
@@ -56,7 +57,7 @@ def by_h2load(stage, proxy, path, seconds, **settings):
     if os.path.exists(log):
         os.unlink(log)
     words.append(proxy.url(path, tls))
-    told = subprocess.run(stage.by_name(words), check=True, capture_output=True, text=True).stdout
+    told = run(stage, words, seconds)
     counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", told)
     codes = re.search(r"status codes: (\d+) 2xx, (\d+) 3xx, (\d+) 4xx, (\d+) 5xx", told)
     # What is under way when the time is over was not refused.
@@ -73,21 +74,29 @@ def by_h2load(stage, proxy, path, seconds, **settings):
     return int(counts[1]), took
 
 
+def run(stage, words, seconds):
+    """What a load generator says at its end."""
+    done = subprocess.run(
+        stage.by_name(words), check=True, capture_output=True, text=True, timeout=seconds + SPARE_S)
+    return done.stdout
+
+
 def latency(took):
     return percentile(took, 0.5), percentile(took, 0.99)
 
 
-def idle(proxy, count, tls):
+def idle(proxy, count, tls, source="127.0.0.1"):
     """Connections that were used once and are kept."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["http/1.1"])
-    ask = f"GET /bytes?n=1024 HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+    ask = f"GET /bytes?n=1024 HTTP/1.1\r\nHost: {proxy.host}\r\n\r\n".encode()
     kept = []
     for _ in range(count):
-        stream = socket.create_connection(("127.0.0.1", proxy.tls if tls else proxy.plain), timeout=10)
+        port = proxy.tls if tls else proxy.plain
+        stream = socket.create_connection(("127.0.0.1", port), timeout=10, source_address=(source, 0))
         if tls:
-            stream = context.wrap_socket(stream, server_hostname=HOST)
+            stream = context.wrap_socket(stream, server_hostname=proxy.host)
         stream.sendall(ask)
         answer = b""
         while b"\r\n\r\n" not in answer or len(answer.split(b"\r\n\r\n", 1)[1]) < 1024:

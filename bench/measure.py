@@ -30,10 +30,12 @@ PARTS = {
     "fleet": lambda cloud, count: fleet.memory(cloud, count or 1000),
     "calls": lambda cloud, count: calls.calls(cloud, count or 10),
     "images": lambda cloud, count: images.images(cloud, count or 5),
-    "edge": lambda cloud, count: edge.edge(cloud, count or 5),
-    "apps": lambda cloud, count: edge.apps(cloud, count or 5),
-    "wakes": lambda cloud, count: edge.wakes(cloud, count or 10_000),
+    "edge": lambda cloud, count: edge.edge(cloud, count or EDGE_ROUNDS),
+    "wakes": lambda cloud, count: edge.ten_thousand_wakes(cloud, count or edge.WAKES),
 }
+# One row of the edge alone.
+ROW = "edge:"
+EDGE_ROUNDS = 4
 DEFAULT = ["machines", "together", "volumes", "memory", "calls", "journal"]
 
 
@@ -46,9 +48,11 @@ def journal():
 def main():
     wanted = sys.argv[1:] or DEFAULT
     count = int(os.environ.get("BENCH_COUNT", "0"))
+    rows = {part.removeprefix(ROW) for part in wanted if part.startswith(ROW)}
     for part in wanted:
-        if part != "journal" and part not in PARTS:
-            sys.exit(f"error: no part is called `{part}`; there are {', '.join([*PARTS, 'journal'])}")
+        there = [*PARTS, "journal", *(ROW + name for name in edge.ROWS)]
+        if part not in there:
+            sys.exit(f"error: no part is called `{part}`; there are {', '.join(there)}")
     # Thousands of connections, here and in what is started from here.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -57,12 +61,15 @@ def main():
     print(f"{time.strftime('%Y-%m-%d')} · Linux {os.uname().release} · {os.cpu_count()} x {model}")
     if "journal" in wanted:
         journal()
-    if any(part in PARTS for part in wanted):
+    if any(part in PARTS for part in wanted) or rows:
         cloud = Cloud(fleet.SETTINGS + SETTINGS)
         try:
             for part in wanted:
                 if part in PARTS:
                     PARTS[part](cloud, count)
+            if rows:
+                # Together, so that they share what is before the same machine.
+                edge.edge(cloud, count or EDGE_ROUNDS, rows)
         finally:
             cloud.close()
 

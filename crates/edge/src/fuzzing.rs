@@ -3,10 +3,12 @@
 //! Never in a server: they are built for tests, and for the runner in the folder `fuzz`. Whoever
 //! writes a parser of bytes from outside adds one.
 
+mod parsers;
+
 use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE};
 use perch_types::view::View;
 
-use crate::{headers, route, strict};
+use crate::{headers, raw, route, strict};
 
 /// A function that takes any bytes.
 pub type Target = fn(&[u8]);
@@ -15,8 +17,17 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("framing", strict::fuzz::framing),
     ("chunks", strict::fuzz::chunks),
+    ("frames", strict::fuzz::frames),
     ("host", host),
     ("fields", fields),
+    ("h2", parsers::of_h2),
+    ("replay", parsers::replay),
+    ("wishes", parsers::wishes),
+    ("codings", parsers::codings),
+    ("paths", parsers::paths),
+    ("sessions", parsers::sessions),
+    ("options", parsers::options),
+    ("postgres", raw::pg_tls::fuzz),
 ];
 
 /// Messages that are as they should be, or nearly: what bytes are made of.
@@ -31,6 +42,17 @@ pub const SEEDS: &[&str] = &[
     "3\r\nabc\r\na;b=c\r\n0123456789\r\n0\r\nX: y\r\n\r\n",
     "0\r\n\r\n",
     "a.b-c.example.:8080",
+    "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x04\x08\0\0\0\0\x01\0\0\0\x01",
+    "https://a.example/b?c\nhost: a.example\ncookie: s=1\ncookie: t=2\ncontent-length: 3\n",
+    "fly-replay: app=web;region=ams,eu;state=\"a;b\";timeout=10s;fallback=force_self;elsewhere=true\n",
+    "fly-replay: instance=00000000000001\nfly-replay-cache: a.example/b/*\nfly-replay-cache-ttl-secs: 60\n",
+    "{\"app\":\"web\",\"region\":[\"ams\",\"any\"],\"transform\":{\"path\":\"/a\",\"delete_headers\":[\"x-a\"],\
+     \"set_headers\":[{\"name\":\"x-b\",\"value\":\"c\"}]},\"cache\":{\"prefix\":\"/a\",\"ttl\":\"60s\"}}",
+    "{\"port\":443,\"handlers\":[\"tls\",\"http\"],\"tls_options\":{\"alpn\":[\"h2\"],\"versions\":[\"TLSv1.3\"]}}",
+    "fly-prefer-region: ams,eu,any\nfly-force-instance-id: 00000000000001\nfly-prefer-instance-id: x\n",
+    "gzip;q=0.5, br;q=1.000, *;q=0",
+    "/a/b%20c/%2e%2E/d?e",
+    "a=b; s=c; s=d",
 ];
 
 /// A host name that is taken is one, and is the same when it is taken again.
@@ -53,8 +75,8 @@ fn host(bytes: &[u8]) {
     assert_eq!(route::app_of(&host, "perch.localhost", &View::default()), None);
 }
 
-/// Fields of one connection are gone behind the edge, whatever they and `Connection` say.
-fn fields(bytes: &[u8]) {
+/// Returns the fields that there are in lines, as far as they are any.
+fn fields_of(bytes: &[u8]) -> HeaderMap {
     let mut all = HeaderMap::new();
     for line in bytes.split(|byte| *byte == b'\n').take(64) {
         let mut halves = line.splitn(2, |byte| *byte == b':');
@@ -66,6 +88,12 @@ fn fields(bytes: &[u8]) {
             all.append(name, value);
         }
     }
+    all
+}
+
+/// Fields of one connection are gone behind the edge, whatever they and `Connection` say.
+fn fields(bytes: &[u8]) {
+    let mut all = fields_of(bytes);
     let protocol = headers::upgrade(&http::Method::GET, &all);
     assert!(protocol.is_none() || all.contains_key(UPGRADE));
     let had_host = all.contains_key(HOST);

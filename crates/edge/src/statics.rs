@@ -152,7 +152,7 @@ fn type_of(name: &str) -> &'static str {
 }
 
 /// Returns a path without its escapes; nothing when one of its parts is more than a plain name.
-fn decoded(path: &str) -> Option<String> {
+pub(crate) fn decoded(path: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.bytes();
     while let Some(byte) = rest.next() {

@@ -47,6 +47,38 @@ where
     Ok(false)
 }
 
+/// Who may begin has asked for TLS, was told so, and nothing behind that was read: for the fuzz
+/// target.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    use futures_util::FutureExt as _;
+
+    let request = |code: u32| [REQUEST_BYTES.to_be_bytes(), code.to_be_bytes()].concat();
+    let (ssl, gss) = (request(SSL_REQUEST), request(GSS_REQUEST));
+    // Whole requests get further than bytes that mean nothing.
+    let mut sent = Vec::new();
+    for byte in bytes {
+        match byte % 4 {
+            0 => sent.extend_from_slice(&ssl),
+            1 => sent.extend_from_slice(&gss),
+            _ => sent.push(*byte),
+        }
+    }
+    let mut stream = tokio::io::join(sent.as_slice(), Vec::new());
+    let asked = asked_for_tls(&mut stream).now_or_never();
+    let (rest, said) = stream.into_inner();
+    let read = sent.get(..sent.len() - rest.len()).unwrap_or_default();
+    match asked {
+        Some(Ok(true)) => {
+            assert!(said == b"S" || said == b"NS", "{said:?}");
+            assert!(read.ends_with(&ssl) && read.len() == said.len() * ssl.len(), "{read:?}");
+        }
+        Some(Ok(false)) => assert!(said.ends_with(REFUSAL), "{said:?}"),
+        Some(Err(_)) => assert!(rest.is_empty(), "{rest:?}"),
+        None => assert!(sent.is_empty(), "it waits although all has come"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -255,6 +255,22 @@ impl Meter {
     }
 }
 
+/// However bytes come, the same is counted and the same frame breaks the connection: for the fuzz
+/// target.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz(bytes: &[u8]) {
+    let now = Instant::now();
+    let drive = |size: usize| {
+        let mut meter = Meter::new(now);
+        let may_go_on = bytes.chunks(size).all(|piece| meter.take(piece, now));
+        (may_go_on, format!("{meter:?}"))
+    };
+    let whole = drive(bytes.len().max(1));
+    for size in [1, 2, 7, 64] {
+        assert_eq!(whole, drive(size), "in pieces of {size}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -82,6 +82,11 @@ fn look_at(head: &[u8]) {
     assert!(hosts <= 1, "two hosts passed: {text:?}");
 }
 
+/// Frames are counted the same however the bytes of a connection come.
+pub(crate) fn frames(bytes: &[u8]) {
+    super::frames::fuzz(bytes);
+}
+
 /// Chunks end at the same place however they come, and behind an empty line.
 pub(crate) fn chunks(bytes: &[u8]) {
     let mut whole = Chunks::default();

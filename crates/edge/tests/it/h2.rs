@@ -18,14 +18,14 @@ use tokio::task::JoinHandle;
 use crate::tls::{client, dial, gated};
 use crate::world::{DEADLINE, Origin, World, machine, until};
 
-const WEB: &str = "https://web.perch.localhost/";
+pub(crate) const WEB: &str = "https://web.perch.localhost/";
 
-type Sender = SendRequest<Full<Bytes>>;
+pub(crate) type Sender = SendRequest<Full<Bytes>>;
 /// How a connection ended.
-type End = JoinHandle<hyper::Result<()>>;
+pub(crate) type End = JoinHandle<hyper::Result<()>>;
 
 /// Connects as a browser does.
-async fn connect(world: &World, name: &str) -> (Sender, End) {
+pub(crate) async fn connect(world: &World, name: &str) -> (Sender, End) {
     let config = Arc::new(client(world, &[&TLS13], &["h2", "http/1.1"]));
     let stream = dial(world, &config, name).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(b"h2".as_slice()));
@@ -34,7 +34,10 @@ async fn connect(world: &World, name: &str) -> (Sender, End) {
     (sender, tokio::spawn(connection))
 }
 
-async fn send(sender: &mut Sender, request: Request<Full<Bytes>>) -> (StatusCode, String, String) {
+pub(crate) async fn send(
+    sender: &mut Sender,
+    request: Request<Full<Bytes>>,
+) -> (StatusCode, String, String) {
     let answer = tokio::time::timeout(DEADLINE, sender.send_request(request)).await.unwrap();
     let (head, body) = answer.unwrap().into_parts();
     assert_eq!(head.version, Version::HTTP_2);
@@ -43,7 +46,7 @@ async fn send(sender: &mut Sender, request: Request<Full<Bytes>>) -> (StatusCode
     (head.status, format!("{:?}", head.headers), text)
 }
 
-fn get(uri: &str, fields: &[(&str, &str)]) -> Request<Full<Bytes>> {
+pub(crate) fn get(uri: &str, fields: &[(&str, &str)]) -> Request<Full<Bytes>> {
     let mut request = Request::builder().uri(uri);
     for (name, value) in fields {
         request = request.header(*name, *value);
@@ -210,7 +213,7 @@ fn e5_a_connection_on_which_nothing_is_asked_ends() {
 /// The preface and the first settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
@@ -222,7 +225,7 @@ fn headers(stream: u32) -> Vec<u8> {
 }
 
 /// Sends bytes behind the preface and returns whether the edge ended the connection.
-async fn is_ended_by(world: &World, bytes: Vec<u8>) -> bool {
+pub(crate) async fn is_ended_by(world: &World, bytes: Vec<u8>) -> bool {
     let config = Arc::new(client(world, &[&TLS13], &["h2"]));
     let stream = dial(world, &config, "web.perch.localhost").await.unwrap();
     let (mut reads, mut writes) = tokio::io::split(stream);

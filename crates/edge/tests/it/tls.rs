@@ -2,8 +2,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream as StdTcpStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use perch_edge::{Certificates, Limits};
@@ -30,32 +30,45 @@ const TOKEN: &str = "t0ken";
 
 /// One certificate for all names, from nobody.
 #[derive(Debug)]
-pub(crate) struct Certs(Arc<CertifiedKey>);
+pub(crate) struct Certs(Mutex<Arc<CertifiedKey>>);
 
 impl Certs {
     pub(crate) fn new() -> Self {
+        Self(Mutex::new(Self::made()))
+    }
+
+    fn made() -> Arc<CertifiedKey> {
         let names: Vec<String> = NAMES.iter().map(|name| (*name).to_owned()).collect();
         let made = rcgen::generate_simple_self_signed(names).unwrap();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
         let provider = aws_lc_rs::default_provider();
         let chain = vec![made.cert.der().clone()];
-        Self(Arc::new(CertifiedKey::from_der(chain, key, &provider).unwrap()))
+        Arc::new(CertifiedKey::from_der(chain, key, &provider).unwrap())
+    }
+
+    /// Puts another in its place.
+    pub(crate) fn renew(&self) {
+        *self.0.lock().unwrap() = Self::made();
+    }
+
+    fn now(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.0.lock().unwrap())
     }
 
     pub(crate) fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
-        roots.add(self.0.cert[0].clone()).unwrap();
+        roots.add(self.now().cert[0].clone()).unwrap();
         roots
     }
 }
 
 impl Certificates for Certs {
     fn resolve(&self, name: &str) -> Option<Arc<CertifiedKey>> {
-        NAMES.contains(&name).then(|| Arc::clone(&self.0))
+        NAMES.contains(&name).then(|| self.now())
     }
 
     fn challenge(&self, name: &str) -> Option<Arc<CertifiedKey>> {
-        (name == "shop.example").then(|| Arc::clone(&self.0))
+        (name == "shop.example").then(|| self.now())
     }
 
     fn http_challenge(&self, host: &str, token: &str) -> Option<String> {

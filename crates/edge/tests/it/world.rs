@@ -306,6 +306,12 @@ impl World {
         self.runtime.block_on(delete).unwrap();
     }
 
+    /// Has another certificate for the same names from now on; returns whom that one is from.
+    pub(crate) fn renew(&self) -> RootCertStore {
+        self.certs.renew();
+        self.certs.roots()
+    }
+
     /// Stops the edge as the end of its process does.
     pub(crate) fn stop(&self) {
         if let Some(edge) = self.edge.lock().unwrap().as_ref() {

@@ -223,5 +223,7 @@ async fn file(Query(query): Query<perch_types::host::StaticQuery>) -> Response {
         return (StatusCode::NOT_FOUND, Json(error)).into_response();
     }
     let headers = [("etag", "\"tag\""), (perch_types::host::STATIC_NAME_HEADER, "a.css")];
-    (headers, "body { color: green }").into_response()
+    // Below `big` it is long enough to gain by compression.
+    let count = if query.path.contains("/big/") { 1_000 } else { 1 };
+    (headers, "body { color: green }".repeat(count)).into_response()
 }

@@ -1,0 +1,88 @@
+//! Certificates while they change, and clients that name nobody.
+
+use std::sync::Arc;
+
+use perch_types::MachineState;
+use rustls::crypto::aws_lc_rs;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+use crate::tls::{client, dial};
+use crate::world::{DEADLINE, Origin, World, machine};
+
+const NAME: &str = "web.perch.localhost";
+const ANSWER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+fn web(origin: &Origin) -> World {
+    World::new(vec![machine(1, "web", MachineState::Started, origin.port)])
+}
+
+fn trusting(roots: RootCertStore) -> Arc<ClientConfig> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS12, &TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Arc::new(config)
+}
+
+/// Asks over a connection that stays; returns the answer's first line.
+async fn ask(stream: &mut TlsStream<TcpStream>) -> String {
+    let head = format!("GET / HTTP/1.1\r\nHost: {NAME}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\nok") {
+        let byte = tokio::time::timeout(DEADLINE, stream.read_u8()).await.unwrap();
+        answer.push(byte.unwrap());
+    }
+    String::from_utf8(answer).unwrap().lines().next().unwrap().to_owned()
+}
+
+#[test]
+fn e9_a_certificate_changes_while_it_is_served_and_no_connection_is_lost() {
+    let origin = Origin::new(|_| ANSWER.to_owned());
+    let world = web(&origin);
+    let before = Arc::new(client(&world, &[&TLS12, &TLS13], &["http/1.1"]));
+    world.runtime.block_on(async {
+        let mut kept = dial(&world, &before, NAME).await.unwrap();
+        assert_eq!(ask(&mut kept).await, "HTTP/1.1 200 OK");
+        let after = trusting(world.renew());
+        // The very next client is shown the new one.
+        let mut fresh = dial(&world, &after, NAME).await.unwrap();
+        assert_eq!(ask(&mut fresh).await, "HTTP/1.1 200 OK");
+        // One that trusts the old one alone, and has no session from then, sees that it has changed.
+        let distrusting = trusting(RootCertStore::clone(&world.roots));
+        let error = dial(&world, &distrusting, NAME).await.unwrap_err().to_string();
+        assert!(error.contains("invalid peer certificate"), "{error}");
+        // What was there before goes on.
+        assert_eq!(ask(&mut kept).await, "HTTP/1.1 200 OK");
+        for number in 0..20 {
+            if number % 5 == 0 {
+                world.renew();
+            }
+            assert_eq!(ask(&mut kept).await, "HTTP/1.1 200 OK");
+        }
+    });
+}
+
+#[test]
+fn e11_a_client_that_names_nobody_is_shown_no_certificate() {
+    let origin = Origin::fine();
+    let world = web(&origin);
+    for versions in [[&TLS12], [&TLS13]] {
+        let mut config = client(&world, &versions, &["http/1.1"]);
+        config.enable_sni = false;
+        let refused = world.runtime.block_on(dial(&world, &Arc::new(config), NAME));
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("AccessDenied"), "{error}");
+        // Nor by an address, which is no name.
+        let config = Arc::new(client(&world, &versions, &["http/1.1"]));
+        world.runtime.block_on(dial(&world, &config, "127.0.0.1")).unwrap_err();
+    }
+    assert_eq!(origin.count(), 0);
+}
