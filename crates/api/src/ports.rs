@@ -341,7 +341,7 @@ mod tests {
         let claim = |by_name, holders: &[&Holder]| PortClaim {
             holder: holders[0].clone(),
             by_name,
-            others: holders[1..].iter().map(|it| Holder::clone(it)).collect(),
+            others: holders[1..].iter().copied().cloned().collect(),
         };
         let (a, b) = (app("a", 0), app("b", 0));
         let late = app("a", 600);

@@ -137,12 +137,14 @@ impl LocalAuthority {
     }
 }
 
+/// Whether there is a name: its label under the domain, and all of it.
+type IsName = dyn Fn(&str, &str) -> bool + Send + Sync;
+
 /// The authority for names that there are: whoever asks for others has no key made for them on a
 /// loop that serves requests.
 pub(crate) struct OfNames {
     authority: Arc<LocalAuthority>,
-    /// Whether there is a name: its label under the domain, and all of it.
-    is_one: Box<dyn Fn(&str, &str) -> bool + Send + Sync>,
+    is_one: Box<IsName>,
 }
 
 impl OfNames {

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 
 use perch_certs::order::Fault;
-use perch_certs::{Acme, AcmeConfig, Issuer, Renewal};
+use perch_certs::{Acme, AcmeConfig, Issuer as _, Renewal};
 use perch_seal::Purpose;
 use perch_store::{Expected, get_doc, put_doc};
 use perch_types::certificate_docs::{AcmeAccount, RenewalId};
@@ -96,7 +96,7 @@ async fn serve(
             let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
             asked.lock().unwrap().push(path.clone());
             let found = answers.lock().unwrap().iter().find(|(known, ..)| *known == path).cloned();
-            let (_, status, body, again) = found.unwrap_or((path, 404, json!({}), None));
+            let (_, status, body, again) = found.unwrap_or_else(|| (path, 404, json!({}), None));
             let again = again.map(|seconds| format!("Retry-After: {seconds}\r\n"));
             let body = if head.starts_with("HEAD ") { String::new() } else { body.to_string() };
             let text = format!(

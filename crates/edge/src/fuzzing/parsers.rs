@@ -61,8 +61,10 @@ fn look_at(replay: &Replay) {
     let direction = replay.direction(&MachineId::from_bits(1));
     assert!(direction.regions.len() <= WISHES_MAX, "{direction:?}");
     assert_eq!(direction.without.is_some(), replay.elsewhere);
-    let mut headers: HeaderMap =
-        EDGES.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect();
+    let mut headers: HeaderMap = EDGES
+        .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+        .into_iter()
+        .collect();
     let mut path = PathAndQuery::from_static("/a");
     replay.transform.apply(&mut path, &mut headers);
     assert!(path.as_str().starts_with('/'), "{path}");

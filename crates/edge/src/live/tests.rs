@@ -239,7 +239,7 @@ fn who_waits_for_an_app_hears_of_its_changes_and_of_no_others() {
     assert!(change(WatchEvent::Removed { id: MachineId::from_bits(1) }));
     assert!(live.machines_of(&web()).is_none());
     // What comes later under its name is heard of by who looks again.
-    let mut waits = live.changes_of(&web());
+    let waits = live.changes_of(&web());
     take(&live, &mut book, WatchEvent::Changed { machine: Box::new(web_1) });
     assert!(waits.has_changed().unwrap());
     assert_eq!(live.apps().len(), 1);

@@ -212,7 +212,7 @@ fn e8_pages_of_the_edge_say_nothing_of_the_request_or_of_what_is_behind_them() {
         ("not listening", port, web.clone(), "502"),
         ("no answer", breaks.port, web.clone(), "502"),
         ("a broken answer", garbage.port, web.clone(), "502"),
-        ("a replay to nobody", loops.port, web.clone(), "502"),
+        ("a replay to nobody", loops.port, web, "502"),
     ] {
         let machine = machine(1, "web", MachineState::Started, behind);
         let world = World::with(vec![machine], limits.clone());

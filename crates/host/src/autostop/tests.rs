@@ -219,7 +219,7 @@ fn no_request_wakes_a_machine_that_stands_by_or_has_a_schedule() {
         (json!({"standbys": ["00000000000abc"]}), false),
         (json!({"schedule": "daily"}), false),
     ] {
-        let mut config = json!({"services": [service(json!("stop")), service(json!("off"))]});
+        let mut config = json!({"services": [service(&json!("stop")), service(&json!("off"))]});
         config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let machine = machine(config);
         let published = machine.record(HostId::from_bits(1));

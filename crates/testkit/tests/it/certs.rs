@@ -220,13 +220,13 @@ fn own_names(cloud: &Cloud, https: u16) {
     let found = wait_for("the app's own name to have a certificate", ORDERED, || {
         fact(https, &name, "issuer").filter(|issuer| issuer.contains("Pebble"))
     });
-    found.unwrap_or_else(|error| panic!("{error}: {}", cloud.server_log()));
+    assert!(found.is_ok(), "{found:?}: {}", cloud.server_log());
     let record = format!("TXT _acme-challenge.{DOMAIN} ");
-    wait_for("the record to be told", ORDERED, || {
+    let told = wait_for("the record to be told", ORDERED, || {
         let (_, text) = cloud.cli(&["doctor"]).unwrap();
         text.contains(&record).then_some(())
-    })
-    .unwrap_or_else(|error| panic!("{error}: {}", cloud.server_log()));
+    });
+    assert!(told.is_ok(), "{told:?}: {}", cloud.server_log());
 }
 
 #[test]
