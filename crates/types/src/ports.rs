@@ -217,7 +217,7 @@ mod tests {
     fn a_claim_is_read_as_it_was_written_before_ports_were_shared_and_goes_with_its_last_holder() {
         let holder = |id: &str| {
             serde_json::json!({"org": "personal", "app": "web", "app_id": id,
-                "claimed_at": "2026-01-01T00:00:00Z"})
+                "claimed_at": "2026-01-01T00:00:00.000Z"})
         };
         let mut claim: PortClaim = serde_json::from_value(holder("a1")).unwrap();
         assert!(!claim.by_name && claim.others.is_empty());

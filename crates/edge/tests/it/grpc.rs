@@ -13,6 +13,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use perch_types::directory::MachineRecord;
+use perch_types::service::Autostop;
 use perch_types::{MachineId, MachineState};
 use rustls::version::TLS13;
 use tokio::sync::mpsc;
@@ -82,6 +83,8 @@ fn record(port: u16) -> MachineRecord {
         }],
     }]))
     .unwrap();
+    // What rests is what the host is told of.
+    record.services[0].autostop = Some(Autostop::Stop);
     record
 }
 
