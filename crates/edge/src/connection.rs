@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::body::ReplyBody;
+use crate::far::{self, Far};
 use crate::h2;
 use crate::listen::Worker;
 use crate::patience::Patient;
@@ -36,6 +37,8 @@ pub(crate) enum Door {
     Plain(u16),
     /// TLS, on a port.
     Tls(u16, Arc<Tls>),
+    /// Requests that other edges pass on.
+    Far(Arc<Far>),
 }
 
 /// Serves a connection to its end. It is plain where the listener is.
@@ -76,6 +79,7 @@ pub(crate) async fn serve(
             }
             drop(seat);
         }
+        Door::Far(far) => Box::pin(far::serve(worker, far, stream, stopping)).await,
     }
 }
 

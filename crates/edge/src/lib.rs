@@ -11,7 +11,8 @@
 //! [`forward`] (connect, copy), [`replaying`] (again, elsewhere, if the app says so), [`compress`],
 //! [`reply`] (pages), [`access`] (one event) and [`metrics`] (what is counted).
 //!
-//! What is no HTTP goes another way to the same machines: [`raw`].
+//! A machine of another host is reached through the edge there, which counts, holds and wakes:
+//! [`far`]. What is no HTTP goes another way to the machines of this host: [`raw`].
 #![forbid(unsafe_code)]
 
 mod access;
@@ -22,6 +23,7 @@ mod compress;
 mod connection;
 mod crowd;
 mod direction;
+mod far;
 mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
@@ -67,6 +69,7 @@ use perch_types::{HostId, Region};
 use tokio::task::JoinHandle;
 
 use crate::access::Sampler;
+use crate::far::Far;
 use crate::listen::Listeners;
 use crate::live::Live;
 use crate::metrics::EdgeMetrics;
@@ -76,6 +79,7 @@ use crate::tls::Tls;
 use crate::wake::Wakes;
 
 pub use crate::cause::Cause;
+pub use crate::far::{FarConfig, peer_name};
 pub use crate::issuer::{Documents, Issuer};
 pub use crate::metrics::Readings;
 pub use crate::raw::{Binder, RawConfig, RawLimits};
@@ -115,7 +119,7 @@ pub struct Config {
     pub issuer: Option<Issuer>,
     /// Where this server stands.
     pub region: Region,
-    /// This server; only its machines are connected to.
+    /// This server; only its machines are connected to from here.
     pub host_id: HostId,
     /// The agent of this server.
     pub host: HostClient,
@@ -127,6 +131,8 @@ pub struct Config {
     pub limits: Limits,
     /// Ports of apps at which there is no HTTP; without it none is opened.
     pub raw: Option<RawConfig>,
+    /// Edges of other hosts: without it only machines of this one are served.
+    pub far: Option<FarConfig>,
 }
 
 /// How HTTPS is served.
@@ -215,6 +221,7 @@ pub(crate) struct Shared {
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) region: Region,
     pub(crate) host_id: HostId,
+    pub(crate) far: Option<Arc<Far>>,
     pub(crate) metrics: EdgeMetrics,
     pub(crate) sampler: Sampler,
     pub(crate) view: ViewHandle,
@@ -265,7 +272,16 @@ impl Edge {
             }
             None => (None, Vec::new()),
         };
-        let listeners = pairs(config.listeners, tls_listeners);
+        let mut listeners = pairs(config.listeners, tls_listeners);
+        let far = match config.far {
+            Some(far) => {
+                let far = Far::new(far, config.host_id.clone(), &config.limits);
+                let (far, sockets) = far.map_err(StartError::Tls)?;
+                far::deal(&mut listeners, sockets);
+                Some(Arc::new(far))
+            }
+            None => None,
+        };
         let shared = Arc::new(Shared {
             domain: config.domain,
             issuer: config.issuer,
@@ -273,6 +289,7 @@ impl Edge {
             runtime: tokio::runtime::Handle::current(),
             region: config.region,
             host_id: config.host_id.clone(),
+            far,
             metrics: EdgeMetrics::default(),
             sampler: Sampler::new(config.limits.access_per_s),
             view: config.view,
@@ -340,7 +357,7 @@ impl Edge {
 fn pairs(plain: Vec<TcpListener>, tls: Vec<TcpListener>) -> Vec<Listeners> {
     let loops = plain.len().max(tls.len());
     let (mut plain, mut tls) = (plain.into_iter(), tls.into_iter());
-    (0..loops).map(|_| Listeners { plain: plain.next(), tls: tls.next() }).collect()
+    (0..loops).map(|_| Listeners { plain: plain.next(), tls: tls.next(), far: None }).collect()
 }
 
 impl Drop for Edge {

@@ -17,6 +17,7 @@ use tokio::task::LocalSet;
 use crate::compress::Places;
 use crate::connection::{self, Door};
 use crate::crowd::Crowd;
+use crate::far::Reach;
 use crate::pool::Pool;
 use crate::upload::Budget;
 use crate::{BEAT_EVERY, Shared};
@@ -26,11 +27,13 @@ const CONNECTIONS_MAX: usize = 16 * 1024;
 /// The pause after an accept that failed, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Where one loop's connections come from; one of the two at least.
+/// Where one loop's connections come from; one of them at least.
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
     pub(crate) plain: Option<StdTcpListener>,
     pub(crate) tls: Option<StdTcpListener>,
+    /// For other edges.
+    pub(crate) far: Option<StdTcpListener>,
 }
 
 /// Runs the loop until the edge is stopped and its connections have ended.
@@ -61,6 +64,10 @@ async fn accept(
         Some(tls) => Entrance::new(listeners.tls, |port| Door::Tls(port, Arc::clone(tls)))?,
         None => None,
     };
+    let far = match &shared.far {
+        Some(far) => Entrance::new(listeners.far, |_| Door::Far(Arc::clone(far)))?,
+        None => None,
+    };
     let seed = shared.clock.boot_ms().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index as u64;
     let region = HeaderValue::from_str(shared.region.as_str())
         .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
@@ -70,6 +77,7 @@ async fn accept(
         crowd: Crowd::default(),
         places: Places::default(),
         budget: Budget::default(),
+        reach: Reach::default(),
         region,
         state: Cell::new(random_seed().unwrap_or(seed) | 1),
         connections: Cell::new(0),
@@ -83,6 +91,7 @@ async fn accept(
             }
             accepted = next(plain.as_ref()) => accepted,
             accepted = next(tls.as_ref()) => accepted,
+            accepted = next(far.as_ref()) => accepted,
             _ = stopping.changed() => break,
         };
         match accepted {
@@ -94,7 +103,7 @@ async fn accept(
         }
     }
     // Whoever accepts from here on is another process: this one holds the port no longer.
-    drop((plain, tls));
+    drop((plain, tls, far));
     while worker.connections.get() > 0 {
         beats.tick().await;
         worker.shared.beat(index);
@@ -147,6 +156,8 @@ pub(crate) struct Worker {
     pub(crate) places: Places,
     /// What is kept of requests' bodies.
     pub(crate) budget: Budget,
+    /// Machines of other hosts, and the way there.
+    pub(crate) reach: Reach,
     pub(crate) region: HeaderValue,
     pub(crate) state: Cell<u64>,
     connections: Cell<usize>,

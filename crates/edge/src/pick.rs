@@ -6,15 +6,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use perch_types::MachineState;
 use perch_types::service::{
     ConcurrencyKind, HttpOptions, IDLE_TIMEOUT_S_MAX, Port, Protocol, SOFT_LIMIT_DEFAULT, Service,
 };
+use perch_types::{MachineState, Region};
 
 use tokio::time::Instant;
 
 use crate::direction::Direction;
 use crate::live::Target;
+use crate::regions;
 
 /// How long a machine that runs may take to get ready before a sleeping one is woken beside it.
 const READY_PATIENCE: Duration = Duration::from_secs(5);
@@ -54,6 +55,8 @@ pub(crate) struct Ask<'a> {
     /// Chooses among equals.
     pub(crate) random: u64,
     pub(crate) now: Instant,
+    /// Where it came in: what is nearer is better, where it wants nothing else.
+    pub(crate) here: Option<&'a Region>,
 }
 
 /// A machine that may come into question.
@@ -62,7 +65,8 @@ struct Candidate<'a> {
     index: usize,
     target: &'a Target,
     service: &'a Service,
-    rank: usize,
+    /// How far down the list of wishes it is, and how far away.
+    rank: (usize, u8),
 }
 
 /// Returns the service of a machine that answers HTTP on a public port: the one that names the
@@ -112,7 +116,9 @@ pub(crate) fn pick(machines: &[Arc<Target>], ask: &Ask<'_>) -> Pick {
     let serving = || {
         machines.iter().enumerate().filter_map(|(index, target)| {
             let service = ask.door.service(&target.record.services)?;
-            let rank = ask.direction.rank(&target.record)?;
+            let distance =
+                ask.here.map_or(0, |here| regions::distance(here, &target.record.region));
+            let rank = (ask.direction.rank(&target.record)?, distance);
             (!ask.left_alone.contains(&index) && !target.record.cordoned).then_some(Candidate {
                 index,
                 target,
@@ -187,7 +193,9 @@ fn best<'a>(
         }
         let soft = one.service.concurrency.as_ref().and_then(|limits| limits.soft_limit);
         let is_over = load >= soft.unwrap_or(SOFT_LIMIT_DEFAULT);
-        let its = (one.target.load.health.is_ejected(ask.now), one.rank, is_over);
+        // Of equals those of this host: that saves a hop.
+        let is_far = one.target.load.is_far;
+        let its = (one.target.load.health.is_ejected(ask.now), one.rank, is_over, is_far);
         match tier {
             Some(best) if its > best => continue,
             Some(best) if its == best => {}
@@ -217,6 +225,21 @@ fn best<'a>(
         [first, second] => first.or(second)?.0,
     };
     Some((chosen, is_ejected))
+}
+
+/// Returns whether a machine can have a request without a look at any other: it is ready, under its
+/// soft limit, and has not failed of late.
+pub(crate) fn is_at_ease(target: &Target, door: Door, now: Instant) -> bool {
+    let Some(service) = door.service(&target.record.services) else {
+        return false;
+    };
+    let limits = service.concurrency.as_ref();
+    let soft = limits.and_then(|limits| limits.soft_limit).unwrap_or(SOFT_LIMIT_DEFAULT);
+    let wall = hard_limit(service).map_or(soft, |hard| soft.min(hard));
+    is_ready(target)
+        && !target.record.cordoned
+        && !target.load.health.is_ejected(now)
+        && load(target, service) < wall
 }
 
 /// Returns another number for each step of a count.
@@ -329,7 +352,7 @@ mod tests {
     }
 
     fn ask<'a>(direction: &'a Direction, left_alone: &'a [usize], now: Instant) -> Ask<'a> {
-        Ask { door: Door::Http(80), left_alone, direction, stay: None, random: 7, now }
+        Ask { door: Door::Http(80), left_alone, direction, stay: None, random: 7, now, here: None }
     }
 
     fn picked(machines: &[Arc<Target>], left_alone: &[usize], now: Instant) -> Pick {

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::body::ReplyBody;
 use crate::cause::Cause;
 use crate::direction::{Direction, Instance};
+use crate::far::Asked;
 use crate::forward::{self, Hop, Outbound, Refused, Sent, Switch};
 use crate::headers;
 use crate::listen::Worker;
@@ -37,7 +38,7 @@ const REPLAYS_MAX: u32 = 5;
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// What a request was before it was sent.
-struct Original {
+pub(crate) struct Original {
     method: Method,
     path: PathAndQuery,
     headers: HeaderMap,
@@ -47,7 +48,7 @@ struct Original {
 }
 
 impl Original {
-    fn of(outbound: &Outbound) -> Self {
+    pub(crate) fn of(outbound: &Outbound) -> Self {
         let request = &outbound.request;
         let path = request.uri().path_and_query();
         Self {
@@ -61,7 +62,7 @@ impl Original {
     }
 
     /// Returns the request once more; an error when too much of its body has passed.
-    fn again(&self, switch: Option<Switch>) -> Result<Box<Outbound>, Cause> {
+    pub(crate) fn again(&self, switch: Option<Switch>) -> Result<Box<Outbound>, Cause> {
         let body = self.body.again().ok_or(Cause::ReplayTooLarge)?;
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
@@ -118,9 +119,9 @@ struct Back {
 }
 
 /// What a leg came to.
-struct Reached {
-    sent: Sent,
-    target: Arc<Target>,
+pub(crate) struct Reached {
+    pub(crate) sent: Sent,
+    pub(crate) target: Arc<Target>,
 }
 
 impl Worker {
@@ -147,6 +148,10 @@ impl Worker {
             };
             let Reached { mut sent, target } = reached;
             passage.face = Some(Arc::clone(&target));
+            if target.load.is_far {
+                // The edge there counts it.
+                passage.metrics = Some(Arc::clone(&target.load.app));
+            }
             let asked = asked(&mut sent.response).await.map_err(|unclear| {
                 tracing::info!(app = %leg.app.name, machine = %target.record.id, reason = unclear.0,
                     code = Cause::ReplayBad.code(), "replay not understood");
@@ -335,6 +340,7 @@ impl Worker {
         mut outbound: Box<Outbound>,
     ) -> Result<Reached, Refused> {
         let mut tried = Tried::default();
+        let mut asked = Asked::default();
         loop {
             let wanted = Wanted {
                 app: &leg.app,
@@ -344,6 +350,14 @@ impl Worker {
                 tried: &tried,
                 random: self.random(),
             };
+            if let Some(choice) = self.choose_far(&wanted, &asked, leg.deadline) {
+                tell_preference(outbound.request.headers_mut(), &leg.direction, &choice.target);
+                match Box::pin(self.pass_on(choice, &mut asked, outbound)).await {
+                    Err(Refused { unsent: Some(unsent), .. }) => outbound = unsent,
+                    done => return done,
+                }
+                continue;
+            }
             let finding = wake::ready_machine(&self.shared, &wanted);
             let found = match leg.deadline {
                 Some(deadline) => tokio::time::timeout_at(deadline, finding)
@@ -353,7 +367,9 @@ impl Worker {
             };
             let wake::Place { target, in_flight, connected } = match found {
                 Ok(place) => place,
-                Err(cause) => return Err(Refused { cause, unsent: Some(outbound) }),
+                Err(cause) => {
+                    return Err(Refused { cause: asked.cause(cause), unsent: Some(outbound) });
+                }
             };
             tell_preference(outbound.request.headers_mut(), &leg.direction, &target);
             let public_port = peer.public_port();
@@ -419,7 +435,7 @@ fn tell_preference(headers: &mut HeaderMap, direction: &Direction, target: &Targ
 }
 
 /// Notes how a machine did. What broke because of the client says nothing of it.
-fn note_health(target: &Target, sent: &Result<Sent, Refused>) {
+pub(crate) fn note_health(target: &Target, sent: &Result<Sent, Refused>) {
     let (health, now) = (&target.load.health, Instant::now());
     match sent {
         Ok(sent) if sent.response.status().is_server_error() => health.failed(now),

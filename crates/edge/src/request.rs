@@ -26,7 +26,7 @@ use crate::peer::Peer;
 use crate::reply;
 use crate::strict::Link;
 use crate::upload::RequestBody;
-use crate::{challenge, compress, origin2, pick, redirect, route};
+use crate::{challenge, compress, far, origin2, pick, redirect, route};
 
 impl Worker {
     /// Takes one request through the phases and always answers.
@@ -112,7 +112,7 @@ impl Worker {
             ControlFlow::Continue(app) => app,
             ControlFlow::Break(response) => return Ok(response),
         };
-        passage.metrics = self.shared.live.metrics_of(&app);
+        passage.metrics = self.shared.live.metrics_of(&app).or_else(|| self.far_metrics(&app));
         passage.face = self.face(&app, passage.peer);
         if let Some(response) = self.redirect(passage, &parts) {
             return Ok(response);
@@ -161,12 +161,13 @@ impl Worker {
         let outbound = Box::new(Outbound { request, progress, switch, takes_trailers });
         let mut response = self.travel(passage, &app, outbound).await?;
         headers::strip_answer(response.headers_mut());
+        far::settle(response.headers_mut());
         Ok(response)
     }
 
     /// Returns a machine whose port says how an app's requests are treated before one is chosen.
     fn face(&self, app: &AppKey, peer: &Peer) -> Option<Arc<Target>> {
-        let machines = self.shared.live.machines_of(app)?;
+        let machines = self.shared.live.machines_of(app).or_else(|| self.far_machines(app))?;
         let port = peer.public_port();
         let mut serving =
             machines.iter().filter(|target| pick::service(&target.record.services, port).is_some());

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use perch_types::service::{Handler, TlsOptions, TlsVersions};
+use perch_types::service::{Handler, Service, TlsOptions, TlsVersions};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
@@ -233,9 +233,16 @@ impl Tls {
 /// Returns what an app says of its HTTPS port; whatever machine says it first, as all of a release
 /// say the same.
 fn options(shared: &Shared, app: Option<&AppKey>) -> TlsOptions {
-    let machines = app.and_then(|app| shared.live.machines_of(app));
-    let Some(machines) = machines else { return TlsOptions::default() };
-    let services = machines.iter().flat_map(|target| &target.record.services);
+    let Some(app) = app else { return TlsOptions::default() };
+    let Some(machines) = shared.live.machines_of(app) else {
+        let view = shared.view.load();
+        let records = view.machines_of(&app.org, &app.name);
+        return said(records.flat_map(|record| &record.services));
+    };
+    said(machines.iter().flat_map(|target| &target.record.services))
+}
+
+fn said<'a>(services: impl Iterator<Item = &'a Service>) -> TlsOptions {
     let mut ports = services.flat_map(|service| &service.ports).filter(|port| {
         port.port == Some(PUBLIC_HTTPS_PORT) && port.handlers.contains(&Handler::Tls)
     });

@@ -177,7 +177,7 @@ impl Tried {
     }
 
     /// Returns until when a machine is left alone.
-    fn rests(&self, record: &MachineRecord, now: Instant) -> Option<Instant> {
+    pub(crate) fn rests(&self, record: &MachineRecord, now: Instant) -> Option<Instant> {
         let (.., at) = self
             .refusals
             .iter()
@@ -257,6 +257,7 @@ fn look<C: Asks>(shared: &Shared, wanted: &Wanted<'_, C>) -> Result<Look, Cause>
         stay: machines.iter().position(|target| wanted.asks.stays_with(target)),
         random: wanted.random,
         now,
+        here: Some(&shared.region),
     };
     loop {
         let target = |index: usize| machines.get(index).cloned().ok_or(Cause::NoMachine);

@@ -7,6 +7,7 @@
 
 mod balance;
 mod draining;
+mod far;
 mod floods;
 mod framing;
 mod h2;

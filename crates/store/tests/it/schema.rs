@@ -12,7 +12,7 @@ use perch_types::certificate_docs::{
 };
 use perch_types::clock::Clock;
 use perch_types::directory::{
-    AppDoc, AppNameClaim, ConfigDoc, Document, HostDoc, HostnameClaim, LeaseDoc, MachineRecord,
+    AppDoc, AppNameClaim, ConfigDoc, Document, EdgeDoc, HostDoc, HostnameClaim, LeaseDoc, MachineRecord,
     NetworkCounter, NetworkDoc, PlacementDoc, TokenDoc, Tombstone, VolumePlacementDoc,
     VolumeRecord,
 };
@@ -24,11 +24,12 @@ use perch_types::secrets::{SecretDoc, SecretsHead};
 use perch_types::{MachineState, Timestamp};
 
 /// Documents that no release has written yet: names of one's own come with their certificates, and
-/// raw ports with the release after.
-const UNWRITTEN: [&str; 7] = [
+/// raw ports and edges of several servers with the release after.
+const UNWRITTEN: [&str; 8] = [
     "AcmeAccount",
     "CertificateDoc",
     "CertificateOrder",
+    "EdgeDoc",
     "HostnameClaim",
     "OrderWorker",
     "PortClaim",
@@ -87,7 +88,7 @@ async fn read<D: Document>(store: &dyn Store, rest: &str) -> usize {
 }
 
 /// Reads the documents of all kinds, by the names that they have in the source.
-async fn read_all(store: &dyn Store) -> [(&'static str, usize); 26] {
+async fn read_all(store: &dyn Store) -> [(&'static str, usize); 27] {
     [
         ("AppDoc", read::<AppDoc>(store, "").await),
         ("AppNameClaim", read::<AppNameClaim>(store, "").await),
@@ -108,6 +109,7 @@ async fn read_all(store: &dyn Store) -> [(&'static str, usize); 26] {
         ("Tombstone", read::<Tombstone>(store, "").await),
         ("TokenDoc", read::<TokenDoc>(store, "").await),
         ("HostDoc", read::<HostDoc>(store, "").await),
+        ("EdgeDoc", read::<EdgeDoc>(store, "").await),
         ("MachineRecord", read::<MachineRecord>(store, "").await),
         ("IpDoc", read::<IpDoc>(store, "").await),
         ("PortClaim", read::<PortClaim>(store, "").await),
