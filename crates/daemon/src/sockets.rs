@@ -86,6 +86,11 @@ impl Bound {
             }
             None => Https::Off,
         };
+        if let Some(wanted) = config.edge_peers {
+            let (at, sharing) = every_core(&mut kept, Purpose::EdgePeers, wanted, "edge_peers")?;
+            config.edge_peers = Some(at);
+            bound.extend(sharing.into_iter().map(|it| (Purpose::EdgePeers, it.into())));
+        }
         for wanted in dns {
             let datagrams = match kept.udp(Purpose::DnsUdp, *wanted) {
                 Some(socket) => socket,
@@ -343,14 +348,17 @@ mod tests {
     }
 
     #[test]
-    fn https_is_bound_as_often_as_http() {
+    fn https_and_the_edges_other_side_are_bound_as_often_as_http() {
         let folder = tempfile::tempdir().unwrap();
         let mut config = config(folder.path());
         config.https = "127.0.0.1:0".parse().unwrap();
+        config.edge_peers = Some("127.0.0.1:0".parse().unwrap());
         let bound = Bound::bind(&mut config, &[], (0, 0), Vec::new()).unwrap();
         assert_ne!(config.https.address().unwrap().port(), 0);
         let count = |purpose| bound.of(&[purpose]).0.len();
         assert_eq!(count(Purpose::Https), count(Purpose::Http));
+        assert_eq!(count(Purpose::EdgePeers), count(Purpose::Http));
+        assert_ne!(config.edge_peers.unwrap().port(), 0);
     }
 
     #[test]

@@ -40,7 +40,7 @@ use crate::roles::images::{Catalog, Gatekeeper, collect};
 use crate::roles::{Beats, End, Role};
 use crate::setup::{HANDED_OVER, Purpose, Setup, Sockets};
 use crate::sockets::{BUILDER_SOCKET, HOST_SOCKET, KEYS_SOCKET, RawPorts, first_free_port};
-use crate::{identity, inside, roles};
+use crate::{edges, identity, inside, roles};
 
 /// How long requests under way may go on when the process ends; the supervisor's patience is a
 /// little longer.
@@ -154,6 +154,8 @@ async fn run(
         let _on = edges.enter();
         start_edge(&setup, &mut sockets, issuer, served, view)?
     };
+    let reached = edges::address(&setup.config);
+    edges::write_down(store.as_ref(), &setup.host_id, reached).await?;
     let readings = readings.get_or_init(|| edge.readings()).clone();
     serve_metrics(readings, &mut sockets, &mut tasks)?;
     let outcome = until_end(beats, &edge, &mut tasks).await;
@@ -216,6 +218,7 @@ fn start_edge(
         clock: Arc::new(SystemClock),
         limits: perch_edge::Limits::default(),
         raw: Some(raw_ports(&setup.config, certificates)),
+        far: edges::config(setup, sockets)?,
     })
     .context("start the edge")
 }
@@ -442,6 +445,7 @@ fn port_rules(config: &Config) -> PortRules {
         config.api_tls,
         Some(config.http),
         config.https.address(),
+        config.edge_peers,
         Some(config.metrics),
     ];
     rules.reserved.extend(own.into_iter().flatten().map(|address| address.port()));
@@ -474,11 +478,12 @@ mod tests {
             http: "0.0.0.0:8080".parse().unwrap(),
             https: "0.0.0.0:8443".parse().unwrap(),
             metrics: "127.0.0.1:4282".parse().unwrap(),
+            edge_peers: Some("0.0.0.0:4283".parse().unwrap()),
             reserved_ports: vec![5432],
             ..Config::default()
         };
         let reserved = port_rules(&config).reserved;
         let all: Vec<u16> = reserved.into_iter().collect();
-        assert_eq!(all, [53, 80, 443, 4280, 4281, 4282, 5432, 8080, 8443]);
+        assert_eq!(all, [53, 80, 443, 4280, 4281, 4282, 4283, 5432, 8080, 8443]);
     }
 }
