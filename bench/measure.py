@@ -14,6 +14,7 @@ import edge
 import fleet
 import images
 import machines
+import volumes
 from cloud import ROOT, Cloud
 
 # Limits of requests are for clients that err; here they would be what is measured.
@@ -24,6 +25,7 @@ PARTS = {
         machines.first_output(cloud, count or 40), machines.life(cloud, count or 40), machines.wakes(cloud, count or 200)),
     "life": lambda cloud, count: machines.life(cloud, count or 40),
     "together": lambda cloud, count: machines.together(cloud, count or 3),
+    "volumes": lambda cloud, count: volumes.snapshots(cloud, count or 20),
     "memory": lambda cloud, count: fleet.memory(cloud, count or 20),
     "fleet": lambda cloud, count: fleet.memory(cloud, count or 1000),
     "calls": lambda cloud, count: calls.calls(cloud, count or 10),
@@ -32,7 +34,7 @@ PARTS = {
     "apps": lambda cloud, count: edge.apps(cloud, count or 5),
     "wakes": lambda cloud, count: edge.wakes(cloud, count or 10_000),
 }
-DEFAULT = ["machines", "together", "memory", "calls", "journal"]
+DEFAULT = ["machines", "together", "volumes", "memory", "calls", "journal"]
 
 
 def journal():

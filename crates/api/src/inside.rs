@@ -20,7 +20,7 @@ use tokio::net::UnixStream;
 use crate::auth::Principal;
 use crate::config::Api;
 use crate::reply::Failure;
-use crate::serve::{Limiter, Patient, Peer, ServeLimits, connection};
+use crate::serve::{Limiter, Patience, Patient, Peer, ServeLimits, connection};
 
 /// Connections of one machine at once.
 const CONNECTIONS_OF_MACHINE_MAX: usize = 16;
@@ -74,8 +74,9 @@ impl Inside {
         let router = self.router.clone().layer(from_fn(without_token)).layer(Extension(who));
         let limits = ServeLimits { header_read_timeout: IDLE_TIMEOUT, ..ServeLimits::default() };
         let (_never, ended) = tokio::sync::watch::channel(false);
-        let stream = Patient::new(stream, limits.stall_timeout);
-        connection(stream, router, Peer(None), (limits, ended)).await;
+        let patience = Patience::new(limits.stall_timeout);
+        let stream = Patient::new(stream, patience.clone());
+        connection(stream, patience, router, Peer(None), (limits, ended)).await;
     }
 }
 

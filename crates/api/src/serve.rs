@@ -8,12 +8,15 @@
 mod limiter;
 mod stall;
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::StatusCode;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::net::sockopt;
@@ -25,7 +28,7 @@ use tokio_rustls::TlsAcceptor;
 
 pub(crate) use self::limiter::Limiter;
 use self::limiter::{Place, client_of};
-pub(crate) use self::stall::Patient;
+pub(crate) use self::stall::{Patience, Patient};
 
 /// Where requests come in.
 pub enum Listener {
@@ -208,18 +211,21 @@ async fn accepted_connection(
     peer: Peer,
     (limits, ended): (ServeLimits, watch::Receiver<bool>),
 ) {
-    let limit = limits.stall_timeout;
+    let patience = Patience::new(limits.stall_timeout);
+    let patient = patience.clone();
     match stream {
         Accepted::Tcp(stream) => {
-            connection(Patient::new(stream, limit), router, peer, (limits, ended)).await;
+            connection(Patient::new(stream, patient), patience, router, peer, (limits, ended))
+                .await;
         }
         Accepted::Unix(stream) => {
-            connection(Patient::new(stream, limit), router, peer, (limits, ended)).await;
+            connection(Patient::new(stream, patient), patience, router, peer, (limits, ended))
+                .await;
         }
         Accepted::Tls(stream, acceptor) => {
-            let handshake = acceptor.accept(Patient::new(stream, limit));
+            let handshake = acceptor.accept(Patient::new(stream, patient));
             match tokio::time::timeout(limits.handshake_timeout, handshake).await {
-                Ok(Ok(stream)) => connection(stream, router, peer, (limits, ended)).await,
+                Ok(Ok(stream)) => connection(stream, patience, router, peer, (limits, ended)).await,
                 Ok(Err(error)) => tracing::debug!(%error, "tls handshake refused"),
                 Err(_) => tracing::debug!("tls handshake timed out"),
             }
@@ -230,19 +236,30 @@ async fn accepted_connection(
 /// Serves one connection to its end. Its socket is a [`Patient`] one, below TLS if there is any.
 pub(crate) async fn connection<S>(
     stream: S,
+    patience: Patience,
     router: axum::Router,
     peer: Peer,
     (limits, mut ended): (ServeLimits, watch::Receiver<bool>),
 ) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let service = router.layer(axum::Extension(peer));
+    let service = TowerToHyperService::new(router.layer(axum::Extension(peer)));
+    let service = service_fn(move |request| {
+        let (answer, patience) = (service.call(request), patience.clone());
+        async move {
+            let answer = answer.await?;
+            if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+                patience.upgrade();
+            }
+            Ok::<_, Infallible>(answer)
+        }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_read_timeout)
         .max_headers(limits.headers_max)
         .max_buf_size(limits.head_bytes_max)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+        .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let outcome = tokio::select! {

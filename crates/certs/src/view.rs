@@ -20,6 +20,8 @@ use perch_types::certificates::{CertificateSource, WILDCARD, below_wildcard};
 use perch_types::clock::Clock;
 use perch_types::{AppName, OrgSlug, Secret, Timestamp};
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
@@ -244,7 +246,11 @@ fn proof(name: &str, key_authorization: &str) -> Result<CertifiedKey, String> {
     params.custom_extensions = vec![CustomExtension::new_acme_identifier(&digest)];
     let key = KeyPair::generate().map_err(fault)?;
     let certificate = params.self_signed(&key).map_err(fault)?;
-    certified_key(&certificate.pem(), &Secret::new(key.serialize_pem()))
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let key = any_supported_type(&key).map_err(|error| chain(&error))?;
+    // Whether they match is not asked: who asks refuses a certificate with the critical extension
+    // that this one is about.
+    Ok(CertifiedKey::new(vec![certificate.der().clone()], key))
 }
 
 async fn follow(store: Arc<dyn Store>, shared: Arc<Shared>) {

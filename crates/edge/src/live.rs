@@ -172,9 +172,7 @@ pub(crate) async fn follow(live: Arc<Live>, host: HostClient, host_id: HostId) {
                         pause = BACKOFF_MIN;
                         let is_new = matches!(event, WatchEvent::Snapshot { .. });
                         take(&live, &mut book, event);
-                        if is_new {
-                            is_to_tell_all.store(true, Ordering::Release);
-                        }
+                        is_to_tell_all.fetch_or(is_new, Ordering::AcqRel);
                     }
                     Err(error) => {
                         tracing::warn!(%error, "host watch broke");

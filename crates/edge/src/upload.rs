@@ -72,6 +72,9 @@ pub(crate) enum UploadError<E: std::error::Error + 'static = hyper::Error> {
     Superseded,
 }
 
+/// What is read of a body.
+type Next<E> = Result<Frame<Bytes>, UploadError<E>>;
+
 impl RequestBody {
     /// Makes one of which the bytes are counted for an app.
     pub(crate) fn new(
@@ -166,7 +169,7 @@ where
         &mut self,
         reader: &mut Reader,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, UploadError<B::Error>>>> {
+    ) -> Poll<Option<Next<B::Error>>> {
         if reader.turn != self.turn {
             return Poll::Ready(Some(Err(UploadError::Superseded)));
         }

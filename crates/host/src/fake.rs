@@ -32,6 +32,7 @@ use crate::secrets::NoSecrets;
 struct State {
     layers: BTreeSet<PathBuf>,
     repaired: Vec<PathBuf>,
+    prepared: Vec<PathBuf>,
     removals: u64,
     attached: BTreeMap<MachineId, u32>,
     addresses: Option<Pool>,
@@ -168,6 +169,12 @@ impl FakeServer {
         self.state().removals
     }
 
+    /// Returns the layers that were made or made anew since this was asked last.
+    #[must_use]
+    pub fn take_prepared(&self) -> Vec<PathBuf> {
+        std::mem::take(&mut self.state().prepared)
+    }
+
     /// Returns the layers there are.
     #[must_use]
     pub fn layers(&self) -> BTreeSet<PathBuf> {
@@ -223,7 +230,9 @@ impl Images for FakeServer {
 #[async_trait]
 impl Rootfs for FakeServer {
     async fn prepare(&self, path: &Path, _wish: LayerWish) -> Result<(), Fault> {
-        self.state().layers.insert(path.to_owned());
+        let mut state = self.state();
+        state.layers.insert(path.to_owned());
+        state.prepared.push(path.to_owned());
         Ok(())
     }
 
@@ -239,8 +248,7 @@ impl Rootfs for FakeServer {
     }
 
     async fn prepare_volume(&self, path: &Path, _size_mb: u64) -> Result<(), Fault> {
-        self.state().layers.insert(path.to_owned());
-        Ok(())
+        self.prepare(path, LayerWish { size_gb: 0, fresh: true, kept: false }).await
     }
 
     async fn list(&self, folder: &Path) -> Result<Vec<PathBuf>, Fault> {

@@ -121,7 +121,10 @@ impl Layers {
     /// When it cannot be made.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let gone = folder.join("gone");
-        remove(&gone)?;
+        if let Err(error) = remove(&gone) {
+            // It costs room until the next start, which is no reason to have no host.
+            tracing::warn!(error = %crate::effects::chain(&error), "removed layers stay for now");
+        }
         fs::create_dir_all(&gone).map_err(Error::file("create", &gone))?;
         Ok(Self {
             templates: folder.to_owned(),

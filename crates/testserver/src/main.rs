@@ -11,17 +11,24 @@
 )]
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::thread;
 
 const USAGE: &str = "usage: perch-testserver [--print LINE]... [--stderr LINE]... [--lines N] \
 [--eat-mb N] [--exit CODE] [--api SOCKET,METHOD,PATH[,BODY]]... [--watch-api SOCKET,PATH] \
-[--listen ADDRESS:PORT]... [--echo ADDRESS:PORT]... [--echo-udp ADDRESS:PORT]...";
+[--write FILE[,sync]] [--listen ADDRESS:PORT]... [--echo ADDRESS:PORT]... \
+[--echo-udp ADDRESS:PORT]...";
 /// The longest head or body that it reads.
 const BYTES_MAX: usize = 1 << 20;
+/// One of the pieces of a file that it writes without an end, and how many there are before it
+/// begins anew.
+static PIECE: [u8; 64 << 10] = [7; 64 << 10];
+const PIECES: u64 = 1024;
 
 fn main() -> ExitCode {
     match run(std::env::args().skip(1)) {
@@ -48,6 +55,7 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<u8, String> {
             "--watch-api" => {
                 thread::spawn(move || watch_api(&value));
             }
+            "--write" => write(value)?,
             "--listen" => {
                 let listener =
                     TcpListener::bind(&value).map_err(|error| format!("{value}: {error}"))?;
@@ -133,6 +141,26 @@ fn watch_api(request: &str) {
         }
         thread::park_timeout(std::time::Duration::from_millis(20));
     }
+}
+
+/// Writes to a file until it ends, each piece onto the disk if it is told so.
+fn write(value: String) -> Result<(), String> {
+    let (path, how) = value.split_once(',').unwrap_or((&value, ""));
+    let is_synced = how == "sync";
+    let file = File::create(path).map_err(|error| format!("{path}: {error}"))?;
+    thread::spawn(move || {
+        for piece in (0..PIECES).cycle() {
+            let offset = piece * u64::try_from(PIECE.len()).unwrap_or(0);
+            let written = file.write_all_at(&PIECE, offset);
+            if let Err(error) =
+                written.and_then(|()| if is_synced { file.sync_data() } else { Ok(()) })
+            {
+                eprintln!("error: {value}: {error}");
+                return;
+            }
+        }
+    });
+    Ok(())
 }
 
 /// Takes memory and writes to every page of it.

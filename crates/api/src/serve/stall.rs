@@ -1,12 +1,14 @@
 //! A connection whose peer has to take what it is sent.
 //!
 //! Never ends one over which nothing waits to be sent, nor one whose peer takes something of it,
-//! however slowly. Never reads on from a peer that takes nothing: its further requests would be
+//! however slowly, nor a terminal session, which somebody may halt for as long as they like. Never reads on from a peer that takes nothing: its further requests would be
 //! answered into memory.
 
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -15,12 +17,30 @@ use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
+/// How long a connection waits for its peer to take something.
+#[derive(Debug, Clone)]
+pub(crate) struct Patience {
+    limit: Duration,
+    is_upgraded: Arc<AtomicBool>,
+}
+
+impl Patience {
+    pub(crate) fn new(limit: Duration) -> Self {
+        Self { limit, is_upgraded: Arc::default() }
+    }
+
+    /// Waits for ever from now on: the connection has become a session of somebody who was let in.
+    pub(crate) fn upgrade(&self) {
+        self.is_upgraded.store(true, Ordering::Release);
+    }
+}
+
 /// A socket whose peer must take something within a limit. Stands right on the socket, below TLS:
 /// only there is seen what the peer takes.
 #[derive(Debug)]
 pub(crate) struct Patient<S> {
     socket: S,
-    limit: Duration,
+    patience: Patience,
     /// Runs while the peer takes nothing of what waits.
     stall: Option<Pin<Box<Sleep>>>,
     /// Who would read meanwhile.
@@ -28,8 +48,8 @@ pub(crate) struct Patient<S> {
 }
 
 impl<S> Patient<S> {
-    pub(crate) fn new(socket: S, limit: Duration) -> Self {
-        Self { socket, limit, stall: None, reader: None }
+    pub(crate) fn new(socket: S, patience: Patience) -> Self {
+        Self { socket, patience, stall: None, reader: None }
     }
 
     /// Ends the wait for the peer.
@@ -54,7 +74,11 @@ impl<S: AsFd> Patient<S> {
             self.moved();
             return polled;
         }
-        let limit = self.limit;
+        if self.patience.is_upgraded.load(Ordering::Acquire) {
+            self.moved();
+            return Poll::Pending;
+        }
+        let limit = self.patience.limit;
         let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         if stall.as_mut().poll(context).is_pending() {
             return Poll::Pending;
@@ -140,7 +164,7 @@ mod tests {
     async fn full(limit: Duration) -> (Patient<UnixStream>, UnixStream) {
         let (socket, peer) = UnixStream::pair().unwrap();
         socket.writable().await.unwrap();
-        let mut stream = Patient::new(socket, limit);
+        let mut stream = Patient::new(socket, Patience::new(limit));
         while let Some(written) = stream.write(&PIECE).now_or_never() {
             assert_eq!(written.unwrap(), PIECE.len());
         }
@@ -168,6 +192,21 @@ mod tests {
             // The limit begins anew.
             assert!(stream.write(&PIECE).now_or_never().is_none());
         }
+    }
+
+    #[tokio::test]
+    async fn a_session_may_be_halted() {
+        let (mut stream, mut halted) = full(SHORT).await;
+        stream.patience.upgrade();
+        let waited = tokio::time::timeout(SHORT * 5, stream.write(&PIECE)).await;
+        assert!(waited.is_err(), "it waits: {waited:?}");
+        // What is typed meanwhile arrives, such as the key that goes on.
+        halted.write_all(b"q").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'q');
+        let taken =
+            tokio::spawn(async move { tokio::io::copy(&mut halted, &mut tokio::io::sink()).await });
+        assert_eq!(stream.write(&PIECE).await.unwrap(), PIECE.len());
+        taken.abort();
     }
 
     #[tokio::test]

@@ -196,16 +196,7 @@ impl Cloud {
             },
             public_ips: ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().unwrap()).into(),
             port_rules: perch_api::PortRules::default(),
-            regions: vec![RegionInfo {
-                code: region,
-                name: "Frankfurt".to_owned(),
-                latitude: 50.0,
-                longitude: 8.0,
-                gateway_available: false,
-                requires_paid_plan: false,
-                deprecated: false,
-                geo_region: "europe".to_owned(),
-            }],
+            regions: vec![frankfurt(region)],
             builder_socket: builder.then(|| folder.path().join("builder.sock")),
             keys_socket: Some(keys_socket),
             images: Arc::clone(&images) as Arc<dyn ImageCatalog>,
@@ -410,4 +401,17 @@ pub(crate) fn shown(body: &[u8], differing: &[&str]) -> String {
         value[key] = Value::from(format!("[{key}]"));
     }
     serde_json::to_string_pretty(&value).unwrap()
+}
+
+fn frankfurt(code: perch_types::Region) -> RegionInfo {
+    RegionInfo {
+        code,
+        name: "Frankfurt".to_owned(),
+        latitude: 50.0,
+        longitude: 8.0,
+        gateway_available: false,
+        requires_paid_plan: false,
+        deprecated: false,
+        geo_region: "europe".to_owned(),
+    }
 }

@@ -289,10 +289,8 @@ impl Run<'_> {
         } else {
             let mut changed = self.config.view.changed();
             let answered = async {
-                while !self.config.view.answers(hostname, answer) {
-                    if changed.changed().await.is_err() {
-                        return;
-                    }
+                while !self.config.view.answers(hostname, answer) && changed.changed().await.is_ok()
+                {
                 }
             };
             if tokio::time::timeout(ANSWERED_TIMEOUT, answered).await.is_err() {

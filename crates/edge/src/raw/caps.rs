@@ -179,7 +179,7 @@ mod tests {
                 false,
             ),
             (
-                RawLimits { of_address: 1, ..none.clone() },
+                RawLimits { of_address: 1, ..none },
                 (&web, "2001:db8::1"),
                 (&web, "2001:db8:0:1::1"),
                 true,

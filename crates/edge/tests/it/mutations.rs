@@ -249,8 +249,7 @@ fn message(line: &str, fields: &[&str], body: &str) -> String {
 /// Every coding with every length, before a body in chunks, an empty one, and bare bytes.
 fn framings(cases: &mut BTreeSet<Vec<u8>>) {
     let inner = inner();
-    let bodies =
-        [format!("5\r\nhello\r\n0\r\n\r\n{inner}"), format!("0\r\n\r\n{inner}"), inner.clone()];
+    let bodies = [format!("5\r\nhello\r\n0\r\n\r\n{inner}"), format!("0\r\n\r\n{inner}"), inner];
     for coding in CODINGS {
         for length in LENGTHS {
             for (index, body) in bodies.iter().enumerate() {

@@ -272,7 +272,7 @@ fn the_program_is_told_of_its_client_in_front() {
             // A line, or so many bytes.
             let mut header = Vec::new();
             let mut byte = [0];
-            while length.map_or(!header.ends_with(b"\n"), |length| header.len() < length) {
+            while length.map_or_else(|| !header.ends_with(b"\n"), |length| header.len() < length) {
                 stream.read_exact(&mut byte).unwrap();
                 header.push(byte[0]);
             }

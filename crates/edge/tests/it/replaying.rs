@@ -9,10 +9,13 @@ use perch_types::{MachineId, MachineState};
 
 use crate::world::{World, machine, read_head, status, until};
 
+/// What was asked: the head's first line and the body.
+type Asked = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+
 /// A program that reads bodies too, and keeps what it was asked.
 struct Reader {
     port: u16,
-    asked: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    asked: Asked,
 }
 
 impl Reader {

@@ -53,15 +53,15 @@ impl Agenda {
     }
 
     /// Notes that a machine with these services is new or has changed.
-    fn hear(&mut self, id: &MachineId, app: App, services: &[Service], due_ms: u64) {
+    fn hear(&mut self, id: &MachineId, app: &App, services: &[Service], due_ms: u64) {
         if !self.apps.contains_key(id) {
             self.apps.insert(id.clone(), app.clone());
             self.machines.entry(app.clone()).or_default().insert(id.clone());
         }
         let asks = |autostop| matches!(autostop, Some(Autostop::Stop | Autostop::Suspend));
         let has_one = services.iter().any(|service| asks(service.autostop));
-        if has_one && !self.due.contains_key(&app) {
-            self.set(&app, Some(due_ms));
+        if has_one && !self.due.contains_key(app) {
+            self.set(app, Some(due_ms));
         }
     }
 
@@ -107,7 +107,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                     WatchEvent::Changed { machine } => {
                         let app = (machine.org.clone(), machine.app.clone());
                         let due_ms = now_ms.saturating_add(idle_ms);
-                        agenda.hear(&machine.id, app, &machine.services, due_ms);
+                        agenda.hear(&machine.id, &app, &machine.services, due_ms);
                     }
                     WatchEvent::Removed { id } => agenda.forget(id),
                     WatchEvent::Snapshot { .. }
@@ -130,7 +130,7 @@ fn hear_all(shared: &Shared, agenda: &mut Agenda, idle_ms: u64) {
         let published = handle.published();
         let machine = &published.machine;
         let app = (machine.org.clone(), machine.app.clone());
-        agenda.hear(&machine.id, app, &machine.config.services, due_ms);
+        agenda.hear(&machine.id, &app, &machine.config.services, due_ms);
     }
 }
 
@@ -242,10 +242,10 @@ mod tests {
             serde_json::from_value(one).unwrap()
         };
         let id = MachineId::from_bits;
-        agenda.hear(&id(1), app("web"), &services("stop"), 300);
-        agenda.hear(&id(2), app("web"), &services("stop"), 900);
-        agenda.hear(&id(3), app("off"), &services("off"), 100);
-        agenda.hear(&id(4), app("nap"), &services("suspend"), 200);
+        agenda.hear(&id(1), &app("web"), &services("stop"), 300);
+        agenda.hear(&id(2), &app("web"), &services("stop"), 900);
+        agenda.hear(&id(3), &app("off"), &services("off"), 100);
+        agenda.hear(&id(4), &app("nap"), &services("suspend"), 200);
         assert_eq!(agenda.take(199), None);
         assert_eq!(agenda.take(1_000), Some(app("nap")));
         agenda.set(&app("nap"), Some(2_000));

@@ -26,14 +26,14 @@ fn machine(config: Value) -> HostMachine {
     machine
 }
 
-fn service(autostop: Value) -> Value {
+fn service(autostop: &Value) -> Value {
     json!({"internal_port": 80, "autostop": autostop, "ports": [{"port": 80}]})
 }
 
 #[test]
 fn all_services_of_a_machine_have_to_say_what_becomes_of_it() {
-    let one = |autostop: Value| json!({"services": [service(autostop)]});
-    let two = |first: &str, second: &str| json!({"services": [service(json!(first)), service(json!(second))]});
+    let one = |autostop: Value| json!({"services": [service(&autostop)]});
+    let two = |first: &str, second: &str| json!({"services": [service(&json!(first)), service(&json!(second))]});
     for (config, want) in [
         (one(json!("stop")), Some(Way::Stop)),
         (one(json!(true)), Some(Way::Stop)),
@@ -46,11 +46,11 @@ fn all_services_of_a_machine_have_to_say_what_becomes_of_it() {
         (two("suspend", "off"), None),
         // Nobody sees whether it is used.
         (json!({"services": [{"internal_port": 80, "autostop": "stop"}]}), None),
-        (json!({"services": [service(json!("stop"))], "standbys": ["00000000000abc"]}), None),
-        (json!({"services": [service(json!("stop"))], "schedule": "daily"}), None),
+        (json!({"services": [service(&json!("stop"))], "standbys": ["00000000000abc"]}), None),
+        (json!({"services": [service(&json!("stop"))], "schedule": "daily"}), None),
         // What cannot be suspended is stopped.
         (
-            json!({"services": [service(json!("suspend"))], "init": {"swap_size_mb": 64}}),
+            json!({"services": [service(&json!("suspend"))], "init": {"swap_size_mb": 64}}),
             Some(Way::Stop),
         ),
     ] {
@@ -107,7 +107,7 @@ fn only_machines_at_the_same_ports_do_each_others_work() {
 
 #[test]
 fn what_counts_of_a_machine_is_no_longer_than_it_serves() {
-    let mut one = machine(json!({"services": [service(json!("stop"))]}));
+    let mut one = machine(json!({"services": [service(&json!("stop"))]}));
     let of = |machine: &HostMachine, usage: Usage, since: u64| {
         let (_, found) = member(machine, usage, since, 1_000)?;
         Some((found.in_flight, found.idle_ms, found.calm_ms, found.up_ms))

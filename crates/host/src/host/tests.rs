@@ -24,6 +24,21 @@ use crate::network::{NetworkConfig, Pool, Prefix};
 const STOP: Command = Command::Stop { signal: None, timeout: None };
 const HOUR_MS: i64 = 3_600_000;
 
+/// The first volume, as the API asks for it.
+fn volume_asked() -> CreateVolume {
+    CreateVolume {
+        id: VolumeId::from_bits(1),
+        org: OrgSlug::personal(),
+        app: "web".parse().unwrap(),
+        app_id: "app_1".to_owned(),
+        name: "data".to_owned(),
+        size_gb: 1,
+        source: VolumeSource::Empty,
+        snapshot_retention: 5,
+        auto_backup: false,
+    }
+}
+
 /// The server's clocks; somebody sets the wall clock, and time passes sooner.
 #[derive(Debug, Default)]
 struct Turned {
@@ -321,18 +336,7 @@ async fn a_standby_starts_once_for_each_failure_and_for_nothing_else() {
 #[tokio::test]
 async fn a_limit_that_was_reached_is_told_once_a_boot() {
     let rig = Rig::new().await;
-    let volume = CreateVolume {
-        id: VolumeId::from_bits(1),
-        org: OrgSlug::personal(),
-        app: "web".parse().unwrap(),
-        app_id: "app_1".to_owned(),
-        name: "data".to_owned(),
-        size_gb: 1,
-        source: VolumeSource::Empty,
-        snapshot_retention: 5,
-        auto_backup: false,
-    };
-    let volume = rig.host.create_volume(volume).await.unwrap().id;
+    let volume = rig.host.create_volume(volume_asked()).await.unwrap().id;
     let mounts = json!([{"volume": volume, "path": "/data"}]);
     let id = rig.create(1, json!({"restart": {"policy": "always"}, "mounts": mounts})).await;
     rig.host.shared.look_at_limits().await;
@@ -542,17 +546,7 @@ async fn what_volumes_may_still_write_is_kept_free_by_whatever_else_is_made() {
     rig.server.set_pool_folder(rig.folder.path());
     // More than any disk has.
     rig.server.set_pool(1 << 60, 1 << 60);
-    let volume = CreateVolume {
-        id: VolumeId::from_bits(1),
-        org: OrgSlug::personal(),
-        app: "web".parse().unwrap(),
-        app_id: "app_1".to_owned(),
-        name: "data".to_owned(),
-        size_gb: 1 << 24,
-        source: VolumeSource::Empty,
-        snapshot_retention: 5,
-        auto_backup: false,
-    };
+    let volume = CreateVolume { size_gb: 1 << 24, ..volume_asked() };
     rig.create(1, json!({})).await;
     rig.host.create_volume(volume).await.unwrap();
     let refused = rig.host.create(request(2, &json!({}))).await.unwrap_err();

@@ -475,6 +475,7 @@ impl Actor {
             instance: self.instance.clone(),
             image: None,
             others: Vec::new(),
+            layer: None,
             ahead: None,
             secrets_version: None,
             fault: None,

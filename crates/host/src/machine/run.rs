@@ -154,6 +154,8 @@ pub struct Work {
     pub image: Option<MountedImage>,
     /// The further images of one with containers, once their step ran in this process.
     pub others: Vec<MountedImage>,
+    /// The writable layer that its step made in this process, until a boot has taken it.
+    pub layer: Option<String>,
     /// What is read of the directory for the boot that is being made.
     pub ahead: Option<Ahead>,
     /// The version of the app's secrets that the program at hand was given.

@@ -15,24 +15,10 @@ fn snapshot() -> perch_types::SnapshotId {
     perch_types::SnapshotId::from_bits(1)
 }
 
-fn asked() -> CreateVolume {
-    CreateVolume {
-        id: volume(),
-        org: OrgSlug::personal(),
-        app: "web".parse().unwrap(),
-        app_id: "app_1".to_owned(),
-        name: "data".to_owned(),
-        size_gb: 1,
-        source: VolumeSource::Empty,
-        snapshot_retention: 5,
-        auto_backup: false,
-    }
-}
-
 /// A server with a machine that runs on a volume, and no agent.
 async fn mounted(restart: &str) -> (MachineId, (FakeServer, Arc<Turned>, tempfile::TempDir)) {
     let rig = Rig::new().await;
-    rig.host.create_volume(asked()).await.unwrap();
+    rig.host.create_volume(volume_asked()).await.unwrap();
     rig.host.volume_command(&volume(), VolumeCommand::Snapshot { id: snapshot() }).await.unwrap();
     let mounts = json!([{"volume": volume().as_str(), "path": "/data"}]);
     let config = json!({"mounts": mounts, "restart": {"policy": restart}});
@@ -116,7 +102,7 @@ async fn what_has_no_image_is_not_copied_or_grown_and_comes_back_with_its_image(
     let rig = Rig::on(server, clock, folder).await;
     let told = |found: HostSnapshot| found.snapshot.status;
     assert_eq!(rig.host.snapshot(&snapshot()).map(told).unwrap(), "missing");
-    let copy = |source| CreateVolume { id: VolumeId::from_bits(2), source, ..asked() };
+    let copy = |source| CreateVolume { id: VolumeId::from_bits(2), source, ..volume_asked() };
     for source in [VolumeSource::Volume(volume()), VolumeSource::Snapshot(snapshot())] {
         let refused = rig.host.create_volume(copy(source)).await.unwrap_err();
         assert_eq!(refused.code, Code::WrongState, "{refused}");

@@ -64,6 +64,7 @@ fn work(directory: &Arc<Directory>, db: &Db) -> Work {
         instance: None,
         image: None,
         others: Vec::new(),
+        layer: None,
         ahead: None,
         secrets_version: None,
         fault: None,

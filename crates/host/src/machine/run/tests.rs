@@ -7,13 +7,16 @@ use perch_durable::testing::{World, everything};
 use perch_durable::{Db, NewRun};
 use perch_runtime::{Adopted, GuestStart, Runtime as _};
 use perch_types::clock::Clock;
-use perch_types::machine_config::MountConfig;
+use perch_types::machine_config::{
+    MountConfig, RootfsConfig, RootfsPersist, StorageType, TempDir, VolumeConfig,
+};
 use perch_types::{HostId, InstanceId, VolumeId};
 
 use super::*;
 use crate::config::{Config, Limits};
 use crate::effects::{Images as _, LayerWish, Networks as _, Rootfs as _};
 use crate::fake::FakeServer;
+use crate::machine::containers::disk_path;
 use crate::machine::plan::plan;
 use crate::machine::plan::tests::plans;
 use crate::machine::record::tests::record;
@@ -209,6 +212,7 @@ impl Machine {
             instance: None,
             image: None,
             others: Vec::new(),
+            layer: None,
             ahead: None,
             secrets_version: None,
             fault: None,
@@ -332,6 +336,50 @@ async fn a_machine_with_volumes_has_them_or_has_not_whatever_crashes() {
         let mut machine = Machine::new(intent, runs_before).with_volumes();
         if let Err(broken) = everything(&mut machine).await {
             panic!("{intent:?}: {broken}");
+        }
+    }
+}
+
+/// What is written in a power loss may be torn. The layer that an update made before one is not
+/// booted from, nor is what containers share ever used by two boots.
+#[tokio::test]
+async fn a_boot_takes_no_layer_that_may_be_torn() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = Db::open(folder.path().join("db"), &[]).unwrap();
+    let machine = Machine::new(Intent::Update { skip_launch: false }, true);
+    let begin = |rebooted: bool, persist: RootfsPersist| {
+        let mut work = machine.work(&db);
+        Arc::get_mut(&mut work.shared).unwrap().rebooted = rebooted;
+        let next = work.record.next.as_mut().unwrap();
+        next.config.rootfs = Some(RootfsConfig { persist: Some(persist), ..Default::default() });
+        let on_disk = TempDir { storage_type: Some(StorageType::Disk), ..TempDir::default() };
+        next.config.volumes = vec![VolumeConfig {
+            name: "shared".to_owned(),
+            temp_dir: Some(on_disk),
+            ..VolumeConfig::default()
+        }];
+        let upper = next.upper.clone();
+        let layer = work.dir().state.join(upper);
+        (work, vec![layer.clone(), disk_path(&layer, 0)])
+    };
+    for (rebooted, persist, made_again) in [
+        (false, RootfsPersist::Never, 1..),
+        (true, RootfsPersist::Restart, 1..),
+        (true, RootfsPersist::Never, 0..),
+    ] {
+        let case = format!("rebooted {rebooted}, {persist:?}");
+        let (mut work, both) = begin(rebooted, persist);
+        drop(machine.server().take_prepared());
+        steps::run(&mut work, Step::Rootfs).await.unwrap();
+        assert_eq!(machine.server().take_prepared(), both, "{case}");
+        steps::run(&mut work, Step::Boot).await.unwrap();
+        assert_eq!(machine.server().take_prepared(), [] as [PathBuf; 0], "{case}: made just now");
+        // Another process goes on behind the step, and one that failed is run again.
+        let (mut other, _) = begin(rebooted, persist);
+        for work in [&mut other, &mut work] {
+            steps::run(work, Step::Boot).await.unwrap();
+            let again = machine.server().take_prepared();
+            assert_eq!(again, both[made_again.clone()], "{case}");
         }
     }
 }

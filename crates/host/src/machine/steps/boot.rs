@@ -37,6 +37,7 @@ pub(super) async fn make(work: &mut Work, version: &Version, number: u64) -> Res
     let images = image::all(work, version).await?;
     let upper = rootfs::path(work, version);
     // Only here does no boot of it run, and none can come in between.
+    rootfs::take(work, version).await?;
     work.shared.effects.rootfs.repair(&upper).await?;
     let (containers, shared) = containers::specs(&version.config, &images, &upper);
     let config = &version.config;

@@ -14,15 +14,22 @@ use crate::machine::record::Version;
 use crate::machine::run::Work;
 
 pub(super) async fn run(work: &mut Work) -> Result<Value, Fault> {
-    prepare(work, work.record.incoming(), work.input.fresh_root).await?;
+    let version = work.record.incoming();
+    prepare(work, version, work.input.fresh_root).await?;
+    prepare_shared(work, version).await?;
+    work.layer = Some(version.upper.clone());
     Ok(Value::Null)
 }
 
 async fn prepare(work: &Work, version: &Version, fresh: bool) -> Result<(), Fault> {
     let size_gb = version.config.rootfs_size_gb();
     let wish = LayerWish { size_gb, fresh, kept: is_kept(version) };
+    work.shared.effects.rootfs.prepare(&path(work, version), wish).await
+}
+
+/// Makes anew what the containers of a version share, which never outlives a boot.
+async fn prepare_shared(work: &Work, version: &Version) -> Result<(), Fault> {
     let path = path(work, version);
-    work.shared.effects.rootfs.prepare(&path, wish).await?;
     for (volume, size_mb) in containers::disks(&version.config) {
         let path = containers::disk_path(&path, volume);
         work.shared.effects.rootfs.prepare_volume(&path, size_mb).await?;
@@ -30,13 +37,18 @@ async fn prepare(work: &Work, version: &Version, fresh: bool) -> Result<(), Faul
     Ok(())
 }
 
-/// Makes the layer of a version that boots once more whole, if the server was restarted since: one
-/// that is not kept was not meant to outlive that, and begins anew.
-pub(super) async fn outlive(work: &Work, version: &Version) -> Result<(), Fault> {
+/// Makes sure that a layer can be booted from which no step of this process made for the boot: one
+/// of an earlier boot, or of an earlier process. A layer that is not kept may be torn where the
+/// server itself was restarted, and begins anew then. Nothing may run on it.
+pub(super) async fn take(work: &mut Work, version: &Version) -> Result<(), Fault> {
+    let made = work.layer.take();
+    if made.as_ref() == Some(&version.upper) {
+        return Ok(());
+    }
     if work.shared.rebooted && !is_kept(version) {
         prepare(work, version, true).await?;
     }
-    Ok(())
+    prepare_shared(work, version).await
 }
 
 /// Removes the layer that the run made. One that is kept, or that a running version uses, stays.

@@ -10,7 +10,7 @@ use perch_runtime::{ExitStatus, Instance};
 use perch_types::Code;
 use serde_json::Value;
 
-use super::{boot, execute, network, rootfs};
+use super::{boot, execute, network};
 use crate::effects::Fault;
 use crate::machine::run::{Executed, Found, Stopped, Work};
 
@@ -90,8 +90,6 @@ pub(super) async fn undo(work: &mut Work) -> Result<(), Fault> {
         return Ok(());
     }
     let old = work.record.version.clone();
-    // The layer of a machine that keeps nothing may begin empty; one that keeps is as it was.
-    rootfs::outlive(work, &old).await?;
     boot::make(work, &old, work.input.back).await?;
     network::attach(work).await?;
     match execute::execute(work, &old).await? {

@@ -201,7 +201,7 @@ fn an_end_does_not_wait_for_the_room_that_it_frees() {
         (vec![launched(), stop(), destroy()], "destroy true"),
         (vec![destroy()], "destroy true"),
     ] {
-        let queued = commands.into_iter().map(|command| Queued::of(command));
+        let queued = commands.into_iter().map(Queued::of);
         let mut queued: VecDeque<Queued> = queued.collect();
         let before: Vec<String> = queued.iter().map(name).collect();
         let changed = put_end_first(&mut queued);
