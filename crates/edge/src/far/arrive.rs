@@ -180,16 +180,16 @@ impl Worker {
         drop(view);
         let Some(order) = order else {
             tracing::warn!("request of another edge refused: it is not clear whose it is");
-            return without_answer(Verdict::Unsent(Cause::HostAway), Cause::HostAway);
+            return without_answer(&Verdict::Unsent(Cause::HostAway), Cause::HostAway);
         };
         let (mut response, verdict) = match self.receive(&order, parts, body).await {
             Ok(answer) => answer,
             Err(Refused { cause, unsent: Some(_) }) => {
-                return without_answer(Verdict::Unsent(cause), cause);
+                return without_answer(&Verdict::Unsent(cause), cause);
             }
             Err(Refused { cause, unsent: None }) => {
                 let verdict = Verdict::Failed(cause);
-                (without_answer(verdict.clone(), cause), verdict)
+                (without_answer(&verdict, cause), verdict)
             }
         };
         if let Some(metrics) = self.shared.live.metrics_of(&order.app) {
@@ -289,7 +289,7 @@ impl Worker {
 }
 
 /// Returns what stands for an answer where there is none; the edge there has a page for it.
-fn without_answer(verdict: Verdict, cause: Cause) -> Response<ReplyBody> {
+fn without_answer(verdict: &Verdict, cause: Cause) -> Response<ReplyBody> {
     let mut response = Response::new(ReplyBody::Page(None));
     *response.status_mut() = cause.status();
     response.headers_mut().insert(headers::HOP, verdict.value());

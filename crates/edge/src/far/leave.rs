@@ -7,7 +7,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
 use perch_types::{HostId, MachineId, MachineState};
 use tokio::time::Instant;
 
@@ -200,7 +199,7 @@ impl Worker {
         })?;
         let sent = hop.finish(answer, key)?;
         let said = sent.response.headers().get(headers::HOP);
-        let verdict = said.and_then(|value: &HeaderValue| Verdict::of(value));
+        let verdict = said.and_then(Verdict::of);
         Ok((sent, verdict))
     }
 

@@ -97,7 +97,7 @@ fn the_edge_there_wakes_a_machine_once_for_all() {
     std::thread::scope(|scope| {
         for index in 0..20 {
             let side = if index % 4 == 0 { &pair.far } else { &pair.near };
-            scope.spawn(|| assert_eq!(status(&side.get("/")), "200"));
+            scope.spawn(move || assert_eq!(status(&side.get("/")), "200"));
         }
     });
     // What the directory says of it is old by now, and only it was woken.
@@ -132,7 +132,7 @@ fn the_hard_limit_holds_over_both_edges() {
     std::thread::scope(|scope| {
         for index in 0..20 {
             let side = if index % 2 == 0 { &pair.far } else { &pair.near };
-            scope.spawn(|| assert_eq!(status(&side.get("/")), "200"));
+            scope.spawn(move || assert_eq!(status(&side.get("/")), "200"));
         }
     });
     assert_eq!((origin.count(), most.load(Ordering::SeqCst)), (20, 1));
@@ -255,7 +255,8 @@ fn a_switch_that_the_app_does_not_take_is_an_answer() {
 /// A program that answers with how many bytes it was sent, by length or in chunks.
 fn counting() -> (u16, Arc<Mutex<Vec<usize>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (port, counts) = (listener.local_addr().unwrap().port(), Arc::default());
+    let port = listener.local_addr().unwrap().port();
+    let counts: Arc<Mutex<Vec<usize>>> = Arc::default();
     let kept = Arc::clone(&counts);
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
@@ -270,8 +271,7 @@ fn counting() -> (u16, Arc<Mutex<Vec<usize>>>) {
                 }
                 None => chunked(&mut stream),
             };
-            let counts: &Mutex<Vec<usize>> = &kept;
-            counts.lock().unwrap().push(count);
+            kept.lock().unwrap().push(count);
             let text = count.to_string();
             let answer = format!(
                 "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{text}",

@@ -109,7 +109,7 @@ pub(crate) struct Pair {
 }
 
 /// A machine of the other server.
-pub(crate) fn elsewhere(mut record: MachineRecord) -> MachineRecord {
+fn elsewhere(mut record: MachineRecord) -> MachineRecord {
     record.host = HostId::from_bits(2);
     record.region = "fra".parse().unwrap();
     record
@@ -148,7 +148,7 @@ impl Pair {
                 b"GET / HTTP/1.1\r\nHost: probe.perch.localhost\r\nConnection: close\r\n\r\n";
             until("the edge has heard of its machines", || side.raw(probe).contains("PM08"));
         }
-        near.iter().chain(&far).for_each(|record| pair.publish(record));
+        near.into_iter().chain(far).for_each(|record| pair.publish(&record));
         pair
     }
 
