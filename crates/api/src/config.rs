@@ -14,9 +14,9 @@ use perch_certs::dns::Dns;
 use perch_client::{BoxError, HostClient, KeysClient};
 use perch_seal::PublicKey;
 use perch_store::{Store, ViewHandle};
-use perch_types::api::{ImageInfo, Platform, RegionInfo, WakeTimes};
+use perch_types::api::{Answers, ImageInfo, Platform, RegionInfo, WakeTimes};
 use perch_types::clock::Clock;
-use perch_types::{AppName, HostId, OrgSlug, Region};
+use perch_types::{AppName, HostId, MachineId, OrgSlug, Region};
 use tokio::sync::{Mutex, Semaphore};
 
 use crate::auth::Identity;
@@ -52,7 +52,7 @@ pub struct Config {
     pub images: Arc<dyn ImageCatalog>,
     /// What certificates need.
     pub certificates: Certificates,
-    /// How long apps take to wake, when an edge says it.
+    /// How long apps take to wake and how machines answer, when an edge says it.
     pub wakes: Option<Arc<dyn Wakes>>,
     /// Time.
     pub clock: Arc<dyn Clock>,
@@ -82,10 +82,13 @@ pub struct Host {
     pub client: HostClient,
 }
 
-/// Whoever knows how long apps take to wake.
+/// Whoever knows how long apps take to wake, and how their machines answer.
 pub trait Wakes: Send + Sync + fmt::Debug {
     /// Returns how long requests of an app waited for a machine; nothing while none did.
     fn times(&self, org: &OrgSlug, app: &AppName) -> Option<WakeTimes>;
+
+    /// Returns how the version that a machine runs has answered requests.
+    fn answers(&self, org: &OrgSlug, app: &AppName, machine: &MachineId) -> Option<Answers>;
 }
 
 /// The images in the platform's registry.

@@ -86,6 +86,9 @@ pub(crate) const fn page(code: Code) -> &'static str {
         Code::ExitedAtOnce => {
             "The program ended right after its start, so the deploy was stopped and what was there before was put back.\n\nReasons seen often: a missing variable or file, a wrong command, a program that goes to the background instead of staying in the foreground, too little memory.\n\nDo: read its last lines; `perch machine run --app NAME IMAGE sleep inf` gives a machine to look around in with `perch machine exec`."
         }
+        Code::AnswersWorse => {
+            "The new version was ready, but of the requests that it got clearly more failed (a status of 500 or more, or no answer) than with the version before on the same machine. So the deploy was stopped and what was there before was put back.\n\nThe version before needs to have had 20 requests, and the new one 5 failures; a version that nobody asks is not judged.\n\nDo: read its last lines and `perch logs`, mend it and run `perch deploy` again. If the errors are meant, deploy with `strategy = \"immediate\"` in `[deploy]` of fly.toml."
+        }
         Code::InsufficientCapacity => {
             "No server has room for the machine.\n\nDo: ask for less memory in `[[vm]]`, destroy what is not needed, or add a server."
         }

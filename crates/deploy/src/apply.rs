@@ -1,7 +1,8 @@
 //! Carries out a plan: machine after machine, or as many at once as the plan says.
 //!
 //! Never leaves a machine worse than it was: the first one that does not come up is put back to
-//! its version before (or removed, when it is new), and nothing after it is touched.
+//! its version before (or removed, when it is new), and nothing after it is touched. So is one that
+//! answers worse than its version before.
 
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use perch_types::volume::{CreateVolumeRequest, Volume};
 use perch_types::{AppName, MachineId};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::answers::is_known;
 use crate::error::{Error, LOG_LINES_MAX};
 use crate::judge::{Mark, Verdict, judge};
 use crate::observe::{Event, Observer, Shared};
@@ -35,6 +37,10 @@ pub struct Limits {
     pub log: Duration,
     /// Calls that undo an operation, while the server does not answer.
     pub undo: Duration,
+    /// Until the answers of a new version say whether it is worse than the one before.
+    pub answers: Duration,
+    /// A new version that answered nothing for so long is taken as it is.
+    pub quiet: Duration,
 }
 
 /// How long a program that listens in the wrong place is given to mend it: some open another port
@@ -52,6 +58,8 @@ impl Default for Limits {
             wrong_listener: WRONG_LISTENER_PATIENCE,
             log: Duration::from_secs(2),
             undo: UNDO_PATIENCE,
+            answers: Duration::from_secs(10),
+            quiet: Duration::from_secs(2),
         }
     }
 }
@@ -179,16 +187,17 @@ impl Deployer {
         observer: &Shared<'_, O>,
     ) -> Result<(MachineId, &'static str), Error> {
         let call = |source| Error::Call { op: op.to_string(), source };
-        let (machine, mark) = match op {
+        let (machine, mark, answers) = match op {
             Op::Create { request, volumes, .. } => {
                 self.ensure(volumes).await.map_err(call)?;
-                (self.api.create_machine(&self.app, request).await.map_err(call)?, Mark::default())
+                let created = self.api.create_machine(&self.app, request).await.map_err(call)?;
+                (created, Mark::default(), None)
             }
             Op::Update { machine, request, volumes, .. } => {
                 self.ensure(volumes).await.map_err(call)?;
                 let before = self.api.machine(&self.app, machine).await.map_err(call)?;
                 match self.api.update_machine(&self.app, machine, request).await {
-                    Ok(updated) => (updated, Mark::of(&before)),
+                    Ok(updated) => (updated, Mark::of(&before), before.answers.filter(is_known)),
                     // It may have been carried out all the same.
                     Err(source @ CallError::Interrupted { .. }) => {
                         return Err(self.undo(op, machine, call(source), (place, observer)).await);
@@ -210,7 +219,14 @@ impl Deployer {
         if plan.strategy == Strategy::Immediate {
             return Ok((machine.id, "sent"));
         }
-        match self.watch(&machine.id, &mark, place, observer).await {
+        let mut result = self.watch(&machine.id, &mark, place, observer).await;
+        if result.is_ok()
+            && let Some(before) = answers
+        {
+            let compared = self.compare(&machine.id, &before, place, observer).await;
+            result = compared.and(result);
+        }
+        match result {
             Ok(result) => Ok((machine.id, result)),
             Err(error) => Err(self.undo(op, &machine.id, error, (place, observer)).await),
         }
@@ -312,7 +328,7 @@ impl Deployer {
     }
 
     /// Returns the newest lines of a machine's log; none when they cannot be had in time.
-    async fn last_lines(&self, id: &MachineId) -> Vec<String> {
+    pub(crate) async fn last_lines(&self, id: &MachineId) -> Vec<String> {
         let last = u64::try_from(LOG_LINES_MAX).ok();
         let query = LogsQuery { last, ..LogsQuery::default() };
         let mut found: Vec<String> = Vec::new();

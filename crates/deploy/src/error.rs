@@ -68,6 +68,23 @@ pub enum Error {
         /// Its last lines.
         log: Vec<String>,
     },
+    /// The new version answers worse than the one before it.
+    #[error(
+        "machine `{machine}` answers worse than its version before: {errors} of {count} requests \
+         failed, and {before} of a hundred did before"
+    )]
+    Worse {
+        /// The machine.
+        machine: MachineId,
+        /// Requests that failed.
+        errors: u64,
+        /// Of so many.
+        count: u64,
+        /// How many of a hundred did before.
+        before: u64,
+        /// Its last lines.
+        log: Vec<String>,
+    },
     /// The operation did not succeed, and taking it back did not either.
     #[error("{failed}; and machine `{machine}` is not as it was before: {because}")]
     NotUndone {
@@ -117,6 +134,7 @@ impl Error {
             }
             Self::Exited { .. } | Self::Failed { .. } => Some(Code::ExitedAtOnce),
             Self::NotReady { .. } => Some(Code::DeadlineExceeded),
+            Self::Worse { .. } => Some(Code::AnswersWorse),
             Self::Gone { .. } => Some(Code::MachineNotFound),
             Self::NotUndone { failed, .. } => failed.code(),
         }
@@ -126,7 +144,10 @@ impl Error {
     #[must_use]
     pub fn log(&self) -> &[String] {
         match self {
-            Self::Exited { log, .. } | Self::Failed { log, .. } | Self::NotReady { log, .. } => log,
+            Self::Exited { log, .. }
+            | Self::Failed { log, .. }
+            | Self::NotReady { log, .. }
+            | Self::Worse { log, .. } => log,
             Self::NotUndone { failed, .. } => failed.log(),
             Self::List { .. } | Self::Call { .. } | Self::Watch { .. } | Self::Gone { .. } => &[],
         }
@@ -155,7 +176,9 @@ impl Error {
                  fly.toml) and run `perch deploy` again"
                     .to_owned(),
             ),
-            Self::Failed { .. } => Some("mend it and run `perch deploy` again".to_owned()),
+            Self::Failed { .. } | Self::Worse { .. } => {
+                Some("mend it and run `perch deploy` again".to_owned())
+            }
             Self::NotReady { .. } => Some(
                 "let the program listen on 0.0.0.0 and on the port that `internal_port` in fly.toml \
                  names, or change that number"

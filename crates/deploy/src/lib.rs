@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod answers;
 mod apply;
 mod config;
 mod error;
@@ -17,6 +18,7 @@ mod observe;
 mod plan;
 mod undo;
 
+pub use answers::{is_known, is_worse};
 pub use apply::{Deployer, Limits, Outcome};
 pub use config::{CONFIG_BYTES_MAX, ConfigError, load, parse, read_local_files};
 pub use error::{Error, LOG_LINES_MAX};

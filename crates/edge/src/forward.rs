@@ -232,8 +232,9 @@ impl Hop<'_> {
         };
         match sent {
             Ok(response) => {
-                let instance = &self.target.load.instance;
-                instance.answered(response.status().as_u16(), began.elapsed());
+                let Target { record, load, .. } = self.target.as_ref();
+                let status = response.status().as_u16();
+                load.instance.answered(&record.instance, status, began.elapsed());
                 Ok(Answer { response, sender, switch })
             }
             Err(mut error) => {

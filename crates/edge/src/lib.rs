@@ -50,6 +50,7 @@ mod request;
 mod room;
 mod route;
 mod statics;
+mod sticky;
 mod strict;
 mod tls;
 mod upload;
@@ -98,6 +99,7 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 const STALL_MAX: Duration = Duration::from_secs(60);
 const LINGER: Duration = Duration::from_secs(1);
 const HELD_MAX: usize = 10_000;
+const HELD_APP_MAX: usize = 1_024;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const HANDSHAKES_MAX: usize = 1_024;
 const ADDRESS_CONNECTIONS_MAX: usize = 4_096;
@@ -166,6 +168,8 @@ pub struct Limits {
     pub stall: Duration,
     /// How many requests are held at once, all apps together.
     pub held_max: usize,
+    /// How many of them are one app's: an app that does not get up leaves places to the others.
+    pub held_app_max: usize,
     /// How long a TLS handshake may take.
     pub handshake: Duration,
     /// How many handshakes a loop has under way at once.
@@ -195,6 +199,7 @@ impl Default for Limits {
             idle: IDLE_MAX,
             stall: STALL_MAX,
             held_max: HELD_MAX,
+            held_app_max: HELD_APP_MAX,
             handshake: HANDSHAKE_MAX,
             handshakes_max: HANDSHAKES_MAX,
             address_connections_max: ADDRESS_CONNECTIONS_MAX,

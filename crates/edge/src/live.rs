@@ -1,11 +1,12 @@
 //! This server's machines as its host says, a snapshot at a time.
 //!
 //! Never asked of the directory: readiness comes from the host's own watch. Readers take no lock;
-//! one task writes. Another tells the host what is under way to machines that may rest.
+//! one task writes. Another tells the host what is under way to machines that may rest. What
+//! changes of one app is published, and told to who waits, without a look at the others.
 
 mod load;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use arc_swap::ArcSwap;
 use perch_client::HostClient;
 use perch_types::directory::MachineRecord;
 use perch_types::host::{Loads, MachineLoad, Rest, WatchEvent};
+use perch_types::labels;
 use perch_types::service::Autostop;
 use perch_types::{AppName, HostId, MachineId, OrgSlug};
 use tokio::sync::watch;
@@ -32,6 +34,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 const LOADS_EVERY: Duration = Duration::from_secs(1);
 /// How long the gate of a machine that is to rest stays closed while nothing is heard of it.
 const REST_MAX: Duration = Duration::from_secs(5);
+
+/// In so many parts what is known is published: a change copies the part of its app.
+const SHARDS: usize = 256;
 
 /// A machine and what it does right now.
 #[derive(Debug)]
@@ -57,10 +62,6 @@ impl AppKey {
     fn of(machine: &MachineRecord) -> Self {
         Self { org: machine.org.clone(), name: machine.app.clone() }
     }
-
-    fn has(&self, machine: &MachineRecord) -> bool {
-        (&self.org, &self.name) == (&machine.org, &machine.app)
-    }
 }
 
 type Machines = Arc<[Arc<Target>]>;
@@ -70,40 +71,64 @@ type Machines = Arc<[Arc<Target>]>;
 pub(crate) struct Serving {
     pub(crate) machines: Machines,
     pub(crate) metrics: Arc<AppMetrics>,
+    news: Arc<News>,
 }
 
 /// A change copies it: its keys are shared.
 type Table = HashMap<Arc<AppKey>, Serving>;
 
+/// Tells who waits that something has changed.
+#[derive(Debug)]
+struct News(watch::Sender<u64>);
+
+impl Default for News {
+    fn default() -> Self {
+        Self(watch::Sender::new(0))
+    }
+}
+
+impl News {
+    fn tell(&self) {
+        self.0.send_modify(|version| *version += 1);
+    }
+}
+
 /// The snapshot and the news that it changed.
 #[derive(Debug)]
 pub(crate) struct Live {
-    table: ArcSwap<Table>,
-    version: watch::Sender<u64>,
+    shards: [ArcSwap<Table>; SHARDS],
+    /// Of all apps, and of those that are not known.
+    news: News,
 }
 
 impl Default for Live {
     fn default() -> Self {
-        Self { table: ArcSwap::default(), version: watch::Sender::new(0) }
+        Self { shards: std::array::from_fn(|_| ArcSwap::default()), news: News::default() }
     }
 }
 
 impl Live {
     /// Returns the machines of an app on this server, by id.
     pub(crate) fn machines_of(&self, app: &AppKey) -> Option<Machines> {
-        self.table.load().get(app).map(|serving| Arc::clone(&serving.machines))
+        self.with(app, |serving| Arc::clone(&serving.machines))
     }
 
     /// Returns what is counted of an app that has a machine here.
     pub(crate) fn metrics_of(&self, app: &AppKey) -> Option<Arc<AppMetrics>> {
-        self.table.load().get(app).map(|serving| Arc::clone(&serving.metrics))
+        self.with(app, |serving| Arc::clone(&serving.metrics))
+    }
+
+    fn with<T>(&self, app: &AppKey, read: impl FnOnce(&Serving) -> T) -> Option<T> {
+        self.shards.get(shard(app))?.load().get(app).map(read)
     }
 
     /// Returns all apps with machines here, by name.
     pub(crate) fn apps(&self) -> Vec<(Arc<AppKey>, Serving)> {
-        let table = self.table.load();
-        let mut apps: Vec<_> =
-            table.iter().map(|(app, serving)| (Arc::clone(app), serving.clone())).collect();
+        let mut apps = Vec::new();
+        for shard in &self.shards {
+            let table = shard.load();
+            apps.extend(table.iter().map(|(app, serving)| (Arc::clone(app), serving.clone())));
+        }
         apps.sort_unstable_by(|(one, _), (other, _)| {
             (&one.name, &one.org).cmp(&(&other.name, &other.org))
         });
@@ -113,40 +138,61 @@ impl Live {
     /// Returns what the host has not heard of what is under way, as far as it may matter to it:
     /// to machines of apps of which one may rest.
     fn loads(&self, all: bool) -> Vec<MachineLoad> {
-        let table = self.table.load();
         let may_rest = |target: &Arc<Target>| {
             let rests = |how| matches!(how, Some(Autostop::Stop | Autostop::Suspend));
             target.record.services.iter().any(|service| rests(service.autostop))
         };
-        let apps = table.values().filter(|serving| serving.machines.iter().any(may_rest));
-        let machines = apps.flat_map(|serving| serving.machines.iter());
-        machines
-            .filter_map(|target| {
+        let mut loads = Vec::new();
+        for shard in &self.shards {
+            let table = shard.load();
+            let apps = table.values().filter(|serving| serving.machines.iter().any(may_rest));
+            let machines = apps.flat_map(|serving| serving.machines.iter());
+            loads.extend(machines.filter_map(|target| {
                 let (in_flight, peak) = target.load.news(all)?;
                 Some(MachineLoad { id: target.record.id.clone(), in_flight, peak })
-            })
-            .collect()
+            }));
+        }
+        loads
     }
 
     /// Returns whether the host has said anything yet: until then nothing is known of an app.
     pub(crate) fn is_known(&self) -> bool {
-        *self.version.borrow() > 0
+        *self.news.0.borrow() > 0
     }
 
     /// Returns a receiver that hears of every change.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
-        self.version.subscribe()
+        self.news.0.subscribe()
     }
 
-    fn publish(&self, table: Table) {
-        self.table.store(Arc::new(table));
-        self.stir();
+    /// Returns a receiver that hears of every change of an app. It ends when nothing is left of
+    /// the app here.
+    pub(crate) fn changes_of(&self, app: &AppKey) -> watch::Receiver<u64> {
+        self.with(app, |serving| serving.news.0.subscribe()).unwrap_or_else(|| self.changes())
     }
 
-    /// Has everybody who waits look again.
-    fn stir(&self) {
-        self.version.send_modify(|version| *version += 1);
+    /// Publishes what is known of one app; nothing when there is nothing left.
+    fn put(&self, app: &Arc<AppKey>, serving: Option<Serving>) {
+        let Some(shard) = self.shards.get(shard(app)) else { return };
+        let mut table = Table::clone(&shard.load());
+        match serving {
+            Some(serving) => table.insert(Arc::clone(app), serving),
+            None => table.remove(app),
+        };
+        shard.store(Arc::new(table));
     }
+
+    /// Has everybody who waits for an app look again.
+    fn stir(&self, app: &AppKey) {
+        self.with(app, |serving| serving.news.tell());
+    }
+}
+
+/// Returns the part of an app: FNV-1a of its name. Names that meet in one only make it longer.
+fn shard(app: &AppKey) -> usize {
+    let mix = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    let hash = app.name.as_str().bytes().fold(0x811c_9dc5, mix);
+    usize::try_from(hash).map_or(0, |hash| hash % SHARDS)
 }
 
 /// Keeps `live` as the host's watch says, for ever. While the host is away, what was known stays.
@@ -208,14 +254,22 @@ struct Book {
     /// This edge's number at the host.
     edge: u64,
     machines: HashMap<MachineId, Arc<Target>>,
-    /// What is counted of apps that have machines.
-    metrics: HashMap<Arc<AppKey>, Arc<AppMetrics>>,
+    /// Apps that have machines.
+    apps: HashMap<Arc<AppKey>, Known>,
     /// Who is told of machines that no request is under way to any more.
     host: Option<HostClient>,
     /// Waits for that, one a machine that ends.
     draining: HashMap<MachineId, Task>,
     /// Waits for news of machines that are to rest.
     resting: HashMap<MachineId, Task>,
+}
+
+/// What is kept of an app while it has machines.
+#[derive(Default)]
+struct Known {
+    machines: BTreeSet<MachineId>,
+    metrics: Arc<AppMetrics>,
+    news: Arc<News>,
 }
 
 /// A task that ends with its owner.
@@ -233,6 +287,7 @@ fn take(live: &Live, book: &mut Book, event: WatchEvent) {
         WatchEvent::Heartbeat | WatchEvent::Rest { .. } => {}
         WatchEvent::Snapshot { machines } => {
             let known = std::mem::take(&mut book.machines);
+            book.apps.values_mut().for_each(|app| app.machines.clear());
             book.draining.clear();
             book.resting.clear();
             for record in machines {
@@ -248,13 +303,17 @@ fn take(live: &Live, book: &mut Book, event: WatchEvent) {
                 return;
             }
             book.put(*machine, known.as_deref());
-            book.publish_app(live, &app);
+            book.publish_app(live, app);
         }
         WatchEvent::Removed { id } => {
             book.draining.remove(&id);
             book.resting.remove(&id);
             if let Some(target) = book.machines.remove(&id) {
-                book.publish_app(live, &AppKey::of(&target.record));
+                let app = AppKey::of(&target.record);
+                if let Some(known) = book.apps.get_mut(&app) {
+                    known.machines.remove(&id);
+                }
+                book.publish_app(live, app);
             }
         }
     }
@@ -266,7 +325,7 @@ impl Book {
             host_id,
             edge: number(),
             machines: HashMap::new(),
-            metrics: HashMap::new(),
+            apps: HashMap::new(),
             host,
             draining: HashMap::new(),
             resting: HashMap::new(),
@@ -279,9 +338,11 @@ impl Book {
         if record.host != self.host_id {
             return;
         }
+        let app = self.apps.entry(Arc::new(AppKey::of(&record))).or_default();
+        app.machines.insert(record.id.clone());
         let load = match known {
             Some(known) => Arc::clone(&known.load),
-            None => Arc::new(Load::of(self.metrics_for(AppKey::of(&record)))),
+            None => Arc::new(Load::of(&app.metrics)),
         };
         let as_before = known.filter(|known| {
             let known = &known.record;
@@ -293,6 +354,8 @@ impl Book {
             load.health.reset();
         }
         self.resting.remove(&record.id);
+        load.set_weight(labels::weight(&record.metadata));
+        load.instance.runs(&record.instance);
         load.set_open(record.ready);
         self.drain(&record, &load);
         self.machines.insert(record.id.clone(), Arc::new(Target { record, load, since }));
@@ -324,9 +387,10 @@ impl Book {
         // Nothing is sent to one that is not known.
         let is_idle = target.is_none_or(|target| target.load.close_if_idle());
         let closed = target.filter(|target| is_idle && target.record.ready).cloned();
-        if !is_idle {
+        let app = target.map(|target| AppKey::of(&target.record));
+        if let Some(app) = app.as_ref().filter(|_| !is_idle) {
             // The gate may have been closed for a moment.
-            live.stir();
+            live.stir(app);
         }
         let rest = Rest { edge: self.edge, question, is_idle };
         let (live, machine) = (Arc::clone(live), id.clone());
@@ -334,48 +398,60 @@ impl Book {
             if let Err(error) = host.rest(&machine, rest).await {
                 tracing::debug!(%machine, %error, "host not told whether a machine is unused");
             }
-            if let Some(target) = closed {
+            if let (Some(target), Some(app)) = (closed, app) {
                 tokio::time::sleep(REST_MAX).await;
                 target.load.set_open(true);
-                live.stir();
+                live.stir(&app);
             }
         });
         self.resting.insert(id, Task(waiting));
     }
 
-    /// Returns what is counted of an app.
-    fn metrics_for(&mut self, app: AppKey) -> &Arc<AppMetrics> {
-        self.metrics.entry(Arc::new(app)).or_default()
-    }
-
+    /// Publishes everything anew; apps without a machine are gone with it.
     fn publish_all(&mut self, live: &Live) {
-        let mut by_app: HashMap<AppKey, Vec<Arc<Target>>> = HashMap::new();
-        for target in self.machines.values() {
-            by_app.entry(AppKey::of(&target.record)).or_default().push(Arc::clone(target));
+        let mut gone = Vec::new();
+        self.apps.retain(|_, known| {
+            let is_left = !known.machines.is_empty();
+            if !is_left {
+                gone.push(Arc::clone(&known.news));
+            }
+            is_left
+        });
+        let mut tables: HashMap<usize, Table> = HashMap::new();
+        for (app, known) in &self.apps {
+            let table = tables.entry(shard(app)).or_default();
+            table.insert(Arc::clone(app), self.serving(known));
         }
-        self.metrics.retain(|app, _| by_app.contains_key(&**app));
-        let table = by_app.into_iter().map(|(app, targets)| self.serving(app, targets)).collect();
-        live.publish(table);
+        for (index, shard) in live.shards.iter().enumerate() {
+            shard.store(Arc::new(tables.remove(&index).unwrap_or_default()));
+        }
+        live.news.tell();
+        self.apps.values().for_each(|known| known.news.tell());
+        gone.iter().for_each(|news| news.tell());
     }
 
-    fn publish_app(&mut self, live: &Live, app: &AppKey) {
-        let targets: Vec<_> =
-            self.machines.values().filter(|target| app.has(&target.record)).cloned().collect();
-        let mut table = Table::clone(&live.table.load());
-        if targets.is_empty() {
-            table.remove(app);
-            self.metrics.remove(app);
+    /// Publishes what is known of one app.
+    fn publish_app(&mut self, live: &Live, app: AppKey) {
+        let app = Arc::new(app);
+        let Some(known) = self.apps.get(&app) else { return };
+        let news = Arc::clone(&known.news);
+        if known.machines.is_empty() {
+            self.apps.remove(&app);
+            live.put(&app, None);
         } else {
-            let (app, serving) = self.serving(app.clone(), targets);
-            table.insert(app, serving);
+            live.put(&app, Some(self.serving(known)));
         }
-        live.publish(table);
+        live.news.tell();
+        news.tell();
     }
 
-    fn serving(&mut self, app: AppKey, mut targets: Vec<Arc<Target>>) -> (Arc<AppKey>, Serving) {
-        targets.sort_by(|a, b| a.record.id.cmp(&b.record.id));
-        let metrics = Arc::clone(self.metrics_for(app.clone()));
-        (Arc::new(app), Serving { machines: Machines::from(targets), metrics })
+    fn serving(&self, known: &Known) -> Serving {
+        let targets = known.machines.iter().filter_map(|id| self.machines.get(id));
+        Serving {
+            machines: targets.cloned().collect(),
+            metrics: Arc::clone(&known.metrics),
+            news: Arc::clone(&known.news),
+        }
     }
 }
 

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use perch_types::api::WakeTimes;
-use perch_types::{AppName, OrgSlug};
+use arc_swap::ArcSwapOption;
+use perch_types::api::{Answers, WakeTimes};
+use perch_types::{AppName, InstanceId, MachineId, OrgSlug};
 
 use crate::Shared;
 use crate::live::AppKey;
@@ -36,6 +37,26 @@ pub(crate) struct Counter(AtomicU64);
 impl Counter {
     pub(crate) fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number of what there is at once.
+#[derive(Debug, Default)]
+pub(crate) struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Counts one more; returns how many there were before it.
+    pub(crate) fn enter(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Counts one less.
+    pub(crate) fn leave(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(crate) fn get(&self) -> u64 {
@@ -79,6 +100,8 @@ pub(crate) struct AppMetrics {
     /// Bytes of bodies and tunnels from clients, and to them.
     pub(crate) bytes_in: Counter,
     pub(crate) bytes_out: Counter,
+    /// Requests that wait for a machine.
+    pub(crate) held: Gauge,
 }
 
 impl AppMetrics {
@@ -107,13 +130,60 @@ pub(crate) struct InstanceMetrics {
     times: Histogram,
     connects: Histogram,
     disconnects: Counter,
+    /// What is counted of the version that it runs.
+    version: ArcSwapOption<VersionMetrics>,
+}
+
+/// What is counted of one version of a machine.
+#[derive(Debug)]
+struct VersionMetrics {
+    instance: InstanceId,
+    answers: Counter,
+    errors: Counter,
 }
 
 impl InstanceMetrics {
     /// Counts an answer of the machine.
-    pub(crate) fn answered(&self, status: u16, took: Duration) {
+    pub(crate) fn answered(&self, instance: &InstanceId, status: u16, took: Duration) {
         self.responses.add(status);
         self.times.add(took);
+        self.count(instance, status >= 500);
+    }
+
+    /// Counts a request that the machine has and did not answer.
+    pub(crate) fn broke(&self, instance: &InstanceId) {
+        self.count(instance, true);
+    }
+
+    /// Begins anew with what is counted of a version, unless it is the one that is counted.
+    pub(crate) fn runs(&self, instance: &InstanceId) {
+        if self.version.load().as_ref().is_some_and(|version| version.instance == *instance) {
+            return;
+        }
+        let (instance, answers, errors) =
+            (instance.clone(), Counter::default(), Counter::default());
+        self.version.store(Some(Arc::new(VersionMetrics { instance, answers, errors })));
+    }
+
+    /// Counts what a version did; what an older one ends with is no concern of the newer.
+    fn count(&self, instance: &InstanceId, is_error: bool) {
+        let version = self.version.load();
+        let Some(version) = version.as_ref().filter(|version| version.instance == *instance) else {
+            return;
+        };
+        version.answers.add(1);
+        version.errors.add(u64::from(is_error));
+    }
+
+    /// Returns what was counted of the version that it runs.
+    pub(crate) fn answers(&self) -> Option<Answers> {
+        let version = self.version.load();
+        let version = version.as_ref()?;
+        Some(Answers {
+            instance_id: version.instance.clone(),
+            count: version.answers.get(),
+            errors: version.errors.get(),
+        })
     }
 
     /// Counts a connection to the machine.
@@ -172,6 +242,15 @@ impl Readings {
         let key = AppKey { org: org.clone(), name: app.clone() };
         self.0.live.metrics_of(&key)?.wake_times()
     }
+
+    /// Returns how the version that a machine of this server runs has answered.
+    #[must_use]
+    pub fn answers(&self, org: &OrgSlug, app: &AppName, machine: &MachineId) -> Option<Answers> {
+        let key = AppKey { org: org.clone(), name: app.clone() };
+        let machines = self.0.live.machines_of(&key)?;
+        let target = machines.iter().find(|target| target.record.id == *machine)?;
+        target.load.instance.answers()
+    }
 }
 
 #[cfg(test)]
@@ -189,6 +268,27 @@ mod tests {
         let found: Vec<(&str, u64)> =
             found.iter().map(|(status, count)| (status.as_str(), *count)).collect();
         assert_eq!(found, [("200", 2), ("404", 1), ("1xx", 1), ("2xx", 1), ("4xx", 1), ("5xx", 2)]);
+    }
+
+    #[test]
+    fn answers_count_for_the_version_that_gave_them() {
+        let (metrics, took) = (InstanceMetrics::default(), Duration::from_millis(1));
+        let (old, new) = (InstanceId::from_parts(1, 1), InstanceId::from_parts(2, 2));
+        metrics.answered(&old, 500, took);
+        assert_eq!(metrics.answers(), None, "nothing runs");
+        metrics.runs(&old);
+        metrics.answered(&old, 200, took);
+        metrics.answered(&old, 503, took);
+        metrics.runs(&old);
+        metrics.broke(&old);
+        let want = Answers { instance_id: old.clone(), count: 3, errors: 2 };
+        assert_eq!(metrics.answers(), Some(want));
+        metrics.runs(&new);
+        metrics.answered(&old, 500, took);
+        metrics.answered(&new, 404, took);
+        let want = Answers { instance_id: new, count: 1, errors: 0 };
+        assert_eq!(metrics.answers(), Some(want));
+        assert_eq!(metrics.responses.each().map(|(_, count)| count).sum::<u64>(), 5);
     }
 
     #[test]

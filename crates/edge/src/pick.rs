@@ -3,6 +3,8 @@
 //! Never over a hard limit, never to a machine that is not ready, and to none that failed of late
 //! while another can.
 
+mod best;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use tokio::time::Instant;
 use crate::direction::Direction;
 use crate::live::Target;
 use crate::regions;
+use best::Best;
 
 /// How long a machine that runs may take to get ready before a sleeping one is woken beside it.
 const READY_PATIENCE: Duration = Duration::from_secs(5);
@@ -25,6 +28,8 @@ const READY_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) enum Pick {
     /// Send it to this one.
     Ready(usize),
+    /// Send it to the first, and start the second beside it: all that run have enough to do.
+    ReadyAndWake(usize, usize),
     /// Start this one and hold the request.
     Wake(usize),
     /// One is on its way: hold the request. If it has not come by then, look again.
@@ -54,6 +59,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) stay: Option<usize>,
     /// Chooses among equals.
     pub(crate) random: u64,
+    /// Its session, where a session stays with a machine.
+    pub(crate) sticky: Option<u64>,
     pub(crate) now: Instant,
     /// Where it came in: what is nearer is better, where it wants nothing else.
     pub(crate) here: Option<&'a Region>,
@@ -116,8 +123,10 @@ pub(crate) fn pick(machines: &[Arc<Target>], ask: &Ask<'_>) -> Pick {
     let serving = || {
         machines.iter().enumerate().filter_map(|(index, target)| {
             let service = ask.door.service(&target.record.services)?;
-            let distance =
-                ask.here.map_or(0, |here| regions::distance(here, &target.record.region));
+            let distance = ask
+                .here
+                .filter(|_| ask.sticky.is_none())
+                .map_or(0, |here| regions::distance(here, &target.record.region));
             let rank = (ask.direction.rank(&target.record)?, distance);
             (!ask.left_alone.contains(&index) && !target.record.cordoned).then_some(Candidate {
                 index,
@@ -128,32 +137,40 @@ pub(crate) fn pick(machines: &[Arc<Target>], ask: &Ask<'_>) -> Pick {
         })
     };
     let ready = || serving().filter(|one| is_ready(one.target));
-    // Its connection has its place there already.
+    // Its connection has its place there already. Several sessions may share one.
     if let Some(index) = ask.stay
         && ask.direction.is_free()
+        && ask.sticky.is_none()
         && ready().any(|one| one.index == index)
     {
         return Pick::Ready(index);
     }
-    let best = best(ready(), ask);
     let sleeping = || {
         let asleep = |one: &Candidate<'_>| {
             one.service.starts_on_request() && is_asleep(one.target.record.state)
         };
-        let wanted = |one: &Candidate<'_>| (!ask.direction.prefers(&one.target.record), one.rank);
+        let wanted = |one: &Candidate<'_>| {
+            let is_refused = one.target.load.health.refuses_start(ask.now);
+            (is_refused, !ask.direction.prefers(&one.target.record), one.rank)
+        };
         serving().filter(asleep).min_by_key(wanted)
     };
-    if let Some((one, is_ejected)) = best {
-        // Better one that has to be started than one that has just failed time and again.
-        return match sleeping().filter(|_| is_ejected) {
-            Some(sleeping) => Pick::Wake(sleeping.index),
-            None => Pick::Ready(one.index),
-        };
-    }
     let coming = |likely| {
         let mut all = serving().filter_map(move |one| arrival(one.target, ask.now));
         all.find(|arrival| arrival.is_likely == likely)
     };
+    if let Some(Best { one, is_broken, is_over }) = best::best(ready(), ask) {
+        let helper = (is_broken || is_over).then(sleeping).flatten();
+        let helper = helper.filter(|it| !it.target.load.health.refuses_start(ask.now));
+        return match helper {
+            // Better one that has to be started than one that has just failed time and again.
+            Some(helper) if is_broken => Pick::Wake(helper.index),
+            Some(helper) if helper.rank <= one.rank && coming(true).is_none() => {
+                Pick::ReadyAndWake(one.index, helper.index)
+            }
+            Some(_) | None => Pick::Ready(one.index),
+        };
+    }
     if let Some(arrival) = coming(true) {
         return Pick::Soon(arrival.until);
     }
@@ -171,62 +188,6 @@ pub(crate) fn pick(machines: &[Arc<Target>], ask: &Ask<'_>) -> Pick {
     }
 }
 
-/// Returns the best of those that have room, and whether it is one that failed of late.
-///
-/// The preferred one if there is one; else of the nearest, those under the soft limit if any are,
-/// and of these the less loaded of two that the lot chooses (the power of two choices): as good as
-/// the least loaded of all, and no herd runs to one machine.
-fn best<'a>(
-    ready: impl Iterator<Item = Candidate<'a>>,
-    ask: &Ask<'_>,
-) -> Option<(Candidate<'a>, bool)> {
-    let mut tier = None;
-    let mut two: [Option<(Candidate<'a>, u32)>; 2] = [None, None];
-    let mut seen: u64 = 0;
-    for one in ready {
-        let load = load(one.target, one.service);
-        if hard_limit(one.service).is_some_and(|hard| load >= hard) {
-            continue;
-        }
-        if ask.direction.prefers(&one.target.record) {
-            return Some((one, false));
-        }
-        let soft = one.service.concurrency.as_ref().and_then(|limits| limits.soft_limit);
-        let is_over = load >= soft.unwrap_or(SOFT_LIMIT_DEFAULT);
-        // Of equals those of this host: that saves a hop.
-        let is_far = one.target.load.is_far;
-        let its = (one.target.load.health.is_ejected(ask.now), one.rank, is_over, is_far);
-        match tier {
-            Some(best) if its > best => continue,
-            Some(best) if its == best => {}
-            _ => {
-                tier = Some(its);
-                two = [None, None];
-                seen = 0;
-            }
-        }
-        // Each of them ends up among the two with the same chance.
-        let place = if seen < 2 { seen } else { mixed(ask.random, seen) % (seen + 1) };
-        seen += 1;
-        let [first, second] = &mut two;
-        match place {
-            0 => *first = Some((one, load)),
-            1 => *second = Some((one, load)),
-            _ => {}
-        }
-    }
-    let is_ejected = tier.is_some_and(|(is_ejected, ..)| is_ejected);
-    let chosen = match two {
-        [Some(first), Some(second)] => {
-            let by_lot = ask.random & 1 == 1;
-            let (first, second) = if by_lot { (second, first) } else { (first, second) };
-            if second.1 < first.1 { second.0 } else { first.0 }
-        }
-        [first, second] => first.or(second)?.0,
-    };
-    Some((chosen, is_ejected))
-}
-
 /// Returns whether a machine can have a request without a look at any other: it is ready, under its
 /// soft limit, and has not failed of late.
 pub(crate) fn is_at_ease(target: &Target, door: Door, now: Instant) -> bool {
@@ -240,14 +201,6 @@ pub(crate) fn is_at_ease(target: &Target, door: Door, now: Instant) -> bool {
         && !target.record.cordoned
         && !target.load.health.is_ejected(now)
         && load(target, service) < wall
-}
-
-/// Returns another number for each step of a count.
-const fn mixed(random: u64, step: u64) -> u64 {
-    let mut mixed = random ^ step.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }
 
 /// At which public port something came, and whether the edge speaks HTTP there.
@@ -336,11 +289,18 @@ pub(crate) const fn is_asleep(state: MachineState) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::best::mixed;
     use super::*;
     use crate::live::Load;
     use crate::live::tests::record;
+    use crate::outlier::Failure;
 
-    fn target(id: u64, state: MachineState, in_flight: u32, limits: &str) -> Arc<Target> {
+    pub(super) fn target(
+        id: u64,
+        state: MachineState,
+        in_flight: u32,
+        limits: &str,
+    ) -> Arc<Target> {
         let mut record = record(id, "web", state);
         record.services[0].concurrency = serde_json::from_str(limits).unwrap();
         let load = Arc::new(Load::default());
@@ -351,8 +311,13 @@ mod tests {
         Arc::new(Target { record, load, since: Instant::now() })
     }
 
-    fn ask<'a>(direction: &'a Direction, left_alone: &'a [usize], now: Instant) -> Ask<'a> {
-        Ask { door: Door::Http(80), left_alone, direction, stay: None, random: 7, now, here: None }
+    pub(super) fn ask<'a>(
+        direction: &'a Direction,
+        left_alone: &'a [usize],
+        now: Instant,
+    ) -> Ask<'a> {
+        let door = Door::Http(80);
+        Ask { door, left_alone, direction, stay: None, random: 7, sticky: None, now, here: None }
     }
 
     fn picked(machines: &[Arc<Target>], left_alone: &[usize], now: Instant) -> Pick {
@@ -368,7 +333,8 @@ mod tests {
             ("over soft only if all are", vec![(Started, 2), (Started, 1)], Pick::Ready(1)),
             ("over soft, under hard", vec![(Started, 2), (Started, 3)], Pick::Ready(0)),
             ("never over hard", vec![(Started, 3), (Started, 3)], Pick::Full),
-            ("a ready one beats a sleeping one", vec![(Stopped, 0), (Started, 2)], Pick::Ready(1)),
+            ("a ready one beats a sleeping one", vec![(Stopped, 0), (Started, 1)], Pick::Ready(1)),
+            ("over soft", vec![(Stopped, 0), (Started, 2)], Pick::ReadyAndWake(1, 0)),
             ("a sleeping one helps full ones", vec![(Started, 3), (Stopped, 0)], Pick::Wake(1)),
             ("stopped is woken", vec![(Stopped, 0)], Pick::Wake(0)),
             ("created is woken", vec![(Created, 0)], Pick::Wake(0)),
@@ -466,7 +432,7 @@ mod tests {
 
     const LIMITS: &str = r#"{"type":"requests","soft_limit":4,"hard_limit":8}"#;
 
-    fn started(loads: &[u32]) -> Vec<Arc<Target>> {
+    pub(super) fn started(loads: &[u32]) -> Vec<Arc<Target>> {
         let one =
             |(id, load): (usize, &u32)| target(id as u64 + 1, MachineState::Started, *load, LIMITS);
         loads.iter().enumerate().map(one).collect()
@@ -530,7 +496,8 @@ mod tests {
     fn one_that_fails_again_and_again_is_the_last_that_is_asked() {
         let now = Instant::now();
         let machines = started(&[0, 3]);
-        let eject = |target: &Target| (0..5).for_each(|_| target.load.health.failed(now));
+        let eject =
+            |target: &Target| (0..5).for_each(|_| target.load.health.failed(now, Failure::Deaf));
         eject(&machines[0]);
         assert_eq!(picked(&machines, &[], now), Pick::Ready(1));
         eject(&machines[1]);

@@ -131,7 +131,8 @@ fn rule<'a>(options: &'a HttpOptions, path: &str) -> Option<&'a ReplayCacheRule>
     fits.max_by_key(|rule| rule.path_prefix.len())
 }
 
-fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+/// Returns what a cookie says.
+pub(crate) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let values = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut pairs = values.flat_map(|value| value.split(';')).filter_map(|it| it.split_once('='));
     pairs.find(|(known, _)| known.trim() == name).map(|(_, value)| value.trim())

@@ -24,13 +24,14 @@ use crate::forward::{self, Hop, Outbound, Refused, Sent, Switch};
 use crate::headers;
 use crate::listen::Worker;
 use crate::live::{AppKey, Target};
+use crate::outlier::Failure;
 use crate::peer::Peer;
-use crate::pick;
 use crate::replay::{self, Fallback, Remember, Replay, Unclear};
 use crate::replay_cache::{Entry, Found, Key, Query, Step};
 use crate::request::Passage;
 use crate::upload::Keeper;
 use crate::wake::{self, Tried, Wanted};
+use crate::{pick, sticky};
 
 /// How often one request is replayed.
 const REPLAYS_MAX: u32 = 5;
@@ -133,10 +134,13 @@ impl Worker {
         outbound: Box<Outbound>,
     ) -> Result<Response<ReplyBody>, Cause> {
         let original = Original::of(&outbound);
+        let session = sticky::session(passage.options(), &original.headers);
         let (mut leg, mut outbound) = self.first(passage, app, outbound);
         let mut replays = 0;
         loop {
-            let reached = match self.offer(passage.peer, &leg, outbound).await {
+            // It is a session of the app whose port says so, and of no other.
+            let sticky = session.filter(|_| leg.app == *app);
+            let reached = match self.offer(passage.peer, (&leg, sticky), outbound).await {
                 Ok(reached) => reached,
                 Err(Refused { cause, unsent }) => {
                     let cause = if replays > 0 { of_replay(cause) } else { cause };
@@ -336,9 +340,10 @@ impl Worker {
     async fn offer(
         &self,
         peer: &Peer,
-        leg: &Leg,
+        (leg, sticky): (&Leg, Option<u64>),
         mut outbound: Box<Outbound>,
     ) -> Result<Reached, Refused> {
+        let upload = outbound.request.body().keeper();
         let mut tried = Tried::default();
         let mut asked = Asked::default();
         loop {
@@ -349,6 +354,7 @@ impl Worker {
                 direction: &leg.direction,
                 tried: &tried,
                 random: self.random(),
+                sticky,
             };
             if let Some(choice) = self.choose_far(&wanted, &asked, leg.deadline) {
                 tell_preference(outbound.request.headers_mut(), &leg.direction, &choice.target);
@@ -383,7 +389,7 @@ impl Worker {
             let hop =
                 Hop { pool: &self.pool, limits, target: &target, public_port, client, in_flight };
             let sent = hop.send(outbound).await;
-            note_health(&target, &sent);
+            note_health(&target, &sent, &upload);
             match sent {
                 Ok(sent) => return Ok(Reached { sent, target }),
                 Err(Refused { unsent: Some(unsent), cause }) => {
@@ -434,14 +440,35 @@ fn tell_preference(headers: &mut HeaderMap, direction: &Direction, target: &Targ
     }
 }
 
-/// Notes how a machine did. What broke because of the client says nothing of it.
-pub(crate) fn note_health(target: &Target, sent: &Result<Sent, Refused>) {
-    let (health, now) = (&target.load.health, Instant::now());
-    match sent {
-        Ok(sent) if sent.response.status().is_server_error() => health.failed(now),
-        Ok(_) => health.succeeded(now),
-        Err(refused) if refused.cause == Cause::BadRequest => {}
-        Err(_) => health.failed(now),
+/// Notes how a machine did. What broke because of the client says nothing of it, nor what is late
+/// while the client has not said everything.
+pub(crate) fn note_health(target: &Target, sent: &Result<Sent, Refused>, upload: &Keeper) {
+    let (Target { record, load, .. }, now) = (target, Instant::now());
+    let failure = match sent {
+        Ok(sent) if sent.response.status().is_server_error() => Failure::Error,
+        Ok(_) => return load.health.succeeded(now),
+        Err(refused) => match failure_of(refused.cause, upload.is_over()) {
+            Some(failure) => failure,
+            None => return,
+        },
+    };
+    if let Err(Refused { unsent: None, .. }) = sent {
+        // One that another machine gets is lost to nobody.
+        load.instance.broke(&record.instance);
+    }
+    load.health.failed(now, failure);
+}
+
+/// Returns what a cause says of the machine that had the request; nothing when it says nothing.
+const fn failure_of(cause: Cause, is_upload_over: bool) -> Option<Failure> {
+    match cause {
+        Cause::NotListening => Some(Failure::Deaf),
+        Cause::Slow if !is_upload_over => None,
+        Cause::Slow | Cause::Upstream | Cause::BadAnswer | Cause::ReplaySwitched => {
+            Some(Failure::Break)
+        }
+        // The client's, or never a machine's.
+        _ => None,
     }
 }
 
@@ -479,4 +506,32 @@ fn failure(back: &Back, cause: Cause) -> String {
         source = back.machine,
         elapsed = back.began.elapsed().as_millis(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cause::Fault;
+
+    #[test]
+    fn what_clients_bring_about_is_no_fault_of_a_machine() {
+        for cause in Cause::ALL {
+            for is_upload_over in [true, false] {
+                let failure = failure_of(cause, is_upload_over);
+                if cause.fault() == Fault::Client {
+                    assert_eq!(failure, None, "{cause:?}");
+                }
+            }
+        }
+        for (cause, is_upload_over, want) in [
+            (Cause::Slow, true, Some(Failure::Break)),
+            (Cause::Slow, false, None),
+            (Cause::NotListening, false, Some(Failure::Deaf)),
+            (Cause::Upstream, false, Some(Failure::Break)),
+            (Cause::BadRequest, true, None),
+            (Cause::Full, true, None),
+        ] {
+            assert_eq!(failure_of(cause, is_upload_over), want, "{cause:?} {is_upload_over}");
+        }
+    }
 }

@@ -101,6 +101,14 @@ impl RequestBody {
 pub(crate) struct Keeper(Option<Rc<RefCell<Source<Incoming>>>>);
 
 impl Keeper {
+    /// Returns whether all of the body has been read: what is late then is not the client.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.as_ref().is_none_or(|source| {
+            let source = source.borrow();
+            source.is_over || source.incoming.is_end_stream()
+        })
+    }
+
     /// Returns the body from its beginning; who reads it now cannot go on. Nothing when too much
     /// has passed.
     pub(crate) fn again(&self) -> Option<RequestBody> {

@@ -3,7 +3,6 @@
 //! Never starts one twice at once, and never holds a request without a bound and a deadline.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,16 +14,21 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::Shared;
 use crate::cause::Cause;
 use crate::direction::Direction;
 use crate::live::{AppKey, InFlight, Target};
+use crate::metrics::{AppMetrics, Gauge};
 use crate::peer::Asks;
 use crate::pick::{self, Ask, Door, Pick};
 use crate::room::{Connected, Queued};
+use crate::{Limits, Shared};
 
 /// How often a machine is started for one request: it may end right after its start.
 const WAKES_MAX: u32 = 2;
+/// How many machines refuse to start for one request before it is given up.
+const REFUSALS_MAX: usize = 8;
+/// How long a start that was refused is not asked for again while nothing is heard of the machine.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// How many machines one request is offered to.
 const TRIES_MAX: usize = 16;
 /// How long a machine that refused a request is left alone by it while nothing is heard of it.
@@ -34,11 +38,12 @@ const STARTS_MAX: usize = 4096;
 
 /// What became of a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+pub(crate) enum Outcome {
     Pending,
     /// The host took it; what the watch says up to this generation was before.
     Accepted(Generation),
-    Refused,
+    /// It did not; what the watch says up to this generation was before.
+    Refused(Generation),
 }
 
 /// A start that was asked for, under way or done.
@@ -58,7 +63,10 @@ impl Start {
             Outcome::Accepted(after) => {
                 record.generation <= after && self.since.elapsed() < hold_max
             }
-            Outcome::Refused => false,
+            // Nor is it asked at once by each of those who wait.
+            Outcome::Refused(seen) => {
+                record.generation <= seen && self.since.elapsed() < REFUSED_PAUSE
+            }
         }
     }
 }
@@ -71,16 +79,17 @@ pub(crate) struct Wakes {
     host: HostClient,
     runtime: Handle,
     starts: Starts,
-    held: AtomicUsize,
+    held: Gauge,
 }
 
 impl Wakes {
     pub(crate) fn new(host: HostClient, runtime: Handle) -> Self {
-        Self { host, runtime, starts: Arc::default(), held: AtomicUsize::new(0) }
+        Self { host, runtime, starts: Arc::default(), held: Gauge::default() }
     }
 
     /// Starts a machine, or joins the start that is under way.
-    fn start(&self, record: &MachineRecord, hold_max: Duration) -> watch::Receiver<Outcome> {
+    pub(crate) fn start(&self, target: &Target, hold_max: Duration) -> watch::Receiver<Outcome> {
+        let record = &target.record;
         let mut starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(start) = starts.get(&record.id)
             && start.covers(record, hold_max)
@@ -95,20 +104,30 @@ impl Wakes {
         starts.insert(record.id.clone(), start);
         drop(starts);
         let (host, id, seen) = (self.host.clone(), record.id.clone(), record.generation);
+        let load = Arc::clone(&target.load);
         self.runtime.spawn(async move {
-            sender.send_replace(ask(&host, &id, seen).await);
+            let outcome = ask(&host, &id, seen).await;
+            if matches!(outcome, Outcome::Refused(_)) {
+                // Others that sleep come first from now on.
+                load.health.start_refused(Instant::now());
+            }
+            sender.send_replace(outcome);
         });
         outcome
     }
 
     /// Returns how many requests are held.
-    pub(crate) fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
+    pub(crate) fn held(&self) -> u64 {
+        self.held.get()
     }
 
-    fn hold(&self, held_max: usize) -> Option<Held<'_>> {
-        let held = Held(&self.held);
-        (self.held.fetch_add(1, Ordering::Relaxed) < held_max).then_some(held)
+    /// Takes a place among the requests that are held, of all apps and of its own.
+    fn hold(&self, app: Option<Arc<AppMetrics>>, limits: &Limits) -> Option<Held<'_>> {
+        let is_under = |before: u64, most| usize::try_from(before).is_ok_and(|it| it < most);
+        let of_all = is_under(self.held.enter(), limits.held_max);
+        let of_app = app.as_ref().is_none_or(|app| is_under(app.held.enter(), limits.held_app_max));
+        let held = Held { all: &self.held, app };
+        (of_all && of_app).then_some(held)
     }
 }
 
@@ -120,18 +139,25 @@ async fn ask(host: &HostClient, id: &MachineId, seen: Generation) -> Outcome {
         Err(error) if error.code() == Some(Code::WrongState) => Outcome::Accepted(seen),
         Err(error) => {
             tracing::warn!(machine = %id, %error, "machine not woken");
-            Outcome::Refused
+            Outcome::Refused(seen)
         }
     }
 }
 
 /// A place among the requests that are held.
 #[derive(Debug)]
-struct Held<'a>(&'a AtomicUsize);
+struct Held<'a> {
+    all: &'a Gauge,
+    /// Nothing of an app that is not known yet.
+    app: Option<Arc<AppMetrics>>,
+}
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.all.leave();
+        if let Some(app) = &self.app {
+            app.held.leave();
+        }
     }
 }
 
@@ -145,6 +171,8 @@ pub(crate) struct Wanted<'a, C> {
     pub(crate) direction: &'a Direction,
     pub(crate) tried: &'a Tried,
     pub(crate) random: u64,
+    /// Its session, where a session stays with a machine.
+    pub(crate) sticky: Option<u64>,
 }
 
 /// A machine with a place for a request, taken.
@@ -193,14 +221,14 @@ pub(crate) async fn ready_machine<C: Asks>(
     wanted: &Wanted<'_, C>,
 ) -> Result<Place, Cause> {
     // Looked at without a subscription first: mostly one is ready.
-    let first = look(shared, wanted)?;
+    let first = look(shared, wanted, &[])?;
     if let Look::Ready(place) = first {
         return Ok(place);
     }
-    let mut wait = Wait::new(shared)?;
+    let mut wait = Wait::new(shared, wanted.app)?;
     loop {
         // The subscription is older than this look, so no change falls in between.
-        match look(shared, wanted)? {
+        match look(shared, wanted, &wait.refused)? {
             Look::Ready(place) => {
                 if wait.wakes > 0 {
                     place.target.load.app.woken(wait.began.elapsed());
@@ -215,14 +243,14 @@ pub(crate) async fn ready_machine<C: Asks>(
             }
             Look::Asleep(target) => {
                 wait.queue = None;
-                wait.wake(shared, &target.record)?;
+                wait.wake(shared, &target)?;
             }
             Look::Coming { is_started, again_at } => {
                 wait.queue = None;
                 (wait.is_started, wait.again_at) = (is_started, again_at);
             }
         }
-        wait.turn().await?;
+        wait.turn(shared, wanted.app).await?;
     }
 }
 
@@ -234,7 +262,15 @@ enum Look {
     Coming { is_started: bool, again_at: Option<Instant> },
 }
 
-fn look<C: Asks>(shared: &Shared, wanted: &Wanted<'_, C>) -> Result<Look, Cause> {
+/// A machine that would not start, and its record then.
+type RefusedStart = (MachineId, Generation);
+
+/// Looks once; a machine that refused to start is left alone until its record changes.
+fn look<C: Asks>(
+    shared: &Shared,
+    wanted: &Wanted<'_, C>,
+    refused: &[RefusedStart],
+) -> Result<Look, Cause> {
     let Some(machines) = shared.live.machines_of(wanted.app) else {
         // Right after a restart of the server the host's first word may be a moment away.
         return match shared.live.is_known() {
@@ -243,19 +279,14 @@ fn look<C: Asks>(shared: &Shared, wanted: &Wanted<'_, C>) -> Result<Look, Cause>
         };
     };
     let now = Instant::now();
-    let resting: Vec<(usize, Instant)> = machines
-        .iter()
-        .enumerate()
-        .filter_map(|(index, target)| Some((index, wanted.tried.rests(&target.record, now)?)))
-        .collect();
-    let left_alone: Vec<usize> = resting.iter().map(|(index, _)| *index).collect();
-    let rested_at = resting.iter().map(|(_, until)| *until).min();
+    let (left_alone, rested_at) = left_alone(&machines, wanted.tried, refused, now);
     let ask = Ask {
         door: wanted.door,
         left_alone: &left_alone,
         direction: wanted.direction,
         stay: machines.iter().position(|target| wanted.asks.stays_with(target)),
         random: wanted.random,
+        sticky: wanted.sticky,
         now,
         here: Some(&shared.region),
     };
@@ -268,6 +299,14 @@ fn look<C: Asks>(shared: &Shared, wanted: &Wanted<'_, C>) -> Result<Look, Cause>
                 let Some(place) = take(target(index)?, wanted) else {
                     continue;
                 };
+                Ok(Look::Ready(place))
+            }
+            Pick::ReadyAndWake(index, helper) => {
+                let Some(place) = take(target(index)?, wanted) else {
+                    continue;
+                };
+                // Whoever comes when it is there has it; nobody waits for it.
+                drop(shared.wakes.start(target(helper)?.as_ref(), shared.limits.hold));
                 Ok(Look::Ready(place))
             }
             Pick::Wake(index) => Ok(Look::Asleep(target(index)?)),
@@ -285,12 +324,39 @@ fn look<C: Asks>(shared: &Shared, wanted: &Wanted<'_, C>) -> Result<Look, Cause>
             {
                 Ok(Look::Coming { is_started: true, again_at: rested_at })
             }
+            Pick::NotStartable | Pick::Nothing | Pick::Unknown | Pick::Elsewhere
+                if !refused.is_empty() =>
+            {
+                Err(Cause::WakeFailed)
+            }
             Pick::NotStartable => Err(Cause::NotStartable),
             Pick::Nothing => Err(Cause::NoMachine),
             Pick::Unknown => Err(Cause::InstanceUnknown),
             Pick::Elsewhere => Err(Cause::RegionEmpty),
         };
     }
+}
+
+/// Returns which machines are left alone: those that did not take the request, with the moment when
+/// the first of them is asked again, and those that would not start for it.
+fn left_alone(
+    machines: &[Arc<Target>],
+    tried: &Tried,
+    refused: &[RefusedStart],
+    now: Instant,
+) -> (Vec<usize>, Option<Instant>) {
+    let (mut left_alone, mut rested_at) = (Vec::new(), None);
+    for (index, target) in machines.iter().enumerate() {
+        let record = &target.record;
+        let rests = tried.rests(record, now);
+        rested_at = [rested_at, rests].into_iter().flatten().min();
+        let would_not_start =
+            refused.iter().any(|(id, seen)| *id == record.id && record.generation <= *seen);
+        if rests.is_some() || would_not_start {
+            left_alone.push(index);
+        }
+    }
+    (left_alone, rested_at)
 }
 
 /// Counts a request in a machine, and its connection where that is what counts; nothing when there
@@ -319,6 +385,8 @@ struct Wait<'a> {
     start: Option<watch::Receiver<Outcome>>,
     /// What the watch says of a machine up to here was before its start.
     after: Option<(MachineId, Generation)>,
+    /// Machines that would not start for it.
+    refused: Vec<RefusedStart>,
     wakes: u32,
     is_started: bool,
     /// When another look is due although nothing has changed.
@@ -336,16 +404,18 @@ struct Standing {
 }
 
 impl<'a> Wait<'a> {
-    fn new(shared: &'a Shared) -> Result<Self, Cause> {
-        let held = shared.wakes.hold(shared.limits.held_max).ok_or(Cause::QueueFull)?;
+    fn new(shared: &'a Shared, app: &AppKey) -> Result<Self, Cause> {
+        let metrics = shared.live.metrics_of(app);
+        let held = shared.wakes.hold(metrics, &shared.limits).ok_or(Cause::QueueFull)?;
         let began = Instant::now();
         Ok(Self {
-            changes: shared.live.changes(),
+            changes: shared.live.changes_of(app),
             began,
             deadline: began + shared.limits.hold,
             hold_max: shared.limits.hold,
             start: None,
             after: None,
+            refused: Vec::new(),
             wakes: 0,
             is_started: false,
             again_at: None,
@@ -382,7 +452,8 @@ impl<'a> Wait<'a> {
 
     /// Starts a machine that sleeps, unless its sleep is only what the watch said before a start
     /// that was accepted.
-    fn wake(&mut self, shared: &Shared, record: &MachineRecord) -> Result<(), Cause> {
+    fn wake(&mut self, shared: &Shared, target: &Target) -> Result<(), Cause> {
+        let record = &target.record;
         (self.is_started, self.again_at) = (false, None);
         let is_old_news = self
             .after
@@ -396,14 +467,31 @@ impl<'a> Wait<'a> {
         }
         self.wakes += 1;
         self.after = Some((record.id.clone(), record.generation));
-        self.start = Some(shared.wakes.start(record, self.hold_max));
+        self.start = Some(shared.wakes.start(target, self.hold_max));
         Ok(())
     }
 
+    /// Notes that the machine would not start; another may, unless too many would not.
+    fn refuse(&mut self, seen: Option<Generation>) -> Result<(), Cause> {
+        let Some((id, generation)) = self.after.take() else {
+            return Err(Cause::WakeFailed);
+        };
+        self.refused.push((id, seen.unwrap_or(generation)));
+        // It was not started.
+        self.wakes = self.wakes.saturating_sub(1);
+        if self.refused.len() < REFUSALS_MAX { Ok(()) } else { Err(Cause::WakeFailed) }
+    }
+
     /// Waits until something has changed that is worth another look.
-    async fn turn(&mut self) -> Result<(), Cause> {
+    async fn turn(&mut self, shared: &Shared, app: &AppKey) -> Result<(), Cause> {
         tokio::select! {
-            changed = self.changes.changed() => changed.map_err(|_| Cause::WakeFailed),
+            changed = self.changes.changed() => {
+                if changed.is_err() {
+                    // All of the app is gone, or comes anew.
+                    self.changes = shared.live.changes_of(app);
+                }
+                Ok(())
+            }
             outcome = settled(&mut self.start) => {
                 self.start = None;
                 match outcome {
@@ -413,7 +501,8 @@ impl<'a> Wait<'a> {
                         }
                         Ok(())
                     }
-                    Outcome::Pending | Outcome::Refused => Err(Cause::WakeFailed),
+                    Outcome::Refused(seen) => self.refuse(Some(seen)),
+                    Outcome::Pending => self.refuse(None),
                 }
             }
             () = sleep_until(self.again_at) => Ok(()),
@@ -454,7 +543,7 @@ async fn settled(start: &mut Option<watch::Receiver<Outcome>>) -> Outcome {
         Some(receiver) => receiver
             .wait_for(|outcome| *outcome != Outcome::Pending)
             .await
-            .map_or(Outcome::Refused, |outcome| *outcome),
+            .map_or(Outcome::Pending, |outcome| *outcome),
         None => std::future::pending().await,
     }
 }

@@ -38,7 +38,7 @@ pub(crate) enum Way {
 /// several services needs all of them to say so, and is suspended only if all say that.
 pub(crate) fn way(machine: &HostMachine) -> Option<Way> {
     let config = &machine.config;
-    let is_special = !config.standbys.is_empty() || config.schedule.is_some() || machine.cordoned;
+    let is_special = config.starts_by_other_means() || machine.cordoned;
     // Of a service without a public port nobody knows whether it is used.
     let is_seen = config.services.iter().any(|service| !service.ports.is_empty());
     if is_special || !is_seen {

@@ -2,6 +2,7 @@
 //!
 //! Never more than shapes; names and optionality follow the contract to the letter.
 
+mod answers;
 mod identity;
 mod lease;
 mod machine;
@@ -21,6 +22,7 @@ use crate::machine_config::{MachineConfig, Signal, null_is_default};
 use crate::state::MachineState;
 use crate::time::{GoDuration, Timestamp};
 
+pub use answers::Answers;
 pub use identity::{
     AuthenticateTokens, AuthorizeTokens, Authorized, AuthorizedAccess, CaveatSet, CreateOidcToken,
     TokenAccess, TokenNonce, VerifiedToken,
@@ -159,6 +161,9 @@ pub struct Machine {
     /// The version of the app's secrets that its last boot saw.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets_version: Option<u64>,
+    /// How its version has answered requests, when one machine is asked for and an edge says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<Answers>,
 }
 
 /// How a container stands.

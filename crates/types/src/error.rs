@@ -92,6 +92,8 @@ codes! {
     BuildFailed = "build_failed", 422;
     /// The program ended right after its start.
     ExitedAtOnce = "exited_at_once", 422;
+    /// The new version answered more requests with errors than the one before it.
+    AnswersWorse = "answers_worse", 422;
     /// No host has room.
     InsufficientCapacity = "insufficient_capacity", 422;
     /// The disk is full.

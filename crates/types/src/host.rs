@@ -244,8 +244,13 @@ pub struct HostMachine {
 }
 
 /// Labels that the platform itself reads; they go last when a record is too large.
-const LABELS_KEPT: [&str; 4] =
-    ["fly_process_group", "fly_platform_version", "fly_release_id", "fly_release_version"];
+const LABELS_KEPT: [&str; 5] = [
+    "fly_process_group",
+    "fly_platform_version",
+    "fly_release_id",
+    "fly_release_version",
+    crate::labels::WEIGHT,
+];
 
 impl HostMachine {
     /// Returns what the directory gets of it from its host, at most [`MACHINE_RECORD_BYTES_MAX`] of
@@ -279,6 +284,12 @@ impl HostMachine {
             created_at: self.created_at,
             updated_at: self.updated_at,
         };
+        if config.starts_by_other_means() {
+            // Contract 4.5: no request wakes it.
+            for service in &mut record.services {
+                service.autostart = Some(false);
+            }
+        }
         if !fits(&record) {
             record.containers.clear();
         }

@@ -12,6 +12,13 @@ pub const LABELS_MAX: usize = 64;
 /// The longest key of a label in bytes.
 pub const LABEL_KEY_BYTES_MAX: usize = 128;
 
+/// The label that says how much of its share of requests a machine gets, in percent: of a hundred
+/// requests it is a candidate for so many, beside others that are as near. 0 is none while another
+/// that runs can take it.
+pub const WEIGHT: &str = "perch_weight";
+/// The weight of a machine without that label.
+pub const WEIGHT_FULL: u8 = 100;
+
 /// The labels of a machine.
 pub type Labels = BTreeMap<String, String>;
 
@@ -73,7 +80,29 @@ pub fn check(labels: &Labels) -> Result<(), String> {
     if labels.len() > LABELS_MAX {
         return Err(format!("{} labels are more than {LABELS_MAX}", labels.len()));
     }
-    labels.keys().try_for_each(|key| check_key(key))
+    labels.iter().try_for_each(|(key, value)| check_label(key, value))
+}
+
+/// Checks one label.
+///
+/// # Errors
+/// When its key is not one, or the platform reads it and its value says nothing.
+pub fn check_label(key: &str, value: &str) -> Result<(), String> {
+    check_key(key)?;
+    if key == WEIGHT && read_weight(value).is_none() {
+        return Err(format!("{WEIGHT}: is not 0 to {WEIGHT_FULL}"));
+    }
+    Ok(())
+}
+
+/// Returns the weight that a machine's labels say; all of it where they say nothing that is one.
+#[must_use]
+pub fn weight(labels: &Labels) -> u8 {
+    labels.get(WEIGHT).and_then(|value| read_weight(value)).unwrap_or(WEIGHT_FULL)
+}
+
+fn read_weight(value: &str) -> Option<u8> {
+    value.parse().ok().filter(|weight| *weight <= WEIGHT_FULL)
 }
 
 /// Checks a label's key.
@@ -120,6 +149,25 @@ mod tests {
                 assert_eq!(one_by_one, at_once, "{first:?} {second:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_weight_is_a_percentage_and_all_of_it_when_nothing_is_said() {
+        for (value, want) in [
+            ("0", Some(0)),
+            ("7", Some(7)),
+            ("100", Some(100)),
+            ("101", None),
+            ("-1", None),
+            ("", None),
+        ] {
+            let said = labels(&[(WEIGHT, value)]);
+            assert_eq!(weight(&said), want.unwrap_or(WEIGHT_FULL), "{value}");
+            assert_eq!(check(&said).is_ok(), want.is_some(), "{value}");
+        }
+        assert_eq!(weight(&Labels::new()), WEIGHT_FULL);
+        assert_eq!(check_label(WEIGHT, "x").unwrap_err(), "perch_weight: is not 0 to 100");
+        check_label("weight", "x").unwrap();
     }
 
     #[test]

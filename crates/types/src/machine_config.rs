@@ -62,7 +62,8 @@ pub struct MachineConfig {
     /// CPU and memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestConfig>,
-    /// Free-form labels; some keys have a meaning to clients.
+    /// Free-form labels; some keys have a meaning to clients. `perch_weight`, 0 to 100, says of how
+    /// many of a hundred requests the machine is a candidate beside others.
     #[serde(
         default,
         deserialize_with = "null_is_default",
@@ -124,6 +125,13 @@ pub struct MachineConfig {
 }
 
 impl MachineConfig {
+    /// Returns whether something else than a request says when it runs: it stands by for others, or
+    /// has a schedule.
+    #[must_use]
+    pub fn starts_by_other_means(&self) -> bool {
+        !self.standbys.is_empty() || self.schedule.is_some()
+    }
+
     /// Returns the stop signal with its default.
     #[must_use]
     pub fn stop_signal(&self) -> Signal {

@@ -19,7 +19,7 @@ pub use check::{
 };
 pub use http_options::{
     HEADERS_READ_TIMEOUT_S_MAX, HeaderChange, HttpOptions, IDLE_TIMEOUT_S_MAX, REPLAY_TTL_S_MIN,
-    ReplayCacheRule, ResponseOptions, SessionKind,
+    ReplayCacheRule, ResponseOptions, SessionKind, Sticky,
 };
 pub use tls::{BadTlsOptions, TLS_OPTIONS, TlsOptions, TlsVersions};
 

@@ -59,7 +59,10 @@ pub(super) fn check(path: &str, options: &HttpOptions) -> Result<(), Failure> {
     for (index, one) in options.replay_cache.iter().enumerate() {
         rule(&format!("{path}.replay_cache[{index}]"), one)?;
     }
-    Ok(())
+    match &options.sticky {
+        Some(sticky) => session_name(&format!("{path}.sticky.name"), &sticky.name),
+        None => Ok(()),
+    }
 }
 
 /// Refuses what is too long; 0 is what clients send for nothing.
@@ -96,16 +99,21 @@ fn field(path: &str, name: &str, value: &serde_json::Value) -> Result<(), Failur
     Ok(())
 }
 
+fn session_name(path: &str, name: &str) -> Result<(), Failure> {
+    // A cookie's name has the characters of a field's name too (RFC 6265, section 4.1.1).
+    if name.len() > RULE_BYTES_MAX || HeaderName::from_bytes(name.as_bytes()).is_err() {
+        return refuse(format!("{path}: is no name of a cookie or header field"));
+    }
+    Ok(())
+}
+
 fn rule(path: &str, rule: &ReplayCacheRule) -> Result<(), Failure> {
     if !rule.path_prefix.starts_with('/') || rule.path_prefix.len() > RULE_BYTES_MAX {
         return refuse(format!(
             "{path}.path_prefix: begins with / and is at most {RULE_BYTES_MAX} bytes"
         ));
     }
-    // A cookie's name has the characters of a field's name too (RFC 6265, section 4.1.1).
-    if rule.name.len() > RULE_BYTES_MAX || HeaderName::from_bytes(rule.name.as_bytes()).is_err() {
-        return refuse(format!("{path}.name: is no name of a cookie or header field"));
-    }
+    session_name(&format!("{path}.name"), &rule.name)?;
     match rule.ttl_seconds {
         Some(ttl) if !(REPLAY_TTL_S_MIN..=REPLAY_TTL_S_MAX).contains(&ttl) => refuse(format!(
             "{path}.ttl_seconds: {ttl} is not {REPLAY_TTL_S_MIN} to {REPLAY_TTL_S_MAX}"
@@ -163,6 +171,11 @@ mod tests {
                 ]}),
                 "o.replay_cache[0].ttl_seconds: 9 is not 10 to 86400",
             ),
+            (
+                json!({"sticky": {"type": "header", "name": "a b"}}),
+                "o.sticky.name: is no name of a cookie or header field",
+            ),
+            (json!({"sticky": {}}), "o.sticky.name: is no name of a cookie or header field"),
         ] {
             let refused = refusal(options.clone()).unwrap_or_default();
             assert!(refused.contains(want), "{options}: {refused}");
@@ -175,6 +188,7 @@ mod tests {
                     "server": false, "x-a": "1", "link": ["</a>", "</b>"]}},
                 "replay_cache": [{"path_prefix": "/a", "type": "cookie", "name": "s",
                     "ttl_seconds": 60, "allow_bypass": true}],
+                "sticky": {"type": "cookie", "name": "sid"},
                 "later": 1,
             })),
             None

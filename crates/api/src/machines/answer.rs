@@ -46,6 +46,7 @@ pub(crate) fn of_host(machine: HostMachine) -> Machine {
         cordoned: machine.cordoned,
         containers: machine.containers,
         secrets_version: machine.secrets_version,
+        answers: None,
     }
 }
 
@@ -72,6 +73,7 @@ pub(crate) fn of_record(record: &MachineRecord, mut config: MachineConfig) -> Ma
         cordoned: record.cordoned,
         containers: record.containers.clone(),
         secrets_version: None,
+        answers: None,
     }
 }
 

@@ -106,7 +106,11 @@ async fn write(
     match &change {
         LabelChange::Replace { labels } => labels::check(labels).map_err(refused)?,
         LabelChange::Merge { labels } => {
-            labels.keys().try_for_each(|key| labels::check_key(key)).map_err(refused)?;
+            let checked = labels.iter().try_for_each(|(key, value)| match value {
+                Some(value) => labels::check_label(key, value),
+                None => labels::check_key(key),
+            });
+            checked.map_err(refused)?;
         }
     }
     let instance = match version.filter(|version| !version.is_empty()) {

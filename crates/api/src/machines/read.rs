@@ -119,7 +119,11 @@ pub(super) async fn one(
         None => Err(None),
     };
     match asked {
-        Ok(machine) => Ok(answer::of_host(machine)),
+        Ok(machine) => {
+            let edge = shared.wakes.as_ref();
+            let answers = edge.and_then(|edge| edge.answers(&app.org, &app.name, &target.id));
+            Ok(Machine { answers, ..answer::of_host(machine) })
+        }
         Err(Some(error)) if error.code().is_some() => Err(of_host(error, &target.id)),
         Err(error) => {
             if let Some(error) = error {

@@ -11,7 +11,7 @@ use perch_types::directory::MachineRecord;
 use perch_types::{Code, MachineId, MachineState, OrgSlug};
 use serde_json::json;
 
-use crate::cloud::{ADMIN, Cloud, shown, web};
+use crate::cloud::{ADMIN, Cloud, request, shown, web};
 use crate::every_field::send;
 use crate::fake_host::Creation;
 
@@ -67,6 +67,16 @@ async fn an_app_says_how_long_it_takes_to_wake_once_it_was_woken() {
     let (_, _, body) = cloud.raw(("GET", "/v1/apps/web"), Some(ADMIN), "").await;
     let app: serde_json::Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(app.get("wake"), None);
+    // One machine that is asked for says how it answers, if the edge says that.
+    let config = json!({"image": "web:1"});
+    for (app, want) in [("woken", Some((7, 2))), ("web", None)] {
+        let app = app.parse().unwrap();
+        let made = cloud.admin.create_machine(&app, &request(config.clone())).await.unwrap();
+        assert_eq!(made.answers, None);
+        let machine = cloud.admin.machine(&app, &made.id).await.unwrap();
+        let answers = machine.answers.map(|answers| (answers.count, answers.errors));
+        assert_eq!(answers, want, "{app}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

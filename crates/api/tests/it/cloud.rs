@@ -13,12 +13,12 @@ use perch_api::{Config, Host, ImageCatalog, Limits, Wakes};
 use perch_client::{Address, BoxError, Connection, HostClient, RequestParts, body_of};
 use perch_store::{Expected, SqliteStore, Store, ViewFollower, get_doc, put_doc};
 use perch_types::api::{
-    CreateApp, CreateMachineRequest, ImageInfo, Machine, Platform, RegionInfo, WakeTimes,
+    Answers, CreateApp, CreateMachineRequest, ImageInfo, Machine, Platform, RegionInfo, WakeTimes,
 };
 use perch_types::certificates::RecordType;
 use perch_types::clock::Clock;
 use perch_types::directory::{AppNameClaim, HostDoc, TokenDoc};
-use perch_types::{ApiError, AppName, OrgSlug, Secret, Timestamp};
+use perch_types::{ApiError, AppName, InstanceId, MachineId, OrgSlug, Secret, Timestamp};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
@@ -118,6 +118,12 @@ impl Wakes for OneWoken {
     fn times(&self, org: &OrgSlug, app: &AppName) -> Option<WakeTimes> {
         let is_it = org.as_str() == "personal" && app.as_str() == "woken";
         is_it.then_some(WakeTimes { count: 3, p50_ms: 41, p99_ms: 90 })
+    }
+
+    fn answers(&self, org: &OrgSlug, app: &AppName, _: &MachineId) -> Option<Answers> {
+        let is_it = org.as_str() == "personal" && app.as_str() == "woken";
+        let instance_id = InstanceId::from_parts(1, 1);
+        is_it.then_some(Answers { instance_id, count: 7, errors: 2 })
     }
 }
 

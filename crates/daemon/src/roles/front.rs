@@ -21,9 +21,9 @@ use perch_edge::{
 };
 use perch_registry::Registry;
 use perch_store::{SqliteStore, Store, ViewFollower, ViewHandle};
-use perch_types::api::{Platform, RegionInfo, WakeTimes};
+use perch_types::api::{Answers, Platform, RegionInfo, WakeTimes};
 use perch_types::clock::Clock;
-use perch_types::{AppName, OrgSlug};
+use perch_types::{AppName, MachineId, OrgSlug};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::runtime::Handle;
@@ -270,13 +270,17 @@ async fn open_registry(
     opening.await.context("open the registry")
 }
 
-/// How long apps take to wake, as the edge of this process says.
+/// How long apps take to wake and how machines answer, as the edge of this process says.
 #[derive(Debug)]
 struct EdgeWakes(Arc<OnceLock<Readings>>);
 
 impl Wakes for EdgeWakes {
     fn times(&self, org: &OrgSlug, app: &AppName) -> Option<WakeTimes> {
         self.0.get()?.wake_times(org, app)
+    }
+
+    fn answers(&self, org: &OrgSlug, app: &AppName, machine: &MachineId) -> Option<Answers> {
+        self.0.get()?.answers(org, app, machine)
     }
 }
 

@@ -20,6 +20,8 @@ fn limits() -> Limits {
         wrong_listener: Duration::from_millis(200),
         log: Duration::from_secs(2),
         undo: Duration::from_millis(200),
+        answers: Duration::from_millis(600),
+        quiet: Duration::from_millis(100),
     }
 }
 
@@ -204,6 +206,42 @@ async fn a_second_deploy_in_between_is_noticed() {
     let error = deployer.apply(&plan, &mut Vec::new()).await.unwrap_err();
     assert_eq!(error.code(), Some(Code::PreconditionFailed));
     assert_eq!(fake.world().machine(&id).unwrap().config.image, "web:2");
+}
+
+#[tokio::test]
+async fn a_version_that_answers_worse_than_the_one_before_is_put_back() {
+    for (before, after, is_refused) in [
+        ((1000, 0), (30, 9), true),
+        ((1000, 0), (6, 6), true),
+        ((1000, 300), (30, 9), false),
+        ((1000, 0), (30, 3), false),
+        // Nobody knows how the one before did.
+        ((10, 0), (30, 30), false),
+        // Nobody asks the new one.
+        ((1000, 0), (0, 0), false),
+    ] {
+        let fake = Fake::start().with_app("web");
+        let id = fake.world().add_machine(MachineState::Started, old("app"));
+        fake.world().add_machine(MachineState::Started, old("app"));
+        fake.world().answers.insert("web:1".to_owned(), before);
+        fake.world().answers.insert("web:2".to_owned(), after);
+        let (result, events) = deploy(&fake, WEB).await;
+        let image = fake.world().machine(&id).unwrap().config.image.clone();
+        if !is_refused {
+            assert_eq!(result.unwrap().machines.len(), 2, "{before:?} {after:?}");
+            assert_eq!(image, "web:2");
+            continue;
+        }
+        let error = result.unwrap_err();
+        assert_eq!(error.code(), Some(Code::AnswersWorse), "{error}");
+        let (count, errors) = after;
+        assert!(error.to_string().contains(&format!("{errors} of {count} requests")), "{error}");
+        assert_eq!(image, "web:1", "{before:?} {after:?}");
+        assert!(
+            matches!(events.last(), Some(Event::Halted { done: 0, untouched: 1 })),
+            "{events:?}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -12,11 +12,11 @@ use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
 use perch_types::api::{
-    App, AppLogAttributes, AppLogEntry, AppLogs, AppLogsMeta, Apps, CheckState, CheckStatus,
-    CreateApp, CreateMachineRequest, CreatedToken, Done, ExecResponse, ExitEvent, ExitRequest,
-    HostStatus, ImageInfo, Images, Lease, LeaseReleased, LeaseReply, LogRecord, LogStream, Machine,
-    MachineEvent, MachineVersion, Organization, Platform, StartResponse, TokenInfo, TokensCurrent,
-    UpdateMetadata, WaitResponse,
+    Answers, App, AppLogAttributes, AppLogEntry, AppLogs, AppLogsMeta, Apps, CheckState,
+    CheckStatus, CreateApp, CreateMachineRequest, CreatedToken, Done, ExecResponse, ExitEvent,
+    ExitRequest, HostStatus, ImageInfo, Images, Lease, LeaseReleased, LeaseReply, LogRecord,
+    LogStream, Machine, MachineEvent, MachineVersion, Organization, Platform, StartResponse,
+    TokenInfo, TokensCurrent, UpdateMetadata, WaitResponse,
 };
 use perch_types::build::{BUILD_HEADER, BuildEvent};
 use perch_types::exec::{ExecExit, Frame, UPGRADE, decode, encode};
@@ -65,6 +65,8 @@ pub(crate) struct World {
     pub(crate) machines: Vec<Machine>,
     /// How machines turn out, by their image; else [`Fate::Started`].
     pub(crate) fates: BTreeMap<String, Fate>,
+    /// How machines have answered, by their image: requests, and those that failed.
+    pub(crate) answers: BTreeMap<String, (u64, u64)>,
     /// Calls that are refused: `POST /v1/apps`, by the beginning of method and path.
     pub(crate) refuse: Vec<(String, ApiError)>,
     /// What a build answers.
@@ -195,6 +197,7 @@ impl World {
             cordoned: false,
             containers: Vec::new(),
             secrets_version: None,
+            answers: None,
         };
         self.machines.push(machine);
         MachineId::from_bits(self.counter)
@@ -473,7 +476,14 @@ fn log_record(machine: &MachineId, seq: usize, line: &str) -> LogRecord {
 
 fn one_machine(world: &mut World, call: (&str, &[&str]), id: &MachineId, body: &Bytes) -> Response {
     match call {
-        ("GET", []) => json(200, world.machine(id).unwrap()),
+        ("GET", []) => {
+            let mut machine = world.machine(id).unwrap().clone();
+            let instance_id = machine.instance_id.clone();
+            let answers = world.answers.get(&machine.config.image);
+            machine.answers =
+                answers.map(|&(count, errors)| Answers { instance_id, count, errors });
+            json(200, &machine)
+        }
         ("POST", []) => {
             let request: CreateMachineRequest = serde_json::from_slice(body).unwrap();
             world.counter += 1;

@@ -2,9 +2,9 @@
 //!
 //! Never a call.
 
-use perch_deploy::{Mark, Verdict, judge};
-use perch_types::api::{CheckState, CheckStatus, Machine};
-use perch_types::{MachineConfig, MachineState, Timestamp};
+use perch_deploy::{Mark, Verdict, is_known, is_worse, judge};
+use perch_types::api::{Answers, CheckState, CheckStatus, Machine};
+use perch_types::{InstanceId, MachineConfig, MachineState, Timestamp};
 
 use crate::fake::{THEN, World};
 
@@ -42,4 +42,23 @@ fn a_wrong_listener_is_found_among_the_checks_that_follow_from_it() {
         assert_eq!(judge(&started(checks), &Mark::default()), want, "{checks:?}");
     }
     assert_eq!(judge(&started(&[fine]), &Mark::default()), Verdict::Ready);
+}
+
+#[test]
+fn a_version_is_worse_only_beyond_what_is_chance() {
+    let answers =
+        |(count, errors)| Answers { instance_id: InstanceId::from_parts(1, 1), count, errors };
+    for (before, after, want) in [
+        ((100, 0), (20, 4), false),
+        ((100, 0), (20, 5), true),
+        ((100, 0), (5, 5), true),
+        ((100, 0), (1000, 100), false),
+        ((100, 0), (1000, 110), true),
+        ((100, 50), (100, 60), false),
+        ((100, 50), (100, 61), true),
+        ((100, 50), (0, 0), false),
+    ] {
+        assert_eq!(is_worse(&answers(before), &answers(after)), want, "{before:?} {after:?}");
+    }
+    assert!(is_known(&answers((20, 0))) && !is_known(&answers((19, 19))));
 }

@@ -214,6 +214,7 @@ impl Worker {
             return Ok((response, Verdict::Static));
         }
         let mut outbound = self.taken_over(order, parts, body);
+        let upload = outbound.request.body().keeper();
         let only = order.machine.clone().map(Into::into);
         let direction = Direction { only, ..Direction::default() };
         let deadline = Instant::now() + order.wait;
@@ -227,6 +228,7 @@ impl Worker {
                 direction: &direction,
                 tried: &tried,
                 random: self.random(),
+                sticky: None,
             };
             // Looked at once even when nothing is to be waited for.
             let finding = wake::ready_machine(&self.shared, &wanted);
@@ -248,7 +250,7 @@ impl Worker {
                 in_flight: in_flight.with(connected),
             };
             let sent = hop.send(outbound).await;
-            note_health(&target, &sent);
+            note_health(&target, &sent, &upload);
             match sent {
                 Ok(sent) => return Ok((sent.response, Verdict::From(target.record.id.clone()))),
                 Err(Refused { unsent: Some(unsent), cause }) => {

@@ -7,9 +7,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use perch_types::HostId;
 use perch_types::directory::MachineRecord;
 use perch_types::view::View;
+use perch_types::{HostId, labels};
 use tokio::time::Instant;
 
 use crate::live::{AppKey, Load, Target};
@@ -70,6 +70,7 @@ impl Known {
         if as_before.is_none() {
             load.health.reset();
         }
+        load.set_weight(labels::weight(&record.metadata));
         let since = as_before.map_or_else(Instant::now, |known| known.since);
         Arc::new(Target { record: record.clone(), load, since })
     }

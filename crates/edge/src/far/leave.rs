@@ -11,11 +11,11 @@ use perch_types::{HostId, MachineId, MachineState};
 use tokio::time::Instant;
 
 use crate::cause::Cause;
-use crate::direction::Direction;
 use crate::forward::{self, Answer, Hop, Outbound, Refused, Sender, Sent};
 use crate::listen::Worker;
 use crate::live::{AppKey, InFlight, Target};
 use crate::metrics::AppMetrics;
+use crate::outlier::Failure;
 use crate::peer::Asks;
 use crate::pick::{self, Ask, Door, Pick};
 use crate::pool::Key;
@@ -96,7 +96,7 @@ impl Worker {
                 || (pick::is_at_ease(target, wanted.door, now)
                     && wanted.tried.rests(&target.record, now).is_none())
         };
-        let is_free = wanted.direction.is_free();
+        let is_free = wanted.direction.is_free() && wanted.sticky.is_none();
         if (is_free && local.iter().any(is_at_ease)) || asked.refused.len() >= TRIES_MAX {
             return None;
         }
@@ -109,14 +109,14 @@ impl Worker {
             app: wanted.app.clone(),
             public_port: port_of(wanted.door)?,
             wait: Duration::ZERO,
-            machine: names_machine(wanted.direction, &target).then(|| target.record.id.clone()),
+            machine: names_machine(wanted, &target).then(|| target.record.id.clone()),
         };
         let stays_out = |one: &&Arc<Target>| match &order.machine {
             Some(machine) => one.record.id != *machine,
             None => one.record.host != target.record.host,
         };
         let rest: Machines = local.iter().chain(&others).filter(stays_out).cloned().collect();
-        let is_last = !matches!(look.pick(&rest), Pick::Ready(_));
+        let is_last = !matches!(look.pick(&rest), Pick::Ready(_) | Pick::ReadyAndWake(..));
         let longest = self.shared.limits.hold + self.shared.limits.queue;
         let wait = match deadline {
             Some(deadline) => deadline.saturating_duration_since(now).min(longest),
@@ -173,7 +173,7 @@ impl Worker {
         let of_host = machines.iter().flat_map(|all| all.iter());
         of_host
             .filter(|target| target.record.host == *host)
-            .for_each(|target| target.load.health.failed(now));
+            .for_each(|target| target.load.health.failed(now, Failure::Deaf));
     }
 
     async fn pass(
@@ -260,6 +260,7 @@ impl<C: Asks> Look<'_, C> {
             direction: self.wanted.direction,
             stay: machines.iter().position(|target| self.wanted.asks.stays_with(target)),
             random: self.wanted.random,
+            sticky: self.wanted.sticky,
             now: self.now,
             here: Some(&self.worker.shared.region),
         };
@@ -272,6 +273,15 @@ impl<C: Asks> Look<'_, C> {
         let is_waited_for_here = || matches!(self.pick(local), Pick::Soon(_) | Pick::Full);
         let index = match self.pick(&all) {
             Pick::Ready(index) | Pick::Wake(index) => index,
+            Pick::ReadyAndWake(index, helper) => {
+                let helper = all.get(helper).filter(|helper| !helper.load.is_far);
+                if let (Some(helper), Some(true)) = (helper, all.get(index).map(is_far)) {
+                    // Nobody waits for it; the edge there starts those of its own host.
+                    let shared = &self.worker.shared;
+                    drop(shared.wakes.start(helper, shared.limits.hold));
+                }
+                index
+            }
             // What comes, or becomes free, is waited for where it is.
             Pick::Soon(_) | Pick::Full if is_waited_for_here() => return None,
             Pick::Soon(_) | Pick::Full => {
@@ -280,7 +290,7 @@ impl<C: Asks> Look<'_, C> {
             }
             Pick::NotStartable | Pick::Nothing | Pick::Unknown | Pick::Elsewhere => return None,
         };
-        all.get(index).filter(|target| target.load.is_far).cloned()
+        all.get(index).filter(|target| is_far(target)).cloned()
     }
 
     /// Returns how far away a machine is that may come to have the request.
@@ -297,6 +307,10 @@ impl<C: Asks> Look<'_, C> {
     }
 }
 
+fn is_far(target: &Arc<Target>) -> bool {
+    target.load.is_far
+}
+
 /// Returns the places of machines that refused the request a moment ago.
 fn rests(machines: &[Arc<Target>], tried: &Tried, now: Instant) -> Vec<usize> {
     let places = machines.iter().enumerate();
@@ -307,8 +321,12 @@ fn rests(machines: &[Arc<Target>], tried: &Tried, now: Instant) -> Vec<usize> {
 }
 
 /// Returns whether any other machine of the host would not do as well.
-fn names_machine(direction: &Direction, target: &Target) -> bool {
-    direction.only.is_some() || direction.without.is_some() || direction.prefers(&target.record)
+fn names_machine<C>(wanted: &Wanted<'_, C>, target: &Target) -> bool {
+    let direction = wanted.direction;
+    wanted.sticky.is_some()
+        || direction.only.is_some()
+        || direction.without.is_some()
+        || direction.prefers(&target.record)
 }
 
 /// Returns the public port of requests; bytes that pass as they are go to this host's machines.
@@ -324,6 +342,7 @@ mod tests {
     use perch_types::Region;
 
     use super::*;
+    use crate::direction::Direction;
     use crate::live::Load;
     use crate::live::tests::record;
 
@@ -361,6 +380,7 @@ mod tests {
                     direction: &direction,
                     stay: None,
                     random,
+                    sticky: None,
                     now: Instant::now(),
                     here: Some(&here),
                 };

@@ -4,8 +4,9 @@
 //! the look and the count.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
+use perch_types::labels::WEIGHT_FULL;
 use tokio::sync::Notify;
 
 use crate::metrics::{AppMetrics, InstanceMetrics};
@@ -33,6 +34,8 @@ pub(crate) struct Load {
     peak: AtomicU32,
     /// What the host was told.
     told: AtomicU32,
+    /// What is missing from its full weight.
+    lightness: AtomicU8,
     /// What is counted of the machine.
     pub(crate) instance: InstanceMetrics,
     /// What is counted of its app.
@@ -48,6 +51,15 @@ impl Load {
 
     pub(crate) fn of_far(app: &Arc<AppMetrics>) -> Self {
         Self { app: Arc::clone(app), is_far: true, ..Self::default() }
+    }
+
+    /// Returns how much of its share of requests it gets, in percent.
+    pub(crate) fn weight(&self) -> u8 {
+        WEIGHT_FULL.saturating_sub(self.lightness.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_weight(&self, weight: u8) {
+        self.lightness.store(WEIGHT_FULL.saturating_sub(weight), Ordering::Relaxed);
     }
 
     pub(crate) fn in_flight(&self) -> u32 {

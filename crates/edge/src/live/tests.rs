@@ -217,3 +217,48 @@ fn nothing_is_known_until_the_host_has_said_something() {
     take(&live, &mut book, WatchEvent::Snapshot { machines: Vec::new() });
     assert!(live.is_known());
 }
+
+#[test]
+fn who_waits_for_an_app_hears_of_its_changes_and_of_no_others() {
+    let (live, mut book) = (Live::default(), book());
+    let (web_1, api_2) =
+        (record(1, "web", MachineState::Started), record(2, "api", MachineState::Started));
+    let machines = vec![web_1.clone(), api_2.clone()];
+    take(&live, &mut book, WatchEvent::Snapshot { machines });
+    let mut waits = live.changes_of(&web());
+    let mut change = |event| {
+        take(&live, &mut book, event);
+        let is_told = waits.has_changed().unwrap_or(true);
+        waits.mark_unchanged();
+        is_told
+    };
+    assert!(!change(WatchEvent::Changed { machine: Box::new(api_2) }));
+    assert!(!change(WatchEvent::Removed { id: MachineId::from_bits(2) }));
+    assert!(change(WatchEvent::Changed { machine: Box::new(web_1.clone()) }));
+    assert!(change(WatchEvent::Snapshot { machines: vec![web_1.clone()] }));
+    assert!(change(WatchEvent::Removed { id: MachineId::from_bits(1) }));
+    assert!(live.machines_of(&web()).is_none());
+    // What comes later under its name is heard of by who looks again.
+    let mut waits = live.changes_of(&web());
+    take(&live, &mut book, WatchEvent::Changed { machine: Box::new(web_1) });
+    assert!(waits.has_changed().unwrap());
+    assert_eq!(live.apps().len(), 1);
+}
+
+#[test]
+fn a_machines_weight_is_what_its_labels_say_now() {
+    let (live, mut book) = (Live::default(), book());
+    let mut record = record(1, "web", MachineState::Started);
+    let mut weight = |said: Option<&str>| {
+        record.generation.counter += 1;
+        record.metadata =
+            said.map(|said| (labels::WEIGHT.to_owned(), said.to_owned())).into_iter().collect();
+        let machine = Box::new(record.clone());
+        take(&live, &mut book, WatchEvent::Changed { machine });
+        live.machines_of(&web()).unwrap()[0].load.weight()
+    };
+    assert_eq!(
+        [None, Some("25"), Some("0"), Some("x"), None].map(&mut weight),
+        [100, 25, 0, 100, 100]
+    );
+}

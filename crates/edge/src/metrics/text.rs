@@ -137,9 +137,9 @@ fn edge(text: &mut String, shared: &Shared) {
     let name = "fly_edge_tls_handshake_time_seconds";
     let help = "How long TLS handshakes took.";
     Family::new(text, name, "histogram", help).times(labels, &metrics.handshakes);
-    let held = u64::try_from(shared.wakes.held()).unwrap_or(u64::MAX);
     let help = "Requests that wait for a machine.";
-    Family::new(text, "perch_edge_held_requests", "gauge", help).sample(labels, held);
+    Family::new(text, "perch_edge_held_requests", "gauge", help)
+        .sample(labels, shared.wakes.held());
 }
 
 type Apps = [(Arc<AppKey>, Serving)];
@@ -165,6 +165,9 @@ fn of_apps(text: &mut String, shared: &Shared, apps: &Apps) {
     let (name, help) = ("perch_app_wake_seconds", "How long requests waited for a start.");
     let mut family = Family::new(text, name, "histogram", help);
     each().iter().for_each(|(labels, app)| family.times(*labels, &app.wakes));
+    let (name, help) = ("perch_app_held_requests", "Requests of an app that wait for a machine.");
+    let mut family = Family::new(text, name, "gauge", help);
+    each().iter().for_each(|(labels, app)| family.sample(*labels, app.held.get()));
 }
 
 fn of_instances(text: &mut String, shared: &Shared, apps: &Apps) {

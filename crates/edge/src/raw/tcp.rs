@@ -192,7 +192,15 @@ async fn connect(raw: &Raw, entry: &Entry) -> Result<Link, Cause> {
     let (mut tried, anywhere) = (Tried::default(), Direction::default());
     loop {
         let (app, door, random) = (&entry.app, entry.door(), raw.lot());
-        let wanted = Wanted { app, door, asks: &Once, direction: &anywhere, tried: &tried, random };
+        let wanted = Wanted {
+            app,
+            door,
+            asks: &Once,
+            direction: &anywhere,
+            tried: &tried,
+            random,
+            sticky: None,
+        };
         let Place { target, in_flight, .. } = wake::ready_machine(&raw.shared, &wanted).await?;
         let found = pick::raw(&target.record.services, entry.protocol, entry.port);
         let (service, port) = found.ok_or(Cause::NoMachine)?;

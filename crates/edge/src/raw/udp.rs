@@ -139,7 +139,15 @@ impl Flow {
     async fn connect(&self) -> Result<Link, Cause> {
         let (tried, anywhere) = (Tried::default(), Direction::default());
         let (app, door, random) = (&self.entry.app, self.entry.door(), self.raw.lot());
-        let wanted = Wanted { app, door, asks: &Once, direction: &anywhere, tried: &tried, random };
+        let wanted = Wanted {
+            app,
+            door,
+            asks: &Once,
+            direction: &anywhere,
+            tried: &tried,
+            random,
+            sticky: None,
+        };
         let Place { target, in_flight, .. } =
             wake::ready_machine(&self.raw.shared, &wanted).await?;
         let found = pick::raw(&target.record.services, self.entry.protocol, self.entry.port);

@@ -170,6 +170,93 @@ fn a_machine_that_is_asked_for_is_woken() {
 }
 
 #[test]
+fn a_session_stays_with_one_machine_until_that_is_gone() {
+    let origins = [Origin::fine(), Origin::fine(), Origin::fine()];
+    let machines = origins.iter().zip(1..).map(|(origin, id)| {
+        let mut record = machine(id, "web", MachineState::Started, origin.port);
+        record.services = serde_json::from_value(serde_json::json!([{
+            "internal_port": origin.port,
+            "ports": [{"port": 80, "handlers": ["http"],
+                "http_options": {"sticky": {"type": "cookie", "name": "sid"}}}],
+            "concurrency": {"type": "requests"},
+        }]))
+        .unwrap();
+        record
+    });
+    let world = World::new(machines.collect());
+    let counts = || origins.each_ref().map(Origin::count);
+    let mut used = [false; 3];
+    for session in 0..12 {
+        let before = counts();
+        for _ in 0..4 {
+            let answer = with(&world, &format!("Cookie: a=b; sid=s{session}"));
+            assert_eq!(status(&answer), "200", "{answer}");
+        }
+        let now = counts();
+        let got: Vec<usize> = (0..3).filter(|at| now[*at] > before[*at]).collect();
+        assert_eq!(got.len(), 1, "session {session}: {before:?} {now:?}");
+        used[got[0]] = true;
+    }
+    assert!(used.iter().filter(|used| **used).count() > 1, "they are spread");
+    world.host.set(&MachineId::from_bits(1), MachineState::Failed, false);
+    until("nothing goes to the one that is gone", || {
+        let before = origins[0].count();
+        (0..12).for_each(|session| drop(with(&world, &format!("Cookie: sid=s{session}"))));
+        origins[0].count() == before
+    });
+    assert_eq!(status(&with(&world, "Cookie: sid=s0")), "200");
+}
+
+#[test]
+fn a_client_that_does_not_end_its_body_takes_no_machine_out() {
+    let (one, two) = (Origin::new(silent), Origin::fine());
+    let head = "POST / HTTP/1.1\r\nHost: web.perch.localhost\r\nConnection: close\r\n";
+    // Five of those that the machine does not answer although they were said whole wake another.
+    for (length, starts) in [(10, 0), (1, 1)] {
+        let world = World::with(
+            vec![
+                machine(1, "web", MachineState::Started, one.port),
+                machine(2, "web", MachineState::Stopped, two.port),
+            ],
+            Limits { answer: Duration::from_millis(200), ..Limits::default() },
+        );
+        for _ in 0..5 {
+            let request = format!("{head}Content-Length: {length}\r\n\r\na");
+            let answer = world.raw(request.as_bytes());
+            assert!(status(&answer).starts_with(['4', '5']), "{answer}");
+        }
+        assert_eq!(status(&world.get("web", "/fine")), "200");
+        assert_eq!(world.host.starts.load(Ordering::SeqCst), starts, "{length}");
+    }
+}
+
+/// Answers late but what is fine.
+fn silent(head: &str) -> String {
+    if !head.contains("/fine") {
+        std::thread::sleep(Duration::from_secs(2));
+    }
+    OK.to_owned()
+}
+
+#[test]
+fn clients_that_ask_for_errors_take_no_machine_from_others() {
+    let broken = Origin::new(|head| {
+        let status = if head.contains("/bad") { "500 No" } else { "200 OK" };
+        format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n")
+    });
+    let world = World::new(vec![
+        machine(1, "web", MachineState::Started, broken.port),
+        machine(2, "web", MachineState::Stopped, 1),
+    ]);
+    assert_eq!(status(&world.get("web", "/")), "200");
+    for _ in 0..20 {
+        assert_eq!(status(&world.get("web", "/bad")), "500");
+    }
+    assert_eq!(status(&world.get("web", "/")), "200");
+    assert_eq!(world.host.starts.load(Ordering::SeqCst), 0, "none was woken for it");
+}
+
+#[test]
 fn a_machine_that_only_fails_is_left_out_while_another_answers() {
     let broken = Origin::new(|_| {
         "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n".to_owned()

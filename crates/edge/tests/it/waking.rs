@@ -1,12 +1,13 @@
 //! Machines that do not run when a request comes.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use perch_edge::Limits;
 use perch_types::MachineState;
 
-use crate::world::{OnStart, Origin, World, machine, status};
+use crate::world::{OnStart, Origin, World, machine, status, until};
 
 fn short() -> Limits {
     Limits { hold: Duration::from_millis(600), ..Limits::default() }
@@ -42,6 +43,93 @@ fn a_refused_start_is_a_503() {
     let answer = world.get("web", "/");
     assert!(status(&answer) == "503" && answer.contains("PM07"), "{answer}");
     assert!(answer.to_ascii_lowercase().contains("retry-after: 5"), "{answer}");
+}
+
+#[test]
+fn a_refused_start_is_tried_on_the_next_machine_and_503_only_when_none_is_left() {
+    let origin = Origin::fine();
+    let asleep = |id| machine(id, "web", MachineState::Stopped, origin.port);
+    let world = World::new((1..=4).map(asleep).collect());
+    let refuse = |id| {
+        let id = perch_types::MachineId::from_bits(id);
+        world.host.on_start_of.lock().unwrap().insert(id, OnStart::Refused);
+    };
+    (1..=3).for_each(refuse);
+    // More of them than a program that ends at once is started.
+    let answer = world.get("web", "/");
+    assert_eq!(status(&answer), "200", "{answer}");
+    assert_eq!(world.host.starts.load(Ordering::SeqCst), 4);
+    world.host.set(&perch_types::MachineId::from_bits(4), MachineState::Failed, false);
+    until("the edge has heard of it", || world.get("web", "/").contains("PM07"));
+}
+
+#[test]
+fn machines_over_their_soft_limit_have_another_started_and_nobody_waits_for_it() {
+    let (gate, origin) = (Arc::new(AtomicBool::new(false)), Origin::fine());
+    let wait = Arc::clone(&gate);
+    let busy = Origin::new(move |head| {
+        if head.contains("/slow") {
+            until("the gate opens", || wait.load(Ordering::SeqCst));
+        }
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned()
+    });
+    let mut first = machine(1, "web", MachineState::Started, busy.port);
+    first.services[0].concurrency =
+        serde_json::from_str(r#"{"type": "requests", "soft_limit": 1}"#).unwrap();
+    let world = World::new(vec![first, machine(2, "web", MachineState::Stopped, origin.port)]);
+    *world.host.on_start.lock().unwrap() = OnStart::NeverReady;
+    assert_eq!(status(&world.get("web", "/")), "200");
+    assert_eq!(world.host.starts.load(Ordering::SeqCst), 0, "it is under its limit");
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| world.get("web", "/slow"));
+        until("the slow one is there", || busy.count() == 2);
+        // Answered by the one that runs: the other never gets ready.
+        assert_eq!(status(&world.get("web", "/")), "200");
+        until("another is started", || world.host.starts.load(Ordering::SeqCst) == 1);
+        until("it has its share", || {
+            world.host.set(&perch_types::MachineId::from_bits(2), MachineState::Started, true);
+            world.get("web", "/");
+            origin.count() > 0
+        });
+        gate.store(true, Ordering::SeqCst);
+        assert_eq!(status(&slow.join().unwrap()), "200");
+    });
+    assert_eq!(world.host.starts.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn an_app_that_does_not_get_up_leaves_places_to_others() {
+    let origin = Origin::fine();
+    let limits = Limits { held_app_max: 1, ..Limits::default() };
+    let world = World::with(
+        vec![
+            machine(1, "web", MachineState::Stopped, 1),
+            machine(2, "other", MachineState::Stopped, origin.port),
+        ],
+        limits,
+    );
+    let deaf = perch_types::MachineId::from_bits(1);
+    world.host.on_start_of.lock().unwrap().insert(deaf.clone(), OnStart::NeverReady);
+    let readings = world.readings();
+    let held = |app: &str| {
+        let name = format!("perch_app_held_requests{{app=\"{app}\"");
+        let text = readings.text();
+        let line = text.lines().find(|line| line.starts_with(&name)).unwrap();
+        line.rsplit(' ').next().unwrap().to_owned()
+    };
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| world.get("web", "/"));
+        until("one waits", || held("web") == "1");
+        let second = world.get("web", "/");
+        assert!(status(&second) == "503" && second.contains("PR04"), "{second}");
+        assert_eq!(status(&world.get("other", "/")), "200");
+        until("it does not start any more", || {
+            world.host.set(&deaf, MachineState::Failed, false);
+            first.is_finished()
+        });
+        assert_eq!(status(&first.join().unwrap()), "503");
+    });
+    assert_eq!((held("web").as_str(), held("other").as_str()), ("0", "0"));
 }
 
 #[test]

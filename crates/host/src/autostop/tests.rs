@@ -210,3 +210,23 @@ fn it_is_looked_again_when_something_may_be_so() {
         assert_eq!(decide(&members, IDLE, u64::MAX).again_ms, want, "{name}");
     }
 }
+
+#[test]
+fn no_request_wakes_a_machine_that_stands_by_or_has_a_schedule() {
+    for (more, want) in [
+        (json!({}), true),
+        (json!({"standbys": []}), true),
+        (json!({"standbys": ["00000000000abc"]}), false),
+        (json!({"schedule": "daily"}), false),
+    ] {
+        let mut config = json!({"services": [service(json!("stop")), service(json!("off"))]});
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let machine = machine(config);
+        let published = machine.record(HostId::from_bits(1));
+        assert_eq!(published.services.len(), 2);
+        for (one, own) in published.services.iter().zip(&machine.config.services) {
+            assert_eq!(one.starts_on_request(), want, "{more}");
+            assert_eq!(own.autostart, None, "what the user said stays");
+        }
+    }
+}

@@ -39,6 +39,24 @@ pub struct HttpOptions {
     /// Which replays are remembered for a session.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub replay_cache: Vec<ReplayCacheRule>,
+    /// Where the name of a session is found whose requests stay with one machine while that is
+    /// ready and under its hard limit. Perch's own key: Fly.io has none like it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<Sticky>,
+    /// Every other key, kept.
+    #[serde(flatten)]
+    pub other: Other,
+}
+
+/// Where the name of a session is found whose requests stay with one machine.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Sticky {
+    /// A cookie or a header field.
+    #[serde(default, rename = "type")]
+    pub kind: SessionKind,
+    /// The name of it.
+    #[serde(default)]
+    pub name: String,
     /// Every other key, kept.
     #[serde(flatten)]
     pub other: Other,
@@ -154,6 +172,7 @@ mod tests {
             "response": {"headers": {"server": false, "x-a": ["1", "2"]}, "pristine": true},
             "replay_cache": [{"path_prefix": "/a/", "ttl_seconds": 60, "type": "header",
                 "name": "x-session", "allow_bypass": true}],
+            "sticky": {"type": "cookie", "name": "sid"},
             "from_the_future": 1,
         });
         let read: HttpOptions = serde_json::from_value(text.clone()).unwrap();

@@ -34,6 +34,8 @@ pub(crate) struct Host {
     machines: Mutex<BTreeMap<MachineId, MachineRecord>>,
     watchers: Mutex<Vec<mpsc::Sender<String>>>,
     pub(crate) on_start: Mutex<OnStart>,
+    /// Where it differs for one machine.
+    pub(crate) on_start_of: Mutex<BTreeMap<MachineId, OnStart>>,
     pub(crate) starts: AtomicUsize,
     /// Machines that the edge said to be drained.
     pub(crate) drained: Mutex<Vec<(MachineId, Generation)>>,
@@ -49,6 +51,7 @@ impl Host {
             machines: Mutex::default(),
             watchers: Mutex::default(),
             on_start: Mutex::new(OnStart::Ready),
+            on_start_of: Mutex::default(),
             starts: AtomicUsize::new(0),
             drained: Mutex::default(),
             loads: Mutex::default(),
@@ -120,7 +123,8 @@ async fn watch(State(host): State<Arc<Host>>) -> Response {
 
 async fn command(State(host): State<Arc<Host>>, Path(id): Path<MachineId>) -> Response {
     host.starts.fetch_add(1, Ordering::SeqCst);
-    let on_start = *host.on_start.lock().unwrap();
+    let own = host.on_start_of.lock().unwrap().get(&id).copied();
+    let on_start = own.unwrap_or_else(|| *host.on_start.lock().unwrap());
     let before = host.machines.lock().unwrap()[&id].clone();
     if on_start == OnStart::Refused {
         let error = ApiError::new(Code::InsufficientCapacity, "no room");
