@@ -11,13 +11,14 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::StreamExt as _;
 use perch_seal::Purpose;
-use perch_store::Store;
+use perch_store::{Store, turning};
 use perch_types::certificate_docs::{
     CertificateOrder, ChallengeAnswer, ChallengeMethod, PREFIX, ServedCertificate, order_key,
     served_key,
 };
 use perch_types::certificates::{CertificateSource, WILDCARD, below_wildcard};
 use perch_types::clock::Clock;
+use perch_types::pulse::Pulse;
 use perch_types::{AppName, OrgSlug, Secret, Timestamp};
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
@@ -60,6 +61,8 @@ struct Shared {
     key: Arc<EdgeKey>,
     clock: Arc<dyn Clock>,
     changes: watch::Sender<u64>,
+    /// Shows that the directory is followed.
+    pulse: Pulse,
 }
 
 impl fmt::Debug for Shared {
@@ -99,9 +102,15 @@ impl CertificateView {
     #[must_use]
     pub fn start(store: Arc<dyn Store>, key: Arc<EdgeKey>, clock: Arc<dyn Clock>) -> Self {
         let (snapshot, changes) = (ArcSwap::default(), watch::Sender::new(0));
-        let shared = Arc::new(Shared { snapshot, key, clock, changes });
+        let shared = Arc::new(Shared { snapshot, key, clock, changes, pulse: Pulse::default() });
         let follower = tokio::spawn(follow(store, Arc::clone(&shared)));
         Self { inner: Arc::new(Inner { shared, follower }) }
+    }
+
+    /// Returns the signs of life of the task that follows the directory.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.inner.shared.pulse.clone()
     }
 
     /// Returns the certificate of a host name in lower case: its own, or the one for all names
@@ -257,12 +266,13 @@ async fn follow(store: Arc<dyn Store>, shared: Arc<Shared>) {
     let mut pause = PAUSE_MIN;
     loop {
         let before = *shared.changes.borrow();
-        if let Err(error) = follow_once(store.as_ref(), &shared).await {
+        let followed = turning(&shared.pulse, follow_once(store.as_ref(), &shared)).await;
+        if let Err(error) = followed {
             tracing::warn!(error = chain(&error), "lost the directory: serving known certificates");
         }
         let went = *shared.changes.borrow() != before;
         pause = if went { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
-        tokio::time::sleep(pause).await;
+        turning(&shared.pulse, tokio::time::sleep(pause)).await;
     }
 }
 

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use perch_store::{Event as Change, LeaseId, Store};
+use perch_store::{Event as Change, LeaseId, Store, turning};
 use perch_types::Timestamp;
 use perch_types::certificate_docs::{CertificateOrder, PREFIX, order_key};
 use perch_types::clock::Clock;
+use perch_types::pulse::Pulse;
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -67,6 +68,7 @@ pub struct WorkerConfig {
 pub struct Worker {
     task: JoinHandle<()>,
     awake: Arc<Notify>,
+    pulse: Pulse,
 }
 
 impl Worker {
@@ -75,8 +77,15 @@ impl Worker {
     pub fn start(config: WorkerConfig) -> Self {
         let awake = Arc::new(Notify::new());
         let context = Arc::new(Context { config, placed: Mutex::default() });
-        let task = tokio::spawn(work(context, Arc::clone(&awake)));
-        Self { task, awake }
+        let pulse = Pulse::default();
+        let task = tokio::spawn(work(context, Arc::clone(&awake), pulse.clone()));
+        Self { task, awake, pulse }
+    }
+
+    /// Returns its signs of life.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Has it look now at what is due.
@@ -104,9 +113,9 @@ impl fmt::Debug for Context {
     }
 }
 
-async fn work(context: Arc<Context>, awake: Arc<Notify>) {
+async fn work(context: Arc<Context>, awake: Arc<Notify>, pulse: Pulse) {
     loop {
-        if let Err(error) = follow(&context, &awake).await {
+        if let Err(error) = turning(&pulse, follow(&context, &awake)).await {
             tracing::warn!(error = chain(&error), "orders of certificates not followed");
         }
         tokio::time::sleep(FOLLOW_PAUSE).await;

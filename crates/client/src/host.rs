@@ -14,9 +14,9 @@ use perch_types::api::{
 use perch_types::directory::{Generation, VolumeRecord};
 use perch_types::exec::ExecSpec;
 use perch_types::host::{
-    Accepted, Command, CreateMachine, CreateVolume, Drained, HostInfo, HostMachine, HostSnapshot,
-    Loads, LogsQuery, PREFIX, PoolRoom, Rest, VolumeCommand, WATCH_HEARTBEAT_MS, WaitQuery,
-    WatchEvent,
+    Accepted, Command, CreateMachine, CreateVolume, Drained, EdgeNote, HostInfo, HostMachine,
+    HostSnapshot, Loads, LogsQuery, PREFIX, PoolRoom, Rest, VolumeCommand, WATCH_HEARTBEAT_MS,
+    WaitQuery, WatchEvent,
 };
 use perch_types::{AppName, MachineId, SnapshotId, VolumeId};
 
@@ -247,6 +247,14 @@ impl HostClient {
     /// When the host does not answer.
     pub async fn rest(&self, id: &MachineId, rest: Rest) -> Result<(), HostError> {
         self.connection.done(request(Method::POST, &of(id, "/rest")).with_json(&rest)?).await
+    }
+
+    /// Has a line written into a machine's log, which may be lost.
+    ///
+    /// # Errors
+    /// When there is no such machine or code, or the host does not answer.
+    pub async fn note(&self, id: &MachineId, note: &EdgeNote) -> Result<(), HostError> {
+        self.connection.done(request(Method::POST, &of(id, "/note")).with_json(note)?).await
     }
 
     /// Returns what takes the host's disk.

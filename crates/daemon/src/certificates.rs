@@ -15,6 +15,7 @@ use perch_dns::Lookups;
 use perch_store::Store;
 use perch_types::certificates::RecordType;
 use perch_types::clock::Clock;
+use perch_types::pulse::Watchdog;
 use rustls::sign::CertifiedKey;
 
 use crate::config::Config;
@@ -77,6 +78,14 @@ impl Certificates {
             key: self.key.public().clone(),
             dns: Arc::clone(&self.dns),
             orders: self.worker.is_some(),
+        }
+    }
+
+    /// Has the tasks that follow certificates and carry orders out watched.
+    pub(crate) fn watch(&self, watchdog: &Watchdog, now_ms: u64) {
+        watchdog.watch("certificates", self.view.pulse(), now_ms);
+        if let Some(worker) = &self.worker {
+            watchdog.watch("certificate orders", worker.pulse(), now_ms);
         }
     }
 

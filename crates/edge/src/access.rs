@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::Method;
-use perch_types::AppName;
+use perch_types::{AppName, MachineId};
 
+use crate::account::End;
 use crate::cause::Cause;
 
 /// Events a second when nothing else was said.
@@ -19,10 +20,24 @@ pub(crate) const PER_S_DEFAULT: u32 = 100;
 pub(crate) struct Access<'a> {
     pub(crate) request_id: &'a str,
     pub(crate) method: &'a Method,
+    /// Which HTTP.
+    pub(crate) protocol: &'static str,
+    pub(crate) over_tls: bool,
     pub(crate) app: Option<&'a AppName>,
+    /// The machine that it went to last.
+    pub(crate) machine: Option<&'a MachineId>,
     pub(crate) status: u16,
     pub(crate) cause: Option<Cause>,
+    /// Bytes of the bodies, or of the tunnel that it became.
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    /// How long it waited for a machine that was started for it.
+    pub(crate) wake: Option<Duration>,
+    /// How long its answer took to begin.
+    pub(crate) head: Option<Duration>,
+    /// How long all of it took.
     pub(crate) took: Duration,
+    pub(crate) end: End,
 }
 
 impl Access<'_> {
@@ -33,15 +48,27 @@ impl Access<'_> {
             target: "access",
             request = self.request_id,
             method = %self.method,
+            protocol = self.protocol,
+            tls = self.over_tls,
             app = self.app.map(AppName::as_str),
+            machine = self.machine.map(MachineId::as_str),
             status = self.status,
             code = self.cause.map(Cause::code),
             fault = self.cause.map(|cause| tracing::field::debug(cause.fault())),
-            took_us = u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX),
+            bytes_in = self.bytes_in,
+            bytes_out = self.bytes_out,
+            wake_ms = self.wake.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
+            head_us = self.head.map(micros),
+            took_us = micros(self.took),
+            end = self.end.name(),
             left_out = (left_out > 0).then_some(left_out),
-            "request answered"
+            "request ended"
         );
     }
+}
+
+fn micros(took: Duration) -> u64 {
+    u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Chooses which events are written.
@@ -65,7 +92,7 @@ impl Sampler {
 
     /// Returns how many were left out before this event, which is to be written; nothing when it
     /// is left out too.
-    fn take(&self, now_ms: u64) -> Option<u64> {
+    pub(crate) fn take(&self, now_ms: u64) -> Option<u64> {
         let (second, before) = (now_ms / 1_000, self.second.load(Ordering::Relaxed));
         let turn = |before| {
             self.second.compare_exchange(before, second, Ordering::Relaxed, Ordering::Relaxed)
@@ -79,8 +106,13 @@ impl Sampler {
         if has_room {
             return Some(self.left_out.swap(0, Ordering::Relaxed));
         }
-        self.left_out.fetch_add(1, Ordering::Relaxed);
+        self.leave_out(1);
         None
+    }
+
+    /// Counts events that were not written although there was room.
+    pub(crate) fn leave_out(&self, count: u64) {
+        self.left_out.fetch_add(count, Ordering::Relaxed);
     }
 }
 
@@ -159,16 +191,33 @@ mod tests {
     fn an_event_says_what_became_of_a_request_and_nothing_that_is_not_known() {
         let (kept, sampler) = (Kept::default(), Sampler::new(2));
         let app: AppName = "web".parse().unwrap();
+        let machine = MachineId::from_bits(1);
         let fine = Access {
             request_id: "01A-ams",
             method: &Method::GET,
+            protocol: "h2",
+            over_tls: true,
             app: Some(&app),
+            machine: Some(&machine),
             status: 200,
             cause: None,
+            bytes_in: 5,
+            bytes_out: 7,
+            wake: Some(Duration::from_millis(45)),
+            head: Some(Duration::from_millis(2)),
             took: Duration::from_millis(3),
+            end: End::Whole,
         };
-        let bad = Access { app: None, status: 404, cause: Some(Cause::UnknownHost), ..fine };
-        let fine = Access { app: Some(&app), status: 200, cause: None, ..bad };
+        let bad = Access {
+            app: None,
+            machine: None,
+            status: 404,
+            cause: Some(Cause::UnknownHost),
+            wake: None,
+            head: None,
+            end: End::Left,
+            ..fine
+        };
         tracing::subscriber::with_default(kept.clone(), || {
             for (access, now_ms) in [(&fine, 1_000), (&bad, 1_000), (&bad, 1_000), (&fine, 2_000)] {
                 access.write(&sampler, now_ms);
@@ -177,10 +226,26 @@ mod tests {
         let text = kept.0.lock().unwrap().clone();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3, "{text}");
-        for part in
-            ["request=\"01A-ams\"", "method=GET", "app=\"web\"", "status=200", "took_us=3000"]
-        {
+        let of_machine = format!("machine=\"{machine}\"");
+        for part in [
+            "request=\"01A-ams\"",
+            "method=GET",
+            "protocol=\"h2\"",
+            "tls=true",
+            "app=\"web\"",
+            &of_machine,
+            "status=200",
+            "bytes_in=5",
+            "bytes_out=7",
+            "wake_ms=45",
+            "head_us=2000",
+            "took_us=3000",
+            "end=\"whole\"",
+        ] {
             assert!(lines[0].contains(part), "{part}: {}", lines[0]);
+        }
+        for field in ["app=", "machine=", "wake_ms=", "head_us="] {
+            assert!(!lines[1].contains(field), "{field}: {}", lines[1]);
         }
         assert!(!lines[0].contains("code=") && !lines[0].contains("left_out="), "{}", lines[0]);
         assert!(lines[1].contains("code=\"PE01\"") && lines[1].contains("fault=Client"), "{text}");

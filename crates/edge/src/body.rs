@@ -45,7 +45,7 @@ pub(crate) struct MachineBody {
     back: Option<Back>,
     idle: Duration,
     silence: Timer,
-    in_flight: InFlight,
+    _in_flight: InFlight,
 }
 
 /// Why an answer breaks off.
@@ -73,7 +73,7 @@ impl MachineBody {
         in_flight: InFlight,
     ) -> Self {
         let silence = Timer::default();
-        let mut body = Self { incoming, back, idle, silence, in_flight };
+        let mut body = Self { incoming, back, idle, silence, _in_flight: in_flight };
         if body.incoming.is_end_stream() {
             body.give_back();
         }
@@ -108,9 +108,6 @@ impl MachineBody {
         let polled = Pin::new(&mut self.incoming).poll_frame(context);
         if polled.is_ready() {
             self.silence.reset();
-        }
-        if let Poll::Ready(Some(Ok(frame))) = &polled {
-            self.in_flight.metrics().bytes_out.add(bytes_of(frame));
         }
         match &polled {
             Poll::Ready(None) => self.give_back(),

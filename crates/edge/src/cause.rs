@@ -29,6 +29,10 @@ pub enum Cause {
     Exited,
     /// A machine runs and does not listen where its service says.
     NotListening,
+    /// The app has as many connections of clients as one app may.
+    Crowded,
+    /// A file of the app's image could not be read.
+    StaticUnread,
     /// Every machine is at its hard limit.
     Full,
     /// Too many requests wait for the app to start.
@@ -72,7 +76,7 @@ pub enum Fault {
 
 impl Cause {
     /// Every cause there is.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::BadRequest,
         Self::HeadTooLarge,
         Self::Misdirected,
@@ -83,6 +87,8 @@ impl Cause {
         Self::WakeFailed,
         Self::Exited,
         Self::NotListening,
+        Self::Crowded,
+        Self::StaticUnread,
         Self::Full,
         Self::QueueFull,
         Self::Upstream,
@@ -122,6 +128,8 @@ impl Cause {
             Self::NoMachine
             | Self::NotStartable
             | Self::WakeFailed
+            | Self::Crowded
+            | Self::StaticUnread
             | Self::Full
             | Self::QueueFull => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -131,8 +139,8 @@ impl Cause {
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
-            Self::BadRequest => "PU01",
-            Self::HeadTooLarge => "PU04",
+            Self::BadRequest => "PE03",
+            Self::HeadTooLarge => "PE04",
             Self::Misdirected => "PT01",
             Self::HeadSlow => "PE02",
             Self::UnknownHost => "PE01",
@@ -141,6 +149,8 @@ impl Cause {
             Self::WakeFailed => "PM07",
             Self::Exited => "PM01",
             Self::NotListening => "PC01",
+            Self::Crowded => "PR07",
+            Self::StaticUnread => "PR05",
             Self::Full => "PR03",
             Self::QueueFull => "PR04",
             Self::Upstream => "PC02",
@@ -172,7 +182,10 @@ impl Cause {
             Self::WakeFailed => "This app could not be started.",
             Self::Exited => "This app stopped right after it was started.",
             Self::NotListening => "This app does not listen for requests.",
-            Self::Full | Self::QueueFull => "This app is busy. Try again in a moment.",
+            Self::StaticUnread => "A file of this app could not be read. Try again in a moment.",
+            Self::Crowded | Self::Full | Self::QueueFull => {
+                "This app is busy. Try again in a moment."
+            }
             Self::Upstream => "This app closed the connection before it answered.",
             Self::Slow => "This app did not answer in time.",
             Self::BadAnswer => "This app's answer could not be understood.",
@@ -216,6 +229,8 @@ impl Cause {
             | Self::Misdirected
             | Self::HeadSlow
             | Self::UnknownHost
+            | Self::Crowded
+            | Self::StaticUnread
             | Self::Full
             | Self::QueueFull => "",
         }
@@ -236,6 +251,7 @@ impl Cause {
             | Self::NotStartable
             | Self::Exited
             | Self::NotListening
+            | Self::Crowded
             | Self::Full
             | Self::QueueFull
             | Self::Upstream
@@ -247,7 +263,7 @@ impl Cause {
             | Self::ReplayDenied
             | Self::ReplaySwitched
             | Self::ReplayLate => Fault::Machine,
-            Self::WakeFailed | Self::HostAway => Fault::Platform,
+            Self::WakeFailed | Self::StaticUnread | Self::HostAway => Fault::Platform,
         }
     }
 
@@ -255,7 +271,7 @@ impl Cause {
     #[must_use]
     pub const fn retry_after_s(self) -> Option<u32> {
         match self {
-            Self::Full | Self::QueueFull => Some(1),
+            Self::Crowded | Self::StaticUnread | Self::Full | Self::QueueFull => Some(1),
             Self::WakeFailed | Self::HostAway => Some(5),
             Self::BadRequest
             | Self::HeadTooLarge

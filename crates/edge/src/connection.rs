@@ -18,7 +18,6 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::body::ReplyBody;
 use crate::far::{self, Far};
 use crate::h2;
 use crate::listen::Worker;
@@ -65,19 +64,19 @@ pub(crate) async fn serve(
                 tokio::time::timeout(CLOSE_MAX, stream.shutdown()).await.ok();
                 return;
             }
-            let most = worker.shared.limits.app_connections_max;
-            let seat = secure.tenant.as_ref().map(|app| worker.crowd.seat_app(app, most));
-            if matches!(seat, Some(None)) {
-                tracing::debug!(limit = most, "connections to an app at their limit");
+            let tenant = secure.tenant.clone();
+            let peer = Peer::new(client, port, Some(secure));
+            // A plain connection is counted with its first request: until then it is nobody's.
+            if tenant.is_some_and(|app| !peer.sits_with(&worker.shared, &app)) {
+                let limit = worker.shared.limits.app_connections_max;
+                tracing::debug!(limit, "connections to an app at their limit");
                 return;
             }
-            let peer = Peer::new(client, port, Some(secure));
             if is_h2 {
                 Box::pin(h2::serve(worker, stream, peer, stopping)).await;
             } else {
                 Box::pin(serve_http1(worker, stream, peer, stopping)).await;
             }
-            drop(seat);
         }
         Door::Far(far) => Box::pin(far::serve(worker, far, stream, stopping)).await,
     }
@@ -159,7 +158,7 @@ async fn serve_http1<S>(
 }
 
 /// Tells a client whose edge has been stopped that this answer is the last of its connection.
-fn say_if_last(response: &mut Response<ReplyBody>, stopping: &watch::Receiver<bool>) {
+fn say_if_last<B>(response: &mut Response<B>, stopping: &watch::Receiver<bool>) {
     if *stopping.borrow() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }

@@ -1,16 +1,17 @@
-//! How many connections there are of an address, of an app, and in the middle of a handshake: one
-//! count a loop.
+//! How many connections there are of an address, in the middle of a handshake, and of an app.
 //!
-//! Never shared between loops, so that counting takes no lock: the kernel spreads connections over
-//! the loops, and so each loop's limit is a share of the server's.
+//! Never a lock: addresses and handshakes are counted a loop, and as the kernel spreads connections
+//! over the loops each one's limit is a share of the server's. An app's connections, plain or under
+//! TLS, are one number of all loops together.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::rc::Rc;
+use std::sync::Arc;
 
-use crate::live::AppKey;
+use crate::metrics::AppMetrics;
 
 /// An address of one customer of a network: all of IPv4, the network part of IPv6.
 const IPV6_NETWORK: u128 = !0 << 64;
@@ -22,7 +23,6 @@ pub(crate) struct Crowd(Rc<RefCell<Counts>>);
 #[derive(Debug, Default)]
 struct Counts {
     addresses: HashMap<IpAddr, usize>,
-    apps: HashMap<AppKey, usize>,
     handshakes: usize,
 }
 
@@ -36,7 +36,6 @@ pub(crate) struct Seat {
 #[derive(Debug)]
 enum Place {
     Address(IpAddr),
-    App(AppKey),
     Handshake,
 }
 
@@ -46,12 +45,6 @@ impl Crowd {
         let network = network(client);
         let is_counted = count(&mut self.0.borrow_mut().addresses, network, max);
         is_counted.then(|| self.seat(Place::Address(network)))
-    }
-
-    /// Counts a connection to an app.
-    pub(crate) fn seat_app(&self, app: &AppKey, max: usize) -> Option<Seat> {
-        let is_counted = count(&mut self.0.borrow_mut().apps, app.clone(), max);
-        is_counted.then(|| self.seat(Place::App(app.clone())))
     }
 
     /// Counts a handshake.
@@ -75,9 +68,28 @@ impl Drop for Seat {
         let mut counts = self.crowd.0.borrow_mut();
         match &self.place {
             Place::Address(network) => uncount(&mut counts.addresses, network),
-            Place::App(app) => uncount(&mut counts.apps, app),
             Place::Handshake => counts.handshakes = counts.handshakes.saturating_sub(1),
         }
+    }
+}
+
+/// A connection that is counted among an app's until this is dropped.
+#[derive(Debug)]
+pub(crate) struct AppSeat(Arc<AppMetrics>);
+
+impl AppSeat {
+    /// Counts a connection; nothing when that would be one more than `max`.
+    pub(crate) fn take(app: &Arc<AppMetrics>, max: usize) -> Option<Self> {
+        let before = app.connections.enter();
+        // Given back by its end where there was no room.
+        let seat = Self(Arc::clone(app));
+        usize::try_from(before).is_ok_and(|before| before < max).then_some(seat)
+    }
+}
+
+impl Drop for AppSeat {
+    fn drop(&mut self) {
+        self.0.connections.leave();
     }
 }
 
@@ -115,8 +127,6 @@ fn network(client: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use perch_types::OrgSlug;
-
     use super::*;
 
     #[test]
@@ -135,18 +145,29 @@ mod tests {
     }
 
     #[test]
-    fn e5_apps_and_handshakes_are_counted_apart_and_nothing_stays() {
+    fn e5_handshakes_and_addresses_are_counted_apart_and_nothing_stays() {
         let crowd = Crowd::default();
-        let app = |name: &str| AppKey { org: OrgSlug::personal(), name: name.parse().unwrap() };
-        let web = crowd.seat_app(&app("web"), 1).unwrap();
-        assert!(crowd.seat_app(&app("web"), 1).is_none());
-        let other = crowd.seat_app(&app("other"), 1).unwrap();
         let shaking = crowd.seat_handshake(1).unwrap();
         assert!(crowd.seat_handshake(1).is_none());
-        drop((web, other, shaking));
+        drop(shaking);
         let address = crowd.seat_address("192.0.2.1".parse().unwrap(), 1);
         drop(address);
         let counts = crowd.0.borrow();
-        assert!(counts.apps.is_empty() && counts.addresses.is_empty() && counts.handshakes == 0);
+        assert!(counts.addresses.is_empty() && counts.handshakes == 0);
+    }
+
+    #[test]
+    fn e5_an_apps_connections_are_one_number_whichever_loop_they_are_at() {
+        let (web, other) = (Arc::new(AppMetrics::default()), Arc::new(AppMetrics::default()));
+        let seats: Vec<_> = std::thread::scope(|scope| {
+            let loops: Vec<_> = (0..4).map(|_| scope.spawn(|| AppSeat::take(&web, 2))).collect();
+            loops.into_iter().filter_map(|one| one.join().unwrap()).collect()
+        });
+        assert_eq!(seats.len(), 2);
+        assert!(AppSeat::take(&other, 0).is_none());
+        drop(seats);
+        assert_eq!((web.connections.get(), other.connections.get()), (0, 0));
+        let _again = AppSeat::take(&web, 1).unwrap();
+        assert!(AppSeat::take(&web, 1).is_none());
     }
 }

@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::Limits;
+use crate::account::{Account, End};
 use crate::body::{Back, MachineBody, ReplyBody};
 use crate::cause::Cause;
 use crate::live::{InFlight, Target};
@@ -83,6 +84,7 @@ pub(crate) struct Hop<'a> {
     /// The client's connection, where the machine's side of it is for it alone.
     pub(crate) client: u64,
     pub(crate) in_flight: InFlight,
+    pub(crate) account: &'a Rc<Account>,
 }
 
 /// Returns under what a machine's connections are kept.
@@ -279,7 +281,8 @@ impl Hop<'_> {
             let machine = hyper::upgrade::on(&mut response);
             headers::restore_upgrade(response.headers_mut(), protocol);
             let in_flight = self.in_flight.into_tunnel();
-            tokio::task::spawn_local(tunnel(client, machine, idle, in_flight));
+            let account = Rc::clone(self.account);
+            tokio::task::spawn_local(tunnel(client, machine, idle, in_flight, account));
             return Ok(Sent { response: response.map(|_| ReplyBody::Page(None)), switch: None });
         }
         let back = match sender {
@@ -330,25 +333,33 @@ fn cause_of(error: &hyper::Error) -> Cause {
 }
 
 /// Copies bytes both ways until one side ends or nothing moves for `idle`.
-async fn tunnel(client: OnUpgrade, machine: OnUpgrade, idle: Duration, in_flight: InFlight) {
+async fn tunnel(
+    client: OnUpgrade,
+    machine: OnUpgrade,
+    idle: Duration,
+    in_flight: InFlight,
+    account: Rc<Account>,
+) {
     let (Ok(client), Ok(machine)) = (client.await, machine.await) else {
         return;
     };
     let motion = Motion::new();
     let mut client = Moving::new(TokioIo::new(client), &motion);
     let mut machine = Moving::new(TokioIo::new(machine), &motion);
-    tokio::select! {
-        copied = tokio::io::copy_bidirectional(&mut client, &mut machine) => {
-            if let Err(error) = copied {
+    let end = tokio::select! {
+        copied = tokio::io::copy_bidirectional(&mut client, &mut machine) => match copied {
+            Ok(_) => End::Whole,
+            Err(error) => {
                 tracing::debug!(%error, "tunnel ended");
+                End::Broken
             }
-        }
+        },
         () = motion.is_still(idle) => {
             tracing::debug!(limit_s = idle.as_secs(), "tunnel over which nothing moved ended");
+            End::Idle
         }
-    }
-    in_flight.metrics().bytes_in.add(client.taken());
-    in_flight.metrics().bytes_out.add(machine.taken());
+    };
+    account.tunnelled(client.taken(), machine.taken(), end);
     drop(in_flight);
 }
 

@@ -22,7 +22,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::body::{BodyError, ReplyBody};
+use crate::account::Accounted;
+use crate::body::BodyError;
 use crate::connection::asked_to_stop;
 use crate::listen::Worker;
 use crate::patience::Timer;
@@ -203,7 +204,7 @@ impl Pace {
 /// room for that.
 #[derive(Debug)]
 struct PacedBody {
-    inner: ReplyBody,
+    inner: Accounted,
     pace: Rc<Pace>,
 }
 

@@ -9,13 +9,15 @@
 //! [`redirect`] (to HTTPS), [`direction`] (where it wants to go), [`pick`] (a ready machine, less
 //! loaded), [`wake`] (only if none is ready: start one and hold the request, or queue up),
 //! [`forward`] (connect, copy), [`replaying`] (again, elsewhere, if the app says so), [`compress`],
-//! [`reply`] (pages), [`access`] (one event) and [`metrics`] (what is counted).
+//! [`reply`] (pages), [`account`] (until all of it is over), [`access`] (one event), [`metrics`]
+//! (what is counted) and [`owners`] (a code in the app's own log).
 //!
 //! A machine of another host is reached through the edge there, which counts, holds and wakes:
 //! [`far`]. What is no HTTP goes another way to the machines of this host: [`raw`].
 #![forbid(unsafe_code)]
 
 mod access;
+mod account;
 mod body;
 mod cause;
 mod challenge;
@@ -35,6 +37,7 @@ mod live;
 mod metrics;
 mod origin2;
 mod outlier;
+mod owners;
 mod patience;
 mod peer;
 mod pick;
@@ -60,12 +63,12 @@ use std::convert::Infallible;
 use std::fmt;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use perch_client::HostClient;
 use perch_store::view::ViewHandle;
 use perch_types::clock::Clock;
+use perch_types::pulse::{Pulse, Watchdog};
 use perch_types::{HostId, Region};
 use tokio::task::JoinHandle;
 
@@ -74,6 +77,7 @@ use crate::far::Far;
 use crate::listen::Listeners;
 use crate::live::Live;
 use crate::metrics::EdgeMetrics;
+use crate::owners::Owners;
 use crate::replay_cache::ReplayCache;
 use crate::statics::Statics;
 use crate::tls::Tls;
@@ -86,7 +90,7 @@ pub use crate::metrics::Readings;
 pub use crate::raw::{Binder, RawConfig, RawLimits};
 pub use crate::tls::{Certificates, FirstOf, TlsError};
 
-/// A loop that has not turned for this long is wedged.
+/// A loop or a task that has not turned for this long is wedged.
 const WEDGED_MS: u64 = 20_000;
 /// Defaults of [`Limits`].
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -103,7 +107,7 @@ const HELD_APP_MAX: usize = 1_024;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const HANDSHAKES_MAX: usize = 1_024;
 const ADDRESS_CONNECTIONS_MAX: usize = 4_096;
-const APP_CONNECTIONS_MAX: usize = 8_192;
+const APP_CONNECTIONS_MAX: usize = 64 * 1024;
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 const QUEUE_MAX: u32 = 1024;
 /// How often each loop shows that it turns.
@@ -176,7 +180,8 @@ pub struct Limits {
     pub handshakes_max: usize,
     /// How many connections of one address, or of one network of IPv6, a loop has.
     pub address_connections_max: usize,
-    /// How many connections under TLS to one app a loop has.
+    /// How many connections of clients one app has, plain or under TLS, all loops together; never
+    /// more than half of what all of them take.
     pub app_connections_max: usize,
     /// How long a request waits for a place in machines that are all at their hard limit.
     pub queue: Duration,
@@ -212,6 +217,15 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Returns them for so many loops.
+    fn shared_by(mut self, loops: usize) -> Self {
+        let half = loops.saturating_mul(listen::CONNECTIONS_MAX) / 2;
+        self.app_connections_max = self.app_connections_max.min(half);
+        self
+    }
+}
+
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config").field("domain", &self.domain).finish_non_exhaustive()
@@ -236,8 +250,8 @@ pub(crate) struct Shared {
     pub(crate) replays: ReplayCache,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
-    /// Milliseconds of the boot clock at which each loop last turned.
-    beats: Vec<AtomicU64>,
+    pub(crate) owners: Owners,
+    watchdog: Watchdog,
 }
 
 /// A running edge; it ends when this is dropped.
@@ -269,7 +283,6 @@ impl Edge {
     /// When a thread or a runtime cannot be made, or TLS cannot be prepared.
     pub fn start(config: Config) -> Result<Self, StartError> {
         let live = Arc::new(Live::default());
-        let now = config.clock.boot_ms();
         let (tls, tls_listeners) = match config.https {
             Some(Https { listeners, certificates }) => {
                 let tls = Tls::new(certificates).map_err(StartError::Tls)?;
@@ -287,11 +300,12 @@ impl Edge {
             }
             None => None,
         };
+        let runtime = tokio::runtime::Handle::current();
         let shared = Arc::new(Shared {
             domain: config.domain,
             issuer: config.issuer,
             tls,
-            runtime: tokio::runtime::Handle::current(),
+            runtime: runtime.clone(),
             region: config.region,
             host_id: config.host_id.clone(),
             far,
@@ -299,19 +313,21 @@ impl Edge {
             sampler: Sampler::new(config.limits.access_per_s),
             view: config.view,
             live: Arc::clone(&live),
-            statics: Statics::new(config.host.clone(), tokio::runtime::Handle::current()),
-            wakes: Wakes::new(config.host.clone(), tokio::runtime::Handle::current()),
+            statics: Statics::new(config.host.clone(), runtime.clone()),
+            wakes: Wakes::new(config.host.clone(), runtime.clone()),
             replays: ReplayCache::default(),
             clock: config.clock,
-            limits: config.limits,
-            beats: listeners.iter().map(|_| AtomicU64::new(now)).collect(),
+            limits: config.limits.shared_by(listeners.len()),
+            owners: Owners::new(config.host.clone(), &runtime),
+            watchdog: Watchdog::new(WEDGED_MS),
         });
-        let follower = tokio::spawn(live::follow(live, config.host, config.host_id));
+        let pulses = [shared.watched("machines"), shared.watched("loads")];
+        let follower = tokio::spawn(live::follow(live, config.host, config.host_id, pulses));
         let (stop, stopping) = tokio::sync::watch::channel(false);
         let (turning, loops) = tokio::sync::mpsc::channel(1);
         for (index, listeners) in listeners.into_iter().enumerate() {
             let (shared, stopping) = (Arc::clone(&shared), stopping.clone());
-            let turning = turning.clone();
+            let (turning, pulse) = (turning.clone(), shared.watched("loop"));
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -319,7 +335,7 @@ impl Edge {
             std::thread::Builder::new()
                 .name(format!("edge-{index}"))
                 .spawn(move || {
-                    listen::run(&runtime, &shared, index, listeners, stopping);
+                    listen::run(&runtime, &shared, (index, pulse), listeners, stopping);
                     drop(turning);
                 })
                 .map_err(StartError::Loop)?;
@@ -330,14 +346,12 @@ impl Edge {
         Ok(Self { shared, follower, stop, loops })
     }
 
-    /// Returns whether every loop has turned lately; a wedged one is a reason to restart.
+    /// Returns the loops and tasks that have not turned for too long, if somebody asks now and then;
+    /// one is a reason to restart: a stuck loop holds its connections, and what a stuck task knows
+    /// of machines and ports grows old.
     #[must_use]
-    pub fn is_alive(&self) -> bool {
-        let now = self.shared.clock.boot_ms();
-        self.shared
-            .beats
-            .iter()
-            .all(|beat| now.saturating_sub(beat.load(Ordering::Relaxed)) < WEDGED_MS)
+    pub fn wedged(&self) -> Vec<&'static str> {
+        self.shared.watchdog.wedged(self.shared.clock.boot_ms())
     }
 
     /// Returns what reads the numbers that it counts.
@@ -379,9 +393,10 @@ impl fmt::Debug for Shared {
 }
 
 impl Shared {
-    pub(crate) fn beat(&self, index: usize) {
-        if let Some(beat) = self.beats.get(index) {
-            beat.store(self.clock.boot_ms(), Ordering::Relaxed);
-        }
+    /// Returns by what a loop or a task has to show from now on that it turns.
+    fn watched(&self, name: &'static str) -> Pulse {
+        let pulse = Pulse::default();
+        self.watchdog.watch(name, pulse.clone(), self.clock.boot_ms());
+        pulse
     }
 }

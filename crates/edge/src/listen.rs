@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use perch_types::pulse::Pulse;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -23,7 +24,7 @@ use crate::upload::Budget;
 use crate::{BEAT_EVERY, Shared};
 
 /// The most connections of one loop.
-const CONNECTIONS_MAX: usize = 16 * 1024;
+pub(crate) const CONNECTIONS_MAX: usize = 16 * 1024;
 /// The pause after an accept that failed, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -40,12 +41,13 @@ pub(crate) struct Listeners {
 pub(crate) fn run(
     runtime: &Runtime,
     shared: &Arc<Shared>,
-    index: usize,
+    (index, pulse): (usize, Pulse),
     listeners: Listeners,
     stopping: watch::Receiver<bool>,
 ) {
     let local = LocalSet::new();
-    let outcome = local.block_on(runtime, accept(Arc::clone(shared), index, listeners, stopping));
+    let outcome =
+        local.block_on(runtime, accept(Arc::clone(shared), (index, pulse), listeners, stopping));
     if let Err(error) = outcome {
         tracing::error!(%error, "edge loop ended");
     }
@@ -55,7 +57,7 @@ pub(crate) fn run(
 
 async fn accept(
     shared: Arc<Shared>,
-    index: usize,
+    (index, pulse): (usize, Pulse),
     listeners: Listeners,
     mut stopping: watch::Receiver<bool>,
 ) -> std::io::Result<()> {
@@ -86,7 +88,7 @@ async fn accept(
     loop {
         let accepted = tokio::select! {
             _ = beats.tick() => {
-                worker.shared.beat(index);
+                pulse.beat();
                 continue;
             }
             accepted = next(plain.as_ref()) => accepted,
@@ -106,7 +108,7 @@ async fn accept(
     drop((plain, tls, far));
     while worker.connections.get() > 0 {
         beats.tick().await;
-        worker.shared.beat(index);
+        pulse.beat();
     }
     Ok(())
 }

@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use perch_client::HostClient;
+use perch_store::turning;
 use perch_types::directory::MachineRecord;
 use perch_types::host::{Loads, MachineLoad, Rest, WatchEvent};
 use perch_types::labels;
+use perch_types::pulse::Pulse;
 use perch_types::service::Autostop;
 use perch_types::{AppName, HostId, MachineId, OrgSlug};
 use tokio::sync::watch;
@@ -196,22 +198,27 @@ fn shard(app: &AppKey) -> usize {
 }
 
 /// Keeps `live` as the host's watch says, for ever. While the host is away, what was known stays.
-pub(crate) async fn follow(live: Arc<Live>, host: HostClient, host_id: HostId) {
+pub(crate) async fn follow(
+    live: Arc<Live>,
+    host: HostClient,
+    host_id: HostId,
+    [following, telling]: [Pulse; 2],
+) {
     let mut book = Book::new(host_id, Some(host.clone()));
     let edge = book.edge;
     let is_to_tell_all = Arc::new(AtomicBool::new(false));
-    let telling = tell_loads(Arc::clone(&live), host.clone(), edge, Arc::clone(&is_to_tell_all));
-    let _telling = Task(tokio::spawn(telling));
+    let loads = tell_loads(Arc::clone(&live), host.clone(), edge, Arc::clone(&is_to_tell_all));
+    let _telling = Task(tokio::spawn(async move { turning(&telling, loads).await }));
     let mut pause = BACKOFF_MIN;
     loop {
-        let watched = host.watch_to_drain(edge).await;
+        let watched = turning(&following, host.watch_to_drain(edge)).await;
         if let Err(error) = &watched
             && pause == BACKOFF_MIN
         {
             tracing::warn!(%error, "host not watched: serving what was known");
         }
         if let Ok(mut lines) = watched {
-            while let Some(line) = lines.next().await {
+            while let Some(line) = turning(&following, lines.next()).await {
                 match line {
                     Ok(WatchEvent::Rest { id, question }) => book.rest(&live, id, question),
                     Ok(event) => {
@@ -227,7 +234,7 @@ pub(crate) async fn follow(live: Arc<Live>, host: HostClient, host_id: HostId) {
                 }
             }
         }
-        tokio::time::sleep(pause).await;
+        turning(&following, tokio::time::sleep(pause)).await;
         pause = (pause * 2).min(BACKOFF_MAX);
     }
 }

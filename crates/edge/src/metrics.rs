@@ -19,6 +19,7 @@ use perch_types::{AppName, InstanceId, MachineId, OrgSlug};
 
 use crate::Shared;
 use crate::live::AppKey;
+use crate::owners::Turns;
 use histogram::Histogram;
 
 /// Statuses that are told apart, in their order; others count by their first digit.
@@ -102,6 +103,10 @@ pub(crate) struct AppMetrics {
     pub(crate) bytes_out: Counter,
     /// Requests that wait for a machine.
     pub(crate) held: Gauge,
+    /// Connections of clients to it.
+    pub(crate) connections: Gauge,
+    /// What its owner is told.
+    pub(crate) told: Turns,
 }
 
 impl AppMetrics {
@@ -109,6 +114,11 @@ impl AppMetrics {
     pub(crate) fn answered(&self, status: u16, took: Duration) {
         self.responses.add(status);
         self.times.add(took);
+    }
+
+    /// Counts a request that nobody waited for any more.
+    pub(crate) fn left(&self, status: u16) {
+        self.responses.add(status);
     }
 
     /// Counts a request that waited until a machine was started for it.

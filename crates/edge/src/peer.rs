@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use http::HeaderValue;
 use perch_types::{InstanceId, MachineId};
 
+use crate::Shared;
+use crate::crowd::AppSeat;
 use crate::headers;
-use crate::live::Target;
+use crate::live::{AppKey, Target};
 use crate::pool::{Key, Pool};
 use crate::room::Connected;
 use crate::tls::Secure;
@@ -32,6 +34,8 @@ pub(crate) struct Peer {
     /// Tells connections of this process apart; never 0.
     pub(crate) number: u64,
     stay: RefCell<Option<Stay>>,
+    /// Among which app's connections it is counted.
+    seat: RefCell<Option<(AppKey, AppSeat)>>,
 }
 
 impl Peer {
@@ -43,6 +47,7 @@ impl Peer {
             secure,
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             stay: RefCell::new(None),
+            seat: RefCell::new(None),
         }
     }
 
@@ -54,6 +59,21 @@ impl Peer {
     /// Returns the public port that the connection stands for.
     pub(crate) const fn public_port(&self) -> u16 {
         if self.over_tls() { PUBLIC_HTTPS_PORT } else { PUBLIC_HTTP_PORT }
+    }
+
+    /// Counts the connection among an app's, unless it is; returns whether there is room. One over
+    /// which another app was asked for before is that one's no more.
+    pub(crate) fn sits_with(&self, shared: &Shared, app: &AppKey) -> bool {
+        if self.seat.borrow().as_ref().is_some_and(|(seated, _)| seated == app) {
+            return true;
+        }
+        // To an app without machines here nothing is held.
+        let Some(metrics) = shared.live.metrics_of(app) else { return true };
+        let seat = AppSeat::take(&metrics, shared.limits.app_connections_max);
+        let has_room = seat.is_some();
+        let before = self.seat.replace(seat.map(|seat| (app.clone(), seat)));
+        drop(before);
+        has_room
     }
 
     /// Keeps the connection with a machine in which it was counted, until it ends or goes to

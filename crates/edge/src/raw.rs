@@ -148,7 +148,8 @@ pub(crate) fn spawn(
         caps,
         _under_way: under_way,
     };
-    tokio::spawn(doors::follow(Arc::new(raw), stopping));
+    let pulse = raw.shared.watched("raw ports");
+    tokio::spawn(doors::follow(Arc::new(raw), pulse, stopping));
 }
 
 impl Raw {

@@ -25,7 +25,6 @@ use crate::headers;
 use crate::listen::Worker;
 use crate::live::{AppKey, Target};
 use crate::outlier::Failure;
-use crate::peer::Peer;
 use crate::replay::{self, Fallback, Remember, Replay, Unclear};
 use crate::replay_cache::{Entry, Found, Key, Query, Step};
 use crate::request::Passage;
@@ -140,7 +139,7 @@ impl Worker {
         loop {
             // It is a session of the app whose port says so, and of no other.
             let sticky = session.filter(|_| leg.app == *app);
-            let reached = match self.offer(passage.peer, (&leg, sticky), outbound).await {
+            let reached = match self.offer(passage, (&leg, sticky), outbound).await {
                 Ok(reached) => reached,
                 Err(Refused { cause, unsent }) => {
                     let cause = if replays > 0 { of_replay(cause) } else { cause };
@@ -154,7 +153,7 @@ impl Worker {
             passage.face = Some(Arc::clone(&target));
             if target.load.is_far {
                 // The edge there counts it.
-                passage.metrics = Some(Arc::clone(&target.load.app));
+                passage.account.passed_on(&target.load.app);
             }
             let asked = asked(&mut sent.response).await.map_err(|unclear| {
                 tracing::info!(app = %leg.app.name, machine = %target.record.id, reason = unclear.0,
@@ -339,13 +338,14 @@ impl Worker {
     /// Offers a request to one machine after the other while nothing of it was sent.
     async fn offer(
         &self,
-        peer: &Peer,
+        passage: &Passage<'_>,
         (leg, sticky): (&Leg, Option<u64>),
         mut outbound: Box<Outbound>,
     ) -> Result<Reached, Refused> {
+        let (peer, account) = (passage.peer, passage.account);
         let upload = outbound.request.body().keeper();
         let mut tried = Tried::default();
-        let mut asked = Asked::default();
+        let mut elsewhere = Asked::default();
         loop {
             let wanted = Wanted {
                 app: &leg.app,
@@ -356,9 +356,10 @@ impl Worker {
                 random: self.random(),
                 sticky,
             };
-            if let Some(choice) = self.choose_far(&wanted, &asked, leg.deadline) {
+            if let Some(choice) = self.choose_far(&wanted, &elsewhere, leg.deadline) {
                 tell_preference(outbound.request.headers_mut(), &leg.direction, &choice.target);
-                match Box::pin(self.pass_on(choice, &mut asked, outbound)).await {
+                account.goes_to(&choice.target.record.id, None);
+                match Box::pin(self.pass_on(choice, &mut elsewhere, outbound, account)).await {
                     Err(Refused { unsent: Some(unsent), .. }) => outbound = unsent,
                     done => return done,
                 }
@@ -371,12 +372,13 @@ impl Worker {
                     .unwrap_or(Err(Cause::ReplayLate)),
                 None => finding.await,
             };
-            let wake::Place { target, in_flight, connected } = match found {
+            let wake::Place { target, in_flight, connected, woke } = match found {
                 Ok(place) => place,
                 Err(cause) => {
-                    return Err(Refused { cause: asked.cause(cause), unsent: Some(outbound) });
+                    return Err(Refused { cause: elsewhere.cause(cause), unsent: Some(outbound) });
                 }
             };
+            account.goes_to(&target.record.id, woke);
             tell_preference(outbound.request.headers_mut(), &leg.direction, &target);
             let public_port = peer.public_port();
             let service = pick::service(&target.record.services, public_port);
@@ -386,8 +388,8 @@ impl Worker {
                 peer.keep(&target, connected, &self.pool, key);
             }
             let limits = &self.shared.limits;
-            let hop =
-                Hop { pool: &self.pool, limits, target: &target, public_port, client, in_flight };
+            let (pool, asked) = (&self.pool, &target);
+            let hop = Hop { pool, limits, target: asked, public_port, client, in_flight, account };
             let sent = hop.send(outbound).await;
             note_health(&target, &sent, &upload);
             match sent {

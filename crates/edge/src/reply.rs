@@ -19,8 +19,9 @@ pub(crate) fn page(cause: Cause, request_id: &str) -> Response<ReplyBody> {
     if let Some(seconds) = cause.retry_after_s() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
-    if matches!(cause, Cause::BadRequest | Cause::HeadTooLarge | Cause::HeadSlow) {
-        // What follows on the connection may be the rest of what was in doubt.
+    if matches!(cause, Cause::BadRequest | Cause::HeadTooLarge | Cause::HeadSlow | Cause::Crowded) {
+        // What follows on the connection may be the rest of what was in doubt; or it is one too
+        // many.
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response

@@ -1,6 +1,6 @@
 //! One request's way through the phases, to an answer.
 //!
-//! Never ends without one.
+//! Never ends without one, but when the client leaves.
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
@@ -14,14 +14,13 @@ use hyper::body::Incoming;
 use perch_types::service::HttpOptions;
 use tokio::time::Instant;
 
-use crate::access::Access;
+use crate::account::{Account, Accounted};
 use crate::body::ReplyBody;
 use crate::cause::Cause;
 use crate::forward::Outbound;
 use crate::headers::{self, Seen};
 use crate::listen::Worker;
 use crate::live::{AppKey, Target};
-use crate::metrics::AppMetrics;
 use crate::peer::Peer;
 use crate::reply;
 use crate::strict::Link;
@@ -29,48 +28,42 @@ use crate::upload::RequestBody;
 use crate::{challenge, compress, far, origin2, pick, redirect, route};
 
 impl Worker {
-    /// Takes one request through the phases and always answers.
+    /// Takes one request through the phases and always answers. The request is over when nobody
+    /// holds its account any more.
     pub(crate) async fn serve(
         &self,
         request: Request<Incoming>,
         peer: &Peer,
         link: &Link,
-    ) -> Response<ReplyBody> {
-        let began = Instant::now();
+    ) -> Response<Accounted> {
         let (id, request_id) = self.request_id();
+        let account = Rc::new(Account::open(&self.shared, id, &request, peer.over_tls()));
         let method = request.method().clone();
         let accepted = compress::accepted(request.headers());
         let mut passage = Passage {
-            app: None,
-            metrics: None,
             host: String::new(),
             face: None,
             peer,
             request_id: &request_id,
             link,
+            account: &account,
         };
         let (mut response, cause) = match self.phases(request, &mut passage).await {
             Ok(response) => (response, None),
-            Err(cause) => (reply::page(cause, &id), Some(cause)),
+            Err(cause) => (reply::page(cause, account.request_id()), Some(cause)),
         };
         link.settle(response.status() == StatusCode::SWITCHING_PROTOCOLS);
-        let (status, took) = (response.status().as_u16(), began.elapsed());
-        passage.metrics.as_ref().unwrap_or(&self.shared.metrics.nobodys).answered(status, took);
-        Access {
-            request_id: &id,
-            method: &method,
-            app: passage.app.as_ref().map(|app| &app.name),
-            status,
-            cause,
-            took,
+        let status = response.status();
+        account.answers(status, cause);
+        if let Some(cause) = cause {
+            account.explain(cause);
         }
-        .write(&self.shared.sampler, self.shared.clock.boot_ms());
         let options = passage.options();
         if cause.is_none() && options.is_some_and(|options| options.compress == Some(true)) {
             response = compress::answer(response, &method, accepted, &self.places);
         }
         finish(&mut response, request_id.clone(), options);
-        response
+        response.map(|body| Accounted::new(body, Rc::clone(&account), status))
     }
 
     /// Returns whose a request is, or what the platform itself answers.
@@ -99,7 +92,11 @@ impl Worker {
             return Ok(ControlFlow::Break(response));
         }
         let app = app.ok_or(Cause::UnknownHost)?;
-        Ok(ControlFlow::Continue(passage.app.insert(app).clone()))
+        passage.account.is_of(&app);
+        if !passage.peer.sits_with(&self.shared, &app) {
+            return Err(Cause::Crowded);
+        }
+        Ok(ControlFlow::Continue(app))
     }
 
     async fn phases(
@@ -112,7 +109,9 @@ impl Worker {
             ControlFlow::Continue(app) => app,
             ControlFlow::Break(response) => return Ok(response),
         };
-        passage.metrics = self.shared.live.metrics_of(&app).or_else(|| self.far_metrics(&app));
+        if let Some(uncounted) = self.far_metrics(&app) {
+            passage.account.passed_on(&uncounted);
+        }
         passage.face = self.face(&app, passage.peer);
         if let Some(response) = self.redirect(passage, &parts) {
             return Ok(response);
@@ -124,7 +123,7 @@ impl Worker {
             return Err(Cause::HeadSlow);
         }
         let live = &self.shared.live;
-        if let Some(mut response) = self.shared.statics.answer(live, &app, &parts).await {
+        if let Some(mut response) = self.shared.statics.answer(live, &app, &parts).await? {
             let status = HeaderValue::from_static("HIT");
             response.headers_mut().insert(headers::CACHE_STATUS, status);
             return Ok(response);
@@ -151,8 +150,8 @@ impl Worker {
             let client = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
             client.map(|client| (protocol, client))
         });
-        let metrics = passage.metrics.clone();
-        let body = RequestBody::new(body, Rc::clone(&progress), &self.budget, metrics);
+        let received = passage.account.received();
+        let body = RequestBody::new(body, Rc::clone(&progress), &self.budget, received);
         let mut request = Request::from_parts(parts, body);
         if seen.version == Version::HTTP_2 {
             origin2::frame(&mut request);
@@ -231,9 +230,6 @@ fn finish(
 
 /// What is known of a request on its way.
 pub(crate) struct Passage<'a> {
-    pub(crate) app: Option<AppKey>,
-    /// What is counted of the app, if it has machines here.
-    pub(crate) metrics: Option<Arc<AppMetrics>>,
     /// The one host name that it was sent to.
     pub(crate) host: String,
     /// The machine whose port says how it is treated: the one that answered, as soon as one has.
@@ -241,6 +237,8 @@ pub(crate) struct Passage<'a> {
     pub(crate) peer: &'a Peer,
     pub(crate) request_id: &'a HeaderValue,
     pub(crate) link: &'a Link,
+    /// What becomes of it.
+    pub(crate) account: &'a Rc<Account>,
 }
 
 impl Passage<'_> {

@@ -13,6 +13,7 @@ use perch_types::{MachineId, MachineState};
 use tokio::runtime::Handle;
 
 use crate::body::ReplyBody;
+use crate::cause::Cause;
 use crate::live::{AppKey, Live, Target};
 
 /// Types by the ending of a file's name.
@@ -61,36 +62,36 @@ impl Statics {
         Self { host, runtime }
     }
 
-    /// Answers a request from the image of one of its app's machines, if that has the file.
+    /// Answers a request from the image of one of its app's machines, if that has the file. Where
+    /// it cannot be read the app is not asked instead: what it says of a path that is not its own
+    /// would be kept.
     pub(crate) async fn answer(
         &self,
         live: &Live,
         app: &AppKey,
         request: &Parts,
-    ) -> Option<Response<ReplyBody>> {
+    ) -> Result<Option<Response<ReplyBody>>, Cause> {
         if request.method != Method::GET && request.method != Method::HEAD {
-            return None;
+            return Ok(None);
         }
-        let machines = live.machines_of(app)?;
+        let Some(machines) = live.machines_of(app) else { return Ok(None) };
         // Most apps have none: nothing was decoded for them.
         if machines.iter().all(|target| target.record.statics.is_empty()) {
-            return None;
+            return Ok(None);
         }
-        let path = decoded(request.uri.path())?;
-        let machine = holder(&machines, &path)?;
+        let Some(path) = decoded(request.uri.path()) else { return Ok(None) };
+        let Some(machine) = holder(&machines, &path) else { return Ok(None) };
         let (host, asked) = (self.host.clone(), path);
         let asking = async move { host.static_file(&machine, &asked).await };
-        let found = match self.runtime.spawn(asking).await {
-            Ok(Ok(found)) => found,
+        match self.runtime.spawn(asking).await {
+            Ok(Ok(found)) => Ok(Some(reply(found, request))),
+            Ok(Err(error)) if error.code() == Some(perch_types::Code::NotFound) => Ok(None),
             Ok(Err(error)) => {
-                if error.code() != Some(perch_types::Code::NotFound) {
-                    tracing::warn!(app = %app.name, %error, "file of an image not served");
-                }
-                return None;
+                tracing::warn!(app = %app.name, %error, "file of an image not served");
+                Err(Cause::StaticUnread)
             }
-            Err(_) => return None,
-        };
-        Some(reply(found, request))
+            Err(_) => Err(Cause::StaticUnread),
+        }
     }
 }
 

@@ -6,7 +6,6 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -15,9 +14,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use crate::account::Received;
 use crate::body::bytes_of;
 use crate::headers;
-use crate::metrics::AppMetrics;
 
 /// The largest body that can be replayed (contract 4.3).
 pub(crate) const REPLAYED_BYTES_MAX: usize = 1024 * 1024;
@@ -58,7 +57,7 @@ struct Source<B> {
     /// The sending that may read; one before it may not any more.
     turn: u32,
     budget: Budget,
-    metrics: Option<Arc<AppMetrics>>,
+    received: Received,
 }
 
 /// Why a body cannot be read on.
@@ -76,17 +75,17 @@ pub(crate) enum UploadError<E: std::error::Error + 'static = hyper::Error> {
 type Next<E> = Result<Frame<Bytes>, UploadError<E>>;
 
 impl RequestBody {
-    /// Makes one of which the bytes are counted for an app.
+    /// Makes one of which it is noted what has come.
     pub(crate) fn new(
         incoming: Incoming,
         progress: Rc<Cell<Instant>>,
         budget: &Budget,
-        metrics: Option<Arc<AppMetrics>>,
+        received: Received,
     ) -> Self {
         if incoming.is_end_stream() {
             return Self { source: None, reader: Reader::default() };
         }
-        let source = Source::new(incoming, progress, budget.clone(), metrics);
+        let source = Source::new(incoming, progress, budget.clone(), received);
         Self { source: Some(Rc::new(RefCell::new(source))), reader: Reader::default() }
     }
 
@@ -133,12 +132,7 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + 'static,
 {
-    fn new(
-        incoming: B,
-        progress: Rc<Cell<Instant>>,
-        budget: Budget,
-        metrics: Option<Arc<AppMetrics>>,
-    ) -> Self {
+    fn new(incoming: B, progress: Rc<Cell<Instant>>, budget: Budget, received: Received) -> Self {
         let is_kept = incoming.size_hint().lower() <= REPLAYED_BYTES_MAX as u64;
         Self {
             incoming,
@@ -150,7 +144,7 @@ where
             is_over: false,
             turn: 0,
             budget,
-            metrics,
+            received,
         }
     }
 
@@ -205,9 +199,7 @@ where
             }
             Some(Ok(frame)) => frame,
         };
-        if let Some(metrics) = &self.metrics {
-            metrics.bytes_in.add(bytes_of(&frame));
-        }
+        self.received.add(bytes_of(&frame));
         match frame.into_data() {
             Ok(bytes) => {
                 self.keep(&bytes);
@@ -312,7 +304,7 @@ mod tests {
     fn source(pieces: &[&'static [u8]], budget: &Budget) -> Source<Given> {
         let frames = pieces.iter().map(|piece| Frame::data(Bytes::from_static(piece)));
         let progress = Rc::new(Cell::new(Instant::now()));
-        Source::new(Given(frames.collect()), progress, budget.clone(), None)
+        Source::new(Given(frames.collect()), progress, budget.clone(), Received::default())
     }
 
     fn read(source: &mut Source<Given>, reader: &mut Reader, pieces: usize) -> Vec<u8> {

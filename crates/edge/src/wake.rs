@@ -183,6 +183,8 @@ pub(crate) struct Place {
     /// The place of the client's connection, where connections are what counts and it had none
     /// there.
     pub(crate) connected: Option<Connected>,
+    /// How long the request waited, if a machine was started for it.
+    pub(crate) woke: Option<Duration>,
 }
 
 /// Machines that did not take a request although they were ready by what is known. That may be
@@ -229,9 +231,11 @@ pub(crate) async fn ready_machine<C: Asks>(
     loop {
         // The subscription is older than this look, so no change falls in between.
         match look(shared, wanted, &wait.refused)? {
-            Look::Ready(place) => {
+            Look::Ready(mut place) => {
                 if wait.wakes > 0 {
-                    place.target.load.app.woken(wait.began.elapsed());
+                    let took = wait.began.elapsed();
+                    place.target.load.app.woken(took);
+                    place.woke = Some(took);
                 }
                 return Ok(place);
             }
@@ -366,14 +370,14 @@ fn take<C: Asks>(target: Arc<Target>, wanted: &Wanted<'_, C>) -> Option<Place> {
     let hard = service.and_then(pick::hard_limit);
     if service.is_none_or(|service| !wanted.door.counts_connections(service)) {
         let in_flight = target.load.begin(hard)?;
-        return Some(Place { target, in_flight, connected: None });
+        return Some(Place { target, in_flight, connected: None, woke: None });
     }
     let connected = match wanted.asks.stays_with(&target) {
         true => None,
         false => Some(Connected::begin(&target.load, hard)?),
     };
     let in_flight = target.load.begin(None)?;
-    Some(Place { target, in_flight, connected })
+    Some(Place { target, in_flight, connected, woke: None })
 }
 
 /// One request's wait for its app.

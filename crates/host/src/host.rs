@@ -4,6 +4,7 @@
 
 mod ask;
 mod honour;
+mod note;
 mod open;
 mod remove;
 mod resources;

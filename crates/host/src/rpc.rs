@@ -16,7 +16,7 @@ use perch_types::api::{
     ReclaimedMemory, SetMemory,
 };
 use perch_types::host::{
-    Accepted, Command, CreateMachine, Drained, HostInfo, HostMachine, Loads, LogsQuery,
+    Accepted, Command, CreateMachine, Drained, EdgeNote, HostInfo, HostMachine, Loads, LogsQuery,
     MachinesQuery, PREFIX, Rest, STATIC_NAME_HEADER, StaticQuery, WaitQuery, WatchQuery,
 };
 use perch_types::{ApiError, Code, MachineId};
@@ -42,6 +42,7 @@ pub fn router(host: Host) -> Router {
         .route("/machines/{id}/static", get(static_file))
         .route("/machines/{id}/drained", post(drained))
         .route("/machines/{id}/rest", post(rest))
+        .route("/machines/{id}/note", post(note))
         .route("/loads", post(loads))
         .merge(volumes::routes())
         .route("/watch", get(watch))
@@ -232,6 +233,15 @@ async fn rest(
 ) -> Answer<()> {
     machine_id(&id)?;
     host.rest(body(request)?);
+    Ok(Json(()))
+}
+
+async fn note(
+    State(host): State<Host>,
+    Path(id): Path<String>,
+    request: Result<Json<EdgeNote>, JsonRejection>,
+) -> Answer<()> {
+    host.edge_note(&machine_id(&id)?, &body(request)?)?;
     Ok(Json(()))
 }
 

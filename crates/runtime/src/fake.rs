@@ -75,6 +75,7 @@ struct State {
     ignores_stop: bool,
     silent: bool,
     waits: u64,
+    notes: Vec<String>,
 }
 
 /// Machines that exist in memory only. Clones share them, as the runtimes of an agent before and
@@ -133,6 +134,12 @@ impl FakeRuntime {
     /// Makes monitors run and not answer who wants to adopt their machines, or answer again.
     pub fn set_silent(&self, silent: bool) {
         self.state().silent = silent;
+    }
+
+    /// Returns the lines that were to be written into machines' logs.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        self.state().notes.clone()
     }
 
     /// Returns how often a monitor was asked to tell the end of its machine.
@@ -350,7 +357,8 @@ impl Instance for FakeInstance {
         Ok(())
     }
 
-    async fn note(&self, _text: &str) -> Result<(), Error> {
+    async fn note(&self, text: &str) -> Result<(), Error> {
+        self.runtime.state().notes.push(text.to_owned());
         Ok(())
     }
 

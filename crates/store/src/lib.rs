@@ -19,6 +19,7 @@ pub mod rpc;
 mod scoped;
 mod sqlite;
 pub mod testing;
+mod turning;
 pub mod view;
 
 pub use directory::{
@@ -35,4 +36,5 @@ pub use key::KEY_BYTES_MAX;
 pub use remote::RemoteStore;
 pub use scoped::{MayWrite, ScopedStore};
 pub use sqlite::{CHANGES_MAX, SqliteStore};
+pub use turning::turning;
 pub use view::{ViewFollower, ViewHandle};

@@ -20,6 +20,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::select_all};
 use perch_types::{
     directory::MachineRecord,
+    pulse::Pulse,
     view::{PREFIXES, View},
 };
 use tokio::{
@@ -27,6 +28,7 @@ use tokio::{
     task::JoinHandle,
 };
 
+use crate::turning::turning;
 use crate::{Entry, Error, Event, Store};
 
 /// The first pause after the directory was lost.
@@ -69,6 +71,8 @@ struct Shared {
     changes: watch::Sender<u64>,
     is_live: AtomicBool,
     is_dirty: Notify,
+    /// Shows that the directory is followed.
+    pulse: Pulse,
 }
 
 impl ViewFollower {
@@ -88,6 +92,7 @@ impl ViewFollower {
             changes: watch::Sender::new(0),
             is_live: AtomicBool::new(false),
             is_dirty: Notify::new(),
+            pulse: Pulse::default(),
         });
         let following = tokio::spawn(follow(store, Arc::clone(&shared)));
         let caching = tokio::spawn(keep_cache(Arc::clone(&shared), cache_path));
@@ -114,6 +119,12 @@ impl ViewHandle {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.shared.is_live.load(Ordering::Acquire)
+    }
+
+    /// Returns the signs of life of the task that follows the directory.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.shared.pulse.clone()
     }
 
     /// Waits for a view of which `holds` is true and returns it; `None` after `deadline`.
@@ -227,12 +238,12 @@ fn build(
 async fn follow(store: Arc<dyn Store>, shared: Arc<Shared>) {
     let mut pause = PAUSE_MIN;
     loop {
-        let error = follow_once(store.as_ref(), &shared).await;
+        let error = turning(&shared.pulse, follow_once(store.as_ref(), &shared)).await;
         if shared.is_live.swap(false, Ordering::AcqRel) {
             pause = PAUSE_MIN;
         }
         tracing::warn!(%error, "lost the directory: serving what was known");
-        tokio::time::sleep(pause).await;
+        turning(&shared.pulse, tokio::time::sleep(pause)).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
 }

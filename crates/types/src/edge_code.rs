@@ -16,7 +16,7 @@ pub struct EdgeCode {
 }
 
 /// Every code there is, in order.
-pub const EDGE_CODES: [EdgeCode; 24] = [
+pub const EDGE_CODES: [EdgeCode; 26] = [
     EdgeCode {
         code: "PA01",
         status: 502,
@@ -84,6 +84,18 @@ pub const EDGE_CODES: [EdgeCode; 24] = [
         advice: "Raise `http_options.headers_read_timeout` if honest clients are that slow.",
     },
     EdgeCode {
+        code: "PE03",
+        status: 400,
+        meaning: "The request cannot be understood without doubt: its framing, its host or a field of it could be read in two ways.",
+        advice: "This is the client's fault. A proxy before this server that changes requests may be too.",
+    },
+    EdgeCode {
+        code: "PE04",
+        status: 431,
+        meaning: "The head of the request is larger than 64 KiB or has more than 128 fields.",
+        advice: "Most often too many cookies: delete some, or keep less in them.",
+    },
+    EdgeCode {
         code: "PM01",
         status: 502,
         meaning: "A machine was started for the request, twice, and its program ended each time before it could answer.",
@@ -126,22 +138,28 @@ pub const EDGE_CODES: [EdgeCode; 24] = [
         advice: "Try again in a moment. If it lasts, the server is too small for what wakes at once.",
     },
     EdgeCode {
+        code: "PR05",
+        status: 503,
+        meaning: "A file that `statics` names is in the app's image, and the host could not read it.",
+        advice: "Try again in a moment. If it lasts, `perch doctor` on the server tells what is wrong with it.",
+    },
+    EdgeCode {
         code: "PR06",
         status: 404,
         meaning: "The request asks with `fly-force-region` for regions in which the app has no machine.",
         advice: "`perch machine list` shows where they are; `fly-prefer-region` takes another region then.",
     },
     EdgeCode {
+        code: "PR07",
+        status: 503,
+        meaning: "The app has as many connections of clients at once as one app may have on a server.",
+        advice: "Look for a client that opens connections and does not close them. Requests share connections over HTTP/2 and with keep-alive.",
+    },
+    EdgeCode {
         code: "PT01",
         status: 421,
         meaning: "The connection under TLS was made for the name of one app, and the request names another.",
         advice: "The client has to open a connection of its own for each name. A proxy before this server that sends requests of many apps over one connection does not.",
-    },
-    EdgeCode {
-        code: "PU01",
-        status: 400,
-        meaning: "The request cannot be understood without doubt: its framing, its host or a field of it could be read in two ways.",
-        advice: "This is the client's fault. A proxy before this server that changes requests may be too.",
     },
     EdgeCode {
         code: "PU02",
@@ -154,12 +172,6 @@ pub const EDGE_CODES: [EdgeCode; 24] = [
         status: 502,
         meaning: "The app's answer cannot be understood without doubt: it is no HTTP, has two lengths, or switches to a protocol that nobody asked for.",
         advice: "Look at what the program sends; with `h2_backend` it has to speak HTTP/2 without TLS.",
-    },
-    EdgeCode {
-        code: "PU04",
-        status: 431,
-        meaning: "The head of the request is larger than 64 KiB or has more than 128 fields.",
-        advice: "Most often too many cookies: delete some, or keep less in them.",
     },
 ];
 

@@ -21,6 +21,7 @@
 //! | `GET /machines/{id}/static` | query [`StaticQuery`] | the file, its name in [`STATIC_NAME_HEADER`] |
 //! | `POST /machines/{id}/drained` | [`Drained`] | the same |
 //! | `POST /machines/{id}/rest` | [`Rest`] | nothing |
+//! | `POST /machines/{id}/note` | [`EdgeNote`] | nothing |
 //! | `POST /loads` | [`Loads`] | nothing |
 //! | `POST /volumes` | [`CreateVolume`] | [`crate::directory::VolumeRecord`]; the same again for the same id |
 //! | `GET /volumes` | | `[VolumeRecord]` |
@@ -424,6 +425,16 @@ pub struct Rest {
     /// Whether nothing is under way to the machine through this edge, and nothing will be until
     /// the machine's record comes anew.
     pub is_idle: bool,
+}
+
+/// Why an edge answered in a machine's place, for the machine's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeNote {
+    /// One of [`crate::edge_code::EDGE_CODES`].
+    pub code: String,
+    /// How many such lines of the machine's app were left out before it.
+    #[serde(default)]
+    pub left_out: u64,
 }
 
 /// No request is under way any more to a machine that was seen not to be ready, and none will be

@@ -26,6 +26,7 @@ pub mod machine_config;
 pub mod network_policy;
 pub mod octets;
 pub mod ports;
+pub mod pulse;
 pub mod schedule;
 pub mod secret;
 pub mod secret_keys;

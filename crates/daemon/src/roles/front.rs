@@ -23,6 +23,7 @@ use perch_registry::Registry;
 use perch_store::{SqliteStore, Store, ViewFollower, ViewHandle};
 use perch_types::api::{Answers, Platform, RegionInfo, WakeTimes};
 use perch_types::clock::Clock;
+use perch_types::pulse::Watchdog;
 use perch_types::{AppName, MachineId, OrgSlug};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -45,6 +46,8 @@ use crate::{edges, identity, inside, roles};
 /// How long requests under way may go on when the process ends; the supervisor's patience is a
 /// little longer.
 const EDGE_END_MAX: Duration = Duration::from_secs(8);
+/// A task of this process that has not turned for so long is wedged.
+const WEDGED_MS: u64 = 20_000;
 /// How long they, and tunnels, may go on when another process has taken the place of this one.
 pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(600);
 pub(crate) const DIRECTORY_FILE: &str = "directory.db";
@@ -147,6 +150,7 @@ async fn run(
     serve_api(&setup, &mut sockets, &router, &mut tasks)?;
     serve_names(&addresses, &mut sockets, &view, &mut tasks)?;
     let api = Arc::new(api);
+    let follower = view.clone();
     let issuer =
         Issuer { host: api.identity_host(), documents: Arc::new(Identities(Arc::downgrade(&api))) };
     let served = served(certificates.served(), authority);
@@ -158,7 +162,9 @@ async fn run(
     edges::write_down(store.as_ref(), &setup.host_id, reached).await?;
     let readings = readings.get_or_init(|| edge.readings()).clone();
     serve_metrics(readings, &mut sockets, &mut tasks)?;
-    let outcome = until_end(beats, &edge, &mut tasks).await;
+    let watchdog = watched(&follower, &certificates, clock.as_ref());
+    let is_alive = || all_turn(&edge, &watchdog, clock.as_ref());
+    let outcome = until_end(beats, is_alive, &mut tasks).await;
     edge.stop();
     if matches!(outcome, Ok(Some(End::Asked))) {
         // Requests under way end; what takes longer is cut off.
@@ -170,17 +176,39 @@ async fn run(
 /// Waits until the process is to end, or one of its tasks has ended by itself.
 async fn until_end(
     beats: Beats,
-    edge: &Edge,
+    is_alive: impl Fn() -> bool,
     tasks: &mut JoinSet<Result<()>>,
 ) -> Result<Option<End>> {
     tokio::select! {
-        ended = beats.until_end(|| edge.is_alive()) => ended.map(Some),
+        ended = beats.until_end(is_alive) => ended.map(Some),
         Some(ended) = tasks.join_next() => match ended {
             Ok(Ok(())) => Err(anyhow::anyhow!("a task of the front process ended by itself")),
             Ok(Err(error)) => Err(error),
             Err(error) => Err(error).context("run a task of the front process"),
         },
     }
+}
+
+/// Watches what must go on beside the edge: without it what is served grows old.
+fn watched(
+    view: &ViewHandle,
+    certificates: &certificates::Certificates,
+    clock: &dyn Clock,
+) -> Watchdog {
+    let (watchdog, now_ms) = (Watchdog::new(WEDGED_MS), clock.boot_ms());
+    watchdog.watch("view", view.pulse(), now_ms);
+    certificates.watch(&watchdog, now_ms);
+    watchdog
+}
+
+/// Returns whether everything turns; what does not is a reason to restart.
+fn all_turn(edge: &Edge, watchdog: &Watchdog, clock: &dyn Clock) -> bool {
+    let mut wedged = edge.wedged();
+    wedged.extend(watchdog.wedged(clock.boot_ms()));
+    for task in &wedged {
+        tracing::error!(task, "task does not turn");
+    }
+    wedged.is_empty()
 }
 
 /// Opens certificates, and carries orders of them out.

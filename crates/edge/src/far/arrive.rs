@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::account::{Account, Accounted};
 use crate::body::ReplyBody;
 use crate::cause::Cause;
 use crate::connection::asked_to_stop;
@@ -170,50 +171,66 @@ impl Guest {
 }
 
 impl Worker {
-    async fn arrive(&self, guest: &Guest, request: Request<Incoming>) -> Response<ReplyBody> {
-        let began = Instant::now();
+    async fn arrive(&self, guest: &Guest, request: Request<Incoming>) -> Response<Accounted> {
+        let id = request.headers().get(headers::REQUEST_ID).and_then(|id| id.to_str().ok());
+        let id = id.unwrap_or_default().to_owned();
+        let account = Account::open(&self.shared, id, &request, true).told_elsewhere();
+        let account = Rc::new(account);
         let (mut parts, body) = request.into_parts();
         let said = parts.headers.remove(headers::HOP);
         let order = said.as_ref().and_then(Order::of);
         let view = self.shared.view.load();
         let order = order.filter(|it| guest.is(&it.from) && view.edge(&it.from).is_some());
         drop(view);
-        let Some(order) = order else {
-            tracing::warn!("request of another edge refused: it is not clear whose it is");
-            return without_answer(&Verdict::Unsent(Cause::HostAway), Cause::HostAway);
+        let received = match &order {
+            Some(order) => {
+                account.is_of(&order.app);
+                self.receive(order, parts, body, &account).await
+            }
+            None => {
+                tracing::warn!("request of another edge refused: it is not clear whose it is");
+                Err((Cause::HostAway, true))
+            }
         };
-        let (mut response, verdict) = match self.receive(&order, parts, body).await {
+        let (mut response, verdict) = match received {
             Ok(answer) => answer,
-            Err(Refused { cause, unsent: Some(_) }) => {
-                return without_answer(&Verdict::Unsent(cause), cause);
-            }
-            Err(Refused { cause, unsent: None }) => {
-                let verdict = Verdict::Failed(cause);
-                (without_answer(&verdict, cause), verdict)
+            Err((cause, is_unsent)) => {
+                let mut response = Response::new(ReplyBody::Page(None));
+                *response.status_mut() = cause.status();
+                let verdict = if is_unsent {
+                    // Whoever answers it in the end counts it.
+                    account.passed_on(self.reach.known.uncounted());
+                    Verdict::Unsent(cause)
+                } else {
+                    Verdict::Failed(cause)
+                };
+                (response, verdict)
             }
         };
-        if let Some(metrics) = self.shared.live.metrics_of(&order.app) {
-            metrics.answered(response.status().as_u16(), began.elapsed());
-        }
         *response.version_mut() = Version::HTTP_11;
         response.headers_mut().insert(headers::HOP, verdict.value());
-        response
+        let status = response.status();
+        account.answers(status, None);
+        response.map(|body| Accounted::new(body, account, status))
     }
 
-    /// Has a machine of this host answer.
+    /// Has a machine of this host answer; else says why none does, and whether none has seen
+    /// anything of the request.
     async fn receive(
         &self,
         order: &Order,
         parts: Parts,
         body: Incoming,
-    ) -> Result<(Response<ReplyBody>, Verdict), Refused> {
+        account: &Rc<Account>,
+    ) -> Result<(Response<ReplyBody>, Verdict), (Cause, bool)> {
         let live = &self.shared.live;
-        if order.machine.is_none()
-            && let Some(response) = self.shared.statics.answer(live, &order.app, &parts).await
-        {
-            return Ok((response, Verdict::Static));
+        if order.machine.is_none() {
+            let file = self.shared.statics.answer(live, &order.app, &parts).await;
+            if let Some(response) = file.map_err(|cause| (cause, true))? {
+                return Ok((response, Verdict::Static));
+            }
         }
-        let mut outbound = self.taken_over(order, parts, body);
+        let mut outbound = self.taken_over(parts, body, account);
         let upload = outbound.request.body().keeper();
         let only = order.machine.clone().map(Into::into);
         let direction = Direction { only, ..Direction::default() };
@@ -232,15 +249,11 @@ impl Worker {
             };
             // Looked at once even when nothing is to be waited for.
             let finding = wake::ready_machine(&self.shared, &wanted);
-            let found = tokio::time::timeout_at(deadline, finding).await;
-            let wake::Place { target, in_flight, connected } = match found {
-                Ok(Ok(place)) => place,
-                Ok(Err(cause)) => return Err(Refused { cause, unsent: Some(outbound) }),
-                Err(_) => {
-                    let cause = if order.wait.is_zero() { Cause::Full } else { Cause::ReplayLate };
-                    return Err(Refused { cause, unsent: Some(outbound) });
-                }
-            };
+            let late = if order.wait.is_zero() { Cause::Full } else { Cause::ReplayLate };
+            let found = tokio::time::timeout_at(deadline, finding).await.unwrap_or(Err(late));
+            let wake::Place { target, in_flight, connected, woke } =
+                found.map_err(|cause| (cause, true))?;
+            account.goes_to(&target.record.id, woke);
             let hop = Hop {
                 pool: &self.pool,
                 limits,
@@ -248,6 +261,7 @@ impl Worker {
                 public_port: order.public_port,
                 client: 0,
                 in_flight: in_flight.with(connected),
+                account,
             };
             let sent = hop.send(outbound).await;
             note_health(&target, &sent, &upload);
@@ -255,18 +269,18 @@ impl Worker {
                 Ok(sent) => return Ok((sent.response, Verdict::From(target.record.id.clone()))),
                 Err(Refused { unsent: Some(unsent), cause }) => {
                     if !tried.note(&target.record, limits.stale) {
-                        return Err(Refused { cause, unsent: Some(unsent) });
+                        return Err((cause, true));
                     }
                     outbound = unsent;
                 }
-                Err(refused) => return Err(refused),
+                Err(Refused { unsent: None, cause }) => return Err((cause, false)),
             }
         }
     }
 
     /// Makes a request one that can go to a machine. What the app is told is as the edge that the
     /// client came to has written it.
-    fn taken_over(&self, order: &Order, mut parts: Parts, body: Incoming) -> Box<Outbound> {
+    fn taken_over(&self, mut parts: Parts, body: Incoming, account: &Account) -> Box<Outbound> {
         let switch = headers::upgrade(&parts.method, &parts.headers);
         let takes_trailers = headers::takes_trailers(&parts.headers);
         headers::strip(&mut parts.headers);
@@ -277,8 +291,8 @@ impl Worker {
         });
         let is_h2 = parts.version == Version::HTTP_2;
         let progress = Rc::new(Cell::new(Instant::now()));
-        let metrics = self.shared.live.metrics_of(&order.app);
-        let body = RequestBody::new(body, Rc::clone(&progress), &self.budget, metrics);
+        let received = account.received();
+        let body = RequestBody::new(body, Rc::clone(&progress), &self.budget, received);
         // Whoever passed it on has what a replay needs.
         body.keeper().forget();
         let mut request = Request::from_parts(parts, body);
@@ -288,12 +302,4 @@ impl Worker {
         *request.version_mut() = Version::HTTP_11;
         Box::new(Outbound { request, progress, switch, takes_trailers })
     }
-}
-
-/// Returns what stands for an answer where there is none; the edge there has a page for it.
-fn without_answer(verdict: &Verdict, cause: Cause) -> Response<ReplyBody> {
-    let mut response = Response::new(ReplyBody::Page(None));
-    *response.status_mut() = cause.status();
-    response.headers_mut().insert(headers::HOP, verdict.value());
-    response
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use perch_types::{HostId, MachineId, MachineState};
 use tokio::time::Instant;
 
+use crate::account::Account;
 use crate::cause::Cause;
 use crate::forward::{self, Answer, Hop, Outbound, Refused, Sender, Sent};
 use crate::listen::Worker;
@@ -76,6 +77,9 @@ impl Worker {
 
     /// Returns what is counted here of an app that has machines on other hosts alone.
     pub(crate) fn far_metrics(&self, app: &AppKey) -> Option<Arc<AppMetrics>> {
+        if self.shared.far.is_none() || self.shared.live.machines_of(app).is_some() {
+            return None;
+        }
         self.far_machines(app).map(|_| Arc::clone(self.reach.known.uncounted()))
     }
 
@@ -133,11 +137,12 @@ impl Worker {
         choice: Choice,
         asked: &mut Asked,
         outbound: Box<Outbound>,
+        account: &Rc<Account>,
     ) -> Result<Reached, Refused> {
         let Choice { target, in_flight, order } = choice;
         let original = Original::of(&outbound);
         let passed = match &self.shared.far {
-            Some(far) => self.pass(far, (&target, in_flight), &order, outbound).await,
+            Some(far) => self.pass(far, (&target, in_flight, account), &order, outbound).await,
             None => Err(Refused { cause: Cause::HostAway, unsent: Some(outbound) }),
         };
         let refused = match passed {
@@ -146,6 +151,7 @@ impl Worker {
                 let mut machines = machines.iter().flat_map(|all| all.iter());
                 let target = machines.find(|one| one.record.id == id).unwrap_or(&target);
                 target.load.health.succeeded(Instant::now());
+                account.goes_to(&target.record.id, None);
                 return Ok(Reached { sent, target: Arc::clone(target) });
             }
             Ok((sent, Some(Verdict::Static))) => return Ok(Reached { sent, target }),
@@ -179,7 +185,7 @@ impl Worker {
     async fn pass(
         &self,
         far: &Far,
-        (target, in_flight): (&Arc<Target>, InFlight),
+        (target, in_flight, account): (&Arc<Target>, InFlight, &Rc<Account>),
         order: &Order,
         mut outbound: Box<Outbound>,
     ) -> Result<(Sent, Option<Verdict>), Refused> {
@@ -190,7 +196,7 @@ impl Worker {
         outbound.request.headers_mut().insert(headers::HOP, value);
         let public_port = order.public_port;
         let (pool, limits) = (&self.pool, &far.limits);
-        let hop = Hop { pool, limits, target, public_port, client: 0, in_flight };
+        let hop = Hop { pool, limits, target, public_port, client: 0, in_flight, account };
         let answer = self.exchange(far, &hop, &key, outbound).await.map_err(|refused| {
             // Between edges a connection that breaks says nothing of the app.
             let is_broken = refused.cause == Cause::Upstream;

@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use perch_types::MachineState;
+use perch_types::directory::VolumeRecord;
+use perch_types::{MachineId, MachineState};
 
 use super::{AppMetrics, Histogram, Responses};
 use crate::Shared;
@@ -72,11 +73,15 @@ impl<'a> Family<'a> {
         line(self.text, format_args!(" {value}"));
     }
 
+    fn sample_of(&mut self, labels: Labels<'_>, more: (&str, &str), value: u64) {
+        self.text.push_str(self.name);
+        labels.write(self.text, Some(more));
+        line(self.text, format_args!(" {value}"));
+    }
+
     fn responses(&mut self, labels: Labels<'_>, responses: &Responses) {
         for (status, count) in responses.each() {
-            self.text.push_str(self.name);
-            labels.write(self.text, Some(("status", &status)));
-            line(self.text, format_args!(" {count}"));
+            self.sample_of(labels, ("status", &status), count);
         }
     }
 
@@ -117,6 +122,7 @@ pub(super) fn write(shared: &Shared) -> String {
     edge(&mut text, shared);
     of_apps(&mut text, shared, &apps);
     of_instances(&mut text, shared, &apps);
+    of_volumes(&mut text, shared);
     text
 }
 
@@ -162,6 +168,9 @@ fn of_apps(text: &mut String, shared: &Shared, apps: &Apps) {
     each().iter().for_each(|(labels, app)| family.sample(*labels, app.bytes_in.get()));
     let mut family = Family::new(text, "fly_edge_data_out", "counter", "Bytes to clients.");
     each().iter().for_each(|(labels, app)| family.sample(*labels, app.bytes_out.get()));
+    let (name, help) = ("perch_app_connections", "Connections of clients to an app over HTTP.");
+    let mut family = Family::new(text, name, "gauge", help);
+    each().iter().for_each(|(labels, app)| family.sample(*labels, app.connections.get()));
     let (name, help) = ("perch_app_wake_seconds", "How long requests waited for a start.");
     let mut family = Family::new(text, name, "histogram", help);
     each().iter().for_each(|(labels, app)| family.times(*labels, &app.wakes));
@@ -183,6 +192,10 @@ fn of_instances(text: &mut String, shared: &Shared, apps: &Apps) {
     let mut family = Family::new(text, "fly_instance_up", "gauge", "Whether a machine runs.");
     let up = |target: &Target| u64::from(target.record.state == MachineState::Started);
     each().iter().for_each(|(labels, it)| family.sample(*labels, up(it)));
+    let name = "fly_instance_memory_mem_total";
+    let mut family = Family::new(text, name, "gauge", "Bytes that a machine may use.");
+    let memory = |target: &Target| u64::from(target.record.memory_mb) << 20;
+    each().iter().for_each(|(labels, it)| family.sample(*labels, memory(it)));
     let mut family = Family::new(text, "fly_app_concurrency", "gauge", "What is under way.");
     each().iter().for_each(|(labels, it)| family.sample(*labels, it.load.in_flight().into()));
     let (name, help) = ("fly_app_http_responses_count", "Answers of machines.");
@@ -204,4 +217,24 @@ fn of_instances(text: &mut String, shared: &Shared, apps: &Apps) {
     each()
         .iter()
         .for_each(|(labels, it)| family.sample(*labels, it.load.instance.disconnects.get()));
+}
+
+/// Writes what the host of this server has last said of its volumes.
+fn of_volumes(text: &mut String, shared: &Shared) {
+    let view = shared.view.load();
+    let here = view.volumes().filter(|volume| volume.host == shared.host_id);
+    let here: Vec<(AppKey, &VolumeRecord)> = here
+        .map(|volume| (AppKey { org: volume.org.clone(), name: volume.app.clone() }, volume))
+        .collect();
+    let mut each = |name: &str, help: &str, value: &dyn Fn(&VolumeRecord) -> u64| {
+        let mut family = Family::new(text, name, "gauge", help);
+        for (app, volume) in &here {
+            let instance = volume.attached.as_ref().map(MachineId::as_str);
+            let labels = Labels { shared, app: Some(app), instance };
+            family.sample_of(labels, ("id", volume.id.as_str()), value(volume));
+        }
+    };
+    each("fly_volume_size_bytes", "Sizes of volumes.", &|volume| u64::from(volume.size_gb) << 30);
+    let help = "How full volumes were when their host last looked, in percent.";
+    each("fly_volume_used_pct", help, &|volume| volume.usage.used_percent());
 }

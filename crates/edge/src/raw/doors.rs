@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
+use perch_store::turning;
 use perch_types::ports::{RAW_PORTS_MAX, RawPort};
+use perch_types::pulse::Pulse;
 use perch_types::service::Protocol;
 use perch_types::view::View;
 use tokio::net::{TcpListener, UdpSocket};
@@ -31,7 +33,7 @@ impl Drop for Open {
 }
 
 /// Keeps the ports open that the view says, until the edge is stopped.
-pub(super) async fn follow(raw: Arc<Raw>, mut stopping: watch::Receiver<bool>) {
+pub(super) async fn follow(raw: Arc<Raw>, pulse: Pulse, mut stopping: watch::Receiver<bool>) {
     let mut views = raw.shared.view.changed();
     let mut open: BTreeMap<RawPort, Open> = BTreeMap::new();
     let mut refused: BTreeSet<RawPort> = BTreeSet::new();
@@ -59,12 +61,16 @@ pub(super) async fn follow(raw: Arc<Raw>, mut stopping: watch::Receiver<bool>) {
                 Err(_) => {}
             }
         }
-        tokio::select! {
-            changed = views.changed() => if changed.is_err() {
-                return;
-            },
-            () = tokio::time::sleep(raw.limits.bind_pause), if !refused.is_empty() => {}
-            () = asked_to_stop(&mut stopping) => return,
+        let news = async {
+            tokio::select! {
+                changed = views.changed() => changed.is_err(),
+                () = tokio::time::sleep(raw.limits.bind_pause), if !refused.is_empty() => false,
+                () = asked_to_stop(&mut stopping) => true,
+            }
+        };
+        let is_over = turning(&pulse, news).await;
+        if is_over {
+            return;
         }
     }
 }

@@ -93,10 +93,13 @@ async fn serve(raw: Arc<Raw>, entry: Arc<Entry>, client: Client, place: caps::Pl
             };
             tracing::debug!(%app, port, sent, received, end, error, took_us, "connection passed");
         }
-        Err(Fault::Machine(cause)) => tracing::info!(
-            %app, port, code = cause.code(), fault = ?cause.fault(), took_us,
-            "connection ended by the edge"
-        ),
+        Err(Fault::Machine(cause)) => {
+            tracing::info!(
+                %app, port, code = cause.code(), fault = ?cause.fault(), took_us,
+                "connection ended by the edge"
+            );
+            raw.shared.tell_owner(&entry.app, None, cause);
+        }
         Err(fault) => {
             let error = &fault as &(dyn std::error::Error + 'static);
             tracing::debug!(%app, port, error, took_us, "connection did not begin");

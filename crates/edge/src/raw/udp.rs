@@ -126,6 +126,7 @@ impl Flow {
                 Err(cause) => {
                     let (app, port) = (&self.entry.app.name, self.entry.port);
                     tracing::debug!(%app, port, code = cause.code(), "datagrams ended by the edge");
+                    self.raw.shared.tell_owner(&self.entry.app, None, cause);
                     return;
                 }
             };

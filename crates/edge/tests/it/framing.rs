@@ -44,7 +44,7 @@ fn e1_doubt_is_a_400_a_closed_connection_and_silence_at_the_origin() {
     for text in doubtful {
         let answer = world.raw(text.as_bytes());
         assert_eq!(status(&answer), "400", "{text:?}\n{answer}");
-        assert!(answer.contains("PU01"), "{text:?}\n{answer}");
+        assert!(answer.contains("PE03"), "{text:?}\n{answer}");
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{text:?}\n{answer}");
         assert_eq!(origin.count(), 0, "{text:?}");
     }
@@ -70,7 +70,7 @@ fn e5_a_head_that_is_too_large_is_a_431() {
     let world = World::new(vec![]);
     let head = format!("GET / HTTP/1.1\r\n{HOST}{}\r\n", "X: y\r\n".repeat(200));
     let answer = world.raw(head.as_bytes());
-    assert!(status(&answer) == "431" && answer.contains("PU04"), "{answer}");
+    assert!(status(&answer) == "431" && answer.contains("PE04"), "{answer}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
     reason = "threads that play clients poll a condition with a deadline"
 )]
 
+mod accounts;
 mod balance;
 mod draining;
 mod far;

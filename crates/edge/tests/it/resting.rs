@@ -150,9 +150,9 @@ fn what_was_counted_is_read_as_prometheus_does() {
     ] {
         until(&line, || readings.text().lines().any(|it| it == line));
     }
-    let text = readings.text();
     let of_nobody = format!("fly_edge_http_responses_count{nobody},status=\"503\"}} ");
-    assert!(text.lines().any(|it| it.starts_with(&of_nobody)), "{text}");
+    until(&of_nobody, || readings.text().lines().any(|it| it.starts_with(&of_nobody)));
+    let text = readings.text();
     // The text is one: every name is declared once, before its series.
     let mut declared = std::collections::BTreeSet::new();
     for line in text.lines() {

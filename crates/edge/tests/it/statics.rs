@@ -43,6 +43,16 @@ fn a_file_is_served_while_its_machine_sleeps() {
 }
 
 #[test]
+fn a_file_that_cannot_be_read_is_not_asked_of_the_app() {
+    let origin = Origin::fine();
+    let world = world(MachineState::Started, &origin);
+    let answer = world.get("web", "/static/broken.css").to_ascii_lowercase();
+    assert!(status(&answer) == "503" && answer.contains("pr05"), "{answer}");
+    assert!(answer.contains("retry-after: 1"), "{answer}");
+    assert_eq!(origin.count(), 0);
+}
+
+#[test]
 fn what_is_no_file_is_the_apps_to_answer() {
     let origin = Origin::fine();
     let world = world(MachineState::Started, &origin);

@@ -161,7 +161,7 @@ fn e1_doubt_is_refused_under_tls_as_without() {
     let head = "POST / HTTP/1.1\r\nHost: web.perch.localhost\r\nContent-Length: 5\r\n\
                 Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     let (answer, _) = ask(&world, &both(&world), "web.perch.localhost", head);
-    assert!(status(&answer) == "400" && answer.contains("PU01"), "{answer}");
+    assert!(status(&answer) == "400" && answer.contains("PE03"), "{answer}");
     assert_eq!(origin.count(), 0);
 }
 
@@ -378,7 +378,9 @@ fn e5_handshakes_under_way_keep_others_out() {
 #[test]
 fn e5_one_address_and_one_app_have_so_many_connections() {
     let limits = Limits { address_connections_max: 3, app_connections_max: 1, ..Limits::default() };
-    let world = World::with(vec![], limits);
+    let origin = Origin::fine();
+    let machines = vec![machine(1, "web", MachineState::Started, origin.port)];
+    let world = World::with(machines, limits);
     let config = both(&world);
     // The handshake goes well before it is known that there is no room: what counts is an answer.
     let answered = |name: &str| {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use perch_store::{
     Expected, SqliteStore, Store, ViewFollower, ViewHandle, delete_doc, put_doc, put_op,
 };
 use perch_types::clock::Clock;
-use perch_types::directory::{AppDoc, Generation, HostnameClaim, MachineRecord};
+use perch_types::directory::{AppDoc, Generation, HostnameClaim, MachineRecord, VolumeRecord};
 use perch_types::ports::{PortClaim, RawPort};
 use perch_types::{AppName, HostId, InstanceId, MachineId, MachineState, OrgSlug, Timestamp};
 use rustls::RootCertStore;
@@ -32,8 +33,9 @@ pub(crate) use self::pair::{Authority, Pair};
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 const ROUTES_AT_ONCE: usize = perch_store::TXN_OPS_MAX;
 
+/// Real time, and how far a test has put it ahead.
 #[derive(Debug)]
-struct TestClock(Instant);
+struct TestClock(Instant, Arc<AtomicU64>);
 
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
@@ -41,7 +43,7 @@ impl Clock for TestClock {
     }
 
     fn boot_ms(&self) -> u64 {
-        u64::try_from(self.0.elapsed().as_millis()).unwrap()
+        u64::try_from(self.0.elapsed().as_millis()).unwrap() + self.1.load(Ordering::SeqCst)
     }
 }
 
@@ -94,6 +96,8 @@ pub(crate) struct World {
     limits: Limits,
     offer: Offer,
     edge: Mutex<Option<Edge>>,
+    /// How far the edge's clock is ahead.
+    pub(crate) ahead_ms: Arc<AtomicU64>,
     pub(crate) runtime: tokio::runtime::Runtime,
     dir: tempfile::TempDir,
 }
@@ -113,6 +117,9 @@ impl Default for Offer {
 }
 
 impl World {
+    /// Threads of its runtime.
+    pub(crate) const WORKERS: usize = 2;
+
     pub(crate) fn new(machines: Vec<MachineRecord>) -> Self {
         Self::with(machines, Limits::default())
     }
@@ -138,8 +145,10 @@ impl World {
     }
 
     fn made(machines: Vec<MachineRecord>, limits: Limits, offer: Offer) -> Self {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(Self::WORKERS)
+            .enable_all()
+            .build();
         let (runtime, dir) = (runtime.unwrap(), tempfile::tempdir().unwrap());
         let host = Arc::new(Host::new());
         // The sign that the edge has heard of everything.
@@ -154,7 +163,7 @@ impl World {
         let unix = tokio::net::UnixListener::bind(dir.path().join("host.sock")).unwrap();
         let router = Arc::clone(&host).router();
         tokio::spawn(async move { axum::serve(unix, router).await });
-        let clock: Arc<dyn Clock> = Arc::new(TestClock(Instant::now()));
+        let clock: Arc<dyn Clock> = Arc::new(TestClock(Instant::now(), Arc::default()));
         let store: Arc<dyn Store> =
             Arc::new(SqliteStore::open(dir.path().join("d.db"), clock).unwrap());
         for (number, app) in ["probe", "web", "empty", "other", "apart"].into_iter().enumerate() {
@@ -176,6 +185,7 @@ impl World {
             limits,
             offer,
             edge: Mutex::new(None),
+            ahead_ms: Arc::default(),
             runtime,
             dir,
         };
@@ -202,7 +212,7 @@ impl World {
             host_id: HostId::from_bits(1),
             host: HostClient::new(self.dir.path().join("host.sock")),
             view: self.view.clone(),
-            clock: Arc::new(TestClock(Instant::now())),
+            clock: Arc::new(TestClock(Instant::now(), Arc::clone(&self.ahead_ms))),
             limits: self.limits.clone(),
             raw: Some(RawConfig {
                 binder: Arc::clone(&self.doors) as Arc<dyn Binder>,
@@ -250,6 +260,18 @@ impl World {
     /// Returns what reads the edge's numbers.
     pub(crate) fn readings(&self) -> perch_edge::Readings {
         self.edge.lock().unwrap().as_ref().unwrap().readings()
+    }
+
+    /// Has the directory say of a volume.
+    pub(crate) fn put_volume(&self, volume: &VolumeRecord) {
+        let key = (volume.org.clone(), volume.app.clone(), volume.id.clone());
+        let put = put_doc(self.store.as_ref(), &key, volume, Expected::Any);
+        self.runtime.block_on(put).unwrap();
+    }
+
+    /// Returns the edge's tasks that do not turn.
+    pub(crate) fn wedged(&self) -> Vec<&'static str> {
+        self.edge.lock().unwrap().as_ref().unwrap().wedged()
     }
 
     /// Gives an app a raw port and returns where that is.

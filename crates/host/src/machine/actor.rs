@@ -5,6 +5,7 @@
 
 mod begin;
 mod fact;
+mod note;
 mod queue;
 mod recover;
 mod timers;
@@ -40,6 +41,8 @@ use crate::shared::Shared;
 const INBOX_MAX: usize = 16;
 /// Facts that may wait for it.
 const FACTS_MAX: usize = 16;
+/// Lines for its log that may wait for it.
+const NOTES_MAX: usize = 4;
 /// How long a destroyed machine can still be asked about.
 pub const DESTROYED_KEPT: Duration = Duration::from_secs(600);
 /// What others see of a machine.
@@ -64,6 +67,7 @@ pub struct Handle {
     pub id: MachineId,
     inbox: mpsc::Sender<Message>,
     facts: mpsc::Sender<Fact>,
+    notes: mpsc::Sender<String>,
     published: watch::Receiver<Arc<Published>>,
 }
 
@@ -97,6 +101,11 @@ impl Handle {
     /// Tells the machine's task a fact that will be told again; one that is busy misses it.
     pub(crate) fn tell(&self, fact: Fact) {
         drop(self.facts.try_send(fact));
+    }
+
+    /// Has a line written into the machine's log; a task that is busy may lose it.
+    pub(crate) fn write_down(&self, text: String) {
+        drop(self.notes.try_send(text));
     }
 
     /// Gives the machine a command; returns once it is journaled.
@@ -156,6 +165,7 @@ pub struct Actor {
     gate_sender: mpsc::Sender<CloseGate>,
     facts: mpsc::Receiver<Fact>,
     fact_sender: mpsc::Sender<Fact>,
+    notes: mpsc::Receiver<String>,
     inbox: mpsc::Receiver<Message>,
     published: watch::Sender<Arc<Published>>,
     watchers: Vec<Task>,
@@ -182,6 +192,7 @@ enum Wake {
     RunEnded(Box<Finished>),
     CloseGate(CloseGate),
     Message(Message),
+    Note(String),
     Due(Due),
     Stopping,
 }
@@ -208,10 +219,12 @@ impl Actor {
         let (inbox_sender, inbox) = mpsc::channel(INBOX_MAX);
         let (fact_sender, facts) = mpsc::channel(FACTS_MAX);
         let (gate_sender, gate) = mpsc::channel(1);
+        let (note_sender, notes) = mpsc::channel(NOTES_MAX);
         let handle = Handle {
             id: record.id.clone(),
             inbox: inbox_sender,
             facts: fact_sender.clone(),
+            notes: note_sender,
             published: follow,
         };
         let actor = Self {
@@ -230,6 +243,7 @@ impl Actor {
             gate_sender,
             facts,
             fact_sender,
+            notes,
             inbox,
             published,
             watchers: Vec::new(),
@@ -254,6 +268,7 @@ impl Actor {
                 Wake::RunEnded(finished) => Box::pin(self.run_ended(*finished)).await,
                 Wake::CloseGate(reply) => self.close_gate(reply),
                 Wake::Message(message) => self.message(message).await,
+                Wake::Note(text) => self.note(text).await,
                 Wake::Due(due) => {
                     if self.due(due).await {
                         break;
@@ -285,6 +300,8 @@ impl Actor {
             // While a run is under way it waits for exits itself.
             Some(fact) = self.facts.recv(), if idle => Wake::Fact(fact),
             Some(message) = self.inbox.recv() => Wake::Message(message),
+            // A run may begin a boot, whose monitor writes the log.
+            Some(text) = self.notes.recv(), if idle => Wake::Note(text),
             due = sleep_or_never(timer) => Wake::Due(due),
         }
     }

@@ -149,6 +149,44 @@ async fn refusals_have_their_codes() {
 }
 
 #[tokio::test]
+async fn a_line_of_the_edge_is_in_the_log_whether_the_machine_runs_or_not() {
+    let limit = std::time::Duration::from_secs(20);
+    let rig = Rig::new().await;
+    let at_rest = CreateMachine { skip_launch: true, ..request() };
+    rig.host.create(at_rest).await.unwrap();
+    let settled = format!("{ONE}/wait?states=settled&timeout_ms=20000");
+    assert_eq!(rig.ask(Method::GET, &settled, None).await.0, StatusCode::OK);
+    let note = format!("{ONE}/note");
+    let mut following = rig.host.log(request().id).unwrap().follow(1).unwrap();
+    let said = |code: &str| Some(json!({"code": code, "left_out": 2}));
+    assert_eq!(rig.ask(Method::POST, &note, said("PM08")).await.0, StatusCode::OK);
+    let lines = tokio::time::timeout(limit, following.next()).await.unwrap().unwrap();
+    assert!(lines[0].message.starts_with("[PM08] No machine of the app runs"), "{lines:?}");
+    assert_eq!(lines[0].stream, perch_types::api::LogStream::System);
+
+    // While it runs its monitor has the log.
+    let start = Some(json!({"command": "start"}));
+    assert_eq!(rig.ask(Method::POST, &format!("{ONE}/command"), start).await.0, StatusCode::OK);
+    let started = format!("{ONE}/wait?states=started&timeout_ms=20000");
+    assert_eq!(rig.ask(Method::GET, &started, None).await.0, StatusCode::OK);
+    assert_eq!(rig.ask(Method::POST, &note, said("PC01")).await.0, StatusCode::OK);
+    let told = async {
+        while !rig.server.runtime.notes().iter().any(|line| line.starts_with("[PC01] ")) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(limit, told).await.unwrap();
+
+    for (path, code, want) in [
+        (&*note, "PX01", Code::InvalidRequest),
+        ("/machines/00000000000def/note", "PC01", Code::MachineNotFound),
+    ] {
+        let (status, refused) = rig.ask(Method::POST, path, said(code)).await;
+        assert_eq!((status.as_u16(), &refused["code"]), (want.status(), &json!(want)), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_wait_that_is_not_met_ends_in_time() {
     let rig = Rig::new().await;
     rig.host.create(request()).await.unwrap();

@@ -77,6 +77,20 @@ fn each_process_of_the_server_comes_back_alone() {
         })
         .unwrap();
     }
+    // One that stands still and does not end is ended, and comes back too.
+    let front = || cloud.role_pids().into_iter().find(|(role, _)| role == "front");
+    let (_, wedged) = front().unwrap();
+    let pid = rustix::process::Pid::from_raw(wedged).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    // It may be silent for 30 s.
+    let another = wait_for("another front process", Duration::from_secs(60), || {
+        front().filter(|(_, pid)| *pid != wedged)
+    });
+    another.unwrap_or_else(|error| panic!("{error}\n{}", cloud.server_log()));
+    wait_for("the app to answer", Duration::from_secs(20), || {
+        cloud.get("web", "/").ok().filter(|answer| answer.status == 200)
+    })
+    .unwrap();
     assert_eq!(inside(&cloud), before);
     cloud.finish().unwrap();
 }

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use perch_types::directory::{Generation, MachineRecord};
-use perch_types::host::{Accepted, Drained, HostMachine, Loads, Rest, WatchEvent};
+use perch_types::host::{Accepted, Drained, EdgeNote, HostMachine, Loads, Rest, WatchEvent};
 use perch_types::{ApiError, Code, MachineId, MachineState};
 use tokio::sync::mpsc;
 
@@ -43,6 +43,8 @@ pub(crate) struct Host {
     pub(crate) loads: Mutex<Vec<Loads>>,
     /// What the edge answered to questions.
     pub(crate) rests: Mutex<Vec<Rest>>,
+    /// Lines for machines' logs.
+    pub(crate) notes: Mutex<Vec<(MachineId, EdgeNote)>>,
 }
 
 impl Host {
@@ -56,6 +58,7 @@ impl Host {
             drained: Mutex::default(),
             loads: Mutex::default(),
             rests: Mutex::default(),
+            notes: Mutex::default(),
         }
     }
 
@@ -66,6 +69,7 @@ impl Host {
             .route("/host/v1/machines/{id}/drained", post(drained))
             .route("/host/v1/machines/{id}/static", get(file))
             .route("/host/v1/machines/{id}/rest", post(rest))
+            .route("/host/v1/machines/{id}/note", post(note))
             .route("/host/v1/loads", post(loads))
             .with_state(self)
     }
@@ -156,6 +160,15 @@ async fn loads(State(host): State<Arc<Host>>, Json(loads): Json<Loads>) -> Json<
     Json(())
 }
 
+async fn note(
+    State(host): State<Arc<Host>>,
+    Path(id): Path<MachineId>,
+    Json(note): Json<EdgeNote>,
+) -> Json<()> {
+    host.notes.lock().unwrap().push((id, note));
+    Json(())
+}
+
 async fn rest(State(host): State<Arc<Host>>, Json(rest): Json<Rest>) -> Json<()> {
     host.rests.lock().unwrap().push(rest);
     Json(())
@@ -199,8 +212,12 @@ fn host_machine(record: &MachineRecord) -> HostMachine {
     }
 }
 
-/// Has one file, whose path ends with `/a.css`.
+/// Has one file, whose path ends with `/a.css`; one cannot be read.
 async fn file(Query(query): Query<perch_types::host::StaticQuery>) -> Response {
+    if query.path.ends_with("/broken.css") {
+        let error = ApiError::new(Code::Internal, "open a file of the image");
+        return (StatusCode::INTERNAL_SERVER_ERROR, Json(error)).into_response();
+    }
     if !query.path.ends_with("/a.css") {
         let error = ApiError::new(Code::NotFound, "no such file");
         return (StatusCode::NOT_FOUND, Json(error)).into_response();

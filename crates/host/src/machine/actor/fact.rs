@@ -80,7 +80,7 @@ impl Actor {
     }
 
     /// Writes lines into the machine's log.
-    fn say(&self, lines: Vec<String>) {
+    pub(super) fn say(&self, lines: Vec<String>) {
         let Some(instance) = self.instance.clone().filter(|_| !lines.is_empty()) else {
             return;
         };
