@@ -138,12 +138,7 @@ impl Bound {
 }
 
 /// Binds one port for one socket, unless that is kept.
-fn alone(
-    kept: &mut Kept,
-    purpose: Purpose,
-    wanted: SocketAddr,
-    key: &str,
-) -> Result<TcpListener> {
+fn alone(kept: &mut Kept, purpose: Purpose, wanted: SocketAddr, key: &str) -> Result<TcpListener> {
     match kept.tcp(purpose, wanted) {
         Some(listener) => Ok(listener),
         None => tcp(wanted, key, Shared::No),

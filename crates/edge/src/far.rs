@@ -34,6 +34,8 @@ use crate::tls::TlsError;
 
 pub(crate) use self::arrive::serve;
 use self::hop::Verdict;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::hop::fuzz;
 use self::known::Known;
 pub(crate) use self::leave::Asked;
 use self::links::Links;

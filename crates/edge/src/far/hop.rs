@@ -107,6 +107,21 @@ impl Verdict {
     }
 }
 
+/// What is understood is said again as the same: for the fuzz target.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let Ok(value) = HeaderValue::from_bytes(bytes) else {
+        return;
+    };
+    if let Some(order) = Order::of(&value) {
+        let again = order.value().and_then(|value| Order::of(&value));
+        assert_eq!(again.as_ref(), Some(&order));
+    }
+    if let Some(verdict) = Verdict::of(&value) {
+        assert_eq!(Verdict::of(&verdict.value()).as_ref(), Some(&verdict));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

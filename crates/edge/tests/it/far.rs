@@ -115,6 +115,12 @@ fn a_start_that_is_refused_there_is_told_here() {
     *pair.far.host.on_start.lock().unwrap() = OnStart::Refused;
     let answer = pair.near.get("/");
     assert!(status(&answer) == "503" && answer.contains("PM07"), "{answer}");
+    // Its owner finds that where the machine is.
+    until("its owner is told", || {
+        let notes = pair.far.host.notes.lock().unwrap();
+        notes.iter().any(|(id, note)| *id == MachineId::from_bits(2) && note.code == "PM07")
+    });
+    assert!(pair.near.host.notes.lock().unwrap().is_empty());
 }
 
 #[test]
