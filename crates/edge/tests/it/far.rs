@@ -120,7 +120,8 @@ fn a_start_that_is_refused_there_is_told_here() {
         let notes = pair.far.host.notes.lock().unwrap();
         notes.iter().any(|(id, note)| *id == MachineId::from_bits(2) && note.code == "PM07")
     });
-    assert!(pair.near.host.notes.lock().unwrap().is_empty());
+    let notes = pair.near.host.notes.lock().unwrap();
+    assert!(notes.iter().all(|(_, note)| note.code != "PM07"), "{notes:?}");
 }
 
 #[test]
@@ -222,6 +223,36 @@ fn a_replay_that_a_far_machine_asks_for_is_carried_out_by_the_clients_edge() {
     assert_eq!(status(&pair.near.get("/")), "200");
     let source = format!("fly-replay-src: instance={};region=fra;", MachineId::from_bits(2));
     assert!(takes.last.lock().unwrap().contains(&source));
+}
+
+#[test]
+fn what_is_sent_on_to_an_app_of_the_other_host_comes_to_the_port_that_it_has() {
+    let sends = Origin::new(|_| {
+        "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nFly-Replay: app=other\r\n\r\n".to_owned()
+    });
+    let takes = Origin::fine();
+    let mut other = machine(2, "other", MachineState::Started, takes.port);
+    let ports = serde_json::json!([{"port": 8080, "handlers": ["http"]}]);
+    other.services[0].ports = serde_json::from_value(ports).unwrap();
+    let pair = Pair::new(vec![started(1, &sends)], vec![other]);
+    let answer = pair.near.get("/");
+    assert!(status(&answer) == "200" && answer.ends_with("ok"), "{answer}");
+    assert_eq!((sends.count(), takes.count()), (1, 1));
+}
+
+#[test]
+fn e5_an_app_of_the_other_host_has_only_so_many_connections_here() {
+    let origin = Origin::fine();
+    let limits = Limits { app_connections_max: 1, ..Limits::default() };
+    let pair = Pair::with(Vec::new(), vec![started(2, &origin)], &limits);
+    let mut first = pair.near.connect();
+    first.write_all(b"GET / HTTP/1.1\r\nHost: web.perch.localhost\r\n\r\n").unwrap();
+    assert_eq!(status(&read_head(&mut first).unwrap()), "200");
+    let second = pair.near.get("/");
+    assert!(status(&second) == "503" && second.contains("PR07"), "{second}");
+    assert_eq!(origin.count(), 1);
+    drop(first);
+    until("its place is free", || status(&pair.near.get("/")) == "200");
 }
 
 #[test]
