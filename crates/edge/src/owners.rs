@@ -85,9 +85,9 @@ impl Shared {
         cause: Cause,
     ) -> Option<MachineId> {
         let machines = self.live.machines_of(app)?;
-        let is_here = |id: &&MachineId| machines.iter().any(|target| target.record.id == **id);
         if let Some(machine) = machine.filter(|_| cause != Cause::HostAway) {
-            return Some(machine).filter(is_here).cloned();
+            let is_here = machines.iter().any(|target| target.record.id == *machine);
+            return is_here.then(|| machine.clone());
         }
         let running = machines.iter().find(|target| target.record.state == MachineState::Started);
         running.or_else(|| machines.first()).map(|target| target.record.id.clone())

@@ -150,16 +150,16 @@ impl Worker {
             };
             let Reached { mut sent, target } = reached;
             passage.face = Some(Arc::clone(&target));
-            if target.load.is_far {
-                // The edge there counts it.
-                passage.account.passed_on(&target.load.app);
-            }
             let asked = asked(&mut sent.response).await.map_err(|unclear| {
                 tracing::info!(app = %leg.app.name, machine = %target.record.id, reason = unclear.0,
                     code = Cause::ReplayBad.code(), "replay not understood");
                 Cause::ReplayBad
             })?;
             let Some(wish) = asked else {
+                if target.load.is_far {
+                    // The edge there counts it.
+                    passage.account.passed_on(&target.load.app);
+                }
                 original.body.answered();
                 if let Some(key) =
                     leg.remembered.filter(|_| replay::forgets(sent.response.headers()))
