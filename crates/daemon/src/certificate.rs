@@ -1,4 +1,4 @@
-//! The server's own certificate authority and the API's certificate under it.
+//! The server's own certificate authority, and the API's and the edge's certificates under it.
 //!
 //! Never leaves the key of the authority readable to anybody but root, and never sends it to
 //! another process.
@@ -9,9 +9,12 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use perch_types::Secret;
 use perch_types::clock::Clock;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use perch_types::{HostId, Secret};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
 use sha2::{Digest as _, Sha256};
 
 const CA_CERTIFICATE: &str = "ca.pem";
@@ -64,9 +67,24 @@ impl Authority {
         let mut params = CertificateParams::new(names.to_vec())
             .with_context(|| format!("make a certificate for {names:?}"))?;
         params.distinguished_name.push(DnType::CommonName, "perchd");
+        self.sign(params, clock).context("make the API's certificate")
+    }
+
+    /// Makes the certificate with which the edge of a host shows edges of others whose it is;
+    /// returns the chain, with the authority at its end, and the key as PEM.
+    pub(crate) fn issue_edge(&self, host: &HostId, clock: &dyn Clock) -> Result<(String, Secret)> {
+        let mut params = CertificateParams::new(vec![perch_edge::peer_name(host)])
+            .context("name the edge in a certificate")?;
+        params.distinguished_name.push(DnType::CommonName, "perchd edge");
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(params, clock).context("make the edge's certificate")
+    }
+
+    fn sign(&self, mut params: CertificateParams, clock: &dyn Clock) -> Result<(String, Secret)> {
         set_validity(&mut params, clock, LEAF_S)?;
         let key = KeyPair::generate().context("make a key")?;
-        let leaf = params.signed_by(&key, &self.issuer).context("sign the API's certificate")?;
+        let leaf = params.signed_by(&key, &self.issuer).context("sign a certificate")?;
         Ok((format!("{}{}", leaf.pem(), self.certificate_pem), Secret::new(key.serialize_pem())))
     }
 }

@@ -14,8 +14,10 @@ use perch_types::ports::RAW_PORTS_MAX;
 use serde::{Deserialize, Serialize};
 
 mod acme;
+mod pool;
 
 pub(crate) use self::acme::Acme;
+pub(crate) use self::pool::Ipv4Pool;
 
 /// Where the server looks for its file when no flag names one.
 pub(crate) const FILE_DEFAULT: &str = "/etc/perch/perchd.toml";
@@ -38,6 +40,9 @@ pub(crate) struct Config {
     pub(crate) http: SocketAddr,
     /// The edge under TLS: an address, `off`, or `auto`, which is port 443 beside port 80.
     pub(crate) https: Https,
+    /// Where edges of other servers pass requests for machines of this one on; none do when unset.
+    /// They show each other certificates of the server's CA.
+    pub(crate) edge_peers: Option<SocketAddr>,
     /// Public addresses of this server at which apps are reached; the one of `http`, or those that
     /// the server speaks to the internet from, when there are none here.
     pub(crate) public_ips: Vec<IpAddr>,
@@ -143,14 +148,6 @@ impl From<Https> for String {
     }
 }
 
-/// A block of private IPv4 addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub(crate) struct Ipv4Pool {
-    pub(crate) network: Ipv4Addr,
-    pub(crate) prefix: u8,
-}
-
 /// What builds may take.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -224,6 +221,7 @@ impl Default for Config {
             api_names: Vec::new(),
             http: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80)),
             https: Https::Auto,
+            edge_peers: None,
             public_ips: Vec::new(),
             reserved_ports: Vec::new(),
             domain: "perch.localhost".to_owned(),
@@ -243,29 +241,6 @@ impl Default for Config {
             rates: perch_api::Rates::default(),
             acme: Acme::default(),
         }
-    }
-}
-
-impl TryFrom<String> for Ipv4Pool {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let bad = || format!("`{text}` is not a block such as `10.209.0.0/16`");
-        let (network, prefix) = text.split_once('/').ok_or_else(bad)?;
-        let pool = Self {
-            network: network.parse().map_err(|_| bad())?,
-            prefix: prefix.parse().map_err(|_| bad())?,
-        };
-        if !(8..=24).contains(&pool.prefix) || !pool.network.is_private() {
-            return Err(format!("`{text}` is not a private block of 8 to 24 bits"));
-        }
-        Ok(pool)
-    }
-}
-
-impl From<Ipv4Pool> for String {
-    fn from(pool: Ipv4Pool) -> Self {
-        format!("{}/{}", pool.network, pool.prefix)
     }
 }
 
@@ -537,6 +512,7 @@ mod tests {
             ("[autostop]\nidle_s = 604801", "1 to 604800"),
             ("[autostop]\ncolour = 1", "colour"),
             ("metrics = \"here\"", "metrics"),
+            ("edge_peers = \"here\"", "edge_peers"),
             ("public_ips = [\"0.0.0.0\"]", "public_ips"),
             ("public_ips = [\"192.0.2.1\", \"192.0.2.1\"]", "public_ips"),
             ("public_ips = [\"web\"]", "public_ips"),

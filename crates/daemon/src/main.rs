@@ -11,6 +11,7 @@ mod certificate;
 mod certificates;
 mod clock;
 mod config;
+mod edges;
 mod handover;
 mod identity;
 mod inside;

@@ -20,11 +20,12 @@ use crate::setup::Purpose;
 pub(crate) const LISTEN: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 /// What is kept. The others are sockets of the server's own processes, which begin anew with it.
-const PUBLIC: [(Purpose, &str); 4] = [
+const PUBLIC: [(Purpose, &str); 5] = [
     (Purpose::Api, "perch-api"),
     (Purpose::ApiTls, "perch-api-tls"),
     (Purpose::Http, "perch-http"),
     (Purpose::Https, "perch-https"),
+    (Purpose::EdgePeers, "perch-edge-peers"),
 ];
 
 /// Takes what was kept from the server before.
@@ -113,7 +114,8 @@ mod tests {
         }
         assert_eq!(texts[2], "FDSTOREREMOVE=1\nFDNAME=perch-http");
         assert_eq!(texts[3], "FDSTOREREMOVE=1\nFDNAME=perch-https");
-        assert_eq!(texts[4], "FDSTORE=1\nFDPOLL=0\nFDNAME=perch-http");
+        assert_eq!(texts[4], "FDSTOREREMOVE=1\nFDNAME=perch-edge-peers");
+        assert_eq!(texts[5], "FDSTORE=1\nFDPOLL=0\nFDNAME=perch-http");
         assert_eq!(stored.len(), 1);
         // What the manager starts the next server with, beside one that nobody knows.
         let unknown: OwnedFd = TcpListener::bind("127.0.0.1:0").unwrap().into();

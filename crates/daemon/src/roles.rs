@@ -56,6 +56,7 @@ impl Role {
                 Purpose::ApiUnix,
                 Purpose::Http,
                 Purpose::Https,
+                Purpose::EdgePeers,
                 Purpose::Metrics,
                 Purpose::DnsUdp,
                 Purpose::DnsTcp,

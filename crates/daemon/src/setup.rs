@@ -45,6 +45,8 @@ pub(crate) enum Purpose {
     Http,
     /// The edge under TLS; one per core.
     Https,
+    /// The edge for edges of other servers; one per core.
+    EdgePeers,
     /// What the edge counts.
     Metrics,
     /// Names for machines, datagrams.
@@ -94,6 +96,8 @@ pub(crate) struct Setup {
     pub(crate) admin_token_hash: String,
     /// The certificate chain and key of the API, PEM, when it serves TLS.
     pub(crate) api_certificate: Option<(String, Secret)>,
+    /// The certificate chain, with the CA at its end, and key of the edge, PEM, when it has others.
+    pub(crate) edge_certificate: Option<(String, Secret)>,
     /// The folder with `perch-init` and `perch-monitor`.
     pub(crate) guest_dir: PathBuf,
 }
@@ -209,6 +213,7 @@ mod tests {
             host_token: Secret::new("pull"),
             admin_token_hash: "00".to_owned(),
             api_certificate: None,
+            edge_certificate: None,
             guest_dir: PathBuf::from("/usr/lib/perch"),
         }
     }

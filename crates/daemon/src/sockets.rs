@@ -53,25 +53,16 @@ impl Bound {
     ) -> Result<Self> {
         let mut bound = Vec::new();
         let mut kept = Kept(kept);
-        let api = match kept.tcp(Purpose::Api, config.api) {
-            Some(api) => api,
-            None => tcp(config.api, "api", Shared::No)?,
-        };
+        let api = alone(&mut kept, Purpose::Api, config.api, "api")?;
         config.api = address(&api)?;
         bound.push((Purpose::Api, api.into()));
         if let Some(wanted) = config.api_tls {
-            let api_tls = match kept.tcp(Purpose::ApiTls, wanted) {
-                Some(api_tls) => api_tls,
-                None => tcp(wanted, "api_tls", Shared::No)?,
-            };
+            let api_tls = alone(&mut kept, Purpose::ApiTls, wanted, "api_tls")?;
             config.api_tls = Some(address(&api_tls)?);
             bound.push((Purpose::ApiTls, api_tls.into()));
         }
         if let Some(wanted) = config.metrics {
-            let metrics = match kept.tcp(Purpose::Metrics, wanted) {
-                Some(metrics) => metrics,
-                None => tcp(wanted, "metrics", Shared::No)?,
-            };
+            let metrics = alone(&mut kept, Purpose::Metrics, wanted, "metrics")?;
             config.metrics = Some(address(&metrics)?);
             bound.push((Purpose::Metrics, metrics.into()));
         }
@@ -86,16 +77,18 @@ impl Bound {
             }
             None => Https::Off,
         };
+        if let Some(wanted) = config.edge_peers {
+            let (at, sharing) = every_core(&mut kept, Purpose::EdgePeers, wanted, "edge_peers")?;
+            config.edge_peers = Some(at);
+            bound.extend(sharing.into_iter().map(|it| (Purpose::EdgePeers, it.into())));
+        }
         for wanted in dns {
             let datagrams = match kept.udp(Purpose::DnsUdp, *wanted) {
                 Some(socket) => socket,
                 None => udp(*wanted)?,
             };
             bound.push((Purpose::DnsUdp, datagrams.into()));
-            let listener = match kept.tcp(Purpose::DnsTcp, *wanted) {
-                Some(listener) => listener,
-                None => tcp(*wanted, "dns", Shared::No)?,
-            };
+            let listener = alone(&mut kept, Purpose::DnsTcp, *wanted, "dns")?;
             bound.push((Purpose::DnsTcp, listener.into()));
         }
         let run = &config.run_dir;
@@ -141,6 +134,14 @@ impl Bound {
             .filter(|(purpose, _)| purposes.contains(purpose))
             .map(|(purpose, fd)| (*purpose, fd.as_fd()))
             .unzip()
+    }
+}
+
+/// Binds one port for one socket, unless that is kept.
+fn alone(kept: &mut Kept, purpose: Purpose, wanted: SocketAddr, key: &str) -> Result<TcpListener> {
+    match kept.tcp(purpose, wanted) {
+        Some(listener) => Ok(listener),
+        None => tcp(wanted, key, Shared::No),
     }
 }
 
@@ -344,14 +345,17 @@ mod tests {
     }
 
     #[test]
-    fn https_is_bound_as_often_as_http() {
+    fn https_and_the_edges_other_side_are_bound_as_often_as_http() {
         let folder = tempfile::tempdir().unwrap();
         let mut config = config(folder.path());
         config.https = "127.0.0.1:0".parse().unwrap();
+        config.edge_peers = Some("127.0.0.1:0".parse().unwrap());
         let bound = Bound::bind(&mut config, &[], (0, 0), Vec::new()).unwrap();
         assert_ne!(config.https.address().unwrap().port(), 0);
         let count = |purpose| bound.of(&[purpose]).0.len();
         assert_eq!(count(Purpose::Https), count(Purpose::Http));
+        assert_eq!(count(Purpose::EdgePeers), count(Purpose::Http));
+        assert_ne!(config.edge_peers.unwrap().port(), 0);
     }
 
     #[test]

@@ -169,17 +169,23 @@ impl Server {
             Some(_) => Some(authority.issue(&config.certificate_names(), &clock)?),
             None => None,
         };
+        let host_id = identity::host_id(&config.data_dir)?;
+        let edge_certificate = match config.edge_peers {
+            Some(_) => Some(authority.issue_edge(&host_id, &clock)?),
+            None => None,
+        };
         let url = format!("http://{}", config.api);
         let admin = identity::admin(&config.data_dir, &url, Some(authority.fingerprint()))?;
         let setup = Setup {
             config: config.clone(),
             sockets: Vec::new(),
-            host_id: identity::host_id(&config.data_dir)?,
+            host_id,
             front_uid,
             keys_uid,
             host_token: identity::token()?,
             admin_token_hash: identity::token_hash(&admin.token),
             api_certificate,
+            edge_certificate,
             guest_dir,
         };
         let ready = Ready {
@@ -214,6 +220,9 @@ impl Server {
         drop(command);
         let (sockets, fds) = self.bound.of(role.sockets());
         let mut setup = Setup { sockets, ..self.setup.clone() };
+        if role != Role::Front {
+            setup.edge_certificate = None;
+        }
         if role == Role::Keys {
             // It needs none of the others' secrets.
             setup.host_token = Secret::default();

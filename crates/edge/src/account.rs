@@ -79,6 +79,8 @@ pub(crate) struct Account {
     received: Rc<Cell<u64>>,
     sent: Cell<u64>,
     known: RefCell<Known>,
+    /// Whether another edge passed the request on, and tells of it.
+    is_told_elsewhere: bool,
 }
 
 #[derive(Debug, Default)]
@@ -113,7 +115,14 @@ impl Account {
             received: Rc::default(),
             sent: Cell::new(0),
             known: RefCell::default(),
+            is_told_elsewhere: false,
         }
+    }
+
+    /// Makes it that of a request which another edge passed on: it is counted here, and told there.
+    pub(crate) fn told_elsewhere(mut self) -> Self {
+        self.is_told_elsewhere = true;
+        self
     }
 
     pub(crate) fn request_id(&self) -> &str {
@@ -127,11 +136,21 @@ impl Account {
         known.app = Some(app.clone());
     }
 
+    /// Notes that the edge of another host counts it.
+    pub(crate) fn passed_on(&self, uncounted: &Arc<AppMetrics>) {
+        self.known.borrow_mut().metrics = Some(Arc::clone(uncounted));
+    }
+
     /// Notes which machine gets it, and how long it waited for that one's start if it did.
     pub(crate) fn goes_to(&self, machine: &MachineId, woke: Option<Duration>) {
         let mut known = self.known.borrow_mut();
         known.machine = Some(machine.clone());
         known.woke = woke.or(known.woke);
+    }
+
+    /// Notes that no machine has seen anything of it: another is looked for.
+    pub(crate) fn comes_back(&self) {
+        self.known.borrow_mut().machine = None;
     }
 
     /// Notes what the client is told.
@@ -182,6 +201,9 @@ impl Drop for Account {
         match known.answer {
             Some((status, _, took)) => metrics.answered(status, took),
             None => metrics.left(CLIENT_LEFT),
+        }
+        if self.is_told_elsewhere {
+            return;
         }
         Access {
             request_id: &self.request_id,

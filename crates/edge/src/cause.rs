@@ -63,6 +63,8 @@ pub enum Cause {
     ReplaySwitched,
     /// No machine took a replay in the time that the app set.
     ReplayLate,
+    /// The edge of the machine's server cannot be reached, or was lost before the answer.
+    HostAway,
 }
 
 /// Whose fault it is.
@@ -78,7 +80,7 @@ pub enum Fault {
 
 impl Cause {
     /// Every cause there is.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::BadRequest,
         Self::HeadTooLarge,
         Self::Misdirected,
@@ -106,6 +108,7 @@ impl Cause {
         Self::ReplayDenied,
         Self::ReplaySwitched,
         Self::ReplayLate,
+        Self::HostAway,
     ];
 
     /// Returns the status.
@@ -125,7 +128,8 @@ impl Cause {
             | Self::ReplayTooLarge
             | Self::ReplayBad
             | Self::ReplayDenied
-            | Self::ReplaySwitched => StatusCode::BAD_GATEWAY,
+            | Self::ReplaySwitched
+            | Self::HostAway => StatusCode::BAD_GATEWAY,
             Self::Slow | Self::ReplayLate => StatusCode::GATEWAY_TIMEOUT,
             Self::ReplayLoop => StatusCode::LOOP_DETECTED,
             Self::NoMachine
@@ -169,6 +173,7 @@ impl Cause {
             Self::ReplayDenied => "PA04",
             Self::ReplaySwitched => "PA05",
             Self::ReplayLate => "PA06",
+            Self::HostAway => "PC03",
         }
     }
 
@@ -205,6 +210,7 @@ impl Cause {
             Self::ReplayDenied => "This app sent a request on to where it may not go.",
             Self::ReplaySwitched => "This app sent a connection on that it had taken itself.",
             Self::ReplayLate => "This app sent a request on, and nobody took it in time.",
+            Self::HostAway => "The server that this app runs on cannot be reached.",
         }
     }
 
@@ -228,7 +234,7 @@ impl Cause {
             Self::NotListening => {
                 "perch status: does it listen on 0.0.0.0 and the service's internal_port?"
             }
-            Self::InstanceUnknown | Self::RegionEmpty => "perch machine list",
+            Self::InstanceUnknown | Self::RegionEmpty | Self::HostAway => "perch machine list",
             Self::BadRequest
             | Self::HeadTooLarge
             | Self::Misdirected
@@ -272,7 +278,7 @@ impl Cause {
             | Self::ReplayDenied
             | Self::ReplaySwitched
             | Self::ReplayLate => Fault::Machine,
-            Self::WakeFailed | Self::StaticUnread => Fault::Platform,
+            Self::WakeFailed | Self::StaticUnread | Self::HostAway => Fault::Platform,
         }
     }
 
@@ -281,7 +287,7 @@ impl Cause {
     pub const fn retry_after_s(self) -> Option<u32> {
         match self {
             Self::Crowded | Self::StaticUnread | Self::Full | Self::QueueFull => Some(1),
-            Self::WakeFailed => Some(5),
+            Self::WakeFailed | Self::HostAway => Some(5),
             Self::BadRequest
             | Self::HeadTooLarge
             | Self::Misdirected

@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::far::{self, Far};
 use crate::gate::Gate;
 use crate::listen::Worker;
 use crate::patience::Patient;
@@ -36,6 +37,8 @@ pub(crate) enum Door {
     Plain(Gate),
     /// TLS, at a port.
     Tls(Gate, Arc<Tls>),
+    /// Requests that other edges pass on.
+    Far(Arc<Far>),
 }
 
 /// Serves a connection to its end. It is plain where the listener is.
@@ -83,6 +86,7 @@ pub(crate) async fn serve(
                 Box::pin(serve_http1(worker, stream, peer, stopping)).await;
             }
         }
+        Door::Far(far) => Box::pin(far::serve(worker, far, stream, stopping)).await,
     }
 }
 

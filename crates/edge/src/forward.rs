@@ -68,7 +68,7 @@ impl Refused {
 
 /// A connection that a request can go over.
 #[derive(Debug)]
-enum Sender {
+pub(crate) enum Sender {
     Single(Single),
     Stream(Stream),
 }
@@ -201,7 +201,7 @@ impl Hop<'_> {
         }
     }
 
-    async fn exchange(
+    pub(crate) async fn exchange(
         &self,
         key: &Key,
         mut sender: Sender,
@@ -259,7 +259,7 @@ impl Hop<'_> {
         }
     }
 
-    fn finish(self, answer: Answer, key: Key) -> Result<Sent, Refused> {
+    pub(crate) fn finish(self, answer: Answer, key: Key) -> Result<Sent, Refused> {
         let idle = self.idle();
         let Answer { mut response, sender, switch } = answer;
         if !has_clear_length(response.headers()) {
@@ -268,6 +268,10 @@ impl Hop<'_> {
         let protocol = response.headers_mut().remove(http::header::UPGRADE);
         headers::strip(response.headers_mut());
         response.headers_mut().remove(TRANSFER_ENCODING);
+        let is_far = self.target.load.is_far;
+        if !is_far {
+            response.headers_mut().remove(headers::HOP);
+        }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             // Only to what was asked for (RFC 9110, section 7.8), and by a machine that keeps the
             // request to itself.
@@ -288,11 +292,13 @@ impl Hop<'_> {
             return Ok(Sent { response: response.map(|_| ReplyBody::Page(None)), switch: None });
         }
         let back = match sender {
-            Sender::Single(single) => Back::Single(self.pool.clone(), key, single),
-            Sender::Stream(stream) => Back::Stream(stream),
+            // That to another edge was for a switch alone.
+            Sender::Single(_) if is_far => None,
+            Sender::Single(single) => Some(Back::Single(self.pool.clone(), key, single)),
+            Sender::Stream(stream) => Some(Back::Stream(stream)),
         };
         let response = response.map(|incoming| {
-            let body = MachineBody::new(incoming, Some(back), idle, self.in_flight);
+            let body = MachineBody::new(incoming, back, idle, self.in_flight);
             ReplyBody::Machine(Box::new(body))
         });
         Ok(Sent { response, switch })
@@ -301,7 +307,7 @@ impl Hop<'_> {
 
 /// What a machine said, and the connection over which it did.
 #[derive(Debug)]
-struct Answer {
+pub(crate) struct Answer {
     response: Response<Incoming>,
     sender: Sender,
     switch: Option<Switch>,

@@ -8,7 +8,7 @@ mod parsers;
 use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE};
 use perch_types::view::View;
 
-use crate::{headers, raw, route, strict};
+use crate::{far, headers, raw, route, strict};
 
 /// A function that takes any bytes.
 pub type Target = fn(&[u8]);
@@ -28,6 +28,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("sessions", parsers::sessions),
     ("options", parsers::options),
     ("postgres", raw::pg_tls::fuzz),
+    ("hops", far::fuzz),
 ];
 
 /// Messages that are as they should be, or nearly: what bytes are made of.
@@ -53,6 +54,8 @@ pub const SEEDS: &[&str] = &[
     "gzip;q=0.5, br;q=1.000, *;q=0",
     "/a/b%20c/%2e%2E/d?e",
     "a=b; s=c; s=d",
+    "from=000000000001;org=personal;app=web;port=443;wait=1500;machine=00000000000001",
+    "unsent=PC03",
 ];
 
 /// A host name that is taken is one, and is the same when it is taken again.

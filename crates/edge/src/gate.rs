@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perch_types::ports::{PUBLIC_HTTP_PORT, PUBLIC_HTTPS_PORT};
-use perch_types::service::{Handler, Port, Protocol};
+use perch_types::service::{Handler, Port, Protocol, Service};
 
 use crate::Shared;
 use crate::live::{AppKey, Target};
@@ -87,12 +87,21 @@ impl Gate {
         app: &AppKey,
         read: impl FnOnce(&Port) -> T,
     ) -> Option<T> {
-        let machines = shared.live.machines_of(app)?;
-        let services = machines.iter().flat_map(|target| &target.record.services);
+        let Some(machines) = shared.live.machines_of(app) else {
+            // Perhaps it has some on other hosts.
+            let view = shared.view.load();
+            let records = view.machines_of(&app.org, &app.name);
+            return self.listed(records.flat_map(|record| &record.services)).map(read);
+        };
+        self.listed(machines.iter().flat_map(|target| &target.record.services)).map(read)
+    }
+
+    /// Returns this port as the first service has it that lists it.
+    fn listed<'a>(&self, services: impl Iterator<Item = &'a Service>) -> Option<&'a Port> {
         let mut ports = services
             .filter(|service| service.protocol == Protocol::Tcp)
             .flat_map(|service| &service.ports);
-        ports.find(|port| port.range().contains(&self.public)).map(read)
+        ports.find(|port| port.range().contains(&self.public))
     }
 }
 

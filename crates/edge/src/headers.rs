@@ -34,9 +34,12 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const X_FORWARDED_SSL: HeaderName = HeaderName::from_static("x-forwarded-ssl");
 
+/// What one edge tells another of a request, and of its answer; no client's and no app's.
+pub(crate) const HOP: HeaderName = HeaderName::from_static("perch-hop");
+
 /// Fields of a request that only the platform may set, and not to each (contract 4.2).
-const PLATFORM: [HeaderName; 4] =
-    [REPLAY_SRC, REPLAY_FAILED, PREFERRED_UNAVAILABLE, REPLAY_CACHE_STATUS];
+const PLATFORM: [HeaderName; 5] =
+    [REPLAY_SRC, REPLAY_FAILED, PREFERRED_UNAVAILABLE, REPLAY_CACHE_STATUS, HOP];
 /// Fields of every request that say what the edge saw.
 const SEEN: [HeaderName; 8] = [
     REQUEST_ID,

@@ -12,9 +12,12 @@
 //! [`reply`] (pages), [`account`] (until all of it is over), [`access`] (one event), [`metrics`]
 //! (what is counted) and [`owners`] (a code in the app's own log).
 //!
+//! A machine of another host is reached through the edge there, which counts, holds and wakes:
+//! [`far`].
+//!
 //! Ports that apps have for themselves are [`raw`]'s: what is HTTP there comes back to a loop
-//! ([`handing`]), and the rest goes another way to the same machines. [`gate`] says which port that
-//! is, and whose.
+//! ([`handing`]), and the rest goes another way to the machines of this host. [`gate`] says which
+//! port that is, and whose.
 #![forbid(unsafe_code)]
 
 mod access;
@@ -26,6 +29,7 @@ mod compress;
 mod connection;
 mod crowd;
 mod direction;
+mod far;
 mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
@@ -75,6 +79,7 @@ use perch_types::{HostId, Region};
 use tokio::task::JoinHandle;
 
 use crate::access::Sampler;
+use crate::far::Far;
 use crate::handing::Loops;
 use crate::listen::{Claimed, Listeners};
 use crate::live::Live;
@@ -87,6 +92,7 @@ use crate::tls::Tls;
 use crate::wake::Wakes;
 
 pub use crate::cause::Cause;
+pub use crate::far::{FarConfig, peer_name};
 pub use crate::issuer::{Documents, Issuer};
 pub use crate::metrics::Readings;
 pub use crate::raw::{Binder, RawConfig, RawLimits};
@@ -131,7 +137,7 @@ pub struct Config {
     pub issuer: Option<Issuer>,
     /// Where this server stands.
     pub region: Region,
-    /// This server; only its machines are connected to.
+    /// This server; only its machines are connected to from here.
     pub host_id: HostId,
     /// The agent of this server.
     pub host: HostClient,
@@ -143,6 +149,8 @@ pub struct Config {
     pub limits: Limits,
     /// Ports that apps have claimed; without it none is opened.
     pub raw: Option<RawConfig>,
+    /// Edges of other hosts: without it only machines of this one are served.
+    pub far: Option<FarConfig>,
 }
 
 /// How HTTPS is served.
@@ -261,6 +269,7 @@ pub(crate) struct Shared {
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) region: Region,
     pub(crate) host_id: HostId,
+    pub(crate) far: Option<Arc<Far>>,
     pub(crate) metrics: EdgeMetrics,
     pub(crate) sampler: Sampler,
     pub(crate) view: ViewHandle,
@@ -314,7 +323,16 @@ impl Edge {
             None => (None, Vec::new()),
         };
         let https_port = tls_listeners.first().and_then(|one| one.local_addr().ok());
-        let listeners = pairs(config.listeners, tls_listeners);
+        let mut listeners = pairs(config.listeners, tls_listeners);
+        let far = match config.far {
+            Some(far) => {
+                let far = Far::new(far, config.host_id.clone(), &config.limits);
+                let (far, sockets) = far.map_err(StartError::Tls)?;
+                far::deal(&mut listeners, sockets);
+                Some(Arc::new(far))
+            }
+            None => None,
+        };
         let runtime = tokio::runtime::Handle::current();
         let shared = Arc::new(Shared {
             domain: config.domain,
@@ -325,6 +343,7 @@ impl Edge {
             runtime: runtime.clone(),
             region: config.region,
             host_id: config.host_id.clone(),
+            far,
             metrics: EdgeMetrics::default(),
             sampler: Sampler::new(config.limits.access_per_s),
             view: config.view,
@@ -398,7 +417,7 @@ impl Edge {
 fn pairs(plain: Vec<TcpListener>, tls: Vec<TcpListener>) -> Vec<Listeners> {
     let loops = plain.len().max(tls.len());
     let (mut plain, mut tls) = (plain.into_iter(), tls.into_iter());
-    (0..loops).map(|_| Listeners { plain: plain.next(), tls: tls.next() }).collect()
+    (0..loops).map(|_| Listeners { plain: plain.next(), tls: tls.next(), far: None }).collect()
 }
 
 impl Drop for Edge {

@@ -18,6 +18,7 @@ use tokio::task::LocalSet;
 use crate::compress::Places;
 use crate::connection::{self, Door};
 use crate::crowd::Crowd;
+use crate::far::Reach;
 use crate::gate::Gate;
 use crate::handing::Handed;
 use crate::pool::Pool;
@@ -30,11 +31,13 @@ pub(crate) const CONNECTIONS_MAX: usize = 16 * 1024;
 /// The pause after an accept that failed, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Where one loop's connections come from; one of the two at least.
+/// Where one loop's connections come from; one of them at least.
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
     pub(crate) plain: Option<StdTcpListener>,
     pub(crate) tls: Option<StdTcpListener>,
+    /// For other edges.
+    pub(crate) far: Option<StdTcpListener>,
 }
 
 /// What a loop has to do with claimed ports.
@@ -77,6 +80,10 @@ async fn accept(
         }
         None => None,
     };
+    let far = match &shared.far {
+        Some(far) => Entrance::new(listeners.far, |_| Door::Far(Arc::clone(far)))?,
+        None => None,
+    };
     let Claimed { raw, mut handed } = claimed;
     let seed = shared.clock.boot_ms().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index as u64;
     let region = HeaderValue::from_str(shared.region.as_str())
@@ -88,6 +95,7 @@ async fn accept(
         crowd: Crowd::default(),
         places: Places::default(),
         budget: Budget::default(),
+        reach: Reach::default(),
         region,
         state: Cell::new(random_seed().unwrap_or(seed) | 1),
         connections: Cell::new(0),
@@ -101,6 +109,7 @@ async fn accept(
             }
             accepted = next(plain.as_ref()) => accepted,
             accepted = next(tls.as_ref()) => accepted,
+            accepted = next(far.as_ref()) => accepted,
             Some(handed) = handed.recv() => {
                 worker.take(handed, &stopping);
                 continue;
@@ -116,7 +125,7 @@ async fn accept(
         }
     }
     // Whoever accepts from here on is another process: this one holds the port no longer.
-    drop((plain, tls));
+    drop((plain, tls, far));
     drain(&worker, &pulse, handed, stopping).await;
     Ok(())
 }
@@ -191,6 +200,8 @@ pub(crate) struct Worker {
     pub(crate) places: Places,
     /// What is kept of requests' bodies.
     pub(crate) budget: Budget,
+    /// Machines of other hosts, and the way there.
+    pub(crate) reach: Reach,
     pub(crate) region: HeaderValue,
     pub(crate) state: Cell<u64>,
     connections: Cell<usize>,

@@ -24,7 +24,7 @@ const SEND_BYTES_MAX: usize = 64 * 1024;
 
 /// Runs what a connection needs on the loop that has it.
 #[derive(Debug, Clone, Copy)]
-struct OnLoop;
+pub(crate) struct OnLoop;
 
 impl<F> hyper::rt::Executor<F> for OnLoop
 where

@@ -66,20 +66,29 @@ async fn write(host: HostClient, mut lines: mpsc::Receiver<Line>) {
 
 impl Shared {
     /// Says why the edge answers in an app's place, in the log of the machine that it went to; if
-    /// to none, of one that runs, or of any.
+    /// to none, of one that runs, or of any. What went to another host is told there, if it came.
     pub(crate) fn tell_owner(&self, app: &AppKey, machine: Option<&MachineId>, cause: Cause) {
         let Some(metrics) = self.live.metrics_of(app) else { return };
+        let Some(machine) = self.speaker(app, machine, cause) else { return };
         let Some(left_out) = metrics.told.0.take(self.clock.boot_ms()) else { return };
-        let Some(machine) = machine.cloned().or_else(|| self.speaker(app)) else { return };
         let note = EdgeNote { code: cause.code().to_owned(), left_out };
         if self.owners.0.try_send(Line { machine, note }).is_err() {
             metrics.told.0.leave_out(left_out.saturating_add(1));
         }
     }
 
-    /// Returns the machine of an app in whose log is said what is no machine's.
-    fn speaker(&self, app: &AppKey) -> Option<MachineId> {
+    /// Returns the machine of an app in whose log it is said: one of this host.
+    fn speaker(
+        &self,
+        app: &AppKey,
+        machine: Option<&MachineId>,
+        cause: Cause,
+    ) -> Option<MachineId> {
         let machines = self.live.machines_of(app)?;
+        if let Some(machine) = machine.filter(|_| cause != Cause::HostAway) {
+            let is_here = machines.iter().any(|target| target.record.id == *machine);
+            return is_here.then(|| machine.clone());
+        }
         let running = machines.iter().find(|target| target.record.state == MachineState::Started);
         running.or_else(|| machines.first()).map(|target| target.record.id.clone())
     }

@@ -67,8 +67,9 @@ impl Peer {
         if self.seat.borrow().as_ref().is_some_and(|(seated, _)| seated == app) {
             return true;
         }
-        // To an app without machines here nothing is held.
-        let Some(metrics) = shared.live.metrics_of(app) else { return true };
+        let of_others = || shared.far.as_ref().map(|far| far.seats_of(app));
+        // To an app without machines anywhere nothing is held.
+        let Some(metrics) = shared.live.metrics_of(app).or_else(of_others) else { return true };
         let seat = AppSeat::take(&metrics, shared.limits.app_connections_max);
         let has_room = seat.is_some();
         let before = self.seat.replace(seat.map(|seat| (app.clone(), seat)));

@@ -8,15 +8,16 @@ mod best;
 use std::sync::Arc;
 use std::time::Duration;
 
-use perch_types::MachineState;
 use perch_types::service::{
-    ConcurrencyKind, HttpOptions, IDLE_TIMEOUT_S_MAX, Port, Protocol, Service,
+    ConcurrencyKind, HttpOptions, IDLE_TIMEOUT_S_MAX, Port, Protocol, SOFT_LIMIT_DEFAULT, Service,
 };
+use perch_types::{MachineState, Region};
 
 use tokio::time::Instant;
 
 use crate::direction::Direction;
 use crate::live::Target;
+use crate::regions;
 use best::Best;
 
 /// How long a machine that runs may take to get ready before a sleeping one is woken beside it.
@@ -61,6 +62,8 @@ pub(crate) struct Ask<'a> {
     /// Its session, where a session stays with a machine.
     pub(crate) sticky: Option<u64>,
     pub(crate) now: Instant,
+    /// Where it came in: what is nearer is better, where it wants nothing else.
+    pub(crate) here: Option<&'a Region>,
 }
 
 /// A machine that may come into question.
@@ -69,7 +72,8 @@ struct Candidate<'a> {
     index: usize,
     target: &'a Target,
     service: &'a Service,
-    rank: usize,
+    /// How far down the list of wishes it is, and how far away.
+    rank: (usize, u8),
 }
 
 /// Returns the service of a machine that answers HTTP on a public port. Only what an app lists is
@@ -112,7 +116,11 @@ pub(crate) fn pick(machines: &[Arc<Target>], ask: &Ask<'_>) -> Pick {
     let serving = || {
         machines.iter().enumerate().filter_map(|(index, target)| {
             let service = ask.door.service(&target.record.services)?;
-            let rank = ask.direction.rank(&target.record)?;
+            let distance = ask
+                .here
+                .filter(|_| ask.sticky.is_none())
+                .map_or(0, |here| regions::distance(here, &target.record.region));
+            let rank = (ask.direction.rank(&target.record)?, distance);
             (!ask.left_alone.contains(&index) && !target.record.cordoned).then_some(Candidate {
                 index,
                 target,
@@ -171,6 +179,21 @@ pub(crate) fn pick(machines: &[Arc<Target>], ask: &Ask<'_>) -> Pick {
         None if ask.direction.is_region_forced => Pick::Elsewhere,
         None => Pick::Nothing,
     }
+}
+
+/// Returns whether a machine can have a request without a look at any other: it is ready, under its
+/// soft limit, and has not failed of late.
+pub(crate) fn is_at_ease(target: &Target, door: Door, now: Instant) -> bool {
+    let Some(service) = door.service(&target.record.services) else {
+        return false;
+    };
+    let limits = service.concurrency.as_ref();
+    let soft = limits.and_then(|limits| limits.soft_limit).unwrap_or(SOFT_LIMIT_DEFAULT);
+    let wall = hard_limit(service).map_or(soft, |hard| soft.min(hard));
+    is_ready(target)
+        && !target.record.cordoned
+        && !target.load.health.is_ejected(now)
+        && load(target, service) < wall
 }
 
 /// At which public port something came, and whether the edge speaks HTTP there.
@@ -287,7 +310,7 @@ mod tests {
         now: Instant,
     ) -> Ask<'a> {
         let door = Door::Http(80);
-        Ask { door, left_alone, direction, stay: None, random: 7, sticky: None, now }
+        Ask { door, left_alone, direction, stay: None, random: 7, sticky: None, now, here: None }
     }
 
     fn picked(machines: &[Arc<Target>], left_alone: &[usize], now: Instant) -> Pick {

@@ -40,7 +40,7 @@ pub(crate) type Single = http1::SendRequest<RequestBody>;
 #[derive(Debug)]
 pub(crate) struct Stream {
     pub(crate) sender: http2::SendRequest<RequestBody>,
-    streams: Rc<()>,
+    pub(crate) streams: Rc<()>,
 }
 
 /// Connections of one loop.

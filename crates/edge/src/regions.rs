@@ -54,6 +54,19 @@ impl Wish {
     }
 }
 
+/// The groups, each of which is a part of the world.
+const PARTS: [&[&str]; 5] = [AFRICA, ASIA_PACIFIC, EUROPE, NORTH_AMERICA, SOUTH_AMERICA];
+
+/// Returns how far one region is from another: 0 is itself, 1 the same part of the world, 2 any
+/// other. Nearer is not measured: a region that is in no part is far from all but itself.
+pub(crate) fn distance(here: &Region, there: &Region) -> u8 {
+    if here == there {
+        return 0;
+    }
+    let has_both = |part: &&[&str]| part.contains(&here.as_str()) && part.contains(&there.as_str());
+    if PARTS.iter().any(has_both) { 1 } else { 2 }
+}
+
 /// The most words of one list.
 const WORDS_MAX: usize = 32;
 
@@ -86,6 +99,17 @@ mod tests {
         ] {
             let has = Wish::of(word).map(|wish| wish.has(&region.parse().unwrap()));
             assert_eq!(has, want, "{word} {region}");
+        }
+        for (here, there, want) in [
+            ("ams", "ams", 0),
+            ("home1", "home1", 0),
+            ("ams", "fra", 1),
+            ("ord", "yyz", 1),
+            ("ams", "ord", 2),
+            ("home1", "home2", 2),
+        ] {
+            let found = distance(&here.parse().unwrap(), &there.parse().unwrap());
+            assert_eq!(found, want, "{here} {there}");
         }
         assert_eq!(list("ams, ,eu,a b").len(), 2);
         assert_eq!(list(&"ams,".repeat(100)).len(), WORDS_MAX);

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::body::ReplyBody;
 use crate::cause::Cause;
 use crate::direction::{Direction, Instance};
+use crate::far::Asked;
 use crate::forward::{self, Hop, Outbound, Refused, Sent, Switch};
 use crate::headers;
 use crate::listen::Worker;
@@ -35,7 +36,7 @@ const REPLAYS_MAX: u32 = 5;
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// What a request was before it was sent.
-struct Original {
+pub(crate) struct Original {
     method: Method,
     path: PathAndQuery,
     headers: HeaderMap,
@@ -45,7 +46,7 @@ struct Original {
 }
 
 impl Original {
-    fn of(outbound: &Outbound) -> Self {
+    pub(crate) fn of(outbound: &Outbound) -> Self {
         let request = &outbound.request;
         let path = request.uri().path_and_query();
         Self {
@@ -59,7 +60,7 @@ impl Original {
     }
 
     /// Returns the request once more; an error when too much of its body has passed.
-    fn again(&self, switch: Option<Switch>) -> Result<Box<Outbound>, Cause> {
+    pub(crate) fn again(&self, switch: Option<Switch>) -> Result<Box<Outbound>, Cause> {
         let body = self.body.again().ok_or(Cause::ReplayTooLarge)?;
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
@@ -116,9 +117,9 @@ struct Back {
 }
 
 /// What a leg came to.
-struct Reached {
-    sent: Sent,
-    target: Arc<Target>,
+pub(crate) struct Reached {
+    pub(crate) sent: Sent,
+    pub(crate) target: Arc<Target>,
 }
 
 impl Worker {
@@ -155,6 +156,10 @@ impl Worker {
                 Cause::ReplayBad
             })?;
             let Some(wish) = asked else {
+                if target.load.is_far {
+                    // The edge there counts it.
+                    passage.account.passed_on(&target.load.app);
+                }
                 original.body.answered();
                 if let Some(key) =
                     leg.remembered.filter(|_| replay::forgets(sent.response.headers()))
@@ -333,8 +338,9 @@ impl Worker {
     /// another app sends it on to one that has no such port.
     fn port_of(&self, leg: &Leg, passage: &Passage<'_>, asked: &AppKey) -> u16 {
         let peer = passage.peer;
-        let is_sent_on = leg.app != *asked;
-        match is_sent_on.then(|| self.shared.live.machines_of(&leg.app)).flatten() {
+        let (app, is_sent_on) = (&leg.app, leg.app != *asked);
+        let machines = || self.shared.live.machines_of(app).or_else(|| self.far_machines(app));
+        match is_sent_on.then(machines).flatten() {
             Some(machines) => peer.gate.sent_on(&machines, peer.over_tls()),
             None => peer.public_port(),
         }
@@ -350,6 +356,7 @@ impl Worker {
         let (peer, account) = (passage.peer, passage.account);
         let upload = outbound.request.body().keeper();
         let mut tried = Tried::default();
+        let mut elsewhere = Asked::default();
         loop {
             let wanted = Wanted {
                 app: &leg.app,
@@ -360,6 +367,18 @@ impl Worker {
                 random: self.random(),
                 sticky,
             };
+            if let Some(choice) = self.choose_far(&wanted, &elsewhere, leg.deadline) {
+                tell_preference(outbound.request.headers_mut(), &leg.direction, &choice.target);
+                account.goes_to(&choice.target.record.id, None);
+                match Box::pin(self.pass_on(choice, &mut elsewhere, outbound, account)).await {
+                    Err(Refused { unsent: Some(unsent), .. }) => {
+                        account.comes_back();
+                        outbound = unsent;
+                    }
+                    done => return done,
+                }
+                continue;
+            }
             let finding = wake::ready_machine(&self.shared, &wanted);
             let found = match leg.deadline {
                 Some(deadline) => tokio::time::timeout_at(deadline, finding)
@@ -369,7 +388,9 @@ impl Worker {
             };
             let wake::Place { target, in_flight, connected, woke } = match found {
                 Ok(place) => place,
-                Err(cause) => return Err(Refused { cause, unsent: Some(outbound) }),
+                Err(cause) => {
+                    return Err(Refused { cause: elsewhere.cause(cause), unsent: Some(outbound) });
+                }
             };
             account.goes_to(&target.record.id, woke);
             tell_preference(outbound.request.headers_mut(), &leg.direction, &target);
@@ -436,7 +457,7 @@ fn tell_preference(headers: &mut HeaderMap, direction: &Direction, target: &Targ
 
 /// Notes how a machine did. What broke because of the client says nothing of it, nor what is late
 /// while the client has not said everything.
-fn note_health(target: &Target, sent: &Result<Sent, Refused>, upload: &Keeper) {
+pub(crate) fn note_health(target: &Target, sent: &Result<Sent, Refused>, upload: &Keeper) {
     let (Target { record, load, .. }, now) = (target, Instant::now());
     let failure = match sent {
         Ok(sent) if sent.response.status().is_server_error() => Failure::Error,

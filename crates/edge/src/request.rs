@@ -25,7 +25,7 @@ use crate::peer::Peer;
 use crate::reply;
 use crate::strict::Link;
 use crate::upload::{BodyLimits, Progress, RequestBody};
-use crate::{challenge, compress, origin2, pick, redirect, route};
+use crate::{challenge, compress, far, origin2, pick, redirect, route};
 
 impl Worker {
     /// Takes one request through the phases and always answers. The request is over when nobody
@@ -116,6 +116,9 @@ impl Worker {
             ControlFlow::Continue(app) => app,
             ControlFlow::Break(response) => return Ok(response),
         };
+        if let Some(uncounted) = self.far_metrics(&app) {
+            passage.account.passed_on(&uncounted);
+        }
         passage.face = self.face(&app, passage.peer.public_port());
         if let Some(response) = self.redirect(passage, &app, &parts) {
             return Ok(response);
@@ -171,12 +174,13 @@ impl Worker {
         let outbound = Box::new(Outbound { request, progress, switch, takes_trailers });
         let mut response = self.travel(passage, &app, outbound).await?;
         headers::strip_answer(response.headers_mut());
+        far::settle(response.headers_mut());
         Ok(response)
     }
 
     /// Returns a machine whose port says how an app's requests are treated before one is chosen.
     pub(crate) fn face(&self, app: &AppKey, port: u16) -> Option<Arc<Target>> {
-        let machines = self.shared.live.machines_of(app)?;
+        let machines = self.shared.live.machines_of(app).or_else(|| self.far_machines(app))?;
         let mut serving =
             machines.iter().filter(|target| pick::service(&target.record.services, port).is_some());
         let first = serving.clone().find(|target| target.record.ready);

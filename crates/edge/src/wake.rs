@@ -38,7 +38,7 @@ const STARTS_MAX: usize = 4096;
 
 /// What became of a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+pub(crate) enum Outcome {
     Pending,
     /// The host took it; what the watch says up to this generation was before.
     Accepted(Generation),
@@ -88,7 +88,7 @@ impl Wakes {
     }
 
     /// Starts a machine, or joins the start that is under way.
-    fn start(&self, target: &Target, hold_max: Duration) -> watch::Receiver<Outcome> {
+    pub(crate) fn start(&self, target: &Target, hold_max: Duration) -> watch::Receiver<Outcome> {
         let record = &target.record;
         let mut starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(start) = starts.get(&record.id)
@@ -207,7 +207,7 @@ impl Tried {
     }
 
     /// Returns until when a machine is left alone.
-    fn rests(&self, record: &MachineRecord, now: Instant) -> Option<Instant> {
+    pub(crate) fn rests(&self, record: &MachineRecord, now: Instant) -> Option<Instant> {
         let (.., at) = self
             .refusals
             .iter()
@@ -292,6 +292,7 @@ fn look<C: Asks>(
         random: wanted.random,
         sticky: wanted.sticky,
         now,
+        here: Some(&shared.region),
     };
     loop {
         let target = |index: usize| machines.get(index).cloned().ok_or(Cause::NoMachine);

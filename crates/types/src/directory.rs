@@ -3,10 +3,10 @@
 //! Never reads or writes one: that is `store`. Every key carries the organization, but for names
 //! that are global on a platform, which then name the organization in the document. The api
 //! writes what should exist; a host writes [`MachineRecord`]s and its own [`HostDoc`], nothing
-//! else.
+//! else; an edge its own [`EdgeDoc`].
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -278,6 +278,15 @@ pub struct HostDoc {
     pub memory_mb: u64,
 }
 document!(HostDoc, "hosts/", (host: HostId));
+
+/// The edge of a host, as edges of other hosts reach it. It writes it itself when it starts, and
+/// takes it back when it is not to be reached any more; there is one a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeDoc {
+    /// Where it takes requests from other edges.
+    pub address: SocketAddr,
+}
+document!(EdgeDoc, "edges/", (host: HostId));
 
 /// The largest [`MachineRecord`] in bytes of JSON.
 pub const MACHINE_RECORD_BYTES_MAX: usize = 4 * 1024;

@@ -16,7 +16,7 @@ pub struct EdgeCode {
 }
 
 /// Every code there is, in order.
-pub const EDGE_CODES: [EdgeCode; 27] = [
+pub const EDGE_CODES: [EdgeCode; 28] = [
     EdgeCode {
         code: "PA01",
         status: 502,
@@ -64,6 +64,12 @@ pub const EDGE_CODES: [EdgeCode; 27] = [
         status: 502,
         meaning: "The machine refused or closed the connection before it answered. The request was sent once and is not sent again.",
         advice: "`perch logs` shows whether the program fell over; one that closes idle connections early shows this too.",
+    },
+    EdgeCode {
+        code: "PC03",
+        status: 502,
+        meaning: "The app's machine is on another server, whose edge could not be reached, or was lost before the answer began. What had been sent was not sent again.",
+        advice: "`perch machine list` shows which server it is. Both servers have to be up, and `edge_peers` of the other has to be open to this one.",
     },
     EdgeCode {
         code: "PE01",

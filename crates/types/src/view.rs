@@ -4,15 +4,17 @@
 //! document that cannot be read takes down nothing but itself.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::certificates::WILDCARD;
-use crate::directory::{AppDoc, Document as _, HostnameClaim, MachineRecord, VolumeRecord};
-use crate::id::{AppName, MachineId, OrgSlug, VolumeId};
+use crate::directory::{
+    AppDoc, Document as _, EdgeDoc, HostnameClaim, MachineRecord, VolumeRecord,
+};
+use crate::id::{AppName, HostId, MachineId, OrgSlug, VolumeId};
 use crate::ports::{Holder, PortClaim, RawPort};
 
-/// Apps, machines, host names and raw ports as the directory has them. A clone shares what neither changes: a
+/// Apps, machines, host names, raw ports and edges as the directory has them. A clone shares what neither changes: a
 /// view is made anew for each change.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct View {
@@ -23,11 +25,13 @@ pub struct View {
     hostnames: Arc<BTreeMap<String, HostnameClaim>>,
     ports: Arc<BTreeMap<RawPort, PortClaim>>,
     addresses: Arc<BTreeMap<IpAddr, MachineId>>,
+    edges: Arc<BTreeMap<HostId, SocketAddr>>,
 }
 
 /// Prefixes of the directory that a view is made of.
-pub const PREFIXES: [&str; 5] = [
+pub const PREFIXES: [&str; 6] = [
     AppDoc::PREFIX,
+    EdgeDoc::PREFIX,
     HostnameClaim::PREFIX,
     MachineRecord::PREFIX,
     VolumeRecord::PREFIX,
@@ -82,6 +86,9 @@ impl View {
                     Arc::make_mut(&mut self.hostnames).remove(hostname);
                 }
             }
+        } else if let Some(host) = key.strip_prefix(EdgeDoc::PREFIX) {
+            let edge = value.map(serde_json::from_slice).transpose().map_err(unreadable)?;
+            self.put_edge(host, edge);
         } else if let Some(port) = PortClaim::port_of(key) {
             let claim = value.map(serde_json::from_slice).transpose().map_err(unreadable)?;
             self.put_port(port, claim);
@@ -117,6 +124,17 @@ impl View {
         match claim {
             Some(claim) => ports.insert(port, claim),
             None => ports.remove(&port),
+        };
+    }
+
+    fn put_edge(&mut self, host: &str, edge: Option<EdgeDoc>) {
+        let Ok(host) = host.parse::<HostId>() else {
+            return;
+        };
+        let edges = Arc::make_mut(&mut self.edges);
+        match edge {
+            Some(edge) => edges.insert(host, edge.address),
+            None => edges.remove(&host),
         };
     }
 
@@ -182,6 +200,12 @@ impl View {
     #[must_use]
     pub fn machine_at(&self, address: IpAddr) -> Option<&MachineRecord> {
         self.addresses.get(&address).and_then(|id| self.machine(id))
+    }
+
+    /// Returns where the edge of a host takes requests from other edges, if it does.
+    #[must_use]
+    pub fn edge(&self, host: &HostId) -> Option<SocketAddr> {
+        self.edges.get(host).copied()
     }
 
     /// Returns who claimed a public host name, which must be in lower case: itself, or else all
@@ -298,6 +322,21 @@ mod tests {
             let found = view.hostname(hostname).map(|claim| claim.app.as_str());
             assert_eq!(found, want, "{hostname}");
         }
+    }
+
+    #[test]
+    fn an_edge_is_where_it_says_until_it_takes_that_back() {
+        let host = HostId::from_bits(7);
+        let key = EdgeDoc::key(&(host.clone(),));
+        let mut view = View::default();
+        view.apply(&key, Some(br#"{"address":"192.0.2.7:4282"}"#)).unwrap();
+        assert_eq!(view.edge(&host), Some("192.0.2.7:4282".parse().unwrap()));
+        assert_eq!(view.edge(&HostId::from_bits(8)), None);
+        view.apply(&key, Some(b"{")).unwrap_err();
+        view.apply("edges/x", Some(br#"{"address":"192.0.2.8:1"}"#)).unwrap();
+        assert!(view.edge(&host).is_some());
+        view.apply(&key, None).unwrap();
+        assert_eq!(view.edge(&host), None);
     }
 
     #[test]

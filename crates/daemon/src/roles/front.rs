@@ -42,7 +42,7 @@ use crate::roles::images::{Catalog, Gatekeeper, collect};
 use crate::roles::{Beats, End, Role};
 use crate::setup::{HANDED_OVER, Purpose, Setup, Sockets};
 use crate::sockets::{BUILDER_SOCKET, HOST_SOCKET, KEYS_SOCKET, PORTS_SOCKET};
-use crate::{identity, inside, roles};
+use crate::{edges, identity, inside, roles};
 
 /// How long requests under way may go on when the process ends; the supervisor's patience is a
 /// little longer.
@@ -160,6 +160,7 @@ async fn run(
         let _on = edges.enter();
         start_edge(&setup, &mut sockets, issuer, served, view)?
     };
+    edges::write_down(store.as_ref(), &setup.host_id, edges::address(&setup.config)).await?;
     let readings = readings.get_or_init(|| edge.readings()).clone();
     serve_metrics(readings, &mut sockets, &mut tasks)?;
     let watchdog = watched(&follower, &certificates, clock.as_ref());
@@ -246,6 +247,7 @@ fn start_edge(
         clock: Arc::new(SystemClock),
         limits: perch_edge::Limits::default(),
         raw: Some(raw_ports(&setup.config, certificates)),
+        far: edges::config(setup, sockets)?,
     })
     .context("start the edge")
 }
@@ -482,6 +484,7 @@ fn port_rules(config: &Config) -> PortRules {
         (config.api_tls, "the api"),
         (Some(config.http), "the edge"),
         (config.https.address(), "the edge"),
+        (config.edge_peers, "the edge"),
         (config.metrics, "metrics"),
     ];
     let own = own.into_iter().filter_map(|(at, what)| Some((at?.port(), what)));
@@ -517,6 +520,7 @@ mod tests {
             http: "0.0.0.0:8080".parse().unwrap(),
             https: "0.0.0.0:8443".parse().unwrap(),
             metrics: Some("127.0.0.1:4282".parse().unwrap()),
+            edge_peers: Some("0.0.0.0:4283".parse().unwrap()),
             reserved_ports: vec![5432],
             ..Config::default()
         };
@@ -529,6 +533,7 @@ mod tests {
             (4280, "the api"),
             (4281, "the api"),
             (4282, "metrics"),
+            (4283, "the edge"),
             (5432, "another program"),
             (8080, "the edge"),
             (8443, "the edge"),

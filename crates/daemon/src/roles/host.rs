@@ -174,6 +174,7 @@ pub(crate) fn remove(config: &Config, yes: bool) -> Result<()> {
             host_token: Secret::default(),
             admin_token_hash: String::new(),
             api_certificate: None,
+            edge_certificate: None,
             guest_dir: supervisor::guest_dir(config.guest_dir.as_deref())?,
         };
         // Nobody serves the directory now: its file is written directly.

@@ -25,7 +25,7 @@ const TTL_S: std::ops::RangeInclusive<u64> = 10..=86_400;
 /// The most regions that one list names.
 const WISHES_MAX: usize = 32;
 /// Fields that no app changes, whatever it says.
-const EDGES: [(&str, &str); 8] = [
+const EDGES: [(&str, &str); 9] = [
     ("host", "web.example"),
     ("content-length", "3"),
     ("transfer-encoding", "chunked"),
@@ -34,6 +34,7 @@ const EDGES: [(&str, &str); 8] = [
     ("x-forwarded-proto", "https"),
     ("fly-request-id", "id"),
     ("fly-replay-src", "instance=1"),
+    ("perch-hop", "static"),
 ];
 
 /// A replay stays within its bounds and leaves alone what is the edge's.

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::metrics::{AppMetrics, InstanceMetrics};
 use crate::outlier::Health;
-use crate::room::Room;
+use crate::room::{Connected, Room};
 
 /// The bits of [`Load`]: requests under way, tunnels among them, and whether the gate is closed.
 const ONE_REQUEST: u64 = 1;
@@ -40,11 +40,17 @@ pub(crate) struct Load {
     pub(crate) instance: InstanceMetrics,
     /// What is counted of its app.
     pub(crate) app: Arc<AppMetrics>,
+    /// Whether the machine is another host's: what is counted here is what this edge sends there.
+    pub(crate) is_far: bool,
 }
 
 impl Load {
     pub(super) fn of(app: &Arc<AppMetrics>) -> Self {
         Self { app: Arc::clone(app), ..Self::default() }
+    }
+
+    pub(crate) fn of_far(app: &Arc<AppMetrics>) -> Self {
+        Self { app: Arc::clone(app), is_far: true, ..Self::default() }
     }
 
     /// Returns how much of its share of requests it gets, in percent.
@@ -76,7 +82,7 @@ impl Load {
         if self.peak.load(Ordering::Relaxed) < now {
             self.peak.fetch_max(now, Ordering::Relaxed);
         }
-        Some(InFlight { load: Arc::clone(self), counts: ONE_REQUEST })
+        Some(InFlight { load: Arc::clone(self), counts: ONE_REQUEST, connected: None })
     }
 
     /// Returns how many requests are under way, or how many clients' connections stay with the
@@ -147,12 +153,20 @@ pub(crate) struct InFlight {
     load: Arc<Load>,
     /// What it adds to the load.
     counts: u64,
+    /// The place of a connection that is the request's alone.
+    connected: Option<Connected>,
 }
 
 impl InFlight {
     /// Returns what is counted of the app.
     pub(crate) fn metrics(&self) -> &AppMetrics {
         &self.load.app
+    }
+
+    /// Keeps the place of a connection for as long as the request is under way.
+    pub(crate) fn with(mut self, connected: Option<Connected>) -> Self {
+        self.connected = connected;
+        self
     }
 
     /// Notes that the request has become a tunnel.

@@ -44,7 +44,10 @@ pub(super) fn best<'a>(
         let is_over = load >= soft.unwrap_or(SOFT_LIMIT_DEFAULT);
         let health = &one.target.load.health;
         let faults = u8::from(health.is_ejected(ask.now)) + u8::from(health.is_broken(ask.now));
-        let its = (faults, one.rank, sits_out(&one, ask), is_over && ask.sticky.is_none());
+        let is_session = ask.sticky.is_some();
+        // Of equals those of this host: that saves a hop. A session has one place for all edges.
+        let is_far = one.target.load.is_far && !is_session;
+        let its = (faults, one.rank, sits_out(&one, ask), is_over && !is_session, is_far);
         match tier {
             Some(best) if its > best => continue,
             Some(best) if its == best => {}

@@ -11,6 +11,7 @@ mod checked;
 mod claimed_http;
 mod corpora;
 mod draining;
+mod far;
 mod floods;
 mod framing;
 mod grpc;

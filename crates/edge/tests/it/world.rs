@@ -23,10 +23,12 @@ use crate::tls::Certs;
 mod doors;
 mod host;
 mod origin;
+mod pair;
 
 pub(crate) use self::doors::Doors;
 pub(crate) use self::host::{Host, OnStart};
 pub(crate) use self::origin::{Origin, read_head};
+pub(crate) use self::pair::{Authority, Pair};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 const ROUTES_AT_ONCE: usize = perch_store::TXN_OPS_MAX;
@@ -221,6 +223,7 @@ impl World {
                 certificates: self.offer.certificates.clone(),
                 limits: self.offer.raw_limits.clone(),
             }),
+            far: None,
         })
         .unwrap()
     }

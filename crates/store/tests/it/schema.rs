@@ -12,9 +12,9 @@ use perch_types::certificate_docs::{
 };
 use perch_types::clock::Clock;
 use perch_types::directory::{
-    AppDoc, AppNameClaim, ConfigDoc, Document, HostDoc, HostnameClaim, LeaseDoc, MachineRecord,
-    NetworkCounter, NetworkDoc, PlacementDoc, TokenDoc, Tombstone, VolumePlacementDoc,
-    VolumeRecord,
+    AppDoc, AppNameClaim, ConfigDoc, Document, EdgeDoc, HostDoc, HostnameClaim, LeaseDoc,
+    MachineRecord, NetworkCounter, NetworkDoc, PlacementDoc, TokenDoc, Tombstone,
+    VolumePlacementDoc, VolumeRecord,
 };
 use perch_types::ips::IpDoc;
 use perch_types::network_policy::NetworkPolicy;
@@ -24,11 +24,12 @@ use perch_types::secrets::{SecretDoc, SecretsHead};
 use perch_types::{MachineState, Timestamp};
 
 /// Documents that no release has written yet: names of one's own come with their certificates, and
-/// raw ports with the release after.
-const UNWRITTEN: [&str; 7] = [
+/// raw ports and edges of several servers with the release after.
+const UNWRITTEN: [&str; 8] = [
     "AcmeAccount",
     "CertificateDoc",
     "CertificateOrder",
+    "EdgeDoc",
     "HostnameClaim",
     "OrderWorker",
     "PortClaim",
@@ -103,6 +104,7 @@ async fn read_all(store: &dyn Store) -> Vec<(&'static str, usize)> {
         ("Tombstone", read::<Tombstone>(store, "").await),
         ("TokenDoc", read::<TokenDoc>(store, "").await),
         ("HostDoc", read::<HostDoc>(store, "").await),
+        ("EdgeDoc", read::<EdgeDoc>(store, "").await),
         ("MachineRecord", read::<MachineRecord>(store, "").await),
         ("IpDoc", read::<IpDoc>(store, "").await),
         ("PortClaim", read::<PortClaim>(store, "").await),

@@ -1,0 +1,168 @@
+//! Connections to edges of other hosts, one pool a loop.
+//!
+//! Never one to somebody who has not shown the certificate of that host's edge.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use perch_types::HostId;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::Limits;
+use crate::forward::ANSWER_HEAD_BYTES_MAX;
+use crate::origin2::OnLoop;
+use crate::pool::{Single, Stream};
+use crate::upload::RequestBody;
+
+use super::{Far, peer_name};
+
+/// How many requests are under way at once over a connection; for more there is another.
+const STREAMS_MAX: usize = 100;
+/// How long a connection without a request is kept.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// How much of one answer, and of all over a connection, may be on its way unread.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// How much of one request is held when the edge there does not read.
+const SEND_BYTES_MAX: usize = 256 * 1024;
+/// The largest head of an answer, counted as HTTP/2 does.
+const HEAD_BYTES_MAX: u32 = 128 * 1024;
+/// How often a connection has to show that it is whole, and how quickly.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_MAX: Duration = Duration::from_secs(10);
+
+/// Connections of one loop, by host.
+#[derive(Debug, Default)]
+pub(super) struct Links(RefCell<HashMap<HostId, Vec<Link>>>);
+
+#[derive(Debug)]
+struct Link {
+    address: SocketAddr,
+    sender: http2::SendRequest<RequestBody>,
+    streams: Rc<()>,
+    used: Instant,
+}
+
+impl Link {
+    fn is_worth_keeping(&self, now: Instant) -> bool {
+        let is_used = Rc::strong_count(&self.streams) > 1;
+        !self.sender.is_closed() && (is_used || now.duration_since(self.used) < IDLE_MAX)
+    }
+}
+
+impl Links {
+    /// Takes a place on a connection that there is.
+    pub(super) fn take(&self, host: &HostId, address: SocketAddr) -> Option<Stream> {
+        let mut links = self.0.borrow_mut();
+        let now = Instant::now();
+        let of_host = links.get_mut(host)?;
+        of_host.retain(|link| link.address == address && link.is_worth_keeping(now));
+        let link = of_host.iter_mut().find(|it| Rc::strong_count(&it.streams) <= STREAMS_MAX)?;
+        link.used = now;
+        Some(Stream { sender: link.sender.clone(), streams: Rc::clone(&link.streams) })
+    }
+
+    /// Keeps a new connection, and takes the first place on it.
+    pub(super) fn share(
+        &self,
+        host: &HostId,
+        address: SocketAddr,
+        sender: http2::SendRequest<RequestBody>,
+    ) -> Stream {
+        let (streams, used) = (Rc::new(()), Instant::now());
+        let stream = Stream { sender: sender.clone(), streams: Rc::clone(&streams) };
+        let mut links = self.0.borrow_mut();
+        links.retain(|_, of_host| {
+            of_host.retain(|link| link.is_worth_keeping(used));
+            !of_host.is_empty()
+        });
+        links.entry(host.clone()).or_default().push(Link { address, sender, streams, used });
+        stream
+    }
+
+    /// Gives up the connection that a place was on: nothing more can be sent over it.
+    pub(super) fn retire(&self, host: &HostId, streams: &Rc<()>) {
+        if let Some(of_host) = self.0.borrow_mut().get_mut(host) {
+            of_host.retain(|link| !Rc::ptr_eq(&link.streams, streams));
+        }
+    }
+}
+
+/// Connects to the edge of a host, for many requests.
+pub(super) async fn dial(
+    far: &Far,
+    host: &HostId,
+    address: SocketAddr,
+) -> Option<http2::SendRequest<RequestBody>> {
+    let stream = connect(&far.h2, &far.limits, host, address).await?;
+    let handshake = http2::Builder::new(OnLoop)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(HEAD_BYTES_MAX)
+        .max_send_buf_size(SEND_BYTES_MAX)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_MAX)
+        .handshake(TokioIo::new(stream))
+        .await;
+    let (sender, connection) = handshake.ok()?;
+    tokio::task::spawn_local(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "connection to another edge ended");
+        }
+    });
+    Some(sender)
+}
+
+/// Connects to the edge of a host, for one switch of protocols.
+pub(super) async fn dial_once(far: &Far, host: &HostId, address: SocketAddr) -> Option<Single> {
+    let stream = connect(&far.http1, &far.limits, host, address).await?;
+    let handshake = http1::Builder::new()
+        .writev(false)
+        .max_buf_size(ANSWER_HEAD_BYTES_MAX)
+        .handshake(TokioIo::new(stream))
+        .await;
+    let (sender, connection) = handshake.ok()?;
+    tokio::task::spawn_local(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "connection to another edge ended");
+        }
+    });
+    Some(sender)
+}
+
+async fn connect(
+    config: &Arc<ClientConfig>,
+    limits: &Limits,
+    host: &HostId,
+    address: SocketAddr,
+) -> Option<TlsStream<TcpStream>> {
+    let name = ServerName::try_from(peer_name(host)).ok()?;
+    let connecting = async {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        TlsConnector::from(Arc::clone(config)).connect(name, stream).await
+    };
+    match tokio::time::timeout(limits.connect, connecting).await {
+        Ok(Ok(stream)) => Some(stream),
+        Ok(Err(error)) => {
+            tracing::warn!(%host, %address, %error, "edge of another host not reached");
+            None
+        }
+        Err(_) => {
+            tracing::warn!(%host, %address, "edge of another host did not answer in time");
+            None
+        }
+    }
+}
