@@ -293,7 +293,7 @@ mod tests {
     fn machine(id: u64, counter: u64, private_ipv4: &str) -> MachineRecord {
         serde_json::from_value(serde_json::json!({
             "id": MachineId::from_bits(id), "org": "personal", "app": "web", "name": "one",
-            "host": crate::HostId::from_bits(1), "region": "fra",
+            "host": HostId::from_bits(1), "region": "fra",
             "instance": crate::InstanceId::from_parts(1, 1),
             "generation": {"incarnation": 1, "counter": counter},
             "state": "started", "ready": true, "private_ip": format!("fdaa:0:1::{id}"),

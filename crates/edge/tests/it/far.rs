@@ -483,8 +483,8 @@ fn only_the_edge_of_a_host_is_served_and_only_under_its_own_name() {
     }
     assert_eq!(origin.count(), 0);
     let answer = ask(Some(one.clone()), &fine).unwrap();
-    let machine = format!("perch-hop: machine={}\r\n", MachineId::from_bits(2));
-    assert!(status(&answer) == "200" && answer.contains(&machine), "{answer}");
+    let told = format!("perch-hop: machine={}\r\n", MachineId::from_bits(2));
+    assert!(status(&answer) == "200" && answer.contains(&told), "{answer}");
     // What is not here is not passed on: one hop, no more.
     let elsewhere = Origin::fine();
     let mut record = machine(7, "other", MachineState::Started, elsewhere.port);
