@@ -16,6 +16,7 @@ use crate::headers;
 use crate::live::InFlight;
 use crate::patience::Timer;
 use crate::pool::{Key, Pool, Single, Stream};
+use crate::statics::Place;
 
 /// What the client is sent.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub(crate) enum ReplyBody {
     /// What the machine sends.
     Machine(Box<MachineBody>),
     /// A file that the host reads.
-    File(Incoming),
+    File(Box<FileBody>),
     /// Any of these, compressed.
     Compressed(Box<Compressed>),
 }
@@ -49,6 +50,15 @@ pub(crate) struct MachineBody {
     _in_flight: InFlight,
 }
 
+/// A file that the host reads, and its place among those that are sent.
+#[derive(Debug)]
+pub(crate) struct FileBody {
+    incoming: Incoming,
+    idle: Duration,
+    silence: Timer,
+    _place: Place,
+}
+
 /// Why an answer breaks off.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
@@ -61,6 +71,9 @@ pub(crate) enum BodyError {
     /// The machine sends nothing.
     #[error("wait for the rest of the machine's answer")]
     Silent,
+    /// The host sends nothing.
+    #[error("wait for the rest of a file of the image")]
+    FileSilent,
     /// What it sends cannot be compressed.
     #[error("compress the answer")]
     Compress(#[source] std::io::Error),
@@ -130,6 +143,25 @@ impl MachineBody {
     }
 }
 
+impl FileBody {
+    pub(crate) fn new(incoming: Incoming, idle: Duration, place: Place) -> Self {
+        Self { incoming, idle, silence: Timer::default(), _place: place }
+    }
+
+    fn poll_file(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = Pin::new(&mut self.incoming).poll_frame(context);
+        if polled.is_ready() {
+            self.silence.reset();
+        } else if self.silence.is_over(self.idle, context) {
+            return Poll::Ready(Some(Err(BodyError::FileSilent)));
+        }
+        polled.map_err(BodyError::File)
+    }
+}
+
 impl Body for ReplyBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -141,7 +173,7 @@ impl Body for ReplyBody {
         match self.get_mut() {
             Self::Page(page) => Poll::Ready(page.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Machine(body) => body.poll_machine(context),
-            Self::File(body) => Pin::new(body).poll_frame(context).map_err(BodyError::File),
+            Self::File(body) => body.poll_file(context),
             Self::Compressed(body) => body.poll(context),
         }
     }
@@ -150,7 +182,7 @@ impl Body for ReplyBody {
         match self {
             Self::Page(page) => page.is_none(),
             Self::Machine(body) => body.incoming.is_end_stream(),
-            Self::File(body) => body.is_end_stream(),
+            Self::File(body) => body.incoming.is_end_stream(),
             Self::Compressed(body) => body.is_over(),
         }
     }
@@ -161,7 +193,7 @@ impl Body for ReplyBody {
                 SizeHint::with_exact(page.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Self::Machine(body) => body.incoming.size_hint(),
-            Self::File(body) => body.size_hint(),
+            Self::File(body) => body.incoming.size_hint(),
             Self::Compressed(_) => SizeHint::default(),
         }
     }

@@ -116,6 +116,8 @@ const BODY_RATE_MIN: u32 = 64;
 const LINGER: Duration = Duration::from_secs(1);
 const HELD_MAX: usize = 10_000;
 const HELD_APP_MAX: usize = 1_024;
+const FILES_MAX: usize = 256;
+const FILES_APP_MAX: usize = 32;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const HANDSHAKES_MAX: usize = 1_024;
 const ADDRESS_CONNECTIONS_MAX: usize = 4_096;
@@ -195,6 +197,11 @@ pub struct Limits {
     pub held_max: usize,
     /// How many of them are one app's: an app that does not get up leaves places to the others.
     pub held_app_max: usize,
+    /// How many files of images are sent at once, all apps together: each holds a connection to the
+    /// host until its client has taken it.
+    pub files_max: usize,
+    /// How many of them are one app's; more wait as for a machine that is full.
+    pub files_app_max: usize,
     /// How long a TLS handshake may take.
     pub handshake: Duration,
     /// How many handshakes a loop has under way at once.
@@ -230,6 +237,8 @@ impl Default for Limits {
             stall: STALL_MAX,
             held_max: HELD_MAX,
             held_app_max: HELD_APP_MAX,
+            files_max: FILES_MAX,
+            files_app_max: FILES_APP_MAX,
             handshake: HANDSHAKE_MAX,
             handshakes_max: HANDSHAKES_MAX,
             address_connections_max: ADDRESS_CONNECTIONS_MAX,
@@ -348,7 +357,7 @@ impl Edge {
             sampler: Sampler::new(config.limits.access_per_s),
             view: config.view,
             live: Arc::clone(&live),
-            statics: Statics::new(config.host.clone(), runtime.clone()),
+            statics: Statics::new(config.host.clone(), runtime.clone(), &config.limits),
             wakes: Wakes::new(config.host.clone(), runtime.clone()),
             replays: ReplayCache::default(),
             clock: config.clock,

@@ -2,19 +2,28 @@
 //!
 //! Never opens a file: the host does. What it does not have is the app's to answer.
 
+use std::time::Duration;
+
 use http::header::{
     ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH,
 };
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
+use hyper::body::Incoming;
 use perch_client::HostClient;
 use perch_types::host::STATIC_NAME_HEADER;
 use perch_types::{MachineId, MachineState};
 use tokio::runtime::Handle;
 
-use crate::body::ReplyBody;
+use crate::Limits;
+use crate::body::{FileBody, ReplyBody};
 use crate::cause::Cause;
 use crate::live::{AppKey, Live, Target};
+
+mod places;
+
+pub(crate) use self::places::Place;
+use self::places::Places;
 
 /// Types by the ending of a file's name.
 const TYPES: [(&str, &str); 30] = [
@@ -55,11 +64,14 @@ const TYPES: [(&str, &str); 30] = [
 pub(crate) struct Statics {
     host: HostClient,
     runtime: Handle,
+    places: Places,
+    /// How long the host may send nothing in the middle of a file.
+    idle: Duration,
 }
 
 impl Statics {
-    pub(crate) fn new(host: HostClient, runtime: Handle) -> Self {
-        Self { host, runtime }
+    pub(crate) fn new(host: HostClient, runtime: Handle, limits: &Limits) -> Self {
+        Self { host, runtime, places: Places::new(limits), idle: limits.idle }
     }
 
     /// Answers a request from the image of one of its app's machines, if that has the file. Where
@@ -81,10 +93,17 @@ impl Statics {
         }
         let Some(path) = decoded(request.uri.path()) else { return Ok(None) };
         let Some(machine) = holder(&machines, &path) else { return Ok(None) };
+        let Some(place) = self.places.take(app).await else {
+            tracing::debug!(app = %app.name, "files of images at their limit");
+            return Err(Cause::StaticUnread);
+        };
         let (host, asked) = (self.host.clone(), path);
         let asking = async move { host.static_file(&machine, &asked).await };
         match self.runtime.spawn(asking).await {
-            Ok(Ok(found)) => Ok(Some(reply(found, request))),
+            Ok(Ok(found)) => {
+                let file = |body| FileBody::new(body, self.idle, place);
+                Ok(Some(reply(found, request, file)))
+            }
             Ok(Err(error)) if error.code() == Some(perch_types::Code::NotFound) => Ok(None),
             Ok(Err(error)) => {
                 tracing::warn!(app = %app.name, %error, "file of an image not served");
@@ -109,7 +128,11 @@ fn holder(machines: &[std::sync::Arc<Target>], path: &str) -> Option<MachineId> 
     Some(found.record.id.clone())
 }
 
-fn reply(found: Response<hyper::body::Incoming>, request: &Parts) -> Response<ReplyBody> {
+fn reply(
+    found: Response<Incoming>,
+    request: &Parts,
+    file: impl FnOnce(Incoming) -> FileBody,
+) -> Response<ReplyBody> {
     let (head, body) = found.into_parts();
     let mut response = Response::new(ReplyBody::Page(None));
     let headers = response.headers_mut();
@@ -128,7 +151,7 @@ fn reply(found: Response<hyper::body::Incoming>, request: &Parts) -> Response<Re
         headers.insert(CONTENT_LENGTH, length.clone());
     }
     if request.method == Method::GET {
-        *response.body_mut() = ReplyBody::File(body);
+        *response.body_mut() = ReplyBody::File(Box::new(file(body)));
     }
     response
 }

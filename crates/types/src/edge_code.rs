@@ -140,7 +140,7 @@ pub const EDGE_CODES: [EdgeCode; 28] = [
     EdgeCode {
         code: "PR05",
         status: 503,
-        meaning: "A file that `statics` names is in the app's image, and the host could not read it.",
+        meaning: "A file that `statics` names is in the app's image, and the host could not read it, or too many of its files are being sent.",
         advice: "Try again in a moment. If it lasts, `perch doctor` on the server tells what is wrong with it.",
     },
     EdgeCode {

@@ -1,20 +1,37 @@
 //! Files of an app's image.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use http::StatusCode;
 use http_body_util::BodyExt as _;
+use perch_edge::Limits;
 use perch_types::MachineState;
+use perch_types::directory::MachineRecord;
 
 use crate::h2::{connect, get};
-use crate::world::{DEADLINE, Origin, World, machine, status};
+use crate::world::{DEADLINE, Origin, World, machine, read_head, status, until};
 
-fn world(state: MachineState, origin: &Origin) -> World {
-    let mut machine = machine(1, "web", state, origin.port);
+fn with_files(id: u64, app: &str, state: MachineState, origin: &Origin) -> MachineRecord {
+    let mut machine = machine(id, app, state, origin.port);
     machine.statics =
         serde_json::from_str(r#"[{"guest_path": "/app", "url_prefix": "/static/"}]"#).unwrap();
-    World::new(vec![machine])
+    machine
+}
+
+fn world(state: MachineState, origin: &Origin) -> World {
+    World::new(vec![with_files(1, "web", state, origin)])
+}
+
+/// Asks for a file that does not end, and sees it begin.
+fn begin(world: &World) -> TcpStream {
+    let mut stream = world.connect();
+    let head = b"GET /static/endless/a.css HTTP/1.1\r\nHost: web.perch.localhost\r\n\r\n";
+    stream.write_all(head).unwrap();
+    assert_eq!(status(&read_head(&mut stream).unwrap()), "200");
+    stream
 }
 
 #[test]
@@ -54,6 +71,38 @@ fn a_file_that_cannot_be_read_is_not_asked_of_the_app() {
     assert!(status(&answer) == "503" && answer.contains("pr05"), "{answer}");
     assert!(answer.contains("retry-after: 1"), "{answer}");
     assert_eq!(origin.count(), 0);
+}
+
+#[test]
+fn an_app_has_only_so_many_files_under_way_and_leaves_places_to_others() {
+    let origin = Origin::fine();
+    let queue = Duration::from_millis(20);
+    let limits = Limits { files_max: 2, files_app_max: 1, queue, ..Limits::default() };
+    let machines = vec![
+        with_files(1, "web", MachineState::Started, &origin),
+        with_files(2, "other", MachineState::Started, &origin),
+    ];
+    let world = World::with(machines, limits);
+    let endless = begin(&world);
+    let answer = world.get("web", "/static/a.css").to_ascii_lowercase();
+    assert!(status(&answer) == "503" && answer.contains("pr05"), "{answer}");
+    assert_eq!(status(&world.get("other", "/static/a.css")), "200");
+    assert_eq!(origin.count(), 0, "the app is not asked instead");
+    drop(endless);
+    until("its place is free again", || status(&world.get("web", "/static/a.css")) == "200");
+}
+
+#[test]
+fn a_file_that_the_host_does_not_go_on_with_breaks_off() {
+    let origin = Origin::fine();
+    let limits = Limits { idle: Duration::from_millis(20), ..Limits::default() };
+    let machines = vec![with_files(1, "web", MachineState::Started, &origin)];
+    let world = World::with(machines, limits);
+    let mut endless = begin(&world);
+    let mut rest = Vec::new();
+    let read = endless.read_to_end(&mut rest);
+    let is_late = |error: &std::io::Error| error.kind() == std::io::ErrorKind::WouldBlock;
+    assert!(!read.is_err_and(|error| is_late(&error)), "it goes on");
 }
 
 #[test]

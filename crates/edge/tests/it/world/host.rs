@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use futures_util::StreamExt as _;
 use perch_types::directory::{Generation, MachineRecord};
 use perch_types::host::{Accepted, Drained, EdgeNote, HostMachine, Loads, Rest, WatchEvent};
 use perch_types::{ApiError, Code, MachineId, MachineState};
@@ -212,7 +213,7 @@ fn host_machine(record: &MachineRecord) -> HostMachine {
     }
 }
 
-/// Has one file, whose path ends with `/a.css`; one cannot be read.
+/// Has one file, whose path ends with `/a.css`; one cannot be read, and one goes on for ever.
 async fn file(Query(query): Query<perch_types::host::StaticQuery>) -> Response {
     if query.path.ends_with("/broken.css") {
         let error = ApiError::new(Code::Internal, "open a file of the image");
@@ -223,6 +224,11 @@ async fn file(Query(query): Query<perch_types::host::StaticQuery>) -> Response {
         return (StatusCode::NOT_FOUND, Json(error)).into_response();
     }
     let headers = [("etag", "\"tag\""), (perch_types::host::STATIC_NAME_HEADER, "a.css")];
+    if query.path.contains("/endless/") {
+        let begun = futures_util::stream::iter([Ok::<_, std::io::Error>("body")]);
+        let body = axum::body::Body::from_stream(begun.chain(futures_util::stream::pending()));
+        return (headers, body).into_response();
+    }
     // Below `big` it is long enough to gain by compression.
     let count = if query.path.contains("/big/") { 1_000 } else { 1 };
     (headers, "body { color: green }".repeat(count)).into_response()
