@@ -17,14 +17,16 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_rustls::StartHandshake;
 
+use crate::crowd::Seat;
 use crate::far::{self, Far};
 use crate::gate::Gate;
 use crate::listen::Worker;
 use crate::patience::Patient;
 use crate::peer::Peer;
 use crate::strict::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, Link, Strict};
-use crate::tls::{Session, Tls};
+use crate::tls::{self, Session, Tls};
 use crate::{h2, pick, raw};
 
 /// How long the last bytes of a handshake that was all may take.
@@ -56,7 +58,7 @@ pub(crate) async fn serve(
             Box::pin(serve_http1(worker, stream, peer, stopping)).await;
         }
         Door::Tls(gate, tls) => {
-            let shaken = Box::pin(shake_hands(&worker, (&tls, &gate), stream)).await;
+            let shaken = Box::pin(shake_hands(&worker, (&tls, &gate), stream, client)).await;
             let Some(Session { mut stream, secure, is_h2, is_raw, is_challenge }) = shaken else {
                 return;
             };
@@ -81,12 +83,13 @@ pub(crate) async fn serve(
                 return;
             }
             if is_h2 {
+                let Some(_seat) = seat_h2(&worker, client) else { return };
                 Box::pin(h2::serve(worker, stream, peer, stopping)).await;
             } else {
                 Box::pin(serve_http1(worker, stream, peer, stopping)).await;
             }
         }
-        Door::Far(far) => Box::pin(far::serve(worker, far, stream, stopping)).await,
+        Door::Far(far) => Box::pin(far::serve(worker, far, (stream, client), stopping)).await,
     }
 }
 
@@ -94,18 +97,23 @@ async fn shake_hands<S>(
     worker: &Worker,
     (tls, gate): (&Tls, &Gate),
     stream: S,
+    client: IpAddr,
 ) -> Option<Session<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let limits = &worker.shared.limits;
-    let Some(_seat) = worker.crowd.seat_handshake(limits.handshakes_max) else {
-        tracing::debug!(limit = limits.handshakes_max, "handshakes at their limit");
-        return None;
-    };
     let began = Instant::now();
-    let shaking = tokio::time::timeout(limits.handshake, tls.accept(&worker.shared, gate, stream));
-    let session = match shaking.await {
+    let shaking = async {
+        let Some(start) = hello(worker, stream, client).await? else { return Ok(None) };
+        // Only now: whoever says nothing would keep others out.
+        let Some(_seat) = worker.crowd.seat_handshake(limits.handshakes_max) else {
+            tracing::debug!(limit = limits.handshakes_max, "handshakes at their limit");
+            return Ok(None);
+        };
+        tls.accept(&worker.shared, gate, start).await
+    };
+    let session = match tokio::time::timeout(limits.handshake, shaking).await {
         Ok(Ok(session)) => session,
         Ok(Err(error)) => {
             tracing::debug!(%error, "handshake failed");
@@ -118,6 +126,37 @@ where
     };
     worker.shared.metrics.handshake(began.elapsed(), session.is_some());
     session
+}
+
+fn seat_h2(worker: &Worker, client: IpAddr) -> Option<Seat> {
+    let limit = worker.shared.limits.address_h2_max;
+    let seat = worker.crowd.seat_h2(client, limit);
+    if seat.is_none() {
+        tracing::debug!(limit, "HTTP/2 connections of an address at their limit");
+    }
+    seat
+}
+
+/// Waits for a client's first words. Only so many of one address may let it wait for long.
+async fn hello<S>(
+    worker: &Worker,
+    stream: S,
+    client: IpAddr,
+) -> std::io::Result<Option<StartHandshake<S>>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let limits = &worker.shared.limits;
+    let mut hello = std::pin::pin!(tls::hello(stream));
+    if let Ok(start) = tokio::time::timeout(limits.hello, hello.as_mut()).await {
+        return start.map(Some);
+    }
+    let Some(_seat) = worker.crowd.seat_silent(client, limits.silent_max) else {
+        let limit = limits.silent_max;
+        tracing::debug!(limit, "silent connections of an address at their limit");
+        return Ok(None);
+    };
+    hello.await.map(Some)
 }
 
 /// Serves HTTP/1.1.

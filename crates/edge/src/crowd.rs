@@ -1,4 +1,4 @@
-//! How many connections there are of an address, in the middle of a handshake, and of an app.
+//! How many connections there are of an address, silent or in a handshake, and of an app.
 //!
 //! Never a lock: addresses and handshakes are counted a loop, and as the kernel spreads connections
 //! over the loops each one's limit is a share of the server's. An app's connections, plain or under
@@ -23,7 +23,13 @@ pub(crate) struct Crowd(Rc<RefCell<Counts>>);
 #[derive(Debug, Default)]
 struct Counts {
     addresses: HashMap<IpAddr, usize>,
+    /// Those who have not said what they want after a while.
+    silent: HashMap<IpAddr, usize>,
     handshakes: usize,
+    /// Those of other edges, or of who would be one.
+    far: HashMap<IpAddr, usize>,
+    /// Those of HTTP/2.
+    h2: HashMap<IpAddr, usize>,
 }
 
 /// One that is counted until this is dropped.
@@ -36,7 +42,10 @@ pub(crate) struct Seat {
 #[derive(Debug)]
 enum Place {
     Address(IpAddr),
+    Silent(IpAddr),
     Handshake,
+    Far(IpAddr),
+    H2(IpAddr),
 }
 
 impl Crowd {
@@ -45,6 +54,33 @@ impl Crowd {
         let network = network(client);
         let is_counted = count(&mut self.0.borrow_mut().addresses, network, max);
         is_counted.then(|| self.seat(Place::Address(network)))
+    }
+
+    /// Counts a connection from an address over which nothing is said; nothing when that would be one
+    /// more than `max`.
+    pub(crate) fn seat_silent(&self, client: IpAddr, max: usize) -> Option<Seat> {
+        let network = network(client);
+        let is_counted = count(&mut self.0.borrow_mut().silent, network, max);
+        is_counted.then(|| self.seat(Place::Silent(network)))
+    }
+
+    /// Counts a connection of HTTP/2 from an address; nothing when that would be one more than `max`.
+    pub(crate) fn seat_h2(&self, client: IpAddr, max: usize) -> Option<Seat> {
+        let network = network(client);
+        let is_counted = count(&mut self.0.borrow_mut().h2, network, max);
+        is_counted.then(|| self.seat(Place::H2(network)))
+    }
+
+    /// Counts a handshake at the door for other edges; nothing when that would be one more than `max`
+    /// in all, or than `address_max` from there.
+    pub(crate) fn seat_far(&self, client: IpAddr, max: usize, address_max: usize) -> Option<Seat> {
+        let network = network(client);
+        let mut counts = self.0.borrow_mut();
+        // There are never more addresses than handshakes.
+        let has_room = counts.far.values().sum::<usize>() < max;
+        let is_counted = has_room && count(&mut counts.far, network, address_max);
+        drop(counts);
+        is_counted.then(|| self.seat(Place::Far(network)))
     }
 
     /// Counts a handshake.
@@ -68,6 +104,9 @@ impl Drop for Seat {
         let mut counts = self.crowd.0.borrow_mut();
         match &self.place {
             Place::Address(network) => uncount(&mut counts.addresses, network),
+            Place::Silent(network) => uncount(&mut counts.silent, network),
+            Place::H2(network) => uncount(&mut counts.h2, network),
+            Place::Far(network) => uncount(&mut counts.far, network),
             Place::Handshake => counts.handshakes = counts.handshakes.saturating_sub(1),
         }
     }
@@ -154,6 +193,27 @@ mod tests {
         drop(address);
         let counts = crowd.0.borrow();
         assert!(counts.addresses.is_empty() && counts.handshakes == 0);
+    }
+
+    #[test]
+    fn silent_connections_and_handshakes_of_other_edges_have_seats_of_their_own() {
+        let crowd = Crowd::default();
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let silent = crowd.seat_silent(ip("2001:db8::1"), 1).unwrap();
+        assert!(crowd.seat_silent(ip("2001:db8::2"), 1).is_none());
+        let far = |text: &str| crowd.seat_far(ip(text), 2, 1);
+        let first = far("192.0.2.1").unwrap();
+        assert!(far("192.0.2.1").is_none(), "one address has its share");
+        let second = far("192.0.2.2").unwrap();
+        assert!(far("192.0.2.3").is_none(), "there are no more");
+        let shaking = crowd.seat_handshake(1).unwrap();
+        drop(first);
+        let third = far("192.0.2.3").unwrap();
+        let h2 = crowd.seat_h2(ip("192.0.2.1"), 1).unwrap();
+        assert!(crowd.seat_h2(ip("192.0.2.1"), 1).is_none());
+        drop((silent, second, third, shaking, h2));
+        let counts = crowd.0.borrow();
+        assert!(counts.silent.is_empty() && counts.far.is_empty() && counts.h2.is_empty());
     }
 
     #[test]

@@ -40,7 +40,7 @@ const LOCAL_RESETS_MAX: usize = 64;
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 /// How much of an answer is held for a client that does not take it.
-const SEND_BUFFER_BYTES: usize = 64 * 1024;
+const SEND_BUFFER_BYTES: usize = 32 * 1024;
 /// The largest frame that may come.
 const FRAME_BYTES_MAX: u32 = 16 * 1024;
 /// What compression of fields remembers.

@@ -120,7 +120,10 @@ const FILES_MAX: usize = 256;
 const FILES_APP_MAX: usize = 32;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const HANDSHAKES_MAX: usize = 1_024;
+const HELLO_MAX: Duration = Duration::from_secs(1);
+const SILENT_MAX: usize = 64;
 const ADDRESS_CONNECTIONS_MAX: usize = 4_096;
+const ADDRESS_H2_MAX: usize = 256;
 const APP_CONNECTIONS_MAX: usize = 64 * 1024;
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 const QUEUE_MAX: u32 = 1024;
@@ -204,10 +207,16 @@ pub struct Limits {
     pub files_app_max: usize,
     /// How long a TLS handshake may take.
     pub handshake: Duration,
-    /// How many handshakes a loop has under way at once.
+    /// How many handshakes a loop has under way at once, of clients that have begun one.
     pub handshakes_max: usize,
+    /// How long a client may say nothing before it counts among those who do.
+    pub hello: Duration,
+    /// How many of those a loop has of one address, or of one network of IPv6.
+    pub silent_max: usize,
     /// How many connections of one address, or of one network of IPv6, a loop has.
     pub address_connections_max: usize,
+    /// How many of them are HTTP/2: each carries many requests, and holds some of every answer.
+    pub address_h2_max: usize,
     /// How many connections of clients one app has, plain or under TLS, all loops together; never
     /// more than half of what all of them take.
     pub app_connections_max: usize,
@@ -241,7 +250,10 @@ impl Default for Limits {
             files_app_max: FILES_APP_MAX,
             handshake: HANDSHAKE_MAX,
             handshakes_max: HANDSHAKES_MAX,
+            hello: HELLO_MAX,
+            silent_max: SILENT_MAX,
             address_connections_max: ADDRESS_CONNECTIONS_MAX,
+            address_h2_max: ADDRESS_H2_MAX,
             app_connections_max: APP_CONNECTIONS_MAX,
             queue: QUEUE_TIMEOUT,
             queue_max: QUEUE_MAX,

@@ -14,8 +14,8 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, Resol
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SupportedProtocolVersion, version};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use crate::Shared;
 use crate::gate::{self, Gate};
@@ -130,6 +130,14 @@ pub(crate) struct Session<S> {
     pub(crate) is_challenge: bool,
 }
 
+/// Waits for what a client wants: its first words. The caller limits the time.
+pub(crate) fn hello<S>(stream: S) -> LazyConfigAcceptor<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream)
+}
+
 /// What a client hello leads to.
 struct Terms {
     config: Arc<ServerConfig>,
@@ -192,17 +200,16 @@ impl Tls {
         })
     }
 
-    /// Shakes hands with a client. The caller limits the time.
+    /// Shakes hands with a client that has said what it wants. The caller limits the time.
     pub(crate) async fn accept<S>(
         &self,
         shared: &Shared,
         gate: &Gate,
-        stream: S,
+        start: StartHandshake<S>,
     ) -> std::io::Result<Option<Session<S>>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
         gate::known(shared, KNOWN_MAX).await;
         let terms = self.terms(shared, gate, &start.client_hello());
         let Some(Terms { config, secure, is_raw, is_challenge }) = terms else {

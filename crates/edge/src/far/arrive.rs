@@ -5,6 +5,7 @@
 
 use std::cell::OnceCell;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ use crate::account::{Account, Accounted};
 use crate::body::ReplyBody;
 use crate::cause::Cause;
 use crate::connection::asked_to_stop;
+use crate::crowd::Seat;
 use crate::direction::Direction;
 use crate::forward::{Hop, Outbound, Refused};
 use crate::listen::Worker;
@@ -42,6 +44,9 @@ use crate::{headers, origin2};
 use super::hop::{Order, Verdict};
 use super::{Far, H2, is_of};
 
+/// Handshakes at once of a loop, and of those from one address: an edge needs few.
+const HANDSHAKES_MAX: usize = 256;
+const HANDSHAKES_ADDRESS_MAX: usize = 32;
 /// Requests at once over a connection; the edge there sends fewer.
 const STREAMS_MAX: u32 = 128;
 /// The largest head: what a client may send, and what edges add.
@@ -63,9 +68,10 @@ type Secured = TlsStream<Patient<TcpStream>>;
 pub(crate) async fn serve(
     worker: Rc<Worker>,
     far: Arc<Far>,
-    stream: Patient<TcpStream>,
+    (stream, client): (Patient<TcpStream>, IpAddr),
     stopping: watch::Receiver<bool>,
 ) {
+    let Some(seat) = seat(&worker, client) else { return };
     let limit = worker.shared.limits.handshake;
     let shaking = TlsAcceptor::from(Arc::clone(&far.server)).accept(stream);
     let stream = match tokio::time::timeout(limit, shaking).await {
@@ -79,6 +85,7 @@ pub(crate) async fn serve(
             return;
         }
     };
+    drop(seat);
     let session = stream.get_ref().1;
     let Some(certificate) = session.peer_certificates().and_then(<[_]>::first).cloned() else {
         return;
@@ -90,6 +97,14 @@ pub(crate) async fn serve(
     } else {
         Box::pin(serve_http1(worker, guest, stream)).await;
     }
+}
+
+fn seat(worker: &Worker, client: IpAddr) -> Option<Seat> {
+    let seat = worker.crowd.seat_far(client, HANDSHAKES_MAX, HANDSHAKES_ADDRESS_MAX);
+    if seat.is_none() {
+        tracing::debug!(limit = HANDSHAKES_MAX, "handshakes of other edges at their limit");
+    }
+    seat
 }
 
 /// Many requests.

@@ -28,6 +28,7 @@ use crate::live::{AppKey, InFlight, Target};
 use crate::patience::Patient;
 use crate::peer::Once;
 use crate::pick;
+use crate::tls::hello;
 use crate::wake::{self, Place, Tried, Wanted};
 
 /// The pause after an accept that failed, such as for want of descriptors.
@@ -216,7 +217,8 @@ async fn shake(
             return Err(Fault::Open);
         }
     }
-    let shaken = tls.accept(&raw.shared, gate, stream).await.map_err(Fault::Handshake)?;
+    let start = hello(stream).await.map_err(Fault::Handshake)?;
+    let shaken = tls.accept(&raw.shared, gate, start).await.map_err(Fault::Handshake)?;
     shaken.map(|session| session.stream).ok_or(Fault::NoTls)
 }
 

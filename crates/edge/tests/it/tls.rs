@@ -403,6 +403,48 @@ fn e5_handshakes_under_way_keep_others_out() {
 }
 
 #[test]
+fn who_says_nothing_takes_no_place_of_a_handshake_and_only_so_many_may_for_long() {
+    let limits = Limits {
+        handshakes_max: 1,
+        hello: Duration::from_millis(20),
+        silent_max: 1,
+        handshake: 30 * DEADLINE,
+        ..Limits::default()
+    };
+    let world = World::with(vec![], limits);
+    let config = both(&world);
+    let mut silent = connect(&world);
+    silent.write_all(&[22, 3, 1]).unwrap();
+    world.runtime.block_on(dial(&world, &config, "web.perch.localhost")).unwrap();
+    // Which of the two is ended depends on who was seen first.
+    let ends = [silent, connect(&world)].map(|mut stream| {
+        std::thread::spawn(move || {
+            stream.set_read_timeout(Some(DEADLINE)).unwrap();
+            let read = stream.read(&mut [0]);
+            !read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+        })
+    });
+    crate::world::until("one is ended", || ends.iter().any(|end| end.is_finished()));
+    let first = ends.into_iter().find(|end| end.is_finished()).unwrap();
+    assert!(first.join().unwrap(), "it waits");
+}
+
+#[test]
+fn one_address_has_so_many_connections_of_http2() {
+    let world = World::with(vec![], Limits { address_h2_max: 0, ..Limits::default() });
+    let config = Arc::new(client(&world, &[&TLS13], &["h2"]));
+    world.runtime.block_on(async {
+        let mut stream = dial(&world, &config, "web.perch.localhost").await.unwrap();
+        // The server would speak first, with its settings.
+        let mut first = [0];
+        let read = tokio::time::timeout(DEADLINE, stream.read(&mut first)).await.unwrap();
+        assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    });
+    let answer = ask(&world, &both(&world), "web.perch.localhost", &get("web.perch.localhost")).0;
+    assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
+}
+
+#[test]
 fn e5_one_address_and_one_app_have_so_many_connections() {
     let limits = Limits { address_connections_max: 3, app_connections_max: 1, ..Limits::default() };
     let origin = Origin::fine();
