@@ -198,7 +198,8 @@ pub struct Limits {
     pub stall: Duration,
     /// How many requests are held at once, all apps together.
     pub held_max: usize,
-    /// How many of them are one app's: an app that does not get up leaves places to the others.
+    /// How many of them are one app's: an app that does not get up leaves places to the others. Once
+    /// half of all are taken, it is a few.
     pub held_app_max: usize,
     /// How many files of images are sent at once, all apps together: each holds a connection to the
     /// host until its client has taken it.

@@ -33,6 +33,8 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 const TRIES_MAX: usize = 16;
 /// How long a machine that refused a request is left alone by it while nothing is heard of it.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// How many requests of an app are held once half of all places are taken: others need them too.
+const HELD_APP_CROWDED_MAX: usize = 64;
 /// How many starts are remembered until the watch has shown what came of them.
 const STARTS_MAX: usize = 4096;
 
@@ -124,8 +126,12 @@ impl Wakes {
     /// Takes a place among the requests that are held, of all apps and of its own.
     fn hold(&self, app: Option<Arc<AppMetrics>>, limits: &Limits) -> Option<Held<'_>> {
         let is_under = |before: u64, most| usize::try_from(before).is_ok_and(|it| it < most);
-        let of_all = is_under(self.held.enter(), limits.held_max);
-        let of_app = app.as_ref().is_none_or(|app| is_under(app.held.enter(), limits.held_app_max));
+        let before = self.held.enter();
+        let of_all = is_under(before, limits.held_max);
+        let is_roomy = is_under(before, limits.held_max / 2);
+        let share = if is_roomy { usize::MAX } else { HELD_APP_CROWDED_MAX };
+        let share = limits.held_app_max.min(share);
+        let of_app = app.as_ref().is_none_or(|app| is_under(app.held.enter(), share));
         let held = Held { all: &self.held, app };
         (of_all && of_app).then_some(held)
     }
@@ -549,5 +555,26 @@ async fn settled(start: &mut Option<watch::Receiver<Outcome>>) -> Outcome {
             .await
             .map_or(Outcome::Pending, |outcome| *outcome),
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn apps_that_hold_half_of_all_places_leave_the_others_to_the_rest() {
+        let wakes = Wakes::new(HostClient::new("/nowhere"), Handle::current());
+        let limits = Limits { held_max: 300, held_app_max: 200, ..Limits::default() };
+        let [big, other] = [(); 2].map(|()| Arc::new(AppMetrics::default()));
+        let hold = |app: &Arc<AppMetrics>| wakes.hold(Some(Arc::clone(app)), &limits);
+        let held: Vec<_> = (0..150).map(|_| hold(&big).unwrap()).collect();
+        assert!(hold(&big).is_none(), "it has more than its share of the other half");
+        let others: Vec<_> = (0..HELD_APP_CROWDED_MAX).map(|_| hold(&other).unwrap()).collect();
+        assert!(hold(&other).is_none());
+        drop(others);
+        drop(held);
+        assert_eq!((wakes.held(), big.held.get(), other.held.get()), (0, 0, 0));
+        let _again: Vec<_> = (0..150).map(|_| hold(&big).unwrap()).collect();
     }
 }
