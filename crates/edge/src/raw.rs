@@ -71,13 +71,16 @@ pub struct RawConfig {
 /// How long things may take at raw ports, and how many there may be at once.
 #[derive(Debug, Clone)]
 pub struct RawLimits {
-    /// Connections and flows of datagrams, all together.
-    pub all: usize,
-    /// Of those, at one port.
+    /// Connections, all together.
+    pub connections: usize,
+    /// Flows of datagrams, all together: their sources may be made up, so they take no connection's
+    /// place.
+    pub flows: usize,
+    /// Of either, at one port.
     pub of_port: usize,
-    /// Of those, to one app.
+    /// Of either, to one app.
     pub of_app: usize,
-    /// Of those, from one address; of IPv6 one network of 64 bits.
+    /// Of either, from one address; of IPv6 one network of 64 bits.
     pub of_address: usize,
     /// How long nothing may move over a connection.
     pub idle: Duration,
@@ -96,9 +99,10 @@ pub struct RawLimits {
 impl Default for RawLimits {
     fn default() -> Self {
         Self {
-            all: 16 * 1024,
+            connections: 16 * 1024,
+            flows: 16 * 1024,
             of_port: 8 * 1024,
-            of_app: 8 * 1024,
+            of_app: 2 * 1024,
             of_address: 512,
             // Databases and brokers keep silent connections; dead ones are found by probes.
             idle: Duration::from_secs(60 * 60),

@@ -1,5 +1,5 @@
-//! How many connections and flows there may be at once: in all, at a port, to an app, from an
-//! address.
+//! How many connections and flows there may be at once, each for themselves: in all, at a port, to an
+//! app, from an address.
 //!
 //! Never asked while bytes pass: only when one begins and ends.
 
@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use perch_types::ports::RawPort;
+use perch_types::service::Protocol;
 use tokio::time::Instant;
 
 use super::RawLimits;
@@ -21,7 +22,8 @@ const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// Counts what is there.
 #[derive(Debug)]
 pub(super) struct Caps {
-    all_max: usize,
+    connections_max: usize,
+    flows_max: usize,
     of_port_max: usize,
     of_app_max: usize,
     of_address_max: usize,
@@ -30,10 +32,10 @@ pub(super) struct Caps {
 
 #[derive(Debug, Default)]
 struct Counts {
-    all: usize,
+    all: HashMap<Protocol, usize>,
     of_port: HashMap<RawPort, usize>,
-    of_app: HashMap<AppKey, usize>,
-    of_address: HashMap<Origin, usize>,
+    of_app: HashMap<(Protocol, AppKey), usize>,
+    of_address: HashMap<(Protocol, Origin), usize>,
     told: Option<Instant>,
 }
 
@@ -56,14 +58,15 @@ pub(crate) struct Place {
     caps: Arc<Caps>,
     port: RawPort,
     /// Nothing where several apps have the port: then the loops count.
-    app: Option<AppKey>,
-    origin: Origin,
+    app: Option<(Protocol, AppKey)>,
+    origin: (Protocol, Origin),
 }
 
 impl Caps {
     pub(super) fn new(limits: &RawLimits) -> Self {
         Self {
-            all_max: limits.all,
+            connections_max: limits.connections,
+            flows_max: limits.flows,
             of_port_max: limits.of_port,
             of_app_max: limits.of_app,
             of_address_max: limits.of_address,
@@ -78,39 +81,46 @@ impl Caps {
         app: Option<&AppKey>,
         client: IpAddr,
     ) -> Option<Place> {
-        let origin = Origin::of(client);
+        let (protocol, _) = port;
+        let all_max = match protocol {
+            Protocol::Tcp => self.connections_max,
+            Protocol::Udp => self.flows_max,
+        };
+        let origin = (protocol, Origin::of(client));
+        let app = app.map(|app| (protocol, app.clone()));
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let at = |count: Option<&usize>| count.copied().unwrap_or_default();
         let full = [
-            ("all", counts.all, self.all_max),
+            ("all", at(counts.all.get(&protocol)), all_max),
             ("port", at(counts.of_port.get(&port)), self.of_port_max),
-            ("app", at(app.and_then(|app| counts.of_app.get(app))), self.of_app_max),
+            ("app", at(app.as_ref().and_then(|app| counts.of_app.get(app))), self.of_app_max),
             ("address", at(counts.of_address.get(&origin)), self.of_address_max),
         ];
         if let Some((of, _, limit)) = full.into_iter().find(|(_, count, max)| count >= max) {
             let now = Instant::now();
             if counts.told.is_none_or(|told| now.duration_since(told) > TOLD_EVERY) {
                 counts.told = Some(now);
-                let (app, port) = (app.map(|app| tracing::field::display(&app.name)), port.1);
+                let app = app.as_ref().map(|(_, app)| tracing::field::display(&app.name));
+                let (_, port) = port;
                 tracing::warn!(of, limit, app, port, "connections at claimed ports at their limit");
             }
             return None;
         }
-        counts.all += 1;
+        *counts.all.entry(protocol).or_default() += 1;
         *counts.of_port.entry(port).or_default() += 1;
-        if let Some(app) = app {
+        if let Some(app) = &app {
             *counts.of_app.entry(app.clone()).or_default() += 1;
         }
         *counts.of_address.entry(origin).or_default() += 1;
         drop(counts);
-        Some(Place { caps: Arc::clone(self), port, app: app.cloned(), origin })
+        Some(Place { caps: Arc::clone(self), port, app, origin })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut counts = self.caps.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.all = counts.all.saturating_sub(1);
+        less(&mut counts.all, &self.port.0);
         less(&mut counts.of_port, &self.port);
         if let Some(app) = &self.app {
             less(&mut counts.of_app, app);
@@ -132,7 +142,6 @@ fn less<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
 #[cfg(test)]
 mod tests {
     use perch_types::OrgSlug;
-    use perch_types::service::Protocol;
 
     use super::*;
 
@@ -148,7 +157,7 @@ mod tests {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         for (limits, first, second, fits) in [
             (
-                RawLimits { all: 1, ..none.clone() },
+                RawLimits { connections: 1, ..none.clone() },
                 (&web, "192.0.2.1"),
                 (&other, "192.0.2.2"),
                 false,
@@ -206,7 +215,28 @@ mod tests {
             drop(enter(second).unwrap());
             let counts = caps.counts.lock().unwrap();
             assert!(counts.of_port.is_empty() && counts.of_app.is_empty());
-            assert!(counts.of_address.is_empty() && counts.all == 0);
+            assert!(counts.of_address.is_empty() && counts.all.is_empty());
         }
+    }
+
+    #[test]
+    fn flows_take_no_place_of_a_connection() {
+        let limits = RawLimits {
+            connections: 1,
+            flows: 1,
+            of_app: 1,
+            of_address: 1,
+            ..RawLimits::default()
+        };
+        let caps = Arc::new(Caps::new(&limits));
+        let ((_, port), app) = entry("web", 1);
+        let client = "192.0.2.1".parse::<IpAddr>().unwrap();
+        let enter = |protocol: Protocol| caps.enter((protocol, port), Some(&app), client);
+        let flow = enter(Protocol::Udp).unwrap();
+        assert!(enter(Protocol::Udp).is_none());
+        let connection = enter(Protocol::Tcp).unwrap();
+        assert!(enter(Protocol::Tcp).is_none());
+        drop((flow, connection));
+        drop(enter(Protocol::Udp).unwrap());
     }
 }
