@@ -123,6 +123,8 @@ pub(crate) struct Raw {
     tls: Option<Arc<Tls>>,
     limits: RawLimits,
     caps: Arc<Caps>,
+    /// For datagrams that wait.
+    waiting: udp::Room,
     lots: AtomicU64,
     /// Held by whatever is under way: the edge ends when nobody holds one any more.
     _under_way: mpsc::Sender<Infallible>,
@@ -160,6 +162,7 @@ impl Raw {
             binder: config.binder,
             tls: config.certificates.map(Tls::new).transpose()?.map(Arc::new),
             caps: Arc::new(Caps::new(&config.limits)),
+            waiting: udp::Room::of_all(),
             limits: config.limits,
             _under_way: under_way,
         })

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::{Entry, Raw, caps};
@@ -24,8 +24,12 @@ use crate::wake::{self, Place, Tried, Wanted};
 
 /// The largest datagram.
 const DATAGRAM_BYTES_MAX: usize = 65_535;
-/// Datagrams of one flow that wait, such as for a machine that is woken; more are lost.
+/// Datagrams of one flow that wait, such as for a machine that is woken, and how much they are in
+/// all; more are lost.
 const WAITING_MAX: usize = 32;
+const WAITING_BYTES_MAX: usize = 64 * 1024;
+/// How much waits of all flows.
+const ALL_WAITING_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Ends of flows that wait to be noted.
 const ENDS_MAX: usize = 256;
 /// Datagrams that are taken before others have their turn.
@@ -36,11 +40,63 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; DATAGRAM_BYTES_MAX]);
 }
 
+/// How much more may wait.
+#[derive(Debug, Clone)]
+pub(super) struct Room(Arc<Semaphore>);
+
+impl Room {
+    /// That of all flows.
+    pub(super) fn of_all() -> Self {
+        Self(Arc::new(Semaphore::new(ALL_WAITING_BYTES_MAX)))
+    }
+
+    fn of_flow() -> Self {
+        Self(Arc::new(Semaphore::new(WAITING_BYTES_MAX)))
+    }
+
+    fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        // An empty one takes some too.
+        let bytes = u32::try_from(bytes.max(1)).ok()?;
+        Arc::clone(&self.0).try_acquire_many_owned(bytes).ok()
+    }
+}
+
+/// A datagram that waits, and the room that it takes meanwhile.
+#[derive(Debug)]
+struct Datagram {
+    bytes: Vec<u8>,
+    _room: [OwnedSemaphorePermit; 2],
+}
+
+impl Datagram {
+    /// Keeps one if there is room.
+    fn kept(bytes: Vec<u8>, of_flow: &Room, of_all: &Room) -> Option<Self> {
+        let room = [of_flow.take(bytes.len())?, of_all.take(bytes.len())?];
+        Some(Self { bytes, _room: room })
+    }
+}
+
 /// A flow as its port knows it.
 #[derive(Debug)]
 struct Known {
     number: u64,
-    datagrams: mpsc::Sender<Vec<u8>>,
+    room: Room,
+    datagrams: mpsc::Sender<Datagram>,
+}
+
+impl Known {
+    /// Passes a datagram on to the flow. What does not fit is lost, as datagrams are. Returns it
+    /// where the flow has ended.
+    fn pass(&self, bytes: Vec<u8>, of_all: &Room) -> Option<Vec<u8>> {
+        if self.datagrams.is_closed() {
+            return Some(bytes);
+        }
+        let datagram = Datagram::kept(bytes, &self.room, of_all)?;
+        match self.datagrams.try_send(datagram) {
+            Err(mpsc::error::TrySendError::Closed(datagram)) => Some(datagram.bytes),
+            Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => None,
+        }
+    }
 }
 
 /// Relays for as long as the port is open.
@@ -66,20 +122,22 @@ pub(super) async fn relay(raw: Arc<Raw>, socket: UdpSocket, entry: Arc<Entry>) {
         for _ in 0..BATCH_MAX {
             let Ok((datagram, client)) = receive_from(&socket) else { break };
             let datagram = match flows.get(&client) {
-                Some(known) => match known.datagrams.try_send(datagram) {
-                    Err(mpsc::error::TrySendError::Closed(datagram)) => datagram,
-                    // What does not fit is lost, as datagrams are.
-                    Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => continue,
+                Some(known) => match known.pass(datagram, &raw.waiting) {
+                    Some(datagram) => datagram,
+                    None => continue,
                 },
                 None => datagram,
             };
             let port = (entry.protocol, entry.port);
             let Some(place) = raw.caps.enter(port, Some(&entry.app), client.ip()) else { continue };
+            let room = Room::of_flow();
+            // A flow without a first datagram would wait for one for ever.
+            let Some(first) = Datagram::kept(datagram, &room, &raw.waiting) else { continue };
             let (datagrams, waiting) = mpsc::channel(WAITING_MAX);
             // There is room: it is new.
-            datagrams.try_send(datagram).ok();
+            datagrams.try_send(first).ok();
             last += 1;
-            flows.insert(client, Known { number: last, datagrams });
+            flows.insert(client, Known { number: last, room, datagrams });
             let flow = Flow {
                 raw: Arc::clone(&raw),
                 entry: Arc::clone(&entry),
@@ -105,17 +163,17 @@ struct Flow {
     entry: Arc<Entry>,
     public: Arc<UdpSocket>,
     client: SocketAddr,
-    waiting: mpsc::Receiver<Vec<u8>>,
+    waiting: mpsc::Receiver<Datagram>,
     _place: caps::Place,
 }
 
 /// Why a flow leaves its machine.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Left {
     /// Nothing moved, or the port was closed.
     Over,
     /// The machine takes no more: what came is another's.
-    Closed(Vec<u8>),
+    Closed(Datagram),
 }
 
 impl Flow {
@@ -131,7 +189,7 @@ impl Flow {
                     return;
                 }
             };
-            match self.carry(&link, &first).await {
+            match self.carry(&link, first).await {
                 Left::Over => return,
                 Left::Closed(datagram) => first = datagram,
             }
@@ -166,10 +224,11 @@ impl Flow {
     }
 
     /// Carries datagrams both ways, `first` before all.
-    async fn carry(&mut self, link: &Link, first: &[u8]) -> Left {
+    async fn carry(&mut self, link: &Link, first: Datagram) -> Left {
         let limits = &self.raw.limits;
         let (mut moved, mut is_answered) = (Instant::now(), false);
-        link.send(first).await;
+        link.send(&first.bytes).await;
+        drop(first);
         loop {
             let idle = if is_answered { limits.flow_idle } else { limits.flow_unanswered };
             tokio::select! {
@@ -178,7 +237,7 @@ impl Flow {
                     if !link.target.load.is_open() {
                         return Left::Closed(datagram);
                     }
-                    link.send(&datagram).await;
+                    link.send(&datagram.bytes).await;
                     moved = Instant::now();
                 }
                 readable = link.socket.readable() => {
@@ -247,4 +306,33 @@ fn receive_from(socket: &UdpSocket) -> io::Result<(Vec<u8>, SocketAddr)> {
         let (length, client) = socket.try_recv_from(scratch)?;
         Ok((scratch.get(..length).unwrap_or_default().to_vec(), client))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_so_much_waits_of_a_flow_and_of_all() {
+        let all = Room(Arc::new(Semaphore::new(WAITING_BYTES_MAX + 2)));
+        let flow = || {
+            let (datagrams, waiting) = mpsc::channel(WAITING_MAX);
+            (Known { number: 1, room: Room::of_flow(), datagrams }, waiting)
+        };
+        let ((one, mut of_one), (two, mut of_two)) = (flow(), flow());
+        let largest = || vec![1; DATAGRAM_BYTES_MAX];
+        assert!(one.pass(largest(), &all).is_none());
+        assert!(one.pass(vec![2; 2], &all).is_none());
+        assert!(two.pass(largest(), &all).is_none());
+        assert!(two.pass(Vec::new(), &all).is_none());
+        // The flow had no room for the second, all had none for the third.
+        let first = of_one.try_recv().unwrap();
+        assert!(first.bytes.len() == DATAGRAM_BYTES_MAX && of_one.try_recv().is_err());
+        assert!(of_two.try_recv().unwrap().bytes.is_empty() && of_two.try_recv().is_err());
+        drop(first);
+        assert!(two.pass(largest(), &all).is_none());
+        assert_eq!(of_two.try_recv().unwrap().bytes.len(), DATAGRAM_BYTES_MAX);
+        drop(of_one);
+        assert_eq!(one.pass(vec![3], &all), Some(vec![3]), "it has ended");
+    }
 }
