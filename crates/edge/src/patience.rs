@@ -4,11 +4,14 @@
 
 use std::cell::Cell;
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
@@ -29,7 +32,7 @@ impl Timer {
     }
 }
 
-/// A connection whose reader must take something within a limit.
+/// A socket whose reader must take something within a limit. Stands right on the socket, below TLS.
 #[derive(Debug)]
 pub(crate) struct Patient<S> {
     inner: S,
@@ -63,7 +66,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Patient<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -74,8 +77,18 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         if polled.is_ready() {
             this.timer.reset();
         } else if this.timer.is_over(this.limit, context) {
-            let error = io::Error::new(io::ErrorKind::TimedOut, "the other side reads nothing");
-            return Poll::Ready(Err(error));
+            // The kernel wakes a writer only when a good part of its buffer is free again. A slow
+            // reader may have taken less than that, and there is room for what it took.
+            let sent = match send(&this.inner, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Err(Errno::AGAIN) => {
+                    Err(io::Error::new(io::ErrorKind::TimedOut, "the other side reads nothing"))
+                }
+                sent => sent.map_err(io::Error::from),
+            };
+            if sent.is_ok() {
+                this.timer.reset();
+            }
+            return Poll::Ready(sent);
         }
         polled
     }
@@ -165,5 +178,50 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Moving<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    /// One of the pieces that a socket's buffer takes whole or not at all, and holds several of.
+    const PIECE: [u8; 16 * 1024] = [7; 16 * 1024];
+    const SHORT: Duration = Duration::from_millis(20);
+    /// More than any test takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// Makes a connection that holds as much as it can, to a reader that has taken nothing yet.
+    async fn full() -> (Patient<UnixStream>, UnixStream) {
+        let (socket, reader) = UnixStream::pair().unwrap();
+        socket.writable().await.unwrap();
+        let mut stream = Patient::new(socket, SHORT);
+        while let Some(written) = stream.write(&PIECE).now_or_never() {
+            assert_eq!(written.unwrap(), PIECE.len());
+        }
+        (stream, reader)
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_takes_nothing_is_given_up() {
+        let (mut stream, _deaf) = full().await;
+        let written = tokio::time::timeout(LONG, stream.write(&PIECE)).await.expect("it ends");
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_takes_little_is_not() {
+        let (mut stream, mut slow) = full().await;
+        for _ in 0..3 {
+            // Less than what the kernel would wake the writer for.
+            slow.read_exact(&mut [0; PIECE.len()]).await.unwrap();
+            assert_eq!(stream.write(&PIECE).await.unwrap(), PIECE.len());
+            // The limit begins anew.
+            assert!(stream.write(&PIECE).now_or_never().is_none());
+        }
     }
 }
