@@ -28,8 +28,8 @@ const JSON: &str = "application/vnd.fly.replay+json";
 const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 /// The longest time for which a replay is remembered.
 const TTL_MAX: Duration = Duration::from_secs(86_400);
-/// The longest prefix of a path.
-const PREFIX_BYTES_MAX: usize = 256;
+/// The longest path, or prefix of one, that is remembered.
+pub(crate) const PREFIX_BYTES_MAX: usize = 256;
 /// The longest state.
 const STATE_BYTES_MAX: usize = 4096;
 /// How many fields of a request are changed.

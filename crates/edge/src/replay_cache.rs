@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::direction::Direction;
 use crate::live::AppKey;
-use crate::replay::Paths;
+use crate::replay::{PREFIX_BYTES_MAX, Paths};
 
 /// How many replays are remembered of one app.
 const ENTRIES_MAX: usize = 512;
@@ -113,6 +113,8 @@ impl Query<'_> {
     fn keys(&self) -> impl Iterator<Item = Key> {
         let session = self.session().map(|(key, ..)| key);
         let slashes = self.path.match_indices('/').map(|(at, _)| at).take(PARTS_MAX);
+        // Nothing longer is remembered.
+        let slashes = slashes.take_while(|at| *at < PREFIX_BYTES_MAX);
         let mut slashes: Vec<usize> = slashes.collect();
         slashes.reverse();
         let wider = slashes.into_iter().flat_map(move |at| {
@@ -121,7 +123,8 @@ impl Query<'_> {
             [below, under.map(|path| Paths::Under(path.to_owned()))].into_iter().flatten()
         });
         let itself = [Paths::One(self.path.to_owned()), Paths::Under(self.path.to_owned())];
-        let paths = itself.into_iter().chain(wider);
+        let itself = itself.into_iter().filter(move |_| self.path.len() <= PREFIX_BYTES_MAX);
+        let paths = itself.chain(wider);
         session.into_iter().chain(paths.map(move |paths| self.shared(paths)))
     }
 
@@ -286,6 +289,9 @@ mod tests {
         assert_eq!(cache.look(&app("other"), &to("/a/", &none, now)), None);
         let slashes = "/".repeat(60_000);
         assert_eq!(name_of(cache.look(&web, &to(&slashes, &none, now))), "root");
+        let long = format!("/{}/b/c", "a".repeat(PREFIX_BYTES_MAX));
+        assert_eq!(to(&long, &none, now).keys().count(), 1, "nothing as long is remembered");
+        assert_eq!(name_of(cache.look(&web, &to(&long, &none, now))), "root");
         let late = to("/a/", &none, now + MINUTE);
         assert_eq!(cache.look(&web, &late), None, "its time is over");
     }
