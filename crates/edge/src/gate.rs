@@ -11,6 +11,9 @@ use perch_types::service::{Handler, Port, Protocol, Service};
 use crate::Shared;
 use crate::live::{AppKey, Target};
 
+/// What no app can list.
+const NOWHERE: u16 = 0;
+
 /// A public port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Gate {
@@ -61,22 +64,21 @@ impl Gate {
 
     /// Returns at which public port an app answers what another app has sent on to it: at this one,
     /// if it lists that; else at the usual one of HTTPS or of HTTP, or at the first that it lists.
-    /// What came in the clear never goes to where the app ends TLS.
+    /// What came in the clear never goes to where the app ends TLS, but nowhere.
     pub(crate) fn sent_on(&self, machines: &[Arc<Target>], over_tls: bool) -> u16 {
         let ports = || {
             let services = machines.iter().flat_map(|target| &target.record.services);
             let ports = services.flat_map(|service| &service.ports);
             ports.filter(|port| !port.is_raw() && !port.range().is_empty())
         };
-        if ports().any(|port| port.range().contains(&self.public)) {
-            return self.public;
-        }
         let fits = |port: &&Port| over_tls || !port.handlers.contains(&Handler::Tls);
         let usual = if over_tls { PUBLIC_HTTPS_PORT } else { PUBLIC_HTTP_PORT };
-        if ports().filter(fits).any(|port| port.range().contains(&usual)) {
-            return usual;
+        for wanted in [self.public, usual] {
+            if ports().filter(fits).any(|port| port.range().contains(&wanted)) {
+                return wanted;
+            }
         }
-        ports().find(fits).map_or(self.public, |port| *port.range().start())
+        ports().find(fits).map_or(NOWHERE, |port| *port.range().start())
     }
 
     /// Returns what an app's port says; of whatever machine says it first, as all of a release
@@ -169,10 +171,17 @@ mod tests {
             (r#"[{"start_port":8079,"end_port":8081,"handlers":["http"]}]"#, 8080, 8080),
             (both, 80, 443),
             (r#"[{"port":7000},{"port":80,"handlers":["http"]}]"#, 80, 80),
-            (r#"[{"port":9443,"handlers":["tls","http"]}]"#, 8080, 9443),
+            (r#"[{"port":9443,"handlers":["tls","http"]}]"#, NOWHERE, 9443),
+            (r#"[{"port":8080,"handlers":["tls","http"]}]"#, NOWHERE, 8080),
+            (r#"[{"port":8080,"handlers":["tls","http"]},{"port":80}]"#, NOWHERE, 8080),
+            (
+                r#"[{"port":8080,"handlers":["tls","http"]},{"port":81,"handlers":["http"]}]"#,
+                81,
+                8080,
+            ),
             (r#"[{"port":9000,"handlers":["http"]}]"#, 9000, 9000),
-            (r#"[{"port":8080}]"#, 8080, 8080),
-            ("[]", 8080, 8080),
+            (r#"[{"port":8080}]"#, NOWHERE, NOWHERE),
+            ("[]", NOWHERE, NOWHERE),
         ] {
             let machines = [machine(ports)];
             let found = [false, true].map(|is_secure| gate.sent_on(&machines, is_secure));
