@@ -46,6 +46,13 @@ const H2: &[u8] = b"h2";
 /// HTTP/1.1.
 const HTTP_11: &[u8] = b"http/1.1";
 
+/// Requests at once that an edge takes over a connection; edges send fewer.
+const STREAMS_MAX: u32 = 128;
+/// How much of one request or answer, and of all over a connection, may be on its way unread. All
+/// apps share a connection: those that are not read must leave room to the others.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX * STREAM_WINDOW_BYTES;
+
 /// What an edge needs to pass requests on to edges of other hosts, and to take theirs. Where these
 /// are, the directory says.
 pub struct FarConfig {

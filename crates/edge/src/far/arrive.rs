@@ -42,20 +42,15 @@ use crate::wake::{self, Tried, Wanted};
 use crate::{headers, origin2};
 
 use super::hop::{Order, Verdict};
-use super::{Far, H2, is_of};
+use super::{CONNECTION_WINDOW_BYTES, Far, H2, STREAM_WINDOW_BYTES, STREAMS_MAX, is_of};
 
 /// Handshakes at once of a loop, and of those from one address: an edge needs few.
 const HANDSHAKES_MAX: usize = 256;
 const HANDSHAKES_ADDRESS_MAX: usize = 32;
-/// Requests at once over a connection; the edge there sends fewer.
-const STREAMS_MAX: u32 = 128;
 /// The largest head: what a client may send, and what edges add.
 const HEAD_BYTES_MAX: u32 = 128 * 1024;
 const HTTP1_HEAD_BYTES_MAX: usize = 128 * 1024;
 const HEAD_FIELDS_MAX: usize = 256;
-/// How much of one request, and of all over a connection, may be on its way unread.
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// How much of an answer is held for an edge that does not take it.
 const SEND_BUFFER_BYTES: usize = 256 * 1024;
 /// How often a connection has to show that it is whole, and how quickly.

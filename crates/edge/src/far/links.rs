@@ -25,15 +25,13 @@ use crate::origin2::OnLoop;
 use crate::pool::{Single, Stream};
 use crate::upload::RequestBody;
 
-use super::{Far, peer_name};
+use super::{CONNECTION_WINDOW_BYTES, Far, STREAM_WINDOW_BYTES, peer_name};
 
-/// How many requests are under way at once over a connection; for more there is another.
-const STREAMS_MAX: usize = 100;
+/// How many requests are under way at once over a connection; for more there is another. Fewer than
+/// the edge there takes.
+const REQUESTS_MAX: usize = 100;
 /// How long a connection without a request is kept.
 const IDLE_MAX: Duration = Duration::from_secs(60);
-/// How much of one answer, and of all over a connection, may be on its way unread.
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// How much of one request is held when the edge there does not read.
 const SEND_BYTES_MAX: usize = 256 * 1024;
 /// The largest head of an answer, counted as HTTP/2 does.
@@ -68,7 +66,7 @@ impl Links {
         let now = Instant::now();
         let of_host = links.get_mut(host)?;
         of_host.retain(|link| link.address == address && link.is_worth_keeping(now));
-        let link = of_host.iter_mut().find(|it| Rc::strong_count(&it.streams) <= STREAMS_MAX)?;
+        let link = of_host.iter_mut().find(|it| Rc::strong_count(&it.streams) <= REQUESTS_MAX)?;
         link.used = now;
         Some(Stream { sender: link.sender.clone(), streams: Rc::clone(&link.streams) })
     }

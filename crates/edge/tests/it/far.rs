@@ -89,6 +89,34 @@ fn connections_on_the_way_are_used_again() {
 }
 
 #[test]
+fn answers_that_are_not_read_stop_no_others() {
+    // More than the buffers on the way hold, but those between the edges.
+    const BIG_BYTES: usize = 24 << 20;
+    let origin = Origin::new(|head| {
+        if head.contains("/big") {
+            let body = "x".repeat(BIG_BYTES);
+            return format!("HTTP/1.1 200 OK\r\nContent-Length: {BIG_BYTES}\r\n\r\n{body}");
+        }
+        OK.to_owned()
+    });
+    let pair = Pair::new(Vec::new(), vec![started(2, &origin)]);
+    let unread: Vec<_> = (0..6)
+        .map(|_| {
+            let mut stream = pair.near.connect();
+            stream.write_all(b"GET /big HTTP/1.1\r\nHost: web.perch.localhost\r\n\r\n").unwrap();
+            assert_eq!(status(&read_head(&mut stream).unwrap()), "200");
+            stream
+        })
+        .collect();
+    // Long enough for all of them to stand still.
+    for _ in 0..200 {
+        let answer = pair.near.get("/");
+        assert!(status(&answer) == "200" && answer.ends_with("ok"), "{}", answer.len());
+    }
+    drop(unread);
+}
+
+#[test]
 fn the_edge_there_wakes_a_machine_once_for_all() {
     let origin = Origin::fine();
     let mut asleep = started(2, &origin);
