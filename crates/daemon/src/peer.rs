@@ -11,9 +11,12 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// How many connections one interface serves at once.
 const CONNECTIONS_MAX: usize = 1024;
+/// How often it is told that there are too many.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// The pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -26,6 +29,7 @@ pub(crate) async fn serve(
     listener.set_nonblocking(true).context("prepare an internal socket")?;
     let listener = UnixListener::from_std(listener).context("prepare an internal socket")?;
     let mut connections = JoinSet::new();
+    let mut told = None;
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -46,7 +50,11 @@ pub(crate) async fn serve(
             Err(_) => continue,
         }
         if connections.len() >= CONNECTIONS_MAX {
-            tracing::warn!(limit = CONNECTIONS_MAX, "internal connections at their limit");
+            let now = Instant::now();
+            if told.is_none_or(|told| now.duration_since(told) >= TOLD_EVERY) {
+                told = Some(now);
+                tracing::warn!(limit = CONNECTIONS_MAX, "internal connections at their limit");
+            }
             continue;
         }
         connections.spawn(connection(stream, router.clone()));

@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
+use tokio::time::Instant;
 
 use crate::compress::Places;
 use crate::connection::{self, Door};
@@ -28,6 +29,8 @@ use crate::{BEAT_EVERY, Shared};
 
 /// The most connections of one loop.
 pub(crate) const CONNECTIONS_MAX: usize = 16 * 1024;
+/// How often it is told that there are too many.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// The pause after an accept that failed, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -99,6 +102,7 @@ async fn accept(
         region,
         state: Cell::new(random_seed().unwrap_or(seed) | 1),
         connections: Cell::new(0),
+        told: Told::default(),
     });
     let mut beats = tokio::time::interval(BEAT_EVERY);
     loop {
@@ -205,6 +209,22 @@ pub(crate) struct Worker {
     pub(crate) region: HeaderValue,
     pub(crate) state: Cell<u64>,
     connections: Cell<usize>,
+    told: Told,
+}
+
+/// When it was told that there are too many connections.
+#[derive(Debug, Default)]
+struct Told(Cell<Option<Instant>>);
+
+impl Told {
+    /// Returns whether it is time to tell, and takes that as done.
+    fn is_due(&self, now: Instant) -> bool {
+        let is_due = self.0.get().is_none_or(|told| now.duration_since(told) >= TOLD_EVERY);
+        if is_due {
+            self.0.set(Some(now));
+        }
+        is_due
+    }
 }
 
 impl Worker {
@@ -225,7 +245,9 @@ impl Worker {
         stopping: watch::Receiver<bool>,
     ) {
         if self.connections.get() >= CONNECTIONS_MAX {
-            tracing::warn!(limit = CONNECTIONS_MAX, "connections at their limit");
+            if self.told.is_due(Instant::now()) {
+                tracing::warn!(limit = CONNECTIONS_MAX, "connections at their limit");
+            }
             return;
         }
         let most = self.shared.limits.address_connections_max;
@@ -245,5 +267,18 @@ impl Worker {
             worker.connections.set(worker.connections.get() - 1);
             worker.shared.metrics.disconnects.add(1);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_told_once_a_minute_that_there_are_too_many() {
+        let (told, now) = (Told::default(), Instant::now());
+        for (after_s, want) in [(0, true), (0, false), (59, false), (60, true), (61, false)] {
+            assert_eq!(told.is_due(now + Duration::from_secs(after_s)), want, "{after_s}");
+        }
     }
 }
