@@ -5,10 +5,11 @@
 //! unless it belongs to something that the host began, and that rule stays.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::net::UdpSocket;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -30,6 +31,8 @@ const WAITING_MAX: usize = 32;
 const WAITING_BYTES_MAX: usize = 64 * 1024;
 /// How much waits of all flows.
 const ALL_WAITING_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Flows that were ended for others and still hold their place.
+const LEAVING_MAX: usize = 64;
 /// Ends of flows that wait to be noted.
 const ENDS_MAX: usize = 256;
 /// Datagrams that are taken before others have their turn.
@@ -80,6 +83,7 @@ impl Datagram {
 #[derive(Debug)]
 struct Known {
     number: u64,
+    is_answered: Arc<AtomicBool>,
     room: Room,
     datagrams: mpsc::Sender<Datagram>,
 }
@@ -99,11 +103,69 @@ impl Known {
     }
 }
 
+/// The flows of a port.
+#[derive(Debug, Default)]
+struct Flows {
+    known: HashMap<SocketAddr, Known>,
+    /// Those that may have had no answer, the oldest first; some have, or have ended.
+    unanswered: VecDeque<(SocketAddr, u64)>,
+    leaving: usize,
+    last: u64,
+}
+
+impl Flows {
+    /// Adds a flow; returns its number, and what notes that it has had an answer.
+    fn begin(
+        &mut self,
+        client: SocketAddr,
+        room: Room,
+        datagrams: mpsc::Sender<Datagram>,
+    ) -> (u64, Arc<AtomicBool>) {
+        self.last += 1;
+        let (number, is_answered) = (self.last, Arc::<AtomicBool>::default());
+        let known = Known { number, is_answered: Arc::clone(&is_answered), room, datagrams };
+        self.known.insert(client, known);
+        self.unanswered.push_back((client, number));
+        if self.unanswered.len() > 2 * self.known.len() {
+            let known = &self.known;
+            self.unanswered.retain(|(client, number)| is_unanswered(known, client, *number));
+        }
+        (number, is_answered)
+    }
+
+    /// Notes that a flow has ended.
+    fn ended(&mut self, client: &SocketAddr, number: u64) {
+        // Another flow of the client may have begun since.
+        if self.known.get(client).is_some_and(|known| known.number == number) {
+            self.known.remove(client);
+        } else {
+            self.leaving = self.leaving.saturating_sub(1);
+        }
+    }
+
+    /// Ends the flow that has had no answer for longest: what it came from may be made up.
+    fn give_way(&mut self) {
+        while self.leaving < LEAVING_MAX {
+            let Some((client, number)) = self.unanswered.pop_front() else { return };
+            if is_unanswered(&self.known, &client, number) {
+                // It ends as nothing more can come.
+                self.known.remove(&client);
+                self.leaving += 1;
+                return;
+            }
+        }
+    }
+}
+
+fn is_unanswered(flows: &HashMap<SocketAddr, Known>, client: &SocketAddr, number: u64) -> bool {
+    let known = flows.get(client).filter(|known| known.number == number);
+    known.is_some_and(|known| !known.is_answered.load(Ordering::Relaxed))
+}
+
 /// Relays for as long as the port is open.
 pub(super) async fn relay(raw: Arc<Raw>, socket: UdpSocket, entry: Arc<Entry>) {
     let socket = Arc::new(socket);
-    let mut flows: HashMap<SocketAddr, Known> = HashMap::new();
-    let mut last = 0_u64;
+    let mut flows = Flows::default();
     let (ending, mut ended) = mpsc::channel::<(SocketAddr, u64)>(ENDS_MAX);
     loop {
         tokio::select! {
@@ -112,16 +174,13 @@ pub(super) async fn relay(raw: Arc<Raw>, socket: UdpSocket, entry: Arc<Entry>) {
                 return;
             },
             Some((client, number)) = ended.recv() => {
-                // Another flow of the client may have begun since.
-                if flows.get(&client).is_some_and(|known| known.number == number) {
-                    flows.remove(&client);
-                }
+                flows.ended(&client, number);
                 continue;
             }
         }
         for _ in 0..BATCH_MAX {
             let Ok((datagram, client)) = receive_from(&socket) else { break };
-            let datagram = match flows.get(&client) {
+            let datagram = match flows.known.get(&client) {
                 Some(known) => match known.pass(datagram, &raw.waiting) {
                     Some(datagram) => datagram,
                     None => continue,
@@ -129,24 +188,27 @@ pub(super) async fn relay(raw: Arc<Raw>, socket: UdpSocket, entry: Arc<Entry>) {
                 None => datagram,
             };
             let port = (entry.protocol, entry.port);
-            let Some(place) = raw.caps.enter(port, Some(&entry.app), client.ip()) else { continue };
+            let Some(place) = raw.caps.enter(port, Some(&entry.app), client.ip()) else {
+                flows.give_way();
+                continue;
+            };
             let room = Room::of_flow();
             // A flow without a first datagram would wait for one for ever.
             let Some(first) = Datagram::kept(datagram, &room, &raw.waiting) else { continue };
             let (datagrams, waiting) = mpsc::channel(WAITING_MAX);
             // There is room: it is new.
             datagrams.try_send(first).ok();
-            last += 1;
-            flows.insert(client, Known { number: last, room, datagrams });
+            let (number, is_answered) = flows.begin(client, room, datagrams);
             let flow = Flow {
                 raw: Arc::clone(&raw),
                 entry: Arc::clone(&entry),
                 public: Arc::clone(&socket),
                 client,
                 waiting,
+                is_answered,
                 _place: place,
             };
-            let (ending, number) = (ending.clone(), last);
+            let ending = ending.clone();
             tokio::spawn(async move {
                 flow.run().await;
                 // The port may be closed by now.
@@ -164,6 +226,7 @@ struct Flow {
     public: Arc<UdpSocket>,
     client: SocketAddr,
     waiting: mpsc::Receiver<Datagram>,
+    is_answered: Arc<AtomicBool>,
     _place: caps::Place,
 }
 
@@ -252,6 +315,7 @@ impl Flow {
                             Err(_) => break,
                         }
                     }
+                    self.is_answered.store(is_answered, Ordering::Relaxed);
                 }
                 () = tokio::time::sleep_until(moved + idle) => return Left::Over,
             }
@@ -317,7 +381,8 @@ mod tests {
         let all = Room(Arc::new(Semaphore::new(WAITING_BYTES_MAX + 2)));
         let flow = || {
             let (datagrams, waiting) = mpsc::channel(WAITING_MAX);
-            (Known { number: 1, room: Room::of_flow(), datagrams }, waiting)
+            let (room, is_answered) = (Room::of_flow(), Arc::default());
+            (Known { number: 1, is_answered, room, datagrams }, waiting)
         };
         let ((one, mut of_one), (two, mut of_two)) = (flow(), flow());
         let largest = || vec![1; DATAGRAM_BYTES_MAX];
@@ -334,5 +399,30 @@ mod tests {
         assert_eq!(of_two.try_recv().unwrap().bytes.len(), DATAGRAM_BYTES_MAX);
         drop(of_one);
         assert_eq!(one.pass(vec![3], &all), Some(vec![3]), "it has ended");
+    }
+
+    #[test]
+    fn the_flow_that_had_no_answer_for_longest_gives_way() {
+        let mut flows = Flows::default();
+        let client = |port: u16| SocketAddr::from(([192, 0, 2, 1], port));
+        let begin = |flows: &mut Flows, port| {
+            let (datagrams, _) = mpsc::channel(1);
+            flows.begin(client(port), Room::of_flow(), datagrams)
+        };
+        let (_, answered) = begin(&mut flows, 1);
+        let (second, _) = begin(&mut flows, 2);
+        begin(&mut flows, 3);
+        answered.store(true, Ordering::Relaxed);
+        flows.give_way();
+        assert!(flows.known.contains_key(&client(1)) && !flows.known.contains_key(&client(2)));
+        assert_eq!(flows.leaving, 1);
+        flows.ended(&client(2), second);
+        assert_eq!(flows.leaving, 0);
+        // What comes and goes leaves nothing behind.
+        for _ in 0..100 {
+            let (number, _) = begin(&mut flows, 4);
+            flows.ended(&client(4), number);
+        }
+        assert!(flows.unanswered.len() <= 2 * flows.known.len() + 2, "{flows:?}");
     }
 }

@@ -14,7 +14,8 @@ use serde_json::json;
 
 use crate::world::{DEADLINE, World, machine, until};
 
-/// A program that answers each datagram with its client's port, as it sees it, and the same bytes.
+/// A program that answers each datagram with its client's port, as it sees it, and the same bytes;
+/// `quiet` it does not answer.
 struct Program {
     port: u16,
     datagrams: Arc<AtomicUsize>,
@@ -29,6 +30,9 @@ impl Program {
             let mut bytes = [0; 2048];
             while let Ok((count, client)) = socket.recv_from(&mut bytes) {
                 datagrams.fetch_add(1, Ordering::SeqCst);
+                if &bytes[..count] == b"quiet" {
+                    continue;
+                }
                 let mut answer = client.port().to_be_bytes().to_vec();
                 answer.extend(&bytes[..count]);
                 socket.send_to(&answer, client).ok();
@@ -127,6 +131,29 @@ fn there_are_only_so_many_flows_and_old_ones_end() {
         second.send(b"x").unwrap();
         second.recv(&mut [0; 16]).is_ok()
     });
+}
+
+#[test]
+fn a_flow_without_an_answer_gives_way_and_one_with_does_not() {
+    let program = Program::new();
+    let long = 30 * DEADLINE;
+    let limits =
+        RawLimits { of_port: 2, flow_idle: long, flow_unanswered: long, ..RawLimits::default() };
+    let machines = vec![program.machine(1, MachineState::Started)];
+    let world = World::with_raw(machines, Limits::default(), limits, None);
+    let address = world.claim_port("web", program.public());
+    let answered = client(address);
+    let (first, _) = ask(&answered, "hello");
+    let silent = client(address);
+    silent.send(b"quiet").unwrap();
+    until("it has come", || program.datagrams.load(Ordering::SeqCst) == 2);
+    let other = client(address);
+    other.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    until("the silent one has given way", || {
+        other.send(b"x").unwrap();
+        other.recv(&mut [0; 16]).is_ok()
+    });
+    assert_eq!(ask(&answered, "again"), (first, "again".to_owned()));
 }
 
 #[test]
