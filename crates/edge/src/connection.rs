@@ -107,7 +107,7 @@ where
     let shaking = async {
         let Some(start) = hello(worker, stream, client).await? else { return Ok(None) };
         // Only now: whoever says nothing would keep others out.
-        let Some(_seat) = worker.crowd.seat_handshake(limits.handshakes_max) else {
+        let Some(_seat) = worker.crowd.seat_handshake(client, limits.handshakes_max) else {
             tracing::debug!(limit = limits.handshakes_max, "handshakes at their limit");
             return Ok(None);
         };

@@ -26,6 +26,8 @@ struct Counts {
     /// Those who have not said what they want after a while.
     silent: HashMap<IpAddr, usize>,
     handshakes: usize,
+    /// The same, by address.
+    shaking: HashMap<IpAddr, usize>,
     /// Those of other edges, or of who would be one.
     far: HashMap<IpAddr, usize>,
     /// Those of HTTP/2.
@@ -43,7 +45,7 @@ pub(crate) struct Seat {
 enum Place {
     Address(IpAddr),
     Silent(IpAddr),
-    Handshake,
+    Handshake(IpAddr),
     Far(IpAddr),
     H2(IpAddr),
 }
@@ -83,15 +85,18 @@ impl Crowd {
         is_counted.then(|| self.seat(Place::Far(network)))
     }
 
-    /// Counts a handshake.
-    pub(crate) fn seat_handshake(&self, max: usize) -> Option<Seat> {
+    /// Counts a handshake; nothing when that would be one more than `max`, or than half of that from
+    /// its address.
+    pub(crate) fn seat_handshake(&self, client: IpAddr, max: usize) -> Option<Seat> {
+        let network = network(client);
         let mut counts = self.0.borrow_mut();
-        if counts.handshakes >= max {
+        let has_room = counts.handshakes < max;
+        if !has_room || !count(&mut counts.shaking, network, max.div_ceil(2)) {
             return None;
         }
         counts.handshakes += 1;
         drop(counts);
-        Some(self.seat(Place::Handshake))
+        Some(self.seat(Place::Handshake(network)))
     }
 
     fn seat(&self, place: Place) -> Seat {
@@ -107,7 +112,10 @@ impl Drop for Seat {
             Place::Silent(network) => uncount(&mut counts.silent, network),
             Place::H2(network) => uncount(&mut counts.h2, network),
             Place::Far(network) => uncount(&mut counts.far, network),
-            Place::Handshake => counts.handshakes = counts.handshakes.saturating_sub(1),
+            Place::Handshake(network) => {
+                counts.handshakes = counts.handshakes.saturating_sub(1);
+                uncount(&mut counts.shaking, network);
+            }
         }
     }
 }
@@ -186,13 +194,17 @@ mod tests {
     #[test]
     fn e5_handshakes_and_addresses_are_counted_apart_and_nothing_stays() {
         let crowd = Crowd::default();
-        let shaking = crowd.seat_handshake(1).unwrap();
-        assert!(crowd.seat_handshake(1).is_none());
-        drop(shaking);
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let shaking = crowd.seat_handshake(ip("192.0.2.1"), 1).unwrap();
+        assert!(crowd.seat_handshake(ip("192.0.2.2"), 1).is_none());
+        assert!(crowd.seat_handshake(ip("192.0.2.1"), 2).is_none(), "one address has half of all");
+        let other = crowd.seat_handshake(ip("192.0.2.2"), 2).unwrap();
+        drop((shaking, other));
         let address = crowd.seat_address("192.0.2.1".parse().unwrap(), 1);
         drop(address);
         let counts = crowd.0.borrow();
-        assert!(counts.addresses.is_empty() && counts.handshakes == 0);
+        assert!(counts.addresses.is_empty() && counts.shaking.is_empty());
+        assert_eq!(counts.handshakes, 0);
     }
 
     #[test]
@@ -206,7 +218,7 @@ mod tests {
         assert!(far("192.0.2.1").is_none(), "one address has its share");
         let second = far("192.0.2.2").unwrap();
         assert!(far("192.0.2.3").is_none(), "there are no more");
-        let shaking = crowd.seat_handshake(1).unwrap();
+        let shaking = crowd.seat_handshake(ip("192.0.2.1"), 1).unwrap();
         drop(first);
         let third = far("192.0.2.3").unwrap();
         let h2 = crowd.seat_h2(ip("192.0.2.1"), 1).unwrap();

@@ -208,7 +208,8 @@ pub struct Limits {
     pub files_app_max: usize,
     /// How long a TLS handshake may take.
     pub handshake: Duration,
-    /// How many handshakes a loop has under way at once, of clients that have begun one.
+    /// How many handshakes a loop has under way at once, of clients that have begun one; half of them
+    /// from one address.
     pub handshakes_max: usize,
     /// How long a client may say nothing before it counts among those who do.
     pub hello: Duration,
