@@ -344,6 +344,9 @@ fn wanted(shared: &Shared, text: &str) -> Result<String, Failure> {
     if is_at_or_below(&hostname, &shared.platform.domain) {
         return Err(refuse("is the platform's own").with_hint("apps are served there without it"));
     }
+    if shared.own_names.iter().any(|name| is_at_or_below(&hostname, name)) {
+        return Err(refuse("is the platform's own").with_hint("choose another host name"));
+    }
     Ok(hostname)
 }
 

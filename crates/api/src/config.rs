@@ -38,6 +38,8 @@ pub struct Config {
     pub view: ViewHandle,
     /// What this platform is: domain, ports, version, region.
     pub platform: Platform,
+    /// Host names beside the platform's domain that are its own, such as those of the API.
+    pub own_names: Vec<String>,
     /// The public addresses of its server.
     pub public_ips: Vec<IpAddr>,
     /// Which ports apps can have for themselves.
@@ -156,6 +158,7 @@ pub(crate) struct Shared {
     pub(crate) hosts: BTreeMap<HostId, Host>,
     pub(crate) view: ViewHandle,
     pub(crate) platform: Platform,
+    pub(crate) own_names: Vec<String>,
     pub(crate) public_ips: Vec<IpAddr>,
     pub(crate) port_rules: PortRules,
     pub(crate) regions: Vec<RegionInfo>,
@@ -215,6 +218,7 @@ impl Api {
             hosts: config.hosts.into_iter().map(|host| (host.id.clone(), host)).collect(),
             view: config.view,
             platform: config.platform,
+            own_names: config.own_names.iter().map(|name| name.to_ascii_lowercase()).collect(),
             public_ips: config.public_ips,
             port_rules: config.port_rules,
             regions: config.regions,

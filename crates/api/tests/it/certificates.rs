@@ -173,6 +173,16 @@ async fn what_is_wrong_is_told_by_its_field() {
             json!({"hostname": "*.perch.test"}),
             "422 invalid_value hostname: `*.perch.test` is the platform's own",
         ),
+        (
+            "/acme",
+            json!({"hostname": "api.perch.example"}),
+            "422 invalid_value hostname: `api.perch.example` is the platform's own",
+        ),
+        (
+            "/acme",
+            json!({"hostname": "*.api.perch.example"}),
+            "422 invalid_value hostname: `*.api.perch.example` is the platform's own",
+        ),
         ("/custom", with("hostname", "other.example"), "422 invalid_value fullchain: is for shop"),
         (
             "/custom",
