@@ -21,6 +21,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use crate::auth::Identity;
 use crate::error::Error;
+use crate::oidc::Lately;
 use crate::ports::PortRules;
 use crate::push_tokens::PushTokens;
 use crate::rate::{Meter, Rates};
@@ -170,6 +171,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
     pub(crate) identity: Identity,
+    pub(crate) identity_keys: Lately,
     pub(crate) push_tokens: PushTokens,
     pub(crate) reconciler: Reconciler,
     pub(crate) sessions: Arc<Semaphore>,
@@ -230,6 +232,7 @@ impl Api {
             clock: config.clock,
             limits: config.limits,
             identity,
+            identity_keys: Lately::default(),
             push_tokens,
             reconciler: Reconciler::default(),
             sessions: Arc::new(Semaphore::new(config.limits.sessions_max)),
