@@ -241,6 +241,12 @@ pub const fn is_renewal(order: &CertificateOrder) -> bool {
     !order.issued.is_empty()
 }
 
+/// Returns the organization that an order counts for. A place that is taken anew, because the
+/// issuer was away, is the one that was counted already.
+fn counted<'a>(order: &CertificateOrder, org: Option<&'a OrgSlug>) -> Option<&'a OrgSlug> {
+    org.filter(|_| order.step != OrderStep::Placing)
+}
+
 /// Returns whether an order may be placed now, by what was ordered before.
 ///
 /// # Errors
@@ -255,7 +261,8 @@ pub fn may_place(
         return Err(Held { until, limit: "rate_limited" });
     }
     let ordered = account.map(|account| account.ordered.as_slice()).unwrap_or_default();
-    let of_org = account.zip(org).and_then(|(account, org)| account.ordered_by.get(org));
+    let of_org = account.zip(counted(order, org));
+    let of_org = of_org.and_then(|(account, org)| account.ordered_by.get(org));
     let of_org = of_org.map(Vec::as_slice).unwrap_or_default();
     let is_first = !is_renewal(order) && org.is_some();
     let most = |max: usize| if is_first { max - max / Limits::RENEWALS_PART } else { max };
@@ -320,14 +327,18 @@ pub fn note_placed(times: &mut Vec<i64>, now: Timestamp, window: i64) {
 }
 
 /// Adds an order to those that are kept of an account.
-pub fn note_ordered(account: &mut AcmeAccount, org: Option<&OrgSlug>, now: Timestamp) {
+pub fn note_ordered(
+    account: &mut AcmeAccount,
+    (order, org): (&CertificateOrder, Option<&OrgSlug>),
+    now: Timestamp,
+) {
     note_placed(&mut account.ordered, now, Limits::ACCOUNT_WINDOW_S);
     let since = now.unix_s().saturating_sub(Limits::ACCOUNT_WINDOW_S);
     account.ordered_by.retain(|_, times| {
         times.retain(|time| *time > since);
         !times.is_empty()
     });
-    if let Some(org) = org {
+    if let Some(org) = counted(order, org) {
         account.ordered_by.entry(org.clone()).or_default().push(now.unix_s());
     }
 }

@@ -274,7 +274,7 @@ fn one_organization_leaves_places_to_others_and_all_leave_some_to_renewals() {
         (3, Err("org_orders"), Err("org_orders")),
     ] {
         while one.ordered.len() < count {
-            note_ordered(&mut one, Some(&ours), at(0));
+            note_ordered(&mut one, (&new(), Some(&ours)), at(0));
         }
         assert_eq!(found(&new(), &one, Some(&ours), &[]), first, "{count}");
         assert_eq!(found(&renewal, &one, Some(&ours), &[]), renewed, "{count}");
@@ -295,8 +295,13 @@ fn one_organization_leaves_places_to_others_and_all_leave_some_to_renewals() {
         assert_eq!(found(&renewal, &all, Some(&ours), &placed), renewed, "{ordered} {placed:?}");
         assert_eq!(found(&new(), &all, None, &placed), renewed, "{ordered} {placed:?}");
     }
+    // An issuer that is away has a place taken anew, which counts for the account alone.
+    let again = at_step(OrderStep::Placing);
+    assert_eq!(found(&again, &one, Some(&ours), &[]), Ok(()));
+    note_ordered(&mut one, (&again, Some(&ours)), at(0));
+    assert_eq!((one.ordered.len(), one.ordered_by[&ours].len()), (4, 3));
     // What is older than the window is not kept.
-    note_ordered(&mut one, None, at(Limits::ACCOUNT_WINDOW_S));
+    note_ordered(&mut one, (&new(), None), at(Limits::ACCOUNT_WINDOW_S));
     assert_eq!((one.ordered.len(), one.ordered_by.len()), (1, 0));
 }
 

@@ -227,7 +227,7 @@ impl Run<'_> {
         }
         let mut outcome = Outcome::from(Event::Reserved);
         if let Some(Versioned { mut document, revision }) = account {
-            order::note_ordered(&mut document, org, now);
+            order::note_ordered(&mut document, (order, org), now);
             outcome.ops.push(put_op(&account_key, &document).map_err(fault("write an account"))?);
             let expected = Expected::Revision(revision);
             outcome.compares.extend(compare::<AcmeAccount>(&account_key, expected));
