@@ -341,12 +341,18 @@ fn wanted(shared: &Shared, text: &str) -> Result<String, Failure> {
     let shown: String = text.chars().take(SHOWN_CHARS_MAX).collect();
     let refuse = |why: &str| Failure::new(Code::InvalidValue, format!("hostname: `{shown}` {why}"));
     let hostname = perch_types::certificates::hostname(text).map_err(refuse)?;
-    let own = &shared.platform.domain;
-    let below = hostname.strip_suffix(own.as_str());
-    if below.is_some_and(|below| below.is_empty() || below.ends_with('.')) {
+    if is_at_or_below(&hostname, &shared.platform.domain) {
         return Err(refuse("is the platform's own").with_hint("apps are served there without it"));
     }
+    if shared.own_names.iter().any(|name| is_at_or_below(&hostname, name)) {
+        return Err(refuse("is the platform's own").with_hint("choose another host name"));
+    }
     Ok(hostname)
+}
+
+/// Returns whether a host name is another one or below it.
+fn is_at_or_below(name: &str, base: &str) -> bool {
+    name.strip_suffix(base).is_some_and(|below| below.is_empty() || below.ends_with('.'))
 }
 
 async fn find(shared: &Shared, app: &AppDoc, asked: &str) -> Result<(String, Stored), Failure> {
@@ -380,6 +386,8 @@ impl<'a> Change<'a> {
         app: &'a AppDoc,
         hostname: &'a str,
     ) -> Result<Self, Failure> {
+        // Others do not wait for what DNS says: who has the host name is looked at again in turn.
+        let is_proven = claim::is_proven(shared, app, hostname).await?;
         let turn = shared.assigning.lock().await;
         let store = shared.store.as_ref();
         let stored = stored::one(shared, app, hostname).await?;
@@ -389,10 +397,11 @@ impl<'a> Change<'a> {
             let text = format!("an app has at most {CERTIFICATES_MAX} certificates");
             return Err(Failure::new(Code::InvalidValue, text).with_hint("remove one of them"));
         }
-        let (mut compares, ops, refused) = match claim::take(shared, app, hostname).await? {
-            Taken::Ours(compares, ops) => (compares, ops, None),
-            Taken::Anothers(refused) => (Vec::new(), Vec::new(), Some(refused)),
-        };
+        let (mut compares, ops, refused) =
+            match claim::take(shared, app, hostname, is_proven).await? {
+                Taken::Ours(compares, ops) => (compares, ops, None),
+                Taken::Anothers(refused) => (Vec::new(), Vec::new(), Some(refused)),
+            };
         // An app that was deleted in between must not get what nobody would take away.
         compares.push(documents::still(store, app).await?);
         Ok(Self { shared, app, hostname, stored, refused, compares, ops, _turn: turn })

@@ -21,6 +21,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use crate::auth::Identity;
 use crate::error::Error;
+use crate::oidc::Lately;
 use crate::ports::PortRules;
 use crate::push_tokens::PushTokens;
 use crate::rate::{Meter, Rates};
@@ -38,6 +39,8 @@ pub struct Config {
     pub view: ViewHandle,
     /// What this platform is: domain, ports, version, region.
     pub platform: Platform,
+    /// Host names beside the platform's domain that are its own, such as those of the API.
+    pub own_names: Vec<String>,
     /// The public addresses of its server.
     pub public_ips: Vec<IpAddr>,
     /// Which ports apps can have for themselves.
@@ -156,6 +159,7 @@ pub(crate) struct Shared {
     pub(crate) hosts: BTreeMap<HostId, Host>,
     pub(crate) view: ViewHandle,
     pub(crate) platform: Platform,
+    pub(crate) own_names: Vec<String>,
     pub(crate) public_ips: Vec<IpAddr>,
     pub(crate) port_rules: PortRules,
     pub(crate) regions: Vec<RegionInfo>,
@@ -167,6 +171,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
     pub(crate) identity: Identity,
+    pub(crate) identity_keys: Lately,
     pub(crate) push_tokens: PushTokens,
     pub(crate) reconciler: Reconciler,
     pub(crate) sessions: Arc<Semaphore>,
@@ -215,6 +220,7 @@ impl Api {
             hosts: config.hosts.into_iter().map(|host| (host.id.clone(), host)).collect(),
             view: config.view,
             platform: config.platform,
+            own_names: config.own_names.iter().map(|name| name.to_ascii_lowercase()).collect(),
             public_ips: config.public_ips,
             port_rules: config.port_rules,
             regions: config.regions,
@@ -226,6 +232,7 @@ impl Api {
             clock: config.clock,
             limits: config.limits,
             identity,
+            identity_keys: Lately::default(),
             push_tokens,
             reconciler: Reconciler::default(),
             sessions: Arc::new(Semaphore::new(config.limits.sessions_max)),

@@ -5,6 +5,10 @@
 //! organization has one of its own; what a token says of a machine is what the platform knows, and
 //! nothing that the machine says.
 
+mod lately;
+
+pub(crate) use self::lately::Lately;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -214,7 +218,10 @@ async fn key(shared: &Shared, org: &OrgSlug) -> Result<SigningKey, Failure> {
     let put_key = put_op(&at, &document).map_err(fault("write a key"))?;
     let written = shared.store.txn(compares, vec![put_head, put_key]).await;
     match written.and_then(Txn::or_conflict) {
-        Ok(_) => Ok(SigningKey { of, head, document }),
+        Ok(_) => {
+            keep(shared, org.clone(), document.public_key.as_ref());
+            Ok(SigningKey { of, head, document })
+        }
         // Somebody else was faster: theirs is the one.
         Err(StoreError::Conflict { .. }) => there(shared, org).await?.ok_or_else(|| {
             Failure::new(Code::Conflict, "the key was made at the same moment")
@@ -250,14 +257,29 @@ impl Api {
         let org: OrgSlug = org.parse().ok()?;
         let document = match rest {
             ".well-known/openid-configuration" => configuration(&issuer(&self.shared, &org)),
-            ".well-known/jwks" => match there(&self.shared, &org).await {
-                Ok(key) => jwks(key.and_then(|key| key.document.public_key).as_ref()),
-                Err(_) => return None,
-            },
+            ".well-known/jwks" => return keys_document(&self.shared, org).await,
             _ => return None,
         };
         Some(document.to_string().into_bytes())
     }
+}
+
+/// Returns the document of an organization's keys; the directory is read when that was not lately.
+async fn keys_document(shared: &Shared, org: OrgSlug) -> Option<Vec<u8>> {
+    let known = shared.identity_keys.get(&org, shared.clock.boot_ms());
+    if known.is_some() {
+        return known;
+    }
+    let key = there(shared, &org).await.ok()?;
+    Some(keep(shared, org, key.and_then(|key| key.document.public_key).as_ref()))
+}
+
+/// Keeps the document of an organization's keys, and returns it.
+fn keep(shared: &Shared, org: OrgSlug, public: Option<&Octets>) -> Vec<u8> {
+    let document = jwks(public).to_string().into_bytes();
+    let kept = (document.clone(), public.is_some());
+    shared.identity_keys.put(org, kept, shared.clock.boot_ms());
+    document
 }
 
 fn configuration(issuer: &str) -> Value {

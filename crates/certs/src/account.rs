@@ -3,6 +3,7 @@
 //!
 //! Never makes a second account at one issuer.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use base64::Engine as _;
@@ -134,6 +135,7 @@ impl Parts<'_> {
             id: None,
             email: None,
             ordered: Vec::new(),
+            ordered_by: BTreeMap::new(),
             rate_limited_until: None,
         };
         self.write(&document, Expected::Absent).await?;

@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use perch_types::Timestamp;
 use perch_types::certificate_docs::{CertificateOrder, OrderStep};
 use perch_types::certificates::below_wildcard;
+use perch_types::{OrgSlug, Timestamp};
 
 use crate::order::Limits;
 
@@ -33,8 +33,30 @@ pub(crate) struct Domains(BTreeMap<String, BTreeMap<String, Known>>);
 struct Known {
     /// When certificates were issued, in seconds since 1970.
     issued: Vec<i64>,
-    is_under_way: bool,
+    under_way: UnderWay,
     is_gone: bool,
+}
+
+/// Whether an order goes on now.
+#[derive(Debug, Default)]
+enum UnderWay {
+    #[default]
+    No,
+    /// The issuer does not know yet whether whoever orders has the host name: anybody may order
+    /// one for a name of somebody else's, so it counts for the organization that does alone.
+    Unproven(OrgSlug),
+    /// The issuer is satisfied.
+    Proven,
+}
+
+impl UnderWay {
+    fn counts_for(&self, org: &OrgSlug) -> bool {
+        match self {
+            Self::No => false,
+            Self::Unproven(of) => of == org,
+            Self::Proven => true,
+        }
+    }
 }
 
 impl Domains {
@@ -42,20 +64,23 @@ impl Domains {
         self.0.retain(|_, names| {
             names.retain(|_, known| {
                 known.is_gone = true;
-                known.is_under_way = false;
+                known.under_way = UnderWay::No;
                 !known.issued.is_empty()
             });
             !names.is_empty()
         });
     }
 
-    pub(crate) fn put(&mut self, hostname: &str, order: &CertificateOrder) {
+    pub(crate) fn put(&mut self, (org, hostname): (OrgSlug, &str), order: &CertificateOrder) {
         let names = self.0.entry(registered(hostname).to_owned()).or_default();
-        let known = Known {
-            issued: order.issued.clone(),
-            is_under_way: order.step != OrderStep::Due,
-            is_gone: false,
+        let under_way = match order.step {
+            OrderStep::Due => UnderWay::No,
+            OrderStep::Finalizing => UnderWay::Proven,
+            OrderStep::Placing | OrderStep::Placed | OrderStep::Telling | OrderStep::Validating => {
+                UnderWay::Unproven(org)
+            }
         };
+        let known = Known { issued: order.issued.clone(), under_way, is_gone: false };
         names.insert(hostname.to_owned(), known);
     }
 
@@ -63,13 +88,14 @@ impl Domains {
     pub(crate) fn ended(&mut self, hostname: &str) {
         let names = self.0.get_mut(registered(hostname));
         if let Some(known) = names.and_then(|names| names.get_mut(hostname)) {
-            (known.is_under_way, known.is_gone) = (false, true);
+            (known.under_way, known.is_gone) = (UnderWay::No, true);
         }
     }
 
     /// Returns when certificates were issued for other host names of the same domain, oldest
-    /// first; an order under way counts as issued now. What is older than the window goes.
-    pub(crate) fn others(&mut self, hostname: &str, now: Timestamp) -> Vec<i64> {
+    /// first; an order under way counts as issued now, one of another organization only once the
+    /// issuer knows whose the host name is. What is older than the window goes.
+    pub(crate) fn others(&mut self, (org, hostname): (&OrgSlug, &str), now: Timestamp) -> Vec<i64> {
         let (domain, since) = (registered(hostname), now.unix_s() - Limits::DOMAIN_WINDOW_S);
         let Some(names) = self.0.get_mut(domain) else { return Vec::new() };
         names.retain(|_, known| {
@@ -79,7 +105,7 @@ impl Domains {
         let mut times: Vec<i64> = Vec::new();
         for (_, known) in names.iter().filter(|(name, _)| *name != hostname) {
             times.extend(&known.issued);
-            times.extend(known.is_under_way.then(|| now.unix_s()));
+            times.extend(known.under_way.counts_for(org).then(|| now.unix_s()));
         }
         if names.is_empty() {
             self.0.remove(domain);
@@ -121,26 +147,55 @@ mod tests {
         }
     }
 
+    fn ours() -> OrgSlug {
+        OrgSlug::personal()
+    }
+
     #[test]
     fn others_of_the_same_domain_count_while_the_window_lasts() {
         let mut domains = Domains::default();
         let old = at(-Limits::DOMAIN_WINDOW_S).unix_s();
-        domains.put("a.shop.example", &order(OrderStep::Due, &[old, at(-5).unix_s()]));
-        domains.put("b.shop.example", &order(OrderStep::Placed, &[]));
-        domains.put("c.shop.example", &order(OrderStep::Due, &[]));
-        domains.put("a.other.example", &order(OrderStep::Due, &[at(-1).unix_s()]));
+        domains.put((ours(), "a.shop.example"), &order(OrderStep::Due, &[old, at(-5).unix_s()]));
+        domains.put((ours(), "b.shop.example"), &order(OrderStep::Placed, &[]));
+        domains.put((ours(), "c.shop.example"), &order(OrderStep::Due, &[]));
+        domains.put((ours(), "a.other.example"), &order(OrderStep::Due, &[at(-1).unix_s()]));
         let (before, now) = (at(-5).unix_s(), at(0).unix_s());
-        assert_eq!(domains.others("c.shop.example", at(0)), [before, now]);
-        assert_eq!(domains.others("a.shop.example", at(0)), [now], "its own do not count");
+        assert_eq!(domains.others((&ours(), "c.shop.example"), at(0)), [before, now]);
+        assert_eq!(
+            domains.others((&ours(), "a.shop.example"), at(0)),
+            [now],
+            "its own do not count"
+        );
         // What is removed and ordered again is not forgotten.
         domains.ended("a.shop.example");
         domains.ended("b.shop.example");
-        assert_eq!(domains.others("c.shop.example", at(0)), [before]);
+        assert_eq!(domains.others((&ours(), "c.shop.example"), at(0)), [before]);
         domains.clear();
-        assert_eq!(domains.others("c.shop.example", at(0)), [before]);
+        assert_eq!(domains.others((&ours(), "c.shop.example"), at(0)), [before]);
         let later = at(Limits::DOMAIN_WINDOW_S);
-        assert!(domains.others("c.shop.example", later).is_empty());
-        assert!(domains.others("c.other.example", later).is_empty());
+        assert!(domains.others((&ours(), "c.shop.example"), later).is_empty());
+        assert!(domains.others((&ours(), "c.other.example"), later).is_empty());
         assert!(domains.0.is_empty(), "{domains:?}");
+    }
+
+    #[test]
+    fn what_strangers_order_and_do_not_prove_takes_no_place_of_a_domain() {
+        let theirs: OrgSlug = "strangers".parse().unwrap();
+        let now = at(0).unix_s();
+        for (step, for_us, for_them) in [
+            (OrderStep::Due, 0, 0),
+            (OrderStep::Placing, 0, 1),
+            (OrderStep::Placed, 0, 1),
+            (OrderStep::Telling, 0, 1),
+            (OrderStep::Validating, 0, 1),
+            (OrderStep::Finalizing, 1, 1),
+        ] {
+            let mut domains = Domains::default();
+            domains.put((theirs.clone(), "a.shop.example"), &order(step, &[]));
+            for (org, want) in [(&ours(), for_us), (&theirs, for_them)] {
+                let found = domains.others((org, "b.shop.example"), at(0));
+                assert_eq!(found, vec![now; want], "{step:?} {org}");
+            }
+        }
     }
 }

@@ -20,6 +20,8 @@ use x509_parser::public_key::PublicKey;
 
 /// The longest name of an issuer that is kept, in characters.
 const ISSUER_CHARS_MAX: usize = 120;
+/// The largest key of RSA: what each handshake costs grows with the cube of it.
+const RSA_BITS_MAX: usize = 4096;
 
 /// Why a certificate is not taken: the field that it is about, and what is wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -162,7 +164,14 @@ struct Facts {
 fn facts_of(der: &CertificateDer<'_>) -> Result<Facts, String> {
     let certificate = parse(der)?;
     let kind = match certificate.public_key().parsed() {
-        Ok(PublicKey::RSA(_)) => KeyKind::Rsa,
+        Ok(PublicKey::RSA(key)) => {
+            let bits = key.modulus.iter().skip_while(|byte| **byte == 0).count() * 8;
+            if bits > RSA_BITS_MAX {
+                let text = format!("has an RSA key of {bits} bits, more than {RSA_BITS_MAX}");
+                return Err(text);
+            }
+            KeyKind::Rsa
+        }
         Ok(PublicKey::EC(_)) => KeyKind::Ecdsa,
         _ => return Err("has a key that is neither RSA nor ECDSA".to_owned()),
     };

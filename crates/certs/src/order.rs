@@ -17,12 +17,12 @@
 
 use std::time::Duration;
 
-use perch_types::Timestamp;
 use perch_types::certificate_docs::{
     AcmeAccount, CertificateOrder, ChallengeAnswer, ChallengeMethod, ERROR_CHARS_MAX, ERRORS_MAX,
     Leaf, OrderStep,
 };
 use perch_types::certificates::{CertificateValidationError, WILDCARD};
+use perch_types::{OrgSlug, Timestamp};
 
 use crate::issuer::Renewal;
 
@@ -36,14 +36,20 @@ pub struct Limits {
     pub hostname_issued_max: usize,
     /// Orders of one host name that fail within [`Limits::FAILED_WINDOW_S`].
     pub hostname_failed_max: usize,
-    /// Orders of one account within [`Limits::ACCOUNT_WINDOW_S`].
+    /// Orders of one account within [`Limits::ACCOUNT_WINDOW_S`]; a part of them is kept for
+    /// renewals.
     pub account_orders_max: usize,
+    /// Of those, orders of one organization after which it has no first certificate.
+    pub org_orders_max: usize,
+    /// Of those, orders of one organization after which it has no renewal either.
+    pub org_renewals_max: usize,
     /// Certificates of all host names of one registered domain within
     /// [`Limits::DOMAIN_WINDOW_S`]; renewals are not held back by it.
     pub domain_issued_max: usize,
     /// Orders of this server under way at once.
     pub server_at_once_max: usize,
-    /// Orders that this server places within [`Limits::SERVER_WINDOW_S`].
+    /// Orders that this server places within [`Limits::SERVER_WINDOW_S`]; a part of them is kept
+    /// for renewals.
     pub server_orders_max: usize,
 }
 
@@ -58,6 +64,8 @@ impl Limits {
     pub const DOMAIN_WINDOW_S: i64 = 7 * DAY_S;
     /// See [`Limits::server_orders_max`].
     pub const SERVER_WINDOW_S: i64 = 60;
+    /// The part of the limits of all organizations together that is kept for renewals.
+    pub const RENEWALS_PART: usize = 4;
 }
 
 impl Default for Limits {
@@ -66,6 +74,8 @@ impl Default for Limits {
             hostname_issued_max: 4,
             hostname_failed_max: 4,
             account_orders_max: 200,
+            org_orders_max: 20,
+            org_renewals_max: 60,
             domain_issued_max: 40,
             server_at_once_max: 8,
             server_orders_max: 30,
@@ -213,15 +223,37 @@ pub fn act(order: &CertificateOrder, now: Timestamp, reserved: bool) -> Option<A
     })
 }
 
-/// Returns whether an order may be placed now, by what was ordered before. `placed` are the
-/// moments at which this server placed orders, in seconds since 1970, newest last.
+/// What was ordered before, of the account and of this server.
+#[derive(Debug, Clone, Copy)]
+pub struct Before<'a> {
+    /// The account, if there is one.
+    pub account: Option<&'a AcmeAccount>,
+    /// Whose the order is; nothing when it is the platform's own, which has a place whenever a
+    /// renewal has.
+    pub org: Option<&'a OrgSlug>,
+    /// When this server placed orders, in seconds since 1970, newest last.
+    pub placed: &'a [i64],
+}
+
+/// Returns whether an order renews a certificate.
+#[must_use]
+pub const fn is_renewal(order: &CertificateOrder) -> bool {
+    !order.issued.is_empty()
+}
+
+/// Returns the organization that an order counts for. A place that is taken anew, because the
+/// issuer was away, is the one that was counted already.
+fn counted<'a>(order: &CertificateOrder, org: Option<&'a OrgSlug>) -> Option<&'a OrgSlug> {
+    org.filter(|_| order.step != OrderStep::Placing)
+}
+
+/// Returns whether an order may be placed now, by what was ordered before.
 ///
 /// # Errors
 /// Which limit is in the way, and until when.
 pub fn may_place(
     order: &CertificateOrder,
-    account: Option<&AcmeAccount>,
-    placed: &[i64],
+    Before { account, org, placed }: Before<'_>,
     (limits, now): (&Limits, Timestamp),
 ) -> Result<(), Held> {
     let told = [order.rate_limited_until, account.and_then(|it| it.rate_limited_until)];
@@ -229,6 +261,12 @@ pub fn may_place(
         return Err(Held { until, limit: "rate_limited" });
     }
     let ordered = account.map(|account| account.ordered.as_slice()).unwrap_or_default();
+    let of_org = account.zip(counted(order, org));
+    let of_org = of_org.and_then(|(account, org)| account.ordered_by.get(org));
+    let of_org = of_org.map(Vec::as_slice).unwrap_or_default();
+    let is_first = !is_renewal(order) && org.is_some();
+    let most = |max: usize| if is_first { max - max / Limits::RENEWALS_PART } else { max };
+    let of_org_max = if is_first { limits.org_orders_max } else { limits.org_renewals_max };
     for (times, window, max, limit) in [
         (
             order.failed.as_slice(),
@@ -242,8 +280,9 @@ pub fn may_place(
             limits.hostname_issued_max,
             "hostname_issued",
         ),
-        (ordered, Limits::ACCOUNT_WINDOW_S, limits.account_orders_max, "account_orders"),
-        (placed, Limits::SERVER_WINDOW_S, limits.server_orders_max, "server_orders"),
+        (of_org, Limits::ACCOUNT_WINDOW_S, of_org_max, "org_orders"),
+        (ordered, Limits::ACCOUNT_WINDOW_S, most(limits.account_orders_max), "account_orders"),
+        (placed, Limits::SERVER_WINDOW_S, most(limits.server_orders_max), "server_orders"),
     ] {
         if let Some(until) = full_until(times, window, max, now) {
             return Err(Held { until, limit });
@@ -262,7 +301,7 @@ pub fn domain_has_place(
     others: &[i64],
     (limits, now): (&Limits, Timestamp),
 ) -> Result<(), Held> {
-    if !order.issued.is_empty() {
+    if is_renewal(order) {
         return Ok(());
     }
     match full_until(others, Limits::DOMAIN_WINDOW_S, limits.domain_issued_max, now) {
@@ -285,6 +324,23 @@ pub fn note_placed(times: &mut Vec<i64>, now: Timestamp, window: i64) {
     let since = now.unix_s().saturating_sub(window);
     times.retain(|time| *time > since);
     times.push(now.unix_s());
+}
+
+/// Adds an order to those that are kept of an account.
+pub fn note_ordered(
+    account: &mut AcmeAccount,
+    (order, org): (&CertificateOrder, Option<&OrgSlug>),
+    now: Timestamp,
+) {
+    note_placed(&mut account.ordered, now, Limits::ACCOUNT_WINDOW_S);
+    let since = now.unix_s().saturating_sub(Limits::ACCOUNT_WINDOW_S);
+    account.ordered_by.retain(|_, times| {
+        times.retain(|time| *time > since);
+        !times.is_empty()
+    });
+    if let Some(org) = counted(order, org) {
+        account.ordered_by.entry(org.clone()).or_default().push(now.unix_s());
+    }
 }
 
 /// Chooses one of the answers for the ways that an issuer offers; another one after each failure.

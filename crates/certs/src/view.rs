@@ -15,7 +15,7 @@ use perch_types::certificate_docs::{
     CertificateOrder, ChallengeAnswer, ChallengeMethod, PREFIX, ServedCertificate, order_key,
     served_key,
 };
-use perch_types::certificates::{CertificateSource, WILDCARD, below_wildcard};
+use perch_types::certificates::{CertificateSource, WILDCARD};
 use perch_types::clock::Clock;
 use perch_types::pulse::Pulse;
 use perch_types::{AppName, OrgSlug, Secret, Timestamp};
@@ -113,6 +113,9 @@ struct Served {
 /// The answer to a challenge, and what shows it to whoever connects, made when that is asked for.
 #[derive(Debug)]
 struct Answered {
+    /// Whose order it is: an answer ends with that one, and with no other of the same host name.
+    org: OrgSlug,
+    app: AppName,
     answer: ChallengeAnswer,
     certificate: OnceLock<Option<Arc<CertifiedKey>>>,
 }
@@ -172,11 +175,12 @@ impl CertificateView {
         is_asked.then(|| answer.key_authorization.clone())
     }
 
-    /// Returns whether the view holds an answer to a challenge.
+    /// Returns whether the view holds an answer to a challenge; never one by a record of DNS,
+    /// which no edge gives.
     #[must_use]
     pub fn answers(&self, hostname: &str, answer: &ChallengeAnswer) -> bool {
         let snapshot = self.inner.shared.snapshot.load();
-        snapshot.answers.get(below_wildcard(hostname)).is_some_and(|it| it.answer == *answer)
+        snapshot.answers.get(hostname).is_some_and(|it| it.answer == *answer)
     }
 
     /// Returns a receiver that wakes on every change; its number means nothing else.
@@ -255,20 +259,31 @@ impl Snapshot {
                     }
                 }
             }
-        } else if let Some((_, _, hostname)) = order_key(key) {
-            let name = below_wildcard(&hostname);
-            match value.map(serde_json::from_slice::<CertificateOrder>) {
-                Some(Ok(CertificateOrder { answer: Some(answer), .. })) => {
-                    let known = self.answers.get(name).is_some_and(|it| it.answer == answer);
-                    if !known {
-                        let certificate = OnceLock::new();
-                        let answered = Answered { answer, certificate };
-                        self.answers.insert(name, Arc::new(answered));
-                    }
-                }
-                Some(Err(error)) => told(error),
-                Some(Ok(_)) | None => self.answers.remove(name),
+        } else if let Some((org, app, hostname)) = order_key(key) {
+            let order = value.map(serde_json::from_slice::<CertificateOrder>);
+            let order = match order.transpose() {
+                Ok(order) => order,
+                Err(error) => return told(error),
+            };
+            let answer = order.and_then(|order| order.answer);
+            match answer.filter(|answer| answer.method != ChallengeMethod::Dns) {
+                Some(answer) => self.answer((org, app), &hostname, answer),
+                None => self.end_answer((&org, &app), &hostname),
             }
+        }
+    }
+
+    fn answer(&mut self, (org, app): (OrgSlug, AppName), hostname: &str, answer: ChallengeAnswer) {
+        let is_known = |it: &Arc<Answered>| it.org == org && it.app == app && it.answer == answer;
+        if !self.answers.get(hostname).is_some_and(is_known) {
+            let answered = Answered { org, app, answer, certificate: OnceLock::new() };
+            self.answers.insert(hostname, Arc::new(answered));
+        }
+    }
+
+    fn end_answer(&mut self, (org, app): (&OrgSlug, &AppName), hostname: &str) {
+        if self.answers.get(hostname).is_some_and(|it| it.org == *org && it.app == *app) {
+            self.answers.remove(hostname);
         }
     }
 }

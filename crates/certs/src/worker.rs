@@ -20,7 +20,7 @@ use crate::domains::Domains;
 use crate::edge_key::EdgeKey;
 use crate::error::{Error, chain, store as fault};
 use crate::issuer::Issuer;
-use crate::order::{Limits, wake_at};
+use crate::order::{Limits, is_renewal, wake_at};
 use crate::view::CertificateView;
 
 mod known;
@@ -164,11 +164,11 @@ enum Ended {
 
 /// Takes note of a change; one that cannot be read changes nothing.
 fn take(context: &Context, known: &mut Known, key: String, value: Option<&[u8]>) {
-    let Some((_, _, hostname)) = order_key(&key) else { return };
+    let Some((org, _, hostname)) = order_key(&key) else { return };
     match value.map(serde_json::from_slice::<CertificateOrder>) {
         Some(Ok(order)) => {
-            context.domains().put(&hostname, &order);
-            known.put(key, wake_at(&order));
+            context.domains().put((org, hostname.as_str()), &order);
+            known.put(key, wake_at(&order), is_renewal(&order));
         }
         Some(Err(error)) => tracing::error!(key, %error, "unreadable document"),
         None => {

@@ -9,6 +9,8 @@
 //! | `<hostname>/order` ([`CertificateOrder`]) | the api makes, nudges and deletes it; whoever holds its lease does the rest | no certificate is to be got |
 //! | `<hostname>/served/<source>` ([`ServedCertificate`]) | the api for `custom`, the order's worker for `fly` | that source is removed |
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::certificates::{
@@ -334,6 +336,9 @@ pub struct AcmeAccount {
     /// When orders were placed, in seconds since 1970, newest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ordered: Vec<i64>,
+    /// Of those, the orders of each organization.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ordered_by: BTreeMap<OrgSlug, Vec<i64>>,
     /// Until when the issuer wants nothing of the account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limited_until: Option<Timestamp>,

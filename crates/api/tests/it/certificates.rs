@@ -1,5 +1,7 @@
 //! Certificates: wanted, uploaded, looked at, taken away; whose a host name is.
 
+use std::time::Duration;
+
 use perch_certs::EdgeKey;
 use perch_store::{Expected, get_doc, put_doc};
 use perch_types::api::CreateApp;
@@ -171,6 +173,16 @@ async fn what_is_wrong_is_told_by_its_field() {
             json!({"hostname": "*.perch.test"}),
             "422 invalid_value hostname: `*.perch.test` is the platform's own",
         ),
+        (
+            "/acme",
+            json!({"hostname": "api.perch.example"}),
+            "422 invalid_value hostname: `api.perch.example` is the platform's own",
+        ),
+        (
+            "/acme",
+            json!({"hostname": "*.api.perch.example"}),
+            "422 invalid_value hostname: `*.api.perch.example` is the platform's own",
+        ),
         ("/custom", with("hostname", "other.example"), "422 invalid_value fullchain: is for shop"),
         (
             "/custom",
@@ -325,8 +337,8 @@ async fn ordered(cloud: &Cloud, name: &str) -> bool {
     get_doc::<CertificateOrder>(cloud.store.as_ref(), &key).await.unwrap().is_some()
 }
 
-#[tokio::test]
-async fn a_host_name_has_one_owner_and_goes_to_whom_dns_names() {
+/// Starts a cloud with an app of ours and one of strangers.
+async fn two_apps() -> Cloud {
     let cloud = Cloud::start().await;
     cloud.app().await;
     let other = CreateApp {
@@ -337,8 +349,69 @@ async fn a_host_name_has_one_owner_and_goes_to_whom_dns_names() {
     let (status, _) =
         ask_as(&cloud, STRANGER, ("POST", "/v1/apps"), serde_json::to_value(&other).unwrap()).await;
     assert_eq!(status, 201);
+    cloud
+}
+
+fn wants(name: &str) -> Value {
+    json!({"hostname": name})
+}
+
+#[tokio::test]
+async fn all_names_below_one_that_is_anothers_wait_for_its_record() {
+    let cloud = two_apps().await;
+    let theirs = "/v1/apps/other/certificates";
+    let acme = format!("{theirs}/acme");
+    for name in ["shop.example", "a.b.deep.example"] {
+        ask(&cloud, "POST", "/acme", wants(name)).await;
+    }
+    for (name, want) in [
+        ("*.shop.example", "pending_ownership"),
+        ("*.deep.example", "pending_ownership"),
+        ("*.b.deep.example", "pending_ownership"),
+        ("*.hop.example", "pending_validation"),
+    ] {
+        let (status, waits) = ask_as(&cloud, STRANGER, ("POST", &acme), wants(name)).await;
+        assert_eq!((status, &waits["status"]), (201, &json!(want)), "{name}: {waits}");
+        assert_eq!(claim(&cloud, name).await.is_some(), want == "pending_validation", "{name}");
+    }
+    // Whoever has them below has them all without a record.
+    let (_, ours) = ask(&cloud, "POST", "/acme", wants("*.b.deep.example")).await;
+    assert_eq!(ours["status"], "pending_validation", "{ours}");
+    let path = format!("{theirs}/*.shop.example");
+    let (_, waits) = ask_as(&cloud, STRANGER, ("GET", &path), json!({})).await;
+    let value = waits["dns_requirements"]["ownership"]["app_value"].as_str().unwrap();
+    cloud.dns.set("_fly-ownership.shop.example", RecordType::Txt, &[value]);
+    let check = format!("{path}/check");
+    let (_, taken) = ask_as(&cloud, STRANGER, ("POST", &check), json!({})).await;
+    assert_eq!(taken["status"], "pending_validation", "{taken}");
+    assert_eq!(claim(&cloud, "*.shop.example").await.unwrap().as_str(), "other");
+    assert_eq!(claim(&cloud, "shop.example").await, Some(web()));
+}
+
+#[tokio::test]
+async fn nobody_waits_while_dns_is_asked_for_another() {
+    let cloud = two_apps().await;
+    ask(&cloud, "POST", "/acme", wants("hanging.example")).await;
+    let call = ("POST", "/v1/apps/other/certificates/acme");
+    let theirs = ask_as(&cloud, STRANGER, call, wants("hanging.example"));
+    let ours = async {
+        cloud.dns.hangs.notified().await;
+        ask(&cloud, "POST", "/acme", wants("free.example")).await.0
+    };
+    let status = async {
+        tokio::select! {
+            early = theirs => panic!("DNS has not answered: {early:?}"),
+            status = ours => status,
+        }
+    };
+    assert_eq!(tokio::time::timeout(Duration::from_secs(20), status).await.unwrap(), 201);
+    assert_eq!(claim(&cloud, "hanging.example").await, Some(web()));
+}
+
+#[tokio::test]
+async fn a_host_name_has_one_owner_and_goes_to_whom_dns_names() {
+    let cloud = two_apps().await;
     let theirs = "/v1/apps/other/certificates/acme";
-    let wants = |name: &str| json!({"hostname": name});
     ask(&cloud, "POST", "/acme", wants("shop.example")).await;
     ask(&cloud, "POST", "/acme", wants("*.wide.example")).await;
     // A certificate of one's own is not taken for a host name that is another's.

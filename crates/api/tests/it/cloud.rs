@@ -86,12 +86,16 @@ impl ImageCatalog for Catalog {
 
 /// Zones that a test makes.
 #[derive(Debug, Default)]
-pub(crate) struct FakeDns(Mutex<BTreeMap<(String, RecordType), Vec<String>>>);
+pub(crate) struct FakeDns {
+    records: Mutex<BTreeMap<(String, RecordType), Vec<String>>>,
+    /// Told when it is asked about a name that it never answers for.
+    pub(crate) hangs: tokio::sync::Notify,
+}
 
 impl FakeDns {
     pub(crate) fn set(&self, name: &str, kind: RecordType, values: &[&str]) {
         let values = values.iter().map(|value| (*value).to_owned()).collect();
-        self.0.lock().unwrap().insert((name.to_owned(), kind), values);
+        self.records.lock().unwrap().insert((name.to_owned(), kind), values);
     }
 }
 
@@ -106,7 +110,11 @@ impl perch_certs::dns::Dns for FakeDns {
             let (name, reason) = (name.to_owned(), "silence".to_owned());
             return Err(perch_certs::dns::Fault { name, reason });
         }
-        Ok(self.0.lock().unwrap().get(&(name.to_owned(), kind)).cloned().unwrap_or_default())
+        if name.ends_with("hanging.example") {
+            self.hangs.notify_one();
+            std::future::pending::<()>().await;
+        }
+        Ok(self.records.lock().unwrap().get(&(name.to_owned(), kind)).cloned().unwrap_or_default())
     }
 }
 
@@ -201,6 +209,7 @@ impl Cloud {
                 registry: "127.0.0.1:4280".to_owned(),
                 region: region.clone(),
             },
+            own_names: vec!["API.perch.example".to_owned()],
             public_ips: ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().unwrap()).into(),
             port_rules: perch_api::PortRules::default(),
             regions: vec![frankfurt(region)],

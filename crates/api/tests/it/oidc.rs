@@ -4,8 +4,10 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64_URL;
 use perch_api::Inside;
+use perch_store::{Expected, delete_doc};
 use perch_types::OrgSlug;
 use perch_types::host::MachineIdentity;
+use perch_types::secret_keys::SecretKeyDoc;
 use serde_json::{Value, json};
 
 use crate::cloud::{ADMIN, Cloud, web};
@@ -103,6 +105,13 @@ async fn t14_a_machine_proves_who_it_is_to_others() {
     for none in ["", "/", "/personal", "/personal/x", "/UPPER/.well-known/jwks"] {
         assert!(cloud.api.identity_document(none).await.is_none(), "{none}");
     }
+
+    // Whoever asks does not have the directory read each time.
+    let key = (OrgSlug::personal(), "api".parse().unwrap(), "oidc".to_owned());
+    delete_doc::<SecretKeyDoc>(cloud.store.as_ref(), &key, Expected::Any).await.unwrap();
+    assert_eq!(document(&cloud, jwks).await, keys);
+    cloud.turn(300_001);
+    assert_eq!(document(&cloud, jwks).await, json!({"keys": []}));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,6 @@
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, PKCS_ED25519, date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, PKCS_ED25519,
+    PKCS_RSA_SHA256, PublicKeyData, SignatureAlgorithm, date_time_ymd,
 };
 
 use super::*;
@@ -133,6 +134,48 @@ fn what_is_wrong_with_a_certificate_is_told_by_its_field() {
         let text = admit(hostname, chain, &key, now()).unwrap_err().to_string();
         assert!(text.contains(want), "{want}: {text}");
         assert!(!text.contains("hunter2"));
+    }
+}
+
+/// The public half of a key of RSA (RFC 8017, appendix A.1.1), which nobody has the other half of.
+struct Rsa(Vec<u8>);
+
+impl Rsa {
+    fn of(bytes: u16) -> Self {
+        let field = |tag: u8, content: &[u8]| {
+            let length = u16::try_from(content.len()).unwrap().to_be_bytes();
+            [&[tag, 0x82][..], &length[..], content].concat()
+        };
+        let modulus = [vec![0_u8], vec![0xff; usize::from(bytes)]].concat();
+        let fields = [field(2, &modulus), vec![2, 3, 1, 0, 1]].concat();
+        Self(field(0x30, &fields))
+    }
+}
+
+impl PublicKeyData for Rsa {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &PKCS_RSA_SHA256
+    }
+}
+
+#[test]
+fn a_key_of_rsa_that_would_cost_too_much_is_refused() {
+    let honest = authority("Honest");
+    let certificate = |bytes: u16| {
+        params(&["shop.example"]).signed_by(&Rsa::of(bytes), &honest.issuer).unwrap().pem()
+    };
+    let key = Secret::new(KeyPair::generate().unwrap().serialize_pem());
+    for (bytes, want) in [
+        (512, "private_key: is not the key of the first"),
+        (513, "fullchain: has an RSA key of 4104 bits, more than 4096"),
+        (2048, "fullchain: has an RSA key of 16384 bits, more than 4096"),
+    ] {
+        let text = admit("shop.example", &certificate(bytes), &key, now()).unwrap_err().to_string();
+        assert!(text.contains(want), "{want}: {text}");
     }
 }
 

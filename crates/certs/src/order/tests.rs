@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use super::*;
 use perch_types::certificate_docs::RenewalId;
 use perch_types::certificates::KeyKind;
@@ -164,6 +166,23 @@ fn an_order_that_cannot_be_placed_is_given_up_although_a_place_is_taken_each_tim
     assert_eq!(pauses.len(), usize::try_from(TRIES_MAX).unwrap() + 1);
 }
 
+/// The order is the platform's own unless a test says whose it is.
+fn before<'a>(account: Option<&'a AcmeAccount>, placed: &'a [i64]) -> Before<'a> {
+    Before { account, org: None, placed }
+}
+
+fn account(ordered: &[i64]) -> AcmeAccount {
+    AcmeAccount {
+        directory: "https://issuer.example".to_owned(),
+        sealed_key: String::new(),
+        id: None,
+        email: None,
+        ordered: ordered.to_vec(),
+        ordered_by: BTreeMap::new(),
+        rate_limited_until: None,
+    }
+}
+
 #[test]
 fn an_issuer_that_has_enough_is_left_alone_and_nothing_counts_as_a_failure() {
     for (pause, want) in
@@ -173,9 +192,10 @@ fn an_issuer_that_has_enough_is_left_alone_and_nothing_counts_as_a_failure() {
         let order = advance(at_step(OrderStep::Placing), Event::Fault(fault), at(0), 0);
         assert_eq!((order.step, order.failures), (OrderStep::Due, 0));
         assert_eq!((order.due, order.rate_limited_until), (at(want), Some(at(want))));
-        let held = may_place(&order, None, &[], (&Limits::default(), at(want - 1))).unwrap_err();
+        let limits = &Limits::default();
+        let held = may_place(&order, before(None, &[]), (limits, at(want - 1))).unwrap_err();
         assert_eq!(held, Held { until: at(want), limit: "rate_limited" });
-        may_place(&order, None, &[], (&Limits::default(), at(want))).unwrap();
+        may_place(&order, before(None, &[]), (limits, at(want))).unwrap();
     }
 }
 
@@ -191,14 +211,6 @@ fn each_limit_is_told_by_its_name_and_ends() {
     };
     let now = at(0);
     let ago = |seconds: i64| now.unix_s() - seconds;
-    let account = |ordered: &[i64]| AcmeAccount {
-        directory: "https://issuer.example".to_owned(),
-        sealed_key: String::new(),
-        id: None,
-        email: None,
-        ordered: ordered.to_vec(),
-        rate_limited_until: None,
-    };
     let with = |issued: &[i64], failed: &[i64]| {
         let mut order = new();
         (order.issued, order.failed) = (issued.to_vec(), failed.to_vec());
@@ -222,21 +234,75 @@ fn each_limit_is_told_by_its_name_and_ends() {
         (with(&[], &[]), vec![], vec![ago(61), ago(8)], Ok(())),
     ] {
         let account = account(&ordered);
-        let found = may_place(&order, Some(&account), &placed, (&limits, now));
+        let found = may_place(&order, before(Some(&account), &placed), (&limits, now));
         let found = found.map_err(|held| (held.limit, held.until.unix_s() - now.unix_s()));
         assert_eq!(found, want, "{order:?} {ordered:?} {placed:?}");
         // Until then and no longer.
         if let Err((_, seconds)) = want {
             let then = at(seconds);
-            may_place(&order, Some(&account), &placed, (&limits, then)).unwrap();
+            may_place(&order, before(Some(&account), &placed), (&limits, then)).unwrap();
         }
     }
     let mut limited = account(&[]);
     limited.rate_limited_until = Some(at(5));
-    let held = may_place(&new(), Some(&limited), &[], (&limits, now)).unwrap_err();
+    let held = may_place(&new(), before(Some(&limited), &[]), (&limits, now)).unwrap_err();
     assert_eq!(held, Held { until: at(5), limit: "rate_limited" });
     let held = advance(new(), Event::Held(held), now, 0);
     assert_eq!((held.step, held.due, held.failures), (OrderStep::Due, at(5), 0));
+}
+
+#[test]
+fn one_organization_leaves_places_to_others_and_all_leave_some_to_renewals() {
+    let limits = Limits {
+        account_orders_max: 8,
+        org_orders_max: 2,
+        org_renewals_max: 3,
+        server_orders_max: 4,
+        ..Limits::default()
+    };
+    let (ours, theirs): (OrgSlug, OrgSlug) = (OrgSlug::personal(), "strangers".parse().unwrap());
+    let mut renewal = new();
+    renewal.issued = vec![at(-60 * DAY_S).unix_s()];
+    let found = |order: &CertificateOrder, account: &AcmeAccount, org, placed: &[i64]| {
+        let before = Before { account: Some(account), org, placed };
+        may_place(order, before, (&limits, at(0))).map_err(|held| held.limit)
+    };
+    let mut one = account(&[]);
+    for (count, first, renewed) in [
+        (0, Ok(()), Ok(())),
+        (2, Err("org_orders"), Ok(())),
+        (3, Err("org_orders"), Err("org_orders")),
+    ] {
+        while one.ordered.len() < count {
+            note_ordered(&mut one, (&new(), Some(&ours)), at(0));
+        }
+        assert_eq!(found(&new(), &one, Some(&ours), &[]), first, "{count}");
+        assert_eq!(found(&renewal, &one, Some(&ours), &[]), renewed, "{count}");
+        // Neither others nor the platform itself wait for it.
+        assert_eq!(found(&new(), &one, Some(&theirs), &[]), Ok(()), "{count}");
+        assert_eq!(found(&new(), &one, None, &[]), Ok(()), "{count}");
+    }
+    let now = at(0).unix_s();
+    for (ordered, placed, first, renewed) in [
+        (5, 2, Ok(()), Ok(())),
+        (6, 2, Err("account_orders"), Ok(())),
+        (8, 2, Err("account_orders"), Err("account_orders")),
+        (5, 3, Err("server_orders"), Ok(())),
+        (5, 4, Err("server_orders"), Err("server_orders")),
+    ] {
+        let (all, placed) = (account(&vec![now; ordered]), vec![now; placed]);
+        assert_eq!(found(&new(), &all, Some(&ours), &placed), first, "{ordered} {placed:?}");
+        assert_eq!(found(&renewal, &all, Some(&ours), &placed), renewed, "{ordered} {placed:?}");
+        assert_eq!(found(&new(), &all, None, &placed), renewed, "{ordered} {placed:?}");
+    }
+    // An issuer that is away has a place taken anew, which counts for the account alone.
+    let again = at_step(OrderStep::Placing);
+    assert_eq!(found(&again, &one, Some(&ours), &[]), Ok(()));
+    note_ordered(&mut one, (&again, Some(&ours)), at(0));
+    assert_eq!((one.ordered.len(), one.ordered_by[&ours].len()), (4, 3));
+    // What is older than the window is not kept.
+    note_ordered(&mut one, (&new(), None), at(Limits::ACCOUNT_WINDOW_S));
+    assert_eq!((one.ordered.len(), one.ordered_by.len()), (1, 0));
 }
 
 #[test]

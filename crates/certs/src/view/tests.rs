@@ -65,10 +65,19 @@ impl World {
     }
 
     async fn answer(&self, hostname: &str, method: ChallengeMethod) -> ChallengeAnswer {
-        let (org, app) = names();
+        self.answer_of("web", hostname, (method, "token")).await
+    }
+
+    async fn answer_of(
+        &self,
+        app: &str,
+        hostname: &str,
+        (method, token): (ChallengeMethod, &str),
+    ) -> ChallengeAnswer {
+        let (org, app) = (OrgSlug::personal(), app.parse::<AppName>().unwrap());
         let answer = ChallengeAnswer {
             method,
-            token: "token".to_owned(),
+            token: token.to_owned(),
             key_authorization: "token.thumb".to_owned(),
             txt: "digest".to_owned(),
         };
@@ -160,8 +169,10 @@ async fn challenges_are_answered_in_their_own_way_only() {
     let world = World::start();
     let http = world.answer("http.example", ChallengeMethod::Http).await;
     world.answer("tls.example", ChallengeMethod::TlsAlpn).await;
-    let dns = world.answer("*.dns.example", ChallengeMethod::Dns).await;
-    world.until(|view| view.answers("*.dns.example", &dns)).await;
+    let dns = world.answer("dns.example", ChallengeMethod::Dns).await;
+    let last = world.answer("last.example", ChallengeMethod::Http).await;
+    world.until(|view| view.answers("last.example", &last)).await;
+    assert!(!world.view.answers("dns.example", &dns), "no edge gives it");
     let view = &world.view;
     assert_eq!(view.http_challenge("http.example", "token").unwrap(), "token.thumb");
     for (host, token) in
@@ -186,4 +197,29 @@ async fn challenges_are_answered_in_their_own_way_only() {
     let key = (org, app, "http.example".to_owned());
     delete_doc::<CertificateOrder>(world.store.as_ref(), &key, Expected::Any).await.unwrap();
     world.until(|view| view.http_challenge("http.example", "token").is_none()).await;
+}
+
+#[tokio::test]
+async fn an_answer_is_its_own_orders_and_no_other_order_takes_it_away() {
+    let world = World::start();
+    let answered = |view: &CertificateView| view.http_challenge("shop.example", "mine").is_some();
+    let mine = (ChallengeMethod::Http, "mine");
+    world.answer_of("web", "shop.example", mine).await;
+    world.until(answered).await;
+    // The order for all names below it is another one, and so is an order of another app.
+    world.answer_of("other", "*.shop.example", (ChallengeMethod::Dns, "wide")).await;
+    world.answer_of("other", "shop.example", (ChallengeMethod::Dns, "theirs")).await;
+    let ends = |app: &str, hostname: &str| {
+        (OrgSlug::personal(), app.parse::<AppName>().unwrap(), hostname.to_owned())
+    };
+    for hostname in ["*.shop.example", "shop.example"] {
+        let key = ends("other", hostname);
+        delete_doc::<CertificateOrder>(world.store.as_ref(), &key, Expected::Any).await.unwrap();
+    }
+    let last = world.answer("last.example", ChallengeMethod::Http).await;
+    world.until(|view| view.answers("last.example", &last)).await;
+    assert!(answered(&world.view));
+    let key = ends("web", "shop.example");
+    delete_doc::<CertificateOrder>(world.store.as_ref(), &key, Expected::Any).await.unwrap();
+    world.until(|view| !answered(view)).await;
 }

@@ -12,10 +12,12 @@ use super::LOOK_EVERY;
 /// Orders by the key of their document.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    /// When something is to be done about each.
-    due: BTreeMap<String, Timestamp>,
+    /// When something is to be done about each, and whether it is a renewal.
+    due: BTreeMap<String, (Timestamp, bool)>,
     /// Those that nothing keeps from being begun, the first that is due first.
     queue: BTreeSet<(Timestamp, String)>,
+    /// The same of renewals, which come first: what is served must not end.
+    renewals: BTreeSet<(Timestamp, String)>,
     /// Those that a task works on.
     running: BTreeSet<String>,
     /// Those that are left alone, and until when by the boot clock.
@@ -25,9 +27,9 @@ pub(super) struct Known {
 }
 
 impl Known {
-    pub(super) fn put(&mut self, key: String, due: Timestamp) {
+    pub(super) fn put(&mut self, key: String, due: Timestamp, is_renewal: bool) {
         self.unqueue(&key);
-        self.due.insert(key.clone(), due);
+        self.due.insert(key.clone(), (due, is_renewal));
         self.queue(key);
     }
 
@@ -79,26 +81,31 @@ impl Known {
         if let Some((until, _)) = self.rests.first() {
             pause = pause.min(Duration::from_millis(until.saturating_sub(boot_ms)));
         }
-        let Some((due, key)) = self.queue.first() else { return (None, pause) };
-        let wait = due.unix_ms().saturating_sub(now.unix_ms()).max(0).unsigned_abs();
-        if wait == 0 {
-            return (Some(key.clone()), Duration::ZERO);
+        for queue in [&self.renewals, &self.queue] {
+            let Some((due, key)) = queue.first() else { continue };
+            let wait = due.unix_ms().saturating_sub(now.unix_ms()).max(0).unsigned_abs();
+            if wait == 0 {
+                return (Some(key.clone()), Duration::ZERO);
+            }
+            pause = pause.min(Duration::from_millis(wait));
         }
-        (None, pause.min(Duration::from_millis(wait)))
+        (None, pause)
     }
 
     fn queue(&mut self, key: String) {
         if self.running.contains(&key) || self.resting.contains_key(&key) {
             return;
         }
-        if let Some(due) = self.due.get(&key) {
-            self.queue.insert((*due, key));
+        if let Some((due, is_renewal)) = self.due.get(&key) {
+            let queue = if *is_renewal { &mut self.renewals } else { &mut self.queue };
+            queue.insert((*due, key));
         }
     }
 
     fn unqueue(&mut self, key: &str) {
-        if let Some(due) = self.due.get(key) {
-            self.queue.remove(&(*due, key.to_owned()));
+        if let Some((due, is_renewal)) = self.due.get(key) {
+            let queue = if *is_renewal { &mut self.renewals } else { &mut self.queue };
+            queue.remove(&(*due, key.to_owned()));
         }
     }
 }
@@ -124,21 +131,21 @@ mod tests {
     fn the_first_that_is_due_is_next_unless_it_runs_or_rests() {
         let mut known = Known::default();
         assert_eq!(next(&mut known, 0), (None, LOOK_EVERY.as_millis()));
-        known.put("b".to_owned(), at(200));
-        known.put("a".to_owned(), at(300));
+        known.put("b".to_owned(), at(200), false);
+        known.put("a".to_owned(), at(300), false);
         assert_eq!(next(&mut known, 0), (None, 200));
         assert_eq!(next(&mut known, 250), (key("b"), 0));
         known.begins("b");
         // What it writes does not have it begun twice.
-        known.put("b".to_owned(), at(100));
+        known.put("b".to_owned(), at(100), false);
         assert_eq!(next(&mut known, 250), (None, 50));
         known.rests("b".to_owned(), 270);
         assert_eq!(next(&mut known, 250), (None, 20));
-        known.put("b".to_owned(), at(260));
+        known.put("b".to_owned(), at(260), false);
         assert_eq!(next(&mut known, 269), (None, 1));
         assert_eq!(next(&mut known, 270), (key("b"), 0));
         // Another due time replaces the one before.
-        known.put("b".to_owned(), at(400));
+        known.put("b".to_owned(), at(400), false);
         assert_eq!(next(&mut known, 300), (key("a"), 0));
         known.remove("a");
         assert_eq!(next(&mut known, 300), (None, 100));
@@ -148,7 +155,7 @@ mod tests {
     fn what_is_gone_leaves_nothing_behind() {
         let mut known = Known::default();
         for (name, begun, rested) in [("a", false, false), ("b", true, false), ("c", true, true)] {
-            known.put(name.to_owned(), at(0));
+            known.put(name.to_owned(), at(0), false);
             if begun {
                 known.begins(name);
             }
@@ -160,16 +167,35 @@ mod tests {
         // Its task ends after it is gone.
         known.rests("b".to_owned(), 50);
         assert_eq!(next(&mut known, 100), (None, LOOK_EVERY.as_millis()));
-        let Known { due, queue, running, resting, rests } = known;
-        assert_eq!((due.len(), queue.len(), running.len()), (0, 0, 0));
+        let Known { due, queue, renewals, running, resting, rests } = known;
+        assert_eq!((due.len(), queue.len(), renewals.len(), running.len()), (0, 0, 0, 0));
         assert_eq!((resting.len(), rests.len()), (0, 0));
+    }
+
+    #[test]
+    fn renewals_that_are_due_come_before_what_is_due_for_longer() {
+        let mut known = Known::default();
+        known.put("first".to_owned(), at(0), false);
+        known.put("renewal".to_owned(), at(50), true);
+        assert_eq!(next(&mut known, 10), (key("first"), 0));
+        assert_eq!(next(&mut known, 50), (key("renewal"), 0));
+        known.begins("renewal");
+        assert_eq!(next(&mut known, 50), (key("first"), 0));
+        known.begins("first");
+        // It waits for what comes next of either.
+        known.put("later".to_owned(), at(90), false);
+        known.put("sooner".to_owned(), at(70), true);
+        assert_eq!(next(&mut known, 50), (None, 20));
+        // One that was issued meanwhile is a renewal from then on, and lies in one place.
+        known.put("later".to_owned(), at(90), true);
+        assert_eq!((known.queue.len(), known.renewals.len()), (0, 2));
     }
 
     #[test]
     fn all_are_looked_at_again_when_it_is_not_told_whose_task_broke_off() {
         let mut known = Known::default();
         for name in ["a", "b"] {
-            known.put(name.to_owned(), at(0));
+            known.put(name.to_owned(), at(0), false);
             known.begins(name);
         }
         assert_eq!(next(&mut known, 0).0, None);

@@ -24,7 +24,7 @@ use crate::dns;
 use crate::error::{Error, chain, store as fault};
 use crate::inspect;
 use crate::issuer::Progress;
-use crate::order::{self, Act, Event, Fault, Limits, advance};
+use crate::order::{self, Act, Before, Event, Fault, Limits, advance};
 
 /// How long this server's edge may take to know an answer that was written down.
 const ANSWERED_TIMEOUT: Duration = Duration::from_secs(5);
@@ -210,22 +210,24 @@ impl Run<'_> {
         let known = account.as_ref().map(|account| &account.document);
         // The one for all of the platform's names spares many others: what the limit leaves of
         // the issuer's own is for it.
-        if self.key.1.as_str() != PLATFORM_APP {
-            let others = self.context.domains().others(&self.key.2, now);
+        let org = Some(&self.key.0).filter(|_| self.key.1.as_str() != PLATFORM_APP);
+        if let Some(org) = org {
+            let others = self.context.domains().others((org, self.key.2.as_str()), now);
             if let Err(held) = order::domain_has_place(order, &others, limits) {
                 return Ok(Event::Held(held).into());
             }
         }
         {
             let mut placed = self.context.placed.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Err(held) = order::may_place(order, known, &placed, limits) {
+            let before = Before { account: known, org, placed: &placed };
+            if let Err(held) = order::may_place(order, before, limits) {
                 return Ok(Event::Held(held).into());
             }
             order::note_placed(&mut placed, now, Limits::SERVER_WINDOW_S);
         }
         let mut outcome = Outcome::from(Event::Reserved);
         if let Some(Versioned { mut document, revision }) = account {
-            order::note_placed(&mut document.ordered, now, Limits::ACCOUNT_WINDOW_S);
+            order::note_ordered(&mut document, (order, org), now);
             outcome.ops.push(put_op(&account_key, &document).map_err(fault("write an account"))?);
             let expected = Expected::Revision(revision);
             outcome.compares.extend(compare::<AcmeAccount>(&account_key, expected));

@@ -232,6 +232,7 @@ async fn a_certificate_is_got_by_http_although_nonces_are_refused_and_the_worker
     assert!(account.id.is_some_and(|id| id.starts_with("https://")));
     assert_eq!(account.email.as_deref(), Some("ops@perch.example"));
     assert!(!account.ordered.is_empty(), "each place is counted");
+    assert!(account.ordered_by.contains_key(&names().0), "and whose it is");
 }
 
 #[tokio::test]

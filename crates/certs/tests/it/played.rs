@@ -169,6 +169,7 @@ async fn an_account_that_the_issuer_forgot_is_forgotten_when_it_is_to_be_introdu
         id: Some(at("/account/1")),
         email: None,
         ordered: Vec::new(),
+        ordered_by: std::collections::BTreeMap::new(),
         rate_limited_until: None,
     };
     let path = (digest,);

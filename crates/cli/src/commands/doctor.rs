@@ -54,6 +54,14 @@ struct Findings {
     authority_trusted: Option<bool>,
 }
 
+impl Findings {
+    /// Returns whether this machine should trust the server's own authority and does not. Where a
+    /// public issuer vouches for all names together or for each by itself, nobody has to.
+    fn lacks_trust(&self) -> bool {
+        self.authority_trusted == Some(false) && self.certificate.is_none()
+    }
+}
+
 pub(crate) async fn run(invocation: &Invocation, args: DoctorArgs) -> Result {
     let platform = invocation.api()?.platform().await.during("look at the platform")?;
     let authority = platform.https_ca.as_deref().map(|pem| checked(&platform, pem)).transpose()?;
@@ -84,10 +92,8 @@ pub(crate) async fn run(invocation: &Invocation, args: DoctorArgs) -> Result {
         return Ok(());
     }
     tell(&invocation.ui, &findings);
-    // Where a public issuer vouches for all names, nobody has to trust the server's own.
-    let is_public = findings.certificate.as_ref().is_some_and(|it| it.expires_at.is_some());
     match authority {
-        Some(pem) if findings.authority_trusted == Some(false) && !is_public => {
+        Some(pem) if findings.lacks_trust() => {
             offer(&invocation.ui, store, &platform.domain, pem).await
         }
         _ => Ok(()),
@@ -156,14 +162,15 @@ fn tell(ui: &Ui, findings: &Findings) {
     if let Some(certificate) = &findings.certificate {
         tell_certificate(ui, certificate);
     }
-    match findings.authority_trusted {
-        Some(true) => ui.good("this machine trusts the server's own authority"),
-        Some(false) => ui.warn(format!(
+    if findings.authority_trusted == Some(true) {
+        ui.good("this machine trusts the server's own authority");
+    }
+    if findings.lacks_trust() {
+        ui.warn(format!(
             "this machine does not trust the server's own authority, which names under {} have \
              their certificates from",
             findings.domain
-        )),
-        None => {}
+        ));
     }
 }
 
@@ -268,6 +275,29 @@ mod tests {
         assert!(is_trusted(folder.path(), "a.example", PEM.trim_end()));
         assert!(!is_trusted(folder.path(), "b.example", PEM));
         assert!(!is_trusted(folder.path(), "a.example", &PEM.replace("AAAA", "BBBB")));
+    }
+
+    #[test]
+    fn nobody_has_to_trust_the_authority_where_a_public_issuer_vouches() {
+        // Without a certificate for all names each app's name has one of its own.
+        let each_its_own = PlatformCertificate::default();
+        for (authority_trusted, certificate, want) in [
+            (Some(false), None, true),
+            (Some(false), Some(each_its_own), false),
+            (Some(true), None, false),
+            (None, None, false),
+        ] {
+            let findings = Findings {
+                platform: "0.1.0".to_owned(),
+                perch: "0.1.0",
+                domain: "a.example".to_owned(),
+                resolves_to: None,
+                https_port: Some(443),
+                certificate,
+                authority_trusted,
+            };
+            assert_eq!(findings.lacks_trust(), want, "{findings:?}");
+        }
     }
 
     #[test]

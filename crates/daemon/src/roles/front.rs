@@ -131,6 +131,7 @@ async fn run(
         }],
         view: view.clone(),
         platform: platform(&setup.config, authority.as_deref()),
+        own_names: setup.config.api_names.clone(),
         public_ips: setup.config.public_ips(),
         port_rules: port_rules(&setup.config),
         regions: vec![region(&setup.config)],
