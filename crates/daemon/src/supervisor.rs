@@ -87,7 +87,7 @@ pub(crate) async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<
         .into_iter()
         .partition(|(purpose, _)| matches!(purpose, Purpose::ClaimedTcp | Purpose::ClaimedUdp));
     let (server, _lock) = Server::prepare(config, sockets)?;
-    let keeper = Arc::new(Keeper::new(server.setup.config.http.ip(), claimed));
+    let keeper = Arc::new(Keeper::new(&server.setup.config, claimed));
     keeper.start(server.bound.own(Purpose::Ports)?)?;
     if let Err(error) = manager::keep(server.bound.all()) {
         // The server runs as well without.
