@@ -71,6 +71,18 @@ pub(crate) fn rules(config: &Config) -> PortRules {
 /// Sockets of the program before.
 type Inherited = Vec<(Purpose, OwnedFd)>;
 
+/// Takes the claimed ports out of what the program before has left. Those that no app can have now
+/// are closed: what the server wants for itself is bound after this.
+pub(crate) fn part(inherited: Inherited, rules: &PortRules) -> (Inherited, Inherited) {
+    let (mut claimed, others): (Inherited, Inherited) = inherited
+        .into_iter()
+        .partition(|(purpose, _)| matches!(purpose, Purpose::ClaimedTcp | Purpose::ClaimedUdp));
+    claimed.retain(|(_, socket)| {
+        sockets::bound_at(socket).is_some_and(|at| !rules.reserved.contains_key(&at.port()))
+    });
+    (claimed, others)
+}
+
 /// The supervisor's side.
 #[derive(Debug)]
 pub(crate) struct Keeper {
@@ -231,6 +243,7 @@ mod tests {
     use perch_types::ports::RESERVED;
 
     use super::*;
+    use crate::sockets::Bound;
 
     const HERE: &str = "127.0.0.1";
     /// A port of another program.
@@ -319,6 +332,27 @@ mod tests {
         let inherited = vec![(Purpose::ClaimedTcp, socket()), (Purpose::Http, socket())];
         let elsewhere = Config { http: "127.0.0.2:80".parse().unwrap(), ..Config::default() };
         assert!(Keeper::new(&elsewhere, inherited).take().is_empty());
+    }
+
+    #[test]
+    fn a_claimed_port_that_the_server_wants_now_is_bound_for_it_and_others_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let [wanted, other] = [0; 2].map(|any| TcpListener::bind((HERE, any)).unwrap());
+        let [wanted_at, other_at] = [&wanted, &other].map(|it| it.local_addr().unwrap());
+        let mut config = Config {
+            run_dir: folder.path().to_owned(),
+            api: SocketAddr::new(wanted_at.ip(), 0),
+            metrics: Some(wanted_at),
+            ..config()
+        };
+        let inherited = [wanted, other].map(|it| (Purpose::ClaimedTcp, OwnedFd::from(it)));
+        let (claimed, others) = part(inherited.into(), &rules(&config));
+        assert!(others.is_empty());
+        let bound = Bound::bind(&mut config, &[], (0, 0), others).unwrap();
+        assert_eq!(bound.of(&[Purpose::Metrics]).0.len(), 1);
+        let left = Keeper::new(&config, claimed).take();
+        let left: Vec<_> = left.iter().map(|it| (it.0, sockets::bound_at(&it.1))).collect();
+        assert_eq!(left, [(Purpose::ClaimedTcp, Some(other_at))]);
     }
 
     #[test]
