@@ -25,6 +25,13 @@ use crate::reply::Failure;
 
 /// Claimed ports of one app.
 const PORTS_OF_APP_MAX: usize = 64;
+/// Claimed ports of all apps of one organization: a quarter of those of all.
+const PORTS_OF_ORG_MAX: usize = RAW_PORTS_MAX / 4;
+/// Places at a shared port that anybody's apps take; those beyond are for organizations that have
+/// few.
+const PLACES_FREE_MAX: usize = HOLDERS_MAX / 2;
+/// Places of such an organization there.
+const PLACES_OF_ORG_MAX: usize = 2;
 /// How long a claim stays that no machine uses: a creation or a change is done by then.
 const UNUSED_KEPT: Duration = Duration::from_secs(10 * 60);
 /// How old a claim may be without being written anew by a change that names its port. Less than
@@ -104,11 +111,18 @@ fn ask(claim: Option<&PortClaim>, app: &Holder, by_name: bool) -> Asked {
     if is_fresh {
         return Asked::Kept;
     }
-    if left.holders().count() >= HOLDERS_MAX {
+    if known.is_none() && !has_place(&left, &app.org) {
         return Asked::Crowded;
     }
     left.others.push(app.clone());
     Asked::Written(left)
+}
+
+/// Returns whether one more app of an organization can share a port: none takes all places.
+fn has_place(claim: &PortClaim, org: &OrgSlug) -> bool {
+    let all = claim.holders().count();
+    let of_org = claim.holders().filter(|it| it.org == *org).count();
+    all < PLACES_FREE_MAX || (all < HOLDERS_MAX && of_org < PLACES_OF_ORG_MAX)
 }
 
 /// Adds the claims of the ports that a configuration names to what is written with it.
@@ -129,9 +143,9 @@ pub(crate) async fn claim(
         app_id: app.id.clone(),
         claimed_at: shared.clock.now(),
     };
-    let is_own = |claim: &PortClaim| claim.holders().any(|it| it.is_same(&asking));
-    let own = claims.values().filter(|it| is_own(&it.document)).count();
-    let (mut more, mut new) = (0, 0);
+    let of_app = Count::of(&claims, &named, |it| it.is_same(&asking));
+    let of_org = Count::of(&claims, &named, |it| it.org == asking.org);
+    let of_all = Count::of(&claims, &named, |_| true);
     for it in &named {
         shared.port_rules.check(it)?;
         let known = claims.get(&it.port);
@@ -139,8 +153,6 @@ pub(crate) async fn claim(
             Some(claim) => Expected::Revision(claim.revision),
             None => Expected::Absent,
         };
-        new += usize::from(known.is_none());
-        more += usize::from(known.is_none_or(|claim| !is_own(&claim.document)));
         let compared = compare::<PortClaim>(&it.port, expected);
         match ask(known.map(|claim| &claim.document), &asking, it.by_name) {
             Asked::Taken => return Err(taken(it)),
@@ -152,20 +164,55 @@ pub(crate) async fn claim(
             }
         }
     }
-    room(&named, own + more, claims.len() + new)
+    room(&named, &asking.org, [of_app, of_org, of_all])
 }
 
-/// Refuses more ports than an app, or all of them, may have.
-fn room(named: &[Named], of_app: usize, of_all: usize) -> Result<(), Failure> {
+/// Claimed ports of somebody.
+#[derive(Debug, Clone, Copy)]
+struct Count {
+    had: usize,
+    more: usize,
+}
+
+impl Count {
+    /// Counts those that somebody has, and those of `named` that come to them.
+    fn of(claims: &Claims, named: &[Named], is_theirs: impl Fn(&Holder) -> bool) -> Self {
+        let has = |claim: &PortClaim| claim.holders().any(&is_theirs);
+        let had = claims.values().filter(|it| has(&it.document)).count();
+        let is_new = |it: &&Named| claims.get(&it.port).is_none_or(|claim| !has(&claim.document));
+        Self { had, more: named.iter().filter(is_new).count() }
+    }
+
+    fn together(self) -> usize {
+        self.had + self.more
+    }
+
+    /// Returns whether they would become too many; what they have already they keep.
+    fn is_over(self, most: usize) -> bool {
+        self.more > 0 && self.together() > most
+    }
+}
+
+/// Refuses more ports than an app, its organization, or all of them, may have.
+fn room(named: &[Named], org: &OrgSlug, counts: [Count; 3]) -> Result<(), Failure> {
     let path = named.first().map_or("config.services", |it| it.path.as_str());
-    if of_app > PORTS_OF_APP_MAX {
-        let rule = "of its own";
+    let [of_app, of_org, of_all] = counts;
+    let rule = "ports of its own";
+    if of_app.is_over(PORTS_OF_APP_MAX) {
+        let of_app = of_app.together();
         let text = format!(
-            "{path}.port: the app would have {of_app} ports {rule}, more than {PORTS_OF_APP_MAX}"
+            "{path}.port: the app would have {of_app} {rule}, more than {PORTS_OF_APP_MAX}"
         );
         return Err(Failure::new(Code::InvalidValue, text));
     }
-    if of_all > RAW_PORTS_MAX {
+    if of_org.is_over(PORTS_OF_ORG_MAX) {
+        let of_org = of_org.together();
+        let text = format!(
+            "{path}.port: `{org}` would have {of_org} {rule}, more than {PORTS_OF_ORG_MAX}"
+        );
+        return Err(Failure::new(Code::InvalidValue, text));
+    }
+    if of_all.is_over(RAW_PORTS_MAX) {
         let text =
             format!("{path}.port: the apps of this server have {RAW_PORTS_MAX} ports of their own");
         return Err(Failure::new(Code::InsufficientCapacity, text));
@@ -187,7 +234,7 @@ fn taken(Named { path, port: (protocol, port), by_name }: &Named) -> Failure {
 
 /// Says that too many apps share a port.
 fn crowded(Named { path, port: (_, port), .. }: &Named) -> Failure {
-    let text = format!("{path}.port: {HOLDERS_MAX} apps share port {port} already");
+    let text = format!("{path}.port: too many apps share port {port} already");
     Failure::new(Code::PortTaken, text).with_hint("choose another port")
 }
 
@@ -310,6 +357,15 @@ mod tests {
         Named { path: "config.services[0].ports[0]".into(), port, by_name: false }
     }
 
+    fn app_of(org: &str, id: &str) -> Holder {
+        Holder {
+            org: org.parse().unwrap(),
+            app: "web".parse().unwrap(),
+            app_id: id.to_owned(),
+            claimed_at: Timestamp::from_unix_ms(0),
+        }
+    }
+
     #[test]
     fn the_platforms_ports_are_nobodys_and_low_ones_are_not_the_platforms() {
         let mut rules = PortRules::default();
@@ -332,11 +388,9 @@ mod tests {
 
     #[test]
     fn a_port_is_shared_only_by_those_whose_clients_name_them() {
-        let app = |id: &str, at_s: i64| Holder {
-            org: OrgSlug::personal(),
-            app: "web".parse().unwrap(),
-            app_id: id.to_owned(),
-            claimed_at: Timestamp::from_unix_ms(at_s * 1000),
+        let app = |id: &str, at_s: i64| {
+            let claimed_at = Timestamp::from_unix_ms(at_s * 1000);
+            Holder { claimed_at, ..app_of("personal", id) }
         };
         let claim = |by_name, holders: &[&Holder]| PortClaim {
             holder: holders[0].clone(),
@@ -381,5 +435,59 @@ mod tests {
         ] {
             assert_eq!(ask(before.as_ref(), asks, by_name), want, "{name}");
         }
+    }
+
+    #[test]
+    fn no_organization_takes_every_place_at_a_shared_port() {
+        let shared_by = |orgs: &[(&str, usize)]| {
+            let apps = orgs.iter().flat_map(|(org, count)| {
+                (0..*count).map(move |id| app_of(org, &format!("{org}{id}")))
+            });
+            let mut apps: Vec<Holder> = apps.collect();
+            PortClaim { holder: apps.remove(0), by_name: true, others: apps }
+        };
+        let half = PLACES_FREE_MAX;
+        for (name, orgs, want) in [
+            ("most of few", &[("many", half - 1)][..], true),
+            ("more than its part", &[("many", half)], false),
+            ("one of many", &[("others", half), ("many", 1)], true),
+            ("two of many", &[("others", half), ("many", 2)], false),
+            ("one of all", &[("others", HOLDERS_MAX - 1)], true),
+            ("all are taken", &[("others", HOLDERS_MAX)], false),
+        ] {
+            let asked = ask(Some(&shared_by(orgs)), &app_of("many", "new"), true);
+            assert_eq!(matches!(asked, Asked::Written(_)), want, "{name}");
+            assert_eq!(asked == Asked::Crowded, !want, "{name}");
+        }
+        // Whoever has a place keeps it, however long ago it was taken.
+        let full = shared_by(&[("many", HOLDERS_MAX)]);
+        let late = Holder {
+            claimed_at: Timestamp::from_unix_ms(0).plus(FRESH),
+            ..app_of("many", "many7")
+        };
+        assert!(matches!(ask(Some(&full), &late, true), Asked::Written(_)));
+    }
+
+    #[test]
+    fn an_organization_keeps_the_ports_it_has_and_gets_no_more_than_its_part() {
+        let count = u16::try_from(PORTS_OF_ORG_MAX).unwrap();
+        let claims: Claims = (1..=count)
+            .map(|port| {
+                let holder = app_of("many", &format!("app-{}", port % 8));
+                let document = PortClaim { holder, by_name: false, others: Vec::new() };
+                ((Protocol::Udp, port), Versioned { document, revision: perch_store::Revision(1) })
+            })
+            .collect();
+        let asks = |org: &str, ports: std::ops::RangeInclusive<u16>| {
+            let named: Vec<Named> = ports.map(|port| named((Protocol::Udp, port))).collect();
+            let (asking, none) = (app_of(org, "app-9"), Count { had: 0, more: 0 });
+            let of_org = Count::of(&claims, &named, |it| it.org == asking.org);
+            room(&named, &asking.org, [none, of_org, none])
+        };
+        asks("many", 1..=count).unwrap();
+        asks("few", count + 1..=count + 1).unwrap();
+        let failure = asks("many", count..=count + 1).unwrap_err();
+        let want = "`many` would have 257 ports of its own, more than 256";
+        assert!(failure.error().error.contains(want), "{}", failure.error().error);
     }
 }

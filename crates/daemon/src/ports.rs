@@ -14,13 +14,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use perch_types::ports::{RAW_PORTS_MAX, RESERVED, RawPort};
+use perch_api::PortRules;
+use perch_types::ports::{RAW_PORTS_MAX, RawPort};
 use perch_types::service::Protocol;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::config::Config;
 use crate::setup::{self, Purpose};
 use crate::sockets;
 
@@ -47,16 +49,52 @@ struct Told {
     errno: Option<i32>,
 }
 
+/// Returns which ports apps cannot have.
+pub(crate) fn rules(config: &Config) -> PortRules {
+    let mut rules = PortRules::default();
+    let own = [
+        (Some(config.api), "the api"),
+        (config.api_tls, "the api"),
+        (Some(config.http), "the edge"),
+        (config.https.wanted(config.http), "the edge"),
+        (config.edge_peers, "the edge"),
+        (config.metrics, "metrics"),
+    ];
+    let own = own.into_iter().filter_map(|(at, what)| Some((at?.port(), what)));
+    let others = config.reserved_ports.iter().map(|port| (*port, "another program"));
+    for (port, what) in own.chain(others) {
+        rules.reserved.entry(port).or_insert(what);
+    }
+    rules
+}
+
+/// Sockets of the program before.
+type Inherited = Vec<(Purpose, OwnedFd)>;
+
+/// Takes the claimed ports out of what the program before has left. Those that no app can have now
+/// are closed: what the server wants for itself is bound after this.
+pub(crate) fn part(inherited: Inherited, rules: &PortRules) -> (Inherited, Inherited) {
+    let (mut claimed, others): (Inherited, Inherited) = inherited
+        .into_iter()
+        .partition(|(purpose, _)| matches!(purpose, Purpose::ClaimedTcp | Purpose::ClaimedUdp));
+    claimed.retain(|(_, socket)| {
+        sockets::bound_at(socket).is_some_and(|at| !rules.reserved.contains_key(&at.port()))
+    });
+    (claimed, others)
+}
+
 /// The supervisor's side.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     at: IpAddr,
+    rules: PortRules,
     open: Mutex<BTreeMap<RawPort, OwnedFd>>,
 }
 
 impl Keeper {
     /// Keeps what the program before has left, where that is still at the edge's address.
-    pub(crate) fn new(at: IpAddr, inherited: Vec<(Purpose, OwnedFd)>) -> Self {
+    pub(crate) fn new(config: &Config, inherited: Inherited) -> Self {
+        let at = config.http.ip();
         let open = inherited.into_iter().filter_map(|(purpose, socket)| {
             let protocol = match purpose {
                 Purpose::ClaimedTcp => Protocol::Tcp,
@@ -66,7 +104,7 @@ impl Keeper {
             let bound = sockets::bound_at(&socket).filter(|bound| bound.ip() == at)?;
             Some(((protocol, bound.port()), socket))
         });
-        Self { at, open: Mutex::new(open.collect()) }
+        Self { at, rules: rules(config), open: Mutex::new(open.collect()) }
     }
 
     /// Begins to answer the edge, for as long as the server runs; must be called inside a runtime.
@@ -124,7 +162,7 @@ impl Keeper {
             return clone(socket);
         }
         // Also from a process of the edge that is not its own master any more.
-        if port == 0 || RESERVED.iter().any(|(reserved, _)| *reserved == port) {
+        if port == 0 || self.rules.reserved.contains_key(&port) {
             return Err(Errno::PERM);
         }
         if open.len() >= RAW_PORTS_MAX {
@@ -142,7 +180,7 @@ impl Keeper {
     }
 
     /// Takes every socket, for the program that takes this one's place.
-    pub(crate) fn take(&self) -> Vec<(Purpose, OwnedFd)> {
+    pub(crate) fn take(&self) -> Inherited {
         let purpose = |protocol| match protocol {
             Protocol::Tcp => Purpose::ClaimedTcp,
             Protocol::Udp => Purpose::ClaimedUdp,
@@ -202,14 +240,23 @@ mod tests {
     use std::path::Path;
 
     use perch_edge::Binder as _;
+    use perch_types::ports::RESERVED;
 
     use super::*;
+    use crate::sockets::Bound;
 
     const HERE: &str = "127.0.0.1";
+    /// A port of another program.
+    const OTHERS: u16 = 15_998;
+
+    fn config() -> Config {
+        let any = SocketAddr::new(HERE.parse().unwrap(), 0);
+        Config { http: any, reserved_ports: vec![OTHERS], ..Config::default() }
+    }
 
     /// Serves as the supervisor does, and returns what it keeps sockets with.
-    fn serving(path: &Path, inherited: Vec<(Purpose, OwnedFd)>) -> Arc<Keeper> {
-        let keeper = Arc::new(Keeper::new(HERE.parse().unwrap(), inherited));
+    fn serving(path: &Path, inherited: Inherited) -> Arc<Keeper> {
+        let keeper = Arc::new(Keeper::new(&config(), inherited));
         std::fs::remove_file(path).ok();
         let listener = StdUnixListener::bind(path).unwrap();
         keeper.start(listener.into()).unwrap();
@@ -263,7 +310,8 @@ mod tests {
             assert_eq!(datagrams.local_addr().unwrap().port(), port);
             let listener = asks.tcp(port).unwrap();
             assert_eq!(listener.local_addr().unwrap().port(), port);
-            for (reserved, _) in RESERVED {
+            let own = config().api.port();
+            for reserved in RESERVED.map(|it| it.0).into_iter().chain([OTHERS, own]) {
                 let error = asks.tcp(reserved).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{reserved}");
             }
@@ -282,6 +330,57 @@ mod tests {
     fn what_is_bound_elsewhere_or_for_something_else_is_not_kept() {
         let socket = || OwnedFd::from(TcpListener::bind((HERE, 0)).unwrap());
         let inherited = vec![(Purpose::ClaimedTcp, socket()), (Purpose::Http, socket())];
-        assert!(Keeper::new("127.0.0.2".parse().unwrap(), inherited).take().is_empty());
+        let elsewhere = Config { http: "127.0.0.2:80".parse().unwrap(), ..Config::default() };
+        assert!(Keeper::new(&elsewhere, inherited).take().is_empty());
+    }
+
+    #[test]
+    fn a_claimed_port_that_the_server_wants_now_is_bound_for_it_and_others_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let [wanted, other] = [0; 2].map(|any| TcpListener::bind((HERE, any)).unwrap());
+        let [wanted_at, other_at] = [&wanted, &other].map(|it| it.local_addr().unwrap());
+        let mut config = Config {
+            run_dir: folder.path().to_owned(),
+            api: SocketAddr::new(wanted_at.ip(), 0),
+            metrics: Some(wanted_at),
+            ..config()
+        };
+        let inherited = [wanted, other].map(|it| (Purpose::ClaimedTcp, OwnedFd::from(it)));
+        let (claimed, others) = part(inherited.into(), &rules(&config));
+        assert!(others.is_empty());
+        let bound = Bound::bind(&mut config, &[], (0, 0), others).unwrap();
+        assert_eq!(bound.of(&[Purpose::Metrics]).0.len(), 1);
+        let left = Keeper::new(&config, claimed).take();
+        let left: Vec<_> = left.iter().map(|it| (it.0, sockets::bound_at(&it.1))).collect();
+        assert_eq!(left, [(Purpose::ClaimedTcp, Some(other_at))]);
+    }
+
+    #[test]
+    fn the_servers_own_ports_and_those_of_its_other_programs_are_no_apps() {
+        let config = Config {
+            api: "127.0.0.1:4280".parse().unwrap(),
+            api_tls: Some("0.0.0.0:4281".parse().unwrap()),
+            http: "0.0.0.0:8080".parse().unwrap(),
+            https: "0.0.0.0:8443".parse().unwrap(),
+            metrics: Some("127.0.0.1:4282".parse().unwrap()),
+            edge_peers: Some("0.0.0.0:4283".parse().unwrap()),
+            reserved_ports: vec![5432],
+            ..Config::default()
+        };
+        let reserved = rules(&config).reserved;
+        let more: Vec<(u16, &str)> = reserved
+            .into_iter()
+            .filter(|it| !PortRules::default().reserved.contains_key(&it.0))
+            .collect();
+        let want = [
+            (4280, "the api"),
+            (4281, "the api"),
+            (4282, "metrics"),
+            (4283, "the edge"),
+            (5432, "another program"),
+            (8080, "the edge"),
+            (8443, "the edge"),
+        ];
+        assert_eq!(more, want);
     }
 }

@@ -28,7 +28,7 @@ use crate::config::Config;
 use crate::handover::{self, Successor};
 use crate::identity::{self, Admin};
 use crate::manager;
-use crate::ports::Keeper;
+use crate::ports::{self, Keeper};
 use crate::roles::Role;
 use crate::setup::{self, HANDED_OVER, Purpose, Setup};
 use crate::sockets::Bound;
@@ -82,12 +82,9 @@ pub(crate) async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<
     for pid in &draining {
         tokio::spawn(handover::reap(*pid));
     }
-    let (claimed, sockets): (Vec<_>, Vec<_>) = inherited
-        .sockets
-        .into_iter()
-        .partition(|(purpose, _)| matches!(purpose, Purpose::ClaimedTcp | Purpose::ClaimedUdp));
+    let (claimed, sockets) = ports::part(inherited.sockets, &ports::rules(&config));
     let (server, _lock) = Server::prepare(config, sockets)?;
-    let keeper = Arc::new(Keeper::new(server.setup.config.http.ip(), claimed));
+    let keeper = Arc::new(Keeper::new(&server.setup.config, claimed));
     keeper.start(server.bound.own(Purpose::Ports)?)?;
     if let Err(error) = manager::keep(server.bound.all()) {
         // The server runs as well without.

@@ -69,13 +69,13 @@ pub const EDGE_CODES: [EdgeCode; 28] = [
         code: "PC03",
         status: 502,
         meaning: "The app's machine is on another server, whose edge could not be reached, or was lost before the answer began. What had been sent was not sent again.",
-        advice: "`perch machine list` shows which server it is. Both servers have to be up, and `edge_peers` of the other has to be open to this one.",
+        advice: "`perch machine list` shows in which region it is. Both servers have to be up, and `edge_peers` of the other has to be open to this one.",
     },
     EdgeCode {
         code: "PE01",
         status: 404,
         meaning: "No app has this host name.",
-        advice: "Check the spelling. An app is at `NAME.DOMAIN`; other names have to be claimed by it first.",
+        advice: "Check the spelling. An app is at `NAME.DOMAIN`, and at another name after `perch certs add HOSTNAME`.",
     },
     EdgeCode {
         code: "PE02",
@@ -117,7 +117,7 @@ pub const EDGE_CODES: [EdgeCode; 28] = [
         code: "PR01",
         status: 503,
         meaning: "The app has no machine that serves HTTP on this port and can be used.",
-        advice: "`perch deploy` makes one; `perch status` shows the machines there are and which are cordoned.",
+        advice: "The port has to be in `ports` of the service, and `perch deploy` makes the machine. `perch machine uncordon ID` gives one that was cordoned to requests again.",
     },
     EdgeCode {
         code: "PR02",
@@ -134,8 +134,8 @@ pub const EDGE_CODES: [EdgeCode; 28] = [
     EdgeCode {
         code: "PR04",
         status: 503,
-        meaning: "Too many requests wait for apps to start on this server.",
-        advice: "Try again in a moment. If it lasts, the server is too small for what wakes at once.",
+        meaning: "Too many requests wait for machines to start: 1,024 of one app, or 10,000 of all on this server.",
+        advice: "Try again in a moment. If it lasts, `perch status` shows how long the app takes to wake; or the server is too small for what wakes at once.",
     },
     EdgeCode {
         code: "PR05",

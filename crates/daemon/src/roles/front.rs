@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use axum::Router;
 use axum::extract::Request;
 use perch_api::serve::{Listener, ServeLimits};
-use perch_api::{Api, Inside, PortRules, PushTokens, Wakes};
+use perch_api::{Api, Inside, PushTokens, Wakes};
 use perch_client::HostClient;
 use perch_edge::{
     Certificates, Documents, Edge, FirstOf, Https, Issuer, RawConfig, RawLimits, Readings,
@@ -37,7 +37,7 @@ use crate::certificates;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::peer;
-use crate::ports::ClaimedPorts;
+use crate::ports::{self, ClaimedPorts};
 use crate::roles::images::{Catalog, Gatekeeper, collect};
 use crate::roles::{Beats, End, Role};
 use crate::setup::{HANDED_OVER, Purpose, Setup, Sockets};
@@ -133,7 +133,7 @@ async fn run(
         platform: platform(&setup.config, authority.as_deref()),
         own_names: setup.config.api_names.clone(),
         public_ips: setup.config.public_ips(),
-        port_rules: port_rules(&setup.config),
+        port_rules: ports::rules(&setup.config),
         regions: vec![region(&setup.config)],
         builder_socket: Some(setup.config.run_dir.join(BUILDER_SOCKET)),
         keys_socket: Some(setup.config.run_dir.join(KEYS_SOCKET)),
@@ -477,25 +477,6 @@ fn raw_ports(config: &Config, certificates: Arc<dyn Certificates>) -> RawConfig 
     }
 }
 
-/// Returns which ports apps cannot have.
-fn port_rules(config: &Config) -> PortRules {
-    let mut rules = PortRules::default();
-    let own = [
-        (Some(config.api), "the api"),
-        (config.api_tls, "the api"),
-        (Some(config.http), "the edge"),
-        (config.https.address(), "the edge"),
-        (config.edge_peers, "the edge"),
-        (config.metrics, "metrics"),
-    ];
-    let own = own.into_iter().filter_map(|(at, what)| Some((at?.port(), what)));
-    let others = config.reserved_ports.iter().map(|port| (*port, "another program"));
-    for (port, what) in own.chain(others) {
-        rules.reserved.entry(port).or_insert(what);
-    }
-    rules
-}
-
 fn region(config: &Config) -> RegionInfo {
     RegionInfo {
         code: config.region.clone(),
@@ -506,39 +487,5 @@ fn region(config: &Config) -> RegionInfo {
         requires_paid_plan: false,
         deprecated: false,
         geo_region: "europe".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_servers_own_ports_and_those_of_its_other_programs_are_no_apps() {
-        let config = Config {
-            api: "127.0.0.1:4280".parse().unwrap(),
-            api_tls: Some("0.0.0.0:4281".parse().unwrap()),
-            http: "0.0.0.0:8080".parse().unwrap(),
-            https: "0.0.0.0:8443".parse().unwrap(),
-            metrics: Some("127.0.0.1:4282".parse().unwrap()),
-            edge_peers: Some("0.0.0.0:4283".parse().unwrap()),
-            reserved_ports: vec![5432],
-            ..Config::default()
-        };
-        let reserved = port_rules(&config).reserved;
-        let more: Vec<(u16, &str)> = reserved
-            .into_iter()
-            .filter(|it| !PortRules::default().reserved.contains_key(&it.0))
-            .collect();
-        let want = [
-            (4280, "the api"),
-            (4281, "the api"),
-            (4282, "metrics"),
-            (4283, "the edge"),
-            (5432, "another program"),
-            (8080, "the edge"),
-            (8443, "the edge"),
-        ];
-        assert_eq!(more, want);
     }
 }
