@@ -40,7 +40,7 @@ pub(crate) struct Host {
     pub(crate) on_start_of: Mutex<BTreeMap<MachineId, OnStart>>,
     pub(crate) starts: AtomicUsize,
     /// Machines that the edge said to be drained.
-    pub(crate) drained: Mutex<Vec<(MachineId, Generation)>>,
+    pub(crate) drained: Mutex<Vec<(MachineId, Drained)>>,
     /// What the edge said to be under way.
     pub(crate) loads: Mutex<Vec<Loads>>,
     /// What the edge answered to questions.
@@ -186,7 +186,7 @@ async fn drained(
     Path(id): Path<MachineId>,
     Json(drained): Json<Drained>,
 ) -> Json<Drained> {
-    host.drained.lock().unwrap().push((id, drained.generation));
+    host.drained.lock().unwrap().push((id, drained));
     Json(drained)
 }
 
