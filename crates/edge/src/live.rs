@@ -403,8 +403,13 @@ impl Book {
         let rest = Rest { edge: self.edge, question, is_idle };
         let (live, machine) = (Arc::clone(live), id.clone());
         let waiting = tokio::spawn(async move {
-            if let Err(error) = host.rest(&machine, rest).await {
-                tracing::debug!(%machine, %error, "host not told whether a machine is unused");
+            // The gate is closed meanwhile.
+            match tokio::time::timeout(REST_MAX, host.rest(&machine, rest)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(%machine, %error, "host not told whether a machine is unused");
+                }
+                Err(_) => tracing::debug!(%machine, "host takes no word of a machine that rests"),
             }
             if let (Some(target), Some(app)) = (closed, app) {
                 tokio::time::sleep(REST_MAX).await;
