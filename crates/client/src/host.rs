@@ -11,7 +11,7 @@ use perch_types::api::{
     DiskUsage, ExecRequest, ExecResponse, LogRecord, MachineMemory, ProcessStat, Pruned,
     ReclaimMemory, ReclaimedMemory, SetMemory,
 };
-use perch_types::directory::{Generation, VolumeRecord};
+use perch_types::directory::VolumeRecord;
 use perch_types::exec::ExecSpec;
 use perch_types::host::{
     Accepted, Command, CreateMachine, CreateVolume, Drained, EdgeNote, HostInfo, HostMachine,
@@ -227,9 +227,8 @@ impl HostClient {
     ///
     /// # Errors
     /// When there is no such machine or the host does not answer.
-    pub async fn drained(&self, id: &MachineId, generation: Generation) -> Result<(), HostError> {
-        let drained = Drained { generation };
-        let parts = request(Method::POST, &of(id, "/drained")).with_json(&drained)?;
+    pub async fn drained(&self, id: &MachineId, drained: &Drained) -> Result<(), HostError> {
+        let parts = request(Method::POST, &of(id, "/drained")).with_json(drained)?;
         self.connection.json::<Drained>(parts).await.map(drop)
     }
 

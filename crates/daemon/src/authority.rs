@@ -24,7 +24,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 
-use crate::certificate::{set_validity, write_private};
+use crate::certificate::{EARLY_S, set_validity, write_private};
 
 /// It holds for ten years: those who trust it do so once.
 const AUTHORITY_S: i64 = 10 * 365 * 24 * 3600;
@@ -50,7 +50,16 @@ pub(crate) struct LocalAuthority {
 #[derive(Debug, Clone)]
 struct Leaf {
     key: Arc<CertifiedKey>,
-    renew_at_s: i64,
+    made_at_s: i64,
+}
+
+impl Leaf {
+    /// Whether it is served: not too old, nor made while the clock was ahead so that it does not
+    /// hold yet.
+    fn holds(&self, now_s: i64) -> bool {
+        let from_s = self.made_at_s.saturating_sub(EARLY_S);
+        (from_s..self.made_at_s.saturating_add(RENEW_AFTER_S)).contains(&now_s)
+    }
 }
 
 impl LocalAuthority {
@@ -95,7 +104,7 @@ impl LocalAuthority {
     fn leaf(&self, name: &str, names: &[&str]) -> Option<Arc<CertifiedKey>> {
         let now = self.clock.now().unix_s();
         let known = self.leaves.load();
-        if let Some(leaf) = known.get(name).filter(|leaf| now < leaf.renew_at_s) {
+        if let Some(leaf) = known.get(name).filter(|leaf| leaf.holds(now)) {
             return Some(Arc::clone(&leaf.key));
         }
         let key = match self.issue(names) {
@@ -105,7 +114,7 @@ impl LocalAuthority {
                 return None;
             }
         };
-        let leaf = Leaf { key: Arc::clone(&key), renew_at_s: now + RENEW_AFTER_S };
+        let leaf = Leaf { key: Arc::clone(&key), made_at_s: now };
         // What another loop made in the same moment is as good.
         self.leaves.rcu(|leaves| {
             let mut leaves = HashMap::clone(leaves);
@@ -231,7 +240,9 @@ fn params(domain: &str, clock: &dyn Clock) -> Result<CertificateParams> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+    use std::sync::atomic::{AtomicI64, Ordering};
 
+    use perch_types::Timestamp;
     use rustls::RootCertStore;
     use rustls::client::WebPkiServerVerifier;
     use rustls::client::danger::ServerCertVerifier as _;
@@ -288,6 +299,40 @@ mod tests {
         assert!(!is_trusted(&other, &wildcard, "web.perch.localhost"));
     }
 
+    /// Goes as it is told.
+    #[derive(Debug)]
+    struct Told(AtomicI64);
+
+    impl Clock for Told {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_unix_ms(self.0.load(Ordering::Relaxed).saturating_mul(1000))
+        }
+
+        fn boot_ms(&self) -> u64 {
+            0
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_made_anew_when_it_is_old_or_the_clock_was_ahead() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = SystemClock.now().unix_s();
+        let clock = Arc::new(Told(AtomicI64::new(now)));
+        let authority =
+            LocalAuthority::open(folder.path(), DOMAIN, Arc::<Told>::clone(&clock)).unwrap();
+        let at = |at_s: i64| {
+            clock.0.store(at_s, Ordering::Relaxed);
+            authority.resolve(DOMAIN).unwrap()
+        };
+        let ahead = at(now + EARLY_S + 1);
+        assert!(Arc::ptr_eq(&ahead, &at(now + 1)), "it holds a day before");
+        let right = at(now);
+        assert!(!Arc::ptr_eq(&ahead, &right), "it would not hold yet");
+        assert!(is_trusted(&authority, &right, DOMAIN));
+        assert!(Arc::ptr_eq(&right, &at(now + RENEW_AFTER_S - 1)));
+        assert!(!Arc::ptr_eq(&right, &at(now + RENEW_AFTER_S)));
+    }
+
     #[test]
     fn e9_nothing_outside_the_domain_is_taken_from_it() {
         let folder = tempfile::tempdir().unwrap();
@@ -325,7 +370,7 @@ mod tests {
         assert!(Arc::ptr_eq(&web, &authority.resolve("web.internal").unwrap()));
         assert!(authority.resolve("a.web.internal").is_none());
         for number in 0..NAMES_MAX {
-            let leaf = Leaf { key: Arc::clone(&web), renew_at_s: i64::MAX };
+            let leaf = Leaf { key: Arc::clone(&web), made_at_s: i64::MAX };
             authority.leaves.rcu(|leaves| {
                 let mut leaves = HashMap::clone(leaves);
                 leaves.insert(format!("{number}.internal"), leaf.clone());

@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 const CA_CERTIFICATE: &str = "ca.pem";
 const CA_KEY: &str = "ca.key";
 /// Certificates begin a day early, for clients whose clock is behind.
-const EARLY_S: i64 = 24 * 3600;
+pub(crate) const EARLY_S: i64 = 24 * 3600;
 /// The authority holds for ten years; it is pinned by its fingerprint, not by its age.
 const CA_S: i64 = 10 * 365 * 24 * 3600;
 /// The API's certificate is made anew at each start of the server and holds for a year.

@@ -8,12 +8,13 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
 use crate::manager;
@@ -29,6 +30,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often one that is to end, and how long it may take.
 const END_LOOK_EVERY: Duration = Duration::from_millis(20);
 const END_MAX: Duration = Duration::from_secs(5);
+/// How long the program after this one may take to say whether it accepts the settings, and how much
+/// of what it says is read.
+const CHECK_MAX: Duration = Duration::from_secs(10);
+const CHECK_BYTES_MAX: u64 = 16 * 1024;
 
 /// What the supervisor before this one left.
 #[derive(Debug, Default)]
@@ -49,7 +54,7 @@ struct Packet {
 pub(crate) fn inherited() -> Result<Inheritance> {
     match std::env::var_os(INHERITS) {
         Some(_) => receive(std::io::stdin()).context("take the sockets of the program before"),
-        None => Ok(Inheritance { sockets: manager::kept()?, draining: Vec::new() }),
+        None => Ok(Inheritance { sockets: manager::kept(), draining: Vec::new() }),
     }
 }
 
@@ -99,22 +104,42 @@ impl Successor {
 
     /// Checks that it runs and accepts the settings: nothing has ended yet.
     pub(crate) async fn check(&self) -> Result<()> {
+        self.check_within(CHECK_MAX).await
+    }
+
+    async fn check_within(&self, limit: Duration) -> Result<()> {
+        let (status, told) = tokio::time::timeout(limit, self.ask())
+            .await
+            .with_context(|| format!("wait {limit:?} for `{}`", self.program.display()))??;
+        ensure!(
+            status.success(),
+            "it refuses the settings: {}",
+            String::from_utf8_lossy(&told).trim()
+        );
+        Ok(())
+    }
+
+    /// Asks the program whether it accepts the settings; it ends with the question. Returns how it
+    /// ended, and the beginning of what it had to say.
+    async fn ask(&self) -> Result<(ExitStatus, Vec<u8>)> {
+        let what = || format!("run `{}`", self.program.display());
         // `perchd serve FLAGS` becomes `perchd config FLAGS`.
         let flags = self.arguments.iter().skip(1);
-        let told = tokio::process::Command::new(&self.program)
+        let mut child = tokio::process::Command::new(&self.program)
             .arg("config")
             .args(flags)
             .env_remove(INHERITS)
             .stdin(Stdio::null())
-            .output()
-            .await
-            .with_context(|| format!("run `{}`", self.program.display()))?;
-        ensure!(
-            told.status.success(),
-            "it refuses the settings: {}",
-            String::from_utf8_lossy(&told.stderr).trim()
-        );
-        Ok(())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(what)?;
+        let mut told = Vec::new();
+        if let Some(stderr) = child.stderr.take() {
+            stderr.take(CHECK_BYTES_MAX).read_to_end(&mut told).await.with_context(what)?;
+        }
+        Ok((child.wait().await.with_context(what)?, told))
     }
 
     /// Becomes that program; returns only when it cannot.
@@ -192,6 +217,24 @@ mod tests {
         let mut bytes = [0; 5];
         last.accept().unwrap().0.read_exact(&mut bytes).unwrap();
         assert_eq!(&bytes, b"hello");
+    }
+
+    #[tokio::test]
+    async fn a_program_is_not_waited_for_without_end_and_not_heard_without_end() {
+        // It is told `config` and what comes after the first.
+        let successor = |program: &str, arguments: Vec<String>| Successor {
+            program: program.into(),
+            arguments: arguments.into_iter().map(OsString::from).collect(),
+        };
+        let limit = Duration::from_millis(200);
+        let error = successor("yes", Vec::new()).check_within(limit).await.unwrap_err();
+        assert!(error.to_string().starts_with("wait 200ms"), "{error:#}");
+        let names = (0..400).map(|number| format!("/nowhere/{number:0>200}")).collect();
+        let error = successor("cat", names).check().await.unwrap_err().to_string();
+        assert!(error.starts_with("it refuses the settings: "), "{error}");
+        assert!(error.contains("config") && error.contains("/nowhere/0"), "{error}");
+        assert!(error.len() < 20 * 1024, "{}", error.len());
+        successor("true", Vec::new()).check().await.unwrap();
     }
 
     #[test]

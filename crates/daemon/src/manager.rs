@@ -28,15 +28,29 @@ const PUBLIC: [(Purpose, &str); 5] = [
     (Purpose::EdgePeers, "perch-edge-peers"),
 ];
 
-/// Takes what was kept from the server before.
-pub(crate) fn kept() -> Result<Vec<(Purpose, OwnedFd)>> {
+/// Takes what was kept from the server before; nothing if it is not as the protocol says.
+pub(crate) fn kept() -> Vec<(Purpose, OwnedFd)> {
     let [pid, count, names] = LISTEN.map(|name| std::env::var(name).unwrap_or_default());
     if pid != std::process::id().to_string() {
-        return Ok(Vec::new());
+        return Vec::new();
     }
+    left(&count, &names)
+}
+
+fn left(count: &str, names: &str) -> Vec<(Purpose, OwnedFd)> {
+    match taken(count) {
+        Ok(sockets) => named(names, sockets),
+        Err(error) => {
+            // The manager would leave the same at each start.
+            tracing::warn!(error = format!("{error:#}"), "sockets kept are not used");
+            Vec::new()
+        }
+    }
+}
+
+fn taken(count: &str) -> Result<Vec<OwnedFd>> {
     let count = count.parse::<i32>().context("read LISTEN_FDS")?;
-    let sockets = perch_runtime::inherited::sockets(count).context("take the sockets kept")?;
-    Ok(named(&names, sockets))
+    perch_runtime::inherited::sockets(count).context("take the sockets kept")
 }
 
 /// Gives sockets the purpose that their name says; others are closed.
@@ -95,6 +109,13 @@ mod tests {
 
     use super::*;
     use crate::setup;
+
+    #[test]
+    fn what_is_not_as_the_protocol_says_keeps_no_server_from_its_start() {
+        for count in ["254", "-1", "many", ""] {
+            assert!(left(count, "perch-http").is_empty(), "{count}");
+        }
+    }
 
     #[test]
     fn public_sockets_are_kept_by_name_and_found_again() {

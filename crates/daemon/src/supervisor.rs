@@ -434,7 +434,12 @@ impl Signals {
             if self.is_by_hand {
                 return Wish::Stop;
             }
-            match successor.check().await {
+            let checked = tokio::select! {
+                _ = self.terminate.recv() => return Wish::Stop,
+                _ = self.interrupt.recv() => return Wish::Stop,
+                checked = successor.check() => checked,
+            };
+            match checked {
                 Ok(()) => return Wish::HandOver,
                 Err(error) => {
                     tracing::error!(error = format!("{error:#}"), "server not replaced");

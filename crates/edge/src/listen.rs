@@ -193,6 +193,25 @@ fn random_seed() -> Option<u64> {
     Some(u64::from_le_bytes(bytes))
 }
 
+/// Counts a connection until this is dropped, however its task ends.
+struct Counted(Rc<Worker>);
+
+impl Counted {
+    fn new(worker: &Rc<Worker>) -> Self {
+        worker.connections.set(worker.connections.get() + 1);
+        worker.shared.metrics.connects.add(1);
+        Self(Rc::clone(worker))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let Self(worker) = self;
+        worker.connections.set(worker.connections.get().saturating_sub(1));
+        worker.shared.metrics.disconnects.add(1);
+    }
+}
+
 /// What one loop has for itself.
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
@@ -258,14 +277,11 @@ impl Worker {
         if stream.set_nodelay(true).is_err() {
             return;
         }
-        self.connections.set(self.connections.get() + 1);
-        self.shared.metrics.connects.add(1);
-        let worker = Rc::clone(self);
+        let counted = Counted::new(self);
         tokio::task::spawn_local(async move {
-            connection::serve(Rc::clone(&worker), door, stream, peer.ip(), stopping).await;
-            drop((seat, place));
-            worker.connections.set(worker.connections.get() - 1);
-            worker.shared.metrics.disconnects.add(1);
+            let worker = Rc::clone(&counted.0);
+            connection::serve(worker, door, stream, peer.ip(), stopping).await;
+            drop((seat, place, counted));
         });
     }
 }

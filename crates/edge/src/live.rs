@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use perch_client::HostClient;
 use perch_store::turning;
 use perch_types::directory::MachineRecord;
-use perch_types::host::{Loads, MachineLoad, Rest, WatchEvent};
+use perch_types::host::{Drained, Loads, MachineLoad, Rest, WatchEvent};
 use perch_types::labels;
 use perch_types::pulse::Pulse;
 use perch_types::service::Autostop;
@@ -376,10 +376,11 @@ impl Book {
         let (true, Some(host)) = (is_ending, self.host.clone()) else {
             return;
         };
-        let (id, load, generation) = (record.id.clone(), Arc::clone(load), record.generation);
+        let (id, load) = (record.id.clone(), Arc::clone(load));
+        let drained = Drained { generation: record.generation, edge: Some(self.edge) };
         let waiting = tokio::spawn(async move {
             load.drained().await;
-            if let Err(error) = host.drained(&id, generation).await {
+            if let Err(error) = host.drained(&id, &drained).await {
                 tracing::debug!(machine = %id, %error, "host not told that a machine is drained");
             }
         });
@@ -402,8 +403,13 @@ impl Book {
         let rest = Rest { edge: self.edge, question, is_idle };
         let (live, machine) = (Arc::clone(live), id.clone());
         let waiting = tokio::spawn(async move {
-            if let Err(error) = host.rest(&machine, rest).await {
-                tracing::debug!(%machine, %error, "host not told whether a machine is unused");
+            // The gate is closed meanwhile.
+            match tokio::time::timeout(REST_MAX, host.rest(&machine, rest)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(%machine, %error, "host not told whether a machine is unused");
+                }
+                Err(_) => tracing::debug!(%machine, "host takes no word of a machine that rests"),
             }
             if let (Some(target), Some(app)) = (closed, app) {
                 tokio::time::sleep(REST_MAX).await;

@@ -8,10 +8,9 @@ use std::time::Duration;
 
 use perch_client::HostClient;
 use perch_types::directory::{Generation, MachineRecord};
-use perch_types::host::Command;
-use perch_types::{Code, MachineId, MachineState};
+use perch_types::{MachineId, MachineState};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::cause::Cause;
@@ -22,6 +21,10 @@ use crate::peer::Asks;
 use crate::pick::{self, Ask, Door, Pick};
 use crate::room::{Connected, Queued};
 use crate::{Limits, Shared};
+
+mod start;
+
+use start::{ASKS_MAX, Start, ask};
 
 /// How often a machine is started for one request: it may end right after its start.
 const WAKES_MAX: u32 = 2;
@@ -48,31 +51,6 @@ pub(crate) enum Outcome {
     Refused(Generation),
 }
 
-/// A start that was asked for, under way or done.
-#[derive(Debug, Clone)]
-struct Start {
-    outcome: watch::Receiver<Outcome>,
-    since: Instant,
-}
-
-impl Start {
-    /// Returns whether a look at `record` may join this start instead of asking for another.
-    fn covers(&self, record: &MachineRecord, hold_max: Duration) -> bool {
-        match *self.outcome.borrow() {
-            Outcome::Pending => true,
-            // The watch is behind the answer to the start. Not for ever: a host that lost what
-            // it promised would else never be asked again.
-            Outcome::Accepted(after) => {
-                record.generation <= after && self.since.elapsed() < hold_max
-            }
-            // Nor is it asked at once by each of those who wait.
-            Outcome::Refused(seen) => {
-                record.generation <= seen && self.since.elapsed() < REFUSED_PAUSE
-            }
-        }
-    }
-}
-
 type Starts = Arc<Mutex<HashMap<MachineId, Start>>>;
 
 /// Starts under way and requests that are held.
@@ -81,12 +59,14 @@ pub(crate) struct Wakes {
     host: HostClient,
     runtime: Handle,
     starts: Starts,
+    asks: Arc<Semaphore>,
     held: Gauge,
 }
 
 impl Wakes {
     pub(crate) fn new(host: HostClient, runtime: Handle) -> Self {
-        Self { host, runtime, starts: Arc::default(), held: Gauge::default() }
+        let asks = Arc::new(Semaphore::new(ASKS_MAX));
+        Self { host, runtime, starts: Arc::default(), asks, held: Gauge::default() }
     }
 
     /// Starts a machine, or joins the start that is under way.
@@ -106,9 +86,9 @@ impl Wakes {
         starts.insert(record.id.clone(), start);
         drop(starts);
         let (host, id, seen) = (self.host.clone(), record.id.clone(), record.generation);
-        let load = Arc::clone(&target.load);
+        let (load, asks) = (Arc::clone(&target.load), Arc::clone(&self.asks));
         self.runtime.spawn(async move {
-            let outcome = ask(&host, &id, seen).await;
+            let outcome = ask(&host, &asks, (&id, seen), hold_max).await;
             if matches!(outcome, Outcome::Refused(_)) {
                 // Others that sleep come first from now on.
                 load.health.start_refused(Instant::now());
@@ -134,19 +114,6 @@ impl Wakes {
         let of_app = app.as_ref().is_none_or(|app| is_under(app.held.enter(), share));
         let held = Held { all: &self.held, app };
         (of_all && of_app).then_some(held)
-    }
-}
-
-/// Asks the host to start a machine that was `seen` asleep.
-async fn ask(host: &HostClient, id: &MachineId, seen: Generation) -> Outcome {
-    match host.command(id, &Command::Start).await {
-        Ok(accepted) => Outcome::Accepted(accepted.machine.generation.max(seen)),
-        // Somebody else started it in between.
-        Err(error) if error.code() == Some(Code::WrongState) => Outcome::Accepted(seen),
-        Err(error) => {
-            tracing::warn!(machine = %id, %error, "machine not woken");
-            Outcome::Refused(seen)
-        }
     }
 }
 
@@ -482,11 +449,11 @@ impl<'a> Wait<'a> {
     }
 
     /// Notes that the machine would not start; another may, unless too many would not.
-    fn refuse(&mut self, seen: Option<Generation>) -> Result<(), Cause> {
-        let Some((id, generation)) = self.after.take() else {
+    fn refuse(&mut self, seen: Generation) -> Result<(), Cause> {
+        let Some((id, _)) = self.after.take() else {
             return Err(Cause::WakeFailed);
         };
-        self.refused.push((id, seen.unwrap_or(generation)));
+        self.refused.push((id, seen));
         // It was not started.
         self.wakes = self.wakes.saturating_sub(1);
         if self.refused.len() < REFUSALS_MAX { Ok(()) } else { Err(Cause::WakeFailed) }
@@ -511,8 +478,12 @@ impl<'a> Wait<'a> {
                         }
                         Ok(())
                     }
-                    Outcome::Refused(seen) => self.refuse(Some(seen)),
-                    Outcome::Pending => self.refuse(None),
+                    Outcome::Refused(seen) => self.refuse(seen),
+                    // Its task ended without a word: the next look asks anew.
+                    Outcome::Pending => {
+                        self.after = None;
+                        Ok(())
+                    }
                 }
             }
             () = sleep_until(self.again_at) => Ok(()),

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use perch_types::MachineId;
-use perch_types::directory::Generation;
+use perch_types::host::Drained;
 use tokio::sync::watch;
 
 /// What is known of requests under way.
@@ -16,10 +16,24 @@ pub struct Drains {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Who sends requests and will say when none is under way.
-    senders: usize,
-    /// The newest record with which a machine was said to be drained, by its counter.
-    drained: BTreeMap<MachineId, u64>,
+    /// Who sends requests and will say when none is under way: how many watches of each edge, and
+    /// of those without a number.
+    senders: BTreeMap<Option<u64>, usize>,
+    /// The newest record with which a machine was said to be drained, by its counter, of each edge.
+    /// What was said without a number counts for all.
+    drained: BTreeMap<MachineId, BTreeMap<Option<u64>, u64>>,
+}
+
+impl State {
+    fn is_drained(&self, id: &MachineId, counter: u64) -> bool {
+        let said = self.drained.get(id);
+        self.senders.keys().copied().all(|sender| {
+            said.into_iter().flatten().any(|(edge, newest)| {
+                // Any word will do for one that gave no number.
+                *newest >= counter && (*edge == sender || edge.is_none() || sender.is_none())
+            })
+        })
+    }
 }
 
 /// One that sends requests, until this is dropped.
@@ -27,6 +41,7 @@ struct State {
 #[must_use = "nobody waits for the sender once this is dropped"]
 pub struct Sender {
     state: watch::Sender<State>,
+    edge: Option<u64>,
 }
 
 impl Default for Drains {
@@ -36,16 +51,24 @@ impl Default for Drains {
 }
 
 impl Drains {
-    /// Notes one that sends requests.
-    pub fn join(&self) -> Sender {
-        self.state.send_modify(|state| state.senders += 1);
-        Sender { state: self.state.clone() }
+    /// Notes one that sends requests, with the number of its edge.
+    pub fn join(&self, edge: Option<u64>) -> Sender {
+        self.state.send_modify(|state| {
+            let watches = state.senders.entry(edge).or_default();
+            *watches = watches.saturating_add(1);
+        });
+        Sender { state: self.state.clone(), edge }
     }
 
     /// Notes that no request is under way to a machine that was seen in this generation.
-    pub fn note(&self, id: &MachineId, generation: Generation) {
+    pub fn note(&self, id: &MachineId, drained: Drained) {
+        let Drained { generation, edge } = drained;
         self.state.send_modify(|state| {
-            let newest = state.drained.entry(id.clone()).or_default();
+            // Nobody waits for one that does not watch, and nobody would forget what it said.
+            if edge.is_some() && !state.senders.contains_key(&edge) {
+                return;
+            }
+            let newest = state.drained.entry(id.clone()).or_default().entry(edge).or_default();
             *newest = generation.counter.max(*newest);
         });
     }
@@ -55,21 +78,32 @@ impl Drains {
         self.state.send_if_modified(|state| state.drained.remove(id).is_some());
     }
 
-    /// Waits until a machine is drained that was published not to be ready with this counter, or
-    /// nobody sends requests.
+    /// Waits until all who send requests have said that a machine is drained which was published
+    /// not to be ready with this counter.
     pub async fn wait(&self, id: &MachineId, counter: u64) {
         let mut state = self.state.subscribe();
-        let is_drained = |state: &State| {
-            state.senders == 0 || state.drained.get(id).is_some_and(|newest| *newest >= counter)
-        };
         // The sender lives as long as this does, so the wait ends well.
-        drop(state.wait_for(is_drained).await.map(drop));
+        drop(state.wait_for(|state| state.is_drained(id, counter)).await.map(drop));
     }
 }
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        self.state.send_modify(|state| state.senders = state.senders.saturating_sub(1));
+        self.state.send_modify(|state| {
+            let watches = state.senders.entry(self.edge).or_default();
+            *watches = watches.saturating_sub(1);
+            if *watches > 0 {
+                return;
+            }
+            state.senders.remove(&self.edge);
+            if self.edge.is_some() {
+                // It says all anew when it comes again.
+                state.drained.retain(|_, said| {
+                    said.remove(&self.edge);
+                    !said.is_empty()
+                });
+            }
+        });
     }
 }
 
@@ -77,16 +111,22 @@ impl Drop for Sender {
 mod tests {
     use std::time::Duration;
 
+    use perch_types::directory::Generation;
+
     use super::*;
 
     const SOON: Duration = Duration::from_secs(5);
+
+    fn said(counter: u64, edge: Option<u64>) -> Drained {
+        Drained { generation: Generation { incarnation: 1, counter }, edge }
+    }
 
     #[tokio::test]
     async fn a_wait_ends_with_the_word_about_that_record_or_with_the_last_sender() {
         let (drains, id) = (Drains::default(), MachineId::from_bits(1));
         tokio::time::timeout(SOON, drains.wait(&id, 7)).await.unwrap();
-        let sender = drains.join();
-        let at = |counter| Generation { incarnation: 1, counter };
+        let sender = drains.join(None);
+        let at = |counter| said(counter, None);
         drains.note(&id, at(6));
         let mut wait = Box::pin(drains.wait(&id, 7));
         assert!(futures_util::poll!(&mut wait).is_pending(), "that was of an earlier record");
@@ -97,5 +137,30 @@ mod tests {
         let wait = drains.wait(&id, 9);
         drop(sender);
         tokio::time::timeout(SOON, wait).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn each_edge_answers_for_itself_until_it_is_gone() {
+        let (drains, id) = (Drains::default(), MachineId::from_bits(1));
+        let (old, new) = (drains.join(Some(1)), drains.join(Some(2)));
+        let again = drains.join(Some(2));
+        drains.note(&id, said(7, Some(3)));
+        drains.note(&id, said(7, Some(2)));
+        let mut wait = Box::pin(drains.wait(&id, 7));
+        assert!(futures_util::poll!(&mut wait).is_pending(), "the old one has not said it");
+        drop(old);
+        tokio::time::timeout(SOON, wait).await.unwrap();
+        // What it said holds for as long as it has a watch.
+        drop(new);
+        tokio::time::timeout(SOON, drains.wait(&id, 7)).await.unwrap();
+        let other = drains.join(Some(1));
+        drains.note(&id, said(7, Some(1)));
+        tokio::time::timeout(SOON, drains.wait(&id, 7)).await.unwrap();
+        drop((again, other));
+        assert!(drains.state.borrow().drained.is_empty(), "nobody is left who said it");
+        // One that knows of no numbers speaks for all.
+        let (_one, _two) = (drains.join(Some(1)), drains.join(Some(2)));
+        drains.note(&id, said(8, None));
+        tokio::time::timeout(SOON, drains.wait(&id, 8)).await.unwrap();
     }
 }

@@ -19,9 +19,8 @@ use perch_durable::Journal;
 use perch_store::Store;
 use perch_types::api::MachineEvent;
 use perch_types::clock::Clock;
-use perch_types::directory::Generation;
 use perch_types::host::{
-    Accepted, Command, CreateMachine, HostInfo, HostMachine, Loads, Rest, WatchEvent,
+    Accepted, Command, CreateMachine, Drained, HostInfo, HostMachine, Loads, Rest, WatchEvent,
 };
 use perch_types::image::{Digest, ImageRef};
 use perch_types::{ApiError, AppName, Code, HostId, MachineConfig, MachineId};
@@ -423,18 +422,18 @@ impl Host {
     }
 
     /// Notes one that sends requests to machines; until the guard is dropped, a machine that is
-    /// stopped waits for its word that no request is under way.
-    pub fn join_senders(&self) -> Sender {
-        self.shared.drains.join()
+    /// stopped waits for its word that no request is under way, under the number that it gave.
+    pub fn join_senders(&self, edge: Option<u64>) -> Sender {
+        self.shared.drains.join(edge)
     }
 
     /// Notes that no request is under way to a machine that was seen not to be ready.
     ///
     /// # Errors
     /// When there is no such machine.
-    pub fn drained(&self, id: &MachineId, generation: Generation) -> Result<(), ApiError> {
+    pub fn drained(&self, id: &MachineId, drained: Drained) -> Result<(), ApiError> {
         self.shared.machine(id)?;
-        self.shared.drains.note(id, generation);
+        self.shared.drains.note(id, drained);
         Ok(())
     }
 

@@ -56,9 +56,12 @@ pub(crate) async fn publish(shared: Arc<Shared>, store: Arc<dyn Store>) {
     let mut pause_ms = 0;
     loop {
         let shared = Arc::clone(&publisher.shared);
-        let now_ms = shared.effects.clock.boot_ms();
-        shared.heartbeats.beat("publish", now_ms);
-        let has_told = match publisher.round(now_ms).await {
+        let clock = shared.effects.clock.as_ref();
+        let told = {
+            let round = std::pin::pin!(publisher.round(clock.boot_ms()));
+            shared.heartbeats.turning("publish", clock, round).await
+        };
+        let has_told = match told {
             Ok(has_told) => {
                 pause_ms = 0;
                 has_told

@@ -222,7 +222,7 @@ async fn drained(
     request: Result<Json<Drained>, JsonRejection>,
 ) -> Answer<Drained> {
     let drained = body(request)?;
-    host.drained(&machine_id(&id)?, drained.generation)?;
+    host.drained(&machine_id(&id)?, drained)?;
     Ok(Json(drained))
 }
 

@@ -20,21 +20,28 @@ const BEATS_PER_LOOK: u64 = 5;
 pub(crate) async fn tend(shared: Arc<Shared>) {
     let mut beats = 0_u64;
     loop {
-        shared.heartbeats.beat("tend", shared.effects.clock.boot_ms());
+        let clock = shared.effects.clock.as_ref();
+        shared.heartbeats.beat("tend", clock.boot_ms());
         tokio::select! {
             () = shared.stopping.cancelled() => return,
             () = tokio::time::sleep(Duration::from_millis(BEAT_MS)) => {}
         }
         shared.stand_in();
         beats = beats.wrapping_add(1);
-        if beats.is_multiple_of(BEATS_PER_LOOK) {
-            shared.look_at_limits().await;
-        }
-        let untidy = shared.untidy.swap(false, Ordering::AcqRel);
-        if (untidy || beats.is_multiple_of(BEATS_PER_ROUND))
-            && let Err(error) = shared.tidy(shared.cache_policy()).await
-        {
-            tracing::warn!(%error, "unused images stay for now");
-        }
+        let work = std::pin::pin!(look(&shared, beats));
+        shared.heartbeats.turning("tend", clock, work).await;
+    }
+}
+
+/// Does what is due at this beat.
+async fn look(shared: &Shared, beats: u64) {
+    if beats.is_multiple_of(BEATS_PER_LOOK) {
+        shared.look_at_limits().await;
+    }
+    let untidy = shared.untidy.swap(false, Ordering::AcqRel);
+    if (untidy || beats.is_multiple_of(BEATS_PER_ROUND))
+        && let Err(error) = shared.tidy(shared.cache_policy()).await
+    {
+        tracing::warn!(%error, "unused images stay for now");
     }
 }

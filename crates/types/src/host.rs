@@ -443,6 +443,10 @@ pub struct EdgeNote {
 pub struct Drained {
     /// The generation of the machine's record that said so.
     pub generation: Generation,
+    /// The number of the edge's watch ([`WatchQuery::edge`]). Without one the word counts for all
+    /// edges.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edge: Option<u64>,
 }
 
 /// One line of a watch.

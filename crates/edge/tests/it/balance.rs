@@ -218,7 +218,7 @@ fn a_client_that_does_not_end_its_body_takes_no_machine_out() {
                 machine(1, "web", MachineState::Started, one.port),
                 machine(2, "web", MachineState::Stopped, two.port),
             ],
-            Limits { answer: Duration::from_millis(200), ..Limits::default() },
+            Limits { answer: Duration::from_secs(1), ..Limits::default() },
         );
         for _ in 0..5 {
             let request = format!("{head}Content-Length: {length}\r\n\r\na");
@@ -233,7 +233,7 @@ fn a_client_that_does_not_end_its_body_takes_no_machine_out() {
 /// Answers late but what is fine.
 fn silent(head: &str) -> String {
     if !head.contains("/fine") {
-        std::thread::sleep(Duration::from_secs(2));
+        std::thread::sleep(Duration::from_secs(4));
     }
     OK.to_owned()
 }

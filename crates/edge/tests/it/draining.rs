@@ -40,8 +40,9 @@ fn the_host_hears_that_a_machine_is_drained_when_its_last_request_has_ended() {
         assert_eq!(status(&request.join().unwrap()), "200");
         until("the host is told", || !world.host.drained.lock().unwrap().is_empty());
     });
-    let (drained, generation) = world.host.drained.lock().unwrap()[0].clone();
-    assert_eq!((drained, generation.counter), (id, 2));
+    let (machine, drained) = world.host.drained.lock().unwrap()[0].clone();
+    assert_eq!((machine, drained.generation.counter), (id, 2));
+    assert!(drained.edge.is_some(), "it speaks for itself alone");
     let before = slow.count();
     assert!(get_some());
     assert_eq!(slow.count(), before, "nothing comes after the gate was closed");

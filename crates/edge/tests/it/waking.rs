@@ -37,6 +37,19 @@ fn fifty_requests_start_a_machine_once() {
 }
 
 #[test]
+fn a_start_whose_answer_is_lost_is_asked_for_again_and_nobody_is_refused() {
+    let origin = Origin::fine();
+    let world = World::new(vec![machine(1, "web", MachineState::Stopped, origin.port)]);
+    *world.host.on_start.lock().unwrap() = OnStart::LostOnce;
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| assert_eq!(status(&world.get("web", "/")), "200"));
+        }
+    });
+    assert_eq!(world.host.starts.load(Ordering::SeqCst), 2);
+}
+
+#[test]
 fn a_refused_start_is_a_503() {
     let world = World::new(vec![machine(1, "web", MachineState::Stopped, 1)]);
     *world.host.on_start.lock().unwrap() = OnStart::Refused;

@@ -478,7 +478,7 @@ async fn a_machine_that_is_stopped_is_drained_by_what_was_said_first() {
     let rig = Rig::new().await;
     let service = json!({"protocol": "tcp", "internal_port": 80, "ports": [{"port": 80}]});
     let id = rig.create(1, json!({"services": [service]})).await;
-    let sender = rig.host.join_senders();
+    let sender = rig.host.join_senders(None);
     let (_, mut changes) = rig.host.watch();
     rig.tell(&id, STOP).await;
     let mut said = Vec::new();
@@ -489,7 +489,7 @@ async fn a_machine_that_is_stopped_is_drained_by_what_was_said_first() {
             said.push(machine.generation);
         }
     }
-    rig.host.drained(&id, said[0]).unwrap();
+    rig.host.drained(&id, Drained { generation: said[0], edge: None }).unwrap();
     rig.wait(&id, "stopped").await;
     drop(sender);
     while let Ok(event) = changes.try_recv() {

@@ -70,7 +70,7 @@ struct Watching {
 /// Answers with a snapshot of all machines and every change after it.
 pub(super) fn watch(host: &Host, query: WatchQuery) -> Response {
     // First the promise, then the snapshot: what is in it may be drained already.
-    let sender = query.drains.then(|| host.join_senders());
+    let sender = query.drains.then(|| host.join_senders(query.edge));
     let member = query.drains.then(|| host.join_edge(query.edge));
     let (snapshot, changes) = host.watch();
     let first = stream::once(std::future::ready(line(&snapshot)));

@@ -30,19 +30,27 @@ const SNAPSHOT_ERROR_CHARS_MAX: usize = 500;
 pub(crate) async fn tend(shared: Arc<Shared>) {
     let mut beats = 0_u64;
     loop {
-        shared.heartbeats.beat("volumes", shared.effects.clock.boot_ms());
+        let clock = shared.effects.clock.as_ref();
+        shared.heartbeats.beat("volumes", clock.boot_ms());
         tokio::select! {
             () = shared.stopping.cancelled() => return,
             () = tokio::time::sleep(Duration::from_millis(BEAT_MS)) => {}
         }
         beats = beats.wrapping_add(1);
-        shared.grow_full_volumes().await;
-        if beats.is_multiple_of(BEATS_PER_ROUND) {
-            shared.tend_volumes().await;
-        }
-        if beats.is_multiple_of(BEATS_PER_LOOK) {
-            shared.look_at_room().await;
-        }
+        // Each of many volumes may take its time.
+        let work = std::pin::pin!(look(&shared, beats));
+        shared.heartbeats.turning("volumes", clock, work).await;
+    }
+}
+
+/// Does what is due at this beat.
+async fn look(shared: &Arc<Shared>, beats: u64) {
+    shared.grow_full_volumes().await;
+    if beats.is_multiple_of(BEATS_PER_ROUND) {
+        shared.tend_volumes().await;
+    }
+    if beats.is_multiple_of(BEATS_PER_LOOK) {
+        shared.look_at_room().await;
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) enum OnStart {
     Exits,
     NeverReady,
     Refused,
+    /// The answer to the first is lost, as when the host ends; those after it lead to `Ready`.
+    LostOnce,
 }
 
 #[derive(Debug)]
@@ -39,7 +41,7 @@ pub(crate) struct Host {
     pub(crate) on_start_of: Mutex<BTreeMap<MachineId, OnStart>>,
     pub(crate) starts: AtomicUsize,
     /// Machines that the edge said to be drained.
-    pub(crate) drained: Mutex<Vec<(MachineId, Generation)>>,
+    pub(crate) drained: Mutex<Vec<(MachineId, Drained)>>,
     /// What the edge said to be under way.
     pub(crate) loads: Mutex<Vec<Loads>>,
     /// What the edge answered to questions.
@@ -127,13 +129,18 @@ async fn watch(State(host): State<Arc<Host>>) -> Response {
 }
 
 async fn command(State(host): State<Arc<Host>>, Path(id): Path<MachineId>) -> Response {
-    host.starts.fetch_add(1, Ordering::SeqCst);
+    let starts = host.starts.fetch_add(1, Ordering::SeqCst);
     let own = host.on_start_of.lock().unwrap().get(&id).copied();
     let on_start = own.unwrap_or_else(|| *host.on_start.lock().unwrap());
     let before = host.machines.lock().unwrap()[&id].clone();
     if on_start == OnStart::Refused {
         let error = ApiError::new(Code::InsufficientCapacity, "no room");
         return (StatusCode::UNPROCESSABLE_ENTITY, Json(error)).into_response();
+    }
+    if on_start == OnStart::LostOnce && starts == 0 {
+        let broken = Err::<String, _>(std::io::Error::other("lost"));
+        let lines = futures_util::stream::iter([broken]);
+        return axum::body::Body::from_stream(lines).into_response();
     }
     host.set(&id, MachineState::Starting, false);
     let accepted = host_machine(&host.machines.lock().unwrap()[&id]);
@@ -147,7 +154,7 @@ async fn command(State(host): State<Arc<Host>>, Path(id): Path<MachineId>) -> Re
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(50)).await;
             host.set(&id, MachineState::Started, false);
-            if on_start == OnStart::Ready {
+            if matches!(on_start, OnStart::Ready | OnStart::LostOnce) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 host.set(&id, MachineState::Started, true);
             }
@@ -180,7 +187,7 @@ async fn drained(
     Path(id): Path<MachineId>,
     Json(drained): Json<Drained>,
 ) -> Json<Drained> {
-    host.drained.lock().unwrap().push((id, drained.generation));
+    host.drained.lock().unwrap().push((id, drained));
     Json(drained)
 }
 

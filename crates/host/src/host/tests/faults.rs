@@ -130,7 +130,7 @@ impl Rig {
     async fn draining(&self) -> (MachineId, Sender) {
         let service = json!({"protocol": "tcp", "internal_port": 80, "ports": [{"port": 80}]});
         let id = self.create(1, json!({"services": [service]})).await;
-        let sender = self.host.shared.drains.join();
+        let sender = self.host.shared.drains.join(None);
         self.tell(&id, STOP).await;
         self.until(&id, |machine| machine.state == State::Stopping).await;
         (id, sender)

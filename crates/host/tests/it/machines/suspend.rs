@@ -190,7 +190,7 @@ fn a_start_during_a_suspension_takes_its_place() {
         host.create(request).await.unwrap();
         wait(&host, &id, "ready").await;
         // One that sends requests and never says that none is under way.
-        let sender = host.join_senders();
+        let sender = host.join_senders(None);
         tell(&host, &id, Command::Suspend).await;
         wait(&host, &id, "suspending").await;
         tell(&host, &id, Command::Start).await;
