@@ -13,7 +13,7 @@ use perch_types::certificate_docs::{CertificateOrder, PREFIX, order_key};
 use perch_types::clock::Clock;
 use perch_types::pulse::Pulse;
 use tokio::sync::Notify;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
 use crate::dns::Dns;
 use crate::domains::Domains;
@@ -25,8 +25,10 @@ use crate::view::CertificateView;
 
 mod known;
 mod run;
+mod tasks;
 
 use self::known::Known;
+use self::tasks::{Outcome, Tasks};
 
 /// How long orders stay with a worker that is not heard of any more, in seconds.
 const LEASE_S: u32 = 30;
@@ -189,12 +191,11 @@ async fn follow(
     let listing = config.store.list(PREFIX).await.map_err(fault("list orders"))?;
     let changes = config.store.watch(PREFIX, listing.revision.next()).await;
     let mut changes = changes.map_err(fault("follow orders"))?;
-    let mut known = Known::default();
+    let (mut known, mut tasks) = (Known::default(), Tasks::default());
     context.domains().clear();
     for entry in listing.entries {
         take(context, &mut known, entry.key, Some(&entry.value));
     }
-    let mut tasks: JoinSet<(String, Result<Ended, Error>)> = JoinSet::new();
     let mut beat = tokio::time::interval(LEASE_EVERY);
     loop {
         let pause = begin(context, &mut known, &mut tasks, lease);
@@ -206,7 +207,7 @@ async fn follow(
                 Some(Err(error)) => return Err(fault("follow orders")(error)),
                 None => return Ok(()),
             },
-            Some(ended) = tasks.join_next() => {
+            Some(ended) = tasks.next() => {
                 ended_as(ended, &mut known, config.clock.boot_ms())?;
             }
             _ = beat.tick() => {
@@ -219,25 +220,18 @@ async fn follow(
 }
 
 /// Begins tasks for what is due; returns how long to wait for more.
-fn begin(
-    context: &Arc<Context>,
-    known: &mut Known,
-    tasks: &mut JoinSet<(String, Result<Ended, Error>)>,
-    lease: LeaseId,
-) -> Duration {
+fn begin(context: &Arc<Context>, known: &mut Known, tasks: &mut Tasks, lease: LeaseId) -> Duration {
     let clock = &context.config.clock;
     loop {
-        if tasks.len() >= context.config.limits.server_at_once_max {
+        if tasks.count() >= context.config.limits.server_at_once_max {
             return LOOK_EVERY;
         }
         match known.next(clock.now(), clock.boot_ms()) {
             (Some(key), _) => {
                 known.begins(&key);
-                let context = Arc::clone(context);
-                tasks.spawn(async move {
-                    let ended = run::carry_out(&context, &key, lease).await;
-                    (key, ended)
-                });
+                let (context, of) = (Arc::clone(context), key.clone());
+                let task = async move { run::carry_out(&context, &of, lease).await };
+                tasks.begin(key, task);
             }
             (None, pause) => return pause,
         }
@@ -246,26 +240,21 @@ fn begin(
 
 /// Takes note of a task's end. That the lease is gone is told to whoever holds it.
 fn ended_as(
-    ended: Result<(String, Result<Ended, Error>), tokio::task::JoinError>,
+    (key, outcome): (String, Outcome),
     known: &mut Known,
     boot_ms: u64,
 ) -> Result<(), Error> {
-    let (key, outcome) = match ended {
-        Ok(ended) => ended,
-        Err(error) => {
-            // Whose it was is not told; all are looked at again, and those that run refuse.
-            tracing::error!(%error, "task of an order broke off");
-            known.none_runs();
-            return Ok(());
-        }
-    };
     let pause = match outcome {
         // What it changed comes by the watch, and may be on its way: a moment is enough.
-        Ok(Ended::Waits) => NEWS_PAUSE_MS,
-        Ok(Ended::Elsewhere) => BROKEN_PAUSE_MS,
-        Err(error) if is_lease_gone(&error) => return Err(error),
-        Err(error) => {
+        Ok(Ok(Ended::Waits)) => NEWS_PAUSE_MS,
+        Ok(Ok(Ended::Elsewhere)) => BROKEN_PAUSE_MS,
+        Ok(Err(error)) if is_lease_gone(&error) => return Err(error),
+        Ok(Err(error)) => {
             tracing::warn!(key, error = chain(&error), "order broke off");
+            BROKEN_PAUSE_MS
+        }
+        Err(error) => {
+            tracing::error!(key, %error, "task of an order broke off");
             BROKEN_PAUSE_MS
         }
     };
