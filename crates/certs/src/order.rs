@@ -51,6 +51,8 @@ pub struct Limits {
     /// Orders that this server places within [`Limits::SERVER_WINDOW_S`]; a part of them is kept
     /// for renewals.
     pub server_orders_max: usize,
+    /// How long one step of an order may take.
+    pub step_max: Duration,
 }
 
 impl Limits {
@@ -79,6 +81,7 @@ impl Default for Limits {
             domain_issued_max: 40,
             server_at_once_max: 8,
             server_orders_max: 30,
+            step_max: Duration::from_secs(5 * 60),
         }
     }
 }

@@ -120,7 +120,11 @@ impl Run<'_> {
             }
             let now = self.config.clock.now();
             let Some(act) = order::act(&order.document, now, reserved) else { return Ok(()) };
-            let outcome = self.act(act, &order).await?;
+            let limit = self.config.limits.step_max;
+            let outcome = match tokio::time::timeout(limit, self.act(act, &order)).await {
+                Ok(outcome) => outcome?,
+                Err(_) => too_slow(act).into(),
+            };
             reserved = outcome.event == Event::Reserved;
             let written = self.write(order, outcome, claim).await;
             if reserved && written.is_err() {
@@ -449,6 +453,14 @@ const ACCOUNT_PAUSE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn purpose<'a>((org, app, hostname): &'a Key, app_id: &'a str) -> Purpose<'a> {
     Purpose::CertificateKey { org, app, app_id, hostname }
+}
+
+/// Returns what follows from a step that did not come to an end.
+fn too_slow(act: Act) -> Event {
+    if act == Act::AskWhen {
+        return Event::NotAsked;
+    }
+    Event::Fault(Fault::Passing("the step did not come to an end in its time".to_owned()))
 }
 
 fn gone() -> Event {

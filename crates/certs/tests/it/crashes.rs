@@ -284,6 +284,23 @@ async fn limits_hold_orders_back_and_faults_are_told() {
 }
 
 #[tokio::test]
+async fn an_issuer_that_never_answers_holds_up_no_order_for_ever() {
+    let world = World::start();
+    let fake = Arc::new(FakeIssuer::new(&[ChallengeMethod::Http]));
+    let issuer: Arc<dyn Issuer> = fake.clone();
+    fake.hang(true);
+    let limits = Limits { step_max: Duration::from_secs(1), ..Limits::default() };
+    world.want("shop.example").await;
+    let worker = world.worker_with(&issuer, &world.store, limits, false);
+    let hung = world.until_order("shop.example", |order| !order.errors.is_empty()).await;
+    assert_eq!((hung.errors[0].code.as_str(), hung.failures), ("issuer_unavailable", 0));
+    fake.hang(false);
+    world.clock.turn(Duration::from_secs(6));
+    worker.wake();
+    world.until_served("shop.example").await;
+}
+
+#[tokio::test]
 async fn a_certificate_is_renewed_in_time_and_says_what_it_replaces() {
     let world = World::start();
     let fake = Arc::new(FakeIssuer::new(&[ChallengeMethod::Http]));
