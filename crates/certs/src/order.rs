@@ -108,6 +108,8 @@ const FAILURE_PAUSES: [Duration; 5] = [
 const RATE_LIMIT_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// The longest that an issuer is believed about that.
 const RATE_LIMIT_PAUSE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// How much later than it may an order that is held goes on at most: not all do at once.
+const HELD_SPREAD_MS: i64 = 60_000;
 /// How soon a certificate is renewed at most, whatever its time.
 const RENEWED_MIN: Duration = Duration::from_secs(60 * 60);
 /// How often an issuer is asked by when to renew, when it says nothing about that.
@@ -388,7 +390,8 @@ pub fn advance(
         }
         Event::Held(Held { until, limit }) => {
             order.step = OrderStep::Due;
-            order.due = until;
+            let spread = part_of(HELD_SPREAD_MS, random);
+            order.due = Timestamp::from_unix_ms(until.unix_ms().saturating_add(spread));
             order.rate_limited_until = Some(until);
             let what = format!("no order is placed before {until}: limit `{limit}`");
             note(&mut order, now, (limit, what), "wait; nothing has to be done");

@@ -200,6 +200,20 @@ fn an_issuer_that_has_enough_is_left_alone_and_nothing_counts_as_a_failure() {
 }
 
 #[test]
+fn orders_that_are_held_do_not_go_on_all_at_once() {
+    let due = |random| {
+        let held = Held { until: at(60), limit: "server_orders" };
+        let order = advance(new(), Event::Held(held), at(0), random);
+        assert_eq!(order.rate_limited_until, Some(at(60)));
+        assert!((at(60)..=at(120)).contains(&order.due), "{order:?}");
+        order.due
+    };
+    assert_eq!(due(0), at(60));
+    assert_ne!(due(12_345), due(54_321));
+    due(u64::MAX);
+}
+
+#[test]
 fn each_limit_is_told_by_its_name_and_ends() {
     let limits = Limits {
         hostname_issued_max: 2,
