@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use perch_store::{Event as Change, LeaseId, Store, turning};
+use perch_store::{Event as Change, LeaseId, Revision, Store, turning};
 use perch_types::certificate_docs::{CertificateOrder, PREFIX, order_key};
 use perch_types::clock::Clock;
 use perch_types::pulse::Pulse;
@@ -26,9 +26,11 @@ use crate::view::CertificateView;
 mod known;
 mod run;
 mod tasks;
+mod wall;
 
 use self::known::Known;
 use self::tasks::{Outcome, Tasks};
+use self::wall::Wall;
 
 /// How long orders stay with a worker that is not heard of any more, in seconds.
 const LEASE_S: u32 = 30;
@@ -170,7 +172,7 @@ fn take(context: &Context, known: &mut Known, key: String, value: Option<&[u8]>)
     match value.map(serde_json::from_slice::<CertificateOrder>) {
         Some(Ok(order)) => {
             context.domains().put((org, hostname.as_str()), &order);
-            known.put(key, wake_at(&order), is_renewal(&order));
+            known.put(key, wake_at(&order, context.config.clock.now()), is_renewal(&order));
         }
         Some(Err(error)) => tracing::error!(key, %error, "unreadable document"),
         None => {
@@ -178,6 +180,15 @@ fn take(context: &Context, known: &mut Known, key: String, value: Option<&[u8]>)
             known.remove(&key);
         }
     }
+}
+
+/// Takes note of all orders there are, and returns as of when.
+async fn list(context: &Context, known: &mut Known) -> Result<Revision, Error> {
+    let listing = context.config.store.list(PREFIX).await.map_err(fault("list orders"))?;
+    for entry in listing.entries {
+        take(context, known, entry.key, Some(&entry.value));
+    }
+    Ok(listing.revision)
 }
 
 /// Lists, then follows and does what is due until something breaks.
@@ -188,16 +199,17 @@ async fn follow(
 ) -> Result<(), Error> {
     let config = &context.config;
     let lease = hold(config.store.as_ref(), held).await?;
-    let listing = config.store.list(PREFIX).await.map_err(fault("list orders"))?;
-    let changes = config.store.watch(PREFIX, listing.revision.next()).await;
-    let mut changes = changes.map_err(fault("follow orders"))?;
-    let (mut known, mut tasks) = (Known::default(), Tasks::default());
+    let (mut known, mut tasks, mut wall) = (Known::default(), Tasks::default(), Wall::default());
     context.domains().clear();
-    for entry in listing.entries {
-        take(context, &mut known, entry.key, Some(&entry.value));
-    }
+    let revision = list(context, &mut known).await?;
+    let changes = config.store.watch(PREFIX, revision.next()).await;
+    let mut changes = changes.map_err(fault("follow orders"))?;
     let mut beat = tokio::time::interval(LEASE_EVERY);
     loop {
+        if wall.is_set_back(config.clock.now(), config.clock.boot_ms()) {
+            // What was written down by it before is due otherwise now.
+            list(context, &mut known).await?;
+        }
         let pause = begin(context, &mut known, &mut tasks, lease);
         tokio::select! {
             change = changes.next() => match change {

@@ -195,6 +195,7 @@ impl Run<'_> {
             Act::Tell => self.tell(&order.document).await,
             Act::Look => self.look(&order.document).await?,
             Act::AskWhen => self.ask_when().await?,
+            Act::Reckon => Event::Reckoned(self.served().await?.map(|served| served.leaf)),
         };
         Ok(done.into())
     }
@@ -283,7 +284,7 @@ impl Run<'_> {
         let found = get_doc::<AcmeAccount>(store, &key).await.map_err(fault("read an account"))?;
         let Some(Versioned { mut document, revision }) = found else { return Ok(()) };
         document.rate_limited_until =
-            Some(self.config.clock.now().plus(pause.min(ACCOUNT_PAUSE_MAX)));
+            Some(self.config.clock.now().plus(pause.min(order::ACCOUNT_PAUSE_MAX)));
         let written =
             perch_store::put_doc(store, &key, &document, Expected::Revision(revision)).await;
         match written {
@@ -447,9 +448,6 @@ impl Run<'_> {
         })
     }
 }
-
-/// The longest that an issuer is believed about an account.
-const ACCOUNT_PAUSE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn purpose<'a>((org, app, hostname): &'a Key, app_id: &'a str) -> Purpose<'a> {
     Purpose::CertificateKey { org, app, app_id, hostname }

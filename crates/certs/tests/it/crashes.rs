@@ -302,6 +302,21 @@ async fn an_issuer_that_never_answers_holds_up_no_order_for_ever() {
 }
 
 #[tokio::test]
+async fn an_order_of_a_clock_that_was_ahead_goes_on_when_it_is_set_back() {
+    let world = World::start();
+    let fake = Arc::new(FakeIssuer::new(&[ChallengeMethod::Http]));
+    let issuer: Arc<dyn Issuer> = fake.clone();
+    world.clock.set_ahead(Duration::from_secs(90 * 24 * 3_600));
+    fake.refuse(Fault::Refused("rejectedIdentifier".to_owned(), "not now".to_owned()));
+    world.want("shop.example").await;
+    let worker = world.worker(&issuer, &world.store);
+    world.until_order("shop.example", |order| order.failures == 1).await;
+    world.clock.set_ahead(Duration::ZERO);
+    worker.wake();
+    world.until_served("shop.example").await;
+}
+
+#[tokio::test]
 async fn a_certificate_is_renewed_in_time_and_says_what_it_replaces() {
     let world = World::start();
     let fake = Arc::new(FakeIssuer::new(&[ChallengeMethod::Http]));
