@@ -26,6 +26,10 @@ use perch_types::{OrgSlug, Timestamp};
 
 use crate::issuer::Renewal;
 
+mod skew;
+
+pub use self::skew::{ACCOUNT_PAUSE_MAX, is_ahead};
+
 const HOUR_S: i64 = 3_600;
 const DAY_S: i64 = 24 * HOUR_S;
 
@@ -51,6 +55,8 @@ pub struct Limits {
     /// Orders that this server places within [`Limits::SERVER_WINDOW_S`]; a part of them is kept
     /// for renewals.
     pub server_orders_max: usize,
+    /// How long one step of an order may take.
+    pub step_max: Duration,
 }
 
 impl Limits {
@@ -79,6 +85,7 @@ impl Default for Limits {
             domain_issued_max: 40,
             server_at_once_max: 8,
             server_orders_max: 30,
+            step_max: Duration::from_secs(5 * 60),
         }
     }
 }
@@ -105,6 +112,8 @@ const FAILURE_PAUSES: [Duration; 5] = [
 const RATE_LIMIT_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// The longest that an issuer is believed about that.
 const RATE_LIMIT_PAUSE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// How much later than it may an order that is held goes on at most: not all do at once.
+const HELD_SPREAD_MS: i64 = 60_000;
 /// How soon a certificate is renewed at most, whatever its time.
 const RENEWED_MIN: Duration = Duration::from_secs(60 * 60);
 /// How often an issuer is asked by when to renew, when it says nothing about that.
@@ -148,6 +157,8 @@ pub enum Act {
     Finalize,
     /// Ask by when to renew.
     AskWhen,
+    /// Find out anew when to renew: the clock was ahead when that was written down.
+    Reckon,
 }
 
 /// How it went.
@@ -181,6 +192,8 @@ pub enum Event {
     Renewal(Option<Renewal>),
     /// The issuer could not be asked by when to renew.
     NotAsked,
+    /// The certificate that is there, if there is one: when it is renewed is found out anew.
+    Reckoned(Option<Leaf>),
     /// Somebody asks to look again.
     Nudged,
     /// Something went wrong.
@@ -198,7 +211,10 @@ pub struct Held {
 
 /// Returns when something is to be done.
 #[must_use]
-pub fn wake_at(order: &CertificateOrder) -> Timestamp {
+pub fn wake_at(order: &CertificateOrder, now: Timestamp) -> Timestamp {
+    if is_ahead(order, now) {
+        return now.plus(skew::AHEAD_PAUSE);
+    }
     match (order.step, order.ask_again) {
         (OrderStep::Due, Some(ask)) => order.due.min(ask),
         _ => order.due,
@@ -209,11 +225,13 @@ pub fn wake_at(order: &CertificateOrder) -> Timestamp {
 /// place of one that is being placed was taken by who asks, in this life.
 #[must_use]
 pub fn act(order: &CertificateOrder, now: Timestamp, reserved: bool) -> Option<Act> {
-    if wake_at(order) > now {
+    let is_ahead = is_ahead(order, now);
+    if !is_ahead && wake_at(order, now) > now {
         return None;
     }
     Some(match order.step {
-        OrderStep::Due if order.due > now => Act::AskWhen,
+        OrderStep::Due if is_ahead && is_renewal(order) => Act::Reckon,
+        OrderStep::Due if !is_ahead && order.due > now => Act::AskWhen,
         OrderStep::Placing if reserved => Act::Place,
         OrderStep::Due | OrderStep::Placing => Act::Reserve,
         OrderStep::Placed => Act::Choose,
@@ -256,8 +274,7 @@ pub fn may_place(
     Before { account, org, placed }: Before<'_>,
     (limits, now): (&Limits, Timestamp),
 ) -> Result<(), Held> {
-    let told = [order.rate_limited_until, account.and_then(|it| it.rate_limited_until)];
-    if let Some(until) = told.into_iter().flatten().max().filter(|until| *until > now) {
+    if let Some(until) = skew::limited_until(order, account, now) {
         return Err(Held { until, limit: "rate_limited" });
     }
     let ordered = account.map(|account| account.ordered.as_slice()).unwrap_or_default();
@@ -313,7 +330,8 @@ pub fn domain_has_place(
 /// Returns until when a window holds as many moments as it may.
 fn full_until(times: &[i64], window: i64, max: usize, now: Timestamp) -> Option<Timestamp> {
     let since = now.unix_s().saturating_sub(window);
-    let recent: Vec<i64> = times.iter().copied().filter(|time| *time > since).collect();
+    let is_recent = |time: &i64| *time > since && !skew::has_not_come(*time, now);
+    let recent: Vec<i64> = times.iter().copied().filter(is_recent).collect();
     let oldest = recent.len().checked_sub(max).and_then(|index| recent.get(index))?;
     let until = oldest.saturating_add(window).saturating_add(1);
     Some(Timestamp::from_unix_ms(until.saturating_mul(1_000)))
@@ -322,7 +340,7 @@ fn full_until(times: &[i64], window: i64, max: usize, now: Timestamp) -> Option<
 /// Adds a moment to those that are kept of an account; older ones than the window go.
 pub fn note_placed(times: &mut Vec<i64>, now: Timestamp, window: i64) {
     let since = now.unix_s().saturating_sub(window);
-    times.retain(|time| *time > since);
+    times.retain(|time| *time > since && !skew::has_not_come(*time, now));
     times.push(now.unix_s());
 }
 
@@ -335,7 +353,7 @@ pub fn note_ordered(
     note_placed(&mut account.ordered, now, Limits::ACCOUNT_WINDOW_S);
     let since = now.unix_s().saturating_sub(Limits::ACCOUNT_WINDOW_S);
     account.ordered_by.retain(|_, times| {
-        times.retain(|time| *time > since);
+        times.retain(|time| *time > since && !skew::has_not_come(*time, now));
         !times.is_empty()
     });
     if let Some(org) = counted(order, org) {
@@ -372,6 +390,8 @@ pub fn advance(
     now: Timestamp,
     random: u64,
 ) -> CertificateOrder {
+    let is_nudged = event == Event::Nudged;
+    skew::forget_waits(&mut order, now);
     match event {
         Event::Reserved => {
             // What is not known of yet is renewed, so what is known of it stays.
@@ -385,7 +405,8 @@ pub fn advance(
         }
         Event::Held(Held { until, limit }) => {
             order.step = OrderStep::Due;
-            order.due = until;
+            let spread = part_of(HELD_SPREAD_MS, random);
+            order.due = Timestamp::from_unix_ms(until.unix_ms().saturating_add(spread));
             order.rate_limited_until = Some(until);
             let what = format!("no order is placed before {until}: limit `{limit}`");
             note(&mut order, now, (limit, what), "wait; nothing has to be done");
@@ -424,8 +445,13 @@ pub fn advance(
         Event::Issued(leaf) => issued(&mut order, &leaf, now, random),
         Event::Renewal(renewal) => renew(&mut order, renewal, now, random),
         Event::NotAsked => order.ask_again = Some(now.plus(RENEWAL_ASKED)),
+        Event::Reckoned(leaf) => skew::reckon(&mut order, leaf.as_ref(), now, random),
         Event::Nudged => nudge(&mut order, now),
         Event::Fault(fault) => faulted(&mut order, fault, now),
+    }
+    // A nudge says so itself where it sets a time: what it leaves is no truer than before.
+    if !is_nudged {
+        order.written = Some(now);
     }
     order
 }
@@ -504,7 +530,7 @@ fn nudge(order: &mut CertificateOrder, now: Timestamp) {
     let is_wanted = order.step == OrderStep::Due && order.issued.is_empty();
     // Limits are asked all the same before anything is placed.
     if (waits_for_people || is_wanted) && order.due > now {
-        order.due = now;
+        (order.due, order.written) = (now, Some(now));
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use perch_store::view::ViewHandle;
 use perch_store::{
     Compare, Expected, Store, Txn, Versioned, compare, delete_op, get_doc, list_docs, put_op,
+    turning,
 };
 use perch_types::certificate_docs::{
     CertificateDoc, CertificateOrder, OrderWorker, PLATFORM_APP_ID, ServedCertificate,
@@ -21,6 +22,7 @@ use perch_types::certificate_docs::{
 use perch_types::certificates::{CertificateSource, hostname};
 use perch_types::clock::Clock;
 use perch_types::directory::{AppDoc, Document as _};
+use perch_types::pulse::Pulse;
 use perch_types::view::View;
 use perch_types::{AppName, OrgSlug};
 use tokio::task::JoinHandle;
@@ -80,13 +82,21 @@ impl fmt::Debug for PlatformNamesConfig {
 #[derive(Debug)]
 pub struct PlatformNames {
     task: JoinHandle<()>,
+    pulse: Pulse,
 }
 
 impl PlatformNames {
     /// Begins. Must be called inside a tokio runtime.
     #[must_use]
     pub fn start(config: PlatformNamesConfig) -> Self {
-        Self { task: tokio::spawn(keep(config)) }
+        let pulse = Pulse::default();
+        Self { task: tokio::spawn(keep(config, pulse.clone())), pulse }
+    }
+
+    /// Returns its signs of life.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 }
 
@@ -102,24 +112,24 @@ type App = (OrgSlug, String);
 /// The apps whose names have a certificate of their own.
 type Own = BTreeMap<AppName, App>;
 
-async fn keep(config: PlatformNamesConfig) {
+async fn keep(config: PlatformNamesConfig, pulse: Pulse) {
     let mut changed = config.apps.changed();
     let mut known = None;
     loop {
         changed.borrow_and_update();
         // Apps that are not heard of yet are not gone.
         let mut is_done = config.apps.is_live();
-        if is_done && let Err(error) = look(&config, &mut known).await {
+        if is_done && let Err(error) = turning(&pulse, look(&config, &mut known)).await {
             tracing::warn!(error = chain(&error), "certificates of the domain not looked at");
             is_done = false;
         }
-        tokio::time::sleep(config.pause).await;
+        turning(&pulse, tokio::time::sleep(config.pause)).await;
         if !is_done {
             continue;
         }
-        tokio::select! {
-            news = changed.changed() => if news.is_err() { return },
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+        let news = tokio::time::timeout(LOOK_EVERY, changed.changed());
+        if let Ok(Err(_)) = turning(&pulse, news).await {
+            return;
         }
     }
 }

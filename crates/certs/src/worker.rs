@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use perch_store::{Event as Change, LeaseId, Store, turning};
+use perch_store::{Event as Change, LeaseId, Revision, Store, turning};
 use perch_types::certificate_docs::{CertificateOrder, PREFIX, order_key};
 use perch_types::clock::Clock;
 use perch_types::pulse::Pulse;
 use tokio::sync::Notify;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
 use crate::dns::Dns;
 use crate::domains::Domains;
@@ -25,8 +25,12 @@ use crate::view::CertificateView;
 
 mod known;
 mod run;
+mod tasks;
+mod wall;
 
 use self::known::Known;
+use self::tasks::{Outcome, Tasks};
+use self::wall::Wall;
 
 /// How long orders stay with a worker that is not heard of any more, in seconds.
 const LEASE_S: u32 = 30;
@@ -168,7 +172,7 @@ fn take(context: &Context, known: &mut Known, key: String, value: Option<&[u8]>)
     match value.map(serde_json::from_slice::<CertificateOrder>) {
         Some(Ok(order)) => {
             context.domains().put((org, hostname.as_str()), &order);
-            known.put(key, wake_at(&order), is_renewal(&order));
+            known.put(key, wake_at(&order, context.config.clock.now()), is_renewal(&order));
         }
         Some(Err(error)) => tracing::error!(key, %error, "unreadable document"),
         None => {
@@ -176,6 +180,15 @@ fn take(context: &Context, known: &mut Known, key: String, value: Option<&[u8]>)
             known.remove(&key);
         }
     }
+}
+
+/// Takes note of all orders there are, and returns as of when.
+async fn list(context: &Context, known: &mut Known) -> Result<Revision, Error> {
+    let listing = context.config.store.list(PREFIX).await.map_err(fault("list orders"))?;
+    for entry in listing.entries {
+        take(context, known, entry.key, Some(&entry.value));
+    }
+    Ok(listing.revision)
 }
 
 /// Lists, then follows and does what is due until something breaks.
@@ -186,17 +199,17 @@ async fn follow(
 ) -> Result<(), Error> {
     let config = &context.config;
     let lease = hold(config.store.as_ref(), held).await?;
-    let listing = config.store.list(PREFIX).await.map_err(fault("list orders"))?;
-    let changes = config.store.watch(PREFIX, listing.revision.next()).await;
-    let mut changes = changes.map_err(fault("follow orders"))?;
-    let mut known = Known::default();
+    let (mut known, mut tasks, mut wall) = (Known::default(), Tasks::default(), Wall::default());
     context.domains().clear();
-    for entry in listing.entries {
-        take(context, &mut known, entry.key, Some(&entry.value));
-    }
-    let mut tasks: JoinSet<(String, Result<Ended, Error>)> = JoinSet::new();
+    let revision = list(context, &mut known).await?;
+    let changes = config.store.watch(PREFIX, revision.next()).await;
+    let mut changes = changes.map_err(fault("follow orders"))?;
     let mut beat = tokio::time::interval(LEASE_EVERY);
     loop {
+        if wall.is_set_back(config.clock.now(), config.clock.boot_ms()) {
+            // What was written down by it before is due otherwise now.
+            list(context, &mut known).await?;
+        }
         let pause = begin(context, &mut known, &mut tasks, lease);
         tokio::select! {
             change = changes.next() => match change {
@@ -206,7 +219,7 @@ async fn follow(
                 Some(Err(error)) => return Err(fault("follow orders")(error)),
                 None => return Ok(()),
             },
-            Some(ended) = tasks.join_next() => {
+            Some(ended) = tasks.next() => {
                 ended_as(ended, &mut known, config.clock.boot_ms())?;
             }
             _ = beat.tick() => {
@@ -219,25 +232,18 @@ async fn follow(
 }
 
 /// Begins tasks for what is due; returns how long to wait for more.
-fn begin(
-    context: &Arc<Context>,
-    known: &mut Known,
-    tasks: &mut JoinSet<(String, Result<Ended, Error>)>,
-    lease: LeaseId,
-) -> Duration {
+fn begin(context: &Arc<Context>, known: &mut Known, tasks: &mut Tasks, lease: LeaseId) -> Duration {
     let clock = &context.config.clock;
     loop {
-        if tasks.len() >= context.config.limits.server_at_once_max {
+        if tasks.count() >= context.config.limits.server_at_once_max {
             return LOOK_EVERY;
         }
         match known.next(clock.now(), clock.boot_ms()) {
             (Some(key), _) => {
                 known.begins(&key);
-                let context = Arc::clone(context);
-                tasks.spawn(async move {
-                    let ended = run::carry_out(&context, &key, lease).await;
-                    (key, ended)
-                });
+                let (context, of) = (Arc::clone(context), key.clone());
+                let task = async move { run::carry_out(&context, &of, lease).await };
+                tasks.begin(key, task);
             }
             (None, pause) => return pause,
         }
@@ -246,26 +252,21 @@ fn begin(
 
 /// Takes note of a task's end. That the lease is gone is told to whoever holds it.
 fn ended_as(
-    ended: Result<(String, Result<Ended, Error>), tokio::task::JoinError>,
+    (key, outcome): (String, Outcome),
     known: &mut Known,
     boot_ms: u64,
 ) -> Result<(), Error> {
-    let (key, outcome) = match ended {
-        Ok(ended) => ended,
-        Err(error) => {
-            // Whose it was is not told; all are looked at again, and those that run refuse.
-            tracing::error!(%error, "task of an order broke off");
-            known.none_runs();
-            return Ok(());
-        }
-    };
     let pause = match outcome {
         // What it changed comes by the watch, and may be on its way: a moment is enough.
-        Ok(Ended::Waits) => NEWS_PAUSE_MS,
-        Ok(Ended::Elsewhere) => BROKEN_PAUSE_MS,
-        Err(error) if is_lease_gone(&error) => return Err(error),
-        Err(error) => {
+        Ok(Ok(Ended::Waits)) => NEWS_PAUSE_MS,
+        Ok(Ok(Ended::Elsewhere)) => BROKEN_PAUSE_MS,
+        Ok(Err(error)) if is_lease_gone(&error) => return Err(error),
+        Ok(Err(error)) => {
             tracing::warn!(key, error = chain(&error), "order broke off");
+            BROKEN_PAUSE_MS
+        }
+        Err(error) => {
+            tracing::error!(key, %error, "task of an order broke off");
             BROKEN_PAUSE_MS
         }
     };

@@ -32,7 +32,7 @@ pub(crate) struct Certificates {
     view: CertificateView,
     worker: Option<Worker>,
     /// Which names under the platform's own domain are to have one of a public issuer.
-    _names: Option<PlatformNames>,
+    names: Option<PlatformNames>,
 }
 
 /// The shortest pause between two looks at which apps there are.
@@ -89,7 +89,7 @@ impl Certificates {
                 pause: NAMES_PAUSE,
             })
         });
-        Ok(Self { key, dns, view, worker, _names: names })
+        Ok(Self { key, dns, view, worker, names })
     }
 
     /// Returns what the API needs.
@@ -106,6 +106,9 @@ impl Certificates {
         watchdog.watch("certificates", self.view.pulse(), now_ms);
         if let Some(worker) = &self.worker {
             watchdog.watch("certificate orders", worker.pulse(), now_ms);
+        }
+        if let Some(names) = &self.names {
+            watchdog.watch("certificates of the domain", names.pulse(), now_ms);
         }
     }
 

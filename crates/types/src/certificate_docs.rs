@@ -226,6 +226,9 @@ pub struct CertificateOrder {
     pub step: OrderStep,
     /// When something is to be done.
     pub due: Timestamp,
+    /// When that was written down: by a clock that was ahead it may be far away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written: Option<Timestamp>,
     /// How often this step was tried.
     #[serde(default)]
     pub tries: u32,
@@ -267,6 +270,7 @@ impl CertificateOrder {
             app_id,
             step: OrderStep::Due,
             due: now,
+            written: Some(now),
             tries: 0,
             failures: 0,
             url: None,
@@ -410,6 +414,7 @@ mod tests {
         let text = r#"{"app_id":"app_1","step":"due","due":"2026-01-01T00:00:00Z"}"#;
         let order: CertificateOrder = serde_json::from_str(text).unwrap();
         let due = Timestamp::from_unix_ms(1_767_225_600_000);
-        assert_eq!(order, CertificateOrder::new("app_1".to_owned(), due));
+        let new = CertificateOrder::new("app_1".to_owned(), due);
+        assert_eq!(order, CertificateOrder { written: None, ..new });
     }
 }

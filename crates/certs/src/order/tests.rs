@@ -93,7 +93,7 @@ fn an_order_goes_from_step_to_step() {
     let now = order.ask_again.unwrap();
     assert_eq!(act(&order, now, false), Some(Act::AskWhen));
     order = advance(order, Event::Renewal(None), now, 0);
-    assert_eq!((act(&order, now, false), wake_at(&order)), (None, at(60 * DAY_S)));
+    assert_eq!((act(&order, now, false), wake_at(&order, now)), (None, at(60 * DAY_S)));
     assert_eq!(act(&order, at(60 * DAY_S), false), Some(Act::Reserve));
 }
 
@@ -197,6 +197,91 @@ fn an_issuer_that_has_enough_is_left_alone_and_nothing_counts_as_a_failure() {
         assert_eq!(held, Held { until: at(want), limit: "rate_limited" });
         may_place(&order, before(None, &[]), (limits, at(want))).unwrap();
     }
+}
+
+#[test]
+fn orders_that_are_held_do_not_go_on_all_at_once() {
+    let due = |random| {
+        let held = Held { until: at(60), limit: "server_orders" };
+        let order = advance(new(), Event::Held(held), at(0), random);
+        assert_eq!(order.rate_limited_until, Some(at(60)));
+        assert!((at(60)..=at(120)).contains(&order.due), "{order:?}");
+        order.due
+    };
+    assert_eq!(due(0), at(60));
+    assert_ne!(due(12_345), due(54_321));
+    due(u64::MAX);
+}
+
+/// A clock was ahead when an order was written down, and is set back.
+#[test]
+fn no_order_waits_for_as_long_as_a_clock_was_ahead() {
+    for step in STEPS {
+        let mut order = at_step(step);
+        (order.due, order.written) = (at(DAY_S), Some(at(300)));
+        assert_eq!((act(&order, at(0), true), wake_at(&order, at(0))), (None, at(DAY_S)));
+        order.written = Some(at(301));
+        assert!(act(&order, at(0), true).is_some(), "{step:?}");
+        assert_eq!(wake_at(&order, at(0)), at(5), "{step:?}");
+        // What it comes to is written down by the clock that is right, and waited for.
+        order = advance(order, passing(), at(0), 0);
+        assert_eq!((order.due, order.written), (at(2), Some(at(0))));
+        assert_eq!(act(&order, at(0), true), None, "{step:?}");
+    }
+    let mut first = new();
+    (first.due, first.written) = (at(DAY_S), Some(at(DAY_S)));
+    assert_eq!(act(&first, at(0), false), Some(Act::Reserve));
+    // Of one that has a certificate it is found out when that is renewed: not all are at once.
+    let mut renewal = first;
+    renewal.issued = vec![at(-9).unix_s()];
+    renewal.ask_again = Some(at(99 * DAY_S));
+    renewal.rate_limited_until = Some(at(DAY_S));
+    assert_eq!(act(&renewal, at(0), false), Some(Act::Reckon));
+    let reckoned = advance(renewal.clone(), Event::Reckoned(Some(leaf())), at(0), 0);
+    assert_eq!((reckoned.due, reckoned.ask_again), (at(60 * DAY_S), Some(at(6 * HOUR_S))));
+    assert_eq!((reckoned.written, reckoned.rate_limited_until), (Some(at(0)), None));
+    assert_eq!(act(&reckoned, at(0), false), None);
+    let gone = advance(renewal.clone(), Event::Reckoned(None), at(0), 0);
+    assert_eq!(act(&gone, at(0), false), Some(Act::Reserve));
+    // A nudge of it does not hide that; one of an order that failed has that go on.
+    let nudged = advance(renewal.clone(), Event::Nudged, at(0), 0);
+    assert_eq!((nudged.due, nudged.written), (renewal.due, renewal.written));
+    renewal.failures = 1;
+    let nudged = advance(renewal, Event::Nudged, at(0), 0);
+    assert_eq!((nudged.due, nudged.written), (at(0), Some(at(0))));
+}
+
+#[test]
+fn what_a_clock_that_was_ahead_counted_holds_nothing_back() {
+    let far = at(300 * DAY_S);
+    let many = vec![far.unix_s(); 300];
+    let mut order = new();
+    (order.failed, order.issued) = (many.clone(), many.clone());
+    (order.rate_limited_until, order.written) = (Some(at(DAY_S)), Some(far));
+    let limits = &Limits::default();
+    let found = |order: &CertificateOrder, account: &AcmeAccount| {
+        let found = may_place(order, before(Some(account), &many), (limits, at(0)));
+        found.map_err(|held| held.until)
+    };
+    let mut account = account(&many);
+    for (told, want) in [
+        (None, Ok(())),
+        (Some(far), Ok(())),
+        (Some(at(DAY_S + 301)), Ok(())),
+        (Some(at(DAY_S + 300)), Err(at(DAY_S + 300))),
+        (Some(at(5)), Err(at(5))),
+    ] {
+        account.rate_limited_until = told;
+        assert_eq!(found(&order, &account), want, "{told:?}");
+    }
+    account.rate_limited_until = None;
+    order.written = Some(at(0));
+    for (told, want) in [(Some(far), Ok(())), (Some(at(DAY_S)), Err(at(DAY_S)))] {
+        order.rate_limited_until = told;
+        assert_eq!(found(&order, &account), want, "{told:?}");
+    }
+    note_placed(&mut account.ordered, at(0), Limits::ACCOUNT_WINDOW_S);
+    assert_eq!(account.ordered, [at(0).unix_s()]);
 }
 
 #[test]

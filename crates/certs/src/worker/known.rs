@@ -60,13 +60,6 @@ impl Known {
         self.rests.insert((until_boot_ms, key));
     }
 
-    /// Takes note that no task is known to work on any.
-    pub(super) fn none_runs(&mut self) {
-        for key in std::mem::take(&mut self.running) {
-            self.queue(key);
-        }
-    }
-
     /// Returns one that is due, and how long it takes until the next is.
     pub(super) fn next(&mut self, now: Timestamp, boot_ms: u64) -> (Option<String>, Duration) {
         while let Some((until, key)) = self.rests.pop_first() {
@@ -189,17 +182,5 @@ mod tests {
         // One that was issued meanwhile is a renewal from then on, and lies in one place.
         known.put("later".to_owned(), at(90), true);
         assert_eq!((known.queue.len(), known.renewals.len()), (0, 2));
-    }
-
-    #[test]
-    fn all_are_looked_at_again_when_it_is_not_told_whose_task_broke_off() {
-        let mut known = Known::default();
-        for name in ["a", "b"] {
-            known.put(name.to_owned(), at(0), false);
-            known.begins(name);
-        }
-        assert_eq!(next(&mut known, 0).0, None);
-        known.none_runs();
-        assert_eq!(next(&mut known, 0).0, key("a"));
     }
 }

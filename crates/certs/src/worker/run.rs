@@ -120,7 +120,11 @@ impl Run<'_> {
             }
             let now = self.config.clock.now();
             let Some(act) = order::act(&order.document, now, reserved) else { return Ok(()) };
-            let outcome = self.act(act, &order).await?;
+            let limit = self.config.limits.step_max;
+            let outcome = match tokio::time::timeout(limit, self.act(act, &order)).await {
+                Ok(outcome) => outcome?,
+                Err(_) => too_slow(act).into(),
+            };
             reserved = outcome.event == Event::Reserved;
             let written = self.write(order, outcome, claim).await;
             if reserved && written.is_err() {
@@ -191,6 +195,7 @@ impl Run<'_> {
             Act::Tell => self.tell(&order.document).await,
             Act::Look => self.look(&order.document).await?,
             Act::AskWhen => self.ask_when().await?,
+            Act::Reckon => Event::Reckoned(self.served().await?.map(|served| served.leaf)),
         };
         Ok(done.into())
     }
@@ -279,7 +284,7 @@ impl Run<'_> {
         let found = get_doc::<AcmeAccount>(store, &key).await.map_err(fault("read an account"))?;
         let Some(Versioned { mut document, revision }) = found else { return Ok(()) };
         document.rate_limited_until =
-            Some(self.config.clock.now().plus(pause.min(ACCOUNT_PAUSE_MAX)));
+            Some(self.config.clock.now().plus(pause.min(order::ACCOUNT_PAUSE_MAX)));
         let written =
             perch_store::put_doc(store, &key, &document, Expected::Revision(revision)).await;
         match written {
@@ -444,11 +449,16 @@ impl Run<'_> {
     }
 }
 
-/// The longest that an issuer is believed about an account.
-const ACCOUNT_PAUSE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
-
 fn purpose<'a>((org, app, hostname): &'a Key, app_id: &'a str) -> Purpose<'a> {
     Purpose::CertificateKey { org, app, app_id, hostname }
+}
+
+/// Returns what follows from a step that did not come to an end.
+fn too_slow(act: Act) -> Event {
+    if act == Act::AskWhen {
+        return Event::NotAsked;
+    }
+    Event::Fault(Fault::Passing("the step did not come to an end in its time".to_owned()))
 }
 
 fn gone() -> Event {

@@ -272,7 +272,8 @@ async fn limits_hold_orders_back_and_faults_are_told() {
     assert_eq!(nameless.errors[0].code, "dns_not_configured");
     assert_eq!(fake.seen().placed, 2);
     fake.refuse(Fault::Refused("rejectedIdentifier".to_owned(), "not this one".to_owned()));
-    world.clock.turn(Duration::from_secs(62));
+    // It goes on within a minute after it may.
+    world.clock.turn(Duration::from_secs(125));
     worker.wake();
     let refused = world.until_order("c.example", |order| order.failures == 1).await;
     assert_eq!(refused.errors[0].code, "rejectedIdentifier");
@@ -281,6 +282,38 @@ async fn limits_hold_orders_back_and_faults_are_told() {
     worker.wake();
     world.until_served("c.example").await;
     assert!(world.order("c.example").await.errors.is_empty());
+}
+
+#[tokio::test]
+async fn an_issuer_that_never_answers_holds_up_no_order_for_ever() {
+    let world = World::start();
+    let fake = Arc::new(FakeIssuer::new(&[ChallengeMethod::Http]));
+    let issuer: Arc<dyn Issuer> = fake.clone();
+    fake.hang(true);
+    let limits = Limits { step_max: Duration::from_secs(1), ..Limits::default() };
+    world.want("shop.example").await;
+    let worker = world.worker_with(&issuer, &world.store, limits, false);
+    let hung = world.until_order("shop.example", |order| !order.errors.is_empty()).await;
+    assert_eq!((hung.errors[0].code.as_str(), hung.failures), ("issuer_unavailable", 0));
+    fake.hang(false);
+    world.clock.turn(Duration::from_secs(6));
+    worker.wake();
+    world.until_served("shop.example").await;
+}
+
+#[tokio::test]
+async fn an_order_of_a_clock_that_was_ahead_goes_on_when_it_is_set_back() {
+    let world = World::start();
+    let fake = Arc::new(FakeIssuer::new(&[ChallengeMethod::Http]));
+    let issuer: Arc<dyn Issuer> = fake.clone();
+    world.clock.set_ahead(Duration::from_secs(90 * 24 * 3_600));
+    fake.refuse(Fault::Refused("rejectedIdentifier".to_owned(), "not now".to_owned()));
+    world.want("shop.example").await;
+    let worker = world.worker(&issuer, &world.store);
+    world.until_order("shop.example", |order| order.failures == 1).await;
+    world.clock.set_ahead(Duration::ZERO);
+    worker.wake();
+    world.until_served("shop.example").await;
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use perch_certs::order::Fault;
@@ -38,6 +39,7 @@ pub(crate) struct FakeIssuer {
     state: Mutex<State>,
     authority: rcgen::Issuer<'static, KeyPair>,
     methods: Vec<ChallengeMethod>,
+    hangs: AtomicBool,
 }
 
 impl std::fmt::Debug for FakeIssuer {
@@ -51,7 +53,8 @@ impl FakeIssuer {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = rcgen::Issuer::new(params, KeyPair::generate().unwrap());
-        Self { state: Mutex::default(), authority, methods: methods.to_vec() }
+        let (methods, hangs) = (methods.to_vec(), AtomicBool::new(false));
+        Self { state: Mutex::default(), authority, methods, hangs }
     }
 
     pub(crate) fn seen(&self) -> Seen {
@@ -61,6 +64,11 @@ impl FakeIssuer {
     /// Has the next order refused.
     pub(crate) fn refuse(&self, fault: Fault) {
         self.state.lock().unwrap().refuses = Some(fault);
+    }
+
+    /// Has orders that are placed answered never, or again.
+    pub(crate) fn hang(&self, hangs: bool) {
+        self.hangs.store(hangs, Ordering::SeqCst);
     }
 
     fn with<T>(&self, url: &str, act: impl FnOnce(&mut Order) -> T) -> Result<T, Fault> {
@@ -80,6 +88,9 @@ impl Issuer for FakeIssuer {
     }
 
     async fn place(&self, hostname: &str, replaces: Option<&RenewalId>) -> Result<String, Fault> {
+        if self.hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         let mut state = self.state.lock().unwrap();
         state.seen.placed += 1;
         if let Some(fault) = state.refuses.take() {

@@ -9,6 +9,7 @@ use perch_types::certificate_docs::{
     CertificateDoc, CertificateOrder, ChallengeMethod, OrderStep, platform_key,
 };
 use perch_types::directory::{AppDoc, Document as _, MachineRecord};
+use perch_types::pulse::Watchdog;
 use perch_types::{AppName, MachineId, OrgSlug, Timestamp};
 
 use crate::fake::FakeIssuer;
@@ -155,6 +156,24 @@ async fn what_is_of_another_domain_or_of_an_app_that_is_gone_is_not_kept() {
     tokio::time::timeout(PATIENCE, renewed).await.unwrap();
     let older = get_doc::<CertificateDoc>(world.store.as_ref(), &key("web.older.example")).await;
     assert!(older.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn whoever_keeps_the_names_shows_that_it_turns() {
+    let world = World::start();
+    let apps = ViewFollower::start(Arc::clone(&world.store), world.folder.path().join("view"));
+    let keeper = names(&world, &apps);
+    let watchdog = Watchdog::new(1);
+    watchdog.watch("names", keeper.pulse(), 0);
+    // It does so again and again.
+    for now_ms in [10, 20, 30] {
+        let turns = async {
+            while !watchdog.wedged(now_ms).is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, turns).await.unwrap();
+    }
 }
 
 async fn order_for_all(world: &World) -> CertificateOrder {

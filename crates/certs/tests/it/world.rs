@@ -24,6 +24,7 @@ pub(crate) struct TestClock {
     began: Instant,
     begin_ms: i64,
     offset_ms: AtomicI64,
+    ahead_ms: AtomicI64,
 }
 
 impl TestClock {
@@ -31,11 +32,17 @@ impl TestClock {
     fn new() -> Self {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         let begin_ms = i64::try_from(since.as_millis()).unwrap();
-        Self { began: Instant::now(), begin_ms, offset_ms: AtomicI64::new(0) }
+        let began = Instant::now();
+        Self { began, begin_ms, offset_ms: AtomicI64::new(0), ahead_ms: AtomicI64::new(0) }
     }
 
     pub(crate) fn turn(&self, time: Duration) {
         self.offset_ms.fetch_add(i64::try_from(time.as_millis()).unwrap(), Ordering::Relaxed);
+    }
+
+    /// Sets the wall clock alone, so far ahead of the right time.
+    pub(crate) fn set_ahead(&self, time: Duration) {
+        self.ahead_ms.store(i64::try_from(time.as_millis()).unwrap(), Ordering::Relaxed);
     }
 
     fn ms(&self) -> i64 {
@@ -46,7 +53,8 @@ impl TestClock {
 
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
-        Timestamp::from_unix_ms(self.begin_ms + self.ms())
+        let ahead_ms = self.ahead_ms.load(Ordering::Relaxed);
+        Timestamp::from_unix_ms(self.begin_ms + self.ms() + ahead_ms)
     }
 
     fn boot_ms(&self) -> u64 {
