@@ -151,6 +151,6 @@ mod tests {
 
     #[test]
     fn without_a_manager_nothing_is_kept_or_found() {
-        assert!(kept().unwrap().is_empty());
+        assert!(kept().is_empty());
     }
 }
