@@ -197,7 +197,10 @@ impl Deployer {
                 self.ensure(volumes).await.map_err(call)?;
                 let before = self.api.machine(&self.app, machine).await.map_err(call)?;
                 match self.api.update_machine(&self.app, machine, request).await {
-                    Ok(updated) => (updated, Mark::of(&before), before.answers.filter(is_known)),
+                    Ok(updated) => {
+                        let mark = Mark::of_update(&before, &updated);
+                        (updated, mark, before.answers.filter(is_known))
+                    }
                     // It may have been carried out all the same.
                     Err(source @ CallError::Interrupted { .. }) => {
                         return Err(self.undo(op, machine, call(source), (place, observer)).await);

@@ -21,6 +21,18 @@ impl Mark {
     pub fn of(machine: &Machine) -> Self {
         Self(machine.events.first().map(|event| event.id.clone()))
     }
+
+    /// Makes the mark of an update: what the version before it did until it was noted, such as to
+    /// end once more, is not the new one's fault.
+    #[must_use]
+    pub fn of_update(before: &Machine, updated: &Machine) -> Self {
+        let is_new = |id: &str| before.events.iter().all(|event| event.id != id);
+        let mut updates = updated.events.iter().filter(|event| event.kind == "update");
+        match updates.find(|event| is_new(&event.id)) {
+            Some(update) => Self(Some(update.id.clone())),
+            None => Self::of(before),
+        }
+    }
 }
 
 /// How a machine stands after an operation.

@@ -97,11 +97,11 @@ impl Deployer {
         let call = || self.api.update_machine(&self.app, id, before);
         // What the failed version did is not the old one's fault.
         let failed = self.patiently(|| self.api.machine(&self.app, id)).await.map_err(error)?;
-        self.patiently(call).await.map_err(error)?;
+        let updated = self.patiently(call).await.map_err(error)?;
         if before.skip_launch {
             return Ok(());
         }
-        self.watch(id, &Mark::of(&failed), place, observer).await.map(drop)
+        self.watch(id, &Mark::of_update(&failed, &updated), place, observer).await.map(drop)
     }
 
     /// Calls until there is an answer or the patience is over: a server that is away for a moment

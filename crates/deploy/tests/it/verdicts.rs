@@ -3,7 +3,7 @@
 //! Never a call.
 
 use perch_deploy::{Mark, Verdict, is_known, is_worse, judge};
-use perch_types::api::{Answers, CheckState, CheckStatus, Machine};
+use perch_types::api::{Answers, CheckState, CheckStatus, Machine, MachineEvent};
 use perch_types::{InstanceId, MachineConfig, MachineState, Timestamp};
 
 use crate::fake::{THEN, World};
@@ -42,6 +42,42 @@ fn a_wrong_listener_is_found_among_the_checks_that_follow_from_it() {
         assert_eq!(judge(&started(checks), &Mark::default()), want, "{checks:?}");
     }
     assert_eq!(judge(&started(&[fine]), &Mark::default()), Verdict::Ready);
+}
+
+#[test]
+fn what_ended_before_an_update_is_the_version_befores_fault() {
+    let event = |id: &str, kind: &str, code: i32| {
+        let exit = serde_json::json!({
+            "exit_event": {
+                "exit_code": code, "guest_exit_code": code, "guest_signal": 0, "signal": 0,
+                "oom_killed": false, "requested_stop": false, "restarting": false,
+                "exited_at": "2026-01-01T00:00:00Z",
+            },
+            "restart_count": 0,
+        });
+        let event = serde_json::json!({
+            "id": id, "type": kind, "status": "stopped", "source": "flyd", "timestamp": THEN,
+            "request": (kind == "exit").then_some(exit),
+        });
+        serde_json::from_value::<MachineEvent>(event).unwrap()
+    };
+    let with = |events: &[(&str, &str, i32)]| {
+        let events = events.iter().map(|(id, kind, code)| event(id, kind, *code)).collect();
+        Machine { events, ..started(&[]) }
+    };
+    let before = with(&[("b", "exit", 4), ("a", "update", 0)]);
+    // It ended once more before the update was noted.
+    let updated =
+        with(&[("d", "update", 0), ("c", "exit", 4), ("b", "exit", 4), ("a", "update", 0)]);
+    let mark = Mark::of_update(&before, &updated);
+    assert_eq!(judge(&updated, &mark), Verdict::Runs);
+    let ended = with(&[("e", "exit", 5), ("d", "update", 0), ("c", "exit", 4)]);
+    assert!(matches!(judge(&ended, &mark), Verdict::Exited(exit) if exit.exit_code == 5));
+    // Where nothing says when the update was noted, all since is its own.
+    let silent = with(&[("c", "exit", 4), ("b", "exit", 4), ("a", "update", 0)]);
+    let mark = Mark::of_update(&before, &silent);
+    assert!(matches!(judge(&silent, &mark), Verdict::Exited(exit) if exit.exit_code == 4));
+    assert_eq!(judge(&before, &mark), Verdict::Runs);
 }
 
 #[test]
