@@ -67,6 +67,17 @@ fn of_pebble(folder: &Path) -> Option<PathBuf> {
     made.is_ok_and(|status| status.success()).then_some(certificate)
 }
 
+/// Finds pebble and its zones' server, and makes the certificate that it shows; tells what is not
+/// there.
+fn issuer(test: &str, folder: &Path) -> Option<((PathBuf, PathBuf), PathBuf)> {
+    let programs = has("pebble").zip(has("pebble-challtestsrv"));
+    let certificate = of_pebble(folder);
+    if programs.is_none() || certificate.is_none() {
+        skipped(test, if programs.is_none() { "pebble" } else { "openssl" });
+    }
+    programs.zip(certificate)
+}
+
 /// Starts pebble and its zones, in which every name is at 127.0.0.1.
 fn start((pebble, names): (&Path, &Path), folder: &Path, ports: &Ports) -> Running {
     let config = json!({"pebble": {
@@ -162,13 +173,8 @@ fn bring_forward(cloud: &Cloud, key: &str) {
 #[test]
 fn a_certificate_is_got_over_tls_and_renewed_while_it_is_served() {
     let test = "a_certificate_is_got_over_tls_and_renewed_while_it_is_served";
-    let (Some(pebble), Some(names)) = (has("pebble"), has("pebble-challtestsrv")) else {
-        return skipped(test, "pebble");
-    };
     let folder = tempfile::tempdir().unwrap();
-    let Some(certificate) = of_pebble(folder.path()) else {
-        return skipped(test, "openssl");
-    };
+    let Some((programs, certificate)) = issuer(test, folder.path()) else { return };
     let (listen, dns, https) = (port(), port(), port());
     let config = config(folder.path(), &certificate, (listen, dns));
     let at = format!("127.0.0.1:{https}");
@@ -179,7 +185,7 @@ fn a_certificate_is_got_over_tls_and_renewed_while_it_is_served() {
     };
     // Nobody answers HTTP where the issuer looks, but the edge's own TLS does.
     let ports = Ports { listen, dns, http: port(), tls: https };
-    let _running = start((&pebble, &names), folder.path(), &ports);
+    let _running = start((&programs.0, &programs.1), folder.path(), &ports);
     cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
     let wanted = json!({"hostname": "shop.example"});
     cloud.must("POST", &format!("{CERTIFICATE}/acme"), &wanted).unwrap();
@@ -232,13 +238,8 @@ fn own_names(cloud: &Cloud, https: u16) {
 #[test]
 fn a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again() {
     let test = "a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again";
-    let (Some(pebble), Some(names)) = (has("pebble"), has("pebble-challtestsrv")) else {
-        return skipped(test, "pebble");
-    };
     let folder = tempfile::tempdir().unwrap();
-    let Some(certificate) = of_pebble(folder.path()) else {
-        return skipped(test, "openssl");
-    };
+    let Some((programs, certificate)) = issuer(test, folder.path()) else { return };
     let (listen, dns, https) = (port(), port(), port());
     let config = config(folder.path(), &certificate, (listen, dns));
     let at = format!("127.0.0.1:{https}");
@@ -249,7 +250,7 @@ fn a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again
         return;
     };
     let ports = Ports { listen, dns, http: cloud.edge.port(), tls: port() };
-    let _running = start((&pebble, &names), folder.path(), &ports);
+    let _running = start((&programs.0, &programs.1), folder.path(), &ports);
     let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
     let machine = json!({
         "image": image,
