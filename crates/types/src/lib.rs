@@ -27,6 +27,7 @@ pub mod network_policy;
 pub mod octets;
 pub mod ports;
 pub mod pulse;
+pub mod replays;
 pub mod schedule;
 pub mod secret;
 pub mod secret_keys;
