@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use perch_runtime::cgroup::{Hierarchies, Paths};
 
-use crate::machine::{Machine, exec, skip, wait};
+use crate::machine::{Machine, exec, wait};
 
 #[tokio::test]
 async fn x1_memory_has_a_limit_and_an_oom_kill_is_reported() {
@@ -146,7 +146,7 @@ async fn x1_swap_has_a_limit_of_its_own_that_a_change_of_the_memory_leaves_alone
             }
             match swap_bytes(&machine, memory_mb << 20) {
                 Some(bytes) => assert_eq!(bytes, swap_mb << 20, "beside {memory_mb} MiB"),
-                None => skip("swap", "a kernel that counts swap (swapaccount=1)"),
+                None => perch_testkit::skipped("swap", "a kernel that counts swap (swapaccount=1)"),
             }
         }
         instance.kill().await.unwrap();
