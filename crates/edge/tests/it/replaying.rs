@@ -14,13 +14,13 @@ use crate::world::{World, machine, read_head, status, until};
 type Asked = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
 
 /// A program that reads bodies too, and keeps what it was asked.
-struct Reader {
-    port: u16,
+pub(crate) struct Reader {
+    pub(crate) port: u16,
     asked: Asked,
 }
 
 impl Reader {
-    fn new(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         Self::made(answer, true)
     }
 
@@ -47,11 +47,11 @@ impl Reader {
         Self::new(|_| ok())
     }
 
-    fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.asked.lock().unwrap().len()
     }
 
-    fn last(&self) -> (String, Vec<u8>) {
+    pub(crate) fn last(&self) -> (String, Vec<u8>) {
         self.asked.lock().unwrap().last().cloned().unwrap()
     }
 }
@@ -60,7 +60,7 @@ fn ok() -> String {
     "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned()
 }
 
-fn replay(fields: &str) -> String {
+pub(crate) fn replay(fields: &str) -> String {
     format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{fields}\r\n\r\n")
 }
 
