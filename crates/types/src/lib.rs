@@ -9,6 +9,7 @@ pub mod build;
 pub mod certificate_docs;
 pub mod certificates;
 pub mod clock;
+pub mod consumed;
 pub mod directory;
 pub mod edge_code;
 pub mod endpoint;
