@@ -20,7 +20,7 @@ test: ## Install what the tests need, check the code, run all tests
 	cargo build --quiet --locked --workspace --bins
 	@skipped=$$(mktemp); \
 	PERCH_SKIPPED_FILE=$$skipped cargo nextest run --locked --workspace --no-fail-fast $(TESTS); \
-	status=$$?; sort -u $$skipped; rm -f $$skipped; exit $$status
+	status=$$?; scripts/skipped $$skipped || status=1; rm -f $$skipped; exit $$status
 
 test-long: test ## Also what takes long: fuzz targets, base images, both example apps, an emulated Debian
 	PERCH_TEST_LONG=1 cargo nextest run --locked --workspace --no-fail-fast --profile long

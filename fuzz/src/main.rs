@@ -11,7 +11,35 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use perch_edge::fuzzing::{SEEDS, TARGETS, Target};
+#[path = "../../crates/cli/src/authority.rs"]
+mod authority;
+
+/// A function that takes any bytes.
+type Target = fn(&[u8]);
+
+/// What is fed, and what its bytes are made of.
+#[derive(Clone, Copy)]
+struct Fed {
+    name: &'static str,
+    target: Target,
+    seeds: &'static [&'static str],
+}
+
+/// The targets of a crate, by their names, and their seeds.
+type Set = (&'static [(&'static str, Target)], &'static [&'static str]);
+const SETS: [Set; 4] = [
+    (perch_edge::fuzzing::TARGETS, perch_edge::fuzzing::SEEDS),
+    (perch_certs::fuzzing::TARGETS, perch_certs::fuzzing::SEEDS),
+    (perch_dns::fuzzing::TARGETS, perch_dns::fuzzing::SEEDS),
+    // Of a program, and of nothing else that could be linked.
+    (&[("authority", authority::fuzz)], authority::FUZZ_SEEDS),
+];
+
+fn all() -> impl Iterator<Item = Fed> {
+    SETS.into_iter().flat_map(|(targets, seeds)| {
+        targets.iter().map(move |&(name, target)| Fed { name, target, seeds })
+    })
+}
 
 /// How long each target is fed when nothing else is said.
 const SECONDS: u64 = 20;
@@ -28,7 +56,7 @@ struct Arguments {
     seconds: u64,
     seed: u64,
     input: Option<PathBuf>,
-    targets: Vec<(&'static str, Target)>,
+    targets: Vec<Fed>,
 }
 
 fn main() -> ExitCode {
@@ -45,18 +73,18 @@ fn run() -> Result<ExitCode, String> {
     let arguments = parse(std::env::args().skip(1))?;
     if let Some(path) = &arguments.input {
         let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        arguments.targets.iter().for_each(|(_, target)| target(&bytes));
+        arguments.targets.iter().for_each(|fed| (fed.target)(&bytes));
         println!("{} bytes hold", bytes.len());
         return Ok(ExitCode::SUCCESS);
     }
     println!("seed {}", arguments.seed);
-    for (name, target) in &arguments.targets {
+    for Fed { name, target, seeds } in &arguments.targets {
         let end = Instant::now() + Duration::from_secs(arguments.seconds);
         let mut random = Random(arguments.seed | 1);
         let mut count = 0_u64;
         while Instant::now() < end {
             for _ in 0..LOOK_EVERY {
-                let bytes = input(&mut random);
+                let bytes = input(&mut random, seeds);
                 if std::panic::catch_unwind(|| target(&bytes)).is_err() {
                     let path = std::env::temp_dir().join(format!("perch-fuzz-{name}"));
                     std::fs::write(&path, &bytes).map_err(|error| error.to_string())?;
@@ -85,23 +113,22 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--seed" => arguments.seed = number()?,
             "--input" => arguments.input = words.next().map(PathBuf::from),
             name => {
-                let names: Vec<_> = TARGETS.iter().map(|(name, _)| *name).collect();
-                let found = TARGETS.iter().find(|(target, _)| *target == name);
-                arguments.targets.push(
-                    *found.ok_or_else(|| format!("{name}: targets are {}", names.join(", ")))?,
-                );
+                let names = || all().map(|fed| fed.name).collect::<Vec<_>>().join(", ");
+                let found = all().find(|fed| fed.name == name);
+                let found = found.ok_or_else(|| format!("{name}: targets are {}", names()))?;
+                arguments.targets.push(found);
             }
         }
     }
     if arguments.targets.is_empty() {
-        arguments.targets = TARGETS.to_vec();
+        arguments.targets = all().collect();
     }
     Ok(arguments)
 }
 
 /// Two seeds, one behind the other, with some changes.
-fn input(random: &mut Random) -> Vec<u8> {
-    let mut bytes = [*random.one(SEEDS), *random.one(SEEDS)].concat().into_bytes();
+fn input(random: &mut Random, seeds: &[&str]) -> Vec<u8> {
+    let mut bytes = [*random.one(seeds), *random.one(seeds)].concat().into_bytes();
     if random.below(16) == 0 {
         bytes = (0..random.below(64)).map(|_| random.byte()).collect();
     }
@@ -124,7 +151,7 @@ fn input(random: &mut Random) -> Vec<u8> {
                 drop(bytes.splice(to..to, piece));
             }
             _ => {
-                let seed = random.one(SEEDS).as_bytes();
+                let seed = random.one(seeds).as_bytes();
                 let piece = seed.get(..random.index(seed.len())).unwrap_or_default().to_vec();
                 drop(bytes.splice(at..at, piece));
             }

@@ -30,6 +30,7 @@ mod push_tokens;
 mod rate;
 mod reconcile;
 mod reference;
+mod replay_sources;
 mod reply;
 mod routes;
 mod secrets;

@@ -24,7 +24,7 @@ use crate::machines::lease::{self, Standing};
 use crate::reply::{Failure, finish, no_such_method, no_such_path};
 use crate::{
     apps, builds, certificates, inside, ips, logs, machines, network_policies, oidc, orgs,
-    placements, platform, reference, secrets, sessions, tokens, volumes,
+    placements, platform, reference, replay_sources, secrets, sessions, tokens, volumes,
 };
 
 /// How long an ordinary request may take.
@@ -84,6 +84,8 @@ fn of_apps(routes: Routes) -> Routes {
         .serve(endpoint::APP_GET, apps::get)
         .serve(endpoint::APP_DELETE, apps::delete)
         .serve(endpoint::ORG_MACHINES, orgs::machines)
+        .serve(endpoint::ORG_REPLAY_SOURCES_GET, replay_sources::get)
+        .serve(endpoint::ORG_REPLAY_SOURCES_SET, replay_sources::set)
         .serve(endpoint::APP_LOGS, logs::app)
         .serve(endpoint::NETWORK_POLICIES_LIST, network_policies::list)
         .serve(endpoint::NETWORK_POLICIES_LIST_SLASH, network_policies::list)

@@ -224,5 +224,7 @@ fn covers(name: &str, hostname: &str) -> bool {
         && name.strip_prefix(WILDCARD).is_some_and(|name| above(hostname).as_deref() == Some(name))
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -18,6 +18,8 @@ pub mod dns;
 mod domains;
 mod edge_key;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod inspect;
 mod issuer;
 mod net;

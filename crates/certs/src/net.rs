@@ -146,6 +146,23 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     text.trim().parse().ok().map(Duration::from_secs)
 }
 
+/// A pause is the number that was said, and a moment can be that much later: for the fuzz target.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let Ok(value) = http::HeaderValue::from_bytes(bytes) else {
+        return;
+    };
+    let said = value.to_str().unwrap_or_default().trim().to_owned();
+    let headers = HeaderMap::from_iter([(RETRY_AFTER, value)]);
+    let Some(pause) = retry_after(&headers) else {
+        return;
+    };
+    let digits = said.strip_prefix('+').unwrap_or(&said).trim_start_matches('0');
+    assert_eq!(digits, pause.as_secs().to_string().trim_start_matches('0'), "{said:?}");
+    let later = perch_types::Timestamp::UNIX_EPOCH.plus(pause);
+    assert!(later >= perch_types::Timestamp::UNIX_EPOCH, "{later}");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

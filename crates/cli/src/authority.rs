@@ -131,8 +131,54 @@ fn subtrees(bytes: &[u8]) -> Option<Vec<(u8, &[u8])>> {
     all.iter().map(|it| element(it.content).map(|base| (base.tag, base.content))).collect()
 }
 
+/// Bytes that are as they should be: a certificate for `a.example` alone, as the digits of its bytes.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) const FUZZ_SEEDS: &[&str] = &[
+    "308201c430820169a00302010202141a0c0723705c0b4506a7b1782bebe911da36b23b300a06082a8648ce3d\
+     040302300c310a300806035504030c01613020170d3236313132373134353931315a180f3231323631313033\
+     3134353931315a300c310a300806035504030c01613059301306072a8648ce3d020106082a8648ce3d030107\
+     03420004d13f6434b3e2906191b16cd4d51ac8ce0ded1bbda0715d35c4cb654992bea8a4917764b007fabd8a\
+     c91109188565718c4346b06b69e19291abd3e86da9f156e0a381a63081a3301d0603551d0e04160414e0ee3a\
+     51e2b016c0ce5b0b904ce08626f61b81f6301f0603551d23041830168014e0ee3a51e2b016c0ce5b0b904ce0\
+     8626f61b81f630120603551d130101ff040830060101ff020100304d0603551d1e0101ff04433041a00d300b\
+     8209612e6578616d706c65a130300a8708000000000000000030228720000000000000000000000000000000\
+     0000000000000000000000000000000000300a06082a8648ce3d040302034900304602210087ac392817d454\
+     a4320d92d5a824c926bde97d52743268fd78f1e565ff796778022100ca58c6d73b102854c5580a101e7c0ad1\
+     5c8c1365d042302472ee4858d6329ef3\n",
+    "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n",
+    "30820004a30230000000\n",
+];
+
+/// Returns the bytes that a text's digits are in hexadecimal.
+#[cfg(any(test, feature = "fuzzing"))]
+fn unhex(text: &str) -> Vec<u8> {
+    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    digits.chunks_exact(2).filter_map(pair).collect()
+}
+
+/// Whoever may vouch for one domain alone says so in its bytes, and of no other domain: for the
+/// fuzz target.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    // As a server sends it, which has an answer whatever it is.
+    let _said = is_for_alone(&String::from_utf8_lossy(bytes), "a.example");
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let der = unhex(&String::from_utf8_lossy(line));
+    let Some(found) = constraint(&der) else {
+        return;
+    };
+    let has = |part: &[u8]| der.windows(part.len()).any(|it| it == part);
+    assert!(has(NAME_CONSTRAINTS), "{der:x?}");
+    if allows_alone(found, "a.example") {
+        assert!(has(b"a.example") && has(ALL_IPV4) && has(ALL_IPV6), "{der:x?}");
+        assert!(["", "example", "b.example"].iter().all(|it| !allows_alone(found, it)));
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use rcgen::{
         BasicConstraints, CertificateParams, CidrSubnet, GeneralSubtree, IsCa, KeyPair,
         NameConstraints,
@@ -182,10 +228,31 @@ mod tests {
         ] {
             assert!(!is_for_alone(&other, "a.example"), "{what}");
         }
+        // What changes are made of is one of these.
+        let seed = STANDARD.encode(unhex(FUZZ_SEEDS[0]));
+        let seed = format!("{BEGIN}{seed}\n{END}");
+        assert!(is_for_alone(&seed, "a.example"));
         // Every shorter part of it is no certificate, and none is a fault.
         let der = der_of(&ours).unwrap();
         for length in 0..der.len() {
             assert!(constraint(&der[..length]).is_none(), "{length}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn e9_any_bytes_vouch_for_what_they_say_alone(
+            which in 0..FUZZ_SEEDS.len(),
+            changes in proptest::collection::vec(
+                (any::<prop::sample::Index>(), any::<u8>()), 0..4,
+            ),
+        ) {
+            let mut bytes = FUZZ_SEEDS[which].as_bytes().to_vec();
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = b"0123456789abcdef"[usize::from(byte) % 16];
+            }
+            fuzz(&bytes);
         }
     }
 }

@@ -6,6 +6,7 @@ mod certificates;
 mod ips;
 mod lease;
 mod machine;
+mod replays;
 mod resources;
 mod secret_keys;
 mod secrets;

@@ -11,6 +11,7 @@ use perch_types::api::{
     DiskUsage, ExecRequest, ExecResponse, LogRecord, MachineMemory, ProcessStat, Pruned,
     ReclaimMemory, ReclaimedMemory, SetMemory,
 };
+use perch_types::consumed::MachineConsumed;
 use perch_types::directory::VolumeRecord;
 use perch_types::exec::ExecSpec;
 use perch_types::host::{
@@ -254,6 +255,14 @@ impl HostClient {
     /// When there is no such machine or code, or the host does not answer.
     pub async fn note(&self, id: &MachineId, note: &EdgeNote) -> Result<(), HostError> {
         self.connection.done(request(Method::POST, &of(id, "/note")).with_json(note)?).await
+    }
+
+    /// Returns what each machine that runs has used since its boot.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub async fn consumed(&self) -> Result<Vec<MachineConsumed>, HostError> {
+        self.connection.json(request(Method::GET, "/consumed")).await
     }
 
     /// Returns what takes the host's disk.

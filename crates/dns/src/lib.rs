@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod limits;
 mod lookups;
 mod message;

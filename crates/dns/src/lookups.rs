@@ -4,14 +4,14 @@
 
 use std::net::SocketAddr;
 
-use hickory_proto::op::{Query, ResponseCode};
+use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType as Kind};
 use perch_types::certificates::RecordType;
 
 use crate::upstream::{self, Error};
 
 /// Records of one answer that are read.
-const RECORDS_MAX: usize = 64;
+pub(crate) const RECORDS_MAX: usize = 64;
 
 /// DNS did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -57,15 +57,20 @@ impl Lookups {
         let query = Query::query(asked, kind_of(kind));
         let answer = upstream::ask_as_it_is(&self.upstreams, &query).await;
         let answer = answer.map_err(|error| fault(Reason::Ask(error)))?;
-        match answer.metadata.response_code {
-            ResponseCode::NoError | ResponseCode::NXDomain => {}
-            other => return Err(fault(Reason::Refused(other))),
-        }
-        // Who serves a zone is said beside the answer where the name itself is none.
-        let beside = answer.authorities.iter().filter(|_| kind == RecordType::Soa);
-        let records = answer.answers.iter().chain(beside).take(RECORDS_MAX);
-        Ok(records.filter_map(|record| text_of(&record.data, kind)).collect())
+        records_of(&answer, kind).map_err(|code| fault(Reason::Refused(code)))
     }
+}
+
+/// Returns the records of a kind that an answer has; the answer's code when it is a refusal.
+pub(crate) fn records_of(answer: &Message, kind: RecordType) -> Result<Vec<String>, ResponseCode> {
+    match answer.metadata.response_code {
+        ResponseCode::NoError | ResponseCode::NXDomain => {}
+        other => return Err(other),
+    }
+    // Who serves a zone is said beside the answer where the name itself is none.
+    let beside = answer.authorities.iter().filter(|_| kind == RecordType::Soa);
+    let records = answer.answers.iter().chain(beside).take(RECORDS_MAX);
+    Ok(records.filter_map(|record| text_of(&record.data, kind)).collect())
 }
 
 const fn kind_of(kind: RecordType) -> Kind {

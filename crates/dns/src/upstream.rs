@@ -20,7 +20,7 @@ const TRY_TIMEOUT: Duration = Duration::from_millis(2_000);
 /// How often a resolver is asked before the question is given up.
 const TRIES_MAX: usize = 3;
 /// Resolvers that are taken of a configuration.
-const UPSTREAMS_MAX: usize = 4;
+pub(crate) const UPSTREAMS_MAX: usize = 4;
 /// Datagrams of a wrong shape that are looked at before a try is given up.
 const STRAY_DATAGRAMS_MAX: usize = 16;
 /// Records of a section that are handed on.

@@ -26,6 +26,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("codings", parsers::codings),
     ("paths", parsers::paths),
     ("sessions", parsers::sessions),
+    ("sticky", parsers::sticky),
     ("options", parsers::options),
     ("postgres", raw::pg_tls::fuzz),
     ("hops", far::fuzz),
@@ -54,6 +55,7 @@ pub const SEEDS: &[&str] = &[
     "gzip;q=0.5, br;q=1.000, *;q=0",
     "/a/b%20c/%2e%2E/d?e",
     "a=b; s=c; s=d",
+    "x-a: someone\ncookie: s=someone\n",
     "from=000000000001;org=personal;app=web;port=443;wait=1500;machine=00000000000001",
     "unsent=PC03",
 ];

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use perch_types::api::{Answers, WakeTimes};
+use perch_types::consumed::MachineConsumed;
 use perch_types::{AppName, InstanceId, MachineId, OrgSlug};
 
 use crate::Shared;
@@ -243,7 +244,13 @@ impl Readings {
     /// Returns everything in the text format of Prometheus.
     #[must_use]
     pub fn text(&self) -> String {
-        text::write(&self.0)
+        self.text_with(&[])
+    }
+
+    /// Returns the same, with what the host says that its machines have used.
+    #[must_use]
+    pub fn text_with(&self, consumed: &[MachineConsumed]) -> String {
+        text::write(&self.0, consumed)
     }
 
     /// Returns how long requests of an app waited for a machine to start; nothing while none did.

@@ -2,7 +2,8 @@
 //! sent, and sent again, whole, where an app says so (`fly-replay`, contract 4.3).
 //!
 //! Never replays on its own: a request that was sent is sent again only because its app said so,
-//! a bounded number of times, and never into another organization or network.
+//! a bounded number of times, and never into another organization or network unless the organization
+//! there lets it.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -290,8 +291,8 @@ impl Worker {
         Ok((Leg { may_replay: false, ..Leg::to(back.app, direction) }, outbound))
     }
 
-    /// Returns an app that another may send requests to: itself, or one of the same organization
-    /// and network.
+    /// Returns an app that another may send requests to: itself, one of the same organization and
+    /// network, or one whose organization says so.
     fn app_of(&self, from: &AppKey, name: Option<&AppName>) -> Result<AppKey, Cause> {
         let Some(name) = name.filter(|name| **name != from.name) else {
             return Ok(from.clone());
@@ -300,9 +301,8 @@ impl Worker {
         let (Some(here), Some(there)) = (view.app(&from.name), view.app(name)) else {
             return Err(Cause::ReplayDenied);
         };
-        let is_near =
-            here.org == from.org && there.org == from.org && there.network == here.network;
-        is_near
+        // A name can be another organization's since the request came in.
+        (here.org == from.org && view.may_replay(here, there))
             .then(|| AppKey { org: there.org.clone(), name: there.name.clone() })
             .ok_or(Cause::ReplayDenied)
     }

@@ -15,6 +15,7 @@ use perch_types::api::{
     DiskUsage, ExecRequest, ExecResponse, MachineMemory, ProcessStat, Pruned, ReclaimMemory,
     ReclaimedMemory, SetMemory,
 };
+use perch_types::consumed::MachineConsumed;
 use perch_types::host::{
     Accepted, Command, CreateMachine, Drained, EdgeNote, HostInfo, HostMachine, Loads, LogsQuery,
     MachinesQuery, PREFIX, Rest, STATIC_NAME_HEADER, StaticQuery, WaitQuery, WatchQuery,
@@ -44,6 +45,7 @@ pub fn router(host: Host) -> Router {
         .route("/machines/{id}/rest", post(rest))
         .route("/machines/{id}/note", post(note))
         .route("/loads", post(loads))
+        .route("/consumed", get(consumed))
         .merge(volumes::routes())
         .route("/watch", get(watch))
         .route("/info", get(info))
@@ -251,6 +253,10 @@ async fn loads(
 ) -> Answer<()> {
     host.loads(body(request)?);
     Ok(Json(()))
+}
+
+async fn consumed(State(host): State<Host>) -> Json<Vec<MachineConsumed>> {
+    Json(host.consumed().await)
 }
 
 async fn usage(State(host): State<Host>) -> Answer<DiskUsage> {

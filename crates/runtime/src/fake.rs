@@ -15,9 +15,9 @@ use tokio::sync::{mpsc, watch};
 use crate::protocol::{PROTOCOL, ProcessInfo, UNDERSTANDS_FROM};
 use crate::spec::{BootSpec, ExitReason, ExitStatus, MachineDir};
 use crate::{
-    Adopted, ContainerStart, Containers, EXEC_FRAMES_MAX, Ended, Error, ExecEvent, ExecOutput,
-    ExecRequest, ExecStream, GuestExec, GuestStart, Instance, InstanceInfo, Memory, Pressure,
-    Process, Runtime, Stats,
+    Adopted, Consumed, ContainerStart, Containers, EXEC_FRAMES_MAX, Ended, Error, ExecEvent,
+    ExecOutput, ExecRequest, ExecStream, GuestExec, GuestStart, Instance, InstanceInfo, Memory,
+    Pressure, Process, Runtime, Stats,
 };
 
 /// What was done to a machine, in order.
@@ -72,6 +72,7 @@ struct State {
     thaw_fault: Option<ThawFault>,
     processes: Vec<Process>,
     pressure: Pressure,
+    consumed: Consumed,
     ignores_stop: bool,
     silent: bool,
     waits: u64,
@@ -119,6 +120,11 @@ impl FakeRuntime {
     /// Sets which limits every machine has run into.
     pub fn set_pressure(&self, pressure: Pressure) {
         self.state().pressure = pressure;
+    }
+
+    /// Sets what every machine has used.
+    pub fn set_consumed(&self, consumed: Consumed) {
+        self.state().consumed = consumed;
     }
 
     /// Sets which processes every machine has.
@@ -452,6 +458,10 @@ impl Instance for FakeInstance {
 
     async fn stats(&self) -> Result<Stats, Error> {
         Ok(Stats::default())
+    }
+
+    async fn consumed(&self) -> Result<Consumed, Error> {
+        Ok(self.runtime.state().consumed)
     }
 
     async fn pressure(&self) -> Result<Pressure, Error> {

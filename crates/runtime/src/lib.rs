@@ -4,6 +4,7 @@
 
 pub mod cgroup;
 pub mod clock;
+pub mod consumed;
 pub mod containers;
 pub mod error;
 pub mod fake;
@@ -26,6 +27,7 @@ use std::os::fd::OwnedFd;
 use async_trait::async_trait;
 
 pub use cgroup::Pressure;
+pub use consumed::{Consumed, Traffic};
 pub use containers::{ContainerSpec, ContainerStart, Containers};
 pub use error::Error;
 pub use fake::FakeRuntime;
@@ -147,6 +149,9 @@ pub trait Instance: Send + Sync + std::fmt::Debug {
 
     /// Returns what it uses now.
     async fn stats(&self) -> Result<Stats, Error>;
+
+    /// Returns what it has used since its boot.
+    async fn consumed(&self) -> Result<Consumed, Error>;
 
     /// Returns which limits it has run into since its boot.
     async fn pressure(&self) -> Result<Pressure, Error>;

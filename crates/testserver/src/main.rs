@@ -23,6 +23,9 @@ const USAGE: &str = "usage: perch-testserver [--print LINE]... [--stderr LINE]..
 [--eat-mb N] [--exit CODE] [--api SOCKET,METHOD,PATH[,BODY]]... [--watch-api SOCKET,PATH] \
 [--write FILE[,sync]] [--listen ADDRESS:PORT]... [--echo ADDRESS:PORT]... \
 [--echo-udp ADDRESS:PORT]...";
+/// What it says before it sends back what comes.
+const SWITCHING: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
 /// The longest head or body that it reads.
 const BYTES_MAX: usize = 1 << 20;
 /// One of the pieces of a file that it writes without an end, and how many there are before it
@@ -198,6 +201,13 @@ fn serve(stream: TcpStream) {
     stream.set_nodelay(true).ok();
     let mut input = BufReader::new(stream);
     while let Ok(Some(request)) = read(&mut input) {
+        if request.path == "/switch" {
+            // Whatever is spoken from here on, it is sent back.
+            if output.write_all(SWITCHING).is_ok() {
+                io::copy(&mut input, &mut output).ok();
+            }
+            return;
+        }
         if answer(&mut output, &request).is_err() {
             return;
         }

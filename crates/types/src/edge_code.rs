@@ -38,8 +38,8 @@ pub const EDGE_CODES: [EdgeCode; 28] = [
     EdgeCode {
         code: "PA04",
         status: 502,
-        meaning: "The app sent a request on to an app that does not exist, or that belongs to another organization or network.",
-        advice: "`perch apps list` shows the apps there are. Both have to be in the same organization and network.",
+        meaning: "The app sent a request on to an app that does not exist, or that is of another organization or network whose organization does not let such requests in.",
+        advice: "`perch apps list` shows the apps there are. Both have to be in the same organization and network, unless the organization of the app that gets the request says otherwise: `PUT /v1/orgs/<slug>/replay_sources` with `allow_all_cross_network_replays` or `allowed_replay_source_org_slugs`.",
     },
     EdgeCode {
         code: "PA05",

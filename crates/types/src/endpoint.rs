@@ -228,6 +228,12 @@ endpoints! {
     /// - `cursor: String` where the page before ended; wins over `updated_after`
     /// - `limit: 1..=1000` at most so many; default 1000
     ORG_MACHINES = "GET" "/v1/orgs/{org}/machines" Read;
+    /// From where requests may be sent on (`fly-replay`) to an organization's apps, beside their own
+    /// network (contract 4.3).
+    ORG_REPLAY_SOURCES_GET = "GET" "/v1/orgs/{org}/replay_sources" Read;
+    /// Says anew from where requests may be sent on to an organization's apps: the whole of it, and
+    /// what is left out is not allowed. Requests follow it within a moment.
+    ORG_REPLAY_SOURCES_SET = "PUT" "/v1/orgs/{org}/replay_sources" Write;
     /// Log records of a machine as lines of JSON.
     ///
     /// - `from_seq: u64` from this record on

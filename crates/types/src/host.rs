@@ -23,6 +23,7 @@
 //! | `POST /machines/{id}/rest` | [`Rest`] | nothing |
 //! | `POST /machines/{id}/note` | [`EdgeNote`] | nothing |
 //! | `POST /loads` | [`Loads`] | nothing |
+//! | `GET /consumed` | | `[`[`crate::consumed::MachineConsumed`]`]` of machines that run |
 //! | `POST /volumes` | [`CreateVolume`] | [`crate::directory::VolumeRecord`]; the same again for the same id |
 //! | `GET /volumes` | | `[VolumeRecord]` |
 //! | `GET /volumes/{id}` | | [`crate::directory::VolumeRecord`] with what is now |

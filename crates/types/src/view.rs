@@ -13,6 +13,7 @@ use crate::directory::{
 };
 use crate::id::{AppName, HostId, MachineId, OrgSlug, VolumeId};
 use crate::ports::{Holder, PortClaim, RawPort};
+use crate::replays::ReplaySources;
 
 /// Apps, machines, host names, raw ports and edges as the directory has them. A clone shares what neither changes: a
 /// view is made anew for each change.
@@ -26,16 +27,18 @@ pub struct View {
     ports: Arc<BTreeMap<RawPort, PortClaim>>,
     addresses: Arc<BTreeMap<IpAddr, MachineId>>,
     edges: Arc<BTreeMap<HostId, SocketAddr>>,
+    replays: Arc<BTreeMap<OrgSlug, ReplaySources>>,
 }
 
 /// Prefixes of the directory that a view is made of.
-pub const PREFIXES: [&str; 6] = [
+pub const PREFIXES: [&str; 7] = [
     AppDoc::PREFIX,
     EdgeDoc::PREFIX,
     HostnameClaim::PREFIX,
     MachineRecord::PREFIX,
     VolumeRecord::PREFIX,
     PortClaim::PREFIX,
+    ReplaySources::PREFIX,
 ];
 
 /// A document that could not be read.
@@ -92,6 +95,9 @@ impl View {
         } else if let Some(port) = PortClaim::port_of(key) {
             let claim = value.map(serde_json::from_slice).transpose().map_err(unreadable)?;
             self.put_port(port, claim);
+        } else if let Some(org) = key.strip_prefix(ReplaySources::PREFIX) {
+            let said = value.map(serde_json::from_slice).transpose().map_err(unreadable)?;
+            self.put_replays(org, said);
         }
         Ok(())
     }
@@ -135,6 +141,17 @@ impl View {
         match edge {
             Some(edge) => edges.insert(host, edge.address),
             None => edges.remove(&host),
+        };
+    }
+
+    fn put_replays(&mut self, org: &str, said: Option<ReplaySources>) {
+        let Ok(org) = org.parse::<OrgSlug>() else {
+            return;
+        };
+        let replays = Arc::make_mut(&mut self.replays);
+        match said {
+            Some(said) => replays.insert(org, said),
+            None => replays.remove(&org),
         };
     }
 
@@ -206,6 +223,16 @@ impl View {
     #[must_use]
     pub fn edge(&self, host: &HostId) -> Option<SocketAddr> {
         self.edges.get(host).copied()
+    }
+
+    /// Returns whether an app may send requests on to another one: to those of its organization and
+    /// network, and where that one's organization says so.
+    #[must_use]
+    pub fn may_replay(&self, from: &AppDoc, to: &AppDoc) -> bool {
+        match self.replays.get(&to.org) {
+            Some(said) => said.allow(from, to),
+            None => ReplaySources::default().allow(from, to),
+        }
     }
 
     /// Returns who claimed a public host name, which must be in lower case: itself, or else all
@@ -337,6 +364,33 @@ mod tests {
         assert!(view.edge(&host).is_some());
         view.apply(&key, None).unwrap();
         assert_eq!(view.edge(&host), None);
+    }
+
+    #[test]
+    fn an_app_sends_requests_on_where_the_organization_that_gets_them_says_so() {
+        let app = |org: &str, network: &str| -> AppDoc {
+            serde_json::from_value(serde_json::json!({
+                "id": "a1", "number": 1, "name": "web", "org": org, "network": network,
+                "network_id": 1, "created_at": "2026-01-01T00:00:00Z",
+            }))
+            .unwrap()
+        };
+        let (own, apart, other) =
+            (app("personal", "default"), app("personal", "apart"), app("other", "default"));
+        let may = |view: &View| [&own, &apart, &other].map(|from| view.may_replay(from, &own));
+        let (ours, theirs) = ("replay_sources/personal", "replay_sources/other");
+        let all = br#"{"allow_all_cross_network_replays":true,
+            "allowed_replay_source_org_slugs":["other"]}"#;
+        let mut view = View::default();
+        assert_eq!(may(&view), [true, false, false]);
+        view.apply(theirs, Some(br#"{"allowed_replay_source_org_slugs":["personal"]}"#)).unwrap();
+        assert_eq!(may(&view), [true, false, false], "that is about requests to the others");
+        view.apply(ours, Some(all)).unwrap();
+        assert_eq!(may(&view), [true, true, true]);
+        view.apply(ours, Some(b"{")).unwrap_err();
+        assert_eq!(may(&view), [true, true, true]);
+        view.apply(ours, None).unwrap();
+        assert_eq!(may(&view), [true, false, false]);
     }
 
     #[test]

@@ -18,13 +18,12 @@ use crate::cloud::{Cloud, web};
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    #[expect(clippy::print_stderr, reason = "a test that did not run says so")]
     fn mount(test: &str, folder: &Path) -> Option<Self> {
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", "size=12m", "perch-api-test"]).arg(folder);
         let mounted = mount.output().is_ok_and(|output| output.status.success());
         if !mounted {
-            eprintln!("skipped: {test}: the right to mount a tmpfs");
+            perch_testkit::skipped(test, "the right to mount a tmpfs");
         }
         mounted.then(|| Self(folder.to_owned()))
     }

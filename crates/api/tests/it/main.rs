@@ -24,6 +24,7 @@ mod network_policies;
 mod oidc;
 mod orgs;
 mod ports;
+mod replay_sources;
 mod resources;
 mod secret_keys;
 mod secrets;

@@ -2,7 +2,6 @@
 //!
 //! Never shares a name, an address or a folder with another test that runs at the same time.
 
-use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -50,7 +49,7 @@ pub(crate) fn missing_long(test: &str) -> bool {
 }
 
 fn skip(test: &str, what: &str) -> bool {
-    let _shown = writeln!(std::io::stderr(), "skipped: {test}: {what}");
+    perch_testkit::skipped(test, what);
     true
 }
 

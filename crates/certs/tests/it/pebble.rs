@@ -21,19 +21,6 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::world::{PATIENCE, World, names};
 
-#[expect(clippy::print_stderr, reason = "a test that did not run says so")]
-fn skipped(test: &str, missing: &str) {
-    let line = format!("skipped: {test}: {missing}");
-    eprintln!("{line}");
-    if let Some(path) = std::env::var_os("PERCH_SKIPPED_FILE") {
-        use std::io::Write as _;
-        let file = std::fs::File::options().append(true).create(true).open(path);
-        if let Ok(mut file) = file {
-            writeln!(file, "{line}").ok();
-        }
-    }
-}
-
 /// Returns a port that nobody has at the moment.
 fn port() -> u16 {
     Plain::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
@@ -67,7 +54,7 @@ fn has(program: &str) -> Option<PathBuf> {
 /// Starts pebble; its validators look at these ports, and every name is at 127.0.0.1.
 fn start(test: &str, folder: &Path, http: u16, tls: u16) -> Option<Pebble> {
     let (Some(pebble), Some(names)) = (has("pebble"), has("pebble-challtestsrv")) else {
-        skipped(test, "pebble");
+        perch_testkit::skipped(test, "pebble");
         return None;
     };
     let (listen, manage, dns, zones) = (port(), port(), port(), port());

@@ -51,6 +51,8 @@ const EDGE_END_MAX: Duration = Duration::from_secs(8);
 const WEDGED_MS: u64 = 20_000;
 /// How long they, and tunnels, may go on when another process has taken the place of this one.
 pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(600);
+/// How long the host may take to say what its machines use.
+const CONSUMED_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) const DIRECTORY_FILE: &str = "directory.db";
 const VIEW_FILE: &str = "view.json";
 pub(crate) const REGISTRY_DIR: &str = "registry";
@@ -127,7 +129,7 @@ async fn run(
         hosts: vec![perch_api::Host {
             id: setup.host_id.clone(),
             region: setup.config.region.clone(),
-            client: host,
+            client: host.clone(),
         }],
         view: view.clone(),
         platform: platform(&setup.config, authority.as_deref()),
@@ -163,7 +165,7 @@ async fn run(
     };
     edges::write_down(store.as_ref(), &setup.host_id, edges::address(&setup.config)).await?;
     let readings = readings.get_or_init(|| edge.readings()).clone();
-    serve_metrics(readings, &mut sockets, &mut tasks)?;
+    serve_metrics((readings, host), &mut sockets, &mut tasks)?;
     let watchdog = watched(&follower, &certificates, clock.as_ref());
     let is_alive = || all_turn(&edge, &watchdog, clock.as_ref());
     let outcome = until_end(beats, is_alive, &mut tasks).await;
@@ -319,15 +321,21 @@ impl Wakes for EdgeWakes {
     }
 }
 
-/// Serves what the edge counts.
+/// Serves what the edge counts, and what machines use.
 fn serve_metrics(
-    readings: Readings,
+    (readings, host): (Readings, HostClient),
     sockets: &mut Sockets,
     tasks: &mut JoinSet<Result<()>>,
 ) -> Result<()> {
     let read = move || {
-        let text = readings.text();
-        async move { ([(axum::http::header::CONTENT_TYPE, "text/plain; version=0.0.4")], text) }
+        let (readings, host) = (readings.clone(), host.clone());
+        async move {
+            let asked = tokio::time::timeout(CONSUMED_TIMEOUT, host.consumed()).await;
+            // What the edge counts is told without the host too.
+            let consumed = asked.ok().and_then(Result::ok).unwrap_or_default();
+            let text = readings.text_with(&consumed);
+            ([(axum::http::header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
+        }
     };
     let router = Router::new().route("/metrics", axum::routing::get(read));
     for listener in sockets.take::<std::net::TcpListener>(Purpose::Metrics) {

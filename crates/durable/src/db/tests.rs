@@ -195,14 +195,13 @@ fn readers_cannot_write() {
 struct SmallDisk(TempDir);
 
 impl SmallDisk {
-    #[expect(clippy::print_stderr, reason = "a test that did not run says so")]
     fn mount(test: &str) -> Option<Self> {
         let folder = TempDir::new().unwrap();
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", "size=12m", "perch-durable-test"]).arg(folder.path());
         let mounted = mount.output().is_ok_and(|output| output.status.success());
         if !mounted {
-            eprintln!("skipped: {test}: the right to mount a tmpfs");
+            perch_testkit::skipped(test, "the right to mount a tmpfs");
         }
         mounted.then(|| Self(folder))
     }

@@ -17,7 +17,7 @@ use crate::compress::{self, Accepted};
 use crate::direction::Direction;
 use crate::replay::{self, Remember, Replay};
 use crate::replay_cache::Query;
-use crate::{regions, statics, strict};
+use crate::{regions, statics, sticky, strict};
 
 /// The bounds of what an app can ask for (contract 4.3).
 const TIMEOUT_MAX: Duration = Duration::from_secs(60);
@@ -157,6 +157,26 @@ pub(super) fn sessions(bytes: &[u8]) {
         value.as_bytes().windows(2).any(|pair| matches!(pair, b"s=" | b"s " | b"s\t"))
     });
     assert!(is_said || query.session().is_none(), "{headers:?}");
+}
+
+/// A request is of the session whose name it says, and without a name of none.
+pub(super) fn sticky(bytes: &[u8]) {
+    for (rule, field) in [
+        (r#"{"sticky":{"type":"cookie","name":"s"}}"#, COOKIE),
+        (r#"{"sticky":{"type":"header","name":"X-A"}}"#, HeaderName::from_static("x-a")),
+    ] {
+        let options: Option<HttpOptions> = serde_json::from_str(rule).ok();
+        let mut headers = fields_of(bytes);
+        if let Ok(value) = HeaderValue::from_bytes(bytes) {
+            headers.append(&field, value);
+        }
+        let session = sticky::session(options.as_ref(), &headers);
+        assert_eq!(sticky::session(None, &headers), None);
+        headers.insert("x-other", HeaderValue::from_static("s=1"));
+        assert_eq!(sticky::session(options.as_ref(), &headers), session, "{headers:?}");
+        headers.remove(&field);
+        assert_eq!(sticky::session(options.as_ref(), &headers), None, "{headers:?}");
+    }
 }
 
 /// What an app's port says of itself is read within bounds, or refused.

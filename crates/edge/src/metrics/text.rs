@@ -2,10 +2,12 @@
 //!
 //! Never a series that says nothing: what never happened is left out.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use perch_types::consumed::MachineConsumed;
 use perch_types::directory::VolumeRecord;
 use perch_types::{MachineId, MachineState};
 
@@ -23,7 +25,7 @@ struct Labels<'a> {
 }
 
 impl Labels<'_> {
-    fn write(&self, text: &mut String, more: Option<(&str, &str)>) {
+    fn write(&self, text: &mut String, more: &[(&str, &str)]) {
         let (org, app) = self.app.map_or(("", ""), |app| (app.org.as_str(), app.name.as_str()));
         let (region, host) = (self.shared.region.as_str(), self.shared.host_id.as_str());
         let of_instance = self.instance.map(|instance| ("instance", instance));
@@ -34,10 +36,9 @@ impl Labels<'_> {
             Some(("host", host)),
             of_instance,
             Some(("proxy_id", host)),
-            more,
         ];
         let mut before = '{';
-        for (name, value) in all.into_iter().flatten() {
+        for (name, value) in all.into_iter().flatten().chain(more.iter().copied()) {
             text.push(before);
             text.push_str(name);
             text.push_str("=\"");
@@ -69,19 +70,19 @@ impl<'a> Family<'a> {
 
     fn sample(&mut self, labels: Labels<'_>, value: u64) {
         self.text.push_str(self.name);
-        labels.write(self.text, None);
+        labels.write(self.text, &[]);
         line(self.text, format_args!(" {value}"));
     }
 
-    fn sample_of(&mut self, labels: Labels<'_>, more: (&str, &str), value: u64) {
+    fn sample_of(&mut self, labels: Labels<'_>, more: &[(&str, &str)], value: u64) {
         self.text.push_str(self.name);
-        labels.write(self.text, Some(more));
+        labels.write(self.text, more);
         line(self.text, format_args!(" {value}"));
     }
 
     fn responses(&mut self, labels: Labels<'_>, responses: &Responses) {
         for (status, count) in responses.each() {
-            self.sample_of(labels, ("status", &status), count);
+            self.sample_of(labels, &[("status", &*status)], count);
         }
     }
 
@@ -94,13 +95,13 @@ impl<'a> Family<'a> {
         for (bound, count) in bounds.chain([("+Inf".to_owned(), all)]) {
             self.text.push_str(self.name);
             self.text.push_str("_bucket");
-            labels.write(self.text, Some(("le", &bound)));
+            labels.write(self.text, &[("le", bound.as_str())]);
             line(self.text, format_args!(" {count}"));
         }
         for (what, value) in [("_sum", seconds(times.sum())), ("_count", all.to_string())] {
             self.text.push_str(self.name);
             self.text.push_str(what);
-            labels.write(self.text, None);
+            labels.write(self.text, &[]);
             line(self.text, format_args!(" {value}"));
         }
     }
@@ -116,12 +117,13 @@ fn seconds(took: Duration) -> String {
 }
 
 /// Writes everything that an edge counts.
-pub(super) fn write(shared: &Shared) -> String {
+pub(super) fn write(shared: &Shared, consumed: &[MachineConsumed]) -> String {
     let mut text = String::new();
     let apps = shared.live.apps();
     edge(&mut text, shared);
     of_apps(&mut text, shared, &apps);
     of_instances(&mut text, shared, &apps);
+    of_consumed(&mut text, shared, &apps, consumed);
     of_volumes(&mut text, shared);
     text
 }
@@ -219,6 +221,57 @@ fn of_instances(text: &mut String, shared: &Shared, apps: &Apps) {
         .for_each(|(labels, it)| family.sample(*labels, it.load.instance.disconnects.get()));
 }
 
+/// Writes what machines have used.
+fn of_consumed(text: &mut String, shared: &Shared, apps: &Apps, all: &[MachineConsumed]) {
+    /// Microseconds of what is counted in hundredths of a second.
+    const HUNDREDTH_US: u64 = 10_000;
+    let said: BTreeMap<&MachineId, &MachineConsumed> = all.iter().map(|it| (&it.id, it)).collect();
+    let said = &said;
+    let machines = apps.iter().flat_map(move |(app, serving)| {
+        let here = serving.machines.iter();
+        here.filter_map(move |target| Some((app, target, *said.get(&target.record.id)?)))
+    });
+    let machines: Vec<_> = machines.collect();
+    let mut each = |(name, kind, help): (&str, &str, &str),
+                    more: &[(&str, &str)],
+                    value: &dyn Fn(&MachineConsumed, &Target) -> u64| {
+        let mut family = match kind {
+            "" => Family { text: &mut *text, name },
+            _ => Family::new(text, name, kind, help),
+        };
+        for &(app, target, consumed) in &machines {
+            let instance = Some(target.record.id.as_str());
+            let labels = Labels { shared, app: Some(&**app), instance };
+            family.sample_of(labels, more, value(consumed, target));
+        }
+    };
+    let cpu = "fly_instance_cpu";
+    let help = "Time on all CPUs, in hundredths of a second.";
+    each((cpu, "counter", help), &[("cpu_id", "all"), ("mode", "user")], &|it, _| {
+        it.cpu_user_us / HUNDREDTH_US
+    });
+    // The same family goes on.
+    each((cpu, "", ""), &[("cpu_id", "all"), ("mode", "system")], &|it, _| {
+        it.cpu_system_us / HUNDREDTH_US
+    });
+    let help = "Time over the ceiling of CPUs, in hundredths of a second.";
+    each(("fly_instance_cpu_throttle", "counter", help), &[], &|it, _| {
+        it.throttled_us / HUNDREDTH_US
+    });
+    let help = "Bytes of memory that a machine does not use.";
+    each(("fly_instance_memory_mem_free", "gauge", help), &[], &|it, target| {
+        (u64::from(target.record.memory_mb) << 20).saturating_sub(it.memory_bytes)
+    });
+    let device = &[("device", "eth0")];
+    let mut traffic = |name: &str, help: &str, value: &dyn Fn(&MachineConsumed) -> u64| {
+        each((name, "counter", help), device, &|it, _| value(it));
+    };
+    traffic("fly_instance_net_recv_bytes", "Bytes to machines.", &|it| it.received_bytes);
+    traffic("fly_instance_net_recv_packets", "Packets to machines.", &|it| it.received_packets);
+    traffic("fly_instance_net_sent_bytes", "Bytes from machines.", &|it| it.sent_bytes);
+    traffic("fly_instance_net_sent_packets", "Packets from machines.", &|it| it.sent_packets);
+}
+
 /// Writes what the host of this server has last said of its volumes.
 fn of_volumes(text: &mut String, shared: &Shared) {
     let view = shared.view.load();
@@ -231,7 +284,7 @@ fn of_volumes(text: &mut String, shared: &Shared) {
         for (app, volume) in &here {
             let instance = volume.attached.as_ref().map(MachineId::as_str);
             let labels = Labels { shared, app: Some(app), instance };
-            family.sample_of(labels, ("id", volume.id.as_str()), value(volume));
+            family.sample_of(labels, &[("id", volume.id.as_str())], value(volume));
         }
     };
     each("fly_volume_size_bytes", "Sizes of volumes.", &|volume| u64::from(volume.size_gb) << 30);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once};
 
 use perch_edge::Limits;
+use perch_types::consumed::MachineConsumed;
 use perch_types::directory::{Generation, VolumeRecord};
 use perch_types::host::EdgeNote;
 use perch_types::volume::{VolumeState, VolumeUsage};
@@ -230,6 +231,47 @@ fn volumes_of_this_server_and_their_machines_have_their_numbers() {
     let machine = MachineId::from_bits(1);
     let memory = number("fly_instance_memory_mem_total", machine.as_str()).unwrap();
     assert_eq!(memory, (256 << 20).to_string());
+}
+
+#[test]
+fn machines_have_the_numbers_that_their_host_says_of_them() {
+    let origin = Origin::fine();
+    let world = web(&origin);
+    let used = |id: u64| MachineConsumed {
+        id: MachineId::from_bits(id),
+        cpu_user_us: 1_230_000,
+        cpu_system_us: 40_000,
+        throttled_us: 9_999,
+        memory_bytes: 56 << 20,
+        received_bytes: 100,
+        received_packets: 2,
+        sent_bytes: 50,
+        sent_packets: 1,
+    };
+    // One of them is not the edge's to tell of.
+    let text = world.readings().text_with(&[used(1), used(99)]);
+    let id = MachineId::from_bits(1);
+    let said = |name: &str, label: &str| {
+        let start = format!("{name}{{");
+        let mut lines =
+            text.lines().filter(|line| line.starts_with(&start) && line.contains(label));
+        let line = lines.next().unwrap_or_else(|| panic!("{name} {label}: {text}"));
+        assert!(line.contains(&format!("instance=\"{id}\"")) && lines.next().is_none(), "{line}");
+        line.rsplit(' ').next().unwrap().to_owned()
+    };
+    for (name, label, want) in [
+        ("fly_instance_cpu", "mode=\"user\"", 123),
+        ("fly_instance_cpu", "mode=\"system\"", 4),
+        ("fly_instance_cpu_throttle", "", 0),
+        ("fly_instance_memory_mem_free", "", 200 << 20),
+        ("fly_instance_net_recv_bytes", "device=\"eth0\"", 100),
+        ("fly_instance_net_recv_packets", "", 2),
+        ("fly_instance_net_sent_bytes", "", 50),
+        ("fly_instance_net_sent_packets", "", 1),
+    ] {
+        assert_eq!(said(name, label), want.to_string(), "{name}");
+    }
+    assert_eq!(text.matches("# TYPE fly_instance_cpu counter").count(), 1, "{text}");
 }
 
 #[test]

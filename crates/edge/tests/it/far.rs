@@ -318,7 +318,7 @@ fn a_switch_that_the_app_does_not_take_is_an_answer() {
 }
 
 /// A program that answers with how many bytes it was sent, by length or in chunks.
-fn counting() -> (u16, Arc<Mutex<Vec<usize>>>) {
+pub(crate) fn counting() -> (u16, Arc<Mutex<Vec<usize>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let counts: Arc<Mutex<Vec<usize>>> = Arc::default();

@@ -12,6 +12,7 @@ mod claimed_http;
 mod corpora;
 mod draining;
 mod far;
+mod far_protocols;
 mod floods;
 mod framing;
 mod grpc;

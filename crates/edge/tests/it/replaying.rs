@@ -5,7 +5,8 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use perch_types::directory::MachineRecord;
-use perch_types::{MachineId, MachineState};
+use perch_types::replays::ReplaySources;
+use perch_types::{MachineId, MachineState, OrgSlug};
 
 use crate::world::{World, machine, read_head, status, until};
 
@@ -13,13 +14,13 @@ use crate::world::{World, machine, read_head, status, until};
 type Asked = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
 
 /// A program that reads bodies too, and keeps what it was asked.
-struct Reader {
-    port: u16,
+pub(crate) struct Reader {
+    pub(crate) port: u16,
     asked: Asked,
 }
 
 impl Reader {
-    fn new(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         Self::made(answer, true)
     }
 
@@ -46,11 +47,11 @@ impl Reader {
         Self::new(|_| ok())
     }
 
-    fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.asked.lock().unwrap().len()
     }
 
-    fn last(&self) -> (String, Vec<u8>) {
+    pub(crate) fn last(&self) -> (String, Vec<u8>) {
         self.asked.lock().unwrap().last().cloned().unwrap()
     }
 }
@@ -59,7 +60,7 @@ fn ok() -> String {
     "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned()
 }
 
-fn replay(fields: &str) -> String {
+pub(crate) fn replay(fields: &str) -> String {
     format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{fields}\r\n\r\n")
 }
 
@@ -205,6 +206,33 @@ fn what_is_unclear_or_leads_out_is_refused() {
         let answer = world.get("web", "/");
         assert!(answer.contains(code) && status(&answer).starts_with('5'), "{fields}: {answer}");
         assert_eq!(target.count(), 0, "{fields}");
+    }
+}
+
+#[test]
+fn a_replay_crosses_a_border_where_the_organization_behind_it_lets_it() {
+    let (own, friends) = (OrgSlug::personal(), "friends".parse::<OrgSlug>().unwrap());
+    let networks =
+        ReplaySources { allow_all_cross_network_replays: true, ..ReplaySources::default() };
+    let slugs = ReplaySources {
+        allowed_replay_source_org_slugs: vec![own.clone()],
+        ..ReplaySources::default()
+    };
+    for (fields, org, sources) in
+        [("fly-replay: app=apart", &own, networks), ("fly-replay: app=abroad", &friends, slugs)]
+    {
+        let (first, target) = (Reader::new(move |_| replay(fields)), Reader::fine());
+        let abroad = MachineRecord { org: friends.clone(), ..at(4, "abroad", &target) };
+        let world = World::new(vec![at(1, "web", &first), at(3, "apart", &target), abroad]);
+        world.put_app_of(&friends, "abroad");
+        let is_denied = || world.get("web", "/").contains("PA04");
+        assert!(is_denied(), "{fields}");
+        assert_eq!(target.count(), 0, "{fields}");
+        world.put_replay_sources(org, &sources);
+        until("the edge knows that it may", || status(&world.get("web", "/")) == "200");
+        assert_eq!(target.count(), 1, "{fields}");
+        world.put_replay_sources(org, &ReplaySources::default());
+        until("the edge knows that it may not", is_denied);
     }
 }
 

@@ -1,7 +1,7 @@
 //! E1, E5, E9, E10 and E11 under TLS: names, versions, sessions, and limits.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream as StdTcpStream;
+use std::net::{SocketAddr, TcpStream as StdTcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -82,11 +82,20 @@ pub(crate) fn client(
     versions: &[&'static SupportedProtocolVersion],
     alpn: &[&str],
 ) -> ClientConfig {
+    client_of(&world.roots, versions, alpn)
+}
+
+/// A client that trusts some certificates.
+pub(crate) fn client_of(
+    roots: &Arc<RootCertStore>,
+    versions: &[&'static SupportedProtocolVersion],
+    alpn: &[&str],
+) -> ClientConfig {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)
         .unwrap()
-        .with_root_certificates(Arc::clone(&world.roots))
+        .with_root_certificates(Arc::clone(roots))
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     config
@@ -98,7 +107,16 @@ pub(crate) async fn dial(
     config: &Arc<ClientConfig>,
     name: &str,
 ) -> std::io::Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(world.https).await?;
+    dial_at(world.https, config, name).await
+}
+
+/// Connects to an edge's HTTPS under a name.
+pub(crate) async fn dial_at(
+    address: SocketAddr,
+    config: &Arc<ClientConfig>,
+    name: &str,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let dialled = TlsConnector::from(Arc::clone(config)).connect(name, stream);
     tokio::time::timeout(DEADLINE, dialled).await.unwrap()

@@ -15,6 +15,7 @@ use perch_store::{
 use perch_types::clock::Clock;
 use perch_types::directory::{AppDoc, Generation, HostnameClaim, MachineRecord, VolumeRecord};
 use perch_types::ports::{Holder, PortClaim, RawPort};
+use perch_types::replays::ReplaySources;
 use perch_types::{AppName, HostId, InstanceId, MachineId, MachineState, OrgSlug, Timestamp};
 use rustls::RootCertStore;
 
@@ -266,6 +267,18 @@ impl World {
         self.edge.lock().unwrap().as_ref().unwrap().readings()
     }
 
+    /// Makes an app of another organization.
+    pub(crate) fn put_app_of(&self, org: &OrgSlug, app: &str) {
+        self.runtime.block_on(put_app_of(self.store.as_ref(), org, app, 99));
+    }
+
+    /// Has an organization say from where requests may be sent on to its apps.
+    pub(crate) fn put_replay_sources(&self, org: &OrgSlug, sources: &ReplaySources) {
+        let key = (org.clone(),);
+        let put = put_doc(self.store.as_ref(), &key, sources, Expected::Any);
+        self.runtime.block_on(put).unwrap();
+    }
+
     /// Has the directory say of a volume.
     pub(crate) fn put_volume(&self, volume: &VolumeRecord) {
         let key = (volume.org.clone(), volume.app.clone(), volume.id.clone());
@@ -360,7 +373,11 @@ impl perch_edge::Documents for OneDocument {
 }
 
 async fn put_app(store: &dyn Store, app: &str, number: u64) {
-    let (org, name): (OrgSlug, AppName) = (OrgSlug::personal(), app.parse().unwrap());
+    put_app_of(store, &OrgSlug::personal(), app, number).await;
+}
+
+async fn put_app_of(store: &dyn Store, org: &OrgSlug, app: &str, number: u64) {
+    let (org, name): (OrgSlug, AppName) = (org.clone(), app.parse().unwrap());
     let doc = AppDoc {
         id: app.to_owned(),
         number,

@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use perch_runtime::{Memory, Process, processes::TICKS_PER_SECOND};
+use perch_runtime::{Consumed, Memory, Process, processes::TICKS_PER_SECOND};
 use perch_types::api::{ListenSocket, MachineMemory, ProcessStat};
+use perch_types::consumed::MachineConsumed;
 use perch_types::{ApiError, Code, MachineConfig, MachineId};
 
 use super::Host;
@@ -48,6 +49,30 @@ impl Host {
             ProcessStat { container, ..stat(process, &sockets, now) }
         });
         Ok(each.collect())
+    }
+
+    /// Returns what each machine that runs has used since its boot.
+    pub async fn consumed(&self) -> Vec<MachineConsumed> {
+        let mut all = Vec::new();
+        for handle in self.shared.all() {
+            let published = handle.published();
+            let Some(instance) = &published.instance else { continue };
+            // One that has just ended has used what nobody asks for any more.
+            let Ok(consumed) = instance.consumed().await else { continue };
+            let Consumed { cpu_user_us, cpu_system_us, throttled_us, memory_bytes, .. } = consumed;
+            all.push(MachineConsumed {
+                id: published.machine.id.clone(),
+                cpu_user_us,
+                cpu_system_us,
+                throttled_us,
+                memory_bytes,
+                received_bytes: consumed.received.bytes,
+                received_packets: consumed.received.packets,
+                sent_bytes: consumed.sent.bytes,
+                sent_packets: consumed.sent.packets,
+            });
+        }
+        all
     }
 
     /// Returns a machine's memory.

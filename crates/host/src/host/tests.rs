@@ -7,8 +7,8 @@ mod lost;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use perch_runtime::Pressure;
 use perch_runtime::fake::Call;
+use perch_runtime::{Consumed, Pressure, Traffic};
 use perch_types::api::MachineEvent;
 use perch_types::host::{CreateVolume, VolumeSource, WaitQuery};
 use perch_types::schedule::{Schedule, spread_ms};
@@ -331,6 +331,21 @@ async fn a_standby_starts_once_for_each_failure_and_for_nothing_else() {
         rig.wait(&named, "started").await;
     }
     assert_eq!(rig.boots(&standby), 2);
+}
+
+#[tokio::test]
+async fn what_machines_use_is_told_while_they_run() {
+    let rig = Rig::new().await;
+    let id = rig.create(1, json!({})).await;
+    let received = Traffic { bytes: 3, packets: 1 };
+    let consumed = Consumed { cpu_user_us: 7, received, ..Consumed::default() };
+    rig.server.runtime.set_consumed(consumed);
+    let all = rig.host.consumed().await;
+    assert_eq!(all.len(), 1, "{all:?}");
+    assert_eq!((&all[0].id, all[0].cpu_user_us, all[0].received_bytes), (&id, 7, 3));
+    rig.tell(&id, STOP).await;
+    rig.wait(&id, "stopped").await;
+    assert!(rig.host.consumed().await.is_empty());
 }
 
 #[tokio::test]

@@ -211,9 +211,6 @@ pub(crate) fn lacks(test: &str) -> bool {
     if mkfs && root {
         return false;
     }
-    #[expect(clippy::print_stderr, reason = "the house rule for tests that cannot run")]
-    {
-        eprintln!("skipped: {test}: mkfs.erofs: {mkfs}, root: {root}");
-    }
+    perch_testkit::skipped(test, if root { "mkfs.erofs" } else { "root" });
     true
 }

@@ -192,21 +192,16 @@ pub(crate) async fn must(program: &str, args: &[&str]) -> String {
 
 /// Tells, once, what this machine lacks.
 pub(crate) fn lacks(test: &str, programs: &[&str]) -> bool {
-    let missing: Vec<_> = programs
-        .iter()
-        .filter(|name| {
-            !["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
-                .iter()
-                .any(|folder| Path::new(folder).join(name).exists())
-        })
-        .collect();
+    let missing = programs.iter().find(|name| {
+        !["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
+            .iter()
+            .any(|folder| Path::new(folder).join(name).exists())
+    });
     let root = rustix::process::geteuid().is_root();
-    if missing.is_empty() && root {
-        return false;
-    }
-    #[expect(clippy::print_stderr, reason = "the house rule for tests that cannot run")]
-    {
-        eprintln!("skipped: {test}: {missing:?}, root: {root}");
+    match (root, missing) {
+        (true, None) => return false,
+        (false, _) => perch_testkit::skipped(test, "root"),
+        (true, Some(program)) => perch_testkit::skipped(test, program),
     }
     true
 }

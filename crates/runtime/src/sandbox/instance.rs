@@ -18,8 +18,8 @@ use crate::protocol::{Answer, FRAME_BYTES_MAX, InstanceInfo, PROTOCOL, Request, 
 use crate::room::{self, LogMark};
 use crate::spec::{ExitReason, ExitStatus, MachineDir};
 use crate::{
-    ContainerStart, Containers, Error, ExecOutput, ExecRequest, ExecStream, GuestExec, GuestStart,
-    Instance, Memory, Pressure, Process, frame, memory, process, processes,
+    Consumed, ContainerStart, Containers, Error, ExecOutput, ExecRequest, ExecStream, GuestExec,
+    GuestStart, Instance, Memory, Pressure, Process, consumed, frame, memory, process, processes,
 };
 
 /// The longest that a monitor may take to answer.
@@ -299,6 +299,12 @@ impl Instance for SandboxInstance {
 
     async fn exec_stream(&self, exec: GuestExec) -> Result<ExecStream, Error> {
         exec::stream(self, exec).await
+    }
+
+    async fn consumed(&self) -> Result<Consumed, Error> {
+        let init = self.info.init.pid;
+        let look = move |all: &Hierarchies, group: &Path| Ok(consumed::read(all, group, init));
+        self.look("read what it uses", look).await
     }
 
     async fn pressure(&self) -> Result<Pressure, Error> {

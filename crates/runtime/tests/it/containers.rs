@@ -289,7 +289,7 @@ fn hostile(test: &str, folder: &Path, secret: &Path) -> Mounted {
         let mut mknod = Command::new("mknod");
         let made = mknod.arg(tree.join(name)).args([kind, major, minor]).output().unwrap();
         if !made.status.success() {
-            crate::machine::skip(test, "the right to make device nodes");
+            perch_testkit::skipped(test, "the right to make device nodes");
         }
     }
     std::fs::write(tree.join("su"), "#!/bin/sh\nid -u\n").unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use perch_runtime::cgroup::{Hierarchies, Paths};
 
-use crate::machine::{Machine, exec, skip, wait};
+use crate::machine::{Machine, exec, wait};
 
 #[tokio::test]
 async fn x1_memory_has_a_limit_and_an_oom_kill_is_reported() {
@@ -133,6 +133,27 @@ fn swap_bytes(machine: &Machine, memory_bytes: u64) -> Option<u64> {
 }
 
 #[tokio::test]
+async fn what_a_machine_uses_is_counted() {
+    let Some(machine) = Machine::new("consumed") else {
+        return;
+    };
+    let instance = machine.boot("while :; do :; done").await;
+    let spun = tokio::time::timeout(crate::machine::LIMIT, async {
+        loop {
+            let consumed = instance.consumed().await.unwrap();
+            if consumed.cpu_user_us >= 20_000 && consumed.memory_bytes > 0 {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    });
+    spun.await.unwrap();
+    instance.kill().await.unwrap();
+    wait(&*instance).await;
+    machine.assert_clean();
+}
+
+#[tokio::test]
 async fn x1_swap_has_a_limit_of_its_own_that_a_change_of_the_memory_leaves_alone() {
     for swap_mb in [0_u64, 32] {
         let Some(mut machine) = Machine::new("swap") else {
@@ -146,7 +167,7 @@ async fn x1_swap_has_a_limit_of_its_own_that_a_change_of_the_memory_leaves_alone
             }
             match swap_bytes(&machine, memory_mb << 20) {
                 Some(bytes) => assert_eq!(bytes, swap_mb << 20, "beside {memory_mb} MiB"),
-                None => skip("swap", "a kernel that counts swap (swapaccount=1)"),
+                None => perch_testkit::skipped("swap", "a kernel that counts swap (swapaccount=1)"),
             }
         }
         instance.kill().await.unwrap();

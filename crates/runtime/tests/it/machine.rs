@@ -15,17 +15,12 @@ use perch_runtime::{
     BootSpec, Config, ExecOutput, ExecRequest, ExitStatus, GuestExec, GuestStart, IdRange,
     Instance, Limits, LogLimits, MachineDir, Runtime as _, SandboxRuntime,
 };
+use perch_testkit::skipped;
 use perch_types::{InstanceId, MachineId, Secret};
 
 /// The longest that anything here may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 static COUNT: AtomicU64 = AtomicU64::new(1);
-
-/// Says that a test cannot run here.
-pub(crate) fn skip(test: &str, missing: &str) {
-    let text = format!("skipped: {test}: {missing}\n");
-    rustix::io::write(rustix::stdio::stderr(), text.as_bytes()).unwrap();
-}
 
 pub(crate) fn init_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest/perch-init")
@@ -43,15 +38,15 @@ impl Machine {
         let busybox =
             ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|one| Path::new(one).exists());
         if !rustix::process::geteuid().is_root() {
-            skip(test, "root");
+            skipped(test, "root");
             return None;
         }
         let Some(busybox) = busybox else {
-            skip(test, "busybox (Debian package busybox-static)");
+            skipped(test, "busybox (Debian package busybox-static)");
             return None;
         };
         if !init_path().exists() {
-            skip(test, "target/guest/perch-init (cargo xtask guest)");
+            skipped(test, "target/guest/perch-init (cargo xtask guest)");
             return None;
         }
         let folder = tempfile::tempdir().unwrap();

@@ -19,13 +19,14 @@ use perch_types::directory::{
 use perch_types::ips::IpDoc;
 use perch_types::network_policy::NetworkPolicy;
 use perch_types::ports::PortClaim;
+use perch_types::replays::ReplaySources;
 use perch_types::secret_keys::SecretKeyDoc;
 use perch_types::secrets::{SecretDoc, SecretsHead};
 use perch_types::{MachineState, Timestamp};
 
 /// Documents that no release has written yet: names of one's own come with their certificates, and
-/// raw ports and edges of several servers with the release after.
-const UNWRITTEN: [&str; 8] = [
+/// raw ports, edges of several servers and sources of replays with the release after.
+const UNWRITTEN: [&str; 9] = [
     "AcmeAccount",
     "CertificateDoc",
     "CertificateOrder",
@@ -33,6 +34,7 @@ const UNWRITTEN: [&str; 8] = [
     "HostnameClaim",
     "OrderWorker",
     "PortClaim",
+    "ReplaySources",
     "ServedCertificate",
 ];
 
@@ -108,6 +110,7 @@ async fn read_all(store: &dyn Store) -> Vec<(&'static str, usize)> {
         ("MachineRecord", read::<MachineRecord>(store, "").await),
         ("IpDoc", read::<IpDoc>(store, "").await),
         ("PortClaim", read::<PortClaim>(store, "").await),
+        ("ReplaySources", read::<ReplaySources>(store, "").await),
         ("NetworkPolicy", read::<NetworkPolicy>(store, "").await),
         ("SecretsHead", read::<SecretsHead>(store, "").await),
         // These two share their prefix.

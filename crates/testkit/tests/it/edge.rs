@@ -2,10 +2,11 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use perch_testkit::{Cloud, http, wait_for};
+use perch_testkit::{Cloud, Options, http, skipped, wait_for};
 use serde_json::{Value, json};
 
 fn config(image: &str) -> Value {
@@ -300,5 +301,127 @@ fn e10_the_program_is_replaced_and_no_request_is_dropped() {
         cloud.must("GET", &format!("/v1/apps/web/machines/{id}/events"), &Value::Null).unwrap();
     assert!(events.as_array().unwrap().iter().all(|event| event["type"] != "exit"), "{events}");
     drop(slow);
+    cloud.finish().unwrap();
+}
+
+const NAME: &str = "web.perch.localhost";
+/// Ports of the test's own network.
+const HTTPS_PORT: u16 = 15443;
+const UDP_PORT: u16 = 15353;
+
+/// Asks over HTTPS as a client of HTTP/2 does; the status and the protocol stand behind the answer.
+fn curl(path: &str) -> Command {
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--show-error", "--insecure", "--http2", "--max-time", "60"])
+        .args(["--resolve", &format!("{NAME}:{HTTPS_PORT}:127.0.0.1")])
+        .args(["--write-out", "%{http_code} %{http_version}"])
+        .arg(format!("https://{NAME}:{HTTPS_PORT}{path}"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    curl
+}
+
+fn told(output: &Output) -> String {
+    [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text)).concat()
+}
+
+/// Opens a tunnel to the app, as for a WebSocket.
+fn tunnel(edge: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(edge).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let ask = format!(
+        "GET /switch HTTP/1.1\r\nHost: {NAME}\r\nConnection: Upgrade\r\n\
+         Upgrade: websocket\r\n\r\n"
+    );
+    stream.write_all(ask.as_bytes()).unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.extend(byte);
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+    stream
+}
+
+/// Says a word through a tunnel, which sends it back.
+fn through(mut tunnel: &TcpStream, word: &str) {
+    tunnel.write_all(word.as_bytes()).unwrap();
+    let mut back = vec![0; word.len()];
+    tunnel.read_exact(&mut back).unwrap();
+    assert_eq!(back, word.as_bytes());
+}
+
+/// Sends a datagram until it comes back: any one may be lost.
+fn datagram(socket: &UdpSocket, word: &str) {
+    let back = wait_for("a datagram to come back", Duration::from_secs(30), || {
+        socket.send(word.as_bytes()).ok()?;
+        let mut bytes = [0; 64];
+        // An earlier one may be late.
+        loop {
+            let count = socket.recv(&mut bytes).ok()?;
+            if &bytes[..count] == word.as_bytes() {
+                return Some(());
+            }
+        }
+    });
+    back.unwrap();
+}
+
+#[test]
+fn e10_what_is_secured_switched_or_a_datagram_goes_on_while_the_program_is_replaced() {
+    let test = "e10_what_is_secured_switched_or_a_datagram_goes_on_while_the_program_is_replaced";
+    if Command::new("curl").arg("--version").output().is_err() {
+        return skipped(test, "curl");
+    }
+    let https = format!("127.0.0.1:{HTTPS_PORT}");
+    let arguments = ["--https", &https].map(str::to_owned).into();
+    let options = Options { arguments, ..Options::default() };
+    let Some(cloud) = Cloud::start_with(test, options).unwrap() else {
+        return;
+    };
+    let listen = format!("0.0.0.0:{UDP_PORT}");
+    let image = cloud.app("web", &["--listen", "0.0.0.0:8080", "--echo-udp", &listen]).unwrap();
+    let config = json!({"image": image, "services": [
+        {"internal_port": 8080, "ports": [
+            {"port": 80, "handlers": ["http"]}, {"port": 443, "handlers": ["tls", "http"]}]},
+        {"internal_port": UDP_PORT, "protocol": "udp", "ports": [{"port": UDP_PORT}]},
+    ]});
+    cloud.machine("web", &config, "started").unwrap();
+    let answer = || told(&curl("/").output().unwrap());
+    let served = wait_for("the app to be served", Duration::from_secs(30), || {
+        (answer() == "hello\n200 2").then_some(())
+    });
+    served.unwrap();
+    let socket = UdpSocket::bind((cloud.edge.ip(), 0)).unwrap();
+    socket.connect((cloud.edge.ip(), UDP_PORT)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    datagram(&socket, "before");
+    // These begin before, and end after the process that took them has lost its place.
+    let slow = curl("/sleep?ms=6000").spawn().unwrap();
+    let tunnel = tunnel(cloud.edge);
+    through(&tunnel, "before");
+    let (is_over, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            while !is_over.load(Ordering::SeqCst) {
+                assert_eq!(answer(), "hello\n200 2");
+                through(&tunnel, "meanwhile");
+                datagram(&socket, &format!("d{}", rounds.fetch_add(1, Ordering::SeqCst)));
+            }
+        });
+        let replaced = cloud.replace();
+        let before = rounds.load(Ordering::SeqCst);
+        let on = wait_for("rounds to go on", Duration::from_secs(60), || {
+            (rounds.load(Ordering::SeqCst) > before + 10).then_some(())
+        });
+        is_over.store(true, Ordering::SeqCst);
+        client.join().unwrap();
+        replaced.and(on).unwrap();
+    });
+    assert_eq!(told(&slow.wait_with_output().unwrap()), "slept\n200 2");
+    through(&tunnel, "after");
+    drop(tunnel);
     cloud.finish().unwrap();
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use perch_client::HostClient;
-use perch_edge::{Config, Edge, FarConfig, Limits, peer_name};
+use perch_edge::{Certificates, Config, Edge, FarConfig, Https, Limits, peer_name};
 use perch_store::{Expected, SqliteStore, Store, ViewFollower, ViewHandle, put_doc};
 use perch_types::clock::Clock;
 use perch_types::directory::{EdgeDoc, MachineRecord};
@@ -16,6 +16,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use super::{DEADLINE, Host, TestClock, machine, put_app, until};
+use crate::tls::Certs;
 
 /// Who vouches for edges.
 pub(crate) struct Authority {
@@ -55,6 +56,8 @@ impl Authority {
 pub(crate) struct Side {
     /// Where clients come.
     pub(crate) address: SocketAddr,
+    /// Where clients of HTTPS come, if it serves that.
+    pub(crate) https: Option<SocketAddr>,
     /// Where other edges come.
     pub(crate) peers: SocketAddr,
     pub(crate) id: HostId,
@@ -102,6 +105,8 @@ pub(crate) struct Pair {
     /// The other, in region `fra`.
     pub(crate) far: Side,
     pub(crate) authority: Authority,
+    /// Whom the certificates of HTTPS are from.
+    pub(crate) roots: Arc<RootCertStore>,
     store: Arc<dyn Store>,
     view: ViewHandle,
     pub(crate) runtime: tokio::runtime::Runtime,
@@ -122,6 +127,19 @@ impl Pair {
     }
 
     pub(crate) fn with(near: Vec<MachineRecord>, far: Vec<MachineRecord>, limits: &Limits) -> Self {
+        Self::made((near, far), limits, false)
+    }
+
+    /// Both serve HTTPS too.
+    pub(crate) fn with_https(near: Vec<MachineRecord>, far: Vec<MachineRecord>) -> Self {
+        Self::made((near, far), &Limits::default(), true)
+    }
+
+    fn made(
+        (near, far): (Vec<MachineRecord>, Vec<MachineRecord>),
+        limits: &Limits,
+        has_https: bool,
+    ) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let (runtime, dir) = (runtime.unwrap(), tempfile::tempdir().unwrap());
@@ -135,13 +153,28 @@ impl Pair {
         let view = ViewFollower::start(Arc::clone(&store), dir.path().join("view.json"));
         let authority = Authority::new();
         let far: Vec<MachineRecord> = far.into_iter().map(elsewhere).collect();
-        let starting = Starting { dir: dir.path(), authority: &authority, view: &view, limits };
+        let certs = Arc::new(Certs::new());
+        let starting = Starting {
+            dir: dir.path(),
+            authority: &authority,
+            certs: has_https.then_some(&certs),
+            view: &view,
+            limits,
+        };
         let sides = [("ams", 1, &near), ("fra", 2, &far)]
             .map(|(region, id, machines)| starting.side(region, HostId::from_bits(id), machines));
         drop(guard);
         let [near_side, far_side] = sides;
-        let pair =
-            Self { near: near_side, far: far_side, authority, store, view, runtime, _dir: dir };
+        let pair = Self {
+            near: near_side,
+            far: far_side,
+            authority,
+            roots: Arc::new(certs.roots()),
+            store,
+            view,
+            runtime,
+            _dir: dir,
+        };
         for side in [&pair.near, &pair.far] {
             pair.put_edge(&side.id, side.peers);
             let probe =
@@ -175,6 +208,7 @@ impl Pair {
 struct Starting<'a> {
     dir: &'a std::path::Path,
     authority: &'a Authority,
+    certs: Option<&'a Arc<Certs>>,
     view: &'a ViewHandle,
     limits: &'a Limits,
 }
@@ -196,9 +230,14 @@ impl Starting<'_> {
         let peers = TcpListener::bind("127.0.0.1:0").unwrap();
         let addresses = [&listener, &peers].map(|listener| listener.local_addr().unwrap());
         let (chain, key) = self.authority.issue(peer_name(&id));
+        let https = self.certs.map(|certs| Https {
+            listeners: vec![TcpListener::bind("127.0.0.1:0").unwrap()],
+            certificates: Arc::clone(certs) as Arc<dyn Certificates>,
+        });
+        let secured = https.as_ref().map(|https| https.listeners[0].local_addr().unwrap());
         let edge = Edge::start(Config {
             listeners: vec![listener],
-            https: None,
+            https,
             domain: "perch.localhost".to_owned(),
             issuer: None,
             region: region.parse().unwrap(),
@@ -217,6 +256,6 @@ impl Starting<'_> {
         })
         .unwrap();
         let [address, peers] = addresses;
-        Side { address, peers, id, host, edge }
+        Side { address, https: secured, peers, id, host, edge }
     }
 }

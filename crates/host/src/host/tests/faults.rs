@@ -54,14 +54,13 @@ impl Jam {
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    #[expect(clippy::print_stderr, reason = "a test that did not run says so")]
     fn mount(test: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let mut mount = Program::new("mount");
         mount.args(["-t", "tmpfs", "-o", "size=12m", "perch-host-test"]).arg(folder.path());
         let mounted = mount.output().is_ok_and(|output| output.status.success());
         if !mounted {
-            eprintln!("skipped: {test}: the right to mount a tmpfs");
+            perch_testkit::skipped(test, "the right to mount a tmpfs");
         }
         mounted.then(|| Self(folder))
     }

@@ -11,7 +11,7 @@ fn can_run(test: &str) -> bool {
         (true, false) => "mkfs.xfs",
         (false, _) => "root",
     };
-    io::stderr().write_all(format!("skipped: {test}: {missing}\n").as_bytes()).unwrap();
+    perch_testkit::skipped(test, missing);
     false
 }
 
@@ -227,8 +227,7 @@ async fn a_volume_that_a_dead_agent_froze_is_thawed_by_the_guard_and_by_the_next
     waiting.join().unwrap();
     rig.pool.thaw(&id(1)).await.unwrap();
     if !rig.pool.config.guard.exists() {
-        io::stderr().write_all(format!("skipped: {test}: target/guest\n").as_bytes()).unwrap();
-        return;
+        return perch_testkit::skipped(test, "target/guest (cargo xtask guest)");
     }
     let guard = Guard::start(&rig.pool.config.guard, &rig.image(&id(1)));
     freeze();

@@ -3,7 +3,6 @@
 //! Never shares a folder, a cgroup or an address with another test.
 
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command as Program;
@@ -21,6 +20,7 @@ use perch_host::{
 use perch_runtime::log::{self, Stream};
 use perch_runtime::{LogLimits, SandboxRuntime, sandbox};
 use perch_store::{SqliteStore, Store};
+use perch_testkit::skipped;
 use perch_types::clock::Clock;
 use perch_types::host::{Command, CreateMachine, HostMachine, WaitQuery};
 use perch_types::image::{Digest, ImageConfig, ImageRef, Reference};
@@ -129,12 +129,6 @@ pub(crate) struct Server {
     store: OnceLock<Arc<dyn Store>>,
 }
 
-/// Says that a test cannot run here.
-fn skip(test: &str, missing: &str) {
-    let text = format!("skipped: {test}: {missing}\n");
-    std::io::stderr().write_all(text.as_bytes()).unwrap();
-}
-
 impl Server {
     /// Makes a server and runs the test on it; says what is missing where that cannot be.
     pub(crate) fn run<F: Future<Output = ()>>(
@@ -143,16 +137,16 @@ impl Server {
     ) {
         let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest");
         if !rustix::process::geteuid().is_root() {
-            return skip(test, "root");
+            return skipped(test, "root");
         }
         for name in ["perch-init", "perch-monitor", "perch-testserver"] {
             if !guest.join(name).exists() {
-                return skip(test, "target/guest (cargo xtask guest)");
+                return skipped(test, "target/guest (cargo xtask guest)");
             }
         }
         for program in ["busybox", "mkfs.erofs", "mkfs.ext4", "mkfs.xfs", "ip", "nft"] {
             if !Program::new("which").arg(program).output().unwrap().status.success() {
-                return skip(test, program);
+                return skipped(test, program);
             }
         }
         let number = COUNT.fetch_add(1, Ordering::Relaxed);

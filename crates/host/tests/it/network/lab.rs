@@ -40,12 +40,12 @@ impl Lab {
     /// Makes a server and its surroundings; `None`, with a word on stderr, where that cannot be.
     pub(crate) fn new(test: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: {test}: root");
+            perch_testkit::skipped(test, "root");
             return None;
         }
         for program in ["ip", "nft", "python3"] {
             if Command::new(program).arg("-V").output().is_err() {
-                eprintln!("skipped: {test}: {program}");
+                perch_testkit::skipped(test, program);
                 return None;
             }
         }

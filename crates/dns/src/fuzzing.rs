@@ -1,0 +1,159 @@
+//! Fuzz targets: functions that take any bytes and panic when what must hold does not.
+//!
+//! Never in a server: they are built for tests, and for the runner in the folder `fuzz`. Whoever
+//! writes a parser of bytes from outside adds one.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use hickory_proto::op::Message;
+use perch_types::certificates::RecordType;
+
+use crate::answer::Answer;
+use crate::message::{self, DATAGRAM_BYTES_MAX};
+use crate::{lookups, upstream};
+
+/// A function that takes any bytes.
+pub type Target = fn(&[u8]);
+
+/// All targets by name.
+pub const TARGETS: &[(&str, Target)] =
+    &[("dns_answers", answers), ("dns_questions", questions), ("dns_resolvers", resolvers)];
+
+/// Messages that are as they should be, as the digits of their bytes, and a configuration.
+pub const SEEDS: &[&str] = &[
+    "\n",
+    "nameserver 192.0.2.1\nnameserver 2001:db8::1\nsearch example\n",
+    // An address behind another name, one of IPv6, text, no such name, and a question.
+    "0001818000010002000000000473686f70076578616d706c650000010001c00c000500010000003c000d0377\
+     6562076578616d706c650003776562076578616d706c6500000100010000003c0004c0000201\n",
+    "0001818000010001000000010473686f70076578616d706c6500001c0001c00c001c00010000003c00102001\
+     0db800000000000000000000000100002904d0000000000000\n",
+    "0001818000010001000000000f5f61636d652d6368616c6c656e67650473686f70076578616d706c65000010\
+     0001c00c001000010000003c000703616263026465\n",
+    "0001818300010000000100000473686f70076578616d706c650000060001076578616d706c65000006000100\
+     00003c002e026e73076578616d706c650004726f6f74076578616d706c650000000001000000020000000300\
+     00000400000005\n",
+    "0001010000010000000000010377656208696e7465726e616c00001c000100002904d0000000000000\n",
+];
+
+const KINDS: [RecordType; 5] =
+    [RecordType::A, RecordType::Aaaa, RecordType::Cname, RecordType::Txt, RecordType::Soa];
+
+/// Records are so many as are read at most, and each is of the kind that was asked for.
+fn answers(bytes: &[u8]) {
+    let Ok(message) = Message::from_vec(&unhex(bytes)) else {
+        return;
+    };
+    for kind in KINDS {
+        let records = lookups::records_of(&message, kind).unwrap_or_default();
+        assert!(records.len() <= lookups::RECORDS_MAX, "{kind:?}");
+        for record in &records {
+            let is_one = match kind {
+                RecordType::A => record.parse::<Ipv4Addr>().is_ok(),
+                RecordType::Aaaa => record.parse::<Ipv6Addr>().is_ok(),
+                RecordType::Cname | RecordType::Soa => record.is_ascii(),
+                RecordType::Txt => true,
+            };
+            assert!(is_one, "{kind:?}: {record:?}");
+        }
+    }
+}
+
+/// What is answered fits a datagram, is for who asked, and can be read.
+fn questions(bytes: &[u8]) {
+    let Ok(asked) = Message::from_vec(&unhex(bytes)) else {
+        return;
+    };
+    let response = match message::question(&asked) {
+        None => return,
+        Some(Ok(query)) => {
+            // Whatever the name is, it has labels or none.
+            let _labels = message::labels(query.name());
+            message::respond_with(&asked, query, Answer::Text("a".repeat(600)))
+        }
+        Some(Err(code)) => message::respond(&asked, code),
+    };
+    if let Some(bytes) = message::datagram(&asked, &response) {
+        assert!(bytes.len() <= usize::from(DATAGRAM_BYTES_MAX), "{} bytes", bytes.len());
+        let read = Message::from_vec(&bytes).ok();
+        assert_eq!(read.map(|it| it.metadata.id), Some(asked.metadata.id));
+    }
+}
+
+/// Resolvers are few, and none is the one that would ask itself.
+fn resolvers(bytes: &[u8]) {
+    let own = [Ipv4Addr::LOCALHOST.into()];
+    let found = upstream::upstreams(&String::from_utf8_lossy(bytes), &own);
+    assert!(found.len() <= upstream::UPSTREAMS_MAX);
+    assert!(found.iter().all(|it| it.port() == 53 && !own.contains(&it.ip())), "{found:?}");
+}
+
+/// Returns the bytes that the digits of the first line are in hexadecimal: a change of one digit is
+/// one of a byte.
+fn unhex(bytes: &[u8]) -> Vec<u8> {
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let digits: Vec<u8> = line.iter().copied().filter(u8::is_ascii_hexdigit).collect();
+    let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    digits.chunks_exact(2).filter_map(pair).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn run(bytes: &[u8]) {
+        for (_, target) in TARGETS {
+            target(bytes);
+        }
+    }
+
+    #[test]
+    fn seeds_hold() {
+        for seed in SEEDS {
+            run(seed.as_bytes());
+        }
+        // Else the targets would look at nothing.
+        let of = |seed: &str| Message::from_vec(&unhex(seed.as_bytes())).unwrap();
+        let address = lookups::records_of(&of(SEEDS[2]), RecordType::A).unwrap();
+        assert_eq!(address, ["192.0.2.1"]);
+        let zone = lookups::records_of(&of(SEEDS[5]), RecordType::Soa).unwrap();
+        assert_eq!(zone, ["ns.example."]);
+        assert!(message::question(&of(SEEDS[6])).is_some_and(|asked| asked.is_ok()));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn any_bytes_hold(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            run(&bytes);
+        }
+
+        // Bytes that look like what is read get further into the parsers.
+        #[test]
+        fn changed_seeds_hold(
+            which in 0..SEEDS.len(),
+            changes in proptest::collection::vec(
+                (any::<prop::sample::Index>(), any::<u8>(), 0_u8..3), 0..6,
+            ),
+        ) {
+            let mut bytes = SEEDS[which].as_bytes().to_vec();
+            for (at, byte, kind) in changes {
+                if bytes.is_empty() {
+                    break;
+                }
+                let at = at.index(bytes.len());
+                match kind {
+                    0 => bytes[at] = b"0123456789abcdef"[usize::from(byte) % 16],
+                    1 => bytes[at] = byte,
+                    _ => {
+                        bytes.remove(at);
+                    }
+                }
+            }
+            run(&bytes);
+        }
+    }
+}
