@@ -19,6 +19,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use perch_types::address::client_of;
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -27,7 +28,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 pub(crate) use self::limiter::Limiter;
-use self::limiter::{Place, client_of};
+use self::limiter::Place;
 pub(crate) use self::stall::{Patience, Patient};
 
 /// Where requests come in.

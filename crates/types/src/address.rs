@@ -1,8 +1,9 @@
-//! Addresses: the private ones of machines, as pure functions of what identifies a machine.
+//! Addresses: the private ones of machines, as pure functions of what identifies a machine, and whom
+//! an address of a client stands for.
 //!
 //! Never derives an address from a host: a machine that moves keeps its private one.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use crate::id::MachineId;
 
@@ -31,9 +32,32 @@ fn network_bits(network_id: u32) -> u128 {
     (0xfdaa_u128 << 112) | (u128::from(network_id) << 80)
 }
 
+/// Returns whom an address counts for: itself, or its /64, of which one client has every address.
+#[must_use]
+pub fn client_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        v4 @ IpAddr::V4(_) => v4,
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_client_is_one_address_however_it_is_written_and_a_whole_network_of_version_6() {
+        for (address, client) in [
+            ("192.0.2.7", "192.0.2.7"),
+            ("::ffff:192.0.2.7", "192.0.2.7"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+            ("2001:db8:1:2:ffff::", "2001:db8:1:2::"),
+            ("2001:db8:1:3::1", "2001:db8:1:3::"),
+        ] {
+            let client: IpAddr = client.parse().unwrap();
+            assert_eq!(client_of(address.parse().unwrap()), client, "{address}");
+        }
+    }
 
     #[test]
     fn a_private_address_is_made_of_network_and_machine() {
