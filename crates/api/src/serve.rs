@@ -6,7 +6,6 @@
 //! same here.
 
 mod limiter;
-mod stall;
 
 use std::convert::Infallible;
 use std::io;
@@ -19,6 +18,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use perch_sockets::{Patience, Patient};
 use perch_types::address::client_of;
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -29,7 +29,6 @@ use tokio_rustls::TlsAcceptor;
 
 pub(crate) use self::limiter::Limiter;
 use self::limiter::Place;
-pub(crate) use self::stall::{Patience, Patient};
 
 /// Where requests come in.
 pub enum Listener {
@@ -212,7 +211,7 @@ async fn accepted_connection(
     peer: Peer,
     (limits, ended): (ServeLimits, watch::Receiver<bool>),
 ) {
-    let patience = Patience::new(limits.stall_timeout);
+    let patience = Patience::reading_nothing(limits.stall_timeout);
     let patient = patience.clone();
     match stream {
         Accepted::Tcp(stream) => {

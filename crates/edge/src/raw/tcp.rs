@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use perch_sockets::Patient;
 use perch_types::service::{Port, Protocol};
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
@@ -25,7 +26,6 @@ use crate::direction::Direction;
 use crate::gate::{self, Gate};
 use crate::handing::{Handed, Loops};
 use crate::live::{AppKey, InFlight, Target};
-use crate::patience::Patient;
 use crate::peer::Once;
 use crate::pick;
 use crate::tls::hello;

@@ -1,0 +1,11 @@
+//! What a server asks of the other side of a socket: that it takes what it is sent.
+//!
+//! Never looks at a byte, and never speaks a protocol.
+
+#![forbid(unsafe_code)]
+
+mod patience;
+mod timer;
+
+pub use patience::{Patience, Patient};
+pub use timer::Timer;
