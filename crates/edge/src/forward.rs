@@ -24,13 +24,15 @@ use crate::account::{Account, End};
 use crate::body::{Back, MachineBody, ReplyBody};
 use crate::cause::Cause;
 use crate::live::{InFlight, Target};
-use crate::patience::{Motion, Moving};
+use crate::passage::{self, Ended, How, Terms};
 use crate::pool::{Key, Pool, Single, Stream};
 use crate::upload::{Progress, RequestBody};
 use crate::{headers, origin2, pick};
 
 /// The largest head of an answer.
 pub(crate) const ANSWER_HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a tunnel that are under way in one direction.
+const TUNNEL_BUFFER_BYTES: usize = 8 * 1024;
 
 /// The protocol to switch to, and the client's side of the switch.
 pub(crate) type Switch = (HeaderValue, OnUpgrade);
@@ -349,23 +351,21 @@ async fn tunnel(
     let (Ok(client), Ok(machine)) = (client.await, machine.await) else {
         return;
     };
-    let motion = Motion::new();
-    let mut client = Moving::new(TokioIo::new(client), &motion);
-    let mut machine = Moving::new(TokioIo::new(machine), &motion);
-    let end = tokio::select! {
-        copied = tokio::io::copy_bidirectional(&mut client, &mut machine) => match copied {
-            Ok(_) => End::Whole,
-            Err(error) => {
-                tracing::debug!(%error, "tunnel ended");
-                End::Broken
-            }
-        },
-        () = motion.is_still(idle) => {
+    let terms = Terms { buffer_bytes: TUNNEL_BUFFER_BYTES, idle, half_idle: idle };
+    let (client, machine) = (TokioIo::new(client), TokioIo::new(machine));
+    let Ended { sent, received, how } = passage::pass(client, machine, terms).await;
+    let end = match how {
+        How::Closed => End::Whole,
+        How::Broken(error) => {
+            tracing::debug!(%error, "tunnel ended");
+            End::Broken
+        }
+        How::Idle => {
             tracing::debug!(limit_s = idle.as_secs(), "tunnel over which nothing moved ended");
             End::Idle
         }
     };
-    account.tunnelled(client.taken(), machine.taken(), end);
+    account.tunnelled(sent, received, end);
     drop(in_flight);
 }
 

@@ -44,7 +44,7 @@ mod metrics;
 mod origin2;
 mod outlier;
 mod owners;
-mod patience;
+mod passage;
 mod peer;
 mod pick;
 mod pool;

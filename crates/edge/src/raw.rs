@@ -8,7 +8,6 @@
 
 mod caps;
 mod doors;
-mod passage;
 pub(crate) mod pg_tls;
 mod proxy_proto;
 mod tcp;

@@ -18,7 +18,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
-use super::passage::{self, Ended, How};
 use super::{Entry, Opening, Raw, caps, pg_tls, proxy_proto};
 use crate::cause::Cause;
 use crate::connection::Door;
@@ -26,6 +25,7 @@ use crate::direction::Direction;
 use crate::gate::{self, Gate};
 use crate::handing::{Handed, Loops};
 use crate::live::{AppKey, InFlight, Target};
+use crate::passage::{self, Ended, How, Terms};
 use crate::peer::Once;
 use crate::pick;
 use crate::tls::hello;
@@ -33,6 +33,8 @@ use crate::wake::{self, Place, Tried, Wanted};
 
 /// The pause after an accept that failed, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Bytes of a connection that are under way in one direction.
+const BUFFER_BYTES: usize = 16 * 1024;
 /// When a silent connection is asked whether the other side is still there, how often again, and
 /// how often in vain.
 const PROBE_AFTER: Duration = Duration::from_secs(60);
@@ -263,7 +265,9 @@ where
         target.load.instance.disconnected();
         return Err(Fault::Header(error));
     }
-    let ended = passage::pass(client, machine, raw.limits.idle, raw.limits.half_idle).await;
+    let (idle, half_idle) = (raw.limits.idle, raw.limits.half_idle);
+    let terms = Terms { buffer_bytes: BUFFER_BYTES, idle, half_idle };
+    let ended = passage::pass(client, machine, terms).await;
     target.load.instance.disconnected();
     in_flight.metrics().bytes_in.add(ended.sent);
     in_flight.metrics().bytes_out.add(ended.received);
