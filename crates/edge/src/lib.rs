@@ -28,6 +28,7 @@ mod challenge;
 mod compress;
 mod connection;
 mod crowd;
+mod dial;
 mod direction;
 mod far;
 mod forward;

@@ -5,7 +5,7 @@
 //! is not there.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use tokio_rustls::server::TlsStream;
 use super::{Entry, Opening, Raw, caps, pg_tls, proxy_proto};
 use crate::cause::Cause;
 use crate::connection::Door;
+use crate::dial;
 use crate::direction::Direction;
 use crate::gate::{self, Gate};
 use crate::handing::{Handed, Loops};
@@ -301,7 +302,7 @@ async fn connect(raw: &Raw, entry: &Entry) -> Result<Link, Cause> {
         let Place { target, in_flight, .. } = wake::ready_machine(&raw.shared, &wanted).await?;
         let found = pick::raw(&target.record.services, entry.protocol, entry.port);
         let (service, port) = found.ok_or(Cause::NoMachine)?;
-        if let Some(machine) = dial(raw, &target, service.internal_port).await {
+        if let Some(machine) = reach(raw, &target, service.internal_port).await {
             // A connection has no end of its own: its app is told by the signal.
             let in_flight = in_flight.into_tunnel();
             let port = port.clone();
@@ -314,25 +315,11 @@ async fn connect(raw: &Raw, entry: &Entry) -> Result<Link, Cause> {
     }
 }
 
-async fn dial(raw: &Raw, target: &Target, port: u16) -> Option<TcpStream> {
-    let record = &target.record;
-    for address in [IpAddr::V4(record.private_ipv4), IpAddr::V6(record.private_ip)] {
-        let began = Instant::now();
-        let connecting = TcpStream::connect(SocketAddr::new(address, port));
-        match tokio::time::timeout(raw.shared.limits.connect, connecting).await {
-            Ok(Ok(stream)) if prepare(&stream).is_ok() => {
-                target.load.instance.connected(began.elapsed());
-                return Some(stream);
-            }
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                let machine = &record.id;
-                tracing::debug!(%machine, %address, port, %error, "machine not connected");
-            }
-            Err(_) => {
-                let machine = &record.id;
-                tracing::debug!(%machine, %address, port, "machine did not accept in time");
-            }
+async fn reach(raw: &Raw, target: &Target, port: u16) -> Option<TcpStream> {
+    for address in dial::addresses(&target.record) {
+        let (at, limit) = (SocketAddr::new(address, port), raw.shared.limits.connect);
+        if let Some(stream) = dial::reach(target, at, limit, prepare).await {
+            return Some(stream);
         }
     }
     None
