@@ -22,6 +22,7 @@ use crate::crowd::Crowd;
 use crate::far::Reach;
 use crate::gate::Gate;
 use crate::handing::Handed;
+use crate::pick::mixed;
 use crate::pool::Pool;
 use crate::raw::{Place, Raw};
 use crate::upload::Budget;
@@ -88,7 +89,7 @@ async fn accept(
         None => None,
     };
     let Claimed { raw, mut handed } = claimed;
-    let seed = shared.clock.boot_ms().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index as u64;
+    let seed = mixed(shared.clock.boot_ms(), index as u64);
     let region = HeaderValue::from_str(shared.region.as_str())
         .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
     let worker = Rc::new(Worker {
