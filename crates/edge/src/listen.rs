@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use perch_sockets::keep_alive;
 use perch_types::pulse::Pulse;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -171,6 +172,8 @@ impl Entrance {
     ) -> std::io::Result<Option<Self>> {
         let Some(listener) = listener else { return Ok(None) };
         listener.set_nonblocking(true)?;
+        // What is accepted has it of the listener.
+        keep_alive(&listener)?;
         let listener = TcpListener::from_std(listener)?;
         let door = door(listener.local_addr()?.port());
         Ok(Some(Self { listener, door }))
@@ -290,6 +293,16 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_is_silent_is_asked_whether_it_is_still_there() {
+        let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let entrance = Entrance::new(Some(listener), |port| Door::Plain(Gate::http(port))).unwrap();
+        let _client = TcpStream::connect(address).await.unwrap();
+        let (stream, ..) = next(entrance.as_ref()).await.unwrap();
+        assert!(rustix::net::sockopt::socket_keepalive(&stream).unwrap());
+    }
 
     #[test]
     fn it_is_told_once_a_minute_that_there_are_too_many() {

@@ -9,9 +9,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use perch_sockets::Patient;
+use perch_sockets::{Patient, keep_alive};
 use perch_types::service::{Port, Protocol};
-use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -36,11 +35,6 @@ use crate::wake::{self, Place, Tried, Wanted};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes of a connection that are under way in one direction.
 const BUFFER_BYTES: usize = 16 * 1024;
-/// When a silent connection is asked whether the other side is still there, how often again, and
-/// how often in vain.
-const PROBE_AFTER: Duration = Duration::from_secs(60);
-const PROBE_EVERY: Duration = Duration::from_secs(15);
-const PROBES_MAX: u32 = 4;
 
 /// Why a connection did not pass.
 #[derive(Debug, thiserror::Error)]
@@ -241,7 +235,7 @@ struct Ends {
 
 /// Prepares a client's connection, and returns whose it is.
 fn ends(stream: &TcpStream, public: u16) -> io::Result<Ends> {
-    prepare(stream)?;
+    stream.set_nodelay(true)?;
     let client = stream.peer_addr()?;
     // The port that is public, whatever port it is bound to.
     let mut at = stream.local_addr()?;
@@ -325,12 +319,8 @@ async fn reach(raw: &Raw, target: &Target, port: u16) -> Option<TcpStream> {
     None
 }
 
-/// Has bytes sent at once, and a side that is gone without a word found.
+/// Has bytes sent at once, and a machine that is gone without a word found.
 fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, PROBE_AFTER)?;
-    sockopt::set_tcp_keepintvl(stream, PROBE_EVERY)?;
-    sockopt::set_tcp_keepcnt(stream, PROBES_MAX)?;
-    Ok(())
+    keep_alive(stream)
 }
