@@ -13,6 +13,7 @@ pub mod cloud;
 pub mod disk;
 pub mod http;
 pub mod image;
+pub mod pebble;
 pub mod reality;
 pub mod terminal;
 
