@@ -10,12 +10,13 @@ use http::StatusCode;
 use perch_types::api::{App, Apps, CreateApp, Organization};
 use perch_types::certificate_docs::PLATFORM_APP;
 use perch_types::directory::AppDoc;
+use perch_types::error::chain;
 use perch_types::{AppName, Code, MachineState, OrgSlug};
 
 use crate::body::{Json, Parameters};
 use crate::config::Shared;
 use crate::documents::{self, NewApp};
-use crate::reply::{Failure, chain};
+use crate::reply::Failure;
 use crate::routes::{Caller, OfApp};
 use crate::{admit, reconcile, tokens, volumes};
 

@@ -11,13 +11,14 @@ use perch_store::{Expected, Store, compare, list_docs, put_op};
 use perch_types::clock::Clock;
 use perch_types::directory::{Document as _, TokenDoc};
 use perch_types::endpoint::Action;
+use perch_types::error::chain;
 use perch_types::{Code, OrgSlug, Timestamp};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::error::{Error, store};
-use crate::reply::{Failure, chain};
+use crate::reply::Failure;
 
 /// How old the copy of the tokens may get: a revoked token is refused after this at the latest.
 const TOKENS_AGE_MS_MAX: u64 = 1_000;

@@ -22,6 +22,7 @@ use perch_client::{BoxError, Connection, Error, RequestBody, RequestParts, body_
 use perch_types::build::{
     BUILD_HEADER, BuildRequest, CONTEXT_BYTES_MAX, FORCE_HEADER, STORE_HEADER,
 };
+use perch_types::error::chain;
 use perch_types::image::check_tag;
 use perch_types::{ApiError, Code, OrgSlug, Secret};
 use tokio::time::{Instant, Sleep};
@@ -30,7 +31,7 @@ use crate::body::parse;
 use crate::config::Shared;
 use crate::logs::LINES_TYPE;
 use crate::push_tokens::{PushScope, PushTokens};
-use crate::reply::{Failure, chain};
+use crate::reply::Failure;
 use crate::routes::OfApp;
 
 /// The builder's paths.

@@ -29,6 +29,7 @@ use perch_types::certificates::{
     CreateAcmeCertificate, CreateCustomCertificate, CustomCertificateRemoved,
 };
 use perch_types::directory::{AppDoc, Document as _, HostnameClaim};
+use perch_types::error::chain;
 use perch_types::{AppName, Code, OrgSlug};
 
 use self::claim::Taken;
@@ -37,7 +38,7 @@ use crate::body::{Json, Parameters, SecretJson};
 use crate::config::Shared;
 use crate::documents;
 use crate::error::{Error, store as fault};
-use crate::reply::{Failure, chain};
+use crate::reply::Failure;
 use crate::routes::OfApp;
 
 /// Certificates of one page, when nothing else was said and at most.

@@ -12,6 +12,7 @@ use axum::extract::{Extension, Request};
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use http::header::AUTHORIZATION;
+use perch_sockets::{Patience, Patient};
 use perch_types::endpoint::{self, Endpoint};
 use perch_types::host::MachineIdentity;
 use perch_types::{Code, MachineId};
@@ -20,7 +21,7 @@ use tokio::net::UnixStream;
 use crate::auth::Principal;
 use crate::config::Api;
 use crate::reply::Failure;
-use crate::serve::{Limiter, Patience, Patient, Peer, ServeLimits, connection};
+use crate::serve::{Limiter, Peer, ServeLimits, connection};
 
 /// Connections of one machine at once.
 const CONNECTIONS_OF_MACHINE_MAX: usize = 16;
@@ -74,7 +75,7 @@ impl Inside {
         let router = self.router.clone().layer(from_fn(without_token)).layer(Extension(who));
         let limits = ServeLimits { header_read_timeout: IDLE_TIMEOUT, ..ServeLimits::default() };
         let (_never, ended) = tokio::sync::watch::channel(false);
-        let patience = Patience::new(limits.stall_timeout);
+        let patience = Patience::reading_nothing(limits.stall_timeout);
         let stream = Patient::new(stream, patience.clone());
         connection(stream, patience, router, Peer(None), (limits, ended)).await;
     }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::header::CONTENT_TYPE;
 use perch_types::api::{AppLogAttributes, AppLogEntry, AppLogs, AppLogsMeta, LogRecord, LogStream};
+use perch_types::error::chain;
 use perch_types::host::LogsQuery;
 use perch_types::{Code, MachineId};
 use serde_json::json;
@@ -21,7 +22,7 @@ use crate::body::Parameters;
 use crate::config::{Host, Shared};
 use crate::documents;
 use crate::machines::of_host;
-use crate::reply::{Failure, chain};
+use crate::reply::Failure;
 use crate::routes::{OfApp, Target};
 
 /// The type of answers that are lines of JSON.

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::{Extension, Json as JsonReply};
 use perch_types::api::{OrgMachine, OrgMachines};
+use perch_types::error::chain;
 use perch_types::{Code, MachineId, MachineState, OrgSlug, Region, Timestamp};
 
 use crate::body::Parameters;
 use crate::config::Shared;
 use crate::machines::answer;
 use crate::machines::filter::{Filter, Seen};
-use crate::reply::{Failure, chain};
+use crate::reply::Failure;
 use crate::routes::OfOrg;
 
 /// Machines of one page, at most and when nothing else was said.

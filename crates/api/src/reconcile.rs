@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use perch_store::{Expected, Op, delete_doc, get_doc, list_docs, put_doc_freeing, put_op};
 use perch_types::directory::{Document, PlacementDoc, Tombstone};
+use perch_types::error::chain;
 use perch_types::host::{Command, HostMachine};
 use perch_types::{AppName, HostId, MachineId, MachineState, OrgSlug, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,6 @@ use tokio::sync::{Notify, watch};
 use crate::config::Shared;
 use crate::error::{Error, store as fault};
 use crate::machines::lease;
-use crate::reply::chain;
 use crate::{documents, ports, tokens, volumes};
 
 /// How long a creation may take before what it wrote is taken back.

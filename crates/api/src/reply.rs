@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, StatusCode};
 use perch_types::endpoint::REQUEST_ID_HEADER;
+use perch_types::error::chain;
 use perch_types::{ApiError, Code};
 use serde_json::Value;
 
@@ -140,18 +141,6 @@ fn body(error: &ApiError) -> Vec<u8> {
         body["message"] = Value::from(error.error.as_str());
     }
     serde_json::to_vec(&body).unwrap_or_default()
-}
-
-/// Returns an error with its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(current) = cause {
-        text.push_str(": ");
-        text.push_str(&current.to_string());
-        cause = current.source();
-    }
-    text
 }
 
 /// The outermost layer: gives each request an id, writes the body of errors, logs the access.

@@ -6,7 +6,6 @@
 //! same here.
 
 mod limiter;
-mod stall;
 
 use std::convert::Infallible;
 use std::io;
@@ -19,7 +18,8 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use rustix::net::sockopt;
+use perch_sockets::{Patience, Patient, keep_alive};
+use perch_types::address::client_of;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -27,8 +27,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 pub(crate) use self::limiter::Limiter;
-use self::limiter::{Place, client_of};
-pub(crate) use self::stall::{Patience, Patient};
+use self::limiter::Place;
 
 /// Where requests come in.
 pub enum Listener {
@@ -101,12 +100,6 @@ const CONNECTIONS_OF_ADDRESS_MAX: usize = 256;
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long to wait after an accept that failed, such as for too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// After how long a silence the kernel asks a client whether it is still there, how often, and how
-/// many times without an answer. Nothing else would find out that somebody who follows a quiet log
-/// has lost the network.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-const KEEPALIVE_PAUSE: Duration = Duration::from_secs(15);
-const KEEPALIVE_PROBES_MAX: u32 = 4;
 
 /// Serves until `shutdown` completes; then requests under way may finish.
 pub async fn serve(
@@ -197,21 +190,13 @@ async fn accept(listener: &Listener, permits: &Arc<Semaphore>) -> Option<Connect
     }
 }
 
-fn keep_alive(stream: &TcpStream) -> io::Result<()> {
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
-    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_PAUSE)?;
-    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES_MAX)?;
-    Ok(())
-}
-
 async fn accepted_connection(
     stream: Accepted,
     router: axum::Router,
     peer: Peer,
     (limits, ended): (ServeLimits, watch::Receiver<bool>),
 ) {
-    let patience = Patience::new(limits.stall_timeout);
+    let patience = Patience::reading_nothing(limits.stall_timeout);
     let patient = patience.clone();
     match stream {
         Accepted::Tcp(stream) => {
@@ -288,9 +273,6 @@ mod tests {
         let (Accepted::Tcp(stream), ..) = accepted.unwrap() else {
             panic!("it is TCP");
         };
-        assert!(sockopt::socket_keepalive(&stream).unwrap());
-        assert_eq!(sockopt::tcp_keepidle(&stream).unwrap(), KEEPALIVE_IDLE);
-        assert_eq!(sockopt::tcp_keepintvl(&stream).unwrap(), KEEPALIVE_PAUSE);
-        assert_eq!(sockopt::tcp_keepcnt(&stream).unwrap(), KEEPALIVE_PROBES_MAX);
+        assert!(rustix::net::sockopt::socket_keepalive(&stream).unwrap());
     }
 }

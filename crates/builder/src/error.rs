@@ -5,10 +5,10 @@
 //!
 //! [`BuildEvent::Failed`]: perch_types::build::BuildEvent::Failed
 
-use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
 
+use perch_types::error::chain;
 use perch_types::{ApiError, Code};
 
 use crate::context::ContextError;
@@ -109,13 +109,7 @@ impl Error {
         if let Self::Build(error) = self {
             return error.clone();
         }
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(next) = cause {
-            text = format!("{text}: {next}");
-            cause = next.source();
-        }
-        ApiError::new(self.code(), text)
+        ApiError::new(self.code(), chain(self))
     }
 
     fn code(&self) -> Code {

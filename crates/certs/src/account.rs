@@ -12,13 +12,14 @@ use instant_acme::{Account, AccountCredentials, Key};
 use perch_seal::Purpose;
 use perch_store::{Expected, Store, Versioned, get_doc, put_doc};
 use perch_types::certificate_docs::AcmeAccount;
+use perch_types::error::chain;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use crate::edge_key::EdgeKey;
-use crate::error::{Error, chain, store as fault};
+use crate::error::{Error, store as fault};
 use crate::net::Net;
 
 /// How often it is begun anew because another worker was faster.

@@ -18,13 +18,14 @@ use perch_store::Store;
 use perch_types::Timestamp;
 use perch_types::certificate_docs::{ChallengeAnswer, ChallengeMethod, RenewalId};
 use perch_types::clock::Clock;
+use perch_types::error::chain;
 use rustls::pki_types::Der;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
 
 use crate::account::{NoAccount, Parts, Session, digest_of};
 use crate::edge_key::EdgeKey;
-use crate::error::{Error, chain};
+use crate::error::Error;
 use crate::issuer::{Issuer, Offer, Progress, Renewal};
 use crate::net::Net;
 use crate::order::Fault;

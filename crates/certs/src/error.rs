@@ -47,15 +47,3 @@ pub enum Error {
 pub(crate) fn store(operation: &'static str) -> impl FnOnce(perch_store::Error) -> Error {
     move |source| Error::Store { operation, source }
 }
-
-/// Returns an error with its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(current) = cause {
-        text.push_str(": ");
-        text.push_str(&current.to_string());
-        cause = current.source();
-    }
-    text
-}

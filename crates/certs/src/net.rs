@@ -13,6 +13,7 @@ use http::header::{HeaderMap, RETRY_AFTER};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use instant_acme::{BodyWrapper, BytesResponse, HttpClient};
+use perch_types::error::chain;
 use reqwest::redirect::Policy;
 
 use crate::error::Error;
@@ -57,13 +58,13 @@ impl Net {
             .user_agent(concat!("perch/", env!("CARGO_PKG_VERSION")));
         if let Some(roots) = roots {
             let roots = reqwest::Certificate::from_pem_bundle(roots.as_bytes())
-                .map_err(|error| Error::Trust(crate::error::chain(&error)))?;
+                .map_err(|error| Error::Trust(chain(&error)))?;
             if roots.is_empty() {
                 return Err(Error::Trust("there is no certificate in the file".to_owned()));
             }
             builder = builder.tls_certs_only(roots);
         }
-        let client = builder.build().map_err(|error| Error::Trust(crate::error::chain(&error)))?;
+        let client = builder.build().map_err(|error| Error::Trust(chain(&error)))?;
         Ok(Self { client, pause: Arc::default() })
     }
 

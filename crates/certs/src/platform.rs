@@ -22,12 +22,13 @@ use perch_types::certificate_docs::{
 use perch_types::certificates::{CertificateSource, hostname};
 use perch_types::clock::Clock;
 use perch_types::directory::{AppDoc, Document as _};
+use perch_types::error::chain;
 use perch_types::pulse::Pulse;
 use perch_types::view::View;
 use perch_types::{AppName, OrgSlug};
 use tokio::task::JoinHandle;
 
-use crate::error::{Error, chain, store as fault};
+use crate::error::{Error, store as fault};
 
 /// Apps that have a certificate of their own name at once; others have none of a public issuer
 /// before there is one for all names.

@@ -17,6 +17,7 @@ use perch_types::certificate_docs::{
 };
 use perch_types::certificates::{CertificateSource, WILDCARD};
 use perch_types::clock::Clock;
+use perch_types::error::chain;
 use perch_types::pulse::Pulse;
 use perch_types::{AppName, OrgSlug, Secret, Timestamp};
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
@@ -28,7 +29,6 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::edge_key::EdgeKey;
-use crate::error::chain;
 use crate::inspect::certified_key;
 
 mod shards;

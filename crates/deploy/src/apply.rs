@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use perch_client::{Api, Error as CallError, ListFilter};
 use perch_types::api::{HostStatus, LogRecord, Machine};
 use perch_types::app_config::Strategy;
+use perch_types::error::chain;
 use perch_types::host::LogsQuery;
 use perch_types::volume::{CreateVolumeRequest, Volume};
 use perch_types::{AppName, MachineId};
@@ -20,7 +21,6 @@ use crate::error::{Error, LOG_LINES_MAX};
 use crate::judge::{Mark, Verdict, judge};
 use crate::observe::{Event, Observer, Shared};
 use crate::plan::{Op, Plan};
-use crate::undo::chain;
 
 /// How long things may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 
 use perch_client::Error as CallError;
 use perch_types::api::CreateMachineRequest;
+use perch_types::error::chain;
 use perch_types::{MachineId, MachineState};
 use tokio::time::{Instant, sleep};
 
@@ -120,16 +121,4 @@ impl Deployer {
             }
         }
     }
-}
-
-/// Returns an error with its sources, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

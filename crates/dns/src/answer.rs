@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
+use perch_types::address::network_of;
 use perch_types::directory::MachineRecord;
 use perch_types::view::View;
 use perch_types::{AppName, MachineState, OrgSlug, Region};
@@ -264,12 +265,6 @@ fn reverse_address(labels: &[&str]) -> Option<IpAddr> {
             .map(|bits| Ipv6Addr::from_bits(bits).into()),
         _ => None,
     }
-}
-
-/// Returns the network that a private address is in (contract 5.1).
-fn network_of(address: Ipv6Addr) -> Option<u32> {
-    let bits = address.to_bits();
-    (bits >> 112 == 0xfdaa).then(|| u32::try_from((bits >> 80) & 0xffff_ffff).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -10,11 +10,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use perch_sockets::Timer;
 
 use crate::compress::Compressed;
 use crate::headers;
 use crate::live::InFlight;
-use crate::patience::Timer;
 use crate::pool::{Key, Pool, Single, Stream};
 use crate::statics::Place;
 

@@ -13,6 +13,7 @@ use http::{Response, StatusCode};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use perch_sockets::{Patience, Patient};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -23,7 +24,6 @@ use crate::crowd::Seat;
 use crate::far::{self, Far};
 use crate::gate::Gate;
 use crate::listen::Worker;
-use crate::patience::Patient;
 use crate::peer::Peer;
 use crate::strict::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, Link, Strict};
 use crate::tls::{self, Session, Tls};
@@ -51,7 +51,7 @@ pub(crate) async fn serve(
     client: IpAddr,
     stopping: watch::Receiver<bool>,
 ) {
-    let stream = Patient::new(stream, worker.shared.limits.stall);
+    let stream = Patient::new(stream, Patience::reading_on(worker.shared.limits.stall));
     match door {
         Door::Plain(gate) => {
             let peer = Peer::new(client, gate, None);

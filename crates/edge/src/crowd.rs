@@ -7,14 +7,13 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::metrics::AppMetrics;
+use perch_types::address::client_of;
 
-/// An address of one customer of a network: all of IPv4, the network part of IPv6.
-const IPV6_NETWORK: u128 = !0 << 64;
+use crate::metrics::AppMetrics;
 
 /// Connections of one loop by what they take.
 #[derive(Debug, Default, Clone)]
@@ -53,50 +52,50 @@ enum Place {
 impl Crowd {
     /// Counts a connection from an address; nothing when that would be one more than `max`.
     pub(crate) fn seat_address(&self, client: IpAddr, max: usize) -> Option<Seat> {
-        let network = network(client);
-        let is_counted = count(&mut self.0.borrow_mut().addresses, network, max);
-        is_counted.then(|| self.seat(Place::Address(network)))
+        let client = client_of(client);
+        let is_counted = count(&mut self.0.borrow_mut().addresses, client, max);
+        is_counted.then(|| self.seat(Place::Address(client)))
     }
 
     /// Counts a connection from an address over which nothing is said; nothing when that would be one
     /// more than `max`.
     pub(crate) fn seat_silent(&self, client: IpAddr, max: usize) -> Option<Seat> {
-        let network = network(client);
-        let is_counted = count(&mut self.0.borrow_mut().silent, network, max);
-        is_counted.then(|| self.seat(Place::Silent(network)))
+        let client = client_of(client);
+        let is_counted = count(&mut self.0.borrow_mut().silent, client, max);
+        is_counted.then(|| self.seat(Place::Silent(client)))
     }
 
     /// Counts a connection of HTTP/2 from an address; nothing when that would be one more than `max`.
     pub(crate) fn seat_h2(&self, client: IpAddr, max: usize) -> Option<Seat> {
-        let network = network(client);
-        let is_counted = count(&mut self.0.borrow_mut().h2, network, max);
-        is_counted.then(|| self.seat(Place::H2(network)))
+        let client = client_of(client);
+        let is_counted = count(&mut self.0.borrow_mut().h2, client, max);
+        is_counted.then(|| self.seat(Place::H2(client)))
     }
 
     /// Counts a handshake at the door for other edges; nothing when that would be one more than `max`
     /// in all, or than `address_max` from there.
     pub(crate) fn seat_far(&self, client: IpAddr, max: usize, address_max: usize) -> Option<Seat> {
-        let network = network(client);
+        let client = client_of(client);
         let mut counts = self.0.borrow_mut();
         // There are never more addresses than handshakes.
         let has_room = counts.far.values().sum::<usize>() < max;
-        let is_counted = has_room && count(&mut counts.far, network, address_max);
+        let is_counted = has_room && count(&mut counts.far, client, address_max);
         drop(counts);
-        is_counted.then(|| self.seat(Place::Far(network)))
+        is_counted.then(|| self.seat(Place::Far(client)))
     }
 
     /// Counts a handshake; nothing when that would be one more than `max`, or than half of that from
     /// its address.
     pub(crate) fn seat_handshake(&self, client: IpAddr, max: usize) -> Option<Seat> {
-        let network = network(client);
+        let client = client_of(client);
         let mut counts = self.0.borrow_mut();
         let has_room = counts.handshakes < max;
-        if !has_room || !count(&mut counts.shaking, network, max.div_ceil(2)) {
+        if !has_room || !count(&mut counts.shaking, client, max.div_ceil(2)) {
             return None;
         }
         counts.handshakes += 1;
         drop(counts);
-        Some(self.seat(Place::Handshake(network)))
+        Some(self.seat(Place::Handshake(client)))
     }
 
     fn seat(&self, place: Place) -> Seat {
@@ -108,13 +107,13 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut counts = self.crowd.0.borrow_mut();
         match &self.place {
-            Place::Address(network) => uncount(&mut counts.addresses, network),
-            Place::Silent(network) => uncount(&mut counts.silent, network),
-            Place::H2(network) => uncount(&mut counts.h2, network),
-            Place::Far(network) => uncount(&mut counts.far, network),
-            Place::Handshake(network) => {
+            Place::Address(client) => uncount(&mut counts.addresses, client),
+            Place::Silent(client) => uncount(&mut counts.silent, client),
+            Place::H2(client) => uncount(&mut counts.h2, client),
+            Place::Far(client) => uncount(&mut counts.far, client),
+            Place::Handshake(client) => {
                 counts.handshakes = counts.handshakes.saturating_sub(1);
-                uncount(&mut counts.shaking, network);
+                uncount(&mut counts.shaking, client);
             }
         }
     }
@@ -161,14 +160,6 @@ fn uncount<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
         _ => {
             counts.remove(key);
         }
-    }
-}
-
-/// Returns what stands for a client: with IPv6 each has a network of addresses.
-fn network(client: IpAddr) -> IpAddr {
-    match client.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) & IPV6_NETWORK)),
-        address @ IpAddr::V4(_) => address,
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Never sends a request twice: another machine is tried only when nothing of it was sent.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +14,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use perch_types::MachineId;
 use perch_types::service::HttpOptions;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::Limits;
@@ -24,13 +22,15 @@ use crate::account::{Account, End};
 use crate::body::{Back, MachineBody, ReplyBody};
 use crate::cause::Cause;
 use crate::live::{InFlight, Target};
-use crate::patience::{Motion, Moving};
+use crate::passage::{self, Ended, How, Terms};
 use crate::pool::{Key, Pool, Single, Stream};
 use crate::upload::{Progress, RequestBody};
-use crate::{headers, origin2, pick};
+use crate::{dial, headers, origin2, pick};
 
 /// The largest head of an answer.
 pub(crate) const ANSWER_HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a tunnel that are under way in one direction.
+const TUNNEL_BUFFER_BYTES: usize = 8 * 1024;
 
 /// The protocol to switch to, and the client's side of the switch.
 pub(crate) type Switch = (HeaderValue, OnUpgrade);
@@ -147,10 +147,10 @@ impl Hop<'_> {
     }
 
     async fn connect(&self, key: &Key, is_shared: bool) -> Option<Sender> {
-        let record = &self.target.record;
-        for address in [IpAddr::V4(record.private_ipv4), IpAddr::V6(record.private_ip)] {
-            let Some(stream) = self.reach(&record.id, SocketAddr::new(address, key.port)).await
-            else {
+        for address in dial::addresses(&self.target.record) {
+            let (at, limit) = (SocketAddr::new(address, key.port), self.limits.connect);
+            let reached = dial::reach(self.target, at, limit, |stream| stream.set_nodelay(true));
+            let Some(stream) = reached.await else {
                 continue;
             };
             let load = Arc::clone(&self.target.load);
@@ -178,27 +178,6 @@ impl Hop<'_> {
             return Some(Sender::Single(sender));
         }
         None
-    }
-
-    async fn reach(&self, machine: &MachineId, address: SocketAddr) -> Option<TcpStream> {
-        let began = Instant::now();
-        let connecting = TcpStream::connect(address);
-        match tokio::time::timeout(self.limits.connect, connecting).await {
-            Ok(Ok(stream)) if stream.set_nodelay(true).is_ok() => {
-                self.target.load.instance.connected(began.elapsed());
-                Some(stream)
-            }
-            // It was reset at once.
-            Ok(Ok(_)) => None,
-            Ok(Err(error)) => {
-                tracing::debug!(%machine, %address, %error, "machine not connected");
-                None
-            }
-            Err(_) => {
-                tracing::debug!(%machine, %address, "machine did not accept in time");
-                None
-            }
-        }
     }
 
     pub(crate) async fn exchange(
@@ -349,23 +328,21 @@ async fn tunnel(
     let (Ok(client), Ok(machine)) = (client.await, machine.await) else {
         return;
     };
-    let motion = Motion::new();
-    let mut client = Moving::new(TokioIo::new(client), &motion);
-    let mut machine = Moving::new(TokioIo::new(machine), &motion);
-    let end = tokio::select! {
-        copied = tokio::io::copy_bidirectional(&mut client, &mut machine) => match copied {
-            Ok(_) => End::Whole,
-            Err(error) => {
-                tracing::debug!(%error, "tunnel ended");
-                End::Broken
-            }
-        },
-        () = motion.is_still(idle) => {
+    let terms = Terms { buffer_bytes: TUNNEL_BUFFER_BYTES, idle, half_idle: idle };
+    let (client, machine) = (TokioIo::new(client), TokioIo::new(machine));
+    let Ended { sent, received, how } = passage::pass(client, machine, terms).await;
+    let end = match how {
+        How::Closed => End::Whole,
+        How::Broken(error) => {
+            tracing::debug!(%error, "tunnel ended");
+            End::Broken
+        }
+        How::Idle => {
             tracing::debug!(limit_s = idle.as_secs(), "tunnel over which nothing moved ended");
             End::Idle
         }
     };
-    account.tunnelled(client.taken(), machine.taken(), end);
+    account.tunnelled(sent, received, end);
     drop(in_flight);
 }
 

@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use perch_sockets::Timer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -26,7 +27,6 @@ use crate::account::Accounted;
 use crate::body::BodyError;
 use crate::connection::{asked_to_stop, head_max};
 use crate::listen::Worker;
-use crate::patience::Timer;
 use crate::peer::Peer;
 use crate::strict::{self, Frames, HEAD_BYTES_MAX, Link};
 

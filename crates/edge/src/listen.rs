@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use perch_sockets::keep_alive;
 use perch_types::pulse::Pulse;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -22,6 +23,7 @@ use crate::crowd::Crowd;
 use crate::far::Reach;
 use crate::gate::Gate;
 use crate::handing::Handed;
+use crate::pick::mixed;
 use crate::pool::Pool;
 use crate::raw::{Place, Raw};
 use crate::upload::Budget;
@@ -88,7 +90,7 @@ async fn accept(
         None => None,
     };
     let Claimed { raw, mut handed } = claimed;
-    let seed = shared.clock.boot_ms().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index as u64;
+    let seed = mixed(shared.clock.boot_ms(), index as u64);
     let region = HeaderValue::from_str(shared.region.as_str())
         .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
     let worker = Rc::new(Worker {
@@ -170,6 +172,8 @@ impl Entrance {
     ) -> std::io::Result<Option<Self>> {
         let Some(listener) = listener else { return Ok(None) };
         listener.set_nonblocking(true)?;
+        // What is accepted has it of the listener.
+        keep_alive(&listener)?;
         let listener = TcpListener::from_std(listener)?;
         let door = door(listener.local_addr()?.port());
         Ok(Some(Self { listener, door }))
@@ -289,6 +293,16 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_is_silent_is_asked_whether_it_is_still_there() {
+        let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let entrance = Entrance::new(Some(listener), |port| Door::Plain(Gate::http(port))).unwrap();
+        let _client = TcpStream::connect(address).await.unwrap();
+        let (stream, ..) = next(entrance.as_ref()).await.unwrap();
+        assert!(rustix::net::sockopt::socket_keepalive(&stream).unwrap());
+    }
 
     #[test]
     fn it_is_told_once_a_minute_that_there_are_too_many() {

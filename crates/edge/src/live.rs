@@ -49,6 +49,29 @@ pub(crate) struct Target {
     pub(crate) since: Instant,
 }
 
+impl Target {
+    /// Makes it of a record and what was known of the machine, without which `load` makes its load.
+    /// Unless it is as it was, its faults are forgotten.
+    pub(crate) fn of(
+        record: MachineRecord,
+        known: Option<&Self>,
+        load: impl FnOnce() -> Arc<Load>,
+    ) -> Self {
+        let load = known.map_or_else(load, |known| Arc::clone(&known.load));
+        let as_before = known.filter(|known| {
+            let known = &known.record;
+            (known.state, known.ready, &known.instance)
+                == (record.state, record.ready, &record.instance)
+        });
+        if as_before.is_none() {
+            load.health.reset();
+        }
+        load.set_weight(labels::weight(&record.metadata));
+        let since = as_before.map_or_else(Instant::now, |known| known.since);
+        Self { record, load, since }
+    }
+}
+
 /// An app and who owns it.
 ///
 /// A name is one organization's at a time, and another's only once nothing is left of the app that
@@ -347,25 +370,14 @@ impl Book {
         }
         let app = self.apps.entry(Arc::new(AppKey::of(&record))).or_default();
         app.machines.insert(record.id.clone());
-        let load = match known {
-            Some(known) => Arc::clone(&known.load),
-            None => Arc::new(Load::of(&app.metrics)),
-        };
-        let as_before = known.filter(|known| {
-            let known = &known.record;
-            (known.state, known.ready, &known.instance)
-                == (record.state, record.ready, &record.instance)
-        });
-        let since = as_before.map_or_else(Instant::now, |known| known.since);
-        if as_before.is_none() {
-            load.health.reset();
-        }
+        let metrics = &app.metrics;
+        let target = Target::of(record, known, || Arc::new(Load::of(metrics)));
+        let (record, load) = (&target.record, &target.load);
         self.resting.remove(&record.id);
-        load.set_weight(labels::weight(&record.metadata));
         load.instance.runs(&record.instance);
         load.set_open(record.ready);
-        self.drain(&record, &load);
-        self.machines.insert(record.id.clone(), Arc::new(Target { record, load, since }));
+        self.drain(record, load);
+        self.machines.insert(record.id.clone(), Arc::new(target));
     }
 
     /// Tells the host once no request is under way to a machine that ends: it waits for that

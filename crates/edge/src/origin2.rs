@@ -14,13 +14,26 @@ use tokio::net::TcpStream;
 use crate::live::Load;
 use crate::upload::RequestBody;
 
-/// The largest head of an answer, counted as HTTP/2 does.
-const HEAD_BYTES_MAX: u32 = 64 * 1024;
-/// How much of one answer, and of all over a connection, may be on its way unread.
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
-/// How much of one request is held when the machine does not read.
-const SEND_BYTES_MAX: usize = 64 * 1024;
+/// How much may be under way over a connection of HTTP/2 that the edge makes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// The largest head of an answer, counted as HTTP/2 does.
+    pub(crate) head_bytes: u32,
+    /// How much of one answer may be on its way unread.
+    pub(crate) stream_bytes: u32,
+    /// How much of all answers may be.
+    pub(crate) connection_bytes: u32,
+    /// How much of one request is held when the other side does not read.
+    pub(crate) send_bytes: usize,
+}
+
+/// To a machine.
+const BOUNDS: Bounds = Bounds {
+    head_bytes: 64 * 1024,
+    stream_bytes: 256 * 1024,
+    connection_bytes: 1024 * 1024,
+    send_bytes: 64 * 1024,
+};
 
 /// Runs what a connection needs on the loop that has it.
 #[derive(Debug, Clone, Copy)]
@@ -36,19 +49,24 @@ where
     }
 }
 
+/// Returns what begins to speak HTTP/2 over a connection.
+pub(crate) fn builder(bounds: Bounds) -> http2::Builder<OnLoop> {
+    let mut builder = http2::Builder::new(OnLoop);
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(bounds.stream_bytes)
+        .initial_connection_window_size(bounds.connection_bytes)
+        .max_header_list_size(bounds.head_bytes)
+        .max_send_buf_size(bounds.send_bytes);
+    builder
+}
+
 /// Begins to speak HTTP/2 over a connection to a machine, which counts its end.
 pub(crate) async fn handshake(
     stream: TcpStream,
     load: Arc<Load>,
 ) -> Option<http2::SendRequest<RequestBody>> {
-    let handshake = http2::Builder::new(OnLoop)
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_header_list_size(HEAD_BYTES_MAX)
-        .max_send_buf_size(SEND_BYTES_MAX)
-        .handshake(TokioIo::new(stream))
-        .await;
+    let handshake = builder(BOUNDS).handshake(TokioIo::new(stream)).await;
     let Ok((sender, connection)) = handshake else {
         load.instance.disconnected();
         return None;

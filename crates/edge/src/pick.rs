@@ -19,6 +19,7 @@ use crate::direction::Direction;
 use crate::live::Target;
 use crate::regions;
 use best::Best;
+pub(crate) use best::mixed;
 
 /// How long a machine that runs may take to get ready before a sleeping one is woken beside it.
 const READY_PATIENCE: Duration = Duration::from_secs(5);
@@ -282,7 +283,6 @@ pub(crate) const fn is_asleep(state: MachineState) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::best::mixed;
     use super::*;
     use crate::live::Load;
     use crate::live::tests::record;

@@ -8,7 +8,6 @@
 
 mod caps;
 mod doors;
-mod passage;
 pub(crate) mod pg_tls;
 mod proxy_proto;
 mod tcp;
@@ -33,7 +32,7 @@ pub(crate) use self::tcp::pass_named;
 use crate::Shared;
 use crate::handing::Loops;
 use crate::live::AppKey;
-use crate::pick::Door;
+use crate::pick::{Door, mixed};
 use crate::tls::{Certificates, Tls, TlsError};
 
 /// Who binds public ports for the edge.
@@ -170,11 +169,7 @@ impl Raw {
 
     /// Draws a number that only spreads load.
     fn lot(&self) -> u64 {
-        // The finalizer of splitmix64.
-        let mut lot = self.lots.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
-        lot = (lot ^ (lot >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        lot = (lot ^ (lot >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        lot ^ (lot >> 31)
+        mixed(0, self.lots.fetch_add(1, Ordering::Relaxed))
     }
 }
 

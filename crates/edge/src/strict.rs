@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use perch_sockets::Timer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use crate::cause::Cause;
-use crate::patience::Timer;
 
 mod chunks;
 mod frames;

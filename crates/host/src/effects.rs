@@ -11,6 +11,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use perch_runtime::Runtime;
 use perch_types::clock::Clock;
+use perch_types::error::chain;
 use perch_types::image::{Digest, ImageConfig, ImageRef};
 use perch_types::network_policy::Allowed;
 use perch_types::volume::VolumeUsage;
@@ -43,12 +44,6 @@ impl Fault {
     pub fn transient(code: Code, text: impl Into<String>) -> Self {
         Self { error: ApiError::new(code, text), transient: true }
     }
-}
-
-/// Returns an error with all its causes on one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    perch_runtime::error::chain(error)
 }
 
 /// An image whose root tree can be read on this host.

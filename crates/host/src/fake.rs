@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use perch_runtime::FakeRuntime;
+use perch_types::address::private_ip;
 use perch_types::clock::Clock;
 use perch_types::image::{Digest, ImageConfig, ImageRef, Reference};
 use perch_types::network_policy::Allowed;
@@ -23,7 +24,7 @@ use crate::effects::{
     Resolved, Room, Rootfs, VolumeDisks,
 };
 use crate::holds::{Hold, IsNamed};
-use crate::network::{ListenSocket, Listener, MachineNetwork, Pool, RESOLVER_V6, private_ip};
+use crate::network::{ListenSocket, Listener, MachineNetwork, Pool, RESOLVER_V6};
 use crate::policies::NoPolicies;
 use crate::secrets::NoSecrets;
 

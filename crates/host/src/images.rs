@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use perch_oci::{Client, ImageStore, StoredImage};
 use perch_types::Code;
+use perch_types::error::chain;
 use perch_types::image::{Digest, ImageRef, Reference};
 
 use crate::effects::{CachedImage, Fault, Images, MountedImage, Resolved};
@@ -43,7 +44,7 @@ fn fault(error: &perch_oci::Error) -> Fault {
     let code = error.code();
     // A full disk does not get emptier by asking again.
     let transient = error.is_transient() && code != Code::NoSpace;
-    Fault { error: perch_types::ApiError::new(code, crate::effects::chain(error)), transient }
+    Fault { error: perch_types::ApiError::new(code, chain(error)), transient }
 }
 
 #[async_trait]

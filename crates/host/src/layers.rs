@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use perch_runtime::loopback::FREE_TIMEOUT_MS;
 use perch_runtime::process::try_lock;
 use perch_types::Code;
+use perch_types::error::chain;
 use rustix::fs::SeekFrom;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -110,7 +111,7 @@ impl Error {
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         let code = if error.is_full() { Code::NoSpace } else { Code::Internal };
-        Self::permanent(code, crate::effects::chain(&error))
+        Self::permanent(code, chain(&error))
     }
 }
 
@@ -123,7 +124,7 @@ impl Layers {
         let gone = folder.join("gone");
         if let Err(error) = remove(&gone) {
             // It costs room until the next start, which is no reason to have no host.
-            tracing::warn!(error = %crate::effects::chain(&error), "removed layers stay for now");
+            tracing::warn!(error = %chain(&error), "removed layers stay for now");
         }
         fs::create_dir_all(&gone).map_err(Error::file("create", &gone))?;
         Ok(Self {

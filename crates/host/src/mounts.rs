@@ -12,6 +12,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use perch_types::Code;
+use perch_types::error::chain;
 use perch_types::image::Digest;
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -59,7 +60,7 @@ impl Error {
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
-        Self::permanent(Code::Internal, crate::effects::chain(&error))
+        Self::permanent(Code::Internal, chain(&error))
     }
 }
 

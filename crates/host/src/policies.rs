@@ -16,11 +16,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use perch_store::Store;
 use perch_types::clock::Clock;
+use perch_types::error::chain;
 use perch_types::network_policy::{NetworkPolicy, POLICIES_MAX, prefix};
 use perch_types::{AppName, Code, OrgSlug};
 use tokio::time::timeout;
 
-use crate::effects::{Fault, chain};
+use crate::effects::Fault;
 use crate::error::Error;
 use crate::secrets::{IsNamedApp, write_private};
 

@@ -16,10 +16,10 @@ use perch_store::{
 use perch_types::directory::{
     Document as _, Generation, HostDoc, MachineRecord, PlacementDoc, VolumeRecord,
 };
+use perch_types::error::chain;
 use perch_types::host::{Command, HostMachine};
 use perch_types::{AppName, HostId, MachineId, OrgSlug, VolumeId};
 
-use crate::effects::chain;
 use crate::heartbeat::BEAT_MS;
 use crate::machine::actor::Handle;
 use crate::machine::state::State;

@@ -17,6 +17,7 @@ use async_trait::async_trait;
 use perch_seal::{PrivateKey, PublicKey, Purpose};
 use perch_store::Store;
 use perch_types::clock::Clock;
+use perch_types::error::chain;
 use perch_types::keys::{HostKey, HostKeyRequest};
 use perch_types::secrets::{SecretDoc, SecretsHead, prefix};
 use perch_types::{ApiError, AppName, Code, OrgSlug, Secret};
@@ -24,7 +25,7 @@ use tokio::time::timeout;
 
 pub(crate) use self::kept::write_private;
 use self::kept::{Keeper, Kept, KeptSecret};
-use crate::effects::{Fault, chain};
+use crate::effects::Fault;
 use crate::error::Error;
 
 /// How long the directory may take before what was kept answers for it: a boot waits.

@@ -10,6 +10,7 @@ use perch_durable::{Db, Journal};
 use perch_runtime::MachineDir;
 use perch_types::clock::Clock;
 use perch_types::directory::Generation;
+use perch_types::error::chain;
 use perch_types::host::WatchEvent;
 use perch_types::{ApiError, Code, HostId, MachineId, Timestamp};
 use tokio::sync::{Notify, Semaphore, broadcast};
@@ -247,10 +248,10 @@ impl Shared {
     pub fn db_error(&self, error: &perch_durable::Error) -> ApiError {
         let full = matches!(error, perch_durable::Error::Full);
         if self.db.is_stopped() && !self.broken.swap(true, Ordering::AcqRel) {
-            tracing::error!(error = %crate::effects::chain(error), "state file takes no more writes");
+            tracing::error!(error = %chain(error), "state file takes no more writes");
         }
         let code = if full { Code::NoSpace } else { Code::Internal };
-        ApiError::new(code, crate::effects::chain(error))
+        ApiError::new(code, chain(error))
     }
 }
 

@@ -155,16 +155,3 @@ impl Error {
         move |source| Self::System { operation, source: source.into() }
     }
 }
-
-/// Returns an error with all its causes on one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}

@@ -15,6 +15,7 @@ use http::{Request, Response, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use perch_types::error::chain;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
 
@@ -77,7 +78,7 @@ impl RemoteStore {
         path: &'static str,
         body: Bytes,
     ) -> Result<(Response<Incoming>, Connection), Error> {
-        let broken = |error: &dyn std::error::Error| unavailable(operation, wire::chain(error));
+        let broken = |error: &dyn std::error::Error| unavailable(operation, chain(error));
         let socket = UnixStream::connect(&self.socket).await.map_err(|error| broken(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket))
             .await
@@ -137,7 +138,7 @@ async fn read(operation: &'static str, response: Response<Incoming>) -> Result<B
         Err(error) if error.is::<LengthLimitError>() => {
             Err(unavailable(operation, "its answer is too large"))
         }
-        Err(error) => Err(unavailable(operation, wire::chain(error.as_ref()))),
+        Err(error) => Err(unavailable(operation, chain(error.as_ref()))),
     }
 }
 
@@ -241,7 +242,7 @@ impl Lines {
             let frame = timeout(WATCH_SILENCE, self.body.frame()).await;
             let frame = frame.map_err(|_| unavailable("watch", "it went silent"))?;
             let frame = frame.ok_or_else(|| unavailable("watch", "it broke off"))?;
-            let frame = frame.map_err(|error| unavailable("watch", wire::chain(&error)))?;
+            let frame = frame.map_err(|error| unavailable("watch", chain(&error)))?;
             if let Some(data) = frame.data_ref() {
                 self.buffer.extend_from_slice(data);
             }

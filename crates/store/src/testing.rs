@@ -16,6 +16,7 @@ mod writers;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
+use perch_types::error::chain;
 
 use crate::{Entry, Error, Event, Store, Watch};
 
@@ -112,7 +113,7 @@ fn refused<T>(what: &str, result: Result<T, Error>, is_right: fn(&Error) -> bool
 
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err passes")]
 fn fault(error: Error) -> String {
-    crate::rpc::wire::chain(&error)
+    chain(&error)
 }
 
 fn text(entry: Option<&Entry>) -> Option<String> {

@@ -10,14 +10,17 @@
 )]
 
 pub mod cloud;
+pub mod disk;
 pub mod http;
 pub mod image;
+pub mod pebble;
 pub mod reality;
 pub mod terminal;
 
 use std::time::{Duration, Instant};
 
 pub use cloud::{Caller, Cloud, Options};
+pub use disk::SmallDisk;
 pub use http::Answer;
 pub use reality::{Place, Reality, Said};
 pub use terminal::Terminal;

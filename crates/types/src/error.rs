@@ -195,9 +195,35 @@ impl ApiError {
     }
 }
 
+/// Returns an error with its causes, on one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_is_told_with_all_its_causes() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("open the door")]
+        struct Door(#[source] std::fmt::Error);
+        #[derive(Debug, thiserror::Error)]
+        #[error("enter")]
+        struct Enter(#[source] Door);
+        let bare = std::fmt::Error;
+        assert_eq!(chain(&bare), bare.to_string());
+        assert_eq!(chain(&Enter(Door(bare))), format!("enter: open the door: {bare}"));
+    }
 
     #[test]
     fn every_code_is_written_as_serde_writes_it_and_is_an_error() {

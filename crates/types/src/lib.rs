@@ -3,6 +3,7 @@
 //! Never does I/O, never reads a clock, never draws a random number. Every other crate may use
 //! this one; it uses none. Shapes follow Fly.io's public wire formats.
 
+pub mod address;
 pub mod api;
 pub mod app_config;
 pub mod build;

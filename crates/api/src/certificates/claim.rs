@@ -13,11 +13,12 @@ use perch_types::certificate_docs::{
 };
 use perch_types::certificates::{CertificateSource, WILDCARD};
 use perch_types::directory::{AppDoc, Document as _, HostnameClaim};
+use perch_types::error::chain;
 
 use super::{Key, answer, is_at_or_below, served};
 use crate::config::Shared;
 use crate::error::{Error, store as fault};
-use crate::reply::{Failure, chain};
+use crate::reply::Failure;
 
 /// Whose a host name is.
 #[derive(Debug)]

@@ -10,6 +10,7 @@ use axum::{Extension, Json as JsonReply};
 use perch_store::{Expected, get_doc};
 use perch_types::api::{CreateMachineRequest, Machine};
 use perch_types::directory::{AppDoc, ConfigDoc, HostDoc, PlacementDoc};
+use perch_types::error::chain;
 use perch_types::host::{CreateMachine, SecretsWanted};
 use perch_types::{Code, HostId, MachineConfig, MachineState};
 
@@ -19,7 +20,7 @@ use crate::body::Json;
 use crate::config::Shared;
 use crate::documents::{self, Beside};
 use crate::place::{Candidate, Want, place};
-use crate::reply::{Failure, chain};
+use crate::reply::Failure;
 use crate::routes::{Caller, OfApp};
 use crate::volumes::mounts;
 use crate::{admit, names, ports, reconcile, secrets, view};

@@ -10,6 +10,7 @@ use axum::extract::State;
 use axum::{Extension, Json as JsonReply};
 use perch_types::api::{Machine, MachineEvent, MachineVersion};
 use perch_types::directory::{AppDoc, PlacementDoc};
+use perch_types::error::chain;
 use perch_types::{ApiError, Code, HostId, MachineConfig, MachineId};
 use serde::Serialize;
 use serde_json::Value;
@@ -19,7 +20,7 @@ use super::{answer, of_host};
 use crate::body::Parameters;
 use crate::config::Shared;
 use crate::documents::{self, Placed};
-use crate::reply::{Failure, chain};
+use crate::reply::Failure;
 use crate::routes::{OfApp, Target};
 
 /// What a summary leaves out of a machine. `host_status` stays: clients replace a machine that

@@ -11,6 +11,7 @@ use axum::{Extension, Json as JsonReply};
 use perch_store::Expected;
 use perch_types::api::{CreateMachineRequest, Machine};
 use perch_types::directory::{AppDoc, ConfigDoc, PlacementDoc};
+use perch_types::error::chain;
 use perch_types::host::{Accepted, Command, SecretsWanted};
 use perch_types::{ApiError, Code, InstanceId, MachineConfig};
 
@@ -21,7 +22,7 @@ use crate::body::Json;
 use crate::config::Shared;
 use crate::documents::{self, Beside, Placed};
 use crate::error::Error;
-use crate::reply::{Failure, chain};
+use crate::reply::Failure;
 use crate::routes::{Caller, Leased, OfApp, Target};
 use crate::volumes::mounts;
 use crate::{admit, names, ports, secrets, view};

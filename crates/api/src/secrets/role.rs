@@ -5,6 +5,7 @@
 use perch_client::KeysClient;
 use perch_types::Code;
 use perch_types::directory::AppDoc;
+use perch_types::error::chain;
 use perch_types::keys::AppRef;
 
 use crate::config::Shared;
@@ -26,7 +27,7 @@ pub(crate) fn away(error: perch_client::Error) -> Failure {
     if error.code().is_some() {
         return Failure::from(error);
     }
-    tracing::warn!(error = crate::reply::chain(&error), "role `keys` does not answer");
+    tracing::warn!(error = chain(&error), "role `keys` does not answer");
     Failure::new(Code::Unavailable, "the role `keys`, which has the keys, does not answer")
         .with_hint("nothing was changed; try again in a moment")
 }

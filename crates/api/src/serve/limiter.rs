@@ -3,7 +3,6 @@
 //! Never waits: over the limit there is no place.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Connections at once, by client.
@@ -53,14 +52,6 @@ impl<K: Ord> Drop for Place<K> {
     }
 }
 
-/// Returns whom an address counts for: itself, or its /64, of which one client has every address.
-pub(crate) fn client_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        v4 @ IpAddr::V4(_) => v4,
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,19 +66,5 @@ mod tests {
         assert!(limiter.take(&1).is_some());
         drop((held, other));
         assert!(limiter.counts.lock().unwrap().is_empty(), "nobody is remembered for nothing");
-    }
-
-    #[test]
-    fn one_client_is_one_address_however_it_is_written_and_a_whole_network_of_version_6() {
-        for (address, client) in [
-            ("192.0.2.7", "192.0.2.7"),
-            ("::ffff:192.0.2.7", "192.0.2.7"),
-            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
-            ("2001:db8:1:2:ffff::", "2001:db8:1:2::"),
-            ("2001:db8:1:3::1", "2001:db8:1:3::"),
-        ] {
-            let client: IpAddr = client.parse().unwrap();
-            assert_eq!(client_of(address.parse().unwrap()), client, "{address}");
-        }
     }
 }

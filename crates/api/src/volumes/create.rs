@@ -10,6 +10,7 @@ use axum::{Extension, Json as JsonReply};
 use perch_store::{Expected, Txn, compare, delete_doc, put_doc_freeing, put_op};
 use perch_types::api::HostStatus;
 use perch_types::directory::{AppDoc, VolumePlacementDoc, VolumeRecord};
+use perch_types::error::chain;
 use perch_types::host::{CreateVolume, VolumeSource};
 use perch_types::volume::{CreateVolumeRequest, SIZE_GB_DEFAULT, Volume};
 use perch_types::{Code, HostId, SnapshotId, VolumeId};
@@ -24,7 +25,7 @@ use crate::error::store as fault;
 use crate::machines::create::candidates;
 use crate::names;
 use crate::place::{Candidate, Want, place};
-use crate::reply::{Failure, chain};
+use crate::reply::Failure;
 use crate::routes::OfApp;
 
 pub(crate) async fn create(

@@ -9,13 +9,14 @@ use axum::{Extension, Json as JsonReply};
 use perch_types::ApiError;
 use perch_types::api::HostStatus;
 use perch_types::directory::{AppDoc, VolumeRecord};
+use perch_types::error::chain;
 use perch_types::view::View;
 use perch_types::volume::{Volume, VolumeSnapshot};
 
 use super::{Target, answer, of_host};
 use crate::body::Parameters;
 use crate::config::Shared;
-use crate::reply::{Failure, chain};
+use crate::reply::Failure;
 use crate::routes::OfApp;
 
 /// Returns the volumes of an app that the view has.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use perch_store::{Expected, delete_doc, list_docs, put_doc_freeing};
 use perch_types::directory::{Document as _, Tombstone, VolumePlacementDoc, VolumeRecord};
+use perch_types::error::chain;
 use perch_types::host::VolumeCommand;
 use perch_types::volume::VolumeState;
 use perch_types::{HostId, OrgSlug, VolumeId};
@@ -15,7 +16,6 @@ use perch_types::{HostId, OrgSlug, VolumeId};
 use crate::config::Shared;
 use crate::error::{Error, store as fault};
 use crate::reconcile::CREATION_TIME;
-use crate::reply::chain;
 
 /// What is to be done about a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,12 +16,13 @@ use perch_types::certificate_docs::{
 };
 use perch_types::certificates::{CHAIN_BYTES_MAX, CertificateSource, RecordType, WILDCARD};
 use perch_types::directory::Document as _;
+use perch_types::error::chain;
 use perch_types::{AppName, OrgSlug, Secret};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 
 use super::{Context, Ended, WorkerConfig};
 use crate::dns;
-use crate::error::{Error, chain, store as fault};
+use crate::error::{Error, store as fault};
 use crate::inspect;
 use crate::issuer::Progress;
 use crate::order::{self, Act, Before, Event, Fault, Limits, advance};

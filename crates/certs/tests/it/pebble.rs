@@ -1,14 +1,14 @@
 //! Pebble, a real ACME server, with half of all nonces refused; its challenges are answered by the
 //! view, as an edge does it. Debian has it in the package `pebble`.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener as Plain};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use perch_certs::{Acme, AcmeConfig, CertificateView, Issuer};
 use perch_store::get_doc;
+use perch_testkit::pebble::{CERTIFICATE_FILE, KEY_FILE, Pebble, Ports, Running, free_port};
 use perch_types::certificate_docs::{AcmeAccount, OrderStep, ServedCertificate};
 use perch_types::certificates::CertificateSource;
 use perch_types::clock::Clock as _;
@@ -21,24 +21,12 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::world::{PATIENCE, World, names};
 
-/// Returns a port that nobody has at the moment.
 fn port() -> u16 {
-    Plain::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    free_port().unwrap()
 }
 
-/// Programs that end with the test.
-struct Running(Vec<Child>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            child.kill().ok();
-            child.wait().ok();
-        }
-    }
-}
-
-struct Pebble {
+/// Pebble, while a test runs.
+struct Served {
     _running: Running,
     directory: String,
     roots: String,
@@ -46,55 +34,22 @@ struct Pebble {
     names: SocketAddr,
 }
 
-fn has(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|it| it.is_file())
-}
-
 /// Starts pebble; its validators look at these ports, and every name is at 127.0.0.1.
-fn start(test: &str, folder: &Path, http: u16, tls: u16) -> Option<Pebble> {
-    let (Some(pebble), Some(names)) = (has("pebble"), has("pebble-challtestsrv")) else {
-        perch_testkit::skipped(test, "pebble");
-        return None;
-    };
-    let (listen, manage, dns, zones) = (port(), port(), port(), port());
+fn start(test: &str, folder: &Path, http: u16, tls: u16) -> Option<Served> {
+    let pebble = Pebble::find(test)?;
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
     let roots = params.self_signed(&key).unwrap().pem();
-    let (certificate, private) = (folder.join("pebble.pem"), folder.join("pebble.key"));
-    std::fs::write(&certificate, &roots).unwrap();
-    std::fs::write(&private, key.serialize_pem()).unwrap();
-    let config = serde_json::json!({"pebble": {
-        "listenAddress": format!("127.0.0.1:{listen}"),
-        "managementListenAddress": format!("127.0.0.1:{manage}"),
-        "certificate": certificate, "privateKey": private,
-        "httpPort": http, "tlsPort": tls, "ocspResponderURL": "",
-        "externalAccountBindingRequired": false,
-    }});
-    let file = folder.join("pebble.json");
-    std::fs::write(&file, config.to_string()).unwrap();
-    let names = Command::new(names)
-        .args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""])
-        .args(["-http01", "", "-https01", "", "-tlsalpn01", ""])
-        .args(["-dns01", &format!("127.0.0.1:{dns}"), "-management", &format!("127.0.0.1:{zones}")])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let pebble = Command::new(pebble)
-        .arg("-config")
-        .arg(&file)
-        .args(["-dnsserver", &format!("127.0.0.1:{dns}")])
-        .env("PEBBLE_VA_NOSLEEP", "1")
-        .env("PEBBLE_WFE_NONCEREJECT", "50")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let directory = format!("https://localhost:{listen}/dir");
-    let running = Running(vec![names, pebble]);
-    let names = SocketAddr::from((Ipv4Addr::LOCALHOST, zones));
-    Some(Pebble { _running: running, directory, roots, names })
+    std::fs::write(folder.join(CERTIFICATE_FILE), &roots).unwrap();
+    std::fs::write(folder.join(KEY_FILE), key.serialize_pem()).unwrap();
+    let ports = Ports { listen: port(), dns: port(), zones: port(), http, tls };
+    let running = pebble.start(folder, ports, &[("PEBBLE_WFE_NONCEREJECT", "50")]).unwrap();
+    Some(Served {
+        _running: running,
+        directory: format!("https://localhost:{}/dir", ports.listen),
+        roots,
+        names: SocketAddr::from((Ipv4Addr::LOCALHOST, ports.zones)),
+    })
 }
 
 /// Answers HTTP-01 as an edge does.
@@ -156,7 +111,7 @@ async fn serve_tls(listener: TcpListener, view: CertificateView) {
     }
 }
 
-fn issuer(world: &World, pebble: &Pebble) -> Arc<dyn Issuer> {
+fn issuer(world: &World, pebble: &Served) -> Arc<dyn Issuer> {
     let config = AcmeConfig {
         directory: pebble.directory.clone(),
         email: Some("ops@perch.example".to_owned()),
@@ -263,7 +218,7 @@ async fn a_wildcard_is_got_by_a_record_that_somebody_sets() {
     world.until_served("any.shop.example").await;
 }
 
-impl Pebble {
+impl Served {
     /// Sets a record in the zones that pebble looks at.
     async fn set_txt(&self, name: &str, value: &str) {
         let body = serde_json::json!({"host": format!("{name}."), "value": value}).to_string();

@@ -1,14 +1,11 @@
 //! The file: what it refuses, what it keeps, what it does on a full or broken disk.
 
-use std::{
-    path::Path,
-    process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
+use perch_testkit::SmallDisk;
 use tempfile::TempDir;
 
 use super::*;
@@ -191,36 +188,9 @@ fn readers_cannot_write() {
     assert!(matches!(written, Err(Error::Sql { .. })));
 }
 
-/// A small filesystem of its own, gone with the value.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    fn mount(test: &str) -> Option<Self> {
-        let folder = TempDir::new().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=12m", "perch-durable-test"]).arg(folder.path());
-        let mounted = mount.output().is_ok_and(|output| output.status.success());
-        if !mounted {
-            perch_testkit::skipped(test, "the right to mount a tmpfs");
-        }
-        mounted.then(|| Self(folder))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg("-l").arg(self.path()).status();
-        assert!(unmounted.is_ok_and(|status| status.success()));
-    }
-}
-
 #[test]
 fn on_a_full_disk_only_work_that_frees_space_goes_on_until_there_is_room() {
-    let Some(disk) = SmallDisk::mount("on_a_full_disk") else {
+    let Some(disk) = SmallDisk::mount("on_a_full_disk").unwrap() else {
         return;
     };
     let db = Db::open(disk.path().join("host.db"), &[]).unwrap();
@@ -257,7 +227,7 @@ fn on_a_full_disk_only_work_that_frees_space_goes_on_until_there_is_room() {
 
 #[test]
 fn work_that_frees_space_survives_being_the_first_to_meet_the_full_disk() {
-    let Some(disk) = SmallDisk::mount("work_that_frees_space") else {
+    let Some(disk) = SmallDisk::mount("work_that_frees_space").unwrap() else {
         return;
     };
     let db = Db::open(disk.path().join("host.db"), &[]).unwrap();
@@ -273,19 +243,14 @@ fn work_that_frees_space_survives_being_the_first_to_meet_the_full_disk() {
 /// A process that ends on a full disk comes back: only so can somebody free space.
 #[test]
 fn a_file_opens_on_a_full_disk_and_takes_work_that_frees_space() {
-    let Some(disk) = SmallDisk::mount("a_file_opens_on_a_full_disk") else {
+    let Some(disk) = SmallDisk::mount("a_file_opens_on_a_full_disk").unwrap() else {
         return;
     };
     let path = disk.path().join("host.db");
     let db = Db::open(&path, &[]).unwrap();
     note(&db, "before", "kept").wait().unwrap();
     drop(db);
-    let filler = disk.path().join("filler");
-    let mut file = File::create(&filler).unwrap();
-    for size in [64 * 1024, 1024, 1] {
-        while std::io::Write::write_all(&mut file, &vec![0; size]).is_ok() {}
-    }
-    drop(file);
+    let filler = disk.fill().unwrap();
     for round in ["first", "second"] {
         let db = Db::open(&path, &[]).unwrap();
         assert_eq!(noted(&db, "before").as_deref(), Some("kept"));

@@ -7,10 +7,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use perch_types::HostId;
 use perch_types::directory::MachineRecord;
 use perch_types::view::View;
-use perch_types::{HostId, labels};
-use tokio::time::Instant;
 
 use crate::live::{AppKey, Load, Target};
 use crate::metrics::AppMetrics;
@@ -60,19 +59,9 @@ impl Known {
 
     fn target(&self, record: &MachineRecord, known: Option<&Machines>) -> Arc<Target> {
         let known = known.and_then(|known| known.iter().find(|one| one.record.id == record.id));
-        let as_before = known.filter(|known| {
-            let known = &known.record;
-            (known.state, known.ready, &known.instance)
-                == (record.state, record.ready, &record.instance)
-        });
-        let load = known.map(|known| Arc::clone(&known.load));
-        let load = load.unwrap_or_else(|| Arc::new(Load::of_far(&self.uncounted)));
-        if as_before.is_none() {
-            load.health.reset();
-        }
-        load.set_weight(labels::weight(&record.metadata));
-        let since = as_before.map_or_else(Instant::now, |known| known.since);
-        Arc::new(Target { record: record.clone(), load, since })
+        let known = known.map(AsRef::as_ref);
+        let load = || Arc::new(Load::of_far(&self.uncounted));
+        Arc::new(Target::of(record.clone(), known, load))
     }
 }
 

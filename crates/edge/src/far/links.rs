@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use perch_types::HostId;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::Limits;
 use crate::forward::ANSWER_HEAD_BYTES_MAX;
-use crate::origin2::OnLoop;
+use crate::origin2::{self, Bounds};
 use crate::pool::{Single, Stream};
 use crate::upload::RequestBody;
 
@@ -32,10 +32,13 @@ use super::{CONNECTION_WINDOW_BYTES, Far, STREAM_WINDOW_BYTES, peer_name};
 const REQUESTS_MAX: usize = 100;
 /// How long a connection without a request is kept.
 const IDLE_MAX: Duration = Duration::from_secs(60);
-/// How much of one request is held when the edge there does not read.
-const SEND_BYTES_MAX: usize = 256 * 1024;
-/// The largest head of an answer, counted as HTTP/2 does.
-const HEAD_BYTES_MAX: u32 = 128 * 1024;
+/// How much may be under way over one.
+const BOUNDS: Bounds = Bounds {
+    head_bytes: 128 * 1024,
+    stream_bytes: STREAM_WINDOW_BYTES,
+    connection_bytes: CONNECTION_WINDOW_BYTES,
+    send_bytes: 256 * 1024,
+};
 /// How often a connection has to show that it is whole, and how quickly.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_MAX: Duration = Duration::from_secs(10);
@@ -104,12 +107,7 @@ pub(super) async fn dial(
     address: SocketAddr,
 ) -> Option<http2::SendRequest<RequestBody>> {
     let stream = connect(&far.h2, &far.limits, host, address).await?;
-    let handshake = http2::Builder::new(OnLoop)
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_header_list_size(HEAD_BYTES_MAX)
-        .max_send_buf_size(SEND_BYTES_MAX)
+    let handshake = origin2::builder(BOUNDS)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_MAX)
         .handshake(TokioIo::new(stream))

@@ -119,8 +119,8 @@ impl<'a> Lot<'a> {
     }
 }
 
-/// Returns another number for each step of a count.
-pub(super) const fn mixed(random: u64, step: u64) -> u64 {
+/// Returns another number for each step of a count (splitmix64).
+pub(crate) const fn mixed(random: u64, step: u64) -> u64 {
     let mut mixed = random ^ step.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use perch_types::address::client_of;
 use perch_types::ports::RawPort;
 use perch_types::service::Protocol;
 use tokio::time::Instant;
@@ -35,21 +36,8 @@ struct Counts {
     all: HashMap<Protocol, usize>,
     of_port: HashMap<RawPort, usize>,
     of_app: HashMap<(Protocol, AppKey), usize>,
-    of_address: HashMap<(Protocol, Origin), usize>,
+    of_address: HashMap<(Protocol, IpAddr), usize>,
     told: Option<Instant>,
-}
-
-/// An address as far as one client has it to itself: of IPv6 everybody has a network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Origin(u128);
-
-impl Origin {
-    fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(address) => Self(u32::from(address).into()),
-            IpAddr::V6(address) => Self(u128::from(address) >> 64 << 64),
-        }
-    }
 }
 
 /// A place among those that there may be; free again when it is dropped.
@@ -59,7 +47,7 @@ pub(crate) struct Place {
     port: RawPort,
     /// Nothing where several apps have the port: then the loops count.
     app: Option<(Protocol, AppKey)>,
-    origin: (Protocol, Origin),
+    origin: (Protocol, IpAddr),
 }
 
 impl Caps {
@@ -86,7 +74,7 @@ impl Caps {
             Protocol::Tcp => self.connections_max,
             Protocol::Udp => self.flows_max,
         };
-        let origin = (protocol, Origin::of(client));
+        let origin = (protocol, client_of(client));
         let app = app.map(|app| (protocol, app.clone()));
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let at = |count: Option<&usize>| count.copied().unwrap_or_default();

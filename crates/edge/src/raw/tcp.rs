@@ -5,27 +5,27 @@
 //! is not there.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use perch_sockets::{Patient, keep_alive};
 use perch_types::service::{Port, Protocol};
-use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
-use super::passage::{self, Ended, How};
 use super::{Entry, Opening, Raw, caps, pg_tls, proxy_proto};
 use crate::cause::Cause;
 use crate::connection::Door;
+use crate::dial;
 use crate::direction::Direction;
 use crate::gate::{self, Gate};
 use crate::handing::{Handed, Loops};
 use crate::live::{AppKey, InFlight, Target};
-use crate::patience::Patient;
+use crate::passage::{self, Ended, How, Terms};
 use crate::peer::Once;
 use crate::pick;
 use crate::tls::hello;
@@ -33,11 +33,8 @@ use crate::wake::{self, Place, Tried, Wanted};
 
 /// The pause after an accept that failed, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// When a silent connection is asked whether the other side is still there, how often again, and
-/// how often in vain.
-const PROBE_AFTER: Duration = Duration::from_secs(60);
-const PROBE_EVERY: Duration = Duration::from_secs(15);
-const PROBES_MAX: u32 = 4;
+/// Bytes of a connection that are under way in one direction.
+const BUFFER_BYTES: usize = 16 * 1024;
 
 /// Why a connection did not pass.
 #[derive(Debug, thiserror::Error)]
@@ -238,7 +235,7 @@ struct Ends {
 
 /// Prepares a client's connection, and returns whose it is.
 fn ends(stream: &TcpStream, public: u16) -> io::Result<Ends> {
-    prepare(stream)?;
+    stream.set_nodelay(true)?;
     let client = stream.peer_addr()?;
     // The port that is public, whatever port it is bound to.
     let mut at = stream.local_addr()?;
@@ -263,7 +260,9 @@ where
         target.load.instance.disconnected();
         return Err(Fault::Header(error));
     }
-    let ended = passage::pass(client, machine, raw.limits.idle, raw.limits.half_idle).await;
+    let (idle, half_idle) = (raw.limits.idle, raw.limits.half_idle);
+    let terms = Terms { buffer_bytes: BUFFER_BYTES, idle, half_idle };
+    let ended = passage::pass(client, machine, terms).await;
     target.load.instance.disconnected();
     in_flight.metrics().bytes_in.add(ended.sent);
     in_flight.metrics().bytes_out.add(ended.received);
@@ -297,7 +296,7 @@ async fn connect(raw: &Raw, entry: &Entry) -> Result<Link, Cause> {
         let Place { target, in_flight, .. } = wake::ready_machine(&raw.shared, &wanted).await?;
         let found = pick::raw(&target.record.services, entry.protocol, entry.port);
         let (service, port) = found.ok_or(Cause::NoMachine)?;
-        if let Some(machine) = dial(raw, &target, service.internal_port).await {
+        if let Some(machine) = reach(raw, &target, service.internal_port).await {
             // A connection has no end of its own: its app is told by the signal.
             let in_flight = in_flight.into_tunnel();
             let port = port.clone();
@@ -310,36 +309,18 @@ async fn connect(raw: &Raw, entry: &Entry) -> Result<Link, Cause> {
     }
 }
 
-async fn dial(raw: &Raw, target: &Target, port: u16) -> Option<TcpStream> {
-    let record = &target.record;
-    for address in [IpAddr::V4(record.private_ipv4), IpAddr::V6(record.private_ip)] {
-        let began = Instant::now();
-        let connecting = TcpStream::connect(SocketAddr::new(address, port));
-        match tokio::time::timeout(raw.shared.limits.connect, connecting).await {
-            Ok(Ok(stream)) if prepare(&stream).is_ok() => {
-                target.load.instance.connected(began.elapsed());
-                return Some(stream);
-            }
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                let machine = &record.id;
-                tracing::debug!(%machine, %address, port, %error, "machine not connected");
-            }
-            Err(_) => {
-                let machine = &record.id;
-                tracing::debug!(%machine, %address, port, "machine did not accept in time");
-            }
+async fn reach(raw: &Raw, target: &Target, port: u16) -> Option<TcpStream> {
+    for address in dial::addresses(&target.record) {
+        let (at, limit) = (SocketAddr::new(address, port), raw.shared.limits.connect);
+        if let Some(stream) = dial::reach(target, at, limit, prepare).await {
+            return Some(stream);
         }
     }
     None
 }
 
-/// Has bytes sent at once, and a side that is gone without a word found.
+/// Has bytes sent at once, and a machine that is gone without a word found.
 fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, PROBE_AFTER)?;
-    sockopt::set_tcp_keepintvl(stream, PROBE_EVERY)?;
-    sockopt::set_tcp_keepcnt(stream, PROBES_MAX)?;
-    Ok(())
+    keep_alive(stream)
 }

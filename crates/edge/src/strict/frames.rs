@@ -11,10 +11,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use perch_sockets::Timer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
-
-use crate::patience::Timer;
 
 /// What a client sends first (RFC 9113, section 3.4).
 const PREFACE_BYTES: usize = 24;

@@ -8,11 +8,11 @@ use std::rc::Rc;
 use std::task::Context;
 use std::time::Duration;
 
+use perch_sockets::Timer;
 use perch_types::service::HttpOptions;
 use tokio::time::Instant;
 
 use crate::cause::Cause;
-use crate::patience::Timer;
 use crate::{Limits, pick};
 
 /// How a body gets on, for whoever waits for the answer to it.

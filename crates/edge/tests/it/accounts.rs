@@ -21,10 +21,6 @@ use crate::world::{OnStart, Origin, World, machine, read_head, status, until};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: web.perch.localhost\r\n";
 
-fn web(origin: &Origin) -> World {
-    World::new(vec![machine(1, "web", MachineState::Started, origin.port)])
-}
-
 /// Returns what is counted of the app's answers with a status.
 fn answers(world: &World, status: u16) -> u64 {
     let text = world.readings().text();
@@ -90,7 +86,7 @@ fn event(head: &str) -> Option<String> {
 fn an_event_says_what_became_of_a_request_and_which_machine_had_it() {
     keep_events();
     let origin = Origin::fine();
-    let world = web(&origin);
+    let world = World::web(&origin);
     let answer = world.get("web", "/secret?of=the-client");
     until("the event is written", || event(&answer).is_some());
     let event = event(&answer).unwrap();
@@ -117,7 +113,7 @@ fn a_tunnel_is_told_of_at_its_end_with_all_that_passed() {
         "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
             .to_owned()
     });
-    let world = web(&origin);
+    let world = World::web(&origin);
     let mut stream = world.connect();
     let ask = format!("{GET}Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
     stream.write_all(ask.as_bytes()).unwrap();
@@ -139,7 +135,7 @@ fn a_tunnel_is_told_of_at_its_end_with_all_that_passed() {
 #[test]
 fn a_client_that_leaves_before_the_answer_is_counted() {
     let (origin, gate) = gated();
-    let world = web(&origin);
+    let world = World::web(&origin);
     let mut stream = world.connect();
     stream.write_all(format!("{GET}\r\n").as_bytes()).unwrap();
     until("the request is at the app", || origin.count() == 1);
@@ -214,7 +210,7 @@ fn volume(bits: u128, host: u64) -> VolumeRecord {
 #[test]
 fn volumes_of_this_server_and_their_machines_have_their_numbers() {
     let origin = Origin::fine();
-    let world = web(&origin);
+    let world = World::web(&origin);
     let (here, elsewhere) = (volume(1, 1), volume(2, 2));
     world.put_volume(&elsewhere);
     world.put_volume(&here);
@@ -236,7 +232,7 @@ fn volumes_of_this_server_and_their_machines_have_their_numbers() {
 #[test]
 fn machines_have_the_numbers_that_their_host_says_of_them() {
     let origin = Origin::fine();
-    let world = web(&origin);
+    let world = World::web(&origin);
     let used = |id: u64| MachineConsumed {
         id: MachineId::from_bits(id),
         cpu_user_us: 1_230_000,
@@ -303,7 +299,7 @@ fn an_apps_log_says_why_the_edge_answered() {
 #[test]
 fn what_does_not_turn_any_more_is_found() {
     let origin = Origin::fine();
-    let world = web(&origin);
+    let world = World::web(&origin);
     let nobody: [&str; 0] = [];
     assert_eq!(world.wedged(), nobody);
     let (blocked, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));

@@ -9,25 +9,10 @@ use perch_edge::Limits;
 use perch_types::directory::MachineRecord;
 use perch_types::{MachineId, MachineState};
 
-use crate::world::{Origin, World, machine, read_head, status, until};
-
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+use crate::world::{OK, Origin, World, machine, read_head, status, until};
 
 fn limited(id: u64, origin: &Origin, limits: serde_json::Value) -> MachineRecord {
-    let mut record = machine(id, "web", MachineState::Started, origin.port);
-    record.services[0].concurrency = serde_json::from_value(limits).unwrap();
-    record
-}
-
-/// One that answers `/slow` when the gate opens.
-fn gated(gate: &Arc<AtomicBool>) -> Origin {
-    let gate = Arc::clone(gate);
-    Origin::new(move |head| {
-        if head.contains("/slow") {
-            until("the gate opens", || gate.load(Ordering::SeqCst));
-        }
-        OK.to_owned()
-    })
+    crate::world::limited(machine(id, "web", MachineState::Started, origin.port), limits)
 }
 
 fn with(world: &World, fields: &str) -> String {
@@ -38,7 +23,7 @@ fn with(world: &World, fields: &str) -> String {
 #[test]
 fn a_request_waits_for_a_place_and_no_longer_than_its_time() {
     let gate = Arc::new(AtomicBool::new(false));
-    let origin = gated(&gate);
+    let origin = Origin::gated(&gate);
     let one = limited(1, &origin, serde_json::json!({"type": "requests", "hard_limit": 1}));
     let limits = Limits { queue: Duration::from_millis(600), queue_max: 1, ..Limits::default() };
     let world = World::with(vec![one], limits);

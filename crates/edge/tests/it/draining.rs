@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use perch_types::{MachineId, MachineState};
 
-use crate::world::{Origin, World, machine, read_head, status, until};
-
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+use crate::world::{OK, Origin, World, machine, read_head, status, until};
 
 #[test]
 fn the_host_hears_that_a_machine_is_drained_when_its_last_request_has_ended() {

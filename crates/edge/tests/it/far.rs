@@ -16,30 +16,17 @@ use rustls::version::TLS13;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::TlsConnector;
 
-use crate::world::{Authority, DEADLINE, OnStart, Origin, Pair, machine, read_head, status, until};
-
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+use crate::world::{
+    Authority, DEADLINE, OK, OnStart, Origin, Pair, machine, read_head, status, until,
+};
 
 fn started(id: u64, origin: &Origin) -> MachineRecord {
     machine(id, "web", MachineState::Started, origin.port)
 }
 
 fn limited(id: u64, origin: &Origin) -> MachineRecord {
-    let mut record = started(id, origin);
     let limits = serde_json::json!({"type": "requests", "soft_limit": 1, "hard_limit": 1});
-    record.services[0].concurrency = serde_json::from_value(limits).unwrap();
-    record
-}
-
-/// One that answers `/slow` when the gate opens.
-fn gated(gate: &Arc<AtomicBool>) -> Origin {
-    let gate = Arc::clone(gate);
-    Origin::new(move |head| {
-        if head.contains("/slow") {
-            until("the gate opens", || gate.load(Ordering::SeqCst));
-        }
-        OK.to_owned()
-    })
+    crate::world::limited(started(id, origin), limits)
 }
 
 #[test]
@@ -176,7 +163,7 @@ fn the_hard_limit_holds_over_both_edges() {
 #[test]
 fn a_request_that_waits_there_too_long_is_told_here() {
     let gate = Arc::new(AtomicBool::new(false));
-    let origin = gated(&gate);
+    let origin = Origin::gated(&gate);
     let limits = Limits { queue: Duration::from_millis(300), ..Limits::default() };
     let pair = Pair::with(Vec::new(), vec![limited(2, &origin)], &limits);
     std::thread::scope(|scope| {
@@ -193,7 +180,7 @@ fn a_request_that_waits_there_too_long_is_told_here() {
 #[test]
 fn this_hosts_machine_is_first_and_the_others_help_when_it_is_full() {
     let gate = Arc::new(AtomicBool::new(false));
-    let (here, there) = (gated(&gate), gated(&gate));
+    let (here, there) = (Origin::gated(&gate), Origin::gated(&gate));
     let pair = Pair::new(vec![limited(1, &here)], vec![limited(2, &there)]);
     for _ in 0..5 {
         assert_eq!(status(&pair.near.get("/")), "200");
@@ -446,7 +433,7 @@ fn a_file_of_the_image_comes_from_the_host_that_has_it() {
 #[test]
 fn an_edge_that_stops_ends_what_is_under_way_for_others_too() {
     let gate = Arc::new(AtomicBool::new(false));
-    let origin = gated(&gate);
+    let origin = Origin::gated(&gate);
     let pair = Pair::new(Vec::new(), vec![started(2, &origin)]);
     std::thread::scope(|scope| {
         let slow = scope.spawn(|| pair.near.get("/slow"));

@@ -15,9 +15,9 @@ use tokio_rustls::client::TlsStream;
 
 use crate::far::counting;
 use crate::grpc;
-use crate::replaying::{Reader, replay};
-use crate::tls::{client_of, dial_at};
-use crate::world::{DEADLINE, Pair, machine, status, until};
+use crate::replaying::Reader;
+use crate::tls::{dial_at, trusting};
+use crate::world::{DEADLINE, Pair, machine, replay, status, until};
 
 const WEB: &str = "web.perch.localhost";
 /// More than one window between the edges, and less than what is kept for a replay.
@@ -25,7 +25,7 @@ const BODY_BYTES: usize = 600_000;
 
 /// Connects to the edge that has no machine, as a client of HTTP/2 does.
 async fn secured(pair: &Pair) -> TlsStream<TcpStream> {
-    let config = Arc::new(client_of(&pair.roots, &[&TLS13], &["h2"]));
+    let config = Arc::new(trusting(Arc::clone(&pair.roots), &[&TLS13], &["h2"]));
     let stream = dial_at(pair.near.https.unwrap(), &config, WEB).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(b"h2".as_slice()));
     stream

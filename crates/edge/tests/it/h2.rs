@@ -54,16 +54,12 @@ pub(crate) fn get(uri: &str, fields: &[(&str, &str)]) -> Request<Full<Bytes>> {
     request.body(Full::default()).unwrap()
 }
 
-fn web(origin: &Origin) -> World {
-    World::new(vec![machine(1, "web", MachineState::Started, origin.port)])
-}
-
 #[test]
 fn a_request_becomes_one_of_http_1_with_one_host_and_one_cookie() {
     let origin = Origin::new(|_| {
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: x-hop\r\nX-Hop: 1\r\n\r\nok".to_owned()
     });
-    let world = web(&origin);
+    let world = World::web(&origin);
     world.runtime.block_on(async {
         let (mut sender, _end) = connect(&world, "web.perch.localhost").await;
         let fields = [("cookie", "a=1"), ("cookie", "b=2"), ("te", "trailers")];
@@ -89,7 +85,7 @@ fn a_request_becomes_one_of_http_1_with_one_host_and_one_cookie() {
 #[test]
 fn e1_doubt_is_refused_and_other_requests_of_the_connection_go_on() {
     let origin = Origin::fine();
-    let world = web(&origin);
+    let world = World::web(&origin);
     world.runtime.block_on(async {
         let (mut sender, _end) = connect(&world, "web.perch.localhost").await;
         let many: Vec<_> = (0..200).map(|_| ("x", "y")).collect();
@@ -117,7 +113,7 @@ fn e1_doubt_is_refused_and_other_requests_of_the_connection_go_on() {
 #[test]
 fn e1_connect_is_refused() {
     let origin = Origin::fine();
-    let world = web(&origin);
+    let world = World::web(&origin);
     world.runtime.block_on(async {
         let (mut sender, _end) = connect(&world, "web.perch.localhost").await;
         let request = Request::connect("web.perch.localhost:443").body(Full::<Bytes>::default());
@@ -162,7 +158,7 @@ fn requests_over_one_connection_wait_for_nobody_else() {
 #[test]
 fn e10_requests_under_way_end_well_when_the_edge_stops_and_no_new_one_begins() {
     let (origin, gate) = gated();
-    let world = web(&origin);
+    let world = World::web(&origin);
     world.runtime.block_on(async {
         let (mut sender, end) = connect(&world, "web.perch.localhost").await;
         let mut other = sender.clone();
@@ -244,7 +240,7 @@ pub(crate) async fn is_ended_by(world: &World, bytes: Vec<u8>) -> bool {
 #[test]
 fn e5_floods_of_frames_end_the_connection_and_not_the_edge() {
     let origin = Origin::fine();
-    let world = web(&origin);
+    let world = World::web(&origin);
     world.runtime.block_on(async {
         for (what, frame) in [
             ("SETTINGS", frame(0x4, 0, 0, &[])),
@@ -313,7 +309,7 @@ fn e2_fields_behind_an_answer_pass_without_the_platforms_and_the_connections() {
          X-Sum: 1\r\nFly-Request-Id: forged\r\nSet-Cookie: a=b\r\n\r\n"
             .to_owned()
     });
-    let world = web(&origin);
+    let world = World::web(&origin);
     world.runtime.block_on(async {
         let (mut sender, _end) = connect(&world, "web.perch.localhost").await;
         let asked = sender.send_request(get(WEB, &[("te", "trailers")]));

@@ -5,9 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use perch_types::{MachineId, MachineState};
 
-use crate::world::{Origin, World, machine, read_head, status, until};
+use crate::world::{OK, Origin, World, machine, read_head, status, until};
 
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const GET: &str = "GET / HTTP/1.1\r\nHost: web.perch.localhost\r\n";
 
 fn world_of(origin: &Origin) -> World {

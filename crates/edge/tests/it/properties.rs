@@ -11,9 +11,7 @@ use std::time::Duration;
 use perch_edge::Limits;
 use perch_types::{MachineId, MachineState};
 
-use crate::world::{Origin, World, machine, read_head, status};
-
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+use crate::world::{OK, Origin, World, machine, read_head, status};
 
 /// Sends a request over a connection that stays, and reads its answer.
 fn ask(stream: &mut TcpStream, head: &str, body: &str) -> String {

@@ -69,9 +69,7 @@ fn plain(id: u64, state: MachineState, internal: u16) -> MachineRecord {
 }
 
 fn limited(id: u64, internal: u16, limits: Value) -> MachineRecord {
-    let mut machine = plain(id, MachineState::Started, internal);
-    machine.services[0].concurrency = serde_json::from_value(limits).unwrap();
-    machine
+    crate::world::limited(plain(id, MachineState::Started, internal), limits)
 }
 
 fn with(machines: Vec<MachineRecord>, limits: RawLimits) -> World {

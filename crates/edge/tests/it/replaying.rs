@@ -8,7 +8,7 @@ use perch_types::directory::MachineRecord;
 use perch_types::replays::ReplaySources;
 use perch_types::{MachineId, MachineState, OrgSlug};
 
-use crate::world::{World, machine, read_head, status, until};
+use crate::world::{OK, World, machine, read_head, replay, status, until};
 
 /// What was asked: the head's first line and the body.
 type Asked = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
@@ -57,11 +57,7 @@ impl Reader {
 }
 
 fn ok() -> String {
-    "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned()
-}
-
-pub(crate) fn replay(fields: &str) -> String {
-    format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{fields}\r\n\r\n")
+    OK.to_owned()
 }
 
 fn read(

@@ -10,9 +10,7 @@ use perch_types::host::MachineLoad;
 use perch_types::service::Autostop;
 use perch_types::{MachineId, MachineState, OrgSlug};
 
-use crate::world::{Origin, World, machine, status, until};
-
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+use crate::world::{OK, Origin, World, machine, status, until};
 
 fn may_rest(state: MachineState, port: u16) -> MachineRecord {
     let mut record = machine(1, "web", state, port);

@@ -2,34 +2,15 @@
 
 use std::sync::Arc;
 
-use perch_types::MachineState;
-use rustls::crypto::aws_lc_rs;
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::tls::{client, dial};
-use crate::world::{DEADLINE, Origin, World, machine};
+use crate::tls::{client, dial, trusting};
+use crate::world::{DEADLINE, OK, Origin, World};
 
 const NAME: &str = "web.perch.localhost";
-const ANSWER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-
-fn web(origin: &Origin) -> World {
-    World::new(vec![machine(1, "web", MachineState::Started, origin.port)])
-}
-
-fn trusting(roots: RootCertStore) -> Arc<ClientConfig> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&TLS12, &TLS13])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Arc::new(config)
-}
 
 /// Asks over a connection that stays; returns the answer's first line.
 async fn ask(stream: &mut TlsStream<TcpStream>) -> String {
@@ -45,18 +26,18 @@ async fn ask(stream: &mut TlsStream<TcpStream>) -> String {
 
 #[test]
 fn e9_a_certificate_changes_while_it_is_served_and_no_connection_is_lost() {
-    let origin = Origin::new(|_| ANSWER.to_owned());
-    let world = web(&origin);
+    let origin = Origin::new(|_| OK.to_owned());
+    let world = World::web(&origin);
     let before = Arc::new(client(&world, &[&TLS12, &TLS13], &["http/1.1"]));
     world.runtime.block_on(async {
         let mut kept = dial(&world, &before, NAME).await.unwrap();
         assert_eq!(ask(&mut kept).await, "HTTP/1.1 200 OK");
-        let after = trusting(world.renew());
+        let after = Arc::new(trusting(world.renew(), &[&TLS12, &TLS13], &["http/1.1"]));
         // The very next client is shown the new one.
         let mut fresh = dial(&world, &after, NAME).await.unwrap();
         assert_eq!(ask(&mut fresh).await, "HTTP/1.1 200 OK");
         // One that trusts the old one alone, and has no session from then, sees that it has changed.
-        let distrusting = trusting(RootCertStore::clone(&world.roots));
+        let distrusting = Arc::new(client(&world, &[&TLS12, &TLS13], &["http/1.1"]));
         let error = dial(&world, &distrusting, NAME).await.unwrap_err().to_string();
         assert!(error.contains("invalid peer certificate"), "{error}");
         // What was there before goes on.
@@ -73,7 +54,7 @@ fn e9_a_certificate_changes_while_it_is_served_and_no_connection_is_lost() {
 #[test]
 fn e11_a_client_that_names_nobody_is_shown_no_certificate() {
     let origin = Origin::fine();
-    let world = web(&origin);
+    let world = World::web(&origin);
     for versions in [[&TLS12], [&TLS13]] {
         let mut config = client(&world, &versions, &["http/1.1"]);
         config.enable_sni = false;

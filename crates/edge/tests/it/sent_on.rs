@@ -11,13 +11,7 @@ use hyper::body::Bytes;
 use perch_types::{MachineId, MachineState};
 
 use crate::h2::{WEB, connect, get, send};
-use crate::world::{Origin, World, machine, read_head, status, until};
-
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-
-fn replay(fields: &str) -> String {
-    format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{fields}\r\n\r\n")
-}
+use crate::world::{OK, Origin, World, machine, read_head, replay, status, until};
 
 /// An answer whose body asks for a replay.
 fn by_json(json: &serde_json::Value) -> String {

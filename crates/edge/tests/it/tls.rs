@@ -82,12 +82,12 @@ pub(crate) fn client(
     versions: &[&'static SupportedProtocolVersion],
     alpn: &[&str],
 ) -> ClientConfig {
-    client_of(&world.roots, versions, alpn)
+    trusting(Arc::clone(&world.roots), versions, alpn)
 }
 
-/// A client that trusts some certificates.
-pub(crate) fn client_of(
-    roots: &Arc<RootCertStore>,
+/// A client that trusts the certificates of these roots.
+pub(crate) fn trusting(
+    roots: impl Into<Arc<RootCertStore>>,
     versions: &[&'static SupportedProtocolVersion],
     alpn: &[&str],
 ) -> ClientConfig {
@@ -95,7 +95,7 @@ pub(crate) fn client_of(
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)
         .unwrap()
-        .with_root_certificates(Arc::clone(roots))
+        .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     config
@@ -148,10 +148,6 @@ fn get(host: &str) -> String {
     format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
 }
 
-fn web(origin: &Origin) -> World {
-    World::new(vec![machine(1, "web", MachineState::Started, origin.port)])
-}
-
 /// A world whose app has options of its HTTPS port.
 fn with_options(origin: &Origin, options: &serde_json::Value) -> World {
     let mut machine = machine(1, "web", MachineState::Started, origin.port);
@@ -169,7 +165,7 @@ fn with_options(origin: &Origin, options: &serde_json::Value) -> World {
 #[test]
 fn e2_https_reaches_the_app_which_is_told_how_it_came() {
     let origin = Origin::fine();
-    let world = web(&origin);
+    let world = World::web(&origin);
     let forged = "GET / HTTP/1.1\r\nHost: web.perch.localhost\r\nX-Forwarded-Proto: http\r\n\
                   X-Forwarded-SSL: off\r\nConnection: close\r\n\r\n";
     let (answer, _) = ask(&world, &both(&world), "web.perch.localhost", forged);
@@ -188,7 +184,7 @@ fn e2_https_reaches_the_app_which_is_told_how_it_came() {
 #[test]
 fn e1_doubt_is_refused_under_tls_as_without() {
     let origin = Origin::fine();
-    let world = web(&origin);
+    let world = World::web(&origin);
     let head = "POST / HTTP/1.1\r\nHost: web.perch.localhost\r\nContent-Length: 5\r\n\
                 Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     let (answer, _) = ask(&world, &both(&world), "web.perch.localhost", head);
@@ -199,7 +195,7 @@ fn e1_doubt_is_refused_under_tls_as_without() {
 #[test]
 fn e1_the_host_of_another_tenant_is_a_421_and_says_nothing_of_it() {
     let origin = Origin::fine();
-    let world = web(&origin);
+    let world = World::web(&origin);
     let config = both(&world);
     // One that there is, one that nobody has, one of the platform, one elsewhere.
     for host in ["empty", "nothing", "oidc"].map(|app| format!("{app}.perch.localhost")) {
@@ -218,7 +214,7 @@ fn e1_the_host_of_another_tenant_is_a_421_and_says_nothing_of_it() {
 #[test]
 fn e11_a_name_of_nobody_gets_the_platforms_certificate_and_the_usual_page() {
     let origin = Origin::fine();
-    let world = web(&origin);
+    let world = World::web(&origin);
     let config = both(&world);
     let (answer, _) =
         ask(&world, &config, "nothing.perch.localhost", &get("nothing.perch.localhost"));
@@ -356,7 +352,7 @@ fn e9_a_session_goes_on_at_its_own_tenant_and_never_at_another() {
 #[test]
 fn challenges_are_answered_and_nothing_else_comes_of_them() {
     let origin = Origin::fine();
-    let world = web(&origin);
+    let world = World::web(&origin);
     let config = Arc::new(client(&world, &[&TLS13], &["acme-tls/1"]));
     world.runtime.block_on(async {
         let mut stream = dial(&world, &config, "shop.example").await.unwrap();
@@ -493,7 +489,7 @@ fn e5_one_address_and_one_app_have_so_many_connections() {
 #[test]
 fn e10_a_request_under_tls_ends_well_when_the_edge_stops() {
     let (origin, gate) = gated();
-    let world = web(&origin);
+    let world = World::web(&origin);
     let config = both(&world);
     std::thread::scope(|scope| {
         let request = scope

@@ -10,9 +10,8 @@ use perch_edge::Limits;
 use perch_types::directory::MachineRecord;
 use perch_types::{InstanceId, MachineState};
 
-use crate::world::{DEADLINE, Origin, World, machine, read_head, status, until};
+use crate::world::{DEADLINE, OK, Origin, World, machine, read_head, status, until};
 
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const SWITCH: &str =
     "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
 const HOST: &str = "Host: web.perch.localhost\r\n";

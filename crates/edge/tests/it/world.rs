@@ -28,7 +28,7 @@ mod pair;
 
 pub(crate) use self::doors::Doors;
 pub(crate) use self::host::{Host, OnStart};
-pub(crate) use self::origin::{Origin, read_head};
+pub(crate) use self::origin::{OK, Origin, read_head, replay};
 pub(crate) use self::pair::{Authority, Pair};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -82,6 +82,12 @@ pub(crate) fn machine(id: u64, app: &str, state: MachineState, port: u16) -> Mac
     }
 }
 
+/// Has a machine take so much at once.
+pub(crate) fn limited(mut machine: MachineRecord, limits: serde_json::Value) -> MachineRecord {
+    machine.services[0].concurrency = serde_json::from_value(limits).unwrap();
+    machine
+}
+
 /// All of it; it ends when this is dropped.
 pub(crate) struct World {
     pub(crate) address: SocketAddr,
@@ -125,6 +131,11 @@ impl World {
 
     pub(crate) fn new(machines: Vec<MachineRecord>) -> Self {
         Self::with(machines, Limits::default())
+    }
+
+    /// One with a machine of the app `web`, which serves.
+    pub(crate) fn web(origin: &Origin) -> Self {
+        Self::new(vec![machine(1, "web", MachineState::Started, origin.port)])
     }
 
     pub(crate) fn with(machines: Vec<MachineRecord>, limits: Limits) -> Self {

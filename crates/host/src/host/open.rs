@@ -14,6 +14,7 @@ use perch_durable::{Db, OpenRun};
 use perch_oci::{Client, ClientConfig, Credentials, Endpoint, ImageStore, StoreConfig};
 use perch_runtime::{MachineDir, SandboxRuntime, sandbox};
 use perch_types::Timestamp;
+use perch_types::error::chain;
 use perch_types::image::PLATFORM_REGISTRY;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
@@ -21,7 +22,7 @@ use tokio::task::JoinSet;
 
 use super::{Clock, Creating, Host, HostId, MachineId, Origin, Store};
 use crate::config::{Config, PlatformRegistry};
-use crate::effects::{Effects, chain};
+use crate::effects::Effects;
 use crate::error::Error;
 use crate::images::StoredImages;
 use crate::layers::{Cloning, Layers};

@@ -11,6 +11,7 @@ use std::time::Duration;
 use perch_runtime::Instance;
 use perch_runtime::containers::{ContainerState, Containers};
 use perch_types::api::{CheckState, CheckStatus, ContainerSummary};
+use perch_types::error::chain;
 use perch_types::machine_config::{
     ContainerConfig, Healthcheck, HealthcheckKind, HttpHealthcheck, UnhealthyPolicy,
 };
@@ -261,7 +262,7 @@ pub async fn follow(
         let told_runtime = following.tell(instance.as_ref()).await;
         let behind = told_runtime.is_err();
         if let Err(error) = told_runtime {
-            tracing::debug!(error = %crate::effects::chain(&error),
+            tracing::debug!(error = %chain(&error),
                 "monitor was not told of a container's health");
         }
         let standing = following.known.standing();

@@ -1,13 +1,12 @@
-//! Addresses of machines: which they are, as pure functions of what identifies a machine.
+//! Addresses of one host: those that are the same inside every machine, and the pool of private IPv4
+//! addresses.
 //!
-//! Never derives an address from the host: a machine that moves keeps its private address. The
-//! private IPv4 address is the exception, it belongs to a slot of one host and never leaves it.
+//! Never a private IPv6 address, which a machine keeps when it moves (`perch_types::address`): one of
+//! IPv4 belongs to a slot of this host and never leaves it.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
-
-use perch_types::MachineId;
 
 /// The resolver's address inside every machine (contract 5.1).
 pub const RESOLVER_V6: Ipv6Addr = Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 3);
@@ -25,31 +24,6 @@ const POOL_RESERVED: u32 = 16;
 const POOL_LENGTH_MAX: u8 = 26;
 /// A pool longer than this would have slots that no host can run.
 const POOL_LENGTH_MIN: u8 = 12;
-
-/// Returns a machine's private address: `fdaa:`, 32 bits of network, 56 bits of machine with a
-/// byte of zeros before them, and `::2` in the /112 that is the machine's (contract 5.1).
-#[must_use]
-pub fn private_ip(network_id: u32, machine: &MachineId) -> Ipv6Addr {
-    let machine = u128::from(machine.bits()) & 0x00ff_ffff_ffff_ffff;
-    Ipv6Addr::from(network_bits(network_id) | (machine << 16) | 2)
-}
-
-/// Returns the first address of a network's /48.
-#[must_use]
-pub fn network_prefix(network_id: u32) -> Ipv6Addr {
-    Ipv6Addr::from(network_bits(network_id))
-}
-
-/// Returns the network that a private address is in, `None` if it is no private address.
-#[must_use]
-pub fn network_of(address: Ipv6Addr) -> Option<u32> {
-    let bits = address.to_bits();
-    (bits >> 112 == 0xfdaa).then(|| u32::try_from((bits >> 80) & 0xffff_ffff).unwrap_or_default())
-}
-
-fn network_bits(network_id: u32) -> u128 {
-    (0xfdaa_u128 << 112) | (u128::from(network_id) << 80)
-}
 
 /// An address and the number of its leading bits that count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -160,33 +134,15 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
+    use perch_types::MachineId;
+    use perch_types::address::private_ip;
+
     use super::*;
-
-    fn machine(bits: u64) -> MachineId {
-        MachineId::from_bits(bits)
-    }
-
-    #[test]
-    fn a_private_address_is_made_of_network_and_machine() {
-        for (network, bits, expected) in [
-            (0x18, 0x1, "fdaa:0:18:0:0:0:1:2"),
-            (0x0001_0002, 0x00d8_910a_bcd1_2345, "fdaa:1:2:d8:910a:bcd1:2345:2"),
-            (u32::MAX, u64::MAX, "fdaa:ffff:ffff:ff:ffff:ffff:ffff:2"),
-        ] {
-            let ip = private_ip(network, &machine(bits));
-            let octets = ip.octets();
-            assert_eq!(octets[14..], [0, 2], "{ip}");
-            assert_eq!(network_of(ip), Some(network));
-            assert!(ip.to_bits() >> 80 == network_prefix(network).to_bits() >> 80);
-            assert_eq!(ip, expected.parse::<Ipv6Addr>().unwrap());
-        }
-        assert_eq!(network_of("fe80::1".parse().unwrap()), None);
-    }
 
     #[test]
     fn the_resolver_is_no_machines_address() {
         for bits in [0, 1, u64::MAX] {
-            assert_ne!(private_ip(0, &machine(bits)), RESOLVER_V6);
+            assert_ne!(private_ip(0, &MachineId::from_bits(bits)), RESOLVER_V6);
         }
     }
 

@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use perch_types::MachineId;
+use perch_types::address::network_of;
 use rtnetlink::packet_core::{Emitable, NetlinkDeserializable as _, NetlinkHeader};
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo,
@@ -25,7 +26,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use rustix::net::netdevice::name_to_index;
 
-use super::address::{GATEWAY_V4, GATEWAY_V6, RESOLVER_V6, network_of};
+use super::address::{GATEWAY_V4, GATEWAY_V6, RESOLVER_V6};
 use super::config::NetworkConfig;
 use super::netlink::{Channel, EXCLUSIVE, REPLACE, Request};
 use super::{Attached, Error, namespace, sysctl};

@@ -32,12 +32,12 @@ use std::thread;
 use std::time::Duration;
 
 use perch_types::MachineId;
+use perch_types::address::network_prefix;
 use perch_types::network_policy::Allowed;
 use tokio::sync::{mpsc, oneshot};
 
 pub use address::{
     GATEWAY_V4, GATEWAY_V6, InvalidPrefix, NETWORK_PREFIX_BITS, Pool, Prefix, RESOLVER_V6,
-    network_of, network_prefix, private_ip,
 };
 pub use config::{CONNECTIONS_MAX, INTERFACE_GROUP, MTU_BYTES, NetworkConfig};
 pub use listeners::{ListenSocket, Listener, SocketDiag};

@@ -59,7 +59,7 @@ pub(super) fn removal(config: &NetworkConfig) -> String {
 
 fn sets(config: &NetworkConfig, networks: impl Iterator<Item = u32>) -> String {
     let pairs: Vec<String> = networks
-        .map(super::address::network_prefix)
+        .map(perch_types::address::network_prefix)
         .map(|prefix| format!("{prefix} . {prefix}"))
         .collect();
     let pairs = elements(&pairs);

@@ -16,11 +16,12 @@ use async_trait::async_trait;
 use perch_runtime::clock;
 use perch_runtime::loopback::{FREE_TIMEOUT_MS, Loop};
 use perch_runtime::volume::{Held, own_bytes};
+use perch_types::error::chain;
 use perch_types::volume::{GIB, VolumeUsage};
 use perch_types::{ApiError, Code, VolumeId};
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::effects::{Disk, Fault, Room, VolumeDisks, chain};
+use crate::effects::{Disk, Fault, Room, VolumeDisks};
 use crate::layers::{self, Cloning, copy, private, remove};
 
 mod guard;

@@ -111,7 +111,7 @@ async fn containers_start_in_their_order_and_share_the_network_but_no_files() {
     assert_eq!(own, "perch-init\nperchtest\n0\n");
     let exec = GuestExec { container: Some("none".to_owned()), ..GuestExec::default() };
     let refused = instance.exec(ExecRequest { exec, ..ExecRequest::default() }).await.unwrap_err();
-    assert!(perch_runtime::error::chain(&refused).contains("no container `none`"), "{refused:?}");
+    assert!(perch_types::error::chain(&refused).contains("no container `none`"), "{refused:?}");
     instance.stop(15, 20_000).await.unwrap();
     let status = wait(&*instance).await;
     assert!(status.requested_stop);

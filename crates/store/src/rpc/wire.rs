@@ -2,6 +2,7 @@
 //!
 //! Never assumes that a value is text: values travel in base64.
 
+use perch_types::error::chain;
 use serde::{Deserialize, Serialize};
 
 use crate::{Compare, Error, Event, LeaseId, Op, Purpose, Revision};
@@ -108,18 +109,6 @@ impl Fault {
             Self::Other { reason } => Error::Unavailable { operation, reason },
         }
     }
-}
-
-/// Returns an error with its sources, for a place that has no room for a chain.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// Bytes as base64 text.

@@ -1,58 +1,15 @@
 //! A disk without room: what frees space or tells what is goes on, nothing else does.
 
-use std::{
-    fs::File,
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use perch_store::{Error, Expected, Op, Purpose, RemoteStore, Store as _, VALUE_BYTES_MAX, rpc};
+use perch_testkit::SmallDisk;
 use perch_types::Code;
 use tempfile::TempDir;
 use tokio::net::UnixListener;
 
 use crate::support;
-
-/// A small filesystem of its own, gone with the value.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    fn mount(test: &str) -> Option<Self> {
-        let folder = TempDir::new().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=12m", "perch-store-test"]).arg(folder.path());
-        let mounted = mount.output().is_ok_and(|output| output.status.success());
-        if !mounted {
-            perch_testkit::skipped(test, "the right to mount a tmpfs");
-        }
-        mounted.then(|| Self(folder))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    /// Takes all the room there is; returns the file that has it.
-    fn fill(&self) -> PathBuf {
-        let path = self.path().join("filler");
-        let mut file = File::create(&path).unwrap();
-        for size in [1 << 16, 1 << 10, 1] {
-            let zeros = vec![0; size];
-            while file.write(&zeros).is_ok_and(|written| written > 0) {}
-        }
-        path
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg("-l").arg(self.path()).status();
-        assert!(unmounted.is_ok_and(|status| status.success()));
-    }
-}
 
 fn refused(result: Result<perch_store::Revision, Error>) {
     let error = result.expect_err("an ordinary write on a full disk");
@@ -61,8 +18,8 @@ fn refused(result: Result<perch_store::Revision, Error>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_full_disk_what_frees_and_tells_goes_on_for_long() {
-    let Some(disk) = SmallDisk::mount("on_a_full_disk_what_frees_and_tells_goes_on_for_long")
-    else {
+    let test = "on_a_full_disk_what_frees_and_tells_goes_on_for_long";
+    let Some(disk) = SmallDisk::mount(test).unwrap() else {
         return;
     };
     let store = support::open(&disk.path().join("store.db"), &Arc::default()).await;
@@ -74,7 +31,7 @@ async fn on_a_full_disk_what_frees_and_tells_goes_on_for_long() {
     for key in ["apps/o/web", "placements/o/m"] {
         remote.put(key, "{}".into(), Expected::Absent).await.unwrap();
     }
-    let filler = disk.fill();
+    let filler = disk.fill().unwrap();
     let large = || Bytes::from(vec![b'x'; VALUE_BYTES_MAX]);
     refused(remote.put("apps/o/new", large(), Expected::Absent).await);
 

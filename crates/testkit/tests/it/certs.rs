@@ -1,53 +1,29 @@
 //! Certificates of a whole server, got from pebble, a real ACME server.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use perch_testkit::pebble::{CERTIFICATE_FILE, KEY_FILE, Pebble, Ports, free_port};
 use perch_testkit::{Cloud, Options, http, skipped, wait_for};
 use serde_json::{Value, json};
 
 /// How long an order may take, on a busy machine.
 const ORDERED: Duration = Duration::from_secs(120);
-const CERTIFICATE_FILE: &str = "pebble.pem";
-const KEY_FILE: &str = "pebble.key";
 const CERTIFICATE: &str = "/v1/apps/web/certificates";
 /// The platform's own, of which a public issuer could know.
 const DOMAIN: &str = "perch.example";
+/// A name that was shown once is not looked at again: the renewal is what is tested then.
+const SETTINGS: [(&str, &str); 2] =
+    [("PEBBLE_WFE_NONCEREJECT", "30"), ("PEBBLE_AUTHZREUSE", "100")];
 
 fn port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
-}
-
-fn has(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|it| it.is_file())
-}
-
-struct Running(Vec<Child>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            child.kill().ok();
-            child.wait().ok();
-        }
-    }
-}
-
-/// Where pebble is asked, where it asks, and where it looks.
-struct Ports {
-    listen: u16,
-    dns: u16,
-    http: u16,
-    tls: u16,
+    free_port().unwrap()
 }
 
 /// Makes a certificate for pebble itself, with its key beside it.
@@ -67,43 +43,14 @@ fn of_pebble(folder: &Path) -> Option<PathBuf> {
     made.is_ok_and(|status| status.success()).then_some(certificate)
 }
 
-/// Finds pebble and its zones' server, and makes the certificate that it shows; tells what is not
-/// there.
-fn issuer(test: &str, folder: &Path) -> Option<((PathBuf, PathBuf), PathBuf)> {
-    let programs = has("pebble").zip(has("pebble-challtestsrv"));
+/// Finds pebble and makes the certificate that it shows; tells what is not there.
+fn issuer(test: &str, folder: &Path) -> Option<(Pebble, PathBuf)> {
+    let pebble = Pebble::find(test)?;
     let certificate = of_pebble(folder);
-    if programs.is_none() || certificate.is_none() {
-        skipped(test, if programs.is_none() { "pebble" } else { "openssl" });
+    if certificate.is_none() {
+        skipped(test, "openssl");
     }
-    programs.zip(certificate)
-}
-
-/// Starts pebble and its zones, in which every name is at 127.0.0.1.
-fn start((pebble, names): (&Path, &Path), folder: &Path, ports: &Ports) -> Running {
-    let config = json!({"pebble": {
-        "listenAddress": format!("127.0.0.1:{}", ports.listen),
-        "managementListenAddress": format!("127.0.0.1:{}", port()),
-        "certificate": folder.join(CERTIFICATE_FILE), "privateKey": folder.join(KEY_FILE),
-        "httpPort": ports.http, "tlsPort": ports.tls, "ocspResponderURL": "",
-        "externalAccountBindingRequired": false,
-    }});
-    let file = folder.join("pebble.json");
-    std::fs::write(&file, config.to_string()).unwrap();
-    let dns = format!("127.0.0.1:{}", ports.dns);
-    let mut zones = Command::new(names);
-    zones
-        .args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""])
-        .args(["-http01", "", "-https01", "", "-tlsalpn01", ""])
-        .args(["-dns01", &dns, "-management", &format!("127.0.0.1:{}", port())]);
-    let mut issuer = Command::new(pebble);
-    issuer.arg("-config").arg(&file).args(["-dnsserver", &dns]);
-    issuer.env("PEBBLE_VA_NOSLEEP", "1").env("PEBBLE_WFE_NONCEREJECT", "30");
-    // A name that was shown once is not looked at again: the renewal is what is tested then.
-    issuer.env("PEBBLE_AUTHZREUSE", "100");
-    let spawn = |command: &mut Command| {
-        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-    };
-    Running(vec![spawn(&mut zones), spawn(&mut issuer)])
+    Some(pebble).zip(certificate)
 }
 
 /// Writes a configuration that has the issuer and its zones; returns where.
@@ -174,7 +121,7 @@ fn bring_forward(cloud: &Cloud, key: &str) {
 fn a_certificate_is_got_over_tls_and_renewed_while_it_is_served() {
     let test = "a_certificate_is_got_over_tls_and_renewed_while_it_is_served";
     let folder = tempfile::tempdir().unwrap();
-    let Some((programs, certificate)) = issuer(test, folder.path()) else { return };
+    let Some((pebble, certificate)) = issuer(test, folder.path()) else { return };
     let (listen, dns, https) = (port(), port(), port());
     let config = config(folder.path(), &certificate, (listen, dns));
     let at = format!("127.0.0.1:{https}");
@@ -184,8 +131,8 @@ fn a_certificate_is_got_over_tls_and_renewed_while_it_is_served() {
         return;
     };
     // Nobody answers HTTP where the issuer looks, but the edge's own TLS does.
-    let ports = Ports { listen, dns, http: port(), tls: https };
-    let _running = start((&programs.0, &programs.1), folder.path(), &ports);
+    let ports = Ports { listen, dns, zones: port(), http: port(), tls: https };
+    let _running = pebble.start(folder.path(), ports, &SETTINGS).unwrap();
     cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
     let wanted = json!({"hostname": "shop.example"});
     cloud.must("POST", &format!("{CERTIFICATE}/acme"), &wanted).unwrap();
@@ -239,7 +186,7 @@ fn own_names(cloud: &Cloud, https: u16) {
 fn a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again() {
     let test = "a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again";
     let folder = tempfile::tempdir().unwrap();
-    let Some((programs, certificate)) = issuer(test, folder.path()) else { return };
+    let Some((pebble, certificate)) = issuer(test, folder.path()) else { return };
     let (listen, dns, https) = (port(), port(), port());
     let config = config(folder.path(), &certificate, (listen, dns));
     let at = format!("127.0.0.1:{https}");
@@ -249,8 +196,8 @@ fn a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again
     let Some(cloud) = Cloud::start_with(test, options).unwrap() else {
         return;
     };
-    let ports = Ports { listen, dns, http: cloud.edge.port(), tls: port() };
-    let _running = start((&programs.0, &programs.1), folder.path(), &ports);
+    let ports = Ports { listen, dns, zones: port(), http: cloud.edge.port(), tls: port() };
+    let _running = pebble.start(folder.path(), ports, &SETTINGS).unwrap();
     let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
     let machine = json!({
         "image": image,

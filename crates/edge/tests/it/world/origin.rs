@@ -2,8 +2,18 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+
+use super::until;
+
+/// An answer without a fault.
+pub(crate) const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// Returns an answer with the fields of a replay.
+pub(crate) fn replay(fields: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{fields}\r\n\r\n")
+}
 
 /// A program on loopback that counts what reaches it.
 pub(crate) struct Origin {
@@ -45,7 +55,18 @@ impl Origin {
     }
 
     pub(crate) fn fine() -> Self {
-        Self::new(|_| "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned())
+        Self::new(|_| OK.to_owned())
+    }
+
+    /// One that answers `/slow` when the gate opens.
+    pub(crate) fn gated(gate: &Arc<AtomicBool>) -> Self {
+        let gate = Arc::clone(gate);
+        Self::new(move |head| {
+            if head.contains("/slow") {
+                until("the gate opens", || gate.load(Ordering::SeqCst));
+            }
+            OK.to_owned()
+        })
     }
 
     pub(crate) fn count(&self) -> usize {

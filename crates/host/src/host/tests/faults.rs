@@ -1,15 +1,13 @@
 //! Monitors that say nothing, disks that are full, files that take no writes: nothing that runs is
 //! harmed, and nothing that was accepted is lost.
 
-use std::fs::File;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::Command as Program;
+use std::path::Path;
 use std::sync::mpsc;
 
 use perch_durable::Db;
 use perch_runtime::fake::ThawFault;
 use perch_runtime::{Adopted, Runtime as _};
+use perch_testkit::SmallDisk;
 use perch_types::host::SecretsWanted;
 
 use super::*;
@@ -50,43 +48,9 @@ impl Jam {
     }
 }
 
-/// A disk of a few MiB.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount(test: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let mut mount = Program::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=12m", "perch-host-test"]).arg(folder.path());
-        let mounted = mount.output().is_ok_and(|output| output.status.success());
-        if !mounted {
-            perch_testkit::skipped(test, "the right to mount a tmpfs");
-        }
-        mounted.then(|| Self(folder))
-    }
-
-    async fn rig(&self) -> Rig {
-        let folder = tempfile::tempdir_in(self.0.path()).unwrap();
-        Rig::on(FakeServer::new(), Arc::default(), folder).await
-    }
-
-    /// Takes all the room there is.
-    fn fill(&self) -> PathBuf {
-        let path = self.0.path().join("filler");
-        let mut file = File::create(&path).unwrap();
-        for size in [64 * 1024, 1024, 1] {
-            let zeros = vec![0; size];
-            while file.write(&zeros).is_ok_and(|written| written > 0) {}
-        }
-        path
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let unmounted = Program::new("umount").arg("-l").arg(self.0.path()).status();
-        assert!(unmounted.is_ok_and(|status| status.success()));
-    }
+async fn rig_on(disk: &SmallDisk) -> Rig {
+    let folder = tempfile::tempdir_in(disk.path()).unwrap();
+    Rig::on(FakeServer::new(), Arc::default(), folder).await
 }
 
 /// Waits until the tasks of an agent that ended have let go of its file.
@@ -188,15 +152,16 @@ async fn a_machine_whose_monitor_does_not_answer_is_destroyed_when_it_is_to_be()
 
 #[tokio::test]
 async fn an_agent_starts_on_a_full_disk_and_frees_it() {
-    let Some(disk) = SmallDisk::mount("an_agent_starts_on_a_full_disk_and_frees_it") else {
+    let Some(disk) = SmallDisk::mount("an_agent_starts_on_a_full_disk_and_frees_it").unwrap()
+    else {
         return;
     };
-    let rig = disk.rig().await;
+    let rig = rig_on(&disk).await;
     let stopped = rig.create(1, json!({})).await;
     let destroyed = rig.create(2, json!({})).await;
     let (server, clock, folder) = rig.end().await;
     closed(&folder.path().join("data/host.db")).await;
-    let filler = disk.fill();
+    let filler = disk.fill().unwrap();
     let rig = Rig::on(server, clock, folder).await;
     assert!(rig.host.shared.db.is_full());
     rig.tell(&stopped, STOP).await;
@@ -232,14 +197,14 @@ async fn an_end_that_cannot_be_journaled_is_not_forgotten() {
 #[tokio::test]
 async fn a_command_that_waits_for_room_is_not_lost_and_keeps_no_end_waiting() {
     let test = "a_command_that_waits_for_room_is_not_lost_and_keeps_no_end_waiting";
-    let Some(disk) = SmallDisk::mount(test) else {
+    let Some(disk) = SmallDisk::mount(test).unwrap() else {
         return;
     };
-    let rig = disk.rig().await;
+    let rig = rig_on(&disk).await;
     let (id, sender) = rig.draining().await;
     rig.tell(&id, Command::Start).await;
     for goal in ["started", "destroyed"] {
-        let filler = disk.fill();
+        let filler = disk.fill().unwrap();
         let row = HostRow {
             id: HostId::from_bits(1),
             incarnation: 0,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use perch_runtime::{ExitReason, ExitStatus, Instance};
 use perch_types::ApiError;
 use perch_types::api::{CheckState, CheckStatus};
+use perch_types::error::chain;
 use tokio::sync::mpsc;
 
 use super::Actor;
@@ -174,7 +175,7 @@ pub(super) async fn follow_exit(instance: Arc<dyn Instance>, facts: mpsc::Sender
             Ok(exit) => break Fact::Exited(Box::new(exit)),
             Err(error) => error,
         };
-        let error_chain = crate::effects::chain(&error);
+        let error_chain = chain(&error);
         // Of any other fault, such as a want of descriptors, the boot knows nothing.
         if matches!(error, perch_runtime::Error::Ended(_) | perch_runtime::Error::Shape(_)) {
             tracing::warn!(machine = %info.machine, error = %error_chain, "monitor is gone");

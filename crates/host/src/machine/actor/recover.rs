@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use perch_durable::{OpenRun, RunId};
 use perch_runtime::{Adopted, Instance};
+use perch_types::error::chain;
 use perch_types::host::Command;
 
 use super::Actor;
@@ -174,7 +175,7 @@ impl Actor {
             // It may run: nothing is done to it, and it is looked for again.
             Err(error) => {
                 tracing::error!(machine = %self.record.id,
-                    error = %crate::effects::chain(&error), "monitor cannot be asked for now");
+                    error = %chain(&error), "monitor cannot be asked for now");
                 self.adopt_boot_ms = Some(self.boot_ms_after(ADOPT_AGAIN_MS));
             }
         }

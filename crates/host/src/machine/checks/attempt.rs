@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use perch_runtime::{ExecRequest, GuestExec, Instance};
+use perch_types::error::chain;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -253,10 +254,6 @@ pub(super) fn clean(text: &str) -> String {
         cleaned.push(one);
     }
     cleaned.trim().to_owned()
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    crate::effects::chain(error)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
+use perch_types::error::chain;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -31,7 +32,7 @@ pub(super) async fn connect(
     TlsConnector::from(config)
         .connect(name, stream)
         .await
-        .map_err(|error| format!("speak TLS: {}", crate::effects::chain(&error)))
+        .map_err(|error| format!("speak TLS: {}", chain(&error)))
 }
 
 /// Returns one of the two configurations, made once.

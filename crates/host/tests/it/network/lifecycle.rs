@@ -6,10 +6,9 @@ use std::os::fd::AsFd as _;
 use std::process::Command;
 use std::time::Instant;
 
-use perch_host::network::{
-    Error, Listener, MachineNetwork, Network, NetworkConfig, SocketDiag, private_ip,
-};
+use perch_host::network::{Error, Listener, MachineNetwork, Network, NetworkConfig, SocketDiag};
 use perch_types::MachineId;
+use perch_types::address::private_ip;
 
 use super::lab::{
     Lab, Outcome, PATIENCE, connect, connect_here, inside, ip, open, run, serve, serve_at,

@@ -16,7 +16,7 @@ use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 use perch_runtime::Error;
-use perch_runtime::error::chain;
+use perch_types::error::chain;
 use perch_types::guest::SOCKET_FD;
 use seccompiler::BpfProgram;
 use serde_json::Value;

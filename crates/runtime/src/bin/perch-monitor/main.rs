@@ -29,9 +29,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use perch_runtime::cgroup::{Hierarchies, Paths};
-use perch_runtime::error::chain;
 use perch_runtime::protocol::{Answer, Boot, FRAME_BYTES_MAX, Request};
 use perch_runtime::{Error, clock, frame, volume};
+use perch_types::error::chain;
 use rustix::process::Pid;
 
 fn main() -> ExitCode {

@@ -10,10 +10,10 @@ use std::thread;
 use std::time::Duration;
 
 use perch_runtime::containers::{ContainerStart, ContainerState, ContainerStatus, Event};
-use perch_runtime::error::chain;
 use perch_runtime::log::Stream;
 use perch_runtime::protocol::{Answer, CLIENTS_MAX, FRAME_BYTES_MAX, Request};
 use perch_runtime::{Error, ExitStatus, GuestStart, Stats, frame};
+use perch_types::error::chain;
 use perch_types::guest::{PROCESSES_MAX, ToGuest};
 
 use crate::descriptors::pipe_out;

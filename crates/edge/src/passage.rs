@@ -13,22 +13,29 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-/// Bytes that are under way in one direction.
-const BUFFER_BYTES: usize = 16 * 1024;
+/// How much a passage may keep, and how long nothing may move.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    /// Bytes that are under way in one direction.
+    pub(crate) buffer_bytes: usize,
+    pub(crate) idle: Duration,
+    /// The same once one side has ended.
+    pub(crate) half_idle: Duration,
+}
 
 /// How a passage ended.
 #[derive(Debug)]
-pub(super) struct Ended {
+pub(crate) struct Ended {
     /// Bytes from the client.
-    pub(super) sent: u64,
+    pub(crate) sent: u64,
     /// Bytes from the machine.
-    pub(super) received: u64,
-    pub(super) how: How,
+    pub(crate) received: u64,
+    pub(crate) how: How,
 }
 
 /// Why a passage ended.
 #[derive(Debug)]
-pub(super) enum How {
+pub(crate) enum How {
     /// Both sides have.
     Closed,
     /// One side broke off.
@@ -37,9 +44,8 @@ pub(super) enum How {
     Idle,
 }
 
-/// Copies until both sides have ended, one breaks off, or nothing moves for `idle`; for
-/// `half_idle` once one side has ended.
-pub(super) async fn pass<C, M>(client: C, machine: M, idle: Duration, half_idle: Duration) -> Ended
+/// Copies until both sides have ended, one breaks off, or nothing moves for too long.
+pub(crate) async fn pass<C, M>(client: C, machine: M, terms: Terms) -> Ended
 where
     C: AsyncRead + AsyncWrite + Unpin,
     M: AsyncRead + AsyncWrite + Unpin,
@@ -50,15 +56,15 @@ where
     let copying = tokio::io::copy_bidirectional_with_sizes(
         &mut client,
         &mut machine,
-        BUFFER_BYTES,
-        BUFFER_BYTES,
+        terms.buffer_bytes,
+        terms.buffer_bytes,
     );
     let how = tokio::select! {
         copied = copying => match copied {
             Ok(_) => How::Closed,
             Err(error) => How::Broken(error),
         },
-        () = motion.is_still(idle, half_idle) => How::Idle,
+        () = motion.is_still(terms) => How::Idle,
     };
     Ended { sent: client.read, received: machine.read, how }
 }
@@ -82,7 +88,7 @@ impl Motion {
     }
 
     /// Waits until nothing has moved for so long.
-    async fn is_still(&self, idle: Duration, half_idle: Duration) {
+    async fn is_still(&self, Terms { idle, half_idle, .. }: Terms) {
         loop {
             let is_half = self.is_half.load(Ordering::Relaxed);
             let limit = if is_half { half_idle.min(idle) } else { idle };
@@ -163,10 +169,14 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    fn between(idle: Duration, half: Duration) -> (DuplexStream, DuplexStream, JoinHandle<Ended>) {
+    fn between(
+        idle: Duration,
+        half_idle: Duration,
+    ) -> (DuplexStream, DuplexStream, JoinHandle<Ended>) {
         let (client, ours) = duplex(64 * 1024);
         let (theirs, machine) = duplex(64 * 1024);
-        (client, machine, tokio::spawn(pass(ours, theirs, idle, half)))
+        let terms = Terms { buffer_bytes: 1024, idle, half_idle };
+        (client, machine, tokio::spawn(pass(ours, theirs, terms)))
     }
 
     #[tokio::test]

@@ -1,8 +1,7 @@
 //! A connection whose peer has to take what it is sent.
 //!
 //! Never ends one over which nothing waits to be sent, nor one whose peer takes something of it,
-//! however slowly, nor a terminal session, which somebody may halt for as long as they like. Never reads on from a peer that takes nothing: its further requests would be
-//! answered into memory.
+//! however slowly, nor a terminal session, which somebody may halt for as long as they like.
 
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
@@ -15,22 +14,33 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
+
+use crate::timer::Timer;
 
 /// How long a connection waits for its peer to take something.
 #[derive(Debug, Clone)]
-pub(crate) struct Patience {
+pub struct Patience {
     limit: Duration,
+    reads_on: bool,
     is_upgraded: Arc<AtomicBool>,
 }
 
 impl Patience {
-    pub(crate) fn new(limit: Duration) -> Self {
-        Self { limit, is_upgraded: Arc::default() }
+    /// Reads on from a peer that takes nothing, which may first say all that it has to.
+    #[must_use]
+    pub fn reading_on(limit: Duration) -> Self {
+        Self { limit, reads_on: true, is_upgraded: Arc::default() }
+    }
+
+    /// Reads nothing of a peer while it takes nothing: its further requests would be answered into
+    /// memory.
+    #[must_use]
+    pub fn reading_nothing(limit: Duration) -> Self {
+        Self { limit, reads_on: false, is_upgraded: Arc::default() }
     }
 
     /// Waits for ever from now on: the connection has become a session of somebody who was let in.
-    pub(crate) fn upgrade(&self) {
+    pub fn upgrade(&self) {
         self.is_upgraded.store(true, Ordering::Release);
     }
 }
@@ -38,23 +48,34 @@ impl Patience {
 /// A socket whose peer must take something within a limit. Stands right on the socket, below TLS:
 /// only there is seen what the peer takes.
 #[derive(Debug)]
-pub(crate) struct Patient<S> {
+pub struct Patient<S> {
     socket: S,
     patience: Patience,
     /// Runs while the peer takes nothing of what waits.
-    stall: Option<Pin<Box<Sleep>>>,
+    stall: Timer,
     /// Who would read meanwhile.
     reader: Option<Waker>,
 }
 
 impl<S> Patient<S> {
-    pub(crate) fn new(socket: S, patience: Patience) -> Self {
-        Self { socket, patience, stall: None, reader: None }
+    /// Wraps a socket.
+    pub fn new(socket: S, patience: Patience) -> Self {
+        Self { socket, patience, stall: Timer::default(), reader: None }
+    }
+
+    /// Returns the socket.
+    pub const fn get_ref(&self) -> &S {
+        &self.socket
+    }
+
+    /// Has it wait longer, or less long, from here on.
+    pub const fn wait(&mut self, limit: Duration) {
+        self.patience.limit = limit;
     }
 
     /// Ends the wait for the peer.
     fn moved(&mut self) {
-        self.stall = None;
+        self.stall.reset();
         if let Some(reader) = self.reader.take() {
             reader.wake();
         }
@@ -78,9 +99,7 @@ impl<S: AsFd> Patient<S> {
             self.moved();
             return Poll::Pending;
         }
-        let limit = self.patience.limit;
-        let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-        if stall.as_mut().poll(context).is_pending() {
+        if !self.stall.is_over(self.patience.limit, context) {
             return Poll::Pending;
         }
         // The kernel wakes a writer only when a good part of its buffer is free again. A slow
@@ -103,7 +122,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.stall.is_some() {
+        if this.stall.runs() && !this.patience.reads_on {
             this.reader = Some(context.waker().clone());
             return Poll::Pending;
         }
@@ -161,10 +180,10 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     /// Makes a connection that holds as much as it can, to a peer that has taken nothing yet.
-    async fn full(limit: Duration) -> (Patient<UnixStream>, UnixStream) {
+    async fn full(patience: Patience) -> (Patient<UnixStream>, UnixStream) {
         let (socket, peer) = UnixStream::pair().unwrap();
         socket.writable().await.unwrap();
-        let mut stream = Patient::new(socket, Patience::new(limit));
+        let mut stream = Patient::new(socket, patience);
         while let Some(written) = stream.write(&PIECE).now_or_never() {
             assert_eq!(written.unwrap(), PIECE.len());
         }
@@ -173,10 +192,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_takes_nothing_is_given_up() {
-        let (mut stream, _deaf) = full(SHORT).await;
+        let (mut stream, _deaf) = full(Patience::reading_nothing(SHORT)).await;
         let written = tokio::time::timeout(LONG, stream.write(&PIECE)).await.expect("it ends");
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
-        let (mut stream, _deaf) = full(SHORT).await;
+        let (mut stream, _deaf) = full(Patience::reading_nothing(SHORT)).await;
         let slices = [IoSlice::new(&[]), IoSlice::new(&PIECE)];
         let written = tokio::time::timeout(LONG, stream.write_vectored(&slices)).await;
         assert_eq!(written.expect("it ends").unwrap_err().kind(), io::ErrorKind::TimedOut);
@@ -184,7 +203,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_takes_little_is_not() {
-        let (mut stream, mut slow) = full(SHORT).await;
+        let (mut stream, mut slow) = full(Patience::reading_nothing(SHORT)).await;
+        a_slow_peer_is_served(&mut stream, &mut slow).await;
+        let (mut stream, mut slow) = full(Patience::reading_on(SHORT)).await;
+        a_slow_peer_is_served(&mut stream, &mut slow).await;
+    }
+
+    async fn a_slow_peer_is_served(stream: &mut Patient<UnixStream>, slow: &mut UnixStream) {
         for _ in 0..3 {
             // Less than what the kernel would wake the writer for.
             slow.read_exact(&mut [0; PIECE.len()]).await.unwrap();
@@ -195,8 +220,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_limit_may_be_changed() {
+        let (mut stream, _deaf) = full(Patience::reading_on(LONG * 60)).await;
+        stream.stall.reset();
+        stream.wait(SHORT);
+        let written = tokio::time::timeout(LONG, stream.write(&PIECE)).await.expect("it ends");
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_may_be_read_on() {
+        let (mut stream, mut peer) = full(Patience::reading_on(LONG)).await;
+        peer.write_all(b"more").await.unwrap();
+        let mut more = [0; 4];
+        let read = tokio::time::timeout(LONG, stream.read_exact(&mut more)).await;
+        read.expect("it is read").unwrap();
+        assert_eq!(&more, b"more");
+    }
+
+    #[tokio::test]
     async fn a_session_may_be_halted() {
-        let (mut stream, mut halted) = full(SHORT).await;
+        let (mut stream, mut halted) = full(Patience::reading_nothing(SHORT)).await;
         stream.patience.upgrade();
         let waited = tokio::time::timeout(SHORT * 5, stream.write(&PIECE)).await;
         assert!(waited.is_err(), "it waits: {waited:?}");
@@ -211,7 +255,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_read_of_a_peer_while_it_takes_nothing() {
-        let (mut stream, mut peer) = full(LONG).await;
+        let (mut stream, mut peer) = full(Patience::reading_nothing(LONG)).await;
         peer.write_all(b"more").await.unwrap();
         stream.socket.readable().await.unwrap();
         let mut more = [0; 4];
