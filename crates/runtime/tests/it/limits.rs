@@ -144,7 +144,7 @@ async fn what_a_machine_uses_is_counted() {
             if consumed.cpu_user_us >= 20_000 && consumed.memory_bytes > 0 {
                 return;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
     spun.await.unwrap();
