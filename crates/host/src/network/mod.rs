@@ -32,7 +32,7 @@ use std::thread;
 use std::time::Duration;
 
 use perch_types::MachineId;
-use perch_types::address::network_prefix;
+use perch_types::address::{network_prefix, private_ip};
 use perch_types::network_policy::Allowed;
 use tokio::sync::{mpsc, oneshot};
 
