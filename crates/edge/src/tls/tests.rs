@@ -50,7 +50,7 @@ fn e9_no_two_tenants_share_a_scope_of_sessions() {
 #[test]
 fn e9_the_suites_are_the_contracts_and_nothing_else() {
     use CipherSuite as S;
-    let mut have: Vec<CipherSuite> = aws_lc_rs::default_provider()
+    let mut have: Vec<CipherSuite> = provider()
         .cipher_suites
         .iter()
         .map(rustls::SupportedCipherSuite::suite)

@@ -126,6 +126,34 @@ fn both(world: &World) -> Arc<ClientConfig> {
     Arc::new(client(world, &[&TLS12, &TLS13], &["http/1.1"]))
 }
 
+#[test]
+fn what_costs_least_is_spoken_unless_the_client_has_no_aes() {
+    let world = World::new(Vec::new());
+    for version in [&TLS12, &TLS13] {
+        for (first, want) in [
+            ("AES_256", "AES_128_GCM_SHA256"),
+            ("AES_128", "AES_128_GCM_SHA256"),
+            ("CHACHA20", "CHACHA20_POLY1305_SHA256"),
+        ] {
+            let mut provider = aws_lc_rs::default_provider();
+            let name = |suite: &rustls::SupportedCipherSuite| format!("{:?}", suite.suite());
+            provider.cipher_suites.sort_by_key(|suite| !name(suite).contains(first));
+            let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+                .with_protocol_versions(&[version])
+                .unwrap()
+                .with_root_certificates(Arc::clone(&world.roots))
+                .with_no_client_auth();
+            config.alpn_protocols = vec![b"http/1.1".to_vec()];
+            let stream = world
+                .runtime
+                .block_on(dial(&world, &Arc::new(config), "web.perch.localhost"))
+                .unwrap();
+            let suite = stream.get_ref().1.negotiated_cipher_suite().unwrap();
+            assert!(name(&suite).ends_with(want), "{first} {suite:?}");
+        }
+    }
+}
+
 /// Sends a request's head under a name and returns all that comes back, and how hands were shaken.
 fn ask(
     world: &World,
