@@ -204,9 +204,9 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_takes_little_is_not() {
         let (mut stream, mut slow) = full(Patience::reading_nothing(SHORT)).await;
-        a_slow_peer_is_served(&mut stream, &mut slow).await;
+        Box::pin(a_slow_peer_is_served(&mut stream, &mut slow)).await;
         let (mut stream, mut slow) = full(Patience::reading_on(SHORT)).await;
-        a_slow_peer_is_served(&mut stream, &mut slow).await;
+        Box::pin(a_slow_peer_is_served(&mut stream, &mut slow)).await;
     }
 
     async fn a_slow_peer_is_served(stream: &mut Patient<UnixStream>, slow: &mut UnixStream) {
