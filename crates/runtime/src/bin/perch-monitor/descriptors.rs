@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Gid, OFlags, Uid, fchown, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 /// Makes a pipe out of the machine: what the monitor reads without blocking, and what the machine
@@ -43,12 +44,47 @@ pub(crate) enum Read {
     End,
 }
 
-/// Reads without waiting. Any error is the end: a terminal whose last program went away gives one.
+/// Reads without waiting.
 pub(crate) fn read(from: impl AsFd, buffer: &mut [u8]) -> Read {
-    match rustix::io::read(from, buffer) {
+    outcome(|| rustix::io::read(&from, &mut *buffer))
+}
+
+/// Returns what a read came to. Any error is the end: a terminal whose last program went away
+/// gives one. It may give it too early: the kernel looks for bytes first and then whether somebody
+/// is left, and a program can write and end in between. Then a second read has its bytes.
+fn outcome(mut read: impl FnMut() -> rustix::io::Result<usize>) -> Read {
+    let mut found = read();
+    if found == Err(Errno::IO) {
+        found = read();
+    }
+    match found {
         Ok(0) => Read::End,
         Ok(count) => Read::Bytes(count),
-        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Read::Later,
+        Err(Errno::AGAIN | Errno::INTR) => Read::Later,
         Err(_) => Read::End,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_has_ended_when_it_says_so_twice() {
+        let cases = [
+            (vec![Ok(5)], Read::Bytes(5)),
+            (vec![Ok(0)], Read::End),
+            (vec![Err(Errno::AGAIN)], Read::Later),
+            (vec![Err(Errno::INTR)], Read::Later),
+            (vec![Err(Errno::BADF)], Read::End),
+            (vec![Err(Errno::IO), Ok(5)], Read::Bytes(5)),
+            (vec![Err(Errno::IO), Err(Errno::AGAIN)], Read::Later),
+            (vec![Err(Errno::IO), Err(Errno::IO)], Read::End),
+        ];
+        for (answers, expected) in cases {
+            let mut left = answers.iter().copied();
+            assert_eq!(outcome(|| left.next().unwrap()), expected, "{answers:?}");
+            assert_eq!(left.next(), None, "{answers:?}");
+        }
     }
 }
