@@ -3,9 +3,9 @@
 //! Never orders one: it writes down what is wanted, and the worker carries that out within the
 //! limits of all orders. One for all names needs a record of DNS that somebody sets; until there
 //! is one, and again when it comes to its end without a new one, each app that serves something
-//! has one for its own name.
+//! has one for its own name. What is gone, or has served nothing for long, gives its place up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +35,9 @@ use crate::error::{Error, store as fault};
 const NAMES_MAX: usize = 500;
 /// The longest pause between two looks: a certificate comes to its end without any news.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// How long an app that serves nothing any more keeps its certificate, in milliseconds, as far as
+/// this process saw it: one that is deployed anew is not to order another.
+const UNSERVED_MAX_MS: u64 = 24 * 3_600 * 1_000;
 /// The part of its time that the certificate for all names must have left to be enough alone.
 const LEFT_PART: i64 = 9;
 /// Top-level domains whose names mean something only here: no public issuer has ever heard of them.
@@ -113,6 +116,28 @@ type App = (OrgSlug, String);
 /// The apps whose names have a certificate of their own.
 type Own = BTreeMap<AppName, App>;
 
+/// What is known from one look to the next.
+#[derive(Debug, Default)]
+struct Known {
+    own: Own,
+    /// Since when those of them serve nothing that do not, by the boot clock.
+    unserved: BTreeMap<AppName, u64>,
+}
+
+impl Known {
+    /// Returns the apps that have had nothing to serve for too long.
+    fn over(&mut self, serving: &Own, now_ms: u64) -> BTreeSet<AppName> {
+        let Self { own, unserved } = self;
+        unserved.retain(|name, _| own.contains_key(name) && !serving.contains_key(name));
+        for name in own.keys().filter(|name| !serving.contains_key(*name)) {
+            unserved.entry(name.clone()).or_insert(now_ms);
+        }
+        let is_over = |since: u64| now_ms.saturating_sub(since) >= UNSERVED_MAX_MS;
+        let over = unserved.iter().filter(|(_, since)| is_over(**since));
+        over.map(|(name, _)| name.clone()).collect()
+    }
+}
+
 async fn keep(config: PlatformNamesConfig, pulse: Pulse) {
     let mut changed = config.apps.changed();
     let mut known = None;
@@ -136,20 +161,30 @@ async fn keep(config: PlatformNamesConfig, pulse: Pulse) {
 }
 
 /// Looks once. What is known is read anew after a fault.
-async fn look(config: &PlatformNamesConfig, known: &mut Option<Own>) -> Result<(), Error> {
+async fn look(config: &PlatformNamesConfig, known: &mut Option<Known>) -> Result<(), Error> {
     let Some(all) = platform_key(&config.domain) else { return Ok(()) };
-    let mut own = match known.take() {
-        Some(own) => own,
-        None => begin(config, &all).await?,
+    let mut now = match known.take() {
+        Some(now) => now,
+        None => Known { own: begin(config, &all).await?, ..Known::default() },
     };
     want(config, &all, PLATFORM_APP_ID, None).await?;
     let view = config.apps.load();
-    own.retain(|name, (_, id)| view.app(name).is_some_and(|app| app.id == *id));
-    let plan = plan(&serving(&view), &own, has_all(config, &all).await?);
+    let (own, gone): (Own, Own) = std::mem::take(&mut now.own)
+        .into_iter()
+        .partition(|(name, (_, id))| view.app(name).is_some_and(|app| app.id == *id));
+    now.own = own;
+    for (name, app) in gone {
+        if !end(config, &name, &app).await? {
+            now.own.insert(name, app);
+        }
+    }
+    let serving = serving(&view);
+    let over = now.over(&serving, config.clock.boot_ms());
+    let plan = plan(&serving, (&now.own, &over), has_all(config, &all).await?);
     for name in plan.unwanted {
-        if let Some((org, _)) = own.remove(&name) {
+        if let Some((org, _)) = now.own.remove(&name) {
             let hostname = under(&name, &config.domain);
-            remove(config, &(org, name, hostname)).await?;
+            remove(config, &(org, name, hostname), Vec::new()).await?;
         }
     }
     for (name, (org, id)) in plan.wanted {
@@ -157,10 +192,10 @@ async fn look(config: &PlatformNamesConfig, known: &mut Option<Own>) -> Result<(
         let still = AppDoc::key(&(org.clone(), name.clone()));
         if hostname(&key.2).is_ok() {
             want(config, &key, &id, Some(Compare::Exists { key: still })).await?;
-            own.insert(name, (org, id));
+            now.own.insert(name, (org, id));
         }
     }
-    *known = Some(own);
+    *known = Some(now);
     Ok(())
 }
 
@@ -181,7 +216,7 @@ async fn begin(config: &PlatformNamesConfig, all: &Key) -> Result<Own, Error> {
         if key.2 == under(&key.1, &config.domain) {
             own.insert(key.1, (key.0, document.app_id));
         } else {
-            remove(config, &key).await?;
+            remove(config, &key, Vec::new()).await?;
         }
     }
     Ok(own)
@@ -202,14 +237,15 @@ struct Plan {
 }
 
 /// Decides whose names are to have a certificate of their own. Pure.
-fn plan(serving: &Own, own: &Own, has_all: bool) -> Plan {
+fn plan(serving: &Own, (own, over): (&Own, &BTreeSet<AppName>), has_all: bool) -> Plan {
     if has_all {
         return Plan { wanted: Vec::new(), unwanted: own.keys().cloned().collect() };
     }
+    let unwanted: Vec<AppName> = own.keys().filter(|name| over.contains(*name)).cloned().collect();
     let missing = serving.iter().filter(|(name, _)| !own.contains_key(*name));
-    let room = NAMES_MAX.saturating_sub(own.len());
+    let room = NAMES_MAX.saturating_sub(own.len() - unwanted.len());
     let wanted = missing.take(room).map(|(name, app)| (name.clone(), app.clone())).collect();
-    Plan { wanted, unwanted: Vec::new() }
+    Plan { wanted, unwanted }
 }
 
 /// Returns whether the certificate for all names is enough alone.
@@ -258,14 +294,39 @@ fn served((org, app, hostname): &Key) -> (OrgSlug, AppName, String, CertificateS
     (org.clone(), app.clone(), hostname.clone(), CertificateSource::Fly)
 }
 
-async fn remove(config: &PlatformNamesConfig, key: &Key) -> Result<(), Error> {
+/// Removes what is of an app that is gone; returns whether nothing of it is left. The view may be
+/// behind, and what is of another app of the name is not this one's.
+async fn end(config: &PlatformNamesConfig, name: &AppName, (org, id): &App) -> Result<bool, Error> {
+    let store = config.store.as_ref();
+    let key = (org.clone(), name.clone(), under(name, &config.domain));
+    let app = get_doc::<AppDoc>(store, &(org.clone(), name.clone())).await;
+    if app.map_err(fault("read an app"))?.is_some_and(|found| found.document.id == *id) {
+        return Ok(false);
+    }
+    let found =
+        get_doc::<CertificateDoc>(store, &key).await.map_err(fault("read a certificate"))?;
+    let Some(found) = found.filter(|it| it.document.of_platform && it.document.app_id == *id)
+    else {
+        return Ok(true);
+    };
+    tracing::info!(app = %name, "certificate of an app that is gone is given up");
+    let compares = compare::<CertificateDoc>(&key, Expected::Revision(found.revision));
+    remove(config, &key, compares.into_iter().collect()).await?;
+    Ok(true)
+}
+
+async fn remove(
+    config: &PlatformNamesConfig,
+    key: &Key,
+    compares: Vec<Compare>,
+) -> Result<(), Error> {
     let ops = vec![
         delete_op::<CertificateDoc>(key),
         delete_op::<CertificateOrder>(key),
         delete_op::<OrderWorker>(key),
         delete_op::<ServedCertificate>(&served(key)),
     ];
-    let removed = config.store.txn(Vec::new(), ops).await.and_then(Txn::or_conflict);
+    let removed = config.store.txn(compares, ops).await.and_then(Txn::or_conflict);
     removed.map(drop).map_err(fault("remove a certificate"))
 }
 
@@ -301,14 +362,38 @@ mod tests {
         let names = |apps: &[(AppName, App)]| -> Vec<String> {
             apps.iter().map(|(name, _)| name.to_string()).collect()
         };
-        let first = plan(&own(&["b", "a"]), &own(&["b", "rests"]), false);
+        let none = BTreeSet::new();
+        let first = plan(&own(&["b", "a"]), (&own(&["b", "rests"]), &none), false);
         assert_eq!((names(&first.wanted), first.unwanted), (vec!["a".to_owned()], Vec::new()));
-        let wide = plan(&own(&["a", "b", "c"]), &own(&["b", "rests"]), true);
+        let wide = plan(&own(&["a", "b", "c"]), (&own(&["b", "rests"]), &none), true);
         let unwanted: Vec<String> = wide.unwanted.iter().map(ToString::to_string).collect();
         assert_eq!((wide.wanted, unwanted), (Vec::new(), vec!["b".to_owned(), "rests".to_owned()]));
         let many: Vec<String> = (0..NAMES_MAX + 9).map(|number| format!("app-{number}")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        let bounded = plan(&own(&many), &own(&["x", "y"]), false);
+        let bounded = plan(&own(&many), (&own(&["x", "y"]), &none), false);
         assert_eq!(bounded.wanted.len(), NAMES_MAX - 2);
+        let over = BTreeSet::from(["x".parse::<AppName>().unwrap()]);
+        let freed = plan(&own(&many), (&own(&["x", "y"]), &over), false);
+        assert_eq!((freed.wanted.len(), freed.unwanted), (NAMES_MAX - 1, Vec::from_iter(over)));
+    }
+
+    #[test]
+    fn an_app_that_serves_nothing_for_long_gives_its_place_up() {
+        let mut known = Known { own: own(&["a", "b"]), ..Known::default() };
+        let over = |known: &mut Known, serving: &[&str], now_ms: u64| -> Vec<String> {
+            let over = known.over(&own(serving), now_ms);
+            over.iter().map(ToString::to_string).collect()
+        };
+        let late = UNSERVED_MAX_MS;
+        assert!(over(&mut known, &["a", "b"], 0).is_empty());
+        assert!(over(&mut known, &["a"], 10).is_empty());
+        assert!(over(&mut known, &["a"], late + 9).is_empty());
+        assert_eq!(over(&mut known, &["a"], late + 10), ["b"]);
+        // It serves again for a moment.
+        assert!(over(&mut known, &["a", "b"], late + 11).is_empty());
+        assert!(over(&mut known, &["a"], late + 20).is_empty());
+        assert_eq!(over(&mut known, &["a"], 2 * late + 20), ["b"]);
+        known.own.clear();
+        assert!(over(&mut known, &[], 2 * late + 30).is_empty() && known.unserved.is_empty());
     }
 }

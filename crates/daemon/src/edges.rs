@@ -5,6 +5,8 @@
 //! root's, and this process has only what it is given.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use perch_edge::FarConfig;
@@ -17,6 +19,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::Config;
 use crate::setup::{Purpose, Setup, Sockets};
+
+/// The first and the longest pause before it is tried again to write the edge's address down.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
 /// Returns what the edge needs to speak with others, where it is to.
 pub(crate) fn config(setup: &Setup, sockets: &mut Sockets) -> Result<Option<FarConfig>> {
@@ -44,12 +50,30 @@ pub(crate) fn address(config: &Config) -> Option<SocketAddr> {
     Some(SocketAddr::new(public, bound.port()))
 }
 
-/// Writes down where that is, or that it is nowhere any more.
-pub(crate) async fn write_down(
-    store: &dyn Store,
-    host: &HostId,
+/// Sees to it that where that is is written down. Until then others do not reach this edge, which
+/// serves all the same. Never ends: there is nothing that could follow.
+pub(crate) async fn keep(
+    store: Arc<dyn Store>,
+    host: HostId,
     address: Option<SocketAddr>,
 ) -> Result<()> {
+    until_done(|| write_down(store.as_ref(), &host, address)).await;
+    std::future::pending().await
+}
+
+/// Tries until it succeeds, after growing pauses.
+async fn until_done<F: Future<Output = Result<()>>>(attempt: impl Fn() -> F) {
+    let mut pause = BACKOFF_MIN;
+    while let Err(error) = attempt().await {
+        let error = format!("{error:#}");
+        tracing::warn!(error, "edge's address not written down, it is tried again");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(BACKOFF_MAX);
+    }
+}
+
+/// Writes down where that is, or that it is nowhere any more.
+async fn write_down(store: &dyn Store, host: &HostId, address: Option<SocketAddr>) -> Result<()> {
     let key = (host.clone(),);
     let known = get_doc::<EdgeDoc>(store, &key).await.context("look for the edge's address")?;
     let known = known.map(|found| found.document.address);
@@ -69,7 +93,7 @@ pub(crate) async fn write_down(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::cell::Cell;
 
     use perch_store::SqliteStore;
 
@@ -131,5 +155,34 @@ mod tests {
             let known = get_doc::<EdgeDoc>(&store, &(host.clone(),)).await.unwrap();
             assert_eq!(known.map(|found| found.document.address), wanted);
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_written_down_is_tried_again() {
+        let tries = Cell::new(0);
+        until_done(|| {
+            tries.set(tries.get() + 1);
+            let outcome =
+                if tries.get() < 3 { Err(anyhow::anyhow!("the disk is full")) } else { Ok(()) };
+            std::future::ready(outcome)
+        })
+        .await;
+        assert_eq!(tries.get(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_takes_nothing_ends_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(
+            SqliteStore::open(folder.path().join("directory.db"), Arc::new(SystemClock)).unwrap(),
+        );
+        let (host, address) = (HostId::from_bits(1), "192.0.2.7:1".parse().unwrap());
+        let keeping = tokio::spawn(keep(Arc::clone(&store), host.clone(), Some(address)));
+        let key = (host,);
+        while get_doc::<EdgeDoc>(store.as_ref(), &key).await.unwrap().is_none() {
+            tokio::task::yield_now().await;
+        }
+        assert!(!keeping.is_finished(), "the front takes an end for a fault");
+        keeping.abort();
     }
 }

@@ -161,8 +161,8 @@ impl Live {
     }
 
     /// Returns what the host has not heard of what is under way, as far as it may matter to it:
-    /// to machines of apps of which one may rest.
-    fn loads(&self, all: bool) -> Vec<MachineLoad> {
+    /// to machines of apps of which one may rest. With each comes where it was read.
+    fn loads(&self, all: bool) -> Vec<(MachineLoad, Arc<Load>)> {
         let may_rest = |target: &Arc<Target>| {
             let rests = |how| matches!(how, Some(Autostop::Stop | Autostop::Suspend));
             target.record.services.iter().any(|service| rests(service.autostop))
@@ -174,7 +174,8 @@ impl Live {
             let machines = apps.flat_map(|serving| serving.machines.iter());
             loads.extend(machines.filter_map(|target| {
                 let (in_flight, peak) = target.load.news(all)?;
-                Some(MachineLoad { id: target.record.id.clone(), in_flight, peak })
+                let told = MachineLoad { id: target.record.id.clone(), in_flight, peak };
+                Some((told, Arc::clone(&target.load)))
             }));
         }
         loads
@@ -263,17 +264,21 @@ pub(crate) async fn follow(
 }
 
 /// Tells the host what is under way, as far as it has changed; all of it whenever its watch begins.
+/// What it may not have heard is told again, and nothing else: what is told counts as used.
 async fn tell_loads(live: Arc<Live>, host: HostClient, edge: u64, is_to_tell_all: Arc<AtomicBool>) {
     loop {
         tokio::time::sleep(LOADS_EVERY).await;
         let all = is_to_tell_all.swap(false, Ordering::AcqRel);
-        let machines = live.loads(all);
+        let (machines, loads): (Vec<_>, Vec<_>) = live.loads(all).into_iter().unzip();
         if !all && machines.is_empty() {
             continue;
         }
-        if let Err(error) = host.loads(&Loads { edge, all, machines }).await {
+        let telling = Loads { edge, all, machines };
+        if let Err(error) = host.loads(&telling).await {
             tracing::debug!(%error, "host not told what is under way");
-            is_to_tell_all.store(true, Ordering::Release);
+            let told = telling.machines.iter().zip(&loads);
+            told.for_each(|(machine, load)| load.untold(machine.peak));
+            is_to_tell_all.fetch_or(all, Ordering::AcqRel);
         }
     }
 }

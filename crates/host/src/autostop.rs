@@ -1,7 +1,8 @@
 //! Which machines are stopped or suspended because nothing uses them (contract 4.5). Pure.
 //!
 //! Never one to which anything is under way, and never more than are to spare: machines that
-//! nothing uses for a while are, but also those of several whose work the others can do.
+//! nothing uses for a while are, but also those of several whose work the others can do. One that
+//! does not get ready does nobody's work, and is not waited for for ever.
 
 mod decide;
 mod keep;
@@ -9,11 +10,11 @@ mod keep;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use perch_types::Region;
 use perch_types::env::machine::PRIMARY_REGION;
 use perch_types::host::{Command, HostMachine};
 use perch_types::machine_config::MachineConfig;
 use perch_types::service::{Autostop, Protocol, SOFT_LIMIT_DEFAULT, Service};
+use perch_types::{GoDuration, Region};
 
 use crate::loads::Usage;
 use crate::machine::state::State;
@@ -24,6 +25,10 @@ pub(crate) use keep::run;
 
 /// How long nothing uses a machine before it is stopped, when nothing else was said.
 pub const IDLE_DEFAULT: Duration = Duration::from_secs(300);
+
+/// How long a machine may at least take to get ready, whatever the idle time: a short one must not
+/// end a program that is still starting, for then no request would ever have it up.
+const PATIENCE_MIN: Duration = Duration::from_secs(300);
 
 /// What becomes of a machine that nothing uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,24 +101,39 @@ fn kind(services: &[Service]) -> String {
     kind
 }
 
+/// Returns how long a machine may take to get ready before it counts as unused: the longest time
+/// for which one of its checks may fail after a start, if that is more than any has.
+fn patience(config: &MachineConfig) -> Duration {
+    let services = config.services.iter().flat_map(|service| &service.checks);
+    let checks = services.chain(config.checks.values());
+    let checks = checks.filter_map(|check| check.grace_period.map(GoDuration::get));
+    let containers = config.containers.iter().flat_map(|container| &container.healthchecks);
+    let containers = containers.filter_map(|check| check.grace_period.map(Duration::from_secs));
+    checks.chain(containers).fold(PATIENCE_MIN, Duration::max)
+}
+
 /// Returns what counts of a machine, and with which others it does; nothing if it does no work
-/// that another could do.
+/// that another could do. One that is not ready is stopped, never suspended: it would come back as
+/// it was.
 pub(crate) fn member(
     machine: &HostMachine,
     usage: Usage,
     since_boot_ms: u64,
     now_ms: u64,
 ) -> Option<(String, Member)> {
-    let serves = machine.state == State::Started && machine.ready && !machine.cordoned;
+    let runs = machine.state == State::Started && !machine.cordoned;
     let is_reached = machine.config.services.iter().any(|service| !service.ports.is_empty());
-    if !serves || !is_reached {
+    if !runs || !is_reached {
         return None;
     }
-    let up_ms = now_ms.saturating_sub(since_boot_ms);
+    let patience = if machine.ready { Duration::ZERO } else { patience(&machine.config) };
+    let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+    let up_ms = now_ms.saturating_sub(since_boot_ms).saturating_sub(patience_ms);
     let since = |moment: u64| now_ms.saturating_sub(moment).min(up_ms);
     let member = Member {
         id: machine.id.clone(),
-        way: way(machine),
+        is_ready: machine.ready,
+        way: way(machine).map(|way| if machine.ready { way } else { Way::Stop }),
         least: least(&machine.config, &machine.region),
         in_flight: usage.in_flight,
         idle_ms: if usage.in_flight > 0 { 0 } else { since(usage.active_ms) },

@@ -17,7 +17,7 @@ use perch_types::certificate_docs::{
 use perch_types::certificates::{CHAIN_BYTES_MAX, CertificateSource, RecordType, WILDCARD};
 use perch_types::directory::Document as _;
 use perch_types::error::chain;
-use perch_types::{AppName, OrgSlug, Secret};
+use perch_types::{AppName, OrgSlug, Secret, Timestamp};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 
 use super::{Context, Ended, WorkerConfig};
@@ -25,7 +25,7 @@ use crate::dns;
 use crate::error::{Error, store as fault};
 use crate::inspect;
 use crate::issuer::Progress;
-use crate::order::{self, Act, Before, Event, Fault, Limits, advance};
+use crate::order::{self, Act, Before, Event, Fault, Held, Limits, advance};
 
 /// How long this server's edge may take to know an answer that was written down.
 const ANSWERED_TIMEOUT: Duration = Duration::from_secs(5);
@@ -202,43 +202,68 @@ impl Run<'_> {
     }
 
     async fn reserve(&self, order: &CertificateOrder) -> Result<Outcome, Error> {
-        let (store, now) = (self.config.store.as_ref(), self.config.clock.now());
+        let account_key = (self.config.issuer.account().0,);
+        // Asked before DNS and the issuer are: many may be held, and are looked at again and again.
+        let account = self.account(&account_key).await?;
+        let may_place = {
+            let placed = self.context.placed.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = account.as_ref().map(|account| &account.document);
+            self.may_place(order, known, &placed, self.config.clock.now())
+        };
+        if let Err(held) = may_place {
+            return Ok(Event::Held(held).into());
+        }
         if !self.has_address().await {
             return Ok(Event::NoAddress.into());
         }
         if let Err(fault) = self.config.issuer.prepare().await {
             return Ok(Event::Fault(fault).into());
         }
-        let account_key = (self.config.issuer.account().0,);
-        let account = get_doc::<AcmeAccount>(store, &account_key).await;
-        let account = account.map_err(fault("read an account"))?;
-        let limits = (&self.config.limits, now);
-        let known = account.as_ref().map(|account| &account.document);
-        // The one for all of the platform's names spares many others: what the limit leaves of
-        // the issuer's own is for it.
-        let org = Some(&self.key.0).filter(|_| self.key.1.as_str() != PLATFORM_APP);
-        if let Some(org) = org {
-            let others = self.context.domains().others((org, self.key.2.as_str()), now);
-            if let Err(held) = order::domain_has_place(order, &others, limits) {
-                return Ok(Event::Held(held).into());
-            }
-        }
+        // It may be new, and others may have had their places meanwhile.
+        let (account, now) = (self.account(&account_key).await?, self.config.clock.now());
         {
             let mut placed = self.context.placed.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = Before { account: known, org, placed: &placed };
-            if let Err(held) = order::may_place(order, before, limits) {
+            let known = account.as_ref().map(|account| &account.document);
+            if let Err(held) = self.may_place(order, known, &placed, now) {
                 return Ok(Event::Held(held).into());
             }
             order::note_placed(&mut placed, now, Limits::SERVER_WINDOW_S);
         }
         let mut outcome = Outcome::from(Event::Reserved);
         if let Some(Versioned { mut document, revision }) = account {
-            order::note_ordered(&mut document, (order, org), now);
+            order::note_ordered(&mut document, (order, self.org()), now);
             outcome.ops.push(put_op(&account_key, &document).map_err(fault("write an account"))?);
             let expected = Expected::Revision(revision);
             outcome.compares.extend(compare::<AcmeAccount>(&account_key, expected));
         }
         Ok(outcome)
+    }
+
+    async fn account(&self, key: &(String,)) -> Result<Option<Versioned<AcmeAccount>>, Error> {
+        let found = get_doc::<AcmeAccount>(self.config.store.as_ref(), key).await;
+        found.map_err(fault("read an account"))
+    }
+
+    /// Returns whose the order is. The one for all of the platform's names spares many others: what
+    /// the limit leaves of the issuer's own is for it.
+    fn org(&self) -> Option<&OrgSlug> {
+        Some(&self.key.0).filter(|_| self.key.1.as_str() != PLATFORM_APP)
+    }
+
+    /// Returns whether the limits leave a place, by what is known here and of the account.
+    fn may_place(
+        &self,
+        order: &CertificateOrder,
+        account: Option<&AcmeAccount>,
+        placed: &[i64],
+        now: Timestamp,
+    ) -> Result<(), Held> {
+        let (limits, org) = ((&self.config.limits, now), self.org());
+        if let Some(org) = org {
+            let others = self.context.domains().others((org, self.key.2.as_str()), now);
+            order::domain_has_place(order, &others, limits)?;
+        }
+        order::may_place(order, Before { account, org, placed }, limits)
     }
 
     /// Returns whether an issuer could find the host name at all; it is tried where DNS does not

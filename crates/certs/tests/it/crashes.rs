@@ -260,16 +260,20 @@ async fn limits_hold_orders_back_and_faults_are_told() {
     let fake = Arc::new(FakeIssuer::new(&[ChallengeMethod::Http]));
     let issuer: Arc<dyn Issuer> = fake.clone();
     let limits = Limits { server_orders_max: 2, server_at_once_max: 1, ..Limits::default() };
-    for name in ["a.example", "b.example", "c.example", "nowhere.example"] {
+    world.want("nowhere.example").await;
+    let worker = world.worker_with(&issuer, &world.store, limits, false);
+    let nameless = world.until_order("nowhere.example", |order| !order.errors.is_empty()).await;
+    assert_eq!(nameless.errors[0].code, "dns_not_configured");
+    for name in ["a.example", "b.example", "c.example"] {
         world.want(name).await;
     }
-    let worker = world.worker_with(&issuer, &world.store, limits, false);
     world.until_served("a.example").await;
     world.until_served("b.example").await;
     let held = world.until_order("c.example", |order| order.rate_limited_until.is_some()).await;
     assert_eq!(held.errors[0].code, "server_orders");
-    let nameless = world.until_order("nowhere.example", |order| !order.errors.is_empty()).await;
-    assert_eq!(nameless.errors[0].code, "dns_not_configured");
+    let asked =
+        ["nowhere.example", "b.example", "c.example"].map(|name| world.zone.was_asked(name));
+    assert_eq!(asked, [true, true, false], "DNS is not asked for what is held");
     assert_eq!(fake.seen().placed, 2);
     fake.refuse(Fault::Refused("rejectedIdentifier".to_owned(), "not this one".to_owned()));
     // It goes on within a minute after it may.

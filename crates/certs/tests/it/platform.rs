@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perch_certs::{Issuer, PlatformNames, PlatformNamesConfig};
-use perch_store::{Expected, ViewFollower, ViewHandle, get_doc, put_doc};
+use perch_store::{Expected, ViewFollower, ViewHandle, delete_doc, get_doc, put_doc};
 use perch_types::certificate_docs::{
     CertificateDoc, CertificateOrder, ChallengeMethod, OrderStep, platform_key,
 };
@@ -156,6 +156,24 @@ async fn what_is_of_another_domain_or_of_an_app_that_is_gone_is_not_kept() {
     tokio::time::timeout(PATIENCE, renewed).await.unwrap();
     let older = get_doc::<CertificateDoc>(world.store.as_ref(), &key("web.older.example")).await;
     assert!(older.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn an_app_that_is_gone_leaves_no_certificate_and_no_order_behind() {
+    let world = World::start();
+    let apps = ViewFollower::start(Arc::clone(&world.store), world.folder.path().join("view"));
+    app(&world, 1, "web", true).await;
+    app(&world, 2, "stays", true).await;
+    let _keeper = names(&world, &apps);
+    until(&world, "web", true).await;
+    until(&world, "stays", true).await;
+    let key = (OrgSlug::personal(), "web".parse::<AppName>().unwrap());
+    delete_doc::<AppDoc>(world.store.as_ref(), &key, Expected::Any).await.unwrap();
+    until(&world, "web", false).await;
+    let order = (key.0, key.1, "web.perch.example".to_owned());
+    let order = get_doc::<CertificateOrder>(world.store.as_ref(), &order).await.unwrap();
+    assert!(order.is_none());
+    assert!(document(&world, "stays").await.is_some());
 }
 
 #[tokio::test]

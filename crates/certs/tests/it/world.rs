@@ -1,6 +1,6 @@
 //! What every test needs: a directory on a disk, the edges' key, a view, DNS and a clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -64,21 +64,32 @@ impl Clock for TestClock {
 
 /// Zones that a test makes; every name has an address.
 #[derive(Debug, Default)]
-pub(crate) struct Zone(Mutex<BTreeMap<String, String>>);
+pub(crate) struct Zone {
+    texts: Mutex<BTreeMap<String, String>>,
+    /// Names whose address was asked for.
+    asked: Mutex<BTreeSet<String>>,
+}
 
 impl Zone {
     pub(crate) fn set(&self, name: &str, txt: &str) {
-        self.0.lock().unwrap().insert(name.to_owned(), txt.to_owned());
+        self.texts.lock().unwrap().insert(name.to_owned(), txt.to_owned());
+    }
+
+    pub(crate) fn was_asked(&self, name: &str) -> bool {
+        self.asked.lock().unwrap().contains(name)
     }
 }
 
 #[async_trait]
 impl Dns for Zone {
     async fn records(&self, name: &str, kind: RecordType) -> Result<Vec<String>, Fault> {
+        if kind == RecordType::A {
+            self.asked.lock().unwrap().insert(name.to_owned());
+        }
         Ok(match kind {
             RecordType::A if name.starts_with("nowhere.") => Vec::new(),
             RecordType::A => vec!["127.0.0.1".to_owned()],
-            RecordType::Txt => self.0.lock().unwrap().get(name).cloned().into_iter().collect(),
+            RecordType::Txt => self.texts.lock().unwrap().get(name).cloned().into_iter().collect(),
             RecordType::Aaaa | RecordType::Cname | RecordType::Soa => Vec::new(),
         })
     }

@@ -163,7 +163,8 @@ async fn run(
         let _on = edges.enter();
         start_edge(&setup, &mut sockets, issuer, served, view)?
     };
-    edges::write_down(store.as_ref(), &setup.host_id, edges::address(&setup.config)).await?;
+    let address = edges::address(&setup.config);
+    tasks.spawn(edges::keep(Arc::clone(&store), setup.host_id.clone(), address));
     let readings = readings.get_or_init(|| edge.readings()).clone();
     serve_metrics((readings, host), &mut sockets, &mut tasks)?;
     let watchdog = watched(&follower, &certificates, clock.as_ref());

@@ -234,23 +234,30 @@ impl Worker {
             };
         }
         let mut unsent = outbound;
-        while let Some(stream) = self.reach.links.take(host, address) {
+        loop {
+            let there = self.reach.links.take(host, address);
+            let is_new = there.is_none();
+            let stream = match there {
+                Some(stream) => stream,
+                None => {
+                    let dial = Box::pin(links::dial(far, host, address));
+                    let patience = far.limits.connect;
+                    match self.reach.links.begin(host, address, patience, dial).await {
+                        Some(stream) => stream,
+                        None => return Err(away(unsent)),
+                    }
+                }
+            };
             let streams = Rc::clone(&stream.streams);
             match hop.exchange(key, Sender::Stream(stream), unsent).await {
-                Ok(answer) => return Ok(answer),
                 // The edge there ended the connection a moment ago.
-                Err(Refused { unsent: Some(outbound), .. }) => {
+                Err(Refused { unsent: Some(outbound), .. }) if !is_new => {
                     self.reach.links.retire(host, &streams);
                     unsent = outbound;
                 }
-                Err(refused) => return Err(refused),
+                done => return done,
             }
         }
-        let Some(sender) = links::dial(far, host, address).await else {
-            return Err(away(unsent));
-        };
-        let stream = self.reach.links.share(host, address, sender);
-        hop.exchange(key, Sender::Stream(stream), unsent).await
     }
 }
 

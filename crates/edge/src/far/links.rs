@@ -1,6 +1,7 @@
 //! Connections to edges of other hosts, one pool a loop.
 //!
-//! Never one to somebody who has not shown the certificate of that host's edge.
+//! Never one to somebody who has not shown the certificate of that host's edge, and never more at
+//! once that begin than the requests that wait for them need.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use perch_types::HostId;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -45,7 +47,38 @@ const PING_MAX: Duration = Duration::from_secs(10);
 
 /// Connections of one loop, by host.
 #[derive(Debug, Default)]
-pub(super) struct Links(RefCell<HashMap<HostId, Vec<Link>>>);
+pub(super) struct Links {
+    open: RefCell<HashMap<HostId, Vec<Link>>>,
+    /// Those that somebody dials right now.
+    dials: RefCell<Vec<Dial>>,
+}
+
+/// A connection that begins; how that went is told to all who wait for it.
+#[derive(Debug, Clone)]
+struct Dial {
+    host: HostId,
+    address: SocketAddr,
+    is_there: Rc<watch::Sender<Option<bool>>>,
+}
+
+/// What a request does that found no place on a connection.
+enum Turn<'a> {
+    Dials(Dialing<'a>),
+    Waits(watch::Receiver<Option<bool>>),
+}
+
+/// Whoever dials; others dial instead once this is dropped without an outcome.
+struct Dialing<'a> {
+    links: &'a Links,
+    dial: Dial,
+}
+
+impl Drop for Dialing<'_> {
+    fn drop(&mut self) {
+        let is_own = |dial: &Dial| Rc::ptr_eq(&dial.is_there, &self.dial.is_there);
+        self.links.dials.borrow_mut().retain(|dial| !is_own(dial));
+    }
+}
 
 #[derive(Debug)]
 struct Link {
@@ -65,7 +98,7 @@ impl Link {
 impl Links {
     /// Takes a place on a connection that there is.
     pub(super) fn take(&self, host: &HostId, address: SocketAddr) -> Option<Stream> {
-        let mut links = self.0.borrow_mut();
+        let mut links = self.open.borrow_mut();
         let now = Instant::now();
         let of_host = links.get_mut(host)?;
         of_host.retain(|link| link.address == address && link.is_worth_keeping(now));
@@ -74,8 +107,58 @@ impl Links {
         Some(Stream { sender: link.sender.clone(), streams: Rc::clone(&link.streams) })
     }
 
+    /// Returns a place on a new connection: `dial` makes it, unless somebody makes one to there
+    /// already: that one is waited for no longer than `patience`.
+    pub(super) async fn begin(
+        &self,
+        host: &HostId,
+        address: SocketAddr,
+        patience: Duration,
+        dial: impl Future<Output = Option<http2::SendRequest<RequestBody>>>,
+    ) -> Option<Stream> {
+        let until = Instant::now() + patience;
+        loop {
+            let mut outcome = match self.turn(host, address) {
+                Turn::Waits(outcome) => outcome,
+                Turn::Dials(dialing) => {
+                    let dialed = dial.await;
+                    let stream = dialed.map(|sender| self.share(host, address, sender));
+                    dialing.dial.is_there.send_replace(Some(stream.is_some()));
+                    return stream;
+                }
+            };
+            let heard = tokio::time::timeout_at(until, outcome.wait_for(Option::is_some)).await;
+            match heard.map(|told| told.map(|is_there| *is_there)) {
+                Ok(Ok(Some(true))) => {}
+                // Whoever dialed has left.
+                Ok(Err(_)) => continue,
+                Ok(Ok(Some(false) | None)) | Err(_) => return None,
+            }
+            if let Some(stream) = self.take(host, address) {
+                return Some(stream);
+            }
+        }
+    }
+
+    /// Returns what is to be waited for, if it leaves a place.
+    fn turn(&self, host: &HostId, address: SocketAddr) -> Turn<'_> {
+        let mut dials = self.dials.borrow_mut();
+        let leaves_place = |dial: &&Dial| {
+            let is_there = (&dial.host, dial.address) == (host, address);
+            // The first place is for whoever dials.
+            is_there && dial.is_there.receiver_count() + 1 < REQUESTS_MAX
+        };
+        if let Some(dial) = dials.iter().find(leaves_place) {
+            return Turn::Waits(dial.is_there.subscribe());
+        }
+        let is_there = Rc::new(watch::Sender::new(None));
+        let dial = Dial { host: host.clone(), address, is_there };
+        dials.push(dial.clone());
+        Turn::Dials(Dialing { links: self, dial })
+    }
+
     /// Keeps a new connection, and takes the first place on it.
-    pub(super) fn share(
+    fn share(
         &self,
         host: &HostId,
         address: SocketAddr,
@@ -83,7 +166,7 @@ impl Links {
     ) -> Stream {
         let (streams, used) = (Rc::new(()), Instant::now());
         let stream = Stream { sender: sender.clone(), streams: Rc::clone(&streams) };
-        let mut links = self.0.borrow_mut();
+        let mut links = self.open.borrow_mut();
         links.retain(|_, of_host| {
             of_host.retain(|link| link.is_worth_keeping(used));
             !of_host.is_empty()
@@ -94,7 +177,7 @@ impl Links {
 
     /// Gives up the connection that a place was on: nothing more can be sent over it.
     pub(super) fn retire(&self, host: &HostId, streams: &Rc<()>) {
-        if let Some(of_host) = self.0.borrow_mut().get_mut(host) {
+        if let Some(of_host) = self.open.borrow_mut().get_mut(host) {
             of_host.retain(|link| !Rc::ptr_eq(&link.streams, streams));
         }
     }
@@ -160,5 +243,139 @@ async fn connect(
             tracing::warn!(%host, %address, "edge of another host did not answer in time");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::sync::oneshot;
+    use tokio::task::{JoinHandle, LocalSet};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    type Asking = Vec<JoinHandle<Option<Stream>>>;
+
+    /// A connection whose other end says nothing.
+    async fn connection() -> Option<http2::SendRequest<RequestBody>> {
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let (sender, connection) =
+            origin2::builder(BOUNDS).handshake(TokioIo::new(client)).await.ok()?;
+        tokio::task::spawn_local(async move {
+            let _stays = server;
+            connection.await.ok();
+        });
+        Some(sender)
+    }
+
+    struct World {
+        links: Rc<Links>,
+        dialed: Rc<Cell<usize>>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self { links: Rc::default(), dialed: Rc::default() }
+        }
+
+        /// Has a request find a place; its own dial, if it is one that dials, goes as is told.
+        fn asks(&self, bits: u64, told: oneshot::Receiver<bool>) -> JoinHandle<Option<Stream>> {
+            let (links, dialed) = (Rc::clone(&self.links), Rc::clone(&self.dialed));
+            tokio::task::spawn_local(async move {
+                let dial = async {
+                    dialed.set(dialed.get() + 1);
+                    if told.await.unwrap_or_default() { connection().await } else { None }
+                };
+                let address = "192.0.2.1:1".parse().unwrap();
+                links.begin(&HostId::from_bits(bits), address, PATIENCE, dial).await
+            })
+        }
+
+        /// Has some ask of which only the first is told anything.
+        async fn ask(&self, bits: u64, count: usize) -> (oneshot::Sender<bool>, Asking) {
+            let (tell, told) = oneshot::channel();
+            let mut asking = vec![self.asks(bits, told)];
+            asking.extend((1..count).map(|_| self.asks(bits, oneshot::channel().1)));
+            for _ in 0..8 {
+                tokio::task::yield_now().await;
+            }
+            (tell, asking)
+        }
+    }
+
+    fn on_loop(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        LocalSet::new().block_on(&runtime, test);
+    }
+
+    #[test]
+    fn one_dials_for_all_that_wait() {
+        on_loop(async {
+            let world = World::new();
+            let (tell, asking) = world.ask(1, 20).await;
+            let (tell_other, other) = world.ask(2, 1).await;
+            assert_eq!(world.dialed.get(), 2, "one for each host");
+            tell.send(true).unwrap();
+            tell_other.send(false).unwrap();
+            let mut streams = Vec::new();
+            for one in asking {
+                streams.push(one.await.unwrap().unwrap().streams);
+            }
+            assert!(streams.iter().all(|one| Rc::ptr_eq(one, &streams[0])));
+            for one in other {
+                assert!(one.await.unwrap().is_none());
+            }
+            assert_eq!(world.dialed.get(), 2);
+            assert!(world.links.dials.borrow().is_empty());
+        });
+    }
+
+    #[test]
+    fn a_dial_that_fails_fails_for_all_that_wait() {
+        on_loop(async {
+            let world = World::new();
+            let (tell, asking) = world.ask(1, 20).await;
+            tell.send(false).unwrap();
+            for one in asking {
+                assert!(one.await.unwrap().is_none());
+            }
+            assert_eq!(world.dialed.get(), 1);
+            // The next one tries for itself.
+            let (tell, asking) = world.ask(1, 1).await;
+            tell.send(true).unwrap();
+            for one in asking {
+                assert!(one.await.unwrap().is_some());
+            }
+        });
+    }
+
+    #[test]
+    fn another_dials_when_whoever_did_has_left() {
+        on_loop(async {
+            let world = World::new();
+            let (_tell, first) = world.ask(1, 1).await;
+            let (tell, second) = world.ask(1, 1).await;
+            assert_eq!(world.dialed.get(), 1);
+            first.into_iter().for_each(|one| one.abort());
+            tell.send(true).unwrap();
+            for one in second {
+                assert!(one.await.unwrap().is_some());
+            }
+            assert_eq!(world.dialed.get(), 2);
+        });
+    }
+
+    #[test]
+    fn no_more_wait_for_a_connection_than_it_takes() {
+        on_loop(async {
+            let world = World::new();
+            let (_tell, _asking) = world.ask(1, REQUESTS_MAX).await;
+            assert_eq!(world.dialed.get(), 1);
+            let (_tell, _asking) = world.ask(1, REQUESTS_MAX).await;
+            assert_eq!(world.dialed.get(), 2);
+        });
     }
 }

@@ -19,6 +19,8 @@ const ONE_TUNNEL: u64 = 1 << 32;
 const CLOSED: u64 = 1 << 63;
 const REQUESTS: u64 = ONE_TUNNEL - 1;
 const TUNNELS: u64 = CLOSED - ONE_TUNNEL;
+/// What the host is never told to be under way: nothing is as it was told.
+const UNTOLD: u32 = u32::MAX;
 
 /// What is in flight to one machine, and whether more may come; outlives a change of its record.
 ///
@@ -32,7 +34,7 @@ pub(crate) struct Load {
     pub(crate) health: Health,
     /// The most that was in flight since the host was told.
     peak: AtomicU32,
-    /// What the host was told.
+    /// What the host was told, or [`UNTOLD`].
     told: AtomicU32,
     /// What is missing from its full weight.
     lightness: AtomicU8,
@@ -116,6 +118,13 @@ impl Load {
         let told = self.told.swap(in_flight, Ordering::Relaxed);
         let is_news = if all { peak > 0 } else { peak != told || in_flight != told };
         is_news.then_some((in_flight, peak))
+    }
+
+    /// Takes note that the host may not have heard what it was told last, with this peak: that is
+    /// news again, whatever has changed since.
+    pub(super) fn untold(&self, peak: u32) {
+        self.peak.fetch_max(peak, Ordering::Relaxed);
+        self.told.store(UNTOLD, Ordering::Relaxed);
     }
 
     pub(crate) fn set_open(&self, open: bool) {

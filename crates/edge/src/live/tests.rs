@@ -145,7 +145,7 @@ fn the_host_is_told_what_is_news_of_machines_of_apps_that_may_rest() {
         let mut told: Vec<_> = live
             .loads(all)
             .into_iter()
-            .map(|load| (load.id.bits(), load.in_flight, load.peak))
+            .map(|(told, _)| (told.id.bits(), told.in_flight, told.peak))
             .collect();
         told.sort_unstable();
         told
@@ -168,6 +168,25 @@ fn the_host_is_told_what_is_news_of_machines_of_apps_that_may_rest() {
     take(&live, &mut book, WatchEvent::Changed { machine: Box::new(first) });
     assert!(Arc::ptr_eq(&before, &live.metrics_of(&web()).unwrap()));
     assert!(Arc::ptr_eq(&before, &live.machines_of(&web()).unwrap()[1].load.app));
+}
+
+#[test]
+fn what_the_host_did_not_hear_is_news_again() {
+    let load = Arc::new(Load::default());
+    let (one, two) = (load.begin(None).unwrap(), load.begin(None).unwrap());
+    assert_eq!(load.news(false), Some((2, 2)));
+    load.untold(2);
+    assert_eq!(load.news(false), Some((2, 2)));
+    assert_eq!(load.news(false), None, "once it is told");
+    drop((one, two));
+    let (in_flight, peak) = load.news(false).unwrap();
+    assert_eq!((in_flight, peak), (0, 2));
+    load.untold(peak);
+    assert!(!load.close_if_idle() && load.is_open(), "the host does not know of it yet");
+    let _again = load.begin(None).unwrap();
+    assert_eq!(load.news(false), Some((1, 2)), "the most since it was told");
+    load.untold(2);
+    assert_eq!(load.news(true), Some((1, 2)));
 }
 
 #[test]

@@ -64,6 +64,27 @@ fn the_host_hears_what_is_under_way_and_that_it_has_ended() {
 }
 
 #[test]
+fn what_the_host_did_not_hear_it_hears_again_and_nothing_else() {
+    let (origin, is_open) = slow();
+    let world = World::new(vec![may_rest(MachineState::Started, origin.port)]);
+    until("it has said everything", || !world.host.loads.lock().unwrap().is_empty());
+    world.host.loads_lost.store(1, Ordering::SeqCst);
+    let heard = || -> Vec<(bool, Vec<MachineLoad>)> {
+        let loads = world.host.loads.lock().unwrap();
+        loads.iter().map(|loads| (loads.all, loads.machines.clone())).collect()
+    };
+    std::thread::scope(|scope| {
+        let request = scope.spawn(|| world.get("web", "/"));
+        until("it says again that one is under way", || heard().len() > 1);
+        let told = vec![MachineLoad { id: id(), in_flight: 1, peak: 1 }];
+        assert_eq!(heard()[1], (false, told));
+        assert_eq!(world.host.loads_lost.load(Ordering::SeqCst), 0);
+        is_open.store(true, Ordering::SeqCst);
+        assert_eq!(status(&request.join().unwrap()), "200");
+    });
+}
+
+#[test]
 fn a_machine_is_unused_only_when_nothing_is_under_way_and_gets_nothing_after_that() {
     let (origin, is_open) = slow();
     let world = World::new(vec![may_rest(MachineState::Started, origin.port)]);

@@ -14,11 +14,13 @@ const AGAIN_MS_MIN: u64 = 1_000;
 /// under way right now.
 const LOOKS: u64 = 30;
 
-/// A machine that serves requests.
+/// A machine that serves requests, or is to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Member {
     /// Which.
     pub(crate) id: MachineId,
+    /// Whether it does; until then the times below begin when its patience has ended.
+    pub(crate) is_ready: bool,
     /// What becomes of it when nothing uses it.
     pub(crate) way: Option<Way>,
     /// How many of its kind keep running.
@@ -49,11 +51,29 @@ pub(crate) struct Verdict {
 ///
 /// Of one machine alone nothing may have been under way for the idle time. Of several as many are
 /// to spare as there are more than those that were at their soft limit in that time, and one; but
-/// none is taken while anything is under way to it.
+/// none is taken while anything is under way to it. Those that are not ready go first, and count
+/// for nothing where it is asked what the others can do.
 pub(crate) fn decide(members: &[Member], idle_ms: u64, rests_ms: u64) -> Verdict {
-    let count = members.len();
     let least = members.iter().map(|member| member.least).max().unwrap_or_default();
     let least = usize::try_from(least).unwrap_or(usize::MAX);
+    let (serving, mut deaf): (Vec<Member>, Vec<Member>) =
+        members.iter().cloned().partition(|member| member.is_ready);
+    if members.len() <= least {
+        deaf.clear();
+    }
+    if let Some(act) = longest(&deaf, |one| one.idle_ms >= idle_ms) {
+        return Verdict { act: Some(act), hands_over: false, again_ms: Some(AGAIN_MS_MIN) };
+    }
+    let verdict = among(&serving, least, idle_ms, rests_ms);
+    let may_rest = deaf.iter().filter(|one| one.way.is_some());
+    let left = may_rest.map(|one| idle_ms.saturating_sub(one.idle_ms).max(AGAIN_MS_MIN)).min();
+    let again_ms = verdict.again_ms.into_iter().chain(left).min();
+    Verdict { again_ms, ..verdict }
+}
+
+/// Decides about those that are ready.
+fn among(members: &[Member], least: usize, idle_ms: u64, rests_ms: u64) -> Verdict {
+    let count = members.len();
     let may_rest = members.iter().any(|member| member.way.is_some());
     if !may_rest || count <= least {
         return Verdict { act: None, hands_over: false, again_ms: None };

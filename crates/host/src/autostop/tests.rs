@@ -118,17 +118,55 @@ fn what_counts_of_a_machine_is_no_longer_than_it_serves() {
     assert_eq!(of(&one, usage(1, 400, None), 100), Some((1, 0, 900, 900)));
     assert_eq!(of(&one, usage(20, 400, None), 100), Some((20, 0, 0, 900)), "it is full now");
     one.ready = false;
-    assert_eq!(of(&one, usage(0, 400, None), 100), None);
+    assert_eq!(of(&one, usage(0, 400, None), 100), Some((0, 0, 0, 0)), "it may still come");
     (one.ready, one.state) = (true, State::Stopping);
     assert_eq!(of(&one, usage(0, 400, None), 100), None);
     (one.state, one.cordoned) = (State::Started, true);
     assert_eq!(of(&one, usage(0, 400, None), 100), None);
 }
 
+#[test]
+fn a_machine_that_is_not_ready_has_its_patience_first_and_is_stopped() {
+    let usage = Usage { in_flight: 0, active_ms: 0, full_ms: None };
+    let service = |check: Value| {
+        json!({"internal_port": 80, "autostop": "suspend", "ports": [{"port": 80}],
+            "checks": [check]})
+    };
+    let containers = |grace_s: u64| {
+        json!([{"name": "app", "image": "a:1",
+            "healthchecks": [{"name": "up", "grace_period": grace_s, "tcp": {"port": 1}}]}])
+    };
+    let checked = |grace: &str| service(json!({"type": "tcp", "grace_period": grace}));
+    let plain = service(json!({"type": "tcp"}));
+    let now_ms = 1_000_000;
+    for (config, want) in [
+        (json!({"services": [plain]}), 700_000),
+        (json!({"services": [checked("20s")]}), 700_000),
+        (json!({"services": [checked("400s")]}), 600_000),
+        (
+            json!({"services": [checked("400s")],
+                "checks": {"up": {"type": "tcp", "port": 1, "grace_period": "500s"}}}),
+            500_000,
+        ),
+        (json!({"services": [plain], "containers": containers(600)}), 400_000),
+        (json!({"services": [checked("20m")]}), 0),
+    ] {
+        let mut one = machine(config.clone());
+        one.ready = false;
+        let (_, found) = member(&one, usage, 0, now_ms).unwrap();
+        assert_eq!((found.idle_ms, found.is_ready), (want, false), "{config}");
+        assert_eq!(found.way, Some(Way::Stop), "{config}");
+        one.ready = true;
+        let (_, found) = member(&one, usage, 0, now_ms).unwrap();
+        assert_eq!((found.idle_ms, found.is_ready), (now_ms, true), "{config}");
+    }
+}
+
 /// A machine that serves for long: what is under way, and how long it was unused and calm.
 fn serving(bits: u64, in_flight: u32, idle_ms: u64, calm_ms: u64) -> Member {
     Member {
         id: MachineId::from_bits(bits),
+        is_ready: true,
         way: Some(Way::Stop),
         least: 0,
         in_flight,
@@ -153,6 +191,8 @@ fn the_table_of_who_rests() {
     let off = |bits| Member { way: None, ..unused(bits) };
     let new = |bits| Member { up_ms: 2_000, calm_ms: 2_000, idle_ms: 2_000, ..unused(bits) };
     let least = |least, member| Member { least, ..member };
+    let deaf = |bits| Member { is_ready: false, ..unused(bits) };
+    let begins = |bits| Member { is_ready: false, ..new(bits) };
     for (name, members, want) in [
         ("the last one, unused", vec![unused(1)], 1),
         ("the last one, used a moment ago", vec![used(1)], 0),
@@ -172,6 +212,18 @@ fn the_table_of_who_rests() {
         ("one beside the full one and one more", vec![full(1), used(2), unused(3)], 3),
         ("of those that may", vec![off(1), used(2)], 2),
         ("none while the other is new", vec![used(1), new(2)], 0),
+        ("one that never listens", vec![deaf(1)], 1),
+        ("one that may come to listen", vec![begins(1)], 0),
+        ("one that never listens, in use", vec![Member { in_flight: 1, ..deaf(1) }], 0),
+        ("the last one that never listens of one that has to run", vec![least(1, deaf(1))], 0),
+        (
+            "one that never listens, not the one that has to run",
+            vec![least(1, unused(1)), deaf(2)],
+            2,
+        ),
+        ("one that never listens, while another works", vec![full(1), deaf(2)], 2),
+        ("none whose work one that does not listen would have", vec![used(1), begins(2)], 0),
+        ("the last one that listens, unused", vec![unused(1), begins(2)], 1),
         ("none of none", vec![], 0),
     ] {
         let verdict = decide(&members, IDLE, u64::MAX);
@@ -203,6 +255,19 @@ fn it_is_looked_again_when_something_may_be_so() {
             "once nothing happens to be under way",
             vec![serving(1, 1, 0, LONG), serving(2, 1, 0, LONG)],
             Some(10_000),
+        ),
+        (
+            "once it has not listened for long enough",
+            vec![Member { is_ready: false, ..serving(1, 0, 100_000, 100_000) }],
+            Some(200_000),
+        ),
+        (
+            "once the first of both may be",
+            vec![
+                serving(1, 0, 100_000, LONG),
+                Member { is_ready: false, ..serving(2, 0, 200_000, 200_000) },
+            ],
+            Some(100_000),
         ),
         ("only when machines change", vec![Member { least: 1, ..unused.clone() }], None),
         ("never", vec![Member { way: None, ..unused }], None),

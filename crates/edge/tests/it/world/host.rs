@@ -44,6 +44,8 @@ pub(crate) struct Host {
     pub(crate) drained: Mutex<Vec<(MachineId, Drained)>>,
     /// What the edge said to be under way.
     pub(crate) loads: Mutex<Vec<Loads>>,
+    /// How many times it does not take that.
+    pub(crate) loads_lost: AtomicUsize,
     /// What the edge answered to questions.
     pub(crate) rests: Mutex<Vec<Rest>>,
     /// Lines for machines' logs.
@@ -60,6 +62,7 @@ impl Host {
             starts: AtomicUsize::new(0),
             drained: Mutex::default(),
             loads: Mutex::default(),
+            loads_lost: AtomicUsize::new(0),
             rests: Mutex::default(),
             notes: Mutex::default(),
         }
@@ -163,9 +166,13 @@ async fn command(State(host): State<Arc<Host>>, Path(id): Path<MachineId>) -> Re
     Json(Accepted { previous_state: before.state, machine: accepted }).into_response()
 }
 
-async fn loads(State(host): State<Arc<Host>>, Json(loads): Json<Loads>) -> Json<()> {
+async fn loads(State(host): State<Arc<Host>>, Json(loads): Json<Loads>) -> Response {
+    let less = |left: usize| left.checked_sub(1);
+    if host.loads_lost.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok() {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
     host.loads.lock().unwrap().push(loads);
-    Json(())
+    Json(()).into_response()
 }
 
 async fn note(
