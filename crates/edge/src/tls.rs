@@ -241,7 +241,8 @@ impl Tls {
             let key = self.certificates.challenge(&name)?;
             let secure = Secure { name, tenant: None };
             let versions = TlsVersions::Both;
-            let offer = Offer { key, alpn: vec![ACME.to_vec()], versions, secure: &secure, prefers_chacha };
+            let offer =
+                Offer { key, alpn: vec![ACME.to_vec()], versions, secure: &secure, prefers_chacha };
             let config = self.config(offer);
             return Some(Terms { config, secure, is_raw: false, is_challenge: true });
         }

@@ -50,11 +50,8 @@ fn e9_no_two_tenants_share_a_scope_of_sessions() {
 #[test]
 fn e9_the_suites_are_the_contracts_and_nothing_else() {
     use CipherSuite as S;
-    let mut have: Vec<CipherSuite> = provider()
-        .cipher_suites
-        .iter()
-        .map(rustls::SupportedCipherSuite::suite)
-        .collect();
+    let mut have: Vec<CipherSuite> =
+        provider().cipher_suites.iter().map(rustls::SupportedCipherSuite::suite).collect();
     let mut want = vec![
         S::TLS13_AES_128_GCM_SHA256,
         S::TLS13_AES_256_GCM_SHA384,
