@@ -119,9 +119,8 @@ async fn one_that_is_full_at(writes: usize, disk: SmallDisk) {
     world.want("kept.example").await;
     world.until_served("kept.example").await;
     world.until_order("kept.example", |order| order.ask_again.is_none()).await;
-    world.want("shop.example").await;
     filling.left.store(writes, Ordering::SeqCst);
-    worker.wake();
+    world.want("shop.example").await;
     let is_served = || world.view.resolve("shop.example").is_some();
     until(|| filling.refused() > 0 || (is_served() && has_filler(&filling))).await;
     for _ in 0..2 {
