@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-pub use self::survive::Caller;
+pub use self::survive::{Caller, Moment};
 use crate::http::{self, Answer};
 use crate::{image, skipped, wait_for};
 

@@ -19,7 +19,7 @@ pub mod terminal;
 
 use std::time::{Duration, Instant};
 
-pub use cloud::{Caller, Cloud, Options};
+pub use cloud::{Caller, Cloud, Moment, Options};
 pub use disk::SmallDisk;
 pub use http::Answer;
 pub use reality::{Place, Reality, Said};

@@ -127,7 +127,7 @@ impl Run<'_> {
                 Err(_) => too_slow(act).into(),
             };
             reserved = outcome.event == Event::Reserved;
-            let written = self.write(order, outcome, claim).await;
+            let written = self.write(order, outcome, claim, writes_for(act)).await;
             if reserved && written.is_err() {
                 // Another order was faster at the account: nothing is placed with this place.
                 let mut placed = self.context.placed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,6 +164,7 @@ impl Run<'_> {
         order: Versioned<CertificateOrder>,
         outcome: Outcome,
         claim: Revision,
+        purpose: perch_store::Purpose,
     ) -> Result<(), Error> {
         let now = self.config.clock.now();
         let (org, app, hostname) = self.key;
@@ -183,8 +184,8 @@ impl Run<'_> {
         compares.extend(outcome.compares);
         let mut ops = vec![put_op(self.key, &next).map_err(fault("write an order"))?];
         ops.extend(outcome.ops);
-        let written = self.config.store.txn(compares, ops).await.and_then(Txn::or_conflict);
-        written.map(drop).map_err(fault("write an order"))
+        let written = self.config.store.txn_for(purpose, compares, ops).await;
+        written.and_then(Txn::or_conflict).map(drop).map_err(fault("write an order"))
     }
 
     async fn act(&self, act: Act, order: &Versioned<CertificateOrder>) -> Result<Outcome, Error> {
@@ -485,6 +486,21 @@ fn too_slow(act: Act) -> Event {
         return Event::NotAsked;
     }
     Event::Fault(Fault::Passing("the step did not come to an end in its time".to_owned()))
+}
+
+/// Returns what a step's outcome is written for. What the issuer was asked for has a place on a full
+/// disk too: it would be asked for once more when there is room.
+const fn writes_for(act: Act) -> perch_store::Purpose {
+    match act {
+        Act::Place => perch_store::Purpose::Freeing,
+        Act::Reserve
+        | Act::Choose
+        | Act::Tell
+        | Act::Look
+        | Act::Finalize
+        | Act::AskWhen
+        | Act::Reckon => perch_store::Purpose::Ordinary,
+    }
 }
 
 fn gone() -> Event {

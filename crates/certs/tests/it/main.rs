@@ -3,8 +3,10 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "the whole binary is a test")]
 
+mod clocks;
 mod crashes;
 mod fake;
+mod full;
 mod pebble;
 mod platform;
 mod played;

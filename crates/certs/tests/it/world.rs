@@ -45,6 +45,11 @@ impl TestClock {
         self.ahead_ms.store(i64::try_from(time.as_millis()).unwrap(), Ordering::Relaxed);
     }
 
+    /// Sets the wall clock alone, so far behind the right time.
+    pub(crate) fn set_back(&self, time: Duration) {
+        self.ahead_ms.store(-i64::try_from(time.as_millis()).unwrap(), Ordering::Relaxed);
+    }
+
     fn ms(&self) -> i64 {
         let gone = i64::try_from(self.began.elapsed().as_millis()).unwrap();
         gone + self.offset_ms.load(Ordering::Relaxed)
@@ -114,7 +119,10 @@ fn open(folder: &Path, clock: &Arc<TestClock>) -> Arc<dyn Store> {
 
 impl World {
     pub(crate) fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn start_in(folder: tempfile::TempDir) -> Self {
         let clock = Arc::new(TestClock::new());
         let store = open(folder.path(), &clock);
         let key = Arc::new(EdgeKey::open(folder.path()).unwrap());

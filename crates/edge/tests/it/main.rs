@@ -10,6 +10,7 @@ mod balance;
 mod checked;
 mod claimed_http;
 mod corpora;
+mod destroyed;
 mod draining;
 mod far;
 mod far_protocols;

@@ -91,7 +91,7 @@ pub(crate) fn ask(stream: &mut (impl std::io::Read + std::io::Write), word: &str
 }
 
 /// Returns whether a connection is ended without a word.
-fn is_ended(mut stream: TcpStream) -> bool {
+pub(crate) fn is_ended(mut stream: TcpStream) -> bool {
     matches!(stream.read(&mut [0; 1]), Ok(0) | Err(_))
 }
 

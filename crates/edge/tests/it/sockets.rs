@@ -14,8 +14,8 @@ use tokio::net::TcpStream;
 use crate::tls::{client, dial};
 use crate::world::{DEADLINE, Origin, World, machine, until};
 
-const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\
-                      Upgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+pub(crate) const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\
+    Upgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 const ASK: &str = "GET /chat HTTP/1.1\r\nHost: web.perch.localhost\r\nConnection: Upgrade\r\n\
                    Upgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
                    Sec-WebSocket-Version: 13\r\n\r\n";
@@ -37,7 +37,7 @@ fn record(port: u16) -> MachineRecord {
 }
 
 /// Asks for a WebSocket and reads the head of the answer.
-async fn open<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> String {
+pub(crate) async fn open<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> String {
     stream.write_all(ASK.as_bytes()).await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -48,7 +48,7 @@ async fn open<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> String {
 }
 
 /// Says something and reads what the app makes of it.
-async fn talk<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, text: &str) {
+pub(crate) async fn talk<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, text: &str) {
     stream.write_all(text.as_bytes()).await.unwrap();
     stream.flush().await.unwrap();
     let mut echo = vec![0; text.len()];

@@ -250,11 +250,11 @@ impl World {
         }
     }
 
-    /// Has host names lead to the app `web`.
-    pub(crate) fn put_routes(&self, hosts: impl Iterator<Item = String>) {
-        let web = HostnameClaim { org: OrgSlug::personal(), app: "web".parse().unwrap() };
+    /// Has host names lead to an app, wherever they led before.
+    pub(crate) fn put_routes(&self, app: &str, hosts: impl Iterator<Item = String>) {
+        let claim = HostnameClaim { org: OrgSlug::personal(), app: app.parse().unwrap() };
         let ops: Vec<_> =
-            hosts.map(|host| put_op::<HostnameClaim>(&(host,), &web).unwrap()).collect();
+            hosts.map(|host| put_op::<HostnameClaim>(&(host,), &claim).unwrap()).collect();
         for some in ops.chunks(ROUTES_AT_ONCE) {
             let done = self.runtime.block_on(self.store.txn(Vec::new(), some.to_vec()));
             done.unwrap().or_conflict().unwrap();

@@ -5,7 +5,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -44,6 +44,17 @@ impl Caller {
     }
 }
 
+/// How far a replacement of the server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// One of its processes has ended to make room.
+    Ending,
+    /// The next program runs, and all sockets lie in its standard input or were taken from there.
+    Begun,
+    /// It has started a process.
+    Starting,
+}
+
 impl Cloud {
     /// Returns a way to call the API from other threads.
     #[must_use]
@@ -68,6 +79,52 @@ impl Cloud {
             before.iter().all(|(role, _)| is_new(role)).then_some(())
         })?;
         self.must("GET", "/v1/apps?org_slug=personal", &Value::Null).map(drop)
+    }
+
+    /// Begins to replace the server and kills the supervisor with SIGKILL in the midst of it; waits
+    /// until none of its processes is left, whichever program started it. Machines run on.
+    ///
+    /// # Errors
+    /// When it does not come so far, or a process does not end.
+    pub fn kill_while_replaced(&mut self, moment: Moment) -> Result<()> {
+        let server = self.server.as_ref().map(Child::id).context("the server does not run")?;
+        let before = self.role_pids();
+        self.signal(Signal::HUP)?;
+        // What has come stays so: a look that is late misses none.
+        wait_for("the replacement to come so far", REST, || {
+            let has_come = match moment {
+                Moment::Ending => {
+                    before.iter().any(|(_, pid)| !Path::new(&format!("/proc/{pid}")).is_dir())
+                }
+                Moment::Begun => has_inherited(server),
+                Moment::Starting => {
+                    let is_new = |pid: &i32| before.iter().all(|(_, old)| old != pid);
+                    has_inherited(server) && self.role_pids().iter().any(|(_, pid)| is_new(pid))
+                }
+            };
+            has_come.then_some(())
+        })?;
+        self.signal(Signal::KILL)?;
+        self.reap()?;
+        wait_for("the server's processes to end", REST, || {
+            self.processes().is_ok_and(|left| left.is_empty()).then_some(())
+        })
+    }
+
+    /// Returns the ids of all processes of the server's program in this cloud's network.
+    fn processes(&self) -> Result<Vec<String>> {
+        let program = self.perchd_program();
+        let network = fs::read_link("/proc/thread-self/ns/net").context("read the network")?;
+        let mut found = Vec::new();
+        for process in fs::read_dir("/proc").context("list processes")?.flatten() {
+            let leads = |link: &str, to: &Path| {
+                fs::read_link(process.path().join(link)).is_ok_and(|found| found == to)
+            };
+            if leads("exe", &program) && leads("ns/net", &network) {
+                found.push(process.file_name().to_string_lossy().into_owned());
+            }
+        }
+        Ok(found)
     }
 
     /// Runs a command of the server's program for this server's folder; returns whether it
@@ -228,6 +285,12 @@ impl Cloud {
         }
         Ok((machines, wrong))
     }
+}
+
+/// Returns whether a program has taken the place of the one before as the same process.
+fn has_inherited(pid: u32) -> bool {
+    let variables = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    variables.split(|byte| *byte == 0).any(|one| one.starts_with(b"PERCHD_INHERITS="))
 }
 
 fn signal(pid: i32, signal: Signal) -> Result<()> {

@@ -1,12 +1,12 @@
 //! Requests through the edge, and what is none.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use perch_testkit::{Cloud, Options, http, skipped, wait_for};
+use perch_testkit::{Cloud, Moment, Options, http, skipped, wait_for};
 use serde_json::{Value, json};
 
 fn config(image: &str) -> Value {
@@ -115,6 +115,39 @@ fn many_requests_share_one_wake() {
         cloud.must("GET", &format!("/v1/apps/web/machines/{id}/events"), &Value::Null).unwrap();
     let starts = events.as_array().unwrap().iter().filter(|event| event["type"] == "start").count();
     assert_eq!(starts, 2, "one at the creation, one for all twenty requests: {events}");
+    cloud.finish().unwrap();
+}
+
+#[test]
+fn requests_that_are_held_for_an_app_are_answered_at_once_when_it_is_destroyed() {
+    let test = "requests_that_are_held_for_an_app_are_answered_at_once_when_it_is_destroyed";
+    let Some(cloud) = Cloud::start(test).unwrap() else {
+        return;
+    };
+    for (app, is_awaited) in [("first", true), ("second", false)] {
+        // Not where its service says: who asks is held until the time for that is over, a PC01.
+        let image = cloud.app(app, &["--listen", "0.0.0.0:9090"]).unwrap();
+        let id = cloud.machine(app, &config(&image), "started").unwrap();
+        let path = format!("/v1/apps/{app}");
+        cloud.must("POST", &format!("{path}/machines/{id}/stop"), &json!({})).unwrap();
+        cloud.reaches(app, &id, "stopped").unwrap();
+        std::thread::scope(|scope| {
+            let requests: Vec<_> =
+                (0..10).map(|_| scope.spawn(|| cloud.get(app, "/").unwrap())).collect();
+            if is_awaited {
+                cloud.reaches(app, &id, "started").unwrap();
+            }
+            cloud.must("DELETE", &path, &Value::Null).unwrap();
+            for request in requests {
+                let answer = request.join().unwrap();
+                let page = answer.text();
+                // It is stopped, has no machine, did not start, or is not there.
+                let codes = ["PM08", "PR01", "PM07", "PE01"];
+                assert!(codes.iter().any(|code| page.contains(code)), "{}{page}", answer.head);
+                assert!(matches!(answer.status, 503 | 404), "{}", answer.head);
+            }
+        });
+    }
     cloud.finish().unwrap();
 }
 
@@ -304,7 +337,54 @@ fn e10_the_program_is_replaced_and_no_request_is_dropped() {
     cloud.finish().unwrap();
 }
 
+#[test]
+fn e10_a_server_that_is_killed_while_it_is_replaced_serves_the_ports_of_apps_again() {
+    let test = "e10_a_server_that_is_killed_while_it_is_replaced_serves_the_ports_of_apps_again";
+    let Some(mut cloud) = Cloud::start(test).unwrap() else {
+        return;
+    };
+    let words = ["--listen", "0.0.0.0:8080", "--echo", "0.0.0.0:5432"];
+    let image = cloud.app("web", &words).unwrap();
+    let id = cloud.machine("web", &with_claimed_ports(&image), "started").unwrap();
+    let (ip, patience) = (cloud.edge.ip(), Duration::from_secs(60));
+    let at = |port| SocketAddr::new(ip, port);
+    let serves = |word: &str| {
+        let raw = wait_for("the raw port to be served", patience, || {
+            echo(at(LOW_PORT), word).filter(|back| back == word)
+        });
+        raw.unwrap();
+        let answered = wait_for("the port of HTTP to be served", patience, || {
+            let answer = http::request(at(HTTP_PORT), "GET", "/", &[("Host", NAME)], b"");
+            answer.ok().filter(|answer| answer.status == 200)
+        });
+        answered.unwrap();
+    };
+    serves("before");
+    for moment in [Moment::Ending, Moment::Begun, Moment::Starting] {
+        cloud.kill_while_replaced(moment).unwrap();
+        for port in [HTTP_PORT, LOW_PORT] {
+            let free = TcpListener::bind(at(port));
+            assert!(free.is_ok(), "{moment:?}: somebody has {port} still: {free:?}");
+        }
+        cloud.boot().unwrap();
+        serves("again");
+    }
+    // The machine was not touched.
+    let events =
+        cloud.must("GET", &format!("/v1/apps/web/machines/{id}/events"), &Value::Null).unwrap();
+    assert!(events.as_array().unwrap().iter().all(|event| event["type"] != "exit"), "{events}");
+    // Whose the ports are is known as before: they close with the app.
+    cloud.must("DELETE", "/v1/apps/web", &Value::Null).unwrap();
+    for port in [HTTP_PORT, LOW_PORT] {
+        let closed = || TcpStream::connect(at(port)).is_err().then_some(());
+        wait_for("the port to close", patience, closed).unwrap();
+    }
+    cloud.finish().unwrap();
+}
+
 const NAME: &str = "web.perch.localhost";
+/// How often clients that keep their connection ask.
+const KEPT_ASKS: usize = 80;
 /// Ports of the test's own network.
 const HTTPS_PORT: u16 = 15443;
 const UDP_PORT: u16 = 15353;
@@ -400,6 +480,11 @@ fn e10_what_is_secured_switched_or_a_datagram_goes_on_while_the_program_is_repla
     datagram(&socket, "before");
     // These begin before, and end after the process that took them has lost its place.
     let slow = curl("/sleep?ms=6000").spawn().unwrap();
+    // Each asks over one connection again and again, until it is told that this takes no more.
+    let kept = [("--http1.1", "1.1"), ("--http2", "2")].map(|(option, version)| {
+        let mut curl = curl(&format!("/sleep?ms=100&n=[1-{KEPT_ASKS}]"));
+        (curl.arg(option).spawn().unwrap(), version)
+    });
     let tunnel = tunnel(cloud.edge);
     through(&tunnel, "before");
     let (is_over, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -421,6 +506,10 @@ fn e10_what_is_secured_switched_or_a_datagram_goes_on_while_the_program_is_repla
         replaced.and(on).unwrap();
     });
     assert_eq!(told(&slow.wait_with_output().unwrap()), "slept\n200 2");
+    for (client, version) in kept {
+        let answers = told(&client.wait_with_output().unwrap());
+        assert_eq!(answers, format!("slept\n200 {version}").repeat(KEPT_ASKS));
+    }
     through(&tunnel, "after");
     drop(tunnel);
     cloud.finish().unwrap();

@@ -28,6 +28,8 @@ pub(crate) enum OnStart {
     Exits,
     NeverReady,
     Refused,
+    /// The host has no answer to the start.
+    Silent,
     /// The answer to the first is lost, as when the host ends; those after it lead to `Ready`.
     LostOnce,
 }
@@ -94,6 +96,17 @@ impl Host {
         self.put(machine);
     }
 
+    /// Takes a machine away, as the end of its destruction does.
+    pub(crate) fn remove(&self, id: &MachineId) {
+        self.forget(id);
+        self.tell(&WatchEvent::Removed { id: id.clone() });
+    }
+
+    /// Knows nothing of a machine any more, and says so only to whoever watches anew.
+    pub(crate) fn forget(&self, id: &MachineId) {
+        self.machines.lock().unwrap().remove(id);
+    }
+
     /// Asks whether a machine is unused, and waits for the answer.
     pub(crate) fn is_unused(&self, id: &MachineId) -> bool {
         let question = self.rests.lock().unwrap().len() as u64 + 1;
@@ -135,6 +148,9 @@ async fn command(State(host): State<Arc<Host>>, Path(id): Path<MachineId>) -> Re
     let starts = host.starts.fetch_add(1, Ordering::SeqCst);
     let own = host.on_start_of.lock().unwrap().get(&id).copied();
     let on_start = own.unwrap_or_else(|| *host.on_start.lock().unwrap());
+    if on_start == OnStart::Silent {
+        return std::future::pending().await;
+    }
     let before = host.machines.lock().unwrap()[&id].clone();
     if on_start == OnStart::Refused {
         let error = ApiError::new(Code::InsufficientCapacity, "no room");
