@@ -250,6 +250,7 @@ async fn connect(
 mod tests {
     use std::cell::Cell;
 
+    use futures_util::future::OptionFuture;
     use tokio::sync::oneshot;
     use tokio::task::{JoinHandle, LocalSet};
 
@@ -287,7 +288,8 @@ mod tests {
             tokio::task::spawn_local(async move {
                 let dial = async {
                     dialed.set(dialed.get() + 1);
-                    if told.await.unwrap_or_default() { connection().await } else { None }
+                    let goes_well = told.await.unwrap_or_default();
+                    OptionFuture::from(goes_well.then(connection)).await.flatten()
                 };
                 let address = "192.0.2.1:1".parse().unwrap();
                 links.begin(&HostId::from_bits(bits), address, PATIENCE, dial).await
