@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use perch_types::{AppName, MachineId};
 use tokio::time::Instant;
@@ -122,6 +122,14 @@ pub(crate) struct Reached {
     pub(crate) target: Arc<Target>,
 }
 
+/// How far a request is on a leg.
+enum Stage {
+    /// It has to be sent.
+    Leaves(Box<Outbound>),
+    /// It was answered.
+    Arrived(Box<Reached>),
+}
+
 impl Worker {
     /// Takes a request to its app's answer, over as many machines as it takes.
     pub(crate) async fn travel(
@@ -132,19 +140,46 @@ impl Worker {
     ) -> Result<Response<ReplyBody>, Cause> {
         let original = Original::of(&outbound);
         let session = sticky::session(passage.options(), &original.headers);
-        let (mut leg, mut outbound) = self.first(passage, app, outbound);
+        let (leg, outbound) = self.first(passage, app, outbound);
+        self.go_on(passage, (app, session, &original), (leg, Stage::Leaves(outbound))).await
+    }
+
+    /// Takes a request on to its app's answer that was sent to the first machine in its way already.
+    pub(crate) async fn travel_on(
+        &self,
+        passage: &mut Passage<'_>,
+        app: &AppKey,
+        original: &Original,
+        reached: Box<Reached>,
+    ) -> Result<Response<ReplyBody>, Cause> {
+        let leg = Leg::to(app.clone(), Direction::default());
+        self.go_on(passage, (app, None, original), (leg, Stage::Arrived(reached))).await
+    }
+
+    async fn go_on(
+        &self,
+        passage: &mut Passage<'_>,
+        (app, session, original): (&AppKey, Option<u64>, &Original),
+        (mut leg, mut stage): (Leg, Stage),
+    ) -> Result<Response<ReplyBody>, Cause> {
         let mut replays = 0;
         loop {
-            // It is a session of the app whose port says so, and of no other.
-            let sticky = session.filter(|_| leg.app == *app);
-            let port = self.port_of(&leg, passage, app);
-            let reached = match self.offer(passage, (&leg, sticky, port), outbound).await {
+            let outcome = match stage {
+                Stage::Arrived(reached) => Ok(*reached),
+                Stage::Leaves(outbound) => {
+                    // It is a session of the app whose port says so, and of no other.
+                    let sticky = session.filter(|_| leg.app == *app);
+                    let port = self.port_of(&leg, passage, app);
+                    self.offer(passage, (&leg, sticky, port), outbound).await
+                }
+            };
+            let reached = match outcome {
                 Ok(reached) => reached,
                 Err(Refused { cause, unsent }) => {
                     let cause = if replays > 0 { of_replay(cause) } else { cause };
                     let unsent = unsent.ok_or(cause)?;
-                    let switch = unsent.switch;
-                    (leg, outbound) = self.turn_back(app, leg, &original, (cause, switch))?;
+                    let back = self.turn_back(app, leg, original, (cause, unsent.switch))?;
+                    (leg, stage) = (back.0, Stage::Leaves(back.1));
                     continue;
                 }
             };
@@ -181,7 +216,9 @@ impl Worker {
             };
             // Only the first step is remembered, and only as the app itself says it.
             let is_first = replays == 1 && !leg.is_hit;
-            (leg, outbound) = self.next(&leg, &wish, &target, original.again(sent.switch)?)?;
+            let (next, mut outbound) =
+                self.next(&leg, &wish, &target, original.again(sent.switch)?)?;
+            leg = next;
             if is_first {
                 leg.remembered = self.remember(app, &query, &wish, &leg);
             }
@@ -189,6 +226,7 @@ impl Worker {
                 let status = HeaderValue::from_static("miss");
                 outbound.request.headers_mut().insert(headers::REPLAY_CACHE_STATUS, status);
             }
+            stage = Stage::Leaves(outbound);
         }
     }
 
@@ -458,16 +496,30 @@ fn tell_preference(headers: &mut HeaderMap, direction: &Direction, target: &Targ
 /// Notes how a machine did. What broke because of the client says nothing of it, nor what is late
 /// while the client has not said everything.
 pub(crate) fn note_health(target: &Target, sent: &Result<Sent, Refused>, upload: &Keeper) {
+    let outcome = match sent {
+        Ok(sent) => Ok(sent.response.status()),
+        Err(Refused { cause, unsent }) => Err((*cause, unsent.is_none())),
+    };
+    note_outcome(target, outcome, upload.is_over());
+}
+
+/// Notes the same by the status of the answer, or by why there is none and whether the request is
+/// lost with it.
+pub(crate) fn note_outcome(
+    target: &Target,
+    outcome: Result<StatusCode, (Cause, bool)>,
+    is_upload_over: bool,
+) {
     let (Target { record, load, .. }, now) = (target, Instant::now());
-    let failure = match sent {
-        Ok(sent) if sent.response.status().is_server_error() => Failure::Error,
+    let failure = match outcome {
+        Ok(status) if status.is_server_error() => Failure::Error,
         Ok(_) => return load.health.succeeded(now),
-        Err(refused) => match failure_of(refused.cause, upload.is_over()) {
+        Err((cause, _)) => match failure_of(cause, is_upload_over) {
             Some(failure) => failure,
             None => return,
         },
     };
-    if let Err(Refused { unsent: None, .. }) = sent {
+    if let Err((_, true)) = outcome {
         // One that another machine gets is lost to nobody.
         load.instance.broke(&record.instance);
     }
