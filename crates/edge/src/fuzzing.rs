@@ -8,7 +8,7 @@ mod parsers;
 use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE};
 use perch_types::view::View;
 
-use crate::{far, headers, raw, route, strict};
+use crate::{far, h1, headers, raw, route, strict};
 
 /// A function that takes any bytes.
 pub type Target = fn(&[u8]);
@@ -29,6 +29,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("options", parsers::options),
     ("postgres", raw::pg_tls::fuzz),
     ("hops", far::fuzz),
+    ("common", h1::fuzz::requests),
 ];
 
 /// Messages that are as they should be, or nearly: what bytes are made of.
@@ -40,6 +41,7 @@ pub const SEEDS: &[&str] = &[
     "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;a=\"b\"\r\nabc\r\n0\r\n\r\n",
     "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, X\r\nUpgrade: websocket\r\nX: y\r\n\r\nab",
     "GET http://a/ HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nX-Forwarded-For: 1.1.1.1\r\n\r\n",
+    "GET /a?b=c HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.1.1.1\r\nX-Forwarded-Port: 1\r\nVia: 1.1 b\r\nConnection: close\r\n\r\n",
     "3\r\nabc\r\na;b=c\r\n0123456789\r\n0\r\nX: y\r\n\r\n",
     "0\r\n\r\n",
     "a.b-c.example.:8080",

@@ -387,14 +387,21 @@ mod tests {
         ] {
             assert_eq!(fate(name.as_bytes()), want, "{name}");
         }
-        for (name, want) in
-            [("Fly-Any", true), ("FLY-", true), ("perch-HOP", true), ("fly", false), ("x-fly-", false)]
-        {
+        for (name, want) in [
+            ("Fly-Any", true),
+            ("FLY-", true),
+            ("perch-HOP", true),
+            ("fly", false),
+            ("x-fly-", false),
+        ] {
             assert_eq!(is_platforms(name.as_bytes()), want, "{name}");
         }
         // What strips a map and what looks at a name agree.
         for name in HOP_BY_HOP.iter().chain([&KEEP_ALIVE, &PROXY_CONNECTION]) {
-            assert!(matches!(fate(name.as_str().as_bytes()), Fate::Connection | Fate::Hop), "{name}");
+            assert!(
+                matches!(fate(name.as_str().as_bytes()), Fate::Connection | Fate::Hop),
+                "{name}"
+            );
         }
         for name in PLATFORM.iter().chain(&FROM_APP) {
             assert!(is_platforms(name.as_str().as_bytes()), "{name}");

@@ -5,7 +5,8 @@
 //!
 //! A request passes these files in order, one a phase: [`listen`] (accept, limits), [`tls`]
 //! (certificate by name) and [`connection`] (HTTP/1.1, or [`h2`]), [`strict`] (nothing in doubt
-//! passes), [`request`] (all that follows, in its order), [`route`] (host name to app),
+//! passes), [`h1`] (what is common, and all that follows at once) or [`request`] (all that follows,
+//! in its order), [`route`] (host name to app),
 //! [`redirect`] (to HTTPS), [`direction`] (where it wants to go), [`pick`] (a ready machine, less
 //! loaded), [`wake`] (only if none is ready: start one and hold the request, or queue up),
 //! [`forward`] (connect, copy), [`replaying`] (again, elsewhere, if the app says so), [`compress`],
@@ -35,6 +36,7 @@ mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod gate;
+mod h1;
 mod h2;
 mod handing;
 mod headers;
