@@ -23,6 +23,7 @@
 mod access;
 mod account;
 mod body;
+mod buffers;
 mod cause;
 mod challenge;
 mod compress;
@@ -42,6 +43,7 @@ mod issuer;
 mod listen;
 mod live;
 mod metrics;
+mod origin1;
 mod origin2;
 mod outlier;
 mod owners;
