@@ -8,7 +8,7 @@ mod parsers;
 use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE};
 use perch_types::view::View;
 
-use crate::{far, h1, headers, raw, route, strict};
+use crate::{far, h1, headers, origin1, raw, route, strict};
 
 /// A function that takes any bytes.
 pub type Target = fn(&[u8]);
@@ -30,6 +30,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("postgres", raw::pg_tls::fuzz),
     ("hops", far::fuzz),
     ("common", h1::fuzz::requests),
+    ("answers", origin1::answer::fuzz),
 ];
 
 /// Messages that are as they should be, or nearly: what bytes are made of.
@@ -58,6 +59,9 @@ pub const SEEDS: &[&str] = &[
     "a=b; s=c; s=d",
     "from=000000000001;org=personal;app=web;port=443;wait=1500;machine=00000000000001",
     "unsent=PC03",
+    "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close, x\r\n\r\nabc",
+    "HTTP/1.1 200\r\nTransfer-Encoding: chunked\r\nX:\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    "\r\nHTTP/1.0 304 Not Modified\nConnection: keep-alive\n\n",
 ];
 
 /// A host name that is taken is one, and is the same when it is taken again.

@@ -19,6 +19,7 @@ mod rewound;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::BytesMut;
@@ -60,7 +61,7 @@ enum Turn {
 
 impl Turn {
     /// Returns what comes behind an answer.
-    const fn behind(is_sent: bool, is_last: bool) -> Self {
+    const fn behind((is_sent, is_last): (bool, bool)) -> Self {
         match (is_sent, is_last) {
             (true, false) => Self::Again,
             (true, true) => Self::Over,
@@ -81,13 +82,11 @@ pub(crate) async fn serve<S>(
     let client = Client { stream, input: BytesMut::new() };
     let mut front = Front { worker, client, peer, stopping: stopping.clone() };
     let turn = {
-        let limits = front.worker.shared.limits.clone();
-        let mut pause = Pause {
-            stop: pin!(asked_to_stop(&mut stopping)),
-            is_stopped: false,
-            silence: pin!(tokio::time::sleep(limits.head)),
-            limits: &limits,
-        };
+        let shared = Arc::clone(&front.worker.shared);
+        let limits = &shared.limits;
+        let stop = pin!(asked_to_stop(&mut stopping));
+        let silence = pin!(tokio::time::sleep(limits.head));
+        let mut pause = Pause { stop, is_stopped: false, silence, limits };
         loop {
             if !pause.ends(&mut front.client, front.worker.pool.buffers()).await {
                 break Turn::Over;

@@ -24,6 +24,7 @@
 mod access;
 mod account;
 mod body;
+mod buffers;
 mod cause;
 mod challenge;
 mod compress;
@@ -44,6 +45,7 @@ mod issuer;
 mod listen;
 mod live;
 mod metrics;
+mod origin1;
 mod origin2;
 mod outlier;
 mod owners;

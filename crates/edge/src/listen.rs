@@ -113,6 +113,7 @@ async fn accept(
         let accepted = tokio::select! {
             _ = beats.tick() => {
                 pulse.beat();
+                worker.pool.sweep();
                 continue;
             }
             accepted = next(plain.as_ref()) => accepted,

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::cause::Cause;
 
-mod chunks;
+pub(crate) mod chunks;
 mod frames;
 pub(crate) mod h2;
 mod head;

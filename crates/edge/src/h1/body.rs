@@ -31,8 +31,14 @@ pub(super) trait Pieces {
     /// Waits until there is a piece, or all of it was taken: then it is false.
     fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, Broken>>;
 
-    /// Takes the piece.
+    /// Returns the piece.
+    fn piece(&self) -> &[u8];
+
+    /// Takes it.
     fn take(&mut self) -> Bytes;
+
+    /// Takes it, as it was copied.
+    fn consume(&mut self);
 
     /// Returns whether all of it was taken, if that is known without a wait.
     fn is_over(&self) -> bool;
@@ -70,10 +76,20 @@ impl Pieces for Machine<'_> {
         Poll::Ready(Err(Broken))
     }
 
+    fn piece(&self) -> &[u8] {
+        self.origin.data()
+    }
+
     fn take(&mut self) -> Bytes {
         let piece = self.origin.take_data();
         self.hop.account.pays_out(piece.len() as u64);
         piece
+    }
+
+    fn consume(&mut self) {
+        let count = self.origin.data().len();
+        self.origin.consume(count);
+        self.hop.account.pays_out(count as u64);
     }
 
     fn is_over(&self) -> bool {
@@ -114,8 +130,16 @@ impl Pieces for Frames {
         Poll::Ready(Ok(true))
     }
 
+    fn piece(&self) -> &[u8] {
+        &self.piece
+    }
+
     fn take(&mut self) -> Bytes {
         std::mem::take(&mut self.piece)
+    }
+
+    fn consume(&mut self) {
+        self.piece = Bytes::new();
     }
 
     fn is_over(&self) -> bool {
@@ -160,16 +184,21 @@ pub(super) async fn pass<S: Wire, P: Pieces>(
                 return false;
             }
             Step::Take => {
-                let piece = body.take();
-                if !ends.begin_piece(piece.len(), out) {
+                let count = body.piece().len();
+                if !ends.begin_piece(count, out) {
                     return false;
                 }
-                if out.len() + piece.len() <= GATHERED_BYTES_MAX {
-                    out.extend_from_slice(&piece);
-                } else if body.is_over() {
-                    break piece;
-                } else if client.send(out, piece).await.is_err() {
-                    return false;
+                if out.len() + count <= GATHERED_BYTES_MAX {
+                    out.extend_from_slice(body.piece());
+                    body.consume();
+                } else {
+                    let piece = body.take();
+                    if body.is_over() {
+                        break piece;
+                    }
+                    if client.send(out, piece).await.is_err() {
+                        return false;
+                    }
                 }
                 ends.end_piece(out);
             }

@@ -176,8 +176,8 @@ impl<S: Wire> Front<S> {
     }
 
     async fn exchange(&mut self, end: usize, out: &mut BytesMut) -> Turn {
-        let Self { worker, client, peer, .. } = self;
-        let head = client.input.get(..end).unwrap_or_default();
+        let (worker, peer) = (Rc::clone(&self.worker), &self.peer);
+        let head = self.client.input.get(..end).unwrap_or_default();
         let Some(asked) = Asked::read(head, out) else { return Turn::General };
         let Some(common) = worker.common(&asked, peer) else { return Turn::General };
         let Common { app, host, target, in_flight, key } = common;
@@ -206,7 +206,8 @@ impl<S: Wire> Front<S> {
         out.clear();
         let set = options(&target, peer.public_port()).and_then(pick::idle_timeout);
         let patience = set.unwrap_or(hop.limits.answer);
-        let Some(heard) = hear(client, &mut origin, patience).await else { return Turn::Broken };
+        let heard = hear(&mut self.client, &mut origin, patience).await;
+        let Some(heard) = heard else { return Turn::Broken };
         let (target, request_id, account) = (&target, &request_id, &account);
         let sent =
             Sent { app: &app, host, target, method: &method, request_id, account, closes, end };
@@ -248,7 +249,7 @@ impl<S: Wire> Front<S> {
         answer::tell_client(sent.request_id, head.minor, out);
         self.put_end((ends, has_date, is_last), out);
         let is_sent = body::pass(&mut self.client, out, ends, machine).await;
-        Turn::behind(is_sent, is_last)
+        Turn::behind((is_sent, is_last))
     }
 
     /// Answers in the place of a machine that did not.
@@ -273,7 +274,7 @@ impl<S: Wire> Front<S> {
         let asked = asked.unwrap_or_else(|| Request::new(()));
         let accepted = compress::accepted(asked.headers());
         let original = original(asked, &worker.seen(peer, sent.request_id));
-        let answered = Answer::heard(origin, head).and_then(|answer| hop.finish(answer, key));
+        let answered = Answer::heard(origin, &head).and_then(|answer| hop.finish(answer, key));
         let outcome = match &answered {
             Ok(sent) => Ok(sent.response.status()),
             Err(refused) => Err((refused.cause, true)),
@@ -287,7 +288,7 @@ impl<S: Wire> Front<S> {
             let mut response = worker.travel_on(&mut passage, app, &original, reached).await?;
             headers::strip_answer(response.headers_mut());
             far::settle(response.headers_mut());
-            Ok(response)
+            Ok::<_, Cause>(response)
         };
         let Some(outcome) = unless_left(client, pin!(travelling)).await else {
             return Turn::Broken;
@@ -311,7 +312,7 @@ impl<S: Wire> Front<S> {
         self.put_end((ends, has_date, is_last), out);
         let frames = Frames::new(response.into_body());
         let is_sent = body::pass(&mut self.client, out, ends, frames).await;
-        Turn::behind(is_sent, is_last)
+        Turn::behind((is_sent, is_last))
     }
 
     fn put_end(&self, (ends, has_date, is_last): (Ends, bool, bool), out: &mut BytesMut) {
@@ -365,7 +366,7 @@ async fn ask(hop: &Hop<'_>, key: &Key, head: &[u8], method: &Method) -> Option<O
             return Some(origin);
         }
     }
-    let connecting = Box::pin(hop.connect(key));
+    let connecting = Box::pin(hop.open(key));
     let mut origin = tokio::time::timeout(CONNECT_MAX, connecting).await.ok().flatten()?;
     (!matches!(origin.ask(head, asked).await, Wrote::Nothing)).then_some(origin)
 }
@@ -376,7 +377,7 @@ async fn hear<S: Wire>(
     origin: &mut Origin,
     patience: Duration,
 ) -> Option<Result<Head, Cause>> {
-    let hearing = pin!(poll_fn(|context| origin.poll_answer(context)));
+    let hearing = pin!(origin.answer());
     match tokio::time::timeout(patience, unless_left(client, hearing)).await {
         Ok(heard) => heard.map(|heard| {
             heard.map_err(|fault| {
