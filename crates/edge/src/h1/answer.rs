@@ -50,10 +50,11 @@ impl Ends {
         }
     }
 
-    /// Ends a piece.
-    pub(super) fn end_piece(self, out: &mut BytesMut) {
-        if self == Self::Chunks {
-            out.extend_from_slice(b"\r\n");
+    /// Returns what ends a piece.
+    pub(super) const fn tail(self) -> &'static [u8] {
+        match self {
+            Self::Nothing | Self::Length(_) => b"",
+            Self::Chunks => b"\r\n",
         }
     }
 
@@ -289,7 +290,7 @@ mod tests {
         assert!(!Ends::Nothing.begin_piece(1, &mut out) && Ends::Nothing.end(&mut out));
         let mut ends = Ends::Chunks;
         assert!(ends.begin_piece(31, &mut out));
-        ends.end_piece(&mut out);
+        out.extend_from_slice(ends.tail());
         assert!(ends.end(&mut out));
         assert_eq!(&out[..], b"1f\r\n\r\n0\r\n\r\n");
     }

@@ -174,13 +174,13 @@ pub(super) async fn pass<S: Wire, P: Pieces>(
         match poll_fn(|context| step(client, out, &mut body, context)).await {
             Step::Over => break Bytes::new(),
             Step::Send => {
-                if client.send(out, Bytes::new()).await.is_err() {
+                if client.send(out, Bytes::new(), b"").await.is_err() {
                     return false;
                 }
             }
             Step::Broken => {
                 // The client sees how far it came.
-                client.send(out, Bytes::new()).await.ok();
+                client.send(out, Bytes::new(), b"").await.ok();
                 return false;
             }
             Step::Take => {
@@ -190,30 +190,27 @@ pub(super) async fn pass<S: Wire, P: Pieces>(
                 }
                 if out.len() + count <= GATHERED_BYTES_MAX {
                     out.extend_from_slice(body.piece());
+                    out.extend_from_slice(ends.tail());
                     body.consume();
-                } else {
-                    let piece = body.take();
-                    if body.is_over() {
-                        break piece;
-                    }
-                    if client.send(out, piece).await.is_err() {
-                        return false;
-                    }
+                    continue;
                 }
-                ends.end_piece(out);
+                let piece = body.take();
+                if body.is_over() {
+                    break piece;
+                }
+                if client.send(out, piece, ends.tail()).await.is_err() {
+                    return false;
+                }
             }
         }
     };
     // Others have the machine while this client takes its time.
     body.done();
-    if !last.is_empty() {
-        if client.send(out, last).await.is_err() {
-            return false;
-        }
-        ends.end_piece(out);
+    if !last.is_empty() && client.send(out, last, ends.tail()).await.is_err() {
+        return false;
     }
     let is_whole = ends.end(out);
-    client.send(out, Bytes::new()).await.is_ok() && is_whole
+    client.send(out, Bytes::new(), b"").await.is_ok() && is_whole
 }
 
 fn step<S: Wire, P: Pieces>(

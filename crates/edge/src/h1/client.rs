@@ -81,23 +81,28 @@ impl<S: Wire> Client<S> {
         }
     }
 
-    /// Sends what was written, and a piece behind it.
-    pub(super) async fn send(&mut self, out: &mut BytesMut, mut piece: Bytes) -> io::Result<()> {
-        while !out.is_empty() || !piece.is_empty() {
-            let count = if piece.is_empty() {
+    /// Sends what was written, a piece behind it, and what ends that.
+    pub(super) async fn send(
+        &mut self,
+        out: &mut BytesMut,
+        mut piece: Bytes,
+        mut tail: &[u8],
+    ) -> io::Result<()> {
+        while !out.is_empty() || !piece.is_empty() || !tail.is_empty() {
+            let count = if piece.is_empty() && tail.is_empty() {
                 self.stream.write(out).await?
-            } else if out.is_empty() {
-                self.stream.write(&piece).await?
             } else {
-                let slices = [IoSlice::new(out), IoSlice::new(&piece)];
+                let slices = [IoSlice::new(out), IoSlice::new(&piece), IoSlice::new(tail)];
                 self.stream.write_vectored(&slices).await?
             };
             if count == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
             let of_out = count.min(out.len());
+            let of_piece = (count - of_out).min(piece.len());
             out.advance(of_out);
-            piece.advance(count - of_out);
+            piece.advance(of_piece);
+            tail = tail.get(count - of_out - of_piece..).unwrap_or_default();
         }
         self.stream.flush().await
     }
