@@ -205,7 +205,7 @@ impl Hop<'_> {
                 let rest = Rest::Single(Box::new(exchange.into_flow()));
                 Ok(Answer { response, rest, switch })
             }
-            Err(fault) if exchange.is_unsent() && progress.fault().is_none() => {
+            Err(fault) if exchange.is_unsent() && !fault.is_clients() => {
                 tracing::debug!(%fault, "connection to a machine was over before it was used");
                 let cause = Cause::Upstream;
                 // What of the body was read for it is read again.
@@ -340,10 +340,7 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// Makes it of a head that was read, of an answer to a request without a body.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the front for the common request comes next")
-    )]
+    #[expect(dead_code, reason = "the front for the common request comes next")]
     pub(crate) fn heard(origin: Origin, head: &Head) -> Result<Self, Refused> {
         let response = origin.response(head);
         let response = response.map_err(|_| Refused::sent(Cause::BadAnswer))?;
