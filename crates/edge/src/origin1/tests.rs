@@ -244,7 +244,7 @@ async fn a_body_is_sent_in_one_piece_with_its_head_where_it_is_small() {
     for data in [Bytes::from_static(b"hello"), large] {
         let (origin, mut machine, _) = connected().await;
         let length = data.len().to_string();
-        let parts = post(&[("content-length", &length)]);
+        let parts = post(&[("content-length", length.as_str())]);
         let mut exchange = Exchange::new(origin, &parts, Given(Some(data.clone())));
         let want = format!("POST / HTTP/1.1\r\ncontent-length: {length}\r\n\r\n");
         let answering = async {
