@@ -205,7 +205,7 @@ impl Hop<'_> {
                 let rest = Rest::Single(Box::new(exchange.into_flow()));
                 Ok(Answer { response, rest, switch })
             }
-            Err(fault) if exchange.is_unsent() && progress.fault().is_none() => {
+            Err(fault) if exchange.is_unsent() && !fault.is_clients() => {
                 tracing::debug!(%fault, "connection to a machine was over before it was used");
                 let cause = Cause::Upstream;
                 // What of the body was read for it is read again.

@@ -9,9 +9,10 @@
 //! in its order), [`route`] (host name to app),
 //! [`redirect`] (to HTTPS), [`direction`] (where it wants to go), [`pick`] (a ready machine, less
 //! loaded), [`wake`] (only if none is ready: start one and hold the request, or queue up),
-//! [`forward`] (connect, copy), [`replaying`] (again, elsewhere, if the app says so), [`compress`],
-//! [`reply`] (pages), [`account`] (until all of it is over), [`access`] (one event), [`metrics`]
-//! (what is counted) and [`owners`] (a code in the app's own log).
+//! [`forward`] (connect, copy: [`origin1`] and [`origin2`] speak HTTP to machines), [`replaying`]
+//! (again, elsewhere, if the app says so), [`compress`], [`reply`] (pages), [`account`] (until all
+//! of it is over), [`access`] (one event), [`metrics`] (what is counted) and [`owners`] (a code in
+//! the app's own log).
 //!
 //! A machine of another host is reached through the edge there, which counts, holds and wakes:
 //! [`far`].

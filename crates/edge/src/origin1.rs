@@ -116,6 +116,11 @@ impl Fault {
             Self::Upload(_) | Self::Short => Cause::BadRequest,
         }
     }
+
+    /// Returns whether it lies in what the client sends.
+    pub(crate) const fn is_clients(&self) -> bool {
+        matches!(self, Self::Upload(_) | Self::Short)
+    }
 }
 
 impl Origin {

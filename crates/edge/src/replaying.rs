@@ -8,8 +8,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Uri};
 use http_body::Body as _;
 use perch_types::{AppName, MachineId};
 use tokio::time::Instant;
@@ -26,55 +25,18 @@ use crate::outlier::Failure;
 use crate::replay::{self, Fallback, Remember, Replay, Unclear};
 use crate::replay_cache::{Entry, Found, Key, Query, Step};
 use crate::request::Passage;
-use crate::upload::{Keeper, Progress};
+use crate::upload::Keeper;
 use crate::wake::{self, Tried, Wanted};
 use crate::{pick, sticky};
+
+mod original;
+
+pub(crate) use self::original::Original;
 
 /// How often one request is replayed.
 const REPLAYS_MAX: u32 = 5;
 /// The largest body that says where to.
 const BODY_BYTES_MAX: usize = 64 * 1024;
-
-/// What a request was before it was sent.
-pub(crate) struct Original {
-    method: Method,
-    path: PathAndQuery,
-    headers: HeaderMap,
-    body: Keeper,
-    progress: Progress,
-    takes_trailers: bool,
-}
-
-impl Original {
-    pub(crate) fn of(outbound: &Outbound) -> Self {
-        let request = &outbound.request;
-        let path = request.uri().path_and_query();
-        Self {
-            method: request.method().clone(),
-            path: path.cloned().unwrap_or_else(|| PathAndQuery::from_static("/")),
-            headers: request.headers().clone(),
-            body: request.body().keeper(),
-            progress: outbound.progress.clone(),
-            takes_trailers: outbound.takes_trailers,
-        }
-    }
-
-    /// Returns the request once more; an error when too much of its body has passed.
-    pub(crate) fn again(&self, switch: Option<Switch>) -> Result<Box<Outbound>, Cause> {
-        let body = self.body.again().ok_or(Cause::ReplayTooLarge)?;
-        let mut request = Request::new(body);
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = Uri::from(self.path.clone());
-        *request.headers_mut() = self.headers.clone();
-        *request.version_mut() = Version::HTTP_11;
-        Ok(Box::new(Outbound {
-            request,
-            progress: self.progress.clone(),
-            switch,
-            takes_trailers: self.takes_trailers,
-        }))
-    }
-}
 
 /// One leg of the way: an app, and which of its machines.
 struct Leg {
