@@ -2,9 +2,9 @@
 //! this host that is ready.
 //!
 //! Never a way around a rule: what is not surely common goes through [`crate::request`] with all
-//! that was read of it, and its connection stays there. Heads are judged by the strict layer, hosts,
-//! machines and fields by what the general path asks too. It exists because it costs a third of that
-//! path's time: no map of fields, no task and no channel between a client and its machine.
+//! that was read of it, and its connection stays there. Heads are judged by the strict layer;
+//! hosts, machines and fields by what the general path asks too. It has no map of fields, no task
+//! and no channel between a client and its machine: these took most of the edge's own time.
 
 mod answer;
 mod body;

@@ -1,7 +1,7 @@
 //! Passes an answer's body on to the client, from wherever it comes.
 //!
-//! Never keeps more of one than was read at once, and never goes on for a client that has left. What
-//! is small leaves in one write with the head; what is large is sent from where it came.
+//! Never keeps more of one than was read at once, and never goes on for a client that has left.
+//! What is small leaves in one write with the head; what is large is sent from where it came.
 
 use std::future::poll_fn;
 use std::pin::Pin;

@@ -1,7 +1,7 @@
 //! One common request and its answer.
 //!
-//! Never sends anything of a request that is not surely common: it goes the general way, whole. What
-//! was sent is answered here, whatever comes of it.
+//! Never sends anything of a request that is not surely common: it goes the general way, whole.
+//! What was sent is answered here, whatever comes of it.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};

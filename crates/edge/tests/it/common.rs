@@ -53,7 +53,8 @@ fn e2_both_paths_say_the_same_to_machines_and_clients() {
         answers[path.trim_start_matches('/').parse::<usize>().unwrap()].to_owned()
     });
     let world = World::web(&origin);
-    let fields = "X-Forwarded-For: 1.1.1.1\r\nx-forwarded-for: 2.2.2.2\r\nX-Forwarded-Proto: https\r\n\
+    let fields = "X-Forwarded-For: 1.1.1.1\r\nx-forwarded-for: 2.2.2.2\r\n\
+                  X-Forwarded-Proto: https\r\n\
                   X-Forwarded-Port: 8443\r\nVia: 1.0 other\r\nCookie: a=b\r\nCookie: c=d\r\n\
                   ACCEPT: \t*/* \r\nKeep-Alive: timeout=5\r\n";
     for number in 0..answers.len() {
@@ -118,7 +119,8 @@ fn requests_behind_each_other_are_answered_in_their_order_whatever_their_path() 
     let mut stream = world.connect();
     let host = "HTTP/1.1\r\nHost: web.perch.localhost\r\n";
     let text = format!(
-        "GET /1 {host}\r\nGET /2 {host}\r\nPOST /3 {host}Content-Length: 3\r\n\r\nabcGET /4 {host}\r\n\
+        "GET /1 {host}\r\nGET /2 {host}\r\nPOST /3 {host}Content-Length: 3\r\n\r\nabc\
+         GET /4 {host}\r\n\
          GET /5 {host}\r\n"
     );
     // The last one comes in two pieces.
