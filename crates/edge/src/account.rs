@@ -81,6 +81,8 @@ pub(crate) struct Account {
     known: RefCell<Known>,
     /// Whether another edge passed the request on, and tells of it.
     is_told_elsewhere: bool,
+    /// Whether the request has another account.
+    is_void: Cell<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -105,18 +107,35 @@ impl Account {
         request: &Request<B>,
         over_tls: bool,
     ) -> Self {
+        let asked = (request.method().clone(), request.version());
+        Self::of(shared, request_id, asked, over_tls)
+    }
+
+    /// Begins the account of a request by its method and version.
+    pub(crate) fn of(
+        shared: &Arc<Shared>,
+        request_id: String,
+        (method, version): (Method, Version),
+        over_tls: bool,
+    ) -> Self {
         Self {
             shared: Arc::clone(shared),
             began: Instant::now(),
             request_id,
-            method: request.method().clone(),
-            version: request.version(),
+            method,
+            version,
             over_tls,
             received: Rc::default(),
             sent: Cell::new(0),
             known: RefCell::default(),
             is_told_elsewhere: false,
+            is_void: Cell::new(false),
         }
+    }
+
+    /// Has nothing be counted or told: the request begins anew, with another account.
+    pub(crate) fn begins_anew(&self) {
+        self.is_void.set(true);
     }
 
     /// Makes it that of a request which another edge passed on: it is counted here, and told there.
@@ -179,14 +198,15 @@ impl Account {
         self.ends(end);
     }
 
-    fn pays_out(&self, bytes: u64) {
+    /// Notes that the client is sent so much of a body.
+    pub(crate) fn pays_out(&self, bytes: u64) {
         self.sent.set(self.sent.get().saturating_add(bytes));
         let known = self.known.borrow();
         known.metrics.as_ref().unwrap_or(&self.shared.metrics.nobodys).bytes_out.add(bytes);
     }
 
     /// Notes how it ends; what was said first counts.
-    fn ends(&self, end: End) {
+    pub(crate) fn ends(&self, end: End) {
         let mut known = self.known.borrow_mut();
         if known.end == End::Left {
             known.end = end;
@@ -196,6 +216,9 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
+        if self.is_void.get() {
+            return;
+        }
         let known = self.known.get_mut();
         let metrics = known.metrics.as_ref().unwrap_or(&self.shared.metrics.nobodys);
         match known.answer {

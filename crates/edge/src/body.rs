@@ -15,7 +15,8 @@ use perch_sockets::Timer;
 use crate::compress::Compressed;
 use crate::headers;
 use crate::live::InFlight;
-use crate::pool::{Key, Pool, Single, Stream};
+use crate::origin1::{Fault, Flow};
+use crate::pool::{Key, Pool, Stream};
 use crate::statics::Place;
 
 /// What the client is sent.
@@ -31,20 +32,23 @@ pub(crate) enum ReplyBody {
     Compressed(Box<Compressed>),
 }
 
-/// What becomes of a machine's connection when the answer has been read to its end.
+/// What a machine's answer is read from.
 #[derive(Debug)]
-pub(crate) enum Back {
-    /// It goes back to the pool.
-    Single(Pool, Key, Single),
-    /// It carries others too, and one more from then on.
-    Stream(Stream),
+pub(crate) enum Source {
+    /// A connection for one request at a time, and the pool that it goes back to.
+    Single(Box<Flow>, Option<(Pool, Key)>),
+    /// A connection that carries others too, and one more when this one is over.
+    Stream(Incoming, Option<Stream>),
+    /// All of it was read.
+    Over,
+    /// It broke off.
+    Broken,
 }
 
 /// What the machine sends, and what is held for it meanwhile.
 #[derive(Debug)]
 pub(crate) struct MachineBody {
-    incoming: Incoming,
-    back: Option<Back>,
+    source: Source,
     idle: Duration,
     silence: Timer,
     _in_flight: InFlight,
@@ -64,7 +68,10 @@ pub(crate) struct FileBody {
 pub(crate) enum BodyError {
     /// The machine's connection.
     #[error("read the machine's answer")]
-    Machine(#[source] hyper::Error),
+    Machine(#[source] Fault),
+    /// The machine's connection that carries others too.
+    #[error("read the machine's answer among others")]
+    Stream(#[source] hyper::Error),
     /// The host's connection.
     #[error("read a file of the image")]
     File(#[source] hyper::Error),
@@ -80,25 +87,42 @@ pub(crate) enum BodyError {
 }
 
 impl MachineBody {
-    pub(crate) fn new(
-        incoming: Incoming,
-        back: Option<Back>,
-        idle: Duration,
-        in_flight: InFlight,
-    ) -> Self {
-        let silence = Timer::default();
-        let mut body = Self { incoming, back, idle, silence, _in_flight: in_flight };
-        if body.incoming.is_end_stream() {
+    pub(crate) fn new(source: Source, idle: Duration, in_flight: InFlight) -> Self {
+        let mut body = Self { source, idle, silence: Timer::default(), _in_flight: in_flight };
+        if body.is_end_stream() {
             body.give_back();
         }
         body
     }
 
     fn give_back(&mut self) {
-        match self.back.take() {
-            Some(Back::Single(pool, key, sender)) => pool.put(&key, sender),
-            Some(Back::Stream(stream)) => drop(stream),
-            None => {}
+        if let Source::Stream(_, stream) = &mut self.source {
+            // How long the answer is may be asked for longer.
+            drop(stream.take());
+        } else if let Source::Single(flow, back) = std::mem::replace(&mut self.source, Source::Over)
+        {
+            let origin = flow.into_origin();
+            if let Some((pool, key)) = back {
+                pool.put(&key, origin);
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Single(flow, _) => flow.is_over(),
+            Source::Stream(incoming, _) => incoming.is_end_stream(),
+            Source::Over => true,
+            Source::Broken => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Single(flow, _) => flow.left().map(SizeHint::with_exact).unwrap_or_default(),
+            Source::Stream(incoming, _) => incoming.size_hint(),
+            Source::Over => SizeHint::with_exact(0),
+            Source::Broken => SizeHint::default(),
         }
     }
 }
@@ -119,7 +143,13 @@ impl MachineBody {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let mut polled = Pin::new(&mut self.incoming).poll_frame(context);
+        let mut polled = match &mut self.source {
+            Source::Single(flow, _) => flow.poll_frame(context).map_err(BodyError::Machine),
+            Source::Stream(incoming, _) => {
+                Pin::new(incoming).poll_frame(context).map_err(BodyError::Stream)
+            }
+            Source::Over | Source::Broken => return Poll::Ready(None),
+        };
         if polled.is_ready() {
             self.silence.reset();
         }
@@ -130,16 +160,16 @@ impl MachineBody {
         }
         match &polled {
             Poll::Ready(None) => self.give_back(),
-            Poll::Ready(Some(Ok(_))) if self.incoming.is_end_stream() => self.give_back(),
-            Poll::Ready(Some(Err(_))) => self.back = None,
+            Poll::Ready(Some(Ok(_))) if self.is_end_stream() => self.give_back(),
+            Poll::Ready(Some(Err(_))) => self.source = Source::Broken,
             Poll::Pending if self.silence.is_over(self.idle, context) => {
                 // The connection is closed: what comes over it later is nobody's.
-                self.back = None;
+                self.source = Source::Broken;
                 return Poll::Ready(Some(Err(BodyError::Silent)));
             }
             Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
         }
-        polled.map_err(BodyError::Machine)
+        polled
     }
 }
 
@@ -181,7 +211,7 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Page(page) => page.is_none(),
-            Self::Machine(body) => body.incoming.is_end_stream(),
+            Self::Machine(body) => body.is_end_stream(),
             Self::File(body) => body.incoming.is_end_stream(),
             Self::Compressed(body) => body.is_over(),
         }
@@ -192,7 +222,7 @@ impl Body for ReplyBody {
             Self::Page(page) => {
                 SizeHint::with_exact(page.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Self::Machine(body) => body.incoming.size_hint(),
+            Self::Machine(body) => body.size_hint(),
             Self::File(body) => body.incoming.size_hint(),
             Self::Compressed(_) => SizeHint::default(),
         }

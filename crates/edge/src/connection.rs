@@ -27,7 +27,7 @@ use crate::listen::Worker;
 use crate::peer::Peer;
 use crate::strict::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, Link, Strict};
 use crate::tls::{self, Session, Tls};
-use crate::{h2, pick, raw};
+use crate::{h1, h2, pick, raw};
 
 /// How long the last bytes of a handshake that was all may take.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
@@ -55,7 +55,7 @@ pub(crate) async fn serve(
     match door {
         Door::Plain(gate) => {
             let peer = Peer::new(client, gate, None);
-            Box::pin(serve_http1(worker, stream, peer, stopping)).await;
+            Box::pin(h1::serve(worker, stream, peer, stopping)).await;
         }
         Door::Tls(gate, tls) => {
             let shaken = Box::pin(shake_hands(&worker, (&tls, &gate), stream, client)).await;
@@ -86,7 +86,7 @@ pub(crate) async fn serve(
                 let Some(_seat) = seat_h2(&worker, client) else { return };
                 Box::pin(h2::serve(worker, stream, peer, stopping)).await;
             } else {
-                Box::pin(serve_http1(worker, stream, peer, stopping)).await;
+                Box::pin(h1::serve(worker, stream, peer, stopping)).await;
             }
         }
         Door::Far(far) => Box::pin(far::serve(worker, far, (stream, client), stopping)).await,
@@ -159,8 +159,8 @@ where
     hello.await.map(Some)
 }
 
-/// Serves HTTP/1.1.
-async fn serve_http1<S>(
+/// Serves HTTP/1.1 whatever is asked.
+pub(crate) async fn serve_http1<S>(
     worker: Rc<Worker>,
     stream: S,
     peer: Peer,

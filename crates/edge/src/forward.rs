@@ -7,28 +7,26 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::Either;
-use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::header::{HeaderValue, TRANSFER_ENCODING};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use perch_types::service::HttpOptions;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::Limits;
 use crate::account::{Account, End};
-use crate::body::{Back, MachineBody, ReplyBody};
+use crate::body::{MachineBody, ReplyBody, Source};
 use crate::cause::Cause;
 use crate::live::{InFlight, Target};
+use crate::origin1::{self, Exchange, Flow, Head, Origin, Switched};
 use crate::passage::{self, Ended, How, Terms};
-use crate::pool::{Key, Pool, Single, Stream};
+use crate::pool::{Key, Pool, Stream};
 use crate::upload::{Progress, RequestBody};
 use crate::{dial, headers, origin2, pick};
 
-/// The largest head of an answer.
-pub(crate) const ANSWER_HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a tunnel that are under way in one direction.
 const TUNNEL_BUFFER_BYTES: usize = 8 * 1024;
 
@@ -69,7 +67,7 @@ impl Refused {
 /// A connection that a request can go over.
 #[derive(Debug)]
 pub(crate) enum Sender {
-    Single(Single),
+    Single(Origin),
     Stream(Stream),
 }
 
@@ -147,103 +145,149 @@ impl Hop<'_> {
     }
 
     async fn connect(&self, key: &Key, is_shared: bool) -> Option<Sender> {
+        if !is_shared {
+            return self.open(key).await.map(Sender::Single);
+        }
         for address in dial::addresses(&self.target.record) {
-            let (at, limit) = (SocketAddr::new(address, key.port), self.limits.connect);
-            let reached = dial::reach(self.target, at, limit, |stream| stream.set_nodelay(true));
-            let Some(stream) = reached.await else {
+            let Some(stream) = self.reach(SocketAddr::new(address, key.port)).await else {
                 continue;
             };
             let load = Arc::clone(&self.target.load);
-            if is_shared {
-                let Some(sender) = origin2::handshake(stream, load).await else {
-                    continue;
-                };
+            if let Some(sender) = origin2::handshake(stream, load).await {
                 return Some(Sender::Stream(self.pool.share(key, sender)));
             }
-            let handshake = http1::Builder::new()
-                .writev(false)
-                .max_buf_size(ANSWER_HEAD_BYTES_MAX)
-                .handshake(TokioIo::new(stream))
-                .await;
-            let Ok((sender, connection)) = handshake else {
-                load.instance.disconnected();
-                continue;
-            };
-            tokio::task::spawn_local(async move {
-                if let Err(error) = connection.with_upgrades().await {
-                    tracing::debug!(%error, "connection to a machine ended");
-                }
-                load.instance.disconnected();
-            });
-            return Some(Sender::Single(sender));
         }
         None
+    }
+
+    /// Connects for one request at a time.
+    pub(crate) async fn open(&self, key: &Key) -> Option<Origin> {
+        for address in dial::addresses(&self.target.record) {
+            if let Some(stream) = self.reach(SocketAddr::new(address, key.port)).await {
+                let load = Arc::clone(&self.target.load);
+                return Some(Origin::over(stream, load, self.pool.buffers()));
+            }
+        }
+        None
+    }
+
+    async fn reach(&self, address: SocketAddr) -> Option<TcpStream> {
+        let limit = self.limits.connect;
+        dial::reach(self.target, address, limit, |stream| stream.set_nodelay(true)).await
     }
 
     pub(crate) async fn exchange(
         &self,
         key: &Key,
-        mut sender: Sender,
+        sender: Sender,
         outbound: Box<Outbound>,
     ) -> Result<Answer, Refused> {
-        let is_ready = match &mut sender {
-            Sender::Single(single) => single.ready().await,
-            Sender::Stream(stream) => stream.sender.ready().await,
-        };
-        if is_ready.is_err() {
-            if let Sender::Stream(stream) = &sender {
-                self.pool.give_up(key, stream);
+        match sender {
+            Sender::Single(origin) => self.ask(origin, outbound).await,
+            Sender::Stream(stream) => self.ask_among(key, stream, outbound).await,
+        }
+    }
+
+    /// Asks over a connection that is the request's for so long.
+    async fn ask(&self, origin: Origin, outbound: Box<Outbound>) -> Result<Answer, Refused> {
+        let Outbound { request, progress, switch, takes_trailers } = *outbound;
+        let began = Instant::now();
+        progress.moves();
+        let (parts, body) = request.into_parts();
+        let upload = body.keeper();
+        let mut exchange = Exchange::new(origin, &parts, body);
+        let answered = self.in_time(&progress, exchange.answer()).await?;
+        match answered {
+            Ok(head) => {
+                self.hears(head.status, began);
+                let response = exchange.origin().response(&head);
+                let response = response.map_err(|_| Refused::sent(Cause::BadAnswer))?;
+                let rest = Rest::Single(Box::new(exchange.into_flow()));
+                Ok(Answer { response, rest, switch })
             }
+            Err(fault) if exchange.is_unsent() && !fault.is_clients() => {
+                tracing::debug!(%fault, "connection to a machine was over before it was used");
+                let cause = Cause::Upstream;
+                // What of the body was read for it is read again.
+                let body = upload.again().ok_or_else(|| Refused::sent(cause))?;
+                let request = Request::from_parts(parts, body);
+                let unsent = Outbound { request, progress, switch, takes_trailers };
+                Err(Refused { cause, unsent: Some(Box::new(unsent)) })
+            }
+            Err(fault) => {
+                tracing::debug!(%fault, "machine did not answer");
+                Err(Refused::sent(progress.fault().unwrap_or_else(|| fault.cause())))
+            }
+        }
+    }
+
+    /// Asks over a connection that carries others too.
+    async fn ask_among(
+        &self,
+        key: &Key,
+        mut stream: Stream,
+        outbound: Box<Outbound>,
+    ) -> Result<Answer, Refused> {
+        if stream.sender.ready().await.is_err() {
+            self.pool.give_up(key, &stream);
             return Err(Refused { cause: Cause::Upstream, unsent: Some(outbound) });
         }
         let Outbound { mut request, progress, switch, takes_trailers } = *outbound;
         let began = Instant::now();
         progress.moves();
-        let patience = self.patience();
-        let mut sending = std::pin::pin!(match &mut sender {
-            Sender::Single(single) => Either::Left(single.try_send_request(request)),
-            Sender::Stream(stream) => {
-                origin2::dress(&mut request, takes_trailers);
-                Either::Right(stream.sender.try_send_request(request))
-            }
-        });
-        let sent = loop {
-            // Counted from the last byte of the body that moved: an upload may take its time.
-            let deadline = progress.last() + patience;
-            match tokio::time::timeout_at(deadline, &mut sending).await {
-                Ok(sent) => break sent,
-                Err(_) if progress.last() + patience > Instant::now() => {}
-                Err(_) => return Err(Refused::sent(progress.why_still())),
-            }
-        };
-        match sent {
+        origin2::dress(&mut request, takes_trailers);
+        let sending = stream.sender.try_send_request(request);
+        let answered = self.in_time(&progress, sending).await?;
+        match answered {
             Ok(response) => {
-                let Target { record, load, .. } = self.target.as_ref();
-                let status = response.status().as_u16();
-                load.instance.answered(&record.instance, status, began.elapsed());
-                Ok(Answer { response, sender, switch })
+                self.hears(response.status().as_u16(), began);
+                if !origin1::answer::has_clear_length(response.headers()) {
+                    return Err(Refused::sent(Cause::BadAnswer));
+                }
+                let (parts, incoming) = response.into_parts();
+                let rest = Rest::Stream(incoming, stream);
+                Ok(Answer { response: Response::from_parts(parts, ()), rest, switch })
             }
             Err(mut error) => {
                 let Some(mut request) = error.take_message() else {
                     let cause = progress.fault().unwrap_or_else(|| cause_of(&error.into_error()));
                     return Err(Refused::sent(cause));
                 };
-                if let Sender::Stream(stream) = &sender {
-                    origin2::undress(&mut request);
-                    self.pool.give_up(key, stream);
-                }
+                origin2::undress(&mut request);
+                self.pool.give_up(key, &stream);
                 let unsent = Outbound { request, progress, switch, takes_trailers };
                 Err(Refused { cause: Cause::Upstream, unsent: Some(Box::new(unsent)) })
             }
         }
     }
 
+    /// Waits for an answer, for so long after the last byte of the body that moved: an upload may
+    /// take its time.
+    async fn in_time<F: Future>(
+        &self,
+        progress: &Progress,
+        answer: F,
+    ) -> Result<F::Output, Refused> {
+        let patience = self.patience();
+        let mut answer = std::pin::pin!(answer);
+        loop {
+            let deadline = progress.last() + patience;
+            match tokio::time::timeout_at(deadline, answer.as_mut()).await {
+                Ok(answer) => return Ok(answer),
+                Err(_) if progress.last() + patience > Instant::now() => {}
+                Err(_) => return Err(Refused::sent(progress.why_still())),
+            }
+        }
+    }
+
+    fn hears(&self, status: u16, began: Instant) {
+        let Target { record, load, .. } = self.target.as_ref();
+        load.instance.answered(&record.instance, status, began.elapsed());
+    }
+
     pub(crate) fn finish(self, answer: Answer, key: Key) -> Result<Sent, Refused> {
         let idle = self.idle();
-        let Answer { mut response, sender, switch } = answer;
-        if !has_clear_length(response.headers()) {
-            return Err(Refused::sent(Cause::BadAnswer));
-        }
+        let Answer { mut response, rest, switch } = answer;
         let protocol = response.headers_mut().remove(http::header::UPGRADE);
         headers::strip(response.headers_mut());
         response.headers_mut().remove(TRANSFER_ENCODING);
@@ -263,44 +307,60 @@ impl Hop<'_> {
             if !headers::offers(&asked, &protocol) {
                 return Err(Refused::sent(Cause::BadAnswer));
             }
-            let machine = hyper::upgrade::on(&mut response);
+            let Some(machine) = rest.into_switched() else {
+                return Err(Refused::sent(Cause::BadAnswer));
+            };
             headers::restore_upgrade(response.headers_mut(), protocol);
             let in_flight = self.in_flight.into_tunnel();
             let account = Rc::clone(self.account);
             tokio::task::spawn_local(tunnel(client, machine, idle, in_flight, account));
-            return Ok(Sent { response: response.map(|_| ReplyBody::Page(None)), switch: None });
+            return Ok(Sent { response: response.map(|()| ReplyBody::Page(None)), switch: None });
         }
-        let back = match sender {
-            // That to another edge was for a switch alone.
-            Sender::Single(_) if is_far => None,
-            Sender::Single(single) => Some(Back::Single(self.pool.clone(), key, single)),
-            Sender::Stream(stream) => Some(Back::Stream(stream)),
+        let source = match rest {
+            Rest::Single(flow) => {
+                // That to another edge was for a switch alone.
+                let back = (!is_far).then(|| (self.pool.clone(), key));
+                Source::Single(flow, back)
+            }
+            Rest::Stream(incoming, stream) => Source::Stream(incoming, Some(stream)),
         };
-        let response = response.map(|incoming| {
-            let body = MachineBody::new(incoming, back, idle, self.in_flight);
-            ReplyBody::Machine(Box::new(body))
-        });
+        let body = MachineBody::new(source, idle, self.in_flight);
+        let response = response.map(|()| ReplyBody::Machine(Box::new(body)));
         Ok(Sent { response, switch })
     }
 }
 
-/// What a machine said, and the connection over which it did.
+/// What a machine said, and the connection over which it goes on.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    response: Response<Incoming>,
-    sender: Sender,
+    response: Response<()>,
+    rest: Rest,
     switch: Option<Switch>,
 }
 
-/// Returns whether it is beyond doubt where an answer ends: one length, or chunks alone.
-fn has_clear_length(headers: &HeaderMap) -> bool {
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    match (lengths.next(), codings.next()) {
-        (_, None) => lengths.next().is_none(),
-        (Some(_), Some(_)) => false,
-        (None, Some(coding)) => {
-            coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none()
+impl Answer {
+    /// Makes it of a head that was read, of an answer to a request without a body.
+    pub(crate) fn heard(origin: Origin, head: &Head) -> Result<Self, Refused> {
+        let response = origin.response(head);
+        let response = response.map_err(|_| Refused::sent(Cause::BadAnswer))?;
+        let rest = Rest::Single(Box::new(Flow::new(origin)));
+        Ok(Self { response, rest, switch: None })
+    }
+}
+
+/// Where the rest of an answer comes from.
+#[derive(Debug)]
+enum Rest {
+    Single(Box<Flow>),
+    Stream(Incoming, Stream),
+}
+
+impl Rest {
+    fn into_switched(self) -> Option<Switched> {
+        match self {
+            Self::Single(flow) => flow.into_switched(),
+            // Nothing switches there.
+            Self::Stream(..) => None,
         }
     }
 }
@@ -320,16 +380,16 @@ fn cause_of(error: &hyper::Error) -> Cause {
 /// Copies bytes both ways until one side ends or nothing moves for `idle`.
 async fn tunnel(
     client: OnUpgrade,
-    machine: OnUpgrade,
+    machine: Switched,
     idle: Duration,
     in_flight: InFlight,
     account: Rc<Account>,
 ) {
-    let (Ok(client), Ok(machine)) = (client.await, machine.await) else {
+    let Ok(client) = client.await else {
         return;
     };
     let terms = Terms { buffer_bytes: TUNNEL_BUFFER_BYTES, idle, half_idle: idle };
-    let (client, machine) = (TokioIo::new(client), TokioIo::new(machine));
+    let client = TokioIo::new(client);
     let Ended { sent, received, how } = passage::pass(client, machine, terms).await;
     let end = match how {
         How::Closed => End::Whole,
@@ -344,28 +404,4 @@ async fn tunnel(
     };
     account.tunnelled(sent, received, end);
     drop(in_flight);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn e4_an_answer_has_one_clear_length() {
-        for (fields, want) in [
-            (&[][..], true),
-            (&[("content-length", "3")], true),
-            (&[("transfer-encoding", "Chunked")], true),
-            (&[("content-length", "3"), ("content-length", "3")], false),
-            (&[("content-length", "3"), ("transfer-encoding", "chunked")], false),
-            (&[("transfer-encoding", "gzip, chunked")], false),
-            (&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], false),
-        ] {
-            let mut headers = HeaderMap::new();
-            for (name, value) in fields {
-                headers.append(*name, HeaderValue::from_static(value));
-            }
-            assert_eq!(has_clear_length(&headers), want, "{fields:?}");
-        }
-    }
 }

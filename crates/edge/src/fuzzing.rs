@@ -8,7 +8,7 @@ mod parsers;
 use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE};
 use perch_types::view::View;
 
-use crate::{far, headers, raw, route, strict};
+use crate::{far, h1, headers, origin1, raw, route, strict};
 
 /// A function that takes any bytes.
 pub type Target = fn(&[u8]);
@@ -30,6 +30,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("options", parsers::options),
     ("postgres", raw::pg_tls::fuzz),
     ("hops", far::fuzz),
+    ("common", h1::fuzz::requests),
+    ("answers", origin1::answer::fuzz),
 ];
 
 /// Messages that are as they should be, or nearly: what bytes are made of.
@@ -41,6 +43,7 @@ pub const SEEDS: &[&str] = &[
     "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;a=\"b\"\r\nabc\r\n0\r\n\r\n",
     "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, X\r\nUpgrade: websocket\r\nX: y\r\n\r\nab",
     "GET http://a/ HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nX-Forwarded-For: 1.1.1.1\r\n\r\n",
+    "GET /a?b=c HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.1.1.1\r\nX-Forwarded-Port: 1\r\nVia: 1.1 b\r\nConnection: close\r\n\r\n",
     "3\r\nabc\r\na;b=c\r\n0123456789\r\n0\r\nX: y\r\n\r\n",
     "0\r\n\r\n",
     "a.b-c.example.:8080",
@@ -58,6 +61,9 @@ pub const SEEDS: &[&str] = &[
     "x-a: someone\ncookie: s=someone\n",
     "from=000000000001;org=personal;app=web;port=443;wait=1500;machine=00000000000001",
     "unsent=PC03",
+    "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close, x\r\n\r\nabc",
+    "HTTP/1.1 200\r\nTransfer-Encoding: chunked\r\nX:\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    "\r\nHTTP/1.0 304 Not Modified\nConnection: keep-alive\n\n",
 ];
 
 /// A host name that is taken is one, and is the same when it is taken again.

@@ -13,7 +13,7 @@ use http::{HeaderMap, Method, Version};
 use perch_types::service::{HeaderChange, ResponseOptions};
 
 /// Fields of one connection, never forwarded (RFC 9110, section 7.6.1).
-const HOP_BY_HOP: [HeaderName; 6] =
+static HOP_BY_HOP: [HeaderName; 6] =
     [CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, UPGRADE];
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -29,19 +29,19 @@ pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("fly-cache-s
 const CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
 const FORWARDED_PORT: HeaderName = HeaderName::from_static("fly-forwarded-port");
 const REGION: HeaderName = HeaderName::from_static("fly-region");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+pub(crate) const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const X_FORWARDED_SSL: HeaderName = HeaderName::from_static("x-forwarded-ssl");
 
 /// What one edge tells another of a request, and of its answer; no client's and no app's.
 pub(crate) const HOP: HeaderName = HeaderName::from_static("perch-hop");
 
 /// Fields of a request that only the platform may set, and not to each (contract 4.2).
-const PLATFORM: [HeaderName; 5] =
+static PLATFORM: [HeaderName; 5] =
     [REPLAY_SRC, REPLAY_FAILED, PREFERRED_UNAVAILABLE, REPLAY_CACHE_STATUS, HOP];
 /// Fields of every request that say what the edge saw.
-const SEEN: [HeaderName; 8] = [
+static SEEN: [HeaderName; 8] = [
     REQUEST_ID,
     CLIENT_IP,
     FORWARDED_PORT,
@@ -52,13 +52,57 @@ const SEEN: [HeaderName; 8] = [
     X_FORWARDED_SSL,
 ];
 /// Fields of an answer that are for the edge, or that only it may set.
-const FROM_APP: [HeaderName; 5] = [
+static FROM_APP: [HeaderName; 5] = [
     HeaderName::from_static("fly-replay"),
     HeaderName::from_static("fly-replay-cache"),
     HeaderName::from_static("fly-replay-cache-ttl-secs"),
     HeaderName::from_static("fly-replay-cache-allow-bypass"),
     CACHE_STATUS,
 ];
+
+/// What becomes of a field of a request or an answer that is passed on, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It goes on.
+    Kept,
+    /// It is of one connection, and says which others are.
+    Connection,
+    /// It is of one connection.
+    Hop,
+    /// It goes on, with the client at its end.
+    ForwardedFor,
+    /// It goes on; the edge says it only where nobody has.
+    ForwardedPort,
+    /// The edge says it, or nobody.
+    Edges,
+}
+
+/// Returns what becomes of a field by its name, in whatever case that is written.
+pub(crate) fn fate(name: &[u8]) -> Fate {
+    let is = |known: &HeaderName| name.eq_ignore_ascii_case(known.as_str().as_bytes());
+    if is(&CONNECTION) {
+        Fate::Connection
+    } else if HOP_BY_HOP.iter().any(is) || is(&KEEP_ALIVE) || is(&PROXY_CONNECTION) {
+        Fate::Hop
+    } else if is(&X_FORWARDED_FOR) {
+        Fate::ForwardedFor
+    } else if is(&X_FORWARDED_PORT) {
+        Fate::ForwardedPort
+    } else if PLATFORM.iter().chain(&SEEN).any(is) {
+        Fate::Edges
+    } else {
+        Fate::Kept
+    }
+}
+
+/// Returns whether a field's name is one of the platform's, in whatever case it is written: of
+/// requests, of answers, or between edges.
+pub(crate) fn is_platforms(name: &[u8]) -> bool {
+    let begins = |prefix: &[u8]| {
+        name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    };
+    begins(b"fly-") || name.eq_ignore_ascii_case(HOP.as_str().as_bytes())
+}
 
 /// Who asked, as the edge saw it. Values are made once where they hold for longer.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +115,21 @@ pub(crate) struct Seen<'a> {
     pub(crate) over_tls: bool,
     /// The version of HTTP that the client spoke.
     pub(crate) version: Version,
+}
+
+impl Seen<'_> {
+    /// Returns what the app is told whatever the client says, each once.
+    pub(crate) fn said(&self) -> [(HeaderName, HeaderValue); 6] {
+        let (proto, ssl) = if self.over_tls { ("https", "on") } else { ("http", "off") };
+        [
+            (CLIENT_IP, self.client.clone()),
+            (FORWARDED_PORT, self.port.clone()),
+            (REGION, self.region.clone()),
+            (REQUEST_ID, self.request_id.clone()),
+            (X_FORWARDED_PROTO, HeaderValue::from_static(proto)),
+            (X_FORWARDED_SSL, HeaderValue::from_static(ssl)),
+        ]
+    }
 }
 
 /// Returns a client's address as the app is told it: IPv4 never in IPv6's dress.
@@ -140,14 +199,10 @@ pub(crate) fn tell_app(headers: &mut HeaderMap, seen: &Seen<'_>) {
     }
     remove_lookalikes(headers);
     let forwarded_for = forwarded_for(headers, seen.client);
-    let (proto, ssl) = if seen.over_tls { ("https", "on") } else { ("http", "off") };
-    headers.insert(CLIENT_IP, seen.client.clone());
     headers.insert(X_FORWARDED_FOR, forwarded_for);
-    headers.insert(FORWARDED_PORT, seen.port.clone());
-    headers.insert(REGION, seen.region.clone());
-    headers.insert(REQUEST_ID, seen.request_id.clone());
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
-    headers.insert(X_FORWARDED_SSL, HeaderValue::from_static(ssl));
+    for (name, value) in seen.said() {
+        headers.insert(name, value);
+    }
     // The client's own value is kept (contract 4.2).
     if !headers.contains_key(&X_FORWARDED_PORT) {
         headers.insert(X_FORWARDED_PORT, seen.port.clone());
@@ -213,12 +268,17 @@ pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
 }
 
 /// Returns how the edge names itself to whoever comes next (RFC 9110, section 7.6.3).
-fn via(version: Version) -> HeaderValue {
+pub(crate) fn via(version: Version) -> HeaderValue {
     HeaderValue::from_static(match version {
         Version::HTTP_2 => "2 perch",
         Version::HTTP_10 => "1.0 perch",
         _ => "1.1 perch",
     })
+}
+
+/// Returns what the edge calls itself in answers.
+pub(crate) fn server() -> HeaderValue {
+    HeaderValue::from_static(concat!("Perch/", env!("CARGO_PKG_VERSION")))
 }
 
 /// Returns all that was known of the way here, in its order, and the client at its end.
@@ -246,7 +306,7 @@ pub(crate) fn strip_answer(headers: &mut HeaderMap) {
 pub(crate) fn tell_client(headers: &mut HeaderMap, request_id: HeaderValue, version: Version) {
     headers.insert(REQUEST_ID, request_id);
     headers.append(VIA, via(version));
-    headers.insert(SERVER, HeaderValue::from_static(concat!("Perch/", env!("CARGO_PKG_VERSION"))));
+    headers.insert(SERVER, server());
 }
 
 /// Carries out what a port says of its answers' fields. What frames an answer is left.
@@ -306,6 +366,46 @@ mod tests {
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["accept", "content-length", "host"]);
+    }
+
+    #[test]
+    fn a_name_says_what_becomes_of_its_field_however_it_is_written() {
+        for (name, want) in [
+            ("Accept", Fate::Kept),
+            ("host", Fate::Kept),
+            ("Via", Fate::Kept),
+            ("CONNECTION", Fate::Connection),
+            ("Keep-Alive", Fate::Hop),
+            ("proxy-connection", Fate::Hop),
+            ("TE", Fate::Hop),
+            ("X-Forwarded-For", Fate::ForwardedFor),
+            ("X-Forwarded-Port", Fate::ForwardedPort),
+            ("x-forwarded-Proto", Fate::Edges),
+            ("Fly-Client-IP", Fate::Edges),
+            ("Perch-Hop", Fate::Edges),
+            ("x-forwarded", Fate::Kept),
+        ] {
+            assert_eq!(fate(name.as_bytes()), want, "{name}");
+        }
+        for (name, want) in [
+            ("Fly-Any", true),
+            ("FLY-", true),
+            ("perch-HOP", true),
+            ("fly", false),
+            ("x-fly-", false),
+        ] {
+            assert_eq!(is_platforms(name.as_bytes()), want, "{name}");
+        }
+        // What strips a map and what looks at a name agree.
+        for name in HOP_BY_HOP.iter().chain([&KEEP_ALIVE, &PROXY_CONNECTION]) {
+            assert!(
+                matches!(fate(name.as_str().as_bytes()), Fate::Connection | Fate::Hop),
+                "{name}"
+            );
+        }
+        for name in PLATFORM.iter().chain(&FROM_APP) {
+            assert!(is_platforms(name.as_str().as_bytes()), "{name}");
+        }
     }
 
     #[test]

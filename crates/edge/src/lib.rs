@@ -5,12 +5,14 @@
 //!
 //! A request passes these files in order, one a phase: [`listen`] (accept, limits), [`tls`]
 //! (certificate by name) and [`connection`] (HTTP/1.1, or [`h2`]), [`strict`] (nothing in doubt
-//! passes), [`request`] (all that follows, in its order), [`route`] (host name to app),
+//! passes), [`h1`] (what is common, and all that follows at once) or [`request`] (all that follows,
+//! in its order), [`route`] (host name to app),
 //! [`redirect`] (to HTTPS), [`direction`] (where it wants to go), [`pick`] (a ready machine, less
 //! loaded), [`wake`] (only if none is ready: start one and hold the request, or queue up),
-//! [`forward`] (connect, copy), [`replaying`] (again, elsewhere, if the app says so), [`compress`],
-//! [`reply`] (pages), [`account`] (until all of it is over), [`access`] (one event), [`metrics`]
-//! (what is counted) and [`owners`] (a code in the app's own log).
+//! [`forward`] (connect, copy: [`origin1`] and [`origin2`] speak HTTP to machines), [`replaying`]
+//! (again, elsewhere, if the app says so), [`compress`], [`reply`] (pages), [`account`] (until all
+//! of it is over), [`access`] (one event), [`metrics`] (what is counted) and [`owners`] (a code in
+//! the app's own log).
 //!
 //! A machine of another host is reached through the edge there, which counts, holds and wakes:
 //! [`far`].
@@ -23,6 +25,7 @@
 mod access;
 mod account;
 mod body;
+mod buffers;
 mod cause;
 mod challenge;
 mod compress;
@@ -35,6 +38,7 @@ mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod gate;
+mod h1;
 mod h2;
 mod handing;
 mod headers;
@@ -42,6 +46,7 @@ mod issuer;
 mod listen;
 mod live;
 mod metrics;
+mod origin1;
 mod origin2;
 mod outlier;
 mod owners;

@@ -22,6 +22,7 @@ use crate::connection::{self, Door};
 use crate::crowd::Crowd;
 use crate::far::Reach;
 use crate::gate::Gate;
+use crate::h1::Date;
 use crate::handing::Handed;
 use crate::pick::mixed;
 use crate::pool::Pool;
@@ -101,6 +102,7 @@ async fn accept(
         places: Places::default(),
         budget: Budget::default(),
         reach: Reach::default(),
+        date: Date::default(),
         region,
         state: Cell::new(random_seed().unwrap_or(seed) | 1),
         connections: Cell::new(0),
@@ -111,6 +113,7 @@ async fn accept(
         let accepted = tokio::select! {
             _ = beats.tick() => {
                 pulse.beat();
+                worker.pool.sweep();
                 continue;
             }
             accepted = next(plain.as_ref()) => accepted,
@@ -229,6 +232,8 @@ pub(crate) struct Worker {
     pub(crate) budget: Budget,
     /// Machines of other hosts, and the way there.
     pub(crate) reach: Reach,
+    /// What answers say that have no date of their own.
+    pub(crate) date: Date,
     pub(crate) region: HeaderValue,
     pub(crate) state: Cell<u64>,
     connections: Cell<usize>,

@@ -7,18 +7,18 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use perch_types::{InstanceId, MachineId};
 use tokio::time::Instant;
 
+use crate::buffers::Buffers;
+use crate::origin1::Origin;
 use crate::upload::RequestBody;
 
 /// How long a connection may lie idle; apps close theirs after five seconds and more.
 const IDLE_MAX: Duration = Duration::from_secs(4);
 /// How many idle connections are kept to one machine, a loop.
 const IDLE_COUNT_MAX: usize = 64;
-/// How often connections that lay idle for too long are looked for.
-const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// How many requests are under way at once over one connection of HTTP/2; for more there is
 /// another.
 const STREAMS_MAX: usize = 100;
@@ -33,9 +33,6 @@ pub(crate) struct Key {
     pub(crate) client: u64,
 }
 
-/// A connection that carries one request at a time.
-pub(crate) type Single = http1::SendRequest<RequestBody>;
-
 /// A place on a connection that carries many requests at once; free when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Stream {
@@ -43,15 +40,17 @@ pub(crate) struct Stream {
     pub(crate) streams: Rc<()>,
 }
 
-/// Connections of one loop.
+/// Connections of one loop, and the memory that is used over them.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Pool(Rc<RefCell<Idle>>);
+pub(crate) struct Pool {
+    idle: Rc<RefCell<Idle>>,
+    buffers: Buffers,
+}
 
 #[derive(Debug, Default)]
 struct Idle {
-    connections: HashMap<Key, Vec<(Single, Instant)>>,
+    connections: HashMap<Key, Vec<(Origin, Instant)>>,
     shared: HashMap<Key, Vec<Shared>>,
-    swept: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -69,41 +68,50 @@ impl Shared {
 }
 
 impl Pool {
+    /// Returns the loop's buffers.
+    pub(crate) const fn buffers(&self) -> &Buffers {
+        &self.buffers
+    }
+
     /// Takes a connection that is ready for a request.
-    pub(crate) fn take(&self, key: &Key) -> Option<Single> {
-        let mut idle = self.0.borrow_mut();
+    pub(crate) fn take(&self, key: &Key) -> Option<Origin> {
+        let mut idle = self.idle.borrow_mut();
         let connections = idle.connections.get_mut(key)?;
         let now = Instant::now();
-        while let Some((sender, since)) = connections.pop() {
-            if sender.is_ready() && now.duration_since(since) < IDLE_MAX {
-                return Some(sender);
+        while let Some((origin, since)) = connections.pop() {
+            if is_worth_keeping(&origin, since, now) {
+                return Some(origin);
             }
         }
         None
     }
 
-    /// Keeps a connection whose answer was read to its end.
-    pub(crate) fn put(&self, key: &Key, sender: Single) {
-        if sender.is_closed() {
+    /// Keeps a connection if its answer was read to its end, and closes it if it was not.
+    pub(crate) fn put(&self, key: &Key, mut origin: Origin) {
+        if !origin.rests() || !origin.is_quiet() {
             return;
         }
         let now = Instant::now();
-        let mut idle = self.0.borrow_mut();
-        idle.sweep(now);
+        let mut idle = self.idle.borrow_mut();
         match idle.connections.get_mut(key) {
             Some(connections) if connections.len() < IDLE_COUNT_MAX => {
-                connections.push((sender, now));
+                connections.push((origin, now));
             }
             Some(_) => {}
             None => {
-                idle.connections.insert(key.clone(), vec![(sender, now)]);
+                idle.connections.insert(key.clone(), vec![(origin, now)]);
             }
         }
     }
 
+    /// Closes connections that lay idle for too long, and those that machines have closed.
+    pub(crate) fn sweep(&self) {
+        self.idle.borrow_mut().sweep(Instant::now());
+    }
+
     /// Takes a place on a connection that carries many.
     pub(crate) fn take_stream(&self, key: &Key) -> Option<Stream> {
-        let mut idle = self.0.borrow_mut();
+        let mut idle = self.idle.borrow_mut();
         let shared = idle.shared.get_mut(key)?;
         let now = Instant::now();
         shared.retain(|one| one.is_worth_keeping(now));
@@ -115,8 +123,7 @@ impl Pool {
     /// Keeps a new connection that carries many, and takes the first place on it.
     pub(crate) fn share(&self, key: &Key, sender: http2::SendRequest<RequestBody>) -> Stream {
         let (streams, now) = (Rc::new(()), Instant::now());
-        let mut idle = self.0.borrow_mut();
-        idle.sweep(now);
+        let mut idle = self.idle.borrow_mut();
         let shared = Shared { sender: sender.clone(), streams: Rc::clone(&streams), used: now };
         idle.shared.entry(key.clone()).or_default().push(shared);
         Stream { sender, streams }
@@ -124,7 +131,7 @@ impl Pool {
 
     /// Takes a connection out over which nothing more can be sent.
     pub(crate) fn give_up(&self, key: &Key, stream: &Stream) {
-        let mut idle = self.0.borrow_mut();
+        let mut idle = self.idle.borrow_mut();
         if let Some(shared) = idle.shared.get_mut(key) {
             shared.retain(|one| !Rc::ptr_eq(&one.streams, &stream.streams));
         }
@@ -132,7 +139,7 @@ impl Pool {
 
     /// Closes all that is idle under a key.
     pub(crate) fn forget(&self, key: &Key) {
-        let mut idle = self.0.borrow_mut();
+        let mut idle = self.idle.borrow_mut();
         let closed = (idle.connections.remove(key), idle.shared.remove(key));
         drop(idle);
         drop(closed);
@@ -141,14 +148,8 @@ impl Pool {
 
 impl Idle {
     fn sweep(&mut self, now: Instant) {
-        if self.swept.is_some_and(|swept| now.duration_since(swept) <= SWEEP_EVERY) {
-            return;
-        }
-        self.swept = Some(now);
         self.connections.retain(|_, connections| {
-            connections.retain(|(sender, since)| {
-                !sender.is_closed() && now.duration_since(*since) < IDLE_MAX
-            });
+            connections.retain(|(origin, since)| is_worth_keeping(origin, *since, now));
             !connections.is_empty()
         });
         self.shared.retain(|_, shared| {
@@ -156,4 +157,8 @@ impl Idle {
             !shared.is_empty()
         });
     }
+}
+
+fn is_worth_keeping(origin: &Origin, since: Instant, now: Instant) -> bool {
+    now.duration_since(since) < IDLE_MAX && origin.is_quiet()
 }

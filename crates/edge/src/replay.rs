@@ -134,8 +134,13 @@ impl Transform {
 
 /// Returns whether an answer's body asks for a replay.
 pub(crate) fn is_body(headers: &HeaderMap) -> bool {
-    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(JSON)
+    headers.get(CONTENT_TYPE).is_some_and(|value| is_kind(value.as_bytes()))
+}
+
+/// Returns whether a type of content is that of a body which asks for a replay.
+pub(crate) fn is_kind(content_type: &[u8]) -> bool {
+    let kind = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
+    kind.trim_ascii().eq_ignore_ascii_case(JSON.as_bytes())
 }
 
 /// Returns whether an answer says that what led to it is not to be remembered.

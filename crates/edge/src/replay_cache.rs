@@ -147,6 +147,14 @@ pub(crate) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> 
 }
 
 impl ReplayCache {
+    /// Returns whether nothing is remembered of an app that still holds.
+    pub(crate) fn is_empty_for(&self, app: &AppKey, now: Instant) -> bool {
+        self.apps.load().get(app).is_none_or(|entries| {
+            let entries = entries.lock().unwrap_or_else(PoisonError::into_inner);
+            entries.values().all(|entry| entry.until <= now)
+        })
+    }
+
     /// Looks for what is remembered of a request.
     pub(crate) fn look(&self, app: &AppKey, query: &Query<'_>) -> Option<Found> {
         let entries = self.apps.load().get(app).cloned()?;
@@ -326,6 +334,7 @@ mod tests {
     #[test]
     fn a_client_goes_around_it_only_where_it_may() {
         let (cache, now, web) = (ReplayCache::default(), Instant::now(), app("web"));
+        assert!(cache.is_empty_for(&web, now));
         let skip = headers(&[("fly-replay-cache-control", "skip")]);
         for (prefix, allow_bypass) in [("/open/", true), ("/closed/", false)] {
             let key = to("/", &skip, now).shared(Paths::Below(prefix.to_owned()));
@@ -333,6 +342,9 @@ mod tests {
         }
         assert_eq!(name_of(cache.look(&web, &to("/open/", &skip, now))), "bypass");
         assert_eq!(name_of(cache.look(&web, &to("/closed/", &skip, now))), "there");
+        let known = [(&web, now), (&web, now + MINUTE), (&app("other"), now)];
+        let known = known.map(|(app, at)| cache.is_empty_for(app, at));
+        assert_eq!(known, [false, true, true]);
     }
 
     #[test]

@@ -9,8 +9,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Uri};
 use http_body::Body as _;
 use perch_types::{AppName, MachineId};
 use tokio::time::Instant;
@@ -27,55 +26,18 @@ use crate::outlier::Failure;
 use crate::replay::{self, Fallback, Remember, Replay, Unclear};
 use crate::replay_cache::{Entry, Found, Key, Query, Step};
 use crate::request::Passage;
-use crate::upload::{Keeper, Progress};
+use crate::upload::Keeper;
 use crate::wake::{self, Tried, Wanted};
 use crate::{pick, sticky};
+
+mod original;
+
+pub(crate) use self::original::Original;
 
 /// How often one request is replayed.
 const REPLAYS_MAX: u32 = 5;
 /// The largest body that says where to.
 const BODY_BYTES_MAX: usize = 64 * 1024;
-
-/// What a request was before it was sent.
-pub(crate) struct Original {
-    method: Method,
-    path: PathAndQuery,
-    headers: HeaderMap,
-    body: Keeper,
-    progress: Progress,
-    takes_trailers: bool,
-}
-
-impl Original {
-    pub(crate) fn of(outbound: &Outbound) -> Self {
-        let request = &outbound.request;
-        let path = request.uri().path_and_query();
-        Self {
-            method: request.method().clone(),
-            path: path.cloned().unwrap_or_else(|| PathAndQuery::from_static("/")),
-            headers: request.headers().clone(),
-            body: request.body().keeper(),
-            progress: outbound.progress.clone(),
-            takes_trailers: outbound.takes_trailers,
-        }
-    }
-
-    /// Returns the request once more; an error when too much of its body has passed.
-    pub(crate) fn again(&self, switch: Option<Switch>) -> Result<Box<Outbound>, Cause> {
-        let body = self.body.again().ok_or(Cause::ReplayTooLarge)?;
-        let mut request = Request::new(body);
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = Uri::from(self.path.clone());
-        *request.headers_mut() = self.headers.clone();
-        *request.version_mut() = Version::HTTP_11;
-        Ok(Box::new(Outbound {
-            request,
-            progress: self.progress.clone(),
-            switch,
-            takes_trailers: self.takes_trailers,
-        }))
-    }
-}
 
 /// One leg of the way: an app, and which of its machines.
 struct Leg {
@@ -123,6 +85,14 @@ pub(crate) struct Reached {
     pub(crate) target: Arc<Target>,
 }
 
+/// How far a request is on a leg.
+enum Stage {
+    /// It has to be sent.
+    Leaves(Box<Outbound>),
+    /// It was answered.
+    Arrived(Box<Reached>),
+}
+
 impl Worker {
     /// Takes a request to its app's answer, over as many machines as it takes.
     pub(crate) async fn travel(
@@ -133,19 +103,46 @@ impl Worker {
     ) -> Result<Response<ReplyBody>, Cause> {
         let original = Original::of(&outbound);
         let session = sticky::session(passage.options(), &original.headers);
-        let (mut leg, mut outbound) = self.first(passage, app, outbound);
+        let (leg, outbound) = self.first(passage, app, outbound);
+        self.go_on(passage, (app, session, &original), (leg, Stage::Leaves(outbound))).await
+    }
+
+    /// Takes a request on to its app's answer that was sent to the first machine in its way already.
+    pub(crate) async fn travel_on(
+        &self,
+        passage: &mut Passage<'_>,
+        app: &AppKey,
+        original: &Original,
+        reached: Box<Reached>,
+    ) -> Result<Response<ReplyBody>, Cause> {
+        let leg = Leg::to(app.clone(), Direction::default());
+        self.go_on(passage, (app, None, original), (leg, Stage::Arrived(reached))).await
+    }
+
+    async fn go_on(
+        &self,
+        passage: &mut Passage<'_>,
+        (app, session, original): (&AppKey, Option<u64>, &Original),
+        (mut leg, mut stage): (Leg, Stage),
+    ) -> Result<Response<ReplyBody>, Cause> {
         let mut replays = 0;
         loop {
-            // It is a session of the app whose port says so, and of no other.
-            let sticky = session.filter(|_| leg.app == *app);
-            let port = self.port_of(&leg, passage, app);
-            let reached = match self.offer(passage, (&leg, sticky, port), outbound).await {
+            let outcome = match stage {
+                Stage::Arrived(reached) => Ok(*reached),
+                Stage::Leaves(outbound) => {
+                    // It is a session of the app whose port says so, and of no other.
+                    let sticky = session.filter(|_| leg.app == *app);
+                    let port = self.port_of(&leg, passage, app);
+                    self.offer(passage, (&leg, sticky, port), outbound).await
+                }
+            };
+            let reached = match outcome {
                 Ok(reached) => reached,
                 Err(Refused { cause, unsent }) => {
                     let cause = if replays > 0 { of_replay(cause) } else { cause };
                     let unsent = unsent.ok_or(cause)?;
-                    let switch = unsent.switch;
-                    (leg, outbound) = self.turn_back(app, leg, &original, (cause, switch))?;
+                    let back = self.turn_back(app, leg, original, (cause, unsent.switch))?;
+                    (leg, stage) = (back.0, Stage::Leaves(back.1));
                     continue;
                 }
             };
@@ -182,7 +179,9 @@ impl Worker {
             };
             // Only the first step is remembered, and only as the app itself says it.
             let is_first = replays == 1 && !leg.is_hit;
-            (leg, outbound) = self.next(&leg, &wish, &target, original.again(sent.switch)?)?;
+            let (next, mut outbound) =
+                self.next(&leg, &wish, &target, original.again(sent.switch)?)?;
+            leg = next;
             if is_first {
                 leg.remembered = self.remember(app, &query, &wish, &leg);
             }
@@ -190,6 +189,7 @@ impl Worker {
                 let status = HeaderValue::from_static("miss");
                 outbound.request.headers_mut().insert(headers::REPLAY_CACHE_STATUS, status);
             }
+            stage = Stage::Leaves(outbound);
         }
     }
 
@@ -458,16 +458,30 @@ fn tell_preference(headers: &mut HeaderMap, direction: &Direction, target: &Targ
 /// Notes how a machine did. What broke because of the client says nothing of it, nor what is late
 /// while the client has not said everything.
 pub(crate) fn note_health(target: &Target, sent: &Result<Sent, Refused>, upload: &Keeper) {
+    let outcome = match sent {
+        Ok(sent) => Ok(sent.response.status()),
+        Err(Refused { cause, unsent }) => Err((*cause, unsent.is_none())),
+    };
+    note_outcome(target, outcome, upload.is_over());
+}
+
+/// Notes the same by the status of the answer, or by why there is none and whether the request is
+/// lost with it.
+pub(crate) fn note_outcome(
+    target: &Target,
+    outcome: Result<StatusCode, (Cause, bool)>,
+    is_upload_over: bool,
+) {
     let (Target { record, load, .. }, now) = (target, Instant::now());
-    let failure = match sent {
-        Ok(sent) if sent.response.status().is_server_error() => Failure::Error,
+    let failure = match outcome {
+        Ok(status) if status.is_server_error() => Failure::Error,
         Ok(_) => return load.health.succeeded(now),
-        Err(refused) => match failure_of(refused.cause, upload.is_over()) {
+        Err((cause, _)) => match failure_of(cause, is_upload_over) {
             Some(failure) => failure,
             None => return,
         },
     };
-    if let Err(Refused { unsent: None, .. }) = sent {
+    if let Err((_, true)) = outcome {
         // One that another machine gets is lost to nobody.
         load.instance.broke(&record.instance);
     }

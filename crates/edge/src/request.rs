@@ -17,6 +17,7 @@ use perch_types::service::HttpOptions;
 use crate::account::{Account, Accounted};
 use crate::body::ReplyBody;
 use crate::cause::Cause;
+use crate::compress::Accepted;
 use crate::forward::Outbound;
 use crate::headers::{self, Seen};
 use crate::listen::Worker;
@@ -48,11 +49,24 @@ impl Worker {
             link,
             account: &account,
         };
-        let (mut response, cause) = match self.phases(request, &mut passage).await {
+        let outcome = self.phases(request, &mut passage).await;
+        let is_switch = |it: &Response<ReplyBody>| it.status() == StatusCode::SWITCHING_PROTOCOLS;
+        link.settle(outcome.as_ref().is_ok_and(is_switch));
+        self.conclude(outcome, &passage, (&method, accepted))
+    }
+
+    /// Makes the client's answer of what a request came to.
+    pub(crate) fn conclude(
+        &self,
+        outcome: Result<Response<ReplyBody>, Cause>,
+        passage: &Passage<'_>,
+        (method, accepted): (&Method, Accepted),
+    ) -> Response<Accounted> {
+        let account = passage.account;
+        let (mut response, cause) = match outcome {
             Ok(response) => (response, None),
             Err(cause) => (reply::page(cause, account.request_id()), Some(cause)),
         };
-        link.settle(response.status() == StatusCode::SWITCHING_PROTOCOLS);
         let status = response.status();
         account.answers(status, cause);
         if let Some(cause) = cause {
@@ -60,10 +74,10 @@ impl Worker {
         }
         let options = passage.options();
         if cause.is_none() && options.is_some_and(|options| options.compress == Some(true)) {
-            response = compress::answer(response, &method, accepted, &self.places);
+            response = compress::answer(response, method, accepted, &self.places);
         }
-        finish(&mut response, request_id.clone(), options);
-        response.map(|body| Accounted::new(body, Rc::clone(&account), status))
+        finish(&mut response, passage.request_id.clone(), options);
+        response.map(|body| Accounted::new(body, Rc::clone(account), status))
     }
 
     /// Returns whose a request is, or what the platform itself answers.
@@ -181,10 +195,7 @@ impl Worker {
     /// Returns a machine whose port says how an app's requests are treated before one is chosen.
     pub(crate) fn face(&self, app: &AppKey, port: u16) -> Option<Arc<Target>> {
         let machines = self.shared.live.machines_of(app).or_else(|| self.far_machines(app))?;
-        let mut serving =
-            machines.iter().filter(|target| pick::service(&target.record.services, port).is_some());
-        let first = serving.clone().find(|target| target.record.ready);
-        first.or_else(|| serving.next()).cloned()
+        face_of(&machines, port).cloned()
     }
 
     /// Sends a client to HTTPS where the app wants it or is there alone, and where there is any.
@@ -218,7 +229,7 @@ impl Worker {
     }
 
     /// Names a request: the text and the same as a header's value.
-    fn request_id(&self) -> (String, HeaderValue) {
+    pub(crate) fn request_id(&self) -> (String, HeaderValue) {
         let now = self.shared.clock.now().unix_ms().unsigned_abs();
         let random = (u128::from(self.random()) << 64) | u128::from(self.random());
         let mut id = perch_types::id::ulid(now, random);
@@ -227,6 +238,14 @@ impl Worker {
         let value = HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("-"));
         (id, value)
     }
+}
+
+/// Returns the one of an app's machines whose port says how its requests are treated.
+pub(crate) fn face_of(machines: &[Arc<Target>], port: u16) -> Option<&Arc<Target>> {
+    let mut serving =
+        machines.iter().filter(|target| pick::service(&target.record.services, port).is_some());
+    let first = serving.clone().find(|target| target.record.ready);
+    first.or_else(|| serving.next())
 }
 
 /// Puts on an answer what the client is told, and changes what its port says.

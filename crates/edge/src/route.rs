@@ -25,13 +25,18 @@ pub(crate) fn host_of(request: &Parts) -> Result<String, Cause> {
         return Err(Cause::BadRequest);
     };
     let authority = value.to_str().map_err(|_| Cause::BadRequest)?;
-    let host = without_port(authority).ok_or(Cause::BadRequest)?;
+    let host = host_in(authority).ok_or(Cause::BadRequest)?;
     if let Some(target) = request.uri.authority()
         && !target.as_str().eq_ignore_ascii_case(authority)
     {
         return Err(Cause::BadRequest);
     }
-    Ok(host.to_ascii_lowercase())
+    Ok(host)
+}
+
+/// Returns the host name of an authority, in lower case and without its port, if it is one.
+pub(crate) fn host_in(authority: &str) -> Option<String> {
+    without_port(authority).map(str::to_ascii_lowercase)
 }
 
 fn without_port(authority: &str) -> Option<&str> {

@@ -18,12 +18,13 @@ use tokio::time::Instant;
 
 use crate::cause::Cause;
 
-mod chunks;
+pub(crate) mod chunks;
 mod frames;
 pub(crate) mod h2;
 mod head;
 
 pub(crate) use self::frames::Frames;
+pub(crate) use self::head::{fields, words};
 
 use self::chunks::Chunks;
 use self::head::Body;
@@ -112,6 +113,14 @@ impl Link {
             _ => Cause::BadRequest,
         }
     }
+}
+
+/// Returns how long the head is that begins here, if all of it is there, is in no doubt, and is all of
+/// its request: nothing that follows belongs to it.
+pub(crate) fn lone_head(bytes: &[u8]) -> Option<usize> {
+    let end = head::end(bytes, 0)?;
+    let facts = head::check(bytes.get(..end)?).ok()?;
+    (facts.body == Body::Length(0) && !facts.switch).then_some(end)
 }
 
 /// A connection of which only judged bytes can be read.

@@ -94,11 +94,16 @@ impl RequestBody {
         received: Received,
     ) -> Self {
         if incoming.is_end_stream() {
-            return Self { source: None, reader: Reader::default() };
+            return Self::none();
         }
         let sending = Sending::new(limits);
         let source = Source::new(incoming, progress, sending, budget.clone(), received);
         Self { source: Some(Rc::new(RefCell::new(source))), reader: Reader::default() }
+    }
+
+    /// Makes that of a request without one.
+    pub(crate) fn none() -> Self {
+        Self { source: None, reader: Reader::default() }
     }
 
     /// Returns what can send the body again.
@@ -124,7 +129,7 @@ impl Keeper {
     /// has passed.
     pub(crate) fn again(&self) -> Option<RequestBody> {
         let Some(source) = &self.0 else {
-            return Some(RequestBody { source: None, reader: Reader::default() });
+            return Some(RequestBody::none());
         };
         let turn = source.borrow_mut().again()?;
         let reader = Reader { turn, ..Reader::default() };

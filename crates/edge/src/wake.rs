@@ -189,6 +189,15 @@ impl Tried {
     }
 }
 
+/// Returns a machine that is ready for a request at this moment and in which the request is counted;
+/// nothing when one would have to be waited for, or there is none.
+pub(crate) fn ready_at_once<C: Asks>(shared: &Shared, wanted: &Wanted<'_, C>) -> Option<Place> {
+    match look(shared, wanted, &[]) {
+        Ok(Look::Ready(place)) => Some(place),
+        Ok(Look::Full(_) | Look::Asleep(_) | Look::Coming { .. }) | Err(_) => None,
+    }
+}
+
 /// Returns a machine that is ready for a request and in which the request is counted; starts one
 /// and waits when none is.
 pub(crate) async fn ready_machine<C: Asks>(

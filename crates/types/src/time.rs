@@ -39,6 +39,14 @@ impl Timestamp {
         jiff::tz::Offset::UTC.to_datetime(self.0).date()
     }
 
+    /// Returns it as HTTP writes dates (RFC 9110, section 5.6.7), such as
+    /// `Tue, 14 Nov 2023 22:13:20 GMT`; empty where its year cannot be written so.
+    #[must_use]
+    pub fn http_date(self) -> String {
+        let printer = jiff::fmt::rfc2822::DateTimePrinter::new();
+        printer.timestamp_to_rfc9110_string(&self.0).unwrap_or_default()
+    }
+
     /// Returns the moment `duration` later.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
@@ -246,5 +254,6 @@ mod tests {
         let json = serde_json::to_string(&moment).unwrap();
         assert_eq!(json, "\"2023-11-14T22:13:20.123Z\"");
         assert_eq!(serde_json::from_str::<Timestamp>(&json).unwrap(), moment);
+        assert_eq!(moment.http_date(), "Tue, 14 Nov 2023 22:13:20 GMT");
     }
 }

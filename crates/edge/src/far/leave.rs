@@ -228,8 +228,8 @@ impl Worker {
         };
         if outbound.switch.is_some() {
             // HTTP/1.1 alone knows it; the connection becomes the tunnel.
-            return match links::dial_once(far, host, address).await {
-                Some(single) => hop.exchange(key, Sender::Single(single), outbound).await,
+            return match links::dial_once(far, host, address, self.pool.buffers()).await {
+                Some(origin) => hop.exchange(key, Sender::Single(origin), outbound).await,
                 None => Err(away(outbound)),
             };
         }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use perch_types::HostId;
 use rustls::ClientConfig;
@@ -22,9 +22,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::Limits;
-use crate::forward::ANSWER_HEAD_BYTES_MAX;
+use crate::buffers::Buffers;
+use crate::origin1::Origin;
 use crate::origin2::{self, Bounds};
-use crate::pool::{Single, Stream};
+use crate::pool::Stream;
 use crate::upload::RequestBody;
 
 use super::{CONNECTION_WINDOW_BYTES, Far, STREAM_WINDOW_BYTES, peer_name};
@@ -205,20 +206,14 @@ pub(super) async fn dial(
 }
 
 /// Connects to the edge of a host, for one switch of protocols.
-pub(super) async fn dial_once(far: &Far, host: &HostId, address: SocketAddr) -> Option<Single> {
+pub(super) async fn dial_once(
+    far: &Far,
+    host: &HostId,
+    address: SocketAddr,
+    buffers: &Buffers,
+) -> Option<Origin> {
     let stream = connect(&far.http1, &far.limits, host, address).await?;
-    let handshake = http1::Builder::new()
-        .writev(false)
-        .max_buf_size(ANSWER_HEAD_BYTES_MAX)
-        .handshake(TokioIo::new(stream))
-        .await;
-    let (sender, connection) = handshake.ok()?;
-    tokio::task::spawn_local(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "connection to another edge ended");
-        }
-    });
-    Some(sender)
+    Some(Origin::over_tls(stream, buffers))
 }
 
 async fn connect(

@@ -136,13 +136,11 @@ struct Fields {
 
 impl Fields {
     fn take(&mut self, line: &[u8]) -> Result<(), Cause> {
-        let colon = line.iter().position(|byte| *byte == b':').ok_or(Cause::BadRequest)?;
-        let (name, value) = line.split_at(colon);
+        let (name, value) = split(line).ok_or(Cause::BadRequest)?;
         // A space before the colon, a folded line and an empty name are no tokens.
         if !is_token(name) {
             return Err(Cause::BadRequest);
         }
-        let value = value.strip_prefix(b":").unwrap_or_default().trim_ascii();
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => self.hosts = self.hosts.saturating_add(1),
             7 if name.eq_ignore_ascii_case(b"upgrade") => self.wants_switch = true,
@@ -162,6 +160,25 @@ impl Fields {
         }
         Ok(())
     }
+}
+
+/// Returns the name and the value of a field, without the white space around that.
+fn split(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let colon = line.iter().position(|byte| *byte == b':')?;
+    let (name, value) = line.split_at(colon);
+    Some((name, value.strip_prefix(b":").unwrap_or_default().trim_ascii()))
+}
+
+/// Returns the three words of the first line of a head that was found good.
+pub(crate) fn words(head: &[u8]) -> Option<[&[u8]; 3]> {
+    let mut words = Lines(head).next()?.ok()?.split(|byte| *byte == b' ');
+    Some([words.next()?, words.next()?, words.next()?])
+}
+
+/// Returns the fields of a head that was found good.
+pub(crate) fn fields(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    // The empty line at the end has no colon.
+    Lines(head).skip(1).map_while(|line| split(line.ok()?))
 }
 
 /// Reads a length: digits alone.

@@ -9,6 +9,7 @@ mod accounts;
 mod balance;
 mod checked;
 mod claimed_http;
+mod common;
 mod corpora;
 mod destroyed;
 mod draining;

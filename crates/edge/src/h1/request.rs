@@ -1,0 +1,273 @@
+//! The head of a common request: what is read of it, and what the machine is sent of it. Pure.
+//!
+//! Never guesses: what is not surely common is none. A head is read only when the strict layer has
+//! found it good.
+
+use bytes::BytesMut;
+use http::header::VIA;
+use http::{HeaderName, HeaderValue, Method, Request, Uri};
+
+use super::put_field;
+use crate::headers::{self, Fate, Seen};
+use crate::strict;
+
+/// What the edge itself may answer.
+const EDGES: &[u8] = b"/.well-known/acme-challenge/";
+/// The longest target.
+const TARGET_BYTES_MAX: usize = 8 * 1024;
+
+/// A common request.
+#[derive(Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) method: Method,
+    /// As the client wrote it.
+    pub(crate) host: &'a str,
+    /// Whether its answer is to be the last of its connection.
+    pub(crate) closes: bool,
+    head: &'a [u8],
+    is_forwarded: bool,
+    has_port: bool,
+}
+
+impl<'a> Asked<'a> {
+    /// Reads a head that is all of its request, and writes what goes on as it came. Where it is not
+    /// common what was written is nothing's beginning.
+    pub(crate) fn read(head: &'a [u8], out: &mut BytesMut) -> Option<Self> {
+        let [method, target, version] = strict::words(head)?;
+        if version != b"HTTP/1.1" || !is_common(target) {
+            return None;
+        }
+        let (host, closes, is_forwarded, has_port) = ("", false, false, false);
+        let known = method_of(method)?;
+        let mut asked = Self { method: known, host, closes, head, is_forwarded, has_port };
+        out.extend_from_slice(method);
+        out.extend_from_slice(b" ");
+        out.extend_from_slice(target);
+        out.extend_from_slice(b" HTTP/1.1\r\n");
+        for (name, value) in strict::fields(head) {
+            if asked.take(name, value)? {
+                put_field(out, name, value);
+            }
+        }
+        Some(asked)
+    }
+
+    /// Takes in a field; returns whether it goes on.
+    fn take(&mut self, name: &'a [u8], value: &'a [u8]) -> Option<bool> {
+        // What some programs take for the edge's own, and what asks for more than an answer.
+        let is_odd = name.contains(&b'_') || name.eq_ignore_ascii_case(b"expect");
+        if is_odd || headers::is_platforms(name) {
+            return None;
+        }
+        match headers::fate(name) {
+            Fate::Kept => {
+                if name.eq_ignore_ascii_case(b"host") {
+                    self.host = std::str::from_utf8(value).ok()?;
+                }
+                Some(true)
+            }
+            Fate::Connection => {
+                self.closes |= closes(value)?;
+                Some(false)
+            }
+            Fate::Hop => name.eq_ignore_ascii_case(b"keep-alive").then_some(false),
+            Fate::ForwardedFor => {
+                self.is_forwarded = true;
+                Some(false)
+            }
+            Fate::ForwardedPort => {
+                self.has_port = true;
+                Some(true)
+            }
+            Fate::Edges => Some(false),
+        }
+    }
+
+    /// Writes what the app is told beside that (contract 4.2), and the end of the head.
+    pub(crate) fn tell(&self, seen: &Seen<'_>, out: &mut BytesMut) {
+        for (name, value) in seen.said() {
+            put_field(out, name.as_str().as_bytes(), value.as_bytes());
+        }
+        out.extend_from_slice(headers::X_FORWARDED_FOR.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        if self.is_forwarded {
+            let is_known = |name: &[u8]| headers::fate(name) == Fate::ForwardedFor;
+            for (_, known) in strict::fields(self.head).filter(|(name, _)| is_known(name)) {
+                out.extend_from_slice(known);
+                out.extend_from_slice(b", ");
+            }
+        }
+        out.extend_from_slice(seen.client.as_bytes());
+        out.extend_from_slice(b"\r\n");
+        if !self.has_port {
+            put_field(out, headers::X_FORWARDED_PORT.as_str().as_bytes(), seen.port.as_bytes());
+        }
+        put_field(out, VIA.as_str().as_bytes(), headers::via(seen.version).as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Returns a head that was read once as the general path has it.
+pub(crate) fn general(head: &[u8]) -> Option<Request<()>> {
+    let [method, target, _] = strict::words(head)?;
+    let mut request = Request::new(());
+    *request.method_mut() = Method::from_bytes(method).ok()?;
+    *request.uri_mut() = Uri::try_from(target).ok()?;
+    for (name, value) in strict::fields(head) {
+        let name = HeaderName::from_bytes(name).ok()?;
+        request.headers_mut().append(name, HeaderValue::from_bytes(value).ok()?);
+    }
+    Some(request)
+}
+
+/// Returns whether a field `Connection` ends its connection; nothing when it says anything but that
+/// or the opposite.
+pub(super) fn closes(value: &[u8]) -> Option<bool> {
+    let mut closes = false;
+    for word in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+        if word.eq_ignore_ascii_case(b"close") {
+            closes = true;
+        } else if !word.is_empty() && !word.eq_ignore_ascii_case(b"keep-alive") {
+            return None;
+        }
+    }
+    Some(closes)
+}
+
+/// Returns whether a target is a path that nobody reads in two ways, and an app's.
+fn is_common(target: &[u8]) -> bool {
+    let is_plain =
+        |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/%?[]".contains(byte);
+    target.starts_with(b"/")
+        && target.len() <= TARGET_BYTES_MAX
+        && !target.starts_with(EDGES)
+        && target.iter().all(is_plain)
+}
+
+fn method_of(method: &[u8]) -> Option<Method> {
+    Some(match method {
+        b"GET" => Method::GET,
+        b"HEAD" => Method::HEAD,
+        b"POST" => Method::POST,
+        b"PUT" => Method::PUT,
+        b"DELETE" => Method::DELETE,
+        b"PATCH" => Method::PATCH,
+        b"OPTIONS" => Method::OPTIONS,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::fuzz;
+    use super::*;
+
+    fn read(text: &str) -> Option<(Method, String, bool)> {
+        let end = strict::lone_head(text.as_bytes())?;
+        let mut out = BytesMut::new();
+        let asked = Asked::read(&text.as_bytes()[..end], &mut out)?;
+        Some((asked.method, asked.host.to_owned(), asked.closes))
+    }
+
+    #[test]
+    fn what_is_not_surely_common_is_none() {
+        let of = |line: &str, fields: &str| read(&format!("{line}\r\nHost: a\r\n{fields}\r\n"));
+        let get = |fields: &str| of("GET / HTTP/1.1", fields);
+        let is_last = |closes| Some((Method::GET, "a".to_owned(), closes));
+        for (fields, want) in [
+            ("", is_last(false)),
+            ("Connection: keep-alive\r\nKeep-Alive: timeout=5\r\n", is_last(false)),
+            ("Connection: Keep-Alive, CLOSE\r\n", is_last(true)),
+            ("Connection:\r\n", is_last(false)),
+            ("Content-Length: 0\r\nX-Forwarded-For: 1.2.3.4\r\n", is_last(false)),
+            ("X-Forwarded-Proto: https\r\nX-Forwarded-Port: 1\r\nVia: 1.1 x\r\n", is_last(false)),
+            ("Connection: close, x-hop\r\n", None),
+            ("Connection: upgrade\r\n", None),
+            ("Upgrade: websocket\r\n", None),
+            ("Expect: 100-continue\r\n", None),
+            ("TE: trailers\r\n", None),
+            ("Trailer: x\r\n", None),
+            ("Proxy-Authorization: x\r\n", None),
+            ("Proxy-Connection: keep-alive\r\n", None),
+            ("Fly-Prefer-Region: ams\r\n", None),
+            ("fly-anything: x\r\n", None),
+            ("Perch-Hop: x\r\n", None),
+            ("fly_client_ip: 6.6.6.6\r\n", None),
+            ("Content-Length: 1\r\n", None),
+            ("Transfer-Encoding: chunked\r\n", None),
+            ("Host: a\r\n", None),
+        ] {
+            assert_eq!(get(fields), want, "{fields}");
+        }
+        for (line, want) in [
+            ("OPTIONS /a/%20b?c[]=d&e=f%2F+g;h@i HTTP/1.1", Some(Method::OPTIONS)),
+            ("DELETE //a HTTP/1.1", Some(Method::DELETE)),
+            ("OPTIONS * HTTP/1.1", None),
+            ("GET http://a/ HTTP/1.1", None),
+            ("GET / HTTP/1.0", None),
+            ("CONNECT a:1 HTTP/1.1", None),
+            ("MKCOL / HTTP/1.1", None),
+            ("get / HTTP/1.1", None),
+            ("GET /\u{e9} HTTP/1.1", None),
+            ("GET /\"a\" HTTP/1.1", None),
+            ("GET /.well-known/acme-challenge/x HTTP/1.1", None),
+        ] {
+            assert_eq!(of(line, "").map(|(method, ..)| method), want, "{line}");
+        }
+        assert_eq!(read("GET / HTTP/1.1\r\nHost: a\r\n"), None, "not whole");
+        assert_eq!(read("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"), None, "an empty line before");
+    }
+
+    #[test]
+    fn e2_a_machine_is_told_the_same_as_on_the_general_path() {
+        for fields in [
+            "",
+            "Connection: close\r\nAccept: */*\r\nUser-Agent: \t a b \t\r\n",
+            "X-Forwarded-For: 1.1.1.1\r\nx-forwarded-for:2.2.2.2, 3.3.3.3\r\n",
+            "X-Forwarded-Port: 8443\r\nX-Forwarded-SSL: on\r\nX-Forwarded-Proto: https\r\n",
+            "Cookie: a=b\r\nCookie: c=d\r\nVia: 1.1 other\r\nEmpty:\r\nContent-Length: 0\r\n",
+        ] {
+            let head = format!("POST /a?b HTTP/1.1\r\nHost: Web.Example:80\r\n{fields}\r\n");
+            assert!(read(&head).is_some(), "{head}");
+            fuzz::requests(head.as_bytes());
+        }
+    }
+
+    const NAMES: [&str; 16] = [
+        "Accept",
+        "cookie",
+        "X-Forwarded-For",
+        "x-forwarded-port",
+        "X-Forwarded-Proto",
+        "via",
+        "Connection",
+        "Keep-Alive",
+        "X-Forwarded-SSL",
+        "content-length",
+        "Date",
+        "forwarded",
+        "Te",
+        "fly-client-ip",
+        "X-One",
+        "x-one",
+    ];
+    const VALUES: [&str; 8] = ["", "0", "close", "keep-alive, close", "a, b", "1.1.1.1", "x", "\t"];
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn heads_are_told_alike(
+            fields in proptest::collection::vec((0..NAMES.len(), 0..VALUES.len()), 0..12),
+        ) {
+            let mut head = "GET /a HTTP/1.1\r\nHost: a\r\n".to_owned();
+            for (name, value) in fields {
+                head.extend([NAMES[name], ": ", VALUES[value], "\r\n"]);
+            }
+            head.push_str("\r\n");
+            fuzz::requests(head.as_bytes());
+        }
+    }
+}

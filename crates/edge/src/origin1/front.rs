@@ -1,0 +1,65 @@
+//! What the common request needs beside: a head that is there already, without a body, and what has
+//! come of the answer, without a copy.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+
+use tokio::io::AsyncWrite as _;
+
+use super::{Asked, Fault, Head, Origin};
+
+/// How much of a request was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wrote {
+    Whole,
+    /// The connection broke; an answer may have come before that.
+    Part,
+    /// No machine has seen anything of it.
+    Nothing,
+}
+
+impl Origin {
+    /// Sends a request that is a head alone.
+    pub(crate) async fn ask(&mut self, head: &[u8], asked: Asked) -> Wrote {
+        self.begins(asked);
+        let mut rest = head;
+        while !rest.is_empty() {
+            let writing = poll_fn(|context| {
+                let mut wire = self.link.wire.borrow_mut();
+                Pin::new(&mut *wire).poll_write(context, rest)
+            });
+            match writing.await {
+                Ok(count @ 1..) => rest = rest.get(count..).unwrap_or_default(),
+                Ok(0) | Err(_) if rest.len() == head.len() => return Wrote::Nothing,
+                Ok(0) | Err(_) => return Wrote::Part,
+            }
+        }
+        self.is_sent = true;
+        Wrote::Whole
+    }
+
+    /// Waits for the head of the answer; asked again it goes on where it was.
+    pub(crate) async fn answer(&mut self) -> Result<Head, Fault> {
+        poll_fn(|context| self.poll_answer(context)).await
+    }
+
+    /// Returns the names and the values of its fields while these are kept.
+    pub(crate) fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let bytes = self.head_bytes();
+        let fields = self.fields.iter().filter(move |_| !bytes.is_empty());
+        fields.map(move |field| (field.name.within(bytes), field.value.within(bytes)))
+    }
+
+    /// Returns what there is of the body, in one piece.
+    pub(crate) fn data(&self) -> &[u8] {
+        self.buffer.get(self.at..self.at + self.ready).unwrap_or_default()
+    }
+
+    /// Takes so much of [`Origin::data`].
+    pub(crate) fn consume(&mut self, count: usize) {
+        let count = count.min(self.ready);
+        self.at += count;
+        self.ready -= count;
+        self.look();
+    }
+}
