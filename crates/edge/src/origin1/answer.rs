@@ -43,6 +43,11 @@ impl Head {
     pub(crate) const fn is_interim(&self) -> bool {
         is_interim(self.status)
     }
+
+    /// Returns whether the connection speaks another protocol behind it.
+    pub(crate) const fn is_switch(&self) -> bool {
+        self.status == SWITCHING
+    }
 }
 
 /// How a body ends.
