@@ -46,7 +46,7 @@ impl Ends {
                 }
                 None => false,
             },
-            Self::Chunks => write!(out, "{count:x}\r\n").is_ok(),
+            Self::Chunks => write!(out, "{count:X}\r\n").is_ok(),
         }
     }
 
