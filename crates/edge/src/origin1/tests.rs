@@ -240,7 +240,7 @@ async fn fields_behind_an_answer_come_behind_its_body() {
     assert!(!flow.is_over());
     let (all, trailers) = frames(&mut flow).await.unwrap();
     assert_eq!((all.as_slice(), &trailers.unwrap()["x-sum"]), (&b"ok"[..], &HeaderValue::from(1)));
-    assert!(flow.is_over() && flow.into_origin().rests());
+    assert!(flow.is_over() && flow.into_origin(DEADLINE).rests());
 }
 
 #[tokio::test]
@@ -263,7 +263,7 @@ async fn a_body_is_sent_in_one_piece_with_its_head_where_it_is_small() {
         let (head, all) = tokio::join!(exchange.answer(), answering);
         assert_eq!(head.unwrap().status, 200);
         assert!(all == [want.as_bytes(), &data].concat(), "{length} bytes");
-        assert!(exchange.into_flow().into_origin().rests());
+        assert!(exchange.into_flow().into_origin(DEADLINE).rests());
     }
 }
 
@@ -313,7 +313,7 @@ async fn an_early_answer_is_read_and_the_rest_of_the_body_goes_on() {
         head.unwrap();
         let mut flow = exchange.into_flow();
         assert_eq!(frames(&mut flow).await.unwrap().0, b"ok");
-        let mut origin = flow.into_origin();
+        let mut origin = flow.into_origin(DEADLINE);
         assert!(!origin.rests(), "its request is still being sent");
         drop(origin);
         client.send(Bytes::from_static(b"rest")).await.unwrap();
@@ -395,4 +395,22 @@ async fn a_machine_that_does_not_take_a_request_is_not_waited_for_without_an_end
     assert!(!origin.rests());
     // Nobody else is asked what a machine may have begun to read.
     assert_eq!(origin.ask(&head, ASKED, Instant::now()).await, Wrote::Part);
+}
+
+#[tokio::test]
+async fn the_rest_of_a_body_that_nobody_takes_ends_behind_its_answer() {
+    let deaf = async {
+        let (origin, mut machine, load) = connected().await;
+        let (client, fed) = mpsc::channel(1);
+        // More than both ends of a connection hold.
+        client.send(Bytes::from(vec![b'x'; 32 * 1024 * 1024])).await.unwrap();
+        let mut exchange = Exchange::new(origin, &post(&[]), Fed(fed));
+        machine.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        exchange.answer().await.unwrap();
+        drop(exchange.into_flow().into_origin(Duration::from_millis(20)));
+        tokio::time::timeout(DEADLINE, client.closed()).await.expect("it is given up");
+        assert_eq!(Arc::strong_count(&load), 1);
+        drop(machine);
+    };
+    LocalSet::new().run_until(deaf).await;
 }
