@@ -164,6 +164,9 @@ impl Origin {
         self.head = None;
         self.buffers.give(std::mem::take(&mut self.buffer));
         self.at = 0;
+        if self.has_trailers() {
+            self.trailers = Vec::new();
+        }
         is_at_end && self.is_sent && self.keeps
     }
 

@@ -347,6 +347,18 @@ async fn a_body_that_nobody_waits_for_any_more_ends_with_the_answer_that_is_give
 }
 
 #[tokio::test]
+async fn fields_behind_an_answer_that_nobody_took_are_not_kept() {
+    let (mut origin, mut machine, _) = connected().await;
+    origin.ask(GET, ASKED, soon()).await;
+    let fields = format!("X: {}\r\n", "y".repeat(4000));
+    let answer = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n{fields}\r\n");
+    machine.write_all(answer.as_bytes()).await.unwrap();
+    origin.answer().await.unwrap();
+    assert_eq!(body(&mut origin).await.unwrap(), b"");
+    assert!(origin.rests() && origin.trailers.capacity() < 4000);
+}
+
+#[tokio::test]
 async fn a_switch_gives_the_connection_away_with_what_came_behind_the_answer() {
     let (origin, mut machine, load) = connected().await;
     let mut exchange = Exchange::new(origin, &post(&[("upgrade", "x")]), Given(None));
