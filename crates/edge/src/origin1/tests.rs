@@ -217,6 +217,21 @@ async fn an_answer_that_ends_with_its_connection_ends_well_and_others_do_not() {
 }
 
 #[tokio::test]
+async fn e5_what_comes_before_an_answer_has_a_bound() {
+    let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "x".repeat(1000));
+    let ok = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    for (count, want) in [(3, Ok(200)), (100, Err(Cause::BadAnswer))] {
+        let (mut origin, mut machine, _) = connected().await;
+        origin.ask(GET, ASKED, soon()).await;
+        let text = format!("{}{ok}", hint.repeat(count));
+        machine.write_all(text.as_bytes()).await.unwrap();
+        let heard = origin.answer().await;
+        let heard = heard.map(|head| head.status).map_err(|fault| fault.cause());
+        assert_eq!(heard, want, "{count}");
+    }
+}
+
+#[tokio::test]
 async fn a_connection_that_the_app_has_closed_or_spoken_over_is_not_quiet() {
     let (origin, machine, _) = connected().await;
     drop(machine);
