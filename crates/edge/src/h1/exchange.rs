@@ -198,15 +198,20 @@ impl<S: Wire> Front<S> {
             account: &account,
         };
         let began = Instant::now();
-        let Some(mut origin) = ask(&hop, &key, out, &method).await else {
+        let set = options(&target, peer.public_port()).and_then(pick::idle_timeout);
+        let deadline = began + set.unwrap_or(hop.limits.answer);
+        let asked = {
+            let asking = pin!(ask(&hop, &key, out, &method, deadline));
+            unless_left(&mut self.client, asking).await
+        };
+        let Some(asked) = asked else { return Turn::Broken };
+        let Some(mut origin) = asked else {
             // Nobody has seen anything of it.
             account.begins_anew();
             return Turn::General;
         };
         out.clear();
-        let set = options(&target, peer.public_port()).and_then(pick::idle_timeout);
-        let patience = set.unwrap_or(hop.limits.answer);
-        let heard = hear(&mut self.client, &mut origin, patience).await;
+        let heard = hear(&mut self.client, &mut origin, deadline).await;
         let Some(heard) = heard else { return Turn::Broken };
         let (target, request_id, account) = (&target, &request_id, &account);
         let sent =
@@ -358,27 +363,33 @@ fn original(mut asked: Request<()>, seen: &Seen<'_>) -> Original {
 }
 
 /// Sends a request over a connection of the pool, or a new one; nothing when nothing was sent.
-async fn ask(hop: &Hop<'_>, key: &Key, head: &[u8], method: &Method) -> Option<Origin> {
+async fn ask(
+    hop: &Hop<'_>,
+    key: &Key,
+    head: &[u8],
+    method: &Method,
+    deadline: Instant,
+) -> Option<Origin> {
     let asked = origin1::Asked { is_head: *method == Method::HEAD };
     // Each may have been closed by the app a moment ago.
     while let Some(mut origin) = hop.pool.take(key) {
-        if !matches!(origin.ask(head, asked).await, Wrote::Nothing) {
+        if !matches!(origin.ask(head, asked, deadline).await, Wrote::Nothing) {
             return Some(origin);
         }
     }
     let connecting = Box::pin(hop.open(key));
     let mut origin = tokio::time::timeout(CONNECT_MAX, connecting).await.ok().flatten()?;
-    (!matches!(origin.ask(head, asked).await, Wrote::Nothing)).then_some(origin)
+    (!matches!(origin.ask(head, asked, deadline).await, Wrote::Nothing)).then_some(origin)
 }
 
 /// Waits for the answer's head; nothing when the client has left.
 async fn hear<S: Wire>(
     client: &mut Client<S>,
     origin: &mut Origin,
-    patience: Duration,
+    deadline: Instant,
 ) -> Option<Result<Head, Cause>> {
     let hearing = pin!(origin.answer());
-    match tokio::time::timeout(patience, unless_left(client, hearing)).await {
+    match tokio::time::timeout_at(deadline, unless_left(client, hearing)).await {
         Ok(heard) => heard.map(|heard| {
             heard.map_err(|fault| {
                 tracing::debug!(error = %fault, "machine did not answer");
