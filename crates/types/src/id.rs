@@ -214,17 +214,31 @@ impl OrgSlug {
     }
 }
 
+/// How long a ULID is.
+const ULID_BYTES: usize = 26;
+
 /// Returns the 26 characters of a ULID of milliseconds since 1970 and 80 random bits.
 #[must_use]
 pub fn ulid(unix_ms: u64, random: u128) -> String {
-    let value = (u128::from(unix_ms & 0xffff_ffff_ffff) << 80) | (random & ((1 << 80) - 1));
-    (0..26)
-        .rev()
-        .map(|place| {
+    let mut text = String::with_capacity(ULID_BYTES);
+    push_ulid(unix_ms, random, &mut text);
+    text
+}
+
+/// Writes the same behind other text.
+pub fn push_ulid(unix_ms: u64, random: u128, text: &mut String) {
+    // 10 characters of the time, and twice 8 of the rest: numbers that a register holds.
+    let halves = [(unix_ms & 0xffff_ffff_ffff, 10), (low_40(random >> 40), 8), (low_40(random), 8)];
+    for (value, count) in halves {
+        text.extend((0..count).rev().map(|place| {
             let digit = usize::try_from((value >> (place * 5)) & 31).unwrap_or_default();
             char::from(CROCKFORD[digit])
-        })
-        .collect()
+        }));
+    }
+}
+
+fn low_40(bits: u128) -> u64 {
+    u64::try_from(bits & 0xff_ffff_ffff).unwrap_or_default()
 }
 
 #[cfg(test)]

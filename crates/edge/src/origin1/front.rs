@@ -40,11 +40,6 @@ impl Origin {
         Wrote::Whole
     }
 
-    /// Waits for the head of the answer; asked again it goes on where it was.
-    pub(crate) async fn answer(&mut self) -> Result<Head, Fault> {
-        poll_fn(|context| self.poll_answer(context)).await
-    }
-
     /// Returns the names and the values of its fields while these are kept.
     pub(crate) fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let bytes = self.head_bytes();
