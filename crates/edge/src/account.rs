@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, Version};
+use http::{HeaderValue, Method, Request, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use perch_types::MachineId;
 use tokio::time::Instant;
@@ -72,7 +72,7 @@ impl Received {
 pub(crate) struct Account {
     shared: Arc<Shared>,
     began: Instant,
-    request_id: String,
+    request_id: HeaderValue,
     method: Method,
     version: Version,
     over_tls: bool,
@@ -103,7 +103,7 @@ impl Account {
     /// Begins the account of a request.
     pub(crate) fn open<B>(
         shared: &Arc<Shared>,
-        request_id: String,
+        request_id: HeaderValue,
         request: &Request<B>,
         over_tls: bool,
     ) -> Self {
@@ -114,7 +114,7 @@ impl Account {
     /// Begins the account of a request by its method and version.
     pub(crate) fn of(
         shared: &Arc<Shared>,
-        request_id: String,
+        request_id: HeaderValue,
         (method, version): (Method, Version),
         over_tls: bool,
     ) -> Self {
@@ -144,7 +144,8 @@ impl Account {
         self
     }
 
-    pub(crate) fn request_id(&self) -> &str {
+    /// Returns its name.
+    pub(crate) const fn request_id(&self) -> &HeaderValue {
         &self.request_id
     }
 
@@ -229,7 +230,7 @@ impl Drop for Account {
             return;
         }
         Access {
-            request_id: &self.request_id,
+            request_id: self.request_id.to_str().unwrap_or_default(),
             method: &self.method,
             protocol: protocol(self.version),
             over_tls: self.over_tls,

@@ -101,7 +101,7 @@ impl MachineBody {
             drop(stream.take());
         } else if let Source::Single(flow, back) = std::mem::replace(&mut self.source, Source::Over)
         {
-            let origin = flow.into_origin();
+            let origin = flow.into_origin(self.idle);
             if let Some((pool, key)) = back {
                 pool.put(&key, origin);
             }

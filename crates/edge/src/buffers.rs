@@ -11,8 +11,8 @@ use bytes::BytesMut;
 pub(crate) const BYTES: usize = 16 * 1024;
 /// A larger one is not kept.
 const KEPT_BYTES_MAX: usize = 96 * 1024;
-/// How many are kept, a loop.
-const KEPT_MAX: usize = 64;
+/// How many are kept, a loop: a request under way has two or three.
+const KEPT_MAX: usize = 256;
 
 /// Buffers of one loop.
 #[derive(Debug, Clone, Default)]

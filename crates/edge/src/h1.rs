@@ -20,7 +20,8 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::AsyncWriteExt as _;
@@ -28,7 +29,6 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
 use crate::Limits;
-use crate::buffers::Buffers;
 use crate::connection::{self, asked_to_stop};
 use crate::listen::Worker;
 use crate::peer::Peer;
@@ -38,12 +38,17 @@ pub(crate) use self::date::Date;
 use self::client::{Client, Wire};
 use self::rewound::Rewound;
 
+/// How long what an answer took is kept for the next request; who is silent for longer takes less
+/// memory from then on.
+const BUSY_MAX: Duration = Duration::from_secs(1);
+
 /// A connection whose requests were all common so far.
 struct Front<S> {
     worker: Rc<Worker>,
     client: Client<S>,
     peer: Peer,
     stopping: watch::Receiver<bool>,
+    alarm: Alarm,
 }
 
 /// What comes behind a request.
@@ -80,19 +85,20 @@ pub(crate) async fn serve<S>(
     S: Wire + Send + 'static,
 {
     let client = Client { stream, input: BytesMut::new() };
-    let mut front = Front { worker, client, peer, stopping: stopping.clone() };
+    let alarm = Alarm::new(worker.shared.limits.head);
+    let mut front = Front { worker, client, peer, stopping: stopping.clone(), alarm };
     let turn = {
         let shared = Arc::clone(&front.worker.shared);
-        let limits = &shared.limits;
         let stop = pin!(asked_to_stop(&mut stopping));
-        let silence = pin!(tokio::time::sleep(limits.head));
-        let mut pause = Pause { stop, is_stopped: false, silence, limits };
+        let mut pause = Pause { stop, is_stopped: false, limits: &shared.limits };
         loop {
-            if !pause.ends(&mut front.client, front.worker.pool.buffers()).await {
-                break Turn::Over;
+            match front.rest(&mut pause, Duration::MAX).await {
+                Pass::Request => {}
+                Pass::Later => continue,
+                Pass::End => break Turn::Over,
             }
             // Apart, so that one that is idle takes little.
-            let turn = Box::pin(front.request()).await;
+            let turn = Box::pin(front.busy(&mut pause)).await;
             if turn != Turn::Again {
                 break turn;
             }
@@ -111,45 +117,88 @@ pub(crate) async fn serve<S>(
     }
 }
 
-/// The time between two requests.
+impl<S: Wire> Front<S> {
+    /// Serves a request, and those that follow soon.
+    async fn busy<F: Future<Output = ()>>(&mut self, pause: &mut Pause<'_, F>) -> Turn {
+        loop {
+            let turn = self.request().await;
+            if turn != Turn::Again {
+                return turn;
+            }
+            match self.rest(pause, BUSY_MAX).await {
+                Pass::Request => {}
+                Pass::Later => return Turn::Again,
+                Pass::End => return Turn::Over,
+            }
+        }
+    }
+
+    /// Waits for the next request, and at most so long. After a stop it may be on its way already,
+    /// and is answered.
+    async fn rest<F: Future<Output = ()>>(
+        &mut self,
+        pause: &mut Pause<'_, F>,
+        most: Duration,
+    ) -> Pass {
+        let Self { client, worker, alarm, .. } = self;
+        if !client.input.is_empty() {
+            return Pass::Request;
+        }
+        let mut since = Instant::now();
+        poll_fn(|context| {
+            if let Poll::Ready(is_there) = client.poll_begin(worker.pool.buffers(), context) {
+                return Poll::Ready(if is_there { Pass::Request } else { Pass::End });
+            }
+            if !pause.is_stopped && pause.stop.as_mut().poll(context).is_ready() {
+                (pause.is_stopped, since) = (true, Instant::now());
+            }
+            let limit = if pause.is_stopped { pause.limits.linger } else { pause.limits.head };
+            let rings = alarm.poll(since + limit.min(most), context);
+            rings.map(|()| if limit > most { Pass::Later } else { Pass::End })
+        })
+        .await
+    }
+}
+
+/// What a pause between two requests comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    Request,
+    /// Nothing yet.
+    Later,
+    /// The client has left, or was silent for too long.
+    End,
+}
+
+/// What a pause between two requests depends on.
 struct Pause<'a, F> {
     /// Ends when the edge is stopped, and is not asked again.
     stop: Pin<&'a mut F>,
     is_stopped: bool,
-    /// Ends at some time: whether that is too late is looked at then.
-    silence: Pin<&'a mut Sleep>,
     limits: &'a Limits,
 }
 
-impl<F: Future<Output = ()>> Pause<'_, F> {
-    /// Waits for the next request; returns whether there is one. After a stop it may be on its way
-    /// already, and is answered.
-    async fn ends<S: Wire>(&mut self, client: &mut Client<S>, buffers: &Buffers) -> bool {
-        if !client.input.is_empty() {
-            return true;
+/// The one timer of a connection. It rings at some time and is set anew then: what is nearly always
+/// over before costs nothing.
+struct Alarm(Pin<Box<Sleep>>);
+
+impl Alarm {
+    fn new(first: Duration) -> Self {
+        Self(Box::pin(tokio::time::sleep(first)))
+    }
+
+    /// Waits until a time.
+    fn poll(&mut self, until: Instant, context: &mut Context<'_>) -> Poll<()> {
+        if self.0.deadline() > until {
+            self.0.as_mut().reset(until);
         }
-        let mut since = Instant::now();
-        poll_fn(|context| {
-            if let Poll::Ready(is_there) = client.poll_begin(buffers, context) {
-                return Poll::Ready(is_there);
+        while self.0.as_mut().poll(context).is_ready() {
+            if Instant::now() >= until {
+                return Poll::Ready(());
             }
-            if !self.is_stopped && self.stop.as_mut().poll(context).is_ready() {
-                (self.is_stopped, since) = (true, Instant::now());
-            }
-            let limit = if self.is_stopped { self.limits.linger } else { self.limits.head };
-            let until = since + limit;
-            if self.silence.deadline() > until {
-                self.silence.as_mut().reset(until);
-            }
-            while self.silence.as_mut().poll(context).is_ready() {
-                if Instant::now() >= until {
-                    return Poll::Ready(false);
-                }
-                self.silence.as_mut().reset(until);
-            }
-            Poll::Pending
-        })
-        .await
+            self.0.as_mut().reset(until);
+        }
+        Poll::Pending
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -26,6 +27,7 @@ use tokio::time::Instant;
 use crate::account::Accounted;
 use crate::body::BodyError;
 use crate::connection::{asked_to_stop, head_max};
+use crate::gather::gathered;
 use crate::listen::Worker;
 use crate::peer::Peer;
 use crate::strict::{self, Frames, HEAD_BYTES_MAX, Link};
@@ -62,6 +64,8 @@ pub(crate) async fn serve<S>(
     let head_max = head_max(&worker, &peer).unwrap_or(limits.head).min(limits.head);
     let (peer, streams) = (Rc::new(peer), Rc::new(Streams::new()));
     let begun = Rc::clone(&streams);
+    // Else each answer would be a write and a record of its own, or two.
+    let (stream, outlet) = gathered(stream, worker.pool.buffers());
     let service = service_fn(move |request| {
         let pace = begun.begin();
         answer(Rc::clone(&worker), Rc::clone(&peer), request, pace)
@@ -83,7 +87,7 @@ pub(crate) async fn serve<S>(
         .serve_connection(TokioIo::new(Frames::new(stream, head_max)), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
-        ended = connection.as_mut() => Some(ended),
+        ended = poll_fn(|context| outlet.poll_turn(connection.as_mut(), context)) => Some(ended),
         () = asked_to_stop(&mut stopping) => None,
         () = streams.are_idle(limits.head) => None,
     };
@@ -94,7 +98,7 @@ pub(crate) async fn serve<S>(
             streams.quiet_since.set(Instant::now());
             connection.as_mut().graceful_shutdown();
             tokio::select! {
-                ended = connection.as_mut() => ended,
+                ended = poll_fn(|context| outlet.poll_turn(connection.as_mut(), context)) => ended,
                 () = streams.are_idle(limits.stall) => Ok(()),
             }
         }

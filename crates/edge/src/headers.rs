@@ -117,17 +117,22 @@ pub(crate) struct Seen<'a> {
     pub(crate) version: Version,
 }
 
+static HTTP: HeaderValue = HeaderValue::from_static("http");
+static HTTPS: HeaderValue = HeaderValue::from_static("https");
+static ON: HeaderValue = HeaderValue::from_static("on");
+static OFF: HeaderValue = HeaderValue::from_static("off");
+
 impl Seen<'_> {
     /// Returns what the app is told whatever the client says, each once.
-    pub(crate) fn said(&self) -> [(HeaderName, HeaderValue); 6] {
-        let (proto, ssl) = if self.over_tls { ("https", "on") } else { ("http", "off") };
+    pub(crate) const fn said(&self) -> [(HeaderName, &HeaderValue); 6] {
+        let (proto, ssl) = if self.over_tls { (&HTTPS, &ON) } else { (&HTTP, &OFF) };
         [
-            (CLIENT_IP, self.client.clone()),
-            (FORWARDED_PORT, self.port.clone()),
-            (REGION, self.region.clone()),
-            (REQUEST_ID, self.request_id.clone()),
-            (X_FORWARDED_PROTO, HeaderValue::from_static(proto)),
-            (X_FORWARDED_SSL, HeaderValue::from_static(ssl)),
+            (CLIENT_IP, self.client),
+            (FORWARDED_PORT, self.port),
+            (REGION, self.region),
+            (REQUEST_ID, self.request_id),
+            (X_FORWARDED_PROTO, proto),
+            (X_FORWARDED_SSL, ssl),
         ]
     }
 }
@@ -201,7 +206,7 @@ pub(crate) fn tell_app(headers: &mut HeaderMap, seen: &Seen<'_>) {
     let forwarded_for = forwarded_for(headers, seen.client);
     headers.insert(X_FORWARDED_FOR, forwarded_for);
     for (name, value) in seen.said() {
-        headers.insert(name, value);
+        headers.insert(name, value.clone());
     }
     // The client's own value is kept (contract 4.2).
     if !headers.contains_key(&X_FORWARDED_PORT) {

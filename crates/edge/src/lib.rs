@@ -38,6 +38,7 @@ mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod gate;
+mod gather;
 mod h1;
 mod h2;
 mod handing;

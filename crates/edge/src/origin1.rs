@@ -42,6 +42,8 @@ use self::wire::{Counted, Wire};
 const PIECE_BYTES: usize = 64 * 1024;
 /// The least room for what comes next.
 const ROOM_BYTES: usize = 4 * 1024;
+/// How much may come of answers before the one that counts.
+const INTERIM_BYTES_MAX: usize = 64 * 1024;
 
 /// A connection over which one request at a time is answered.
 #[derive(Debug)]
@@ -59,6 +61,8 @@ pub(crate) struct Origin {
     ready: usize,
     rest: Rest,
     trailers: Vec<u8>,
+    /// How much has come of answers before the one that counts.
+    interim_bytes: usize,
     /// Whether the request was sent whole, and whether the answer lets the connection be used again.
     is_sent: bool,
     keeps: bool,
@@ -146,6 +150,7 @@ impl Origin {
             ready: 0,
             rest: Rest::Over,
             trailers: Vec::new(),
+            interim_bytes: 0,
             is_sent: true,
             keeps: true,
             is_large: false,
@@ -164,6 +169,9 @@ impl Origin {
         self.head = None;
         self.buffers.give(std::mem::take(&mut self.buffer));
         self.at = 0;
+        if self.has_trailers() {
+            self.trailers = Vec::new();
+        }
         is_at_end && self.is_sent && self.keeps
     }
 
@@ -172,6 +180,7 @@ impl Origin {
         self.asked = asked;
         self.rest = Rest::Head;
         self.trailers.clear();
+        self.interim_bytes = 0;
         self.is_sent = false;
         self.keeps = false;
         self.is_large = false;
@@ -184,12 +193,15 @@ impl Origin {
                 let Some(head) = answer::parse(&self.buffer, self.asked, &mut self.fields)? else {
                     break;
                 };
-                if head.is_interim() {
-                    self.buffer.advance(head.length);
-                    continue;
+                if !head.is_interim() {
+                    self.hears(head);
+                    return Poll::Ready(Ok(head));
                 }
-                self.hears(head);
-                return Poll::Ready(Ok(head));
+                self.buffer.advance(head.length);
+                self.interim_bytes += head.length;
+                if self.interim_bytes > INTERIM_BYTES_MAX {
+                    return Poll::Ready(Err(Doubt::TooLarge.into()));
+                }
             }
             if ready!(self.poll_read(context, ROOM_BYTES))? == 0 {
                 return Poll::Ready(Err(Fault::Ended));

@@ -18,7 +18,7 @@ use crate::upload::RequestBody;
 /// How long a connection may lie idle; apps close theirs after five seconds and more.
 const IDLE_MAX: Duration = Duration::from_secs(4);
 /// How many idle connections are kept to one machine, a loop.
-const IDLE_COUNT_MAX: usize = 64;
+const IDLE_COUNT_MAX: usize = 256;
 /// How many requests are under way at once over one connection of HTTP/2; for more there is
 /// another.
 const STREAMS_MAX: usize = 100;

@@ -28,6 +28,9 @@ use crate::strict::Link;
 use crate::upload::{BodyLimits, Progress, RequestBody};
 use crate::{challenge, compress, far, origin2, pick, redirect, route};
 
+/// As long as a request's name gets: a ULID, a dash and the longest region.
+const REQUEST_ID_BYTES: usize = 26 + 1 + 8;
+
 impl Worker {
     /// Takes one request through the phases and always answers. The request is over when nobody
     /// holds its account any more.
@@ -37,15 +40,15 @@ impl Worker {
         peer: &Peer,
         link: &Link,
     ) -> Response<Accounted> {
-        let (id, request_id) = self.request_id();
-        let account = Rc::new(Account::open(&self.shared, id, &request, peer.over_tls()));
+        let request_id = self.request_id();
+        let account = Rc::new(Account::open(&self.shared, request_id, &request, peer.over_tls()));
         let method = request.method().clone();
         let accepted = compress::accepted(request.headers());
         let mut passage = Passage {
             host: String::new(),
             face: None,
             peer,
-            request_id: &request_id,
+            request_id: account.request_id(),
             link,
             account: &account,
         };
@@ -65,7 +68,10 @@ impl Worker {
         let account = passage.account;
         let (mut response, cause) = match outcome {
             Ok(response) => (response, None),
-            Err(cause) => (reply::page(cause, account.request_id()), Some(cause)),
+            Err(cause) => {
+                let id = account.request_id().to_str().unwrap_or_default();
+                (reply::page(cause, id), Some(cause))
+            }
         };
         let status = response.status();
         account.answers(status, cause);
@@ -228,15 +234,15 @@ impl Worker {
         state
     }
 
-    /// Names a request: the text and the same as a header's value.
-    pub(crate) fn request_id(&self) -> (String, HeaderValue) {
+    /// Names a request.
+    pub(crate) fn request_id(&self) -> HeaderValue {
         let now = self.shared.clock.now().unix_ms().unsigned_abs();
         let random = (u128::from(self.random()) << 64) | u128::from(self.random());
-        let mut id = perch_types::id::ulid(now, random);
+        let mut id = String::with_capacity(REQUEST_ID_BYTES);
+        perch_types::id::push_ulid(now, random, &mut id);
         id.push('-');
         id.push_str(self.shared.region.as_str());
-        let value = HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("-"));
-        (id, value)
+        HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from_static("-"))
     }
 }
 

@@ -59,6 +59,8 @@ struct Source<B> {
     kept: Vec<Bytes>,
     kept_bytes: usize,
     is_kept: bool,
+    /// How many of these the sending has taken that may read.
+    taken: usize,
     trailers: Option<HeaderMap>,
     is_over: bool,
     /// The sending that may read; one before it may not any more.
@@ -139,9 +141,7 @@ impl Keeper {
     /// Keeps nothing of it any more and lets the client take its time: the answer has begun.
     pub(crate) fn answered(&self) {
         if let Some(source) = &self.0 {
-            let mut source = source.borrow_mut();
-            source.forget();
-            source.sending.answered();
+            source.borrow_mut().answered();
         }
     }
 }
@@ -166,6 +166,7 @@ where
             kept: Vec::new(),
             kept_bytes: 0,
             is_kept,
+            taken: 0,
             trailers: None,
             is_over: false,
             turn: 0,
@@ -177,6 +178,7 @@ where
     fn again(&mut self) -> Option<u32> {
         self.is_kept.then(|| {
             self.turn += 1;
+            self.taken = 0;
             self.sending.rests();
             self.turn
         })
@@ -202,10 +204,14 @@ where
         if reader.turn != self.turn {
             return Poll::Ready(Some(Err(UploadError::Superseded)));
         }
-        if let Some(bytes) = self.kept.get(reader.next) {
+        if let Some(bytes) = self.kept.get(reader.next).cloned() {
             reader.next += 1;
+            self.taken = reader.next;
             self.progress.moves();
-            return Poll::Ready(Some(Ok(Frame::data(bytes.clone()))));
+            if !self.is_kept && self.taken >= self.kept.len() {
+                self.forget();
+            }
+            return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
         if self.is_over {
             let trailers = self.trailers.clone().filter(|_| !reader.told_trailers);
@@ -241,6 +247,7 @@ where
             Ok(bytes) => {
                 self.keep(&bytes);
                 reader.next = self.kept.len();
+                self.taken = reader.next;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Err(frame) => {
@@ -277,6 +284,16 @@ impl<B> Source<B> {
         self.forget();
         self.progress.fails(cause);
         UploadError::OverLimit
+    }
+
+    /// Keeps nothing more, and what it has only until it is sent: a machine that gets the body again
+    /// may answer before it has all of that.
+    fn answered(&mut self) {
+        self.sending.answered();
+        self.is_kept = false;
+        if self.taken >= self.kept.len() {
+            self.forget();
+        }
     }
 
     fn forget(&mut self) {
@@ -397,6 +414,26 @@ mod tests {
         assert!(source.is_end_stream(third));
         drop(source);
         assert_eq!(budget.0.get(), 0);
+    }
+
+    #[test]
+    fn a_body_that_is_sent_again_is_sent_whole_when_the_answer_begins_before_its_end() {
+        for taken in 0..=3 {
+            let budget = Budget::default();
+            let mut source = source(&[b"ab", b"cd", b"ef", b"gh"], &budget);
+            assert_eq!(read(&mut source, &mut Reader::default(), 3), b"abcdef");
+            let turn = source.again().unwrap();
+            let mut second = Reader { turn, ..Reader::default() };
+            let mut all = read(&mut source, &mut second, taken);
+            source.answered();
+            assert_eq!(source.again(), None, "{taken}");
+            let left = 8 - all.len() as u64;
+            assert!(source.size_hint(second).lower() <= left, "{taken}");
+            all.extend(read(&mut source, &mut second, 9));
+            assert_eq!(all, b"abcdefgh", "{taken}");
+            assert!(source.is_end_stream(second), "{taken}");
+            assert_eq!(budget.0.get(), 0, "{taken}");
+        }
     }
 
     #[test]

@@ -182,8 +182,8 @@ impl Guest {
 
 impl Worker {
     async fn arrive(&self, guest: &Guest, request: Request<Incoming>) -> Response<Accounted> {
-        let id = request.headers().get(headers::REQUEST_ID).and_then(|id| id.to_str().ok());
-        let id = id.unwrap_or_default().to_owned();
+        let id = request.headers().get(headers::REQUEST_ID).cloned();
+        let id = id.unwrap_or_else(|| HeaderValue::from_static(""));
         let account = Account::open(&self.shared, id, &request, true).told_elsewhere();
         let account = Rc::new(account);
         let (mut parts, body) = request.into_parts();

@@ -21,7 +21,7 @@ use super::answer::{self, Ends};
 use super::body::{self, Frames, Machine};
 use super::client::{Client, Wire};
 use super::request::{self, Asked};
-use super::{Front, Turn};
+use super::{Alarm, Front, Turn};
 use crate::account::{Account, Accounted};
 use crate::cause::Cause;
 use crate::compress::{self, Accepted};
@@ -181,12 +181,12 @@ impl<S: Wire> Front<S> {
         let Some(asked) = Asked::read(head, out) else { return Turn::General };
         let Some(common) = worker.common(&asked, peer) else { return Turn::General };
         let Common { app, host, target, in_flight, key } = common;
-        let (id, request_id) = worker.request_id();
+        let request_id = worker.request_id();
         let of = (asked.method.clone(), Version::HTTP_11);
-        let account = Rc::new(Account::of(&worker.shared, id, of, peer.over_tls()));
+        let account = Rc::new(Account::of(&worker.shared, request_id, of, peer.over_tls()));
         account.is_of(&app);
         account.goes_to(&target.record.id, None);
-        asked.tell(&worker.seen(peer, &request_id), out);
+        asked.tell(&worker.seen(peer, account.request_id()), out);
         let (method, closes) = (asked.method, asked.closes);
         let hop = Hop {
             pool: &worker.pool,
@@ -198,17 +198,22 @@ impl<S: Wire> Front<S> {
             account: &account,
         };
         let began = Instant::now();
-        let Some(mut origin) = ask(&hop, &key, out, &method).await else {
+        let set = options(&target, peer.public_port()).and_then(pick::idle_timeout);
+        let deadline = began + set.unwrap_or(hop.limits.answer);
+        let asked = {
+            let asking = pin!(ask(&hop, &key, out, &method, deadline));
+            unless_left(&mut self.client, asking).await
+        };
+        let Some(asked) = asked else { return Turn::Broken };
+        let Some(mut origin) = asked else {
             // Nobody has seen anything of it.
             account.begins_anew();
             return Turn::General;
         };
         out.clear();
-        let set = options(&target, peer.public_port()).and_then(pick::idle_timeout);
-        let patience = set.unwrap_or(hop.limits.answer);
-        let heard = hear(&mut self.client, &mut origin, patience).await;
+        let heard = hear(&mut self.client, &mut origin, &mut self.alarm, deadline).await;
         let Some(heard) = heard else { return Turn::Broken };
-        let (target, request_id, account) = (&target, &request_id, &account);
+        let (target, request_id, account) = (&target, account.request_id(), &account);
         let sent =
             Sent { app: &app, host, target, method: &method, request_id, account, closes, end };
         let head = match heard {
@@ -358,35 +363,47 @@ fn original(mut asked: Request<()>, seen: &Seen<'_>) -> Original {
 }
 
 /// Sends a request over a connection of the pool, or a new one; nothing when nothing was sent.
-async fn ask(hop: &Hop<'_>, key: &Key, head: &[u8], method: &Method) -> Option<Origin> {
+async fn ask(
+    hop: &Hop<'_>,
+    key: &Key,
+    head: &[u8],
+    method: &Method,
+    deadline: Instant,
+) -> Option<Origin> {
     let asked = origin1::Asked { is_head: *method == Method::HEAD };
     // Each may have been closed by the app a moment ago.
     while let Some(mut origin) = hop.pool.take(key) {
-        if !matches!(origin.ask(head, asked).await, Wrote::Nothing) {
+        if !matches!(origin.ask(head, asked, deadline).await, Wrote::Nothing) {
             return Some(origin);
         }
     }
     let connecting = Box::pin(hop.open(key));
     let mut origin = tokio::time::timeout(CONNECT_MAX, connecting).await.ok().flatten()?;
-    (!matches!(origin.ask(head, asked).await, Wrote::Nothing)).then_some(origin)
+    (!matches!(origin.ask(head, asked, deadline).await, Wrote::Nothing)).then_some(origin)
 }
 
 /// Waits for the answer's head; nothing when the client has left.
 async fn hear<S: Wire>(
     client: &mut Client<S>,
     origin: &mut Origin,
-    patience: Duration,
+    alarm: &mut Alarm,
+    deadline: Instant,
 ) -> Option<Result<Head, Cause>> {
-    let hearing = pin!(origin.answer());
-    match tokio::time::timeout(patience, unless_left(client, hearing)).await {
-        Ok(heard) => heard.map(|heard| {
-            heard.map_err(|fault| {
-                tracing::debug!(error = %fault, "machine did not answer");
-                fault.cause()
-            })
-        }),
-        Err(_) => Some(Err(Cause::Slow)),
-    }
+    let heard = poll_fn(|context| {
+        if let Poll::Ready(heard) = origin.poll_answer(context) {
+            return Poll::Ready(Some(Ok(heard)));
+        }
+        if client.poll_left(context).is_ready() {
+            return Poll::Ready(None);
+        }
+        alarm.poll(deadline, context).map(|()| Some(Err(Cause::Slow)))
+    });
+    Some(heard.await?.and_then(|heard| {
+        heard.map_err(|fault| {
+            tracing::debug!(error = %fault, "machine did not answer");
+            fault.cause()
+        })
+    }))
 }
 
 /// Waits for something; nothing when the client has left before.

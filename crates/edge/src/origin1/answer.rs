@@ -15,6 +15,7 @@ pub(crate) const FIELDS_MAX: usize = 100;
 /// The largest length: the largest numbers have other meanings to whoever counts the bytes.
 const LENGTH_MAX: u64 = u64::MAX - 2;
 const SWITCHING: u16 = 101;
+const NO_CONTENT: u16 = 204;
 
 /// What an answer's end depends on beside the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -138,13 +139,15 @@ pub(crate) fn parse(
     }
     let framing = said.framing(status, minor, asked)?;
     let is_open = !said.closes && (minor == 1 || said.stays);
+    // What comes behind it is in doubt where it says that something does (RFC 9110, section 8.6).
+    let is_odd = status == NO_CONTENT && said.has_body();
     Ok(Some(Head {
         status,
         minor,
         reason: Span::of(bytes, response.reason.unwrap_or_default().as_bytes()),
         length,
         framing,
-        keeps: is_open && framing != Framing::ToClose && status != SWITCHING,
+        keeps: is_open && !is_odd && framing != Framing::ToClose && status != SWITCHING,
     }))
 }
 
@@ -205,6 +208,11 @@ impl<'a> Said<'a> {
         }
     }
 
+    /// Returns whether a body is promised, be there one or not.
+    fn has_body(&self) -> bool {
+        self.codings > 0 || (self.lengths > 0 && length_of(self.length) != Some(0))
+    }
+
     fn framing(&self, status: u16, minor: u8, asked: Asked) -> Result<Framing, Doubt> {
         if is_interim(status) {
             return Ok(Framing::None);
@@ -212,7 +220,7 @@ impl<'a> Said<'a> {
         if !self.is_clear() {
             return Err(Doubt::Length);
         }
-        if asked.is_head || matches!(status, SWITCHING | 204 | 304) {
+        if asked.is_head || matches!(status, SWITCHING | NO_CONTENT | 304) {
             return Ok(Framing::None);
         }
         match (self.codings, self.lengths) {
@@ -300,6 +308,13 @@ mod tests {
             (HEAD, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", (Framing::None, true)),
             (HEAD, "HTTP/1.1 200 OK\r\n\r\n", (Framing::None, true)),
             (GET, "HTTP/1.1 204 No Content\r\n\r\n", (Framing::None, true)),
+            (GET, "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", (Framing::None, true)),
+            (GET, "HTTP/1.1 204 No Content\r\nContent-Length: 3\r\n\r\n", (Framing::None, false)),
+            (
+                HEAD,
+                "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n",
+                (Framing::None, false),
+            ),
             (GET, "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", (Framing::None, true)),
             (GET, "HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\n", (Framing::None, false)),
             (GET, "HTTP/1.1 100 Continue\r\n\r\n", (Framing::None, true)),

@@ -2,18 +2,23 @@
 //! read all, and may read on while it does.
 //!
 //! Never lets what the client sends wait for what it reads: what is left of a body when the answer
-//! has begun is sent by a task of its own, which ends with the answer's body.
+//! has begun is sent by a task of its own. It ends with an answer that is given up; behind one that
+//! is over it goes on for as long as the machine takes something.
 
-use std::future::poll_fn;
+use std::cell::Cell;
+use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
 use http::request::Parts;
 use http_body::{Body, Frame};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::upload::UploadError;
 
@@ -65,28 +70,54 @@ where
         if outgoing.is_over() {
             return Flow::new(origin);
         }
-        let link = Rc::clone(&origin.link);
-        let sending = tokio::task::spawn_local(async move {
-            poll_fn(|context| outgoing.poll_send(&link.wire, context)).await
+        let (link, moved) = (Rc::clone(&origin.link), outgoing.moved());
+        let (alone, told) = oneshot::channel();
+        let task = tokio::task::spawn_local(async move {
+            let sending = poll_fn(|context| outgoing.poll_send(&link.wire, context));
+            tokio::select! {
+                sent = sending => sent,
+                () = stands_still(told, &moved) => {
+                    tracing::debug!("rest of a request that was answered not sent");
+                    Ok(false)
+                }
+            }
         });
-        Flow { origin, sending: Some(Sending(Some(sending))) }
+        Flow { origin, sending: Some(Sending(Some((task, alone)))) }
     }
 }
 
+/// Waits until nothing has moved for as long as it is told; it may never be told.
+async fn stands_still(told: oneshot::Receiver<Duration>, moved: &Cell<Instant>) {
+    let Ok(limit) = told.await else {
+        return pending().await;
+    };
+    let mut until = Instant::now() + limit;
+    while Instant::now() < until {
+        tokio::time::sleep_until(until).await;
+        until = until.max(moved.get() + limit);
+    }
+}
+
+/// Sends what is left of a request.
+type Task = JoinHandle<Result<bool, Fault>>;
+
 /// What is left of a request is sent for as long as somebody has this.
 #[derive(Debug)]
-struct Sending(Option<JoinHandle<Result<bool, Fault>>>);
+struct Sending(Option<(Task, oneshot::Sender<Duration>)>);
 
 impl Sending {
-    /// Lets it end by itself.
-    fn goes_on(mut self) {
-        drop(self.0.take());
+    /// Lets it end by itself, or when nothing has moved for so long: nobody looks at it any more.
+    fn goes_on(mut self, idle: Duration) {
+        if let Some((_, alone)) = self.0.take() {
+            // It may have ended a moment ago.
+            alone.send(idle).ok();
+        }
     }
 }
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        if let Some(task) = &self.0 {
+        if let Some((task, _)) = &self.0 {
             task.abort();
         }
     }
@@ -125,7 +156,7 @@ impl Flow {
 
     /// Looks whether the request was sent whole by now; returns why it cannot be.
     fn poll_sending(&mut self, context: &mut Context<'_>) -> Option<Fault> {
-        let task = self.sending.as_mut()?.0.as_mut()?;
+        let (task, _) = self.sending.as_mut()?.0.as_mut()?;
         let Poll::Ready(sent) = Pin::new(task).poll(context) else {
             return None;
         };
@@ -152,10 +183,10 @@ impl Flow {
     }
 
     /// Returns the connection, when the answer is over. What is left of the request goes on until
-    /// it is sent, and then the connection ends with it.
-    pub(crate) fn into_origin(mut self) -> Origin {
+    /// it is sent, or nothing has moved for so long, and then the connection ends with it.
+    pub(crate) fn into_origin(mut self, idle: Duration) -> Origin {
         if let Some(sending) = self.sending.take() {
-            sending.goes_on();
+            sending.goes_on(idle);
         }
         self.origin
     }

@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 
 use tokio::io::AsyncWrite as _;
+use tokio::time::Instant;
 
 use super::{Asked, Fault, Head, Origin};
 
@@ -12,15 +13,16 @@ use super::{Asked, Fault, Head, Origin};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wrote {
     Whole,
-    /// The connection broke; an answer may have come before that.
+    /// The connection broke, or takes nothing; an answer may have come before that.
     Part,
     /// No machine has seen anything of it.
     Nothing,
 }
 
 impl Origin {
-    /// Sends a request that is a head alone.
-    pub(crate) async fn ask(&mut self, head: &[u8], asked: Asked) -> Wrote {
+    /// Sends a request that is a head alone. A machine that does not take it in time is one that
+    /// does not answer: nobody else may have the request.
+    pub(crate) async fn ask(&mut self, head: &[u8], asked: Asked, deadline: Instant) -> Wrote {
         self.begins(asked);
         let mut rest = head;
         while !rest.is_empty() {
@@ -28,19 +30,14 @@ impl Origin {
                 let mut wire = self.link.wire.borrow_mut();
                 Pin::new(&mut *wire).poll_write(context, rest)
             });
-            match writing.await {
-                Ok(count @ 1..) => rest = rest.get(count..).unwrap_or_default(),
-                Ok(0) | Err(_) if rest.len() == head.len() => return Wrote::Nothing,
-                Ok(0) | Err(_) => return Wrote::Part,
+            match tokio::time::timeout_at(deadline, writing).await {
+                Ok(Ok(count @ 1..)) => rest = rest.get(count..).unwrap_or_default(),
+                Ok(Ok(0) | Err(_)) if rest.len() == head.len() => return Wrote::Nothing,
+                Ok(Ok(0) | Err(_)) | Err(_) => return Wrote::Part,
             }
         }
         self.is_sent = true;
         Wrote::Whole
-    }
-
-    /// Waits for the head of the answer; asked again it goes on where it was.
-    pub(crate) async fn answer(&mut self) -> Result<Head, Fault> {
-        poll_fn(|context| self.poll_answer(context)).await
     }
 
     /// Returns the names and the values of its fields while these are kept.

@@ -2,10 +2,11 @@
 //!
 //! Never holds more of a body than the piece that is being written, and a buffer.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -14,6 +15,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method};
 use http_body::Body;
 use tokio::io::AsyncWrite as _;
+use tokio::time::Instant;
 
 use crate::buffers::{self, Buffers};
 use crate::upload::UploadError;
@@ -46,12 +48,19 @@ pub(super) struct Outgoing<B> {
     has_begun: bool,
     /// Whether the machine takes nothing more.
     is_cut: bool,
+    /// When the machine took something last.
+    moved: Rc<Cell<Instant>>,
 }
 
 impl<B> Outgoing<B> {
     /// Returns whether no machine has seen anything of it.
     pub(super) const fn is_unsent(&self) -> bool {
         !self.has_begun
+    }
+
+    /// Returns where it is noted when the machine took something last.
+    pub(super) fn moved(&self) -> Rc<Cell<Instant>> {
+        Rc::clone(&self.moved)
     }
 
     /// Returns whether nothing more is to be written: all of it was, or the machine takes no more.
@@ -77,6 +86,7 @@ where
             data: Bytes::new(),
             has_begun: false,
             is_cut: false,
+            moved: Rc::new(Cell::new(Instant::now())),
         }
     }
 
@@ -131,6 +141,7 @@ where
 
     fn wrote(&mut self, count: usize) {
         self.has_begun = true;
+        self.moved.set(Instant::now());
         let before = count.min(self.next.len());
         self.next.advance(before);
         if self.data.is_empty() {

@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
+use tokio::time::Instant;
 
 use super::*;
 
@@ -19,6 +20,10 @@ const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 const ASKED: Asked = Asked { is_head: false };
 /// How long a test waits for what comes at once.
 const DEADLINE: Duration = Duration::from_secs(20);
+
+fn soon() -> Instant {
+    Instant::now() + DEADLINE
+}
 
 /// A body that comes bit by bit.
 struct Fed(mpsc::Receiver<Bytes>);
@@ -117,6 +122,11 @@ fn post(fields: &[(&str, &str)]) -> Parts {
     request.body(()).unwrap().into_parts().0
 }
 
+/// Waits for the head of the answer.
+async fn answer(origin: &mut Origin) -> Result<Head, Fault> {
+    poll_fn(|context| origin.poll_answer(context)).await
+}
+
 #[tokio::test]
 async fn answers_are_read_whole_and_their_connection_is_used_again_where_it_may() {
     for (answer, want, is_again) in [
@@ -134,10 +144,10 @@ async fn answers_are_read_whole_and_their_connection_is_used_again_where_it_may(
     ] {
         let (mut origin, mut machine, load) = connected().await;
         assert!(origin.is_quiet());
-        assert_eq!(origin.ask(GET, ASKED).await, Wrote::Whole);
+        assert_eq!(origin.ask(GET, ASKED, soon()).await, Wrote::Whole);
         assert_eq!(read_until(&mut machine, b"\r\n\r\n").await, GET);
         machine.write_all(answer.as_bytes()).await.unwrap();
-        let head = origin.answer().await.unwrap();
+        let head = answer(&mut origin).await.unwrap();
         assert!(matches!(head.status, 200 | 204) && !origin.head_bytes().is_empty(), "{answer:?}");
         assert_eq!(body(&mut origin).await.unwrap(), want.as_bytes(), "{answer:?}");
         assert!(origin.is_over() && origin.left() == Some(0), "{answer:?}");
@@ -152,7 +162,7 @@ async fn answers_are_read_whole_and_their_connection_is_used_again_where_it_may(
 async fn a_connection_is_asked_again_and_its_fields_are_those_of_the_last_answer() {
     let (mut origin, mut machine, _) = connected().await;
     for length in [3_usize, 0, 100_000] {
-        assert_eq!(origin.ask(GET, ASKED).await, Wrote::Whole);
+        assert_eq!(origin.ask(GET, ASKED, soon()).await, Wrote::Whole);
         read_until(&mut machine, b"\r\n\r\n").await;
         let text =
             format!("HTTP/1.1 200 Fine\r\nX-Length: {length}\r\ncontent-length: {length}\r\n\r\n");
@@ -161,7 +171,7 @@ async fn a_connection_is_asked_again_and_its_fields_are_those_of_the_last_answer
             machine.write_all(&vec![b'x'; length]).await.unwrap();
         };
         let reading = async {
-            let head = origin.answer().await.unwrap();
+            let head = answer(&mut origin).await.unwrap();
             assert_eq!(head.framing, Framing::Length(length as u64));
             let said = length.to_string();
             let fields: Vec<_> = origin.fields().collect();
@@ -197,17 +207,32 @@ async fn an_answer_that_ends_with_its_connection_ends_well_and_others_do_not() {
         ("", Err(Cause::Upstream)),
     ] {
         let (mut origin, mut machine, _) = connected().await;
-        origin.ask(GET, ASKED).await;
+        origin.ask(GET, ASKED, soon()).await;
         read_until(&mut machine, b"\r\n\r\n").await;
         machine.write_all(answer.as_bytes()).await.unwrap();
         machine.shutdown().await.unwrap();
-        let read = match origin.answer().await {
+        let read = match answer(&mut origin).await {
             Ok(_) => body(&mut origin).await,
             Err(fault) => Err(fault),
         };
         let read = read.map_err(|fault| fault.cause());
         assert_eq!(read, want.map(|text: &str| text.as_bytes().to_vec()), "{answer:?}");
         assert!(!origin.rests(), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn e5_what_comes_before_an_answer_has_a_bound() {
+    let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "x".repeat(1000));
+    let ok = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    for (count, want) in [(3, Ok(200)), (100, Err(Cause::BadAnswer))] {
+        let (mut origin, mut machine, _) = connected().await;
+        origin.ask(GET, ASKED, soon()).await;
+        let text = format!("{}{ok}", hint.repeat(count));
+        machine.write_all(text.as_bytes()).await.unwrap();
+        let heard = answer(&mut origin).await;
+        let heard = heard.map(|head| head.status).map_err(|fault| fault.cause());
+        assert_eq!(heard, want, "{count}");
     }
 }
 
@@ -226,16 +251,16 @@ async fn a_connection_that_the_app_has_closed_or_spoken_over_is_not_quiet() {
 #[tokio::test]
 async fn fields_behind_an_answer_come_behind_its_body() {
     let (mut origin, mut machine, _) = connected().await;
-    origin.ask(GET, ASKED).await;
+    origin.ask(GET, ASKED, soon()).await;
     let answer =
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n";
     machine.write_all(answer.as_bytes()).await.unwrap();
-    origin.answer().await.unwrap();
+    answer(&mut origin).await.unwrap();
     let mut flow = Flow::new(origin);
     assert!(!flow.is_over());
     let (all, trailers) = frames(&mut flow).await.unwrap();
     assert_eq!((all.as_slice(), &trailers.unwrap()["x-sum"]), (&b"ok"[..], &HeaderValue::from(1)));
-    assert!(flow.is_over() && flow.into_origin().rests());
+    assert!(flow.is_over() && flow.into_origin(DEADLINE).rests());
 }
 
 #[tokio::test]
@@ -258,7 +283,7 @@ async fn a_body_is_sent_in_one_piece_with_its_head_where_it_is_small() {
         let (head, all) = tokio::join!(exchange.answer(), answering);
         assert_eq!(head.unwrap().status, 200);
         assert!(all == [want.as_bytes(), &data].concat(), "{length} bytes");
-        assert!(exchange.into_flow().into_origin().rests());
+        assert!(exchange.into_flow().into_origin(DEADLINE).rests());
     }
 }
 
@@ -308,7 +333,7 @@ async fn an_early_answer_is_read_and_the_rest_of_the_body_goes_on() {
         head.unwrap();
         let mut flow = exchange.into_flow();
         assert_eq!(frames(&mut flow).await.unwrap().0, b"ok");
-        let mut origin = flow.into_origin();
+        let mut origin = flow.into_origin(DEADLINE);
         assert!(!origin.rests(), "its request is still being sent");
         drop(origin);
         client.send(Bytes::from_static(b"rest")).await.unwrap();
@@ -342,6 +367,18 @@ async fn a_body_that_nobody_waits_for_any_more_ends_with_the_answer_that_is_give
 }
 
 #[tokio::test]
+async fn fields_behind_an_answer_that_nobody_took_are_not_kept() {
+    let (mut origin, mut machine, _) = connected().await;
+    origin.ask(GET, ASKED, soon()).await;
+    let fields = format!("X: {}\r\n", "y".repeat(4000));
+    let answer = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n{fields}\r\n");
+    machine.write_all(answer.as_bytes()).await.unwrap();
+    answer(&mut origin).await.unwrap();
+    assert_eq!(body(&mut origin).await.unwrap(), b"");
+    assert!(origin.rests() && origin.trailers.capacity() < 4000);
+}
+
+#[tokio::test]
 async fn a_switch_gives_the_connection_away_with_what_came_behind_the_answer() {
     let (origin, mut machine, load) = connected().await;
     let mut exchange = Exchange::new(origin, &post(&[("upgrade", "x")]), Given(None));
@@ -369,12 +406,43 @@ async fn a_switch_gives_the_connection_away_with_what_came_behind_the_answer() {
 async fn a_request_of_which_nothing_could_be_sent_is_told_from_one_that_broke() {
     let (mut origin, machine, _) = connected().await;
     // Closed with something unread: the other side is reset.
-    assert_eq!(origin.ask(GET, ASKED).await, Wrote::Whole);
+    assert_eq!(origin.ask(GET, ASKED, soon()).await, Wrote::Whole);
     machine.readable().await.unwrap();
     drop(machine);
-    origin.answer().await.unwrap_err();
-    assert_eq!(origin.ask(GET, ASKED).await, Wrote::Nothing);
+    answer(&mut origin).await.unwrap_err();
+    assert_eq!(origin.ask(GET, ASKED, soon()).await, Wrote::Nothing);
     let mut exchange = Exchange::new(origin, &post(&[]), Given(None));
     assert!(matches!(exchange.answer().await, Err(Fault::Broken(_))));
     assert!(exchange.is_unsent());
+}
+
+#[tokio::test]
+async fn a_machine_that_does_not_take_a_request_is_not_waited_for_without_an_end() {
+    // More than both ends of a connection hold.
+    let head = vec![b'x'; 32 * 1024 * 1024];
+    let (mut origin, _deaf, _) = connected().await;
+    let asking = origin.ask(&head, ASKED, Instant::now() + Duration::from_millis(20));
+    let wrote = tokio::time::timeout(DEADLINE, asking).await;
+    assert_eq!(wrote.expect("it ends"), Wrote::Part);
+    assert!(!origin.rests());
+    // Nobody else is asked what a machine may have begun to read.
+    assert_eq!(origin.ask(&head, ASKED, Instant::now()).await, Wrote::Part);
+}
+
+#[tokio::test]
+async fn the_rest_of_a_body_that_nobody_takes_ends_behind_its_answer() {
+    let deaf = async {
+        let (origin, mut machine, load) = connected().await;
+        let (client, fed) = mpsc::channel(1);
+        // More than both ends of a connection hold.
+        client.send(Bytes::from(vec![b'x'; 32 * 1024 * 1024])).await.unwrap();
+        let mut exchange = Exchange::new(origin, &post(&[]), Fed(fed));
+        machine.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        exchange.answer().await.unwrap();
+        drop(exchange.into_flow().into_origin(Duration::from_millis(20)));
+        tokio::time::timeout(DEADLINE, client.closed()).await.expect("it is given up");
+        assert_eq!(Arc::strong_count(&load), 1);
+        drop(machine);
+    };
+    LocalSet::new().run_until(deaf).await;
 }
