@@ -182,13 +182,10 @@ mod tests {
         let connection = async {
             gathered.write_all(b"x").await.unwrap();
             let mut piece = [0; 1];
-            loop {
+            let mut found = None;
+            while found != Some(io::ErrorKind::BrokenPipe) {
                 tokio::task::yield_now().await;
-                if let Err(error) = gathered.read_exact(&mut piece).await
-                    && error.kind() == io::ErrorKind::BrokenPipe
-                {
-                    return;
-                }
+                found = gathered.read_exact(&mut piece).await.err().map(|error| error.kind());
             }
         };
         let mut connection = pin!(connection);

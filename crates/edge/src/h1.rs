@@ -110,7 +110,7 @@ pub(crate) async fn serve<S>(
         }
         Turn::Broken => {}
         Turn::General => {
-            let Front { worker, client, peer, stopping } = front;
+            let Front { worker, client, peer, stopping, .. } = front;
             let stream = Rewound::new(client.input, client.stream);
             Box::pin(connection::serve_http1(worker, stream, peer, stopping)).await;
         }

@@ -258,7 +258,7 @@ where
             let mut future = std::pin::pin!(future);
             let mut stalled = Stalled { pace, seen: 0, timer: Timer::default() };
             // When it is dropped before its end, the stream is reset.
-            std::future::poll_fn(|context| match future.as_mut().poll(context) {
+            poll_fn(|context| match future.as_mut().poll(context) {
                 Poll::Ready(()) => Poll::Ready(()),
                 Poll::Pending => stalled.poll(stall, context),
             })
@@ -309,7 +309,7 @@ mod tests {
     }
 
     async fn stalls(stalled: &mut Stalled, within: Duration) -> bool {
-        ends(within, std::future::poll_fn(|context| stalled.poll(LIMIT, context))).await
+        ends(within, poll_fn(|context| stalled.poll(LIMIT, context))).await
     }
 
     #[tokio::test]
@@ -332,7 +332,7 @@ mod tests {
         pace.gives();
         let hour = Duration::from_secs(3_600);
         let waits = |context: &mut Context<'_>| Poll::Ready(stalled.poll(hour, context));
-        assert!(std::future::poll_fn(waits).await.is_pending());
+        assert!(poll_fn(waits).await.is_pending());
         pace.takes();
         pace.gives();
         // The hour's wait is forgotten: a new one is as long as it is asked to be now.

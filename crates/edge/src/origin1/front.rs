@@ -7,7 +7,7 @@ use std::pin::Pin;
 use tokio::io::AsyncWrite as _;
 use tokio::time::Instant;
 
-use super::{Asked, Fault, Head, Origin};
+use super::{Asked, Origin};
 
 /// How much of a request was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

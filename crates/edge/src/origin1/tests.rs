@@ -123,7 +123,7 @@ fn post(fields: &[(&str, &str)]) -> Parts {
 }
 
 /// Waits for the head of the answer.
-async fn answer(origin: &mut Origin) -> Result<Head, Fault> {
+async fn head_of(origin: &mut Origin) -> Result<Head, Fault> {
     poll_fn(|context| origin.poll_answer(context)).await
 }
 
@@ -147,7 +147,7 @@ async fn answers_are_read_whole_and_their_connection_is_used_again_where_it_may(
         assert_eq!(origin.ask(GET, ASKED, soon()).await, Wrote::Whole);
         assert_eq!(read_until(&mut machine, b"\r\n\r\n").await, GET);
         machine.write_all(answer.as_bytes()).await.unwrap();
-        let head = answer(&mut origin).await.unwrap();
+        let head = head_of(&mut origin).await.unwrap();
         assert!(matches!(head.status, 200 | 204) && !origin.head_bytes().is_empty(), "{answer:?}");
         assert_eq!(body(&mut origin).await.unwrap(), want.as_bytes(), "{answer:?}");
         assert!(origin.is_over() && origin.left() == Some(0), "{answer:?}");
@@ -171,7 +171,7 @@ async fn a_connection_is_asked_again_and_its_fields_are_those_of_the_last_answer
             machine.write_all(&vec![b'x'; length]).await.unwrap();
         };
         let reading = async {
-            let head = answer(&mut origin).await.unwrap();
+            let head = head_of(&mut origin).await.unwrap();
             assert_eq!(head.framing, Framing::Length(length as u64));
             let said = length.to_string();
             let fields: Vec<_> = origin.fields().collect();
@@ -211,7 +211,7 @@ async fn an_answer_that_ends_with_its_connection_ends_well_and_others_do_not() {
         read_until(&mut machine, b"\r\n\r\n").await;
         machine.write_all(answer.as_bytes()).await.unwrap();
         machine.shutdown().await.unwrap();
-        let read = match answer(&mut origin).await {
+        let read = match head_of(&mut origin).await {
             Ok(_) => body(&mut origin).await,
             Err(fault) => Err(fault),
         };
@@ -230,7 +230,7 @@ async fn e5_what_comes_before_an_answer_has_a_bound() {
         origin.ask(GET, ASKED, soon()).await;
         let text = format!("{}{ok}", hint.repeat(count));
         machine.write_all(text.as_bytes()).await.unwrap();
-        let heard = answer(&mut origin).await;
+        let heard = head_of(&mut origin).await;
         let heard = heard.map(|head| head.status).map_err(|fault| fault.cause());
         assert_eq!(heard, want, "{count}");
     }
@@ -255,7 +255,7 @@ async fn fields_behind_an_answer_come_behind_its_body() {
     let answer =
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n";
     machine.write_all(answer.as_bytes()).await.unwrap();
-    answer(&mut origin).await.unwrap();
+    head_of(&mut origin).await.unwrap();
     let mut flow = Flow::new(origin);
     assert!(!flow.is_over());
     let (all, trailers) = frames(&mut flow).await.unwrap();
@@ -373,7 +373,7 @@ async fn fields_behind_an_answer_that_nobody_took_are_not_kept() {
     let fields = format!("X: {}\r\n", "y".repeat(4000));
     let answer = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n{fields}\r\n");
     machine.write_all(answer.as_bytes()).await.unwrap();
-    answer(&mut origin).await.unwrap();
+    head_of(&mut origin).await.unwrap();
     assert_eq!(body(&mut origin).await.unwrap(), b"");
     assert!(origin.rests() && origin.trailers.capacity() < 4000);
 }
@@ -409,7 +409,7 @@ async fn a_request_of_which_nothing_could_be_sent_is_told_from_one_that_broke() 
     assert_eq!(origin.ask(GET, ASKED, soon()).await, Wrote::Whole);
     machine.readable().await.unwrap();
     drop(machine);
-    answer(&mut origin).await.unwrap_err();
+    head_of(&mut origin).await.unwrap_err();
     assert_eq!(origin.ask(GET, ASKED, soon()).await, Wrote::Nothing);
     let mut exchange = Exchange::new(origin, &post(&[]), Given(None));
     assert!(matches!(exchange.answer().await, Err(Fault::Broken(_))));
