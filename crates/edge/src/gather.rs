@@ -49,12 +49,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Outlet<S> {
         if polled.is_ready() {
             return polled;
         }
-        if let Poll::Ready(Err(error)) = self.0.borrow_mut().poll_leave(context) {
-            // The task hears of it wherever it reads or writes next, which is now.
-            self.0.borrow_mut().failed = Some(error.kind());
-            return connection.poll(context);
-        }
-        Poll::Pending
+        let left = self.0.borrow_mut().poll_leave(context);
+        let Poll::Ready(Err(error)) = left else { return Poll::Pending };
+        // The task hears of it wherever it reads or writes next, which is now.
+        self.0.borrow_mut().failed = Some(error.kind());
+        connection.poll(context)
     }
 }
 

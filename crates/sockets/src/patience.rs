@@ -53,6 +53,8 @@ pub struct Patient<S> {
     patience: Patience,
     /// Runs while the peer takes nothing of what waits.
     stall: Timer,
+    /// Whether the kernel may have room for which it woke nobody.
+    has_room: bool,
     /// Who would read meanwhile.
     reader: Option<Waker>,
 }
@@ -60,7 +62,7 @@ pub struct Patient<S> {
 impl<S> Patient<S> {
     /// Wraps a socket.
     pub fn new(socket: S, patience: Patience) -> Self {
-        Self { socket, patience, stall: Timer::default(), reader: None }
+        Self { socket, patience, stall: Timer::default(), has_room: false, reader: None }
     }
 
     /// Returns the socket.
@@ -99,19 +101,32 @@ impl<S: AsFd> Patient<S> {
             self.moved();
             return Poll::Pending;
         }
+        if self.has_room {
+            let sent = self.send(bytes);
+            if sent.is_ready() {
+                return sent;
+            }
+            self.has_room = false;
+        }
         if !self.stall.is_over(self.patience.limit, context) {
             return Poll::Pending;
         }
         // The kernel wakes a writer only when a good part of its buffer is free again. A slow
-        // reader may have taken less than that, and there is room for what it took.
-        let sent = match send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-            Err(Errno::AGAIN) => {
-                Err(io::Error::new(io::ErrorKind::TimedOut, "the other side takes nothing"))
-            }
-            sent => sent.map_err(io::Error::from),
-        };
+        // reader may have taken less than that, and there is room for what it took: all of it is
+        // used at once, or a reader that takes nothing would be waited for once for each write.
+        let sent = self.send(bytes);
+        self.has_room = sent.is_ready();
         self.moved();
-        Poll::Ready(sent)
+        let late = || io::Error::new(io::ErrorKind::TimedOut, "the other side takes nothing");
+        if sent.is_ready() { sent } else { Poll::Ready(Err(late())) }
+    }
+
+    /// Sends what there is room for, whatever the kernel has told of it.
+    fn send(&self, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Err(Errno::AGAIN) => Poll::Pending,
+            sent => Poll::Ready(sent.map_err(io::Error::from)),
+        }
     }
 }
 

@@ -292,7 +292,7 @@ mod tests {
         assert!(ends.begin_piece(31, &mut out));
         out.extend_from_slice(ends.tail());
         assert!(ends.end(&mut out));
-        assert_eq!(&out[..], b"1f\r\n\r\n0\r\n\r\n");
+        assert_eq!(&out[..], b"1F\r\n\r\n0\r\n\r\n");
     }
 
     #[test]
