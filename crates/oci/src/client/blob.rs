@@ -70,7 +70,10 @@ impl<'a> Transfer<'a> {
             }
             _ => {}
         }
-        let file = File::create_new(path).await.map_err(|e| Error::io("create", path, e))?;
+        // Without a wait: whoever gives this up takes the file away, and one that was still being
+        // made then would stay.
+        let file = std::fs::File::create_new(path).map_err(|e| Error::io("create", path, e))?;
+        let file = File::from_std(file);
         Ok(Self { path, file, hash: Sha256::new(), count: 0 })
     }
 
