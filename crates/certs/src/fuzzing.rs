@@ -3,9 +3,14 @@
 //! Never in a server: they are built for tests, and for the runner in the folder `fuzz`. Whoever
 //! writes a parser of bytes from outside adds one.
 
+#[path = "../../../fuzz/src/inputs.rs"]
+mod inputs;
+
 use rustls::pki_types::CertificateDer;
 
 use crate::{inspect, net};
+
+use self::inputs::unhex;
 
 /// A function that takes any bytes.
 pub type Target = fn(&[u8]);
@@ -68,15 +73,6 @@ fn x509(bytes: &[u8]) {
     inspect::fuzz::der(&CertificateDer::from(unhex(bytes)));
 }
 
-/// Returns the bytes that the digits of the first line are in hexadecimal: a change of one digit is
-/// one of a byte.
-fn unhex(bytes: &[u8]) -> Vec<u8> {
-    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let digits: Vec<u8> = line.iter().copied().filter(u8::is_ascii_hexdigit).collect();
-    let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    digits.chunks_exact(2).filter_map(pair).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use base64::Engine as _;
@@ -111,28 +107,8 @@ mod tests {
             run(&bytes);
         }
 
-        // Bytes that look like what is read get further into the parsers.
         #[test]
-        fn changed_seeds_hold(
-            which in 0..SEEDS.len(),
-            changes in proptest::collection::vec(
-                (any::<prop::sample::Index>(), any::<u8>(), 0_u8..3), 0..6,
-            ),
-        ) {
-            let mut bytes = SEEDS[which].as_bytes().to_vec();
-            for (at, byte, kind) in changes {
-                if bytes.is_empty() {
-                    break;
-                }
-                let at = at.index(bytes.len());
-                match kind {
-                    0 => bytes[at] = b"0123456789abcdef"[usize::from(byte) % 16],
-                    1 => bytes[at] = byte,
-                    _ => {
-                        bytes.remove(at);
-                    }
-                }
-            }
+        fn changed_seeds_hold(bytes in inputs::changed(SEEDS)) {
             run(&bytes);
         }
     }

@@ -4,6 +4,10 @@
 //! Never believes the server about it: a machine that trusts an authority trusts it for all that
 //! the certificate allows.
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[path = "../../../fuzz/src/inputs.rs"]
+mod inputs;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
@@ -149,22 +153,13 @@ pub(crate) const FUZZ_SEEDS: &[&str] = &[
     "30820004a30230000000\n",
 ];
 
-/// Returns the bytes that a text's digits are in hexadecimal.
-#[cfg(any(test, feature = "fuzzing"))]
-fn unhex(text: &str) -> Vec<u8> {
-    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
-    let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    digits.chunks_exact(2).filter_map(pair).collect()
-}
-
 /// Whoever may vouch for one domain alone says so in its bytes, and of no other domain: for the
 /// fuzz target.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     // As a server sends it, which has an answer whatever it is.
     let _said = is_for_alone(&String::from_utf8_lossy(bytes), "a.example");
-    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let der = unhex(&String::from_utf8_lossy(line));
+    let der = inputs::unhex(bytes);
     let Some(found) = constraint(&der) else {
         return;
     };
@@ -229,7 +224,7 @@ mod tests {
             assert!(!is_for_alone(&other, "a.example"), "{what}");
         }
         // What changes are made of is one of these.
-        let seed = STANDARD.encode(unhex(FUZZ_SEEDS[0]));
+        let seed = STANDARD.encode(inputs::unhex(FUZZ_SEEDS[0].as_bytes()));
         let seed = format!("{BEGIN}{seed}\n{END}");
         assert!(is_for_alone(&seed, "a.example"));
         // Every shorter part of it is no certificate, and none is a fault.
@@ -241,17 +236,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn e9_any_bytes_vouch_for_what_they_say_alone(
-            which in 0..FUZZ_SEEDS.len(),
-            changes in proptest::collection::vec(
-                (any::<prop::sample::Index>(), any::<u8>()), 0..4,
-            ),
-        ) {
-            let mut bytes = FUZZ_SEEDS[which].as_bytes().to_vec();
-            for (at, byte) in changes {
-                let at = at.index(bytes.len());
-                bytes[at] = b"0123456789abcdef"[usize::from(byte) % 16];
-            }
+        fn e9_any_bytes_vouch_for_what_they_say_alone(bytes in inputs::changed(FUZZ_SEEDS)) {
             fuzz(&bytes);
         }
     }

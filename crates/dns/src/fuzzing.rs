@@ -3,6 +3,9 @@
 //! Never in a server: they are built for tests, and for the runner in the folder `fuzz`. Whoever
 //! writes a parser of bytes from outside adds one.
 
+#[path = "../../../fuzz/src/inputs.rs"]
+mod inputs;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use hickory_proto::op::Message;
@@ -11,6 +14,8 @@ use perch_types::certificates::RecordType;
 use crate::answer::Answer;
 use crate::message::{self, DATAGRAM_BYTES_MAX};
 use crate::{lookups, upstream};
+
+use self::inputs::unhex;
 
 /// A function that takes any bytes.
 pub type Target = fn(&[u8]);
@@ -88,15 +93,6 @@ fn resolvers(bytes: &[u8]) {
     assert!(found.iter().all(|it| it.port() == 53 && !own.contains(&it.ip())), "{found:?}");
 }
 
-/// Returns the bytes that the digits of the first line are in hexadecimal: a change of one digit is
-/// one of a byte.
-fn unhex(bytes: &[u8]) -> Vec<u8> {
-    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let digits: Vec<u8> = line.iter().copied().filter(u8::is_ascii_hexdigit).collect();
-    let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    digits.chunks_exact(2).filter_map(pair).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -131,28 +127,8 @@ mod tests {
             run(&bytes);
         }
 
-        // Bytes that look like what is read get further into the parsers.
         #[test]
-        fn changed_seeds_hold(
-            which in 0..SEEDS.len(),
-            changes in proptest::collection::vec(
-                (any::<prop::sample::Index>(), any::<u8>(), 0_u8..3), 0..6,
-            ),
-        ) {
-            let mut bytes = SEEDS[which].as_bytes().to_vec();
-            for (at, byte, kind) in changes {
-                if bytes.is_empty() {
-                    break;
-                }
-                let at = at.index(bytes.len());
-                match kind {
-                    0 => bytes[at] = b"0123456789abcdef"[usize::from(byte) % 16],
-                    1 => bytes[at] = byte,
-                    _ => {
-                        bytes.remove(at);
-                    }
-                }
-            }
+        fn changed_seeds_hold(bytes in inputs::changed(SEEDS)) {
             run(&bytes);
         }
     }

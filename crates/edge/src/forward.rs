@@ -390,7 +390,9 @@ async fn tunnel(
     };
     let terms = Terms { buffer_bytes: TUNNEL_BUFFER_BYTES, idle, half_idle: idle };
     let client = TokioIo::new(client);
-    let Ended { sent, received, how } = passage::pass(client, machine, terms).await;
+    let Switched { stream, counted } = machine;
+    let Ended { sent, received, how } = passage::pass(client, stream, terms).await;
+    drop(counted);
     let end = match how {
         How::Closed => End::Whole,
         How::Broken(error) => {

@@ -14,7 +14,6 @@ mod exchange;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 mod request;
-mod rewound;
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -32,11 +31,11 @@ use crate::Limits;
 use crate::connection::{self, asked_to_stop};
 use crate::listen::Worker;
 use crate::peer::Peer;
+use crate::rewound::Rewound;
 
 pub(crate) use self::date::Date;
 
 use self::client::{Client, Wire};
-use self::rewound::Rewound;
 
 /// How long what an answer took is kept for the next request; who is silent for longer takes less
 /// memory from then on.

@@ -63,6 +63,7 @@ mod replay_cache;
 mod replaying;
 mod reply;
 mod request;
+mod rewound;
 mod room;
 mod route;
 mod statics;

@@ -19,6 +19,7 @@ use tokio_rustls::client::TlsStream;
 use crate::buffers::{self, Buffers};
 use crate::cause::Cause;
 use crate::live::Load;
+use crate::rewound::Rewound;
 use crate::strict::chunks::{Chunks, Piece};
 use crate::upload::UploadError;
 
@@ -349,7 +350,7 @@ impl Origin {
         let front = BytesMut::from(self.buffer.get(self.at..).unwrap_or_default());
         drop(self);
         let Link { wire, counted } = Rc::into_inner(link)?;
-        Some(Switched { front, wire: wire.into_inner(), _counted: counted })
+        Some(Switched { stream: Rewound::new(front, wire.into_inner()), counted })
     }
 
     /// Forgets what was taken.

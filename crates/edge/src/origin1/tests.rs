@@ -392,10 +392,10 @@ async fn a_switch_gives_the_connection_away_with_what_came_behind_the_answer() {
     let mut switched = exchange.into_flow().into_switched().unwrap();
     let mut all = Vec::new();
     while all.len() < 6 {
-        switched.read_buf(&mut all).await.unwrap();
+        switched.stream.read_buf(&mut all).await.unwrap();
     }
     assert_eq!(all, b"\0front");
-    switched.write_all(b"back").await.unwrap();
+    switched.stream.write_all(b"back").await.unwrap();
     assert_eq!(read_until(&mut machine, b"back").await, b"back");
     assert_eq!(Arc::strong_count(&load), 2, "its end is counted when the tunnel's is");
     drop(switched);

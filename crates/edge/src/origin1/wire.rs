@@ -7,12 +7,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use crate::live::Load;
+use crate::rewound::Rewound;
 
 /// A connection.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ impl AsyncWrite for Wire {
 
 /// Counts the end of a connection to a machine, if it is one.
 #[derive(Debug)]
-pub(super) struct Counted(pub(super) Option<Arc<Load>>);
+pub(crate) struct Counted(pub(super) Option<Arc<Load>>);
 
 impl Drop for Counted {
     fn drop(&mut self) {
@@ -98,49 +98,11 @@ impl Drop for Counted {
     }
 }
 
-/// A connection that speaks another protocol from now on.
+/// A connection that speaks another protocol from now on, beginning with what has come of it behind
+/// the answer.
 #[derive(Debug)]
 pub(crate) struct Switched {
-    /// What has come of it behind the answer.
-    pub(super) front: BytesMut,
-    pub(super) wire: Wire,
-    pub(super) _counted: Counted,
-}
-
-impl AsyncRead for Switched {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.front.is_empty() {
-            return Pin::new(&mut this.wire).poll_read(context, buf);
-        }
-        let count = this.front.len().min(buf.remaining());
-        buf.put_slice(this.front.get(..count).unwrap_or_default());
-        this.front.advance(count);
-        if this.front.is_empty() {
-            this.front = BytesMut::new();
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Switched {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.wire).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.wire).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.wire).poll_shutdown(context)
-    }
+    pub(crate) stream: Rewound<Wire>,
+    /// Kept until the connection is over.
+    pub(crate) counted: Counted,
 }

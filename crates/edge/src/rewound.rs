@@ -17,7 +17,7 @@ pub(crate) struct Rewound<S> {
 }
 
 impl<S> Rewound<S> {
-    pub(super) const fn new(front: BytesMut, inner: S) -> Self {
+    pub(crate) const fn new(front: BytesMut, inner: S) -> Self {
         Self { front, inner }
     }
 }
