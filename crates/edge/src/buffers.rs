@@ -1,6 +1,6 @@
 //! Memory that one loop uses again: for what has come of an answer, and for what is to be sent.
 //!
-//! Never keeps more than a few buffers, or one that somebody still reads.
+//! Never keeps more than its limits say (24 MiB a loop at the most), or one that somebody still reads.
 
 use std::cell::RefCell;
 use std::rc::Rc;
