@@ -51,7 +51,7 @@ where
 /// target.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz(bytes: &[u8]) {
-    use futures_util::FutureExt as _;
+    use std::task::{Context, Poll, Waker};
 
     let request = |code: u32| [REQUEST_BYTES.to_be_bytes(), code.to_be_bytes()].concat();
     let (ssl, gss) = (request(SSL_REQUEST), request(GSS_REQUEST));
@@ -65,7 +65,13 @@ pub(crate) fn fuzz(bytes: &[u8]) {
         }
     }
     let mut stream = tokio::io::join(sent.as_slice(), Vec::new());
-    let asked = asked_for_tls(&mut stream).now_or_never();
+    let asked = {
+        let asking = std::pin::pin!(asked_for_tls(&mut stream));
+        match asking.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(asked) => Some(asked),
+            Poll::Pending => None,
+        }
+    };
     let (rest, said) = stream.into_inner();
     let read = sent.get(..sent.len() - rest.len()).unwrap_or_default();
     match asked {

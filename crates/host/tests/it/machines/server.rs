@@ -28,6 +28,8 @@ use perch_types::{ApiError, Code, InstanceId, MachineConfig, MachineId, OrgSlug,
 
 /// The longest that anything here may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// How large the pool of volumes is.
+const POOL_BYTES: u64 = 8 << 30;
 static COUNT: AtomicU64 = AtomicU64::new(1);
 
 /// The server's clocks.
@@ -277,11 +279,22 @@ impl Server {
     /// fill that one.
     pub(crate) fn pool(&self) -> Pool {
         let config = PoolConfig {
-            size_bytes: 16 << 30,
+            size_bytes: POOL_BYTES,
             guard: self.guest.join("perch-monitor"),
             ..PoolConfig::default()
         };
         Pool::open(&self.folder.join("pool"), config).unwrap()
+    }
+
+    /// Whether the disk has as much as the pool: else it is the disk that says what is free, and a
+    /// test of the pool's own room learns nothing.
+    pub(crate) fn has_room_for_pool(&self, test: &str) -> bool {
+        let disk = rustix::fs::statvfs(&self.folder).unwrap();
+        let has_room = disk.f_bavail.saturating_mul(disk.f_frsize) > POOL_BYTES;
+        if !has_room {
+            skipped(test, "8 GiB of free disk");
+        }
+        has_room
     }
 
     /// Starts the agent.
