@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST};
+use http::request::Parts;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -66,9 +67,11 @@ pub(crate) async fn serve<S>(
     let begun = Rc::clone(&streams);
     // Else each answer would be a write and a record of its own, or two.
     let (stream, outlet) = gathered(stream, worker.pool.buffers());
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let pace = begun.begin();
-        answer(Rc::clone(&worker), Rc::clone(&peer), request, pace)
+        let asked = Box::new(request.into_parts());
+        // The library moves it from hand to hand by value before it is first polled.
+        Box::pin(answer(Rc::clone(&worker), Rc::clone(&peer), asked, pace))
     });
     let tasks = Tasks { streams: Rc::clone(&streams), stall: limits.stall };
     let connection = http2::Builder::new(tasks)
@@ -112,11 +115,11 @@ pub(crate) async fn serve<S>(
 async fn answer(
     worker: Rc<Worker>,
     peer: Rc<Peer>,
-    request: Request<Incoming>,
+    mut asked: Box<(Parts, Incoming)>,
     pace: Rc<Pace>,
 ) -> Result<Response<PacedBody>, Infallible> {
-    let (mut parts, body) = request.into_parts();
-    let link = match strict::h2::judge(&mut parts) {
+    let (parts, _) = &mut *asked;
+    let link = match strict::h2::judge(parts) {
         Ok(()) => Link::default(),
         Err(cause) => {
             // As with HTTP/1.1, a request without a host stands in for one in doubt.
@@ -124,7 +127,10 @@ async fn answer(
             Link::refusing(cause)
         }
     };
-    let mut response = worker.serve(Request::from_parts(parts, body), &peer, &link).await;
+    let (parts, body) = *asked;
+    // Apart, so that whoever does not go all of this way takes little.
+    let serving = Box::pin(worker.serve(Request::from_parts(parts, body), &peer, &link));
+    let mut response = serving.await;
     // A page of the edge ends a connection of HTTP/1.1 with it.
     response.headers_mut().remove(CONNECTION);
     pace.gives();
@@ -253,18 +259,30 @@ where
     fn execute(&self, future: F) {
         let active = Active::new(&self.streams);
         let pace = self.streams.begun.take().unwrap_or_default();
-        let stall = self.stall;
-        tokio::task::spawn_local(async move {
-            let mut future = std::pin::pin!(future);
-            let mut stalled = Stalled { pace, seen: 0, timer: Timer::default() };
-            // When it is dropped before its end, the stream is reset.
-            poll_fn(|context| match future.as_mut().poll(context) {
-                Poll::Ready(()) => Poll::Ready(()),
-                Poll::Pending => stalled.poll(stall, context),
-            })
-            .await;
-            drop(active);
-        });
+        let stalled = Stalled { pace, seen: 0, timer: Timer::default() };
+        let future = Box::pin(future);
+        let task = StreamTask { future, stalled, stall: self.stall, _active: active };
+        tokio::task::spawn_local(task);
+    }
+}
+
+/// The task of a stream. When it is dropped before its end, the stream is reset.
+struct StreamTask<F> {
+    future: Pin<Box<F>>,
+    stalled: Stalled,
+    stall: Duration,
+    _active: Active,
+}
+
+impl<F: Future<Output = ()>> Future for StreamTask<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        match this.future.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => this.stalled.poll(this.stall, context),
+        }
     }
 }
 
