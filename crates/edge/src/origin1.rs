@@ -41,6 +41,8 @@ use self::wire::{Counted, Wire};
 
 /// How much of a large body is read at once.
 const PIECE_BYTES: usize = 64 * 1024;
+/// How large a piece of a body is that is copied when it is taken.
+const COPIED_BYTES_MAX: usize = 4 * 1024;
 /// The least room for what comes next.
 const ROOM_BYTES: usize = 4 * 1024;
 /// How much may come of answers before the one that counts.
@@ -257,8 +259,11 @@ impl Origin {
 
     /// Takes what there is of the body, in one piece.
     pub(crate) fn take_data(&mut self) -> Bytes {
-        if self.ready == 0 {
-            return Bytes::new();
+        if self.ready <= COPIED_BYTES_MAX {
+            // Else the whole buffer would be the piece's, and the next answer need a new one.
+            let data = Bytes::copy_from_slice(self.data());
+            self.consume(self.ready);
+            return data;
         }
         self.head = None;
         self.buffer.advance(self.at);

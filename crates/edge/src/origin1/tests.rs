@@ -189,6 +189,22 @@ async fn a_connection_is_asked_again_and_its_fields_are_those_of_the_last_answer
 }
 
 #[tokio::test]
+async fn a_small_body_leaves_its_buffer_to_others() {
+    let (mut origin, mut machine, _) = connected().await;
+    origin.ask(GET, ASKED, soon()).await;
+    read_until(&mut machine, b"\r\n\r\n").await;
+    machine.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello").await.unwrap();
+    head_of(&mut origin).await.unwrap();
+    let memory = origin.buffer.as_ptr();
+    assert!(poll_fn(|context| origin.poll_more(context)).await.unwrap());
+    let data = origin.take_data();
+    assert!(origin.rests());
+    // What was taken is still held, as by a client that takes its time.
+    assert_eq!(origin.buffers.take().as_ptr(), memory);
+    assert_eq!(data, "hello");
+}
+
+#[tokio::test]
 async fn an_answer_that_ends_with_its_connection_ends_well_and_others_do_not() {
     for (answer, want) in [
         ("HTTP/1.1 200 OK\r\n\r\nhello", Ok("hello")),
