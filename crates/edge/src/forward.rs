@@ -127,12 +127,12 @@ impl Hop<'_> {
     }
 
     /// Returns how long nothing may move: what the port says, else the edge's own.
-    fn idle(&self) -> Duration {
+    pub(crate) fn idle(&self) -> Duration {
         self.options().and_then(pick::idle_timeout).unwrap_or(self.limits.idle)
     }
 
     /// Returns the same of the time before an answer begins.
-    fn patience(&self) -> Duration {
+    pub(crate) fn patience(&self) -> Duration {
         self.options().and_then(pick::idle_timeout).unwrap_or(self.limits.answer)
     }
 

@@ -66,6 +66,7 @@ mod request;
 mod rewound;
 mod room;
 mod route;
+mod shortcut;
 mod statics;
 mod sticky;
 mod strict;
