@@ -45,6 +45,8 @@ const PIECE_BYTES: usize = 64 * 1024;
 const COPIED_BYTES_MAX: usize = 4 * 1024;
 /// The least room for what comes next.
 const ROOM_BYTES: usize = 4 * 1024;
+/// How many fields the edge adds to an answer, and the library that sends it.
+const EDGES_FIELDS: usize = 4;
 /// How much may come of answers before the one that counts.
 const INTERIM_BYTES_MAX: usize = 64 * 1024;
 
@@ -319,8 +321,12 @@ impl Origin {
         Ok(Some(trailers))
     }
 
-    /// Returns the answer without its body.
-    pub(crate) fn response(&self, head: &Head) -> Result<Response<()>, Doubt> {
+    /// Returns the answer without its body, with those of its fields whose names are to be kept.
+    pub(crate) fn response(
+        &self,
+        head: &Head,
+        keeps: fn(&[u8]) -> bool,
+    ) -> Result<Response<()>, Doubt> {
         let mut response = Response::new(());
         let unclear = || Doubt::Head(httparse::Error::Status);
         *response.status_mut() = StatusCode::from_u16(head.status).map_err(|_| unclear())?;
@@ -333,9 +339,13 @@ impl Origin {
         {
             response.extensions_mut().insert(reason);
         }
-        response.headers_mut().reserve(self.fields.len());
+        response.headers_mut().reserve(self.fields.len() + EDGES_FIELDS);
         for field in &self.fields {
-            let name = HeaderName::from_bytes(field.name.within(&bytes))
+            let name = field.name.within(&bytes);
+            if !keeps(name) {
+                continue;
+            }
+            let name = HeaderName::from_bytes(name)
                 .map_err(|_| Doubt::Head(httparse::Error::HeaderName))?;
             let value = match field.value.within(&bytes) {
                 [] => Bytes::new(),
