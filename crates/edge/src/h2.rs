@@ -1,7 +1,11 @@
 //! HTTP/2 over one connection: its limits, and the streams on it.
 //!
 //! Never lets a client hold more than it was given: streams, bytes, resets and silence each have an
-//! end. What is asked on a stream goes to the same service as over HTTP/1.1.
+//! end. What is asked on a stream goes to the same service as over HTTP/1.1, and what is common of it
+//! the same short way.
+
+mod exchange;
+mod request;
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -12,9 +16,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HOST};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST};
 use http::request::Parts;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -32,6 +36,9 @@ use crate::gather::gathered;
 use crate::listen::Worker;
 use crate::peer::Peer;
 use crate::strict::{self, Frames, HEAD_BYTES_MAX, Link};
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::request::fuzz;
 
 /// Requests at once over a connection.
 const STREAMS_MAX: u32 = 128;
@@ -118,9 +125,17 @@ async fn answer(
     mut asked: Box<(Parts, Incoming)>,
     pace: Rc<Pace>,
 ) -> Result<Response<PacedBody>, Infallible> {
-    let (parts, _) = &mut *asked;
+    let (parts, body) = &mut *asked;
+    let is_head = parts.method == Method::HEAD;
     let link = match strict::h2::judge(parts) {
-        Ok(()) => Link::default(),
+        Ok(()) => {
+            if body.is_end_stream()
+                && let Some(response) = exchange::answer(&worker, &peer, parts).await
+            {
+                return Ok(paced(response, is_head, pace));
+            }
+            Link::default()
+        }
         Err(cause) => {
             // As with HTTP/1.1, a request without a host stands in for one in doubt.
             parts.headers.remove(HOST);
@@ -130,11 +145,20 @@ async fn answer(
     let (parts, body) = *asked;
     // Apart, so that whoever does not go all of this way takes little.
     let serving = Box::pin(worker.serve(Request::from_parts(parts, body), &peer, &link));
-    let mut response = serving.await;
+    Ok(paced(serving.await, is_head, pace))
+}
+
+/// Makes an answer one of a stream.
+fn paced(mut response: Response<Accounted>, is_head: bool, pace: Rc<Pace>) -> Response<PacedBody> {
     // A page of the edge ends a connection of HTTP/1.1 with it.
     response.headers_mut().remove(CONNECTION);
+    let length = response.body().size_hint().exact().filter(|length| is_head && *length > 0);
+    if let Some(length) = length {
+        // The library says that of a body which it sends, and sends each that there is.
+        response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
     pace.gives();
-    Ok(response.map(|inner| PacedBody { inner, pace }))
+    response.map(|inner| PacedBody { inner, is_head, pace })
 }
 
 /// What goes on over one connection.
@@ -216,6 +240,8 @@ impl Pace {
 #[derive(Debug)]
 struct PacedBody {
     inner: Accounted,
+    /// Whether its head alone was asked for.
+    is_head: bool,
     pace: Rc<Pace>,
 }
 
@@ -237,7 +263,7 @@ impl Body for PacedBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.is_head || self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
