@@ -3,10 +3,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
+use perch_edge::Limits;
 use perch_types::MachineState;
 
 use crate::data_path::told;
@@ -15,6 +17,9 @@ use crate::world::{DEADLINE, OK, Origin, World, limited, machine, replay, until}
 
 /// A field that ends at the edge, and makes no request a common one.
 const NOT_COMMON: (&str, &str) = ("trailer", "x-none");
+
+/// How long a machine may be silent where it is to be given up.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What a client is told: the status, the fields in an order of their own, and the body with what
 /// stands behind it, if it ends well.
@@ -180,6 +185,31 @@ fn e5_nothing_is_left_of_a_stream_whose_client_leaves() {
         drop(part);
         assert_eq!(ask(&mut sender, get(WEB, &[])).await.0, StatusCode::OK);
         assert_eq!(origin.connections.load(Ordering::SeqCst), 3);
+        gate.store(true, Ordering::SeqCst);
+    });
+}
+
+#[test]
+fn e5_a_machine_that_falls_silent_is_given_up_on_both_paths() {
+    let gate = Arc::new(AtomicBool::new(false));
+    let is_open = Arc::clone(&gate);
+    let origin = Origin::new(move |head| {
+        if head.contains("/part") {
+            return "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello".to_owned();
+        }
+        until("the gate opens", || is_open.load(Ordering::SeqCst));
+        OK.to_owned()
+    });
+    let limits = Limits { answer: PATIENCE, idle: PATIENCE, ..Limits::default() };
+    let world = World::with(vec![machine(1, "web", MachineState::Started, origin.port)], limits);
+    world.runtime.block_on(async {
+        let (mut sender, _end) = connect(&world, "web.perch.localhost").await;
+        for fields in [&[][..], &[NOT_COMMON]] {
+            let (status, ..) = ask(&mut sender, get(&format!("{WEB}slow"), fields)).await;
+            assert_eq!(status, StatusCode::GATEWAY_TIMEOUT, "{fields:?}");
+            let (status, _, body) = ask(&mut sender, get(&format!("{WEB}part"), fields)).await;
+            assert_eq!((status, body), (StatusCode::OK, None), "{fields:?}");
+        }
         gate.store(true, Ordering::SeqCst);
     });
 }
