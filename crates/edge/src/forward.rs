@@ -127,12 +127,12 @@ impl Hop<'_> {
     }
 
     /// Returns how long nothing may move: what the port says, else the edge's own.
-    fn idle(&self) -> Duration {
+    pub(crate) fn idle(&self) -> Duration {
         self.options().and_then(pick::idle_timeout).unwrap_or(self.limits.idle)
     }
 
     /// Returns the same of the time before an answer begins.
-    fn patience(&self) -> Duration {
+    pub(crate) fn patience(&self) -> Duration {
         self.options().and_then(pick::idle_timeout).unwrap_or(self.limits.answer)
     }
 
@@ -200,7 +200,7 @@ impl Hop<'_> {
         match answered {
             Ok(head) => {
                 self.hears(head.status, began);
-                let response = exchange.origin().response(&head);
+                let response = exchange.origin().response(&head, |_| true);
                 let response = response.map_err(|_| Refused::sent(Cause::BadAnswer))?;
                 let rest = Rest::Single(Box::new(exchange.into_flow()));
                 Ok(Answer { response, rest, switch })
@@ -286,13 +286,11 @@ impl Hop<'_> {
     }
 
     pub(crate) fn finish(self, answer: Answer, key: Key) -> Result<Sent, Refused> {
-        let idle = self.idle();
         let Answer { mut response, rest, switch } = answer;
         let protocol = response.headers_mut().remove(http::header::UPGRADE);
         headers::strip(response.headers_mut());
         response.headers_mut().remove(TRANSFER_ENCODING);
-        let is_far = self.target.load.is_far;
-        if !is_far {
+        if !self.target.load.is_far {
             response.headers_mut().remove(headers::HOP);
         }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -311,22 +309,31 @@ impl Hop<'_> {
                 return Err(Refused::sent(Cause::BadAnswer));
             };
             headers::restore_upgrade(response.headers_mut(), protocol);
+            let idle = self.idle();
             let in_flight = self.in_flight.into_tunnel();
             let account = Rc::clone(self.account);
             tokio::task::spawn_local(tunnel(client, machine, idle, in_flight, account));
             return Ok(Sent { response: response.map(|()| ReplyBody::Page(None)), switch: None });
         }
+        Ok(Sent { response: response.map(|()| self.reply(rest, key)), switch })
+    }
+
+    /// Returns the body of an answer, of which nothing is left but to pass it on.
+    pub(crate) fn pass(self, origin: Origin, key: Key) -> ReplyBody {
+        self.reply(Rest::Single(Box::new(Flow::new(origin))), key)
+    }
+
+    fn reply(self, rest: Rest, key: Key) -> ReplyBody {
+        let idle = self.idle();
         let source = match rest {
             Rest::Single(flow) => {
                 // That to another edge was for a switch alone.
-                let back = (!is_far).then(|| (self.pool.clone(), key));
+                let back = (!self.target.load.is_far).then(|| (self.pool.clone(), key));
                 Source::Single(flow, back)
             }
             Rest::Stream(incoming, stream) => Source::Stream(incoming, Some(stream)),
         };
-        let body = MachineBody::new(source, idle, self.in_flight);
-        let response = response.map(|()| ReplyBody::Machine(Box::new(body)));
-        Ok(Sent { response, switch })
+        ReplyBody::Machine(Box::new(MachineBody::new(source, idle, self.in_flight)))
     }
 }
 
@@ -341,7 +348,7 @@ pub(crate) struct Answer {
 impl Answer {
     /// Makes it of a head that was read, of an answer to a request without a body.
     pub(crate) fn heard(origin: Origin, head: &Head) -> Result<Self, Refused> {
-        let response = origin.response(head);
+        let response = origin.response(head, |_| true);
         let response = response.map_err(|_| Refused::sent(Cause::BadAnswer))?;
         let rest = Rest::Single(Box::new(Flow::new(origin)));
         Ok(Self { response, rest, switch: None })

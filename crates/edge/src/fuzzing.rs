@@ -48,6 +48,7 @@ pub const SEEDS: &[&str] = &[
     "0\r\n\r\n",
     "a.b-c.example.:8080",
     "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x04\x08\0\0\0\0\x01\0\0\0\x01",
+    "https://a.example/b?c\nx-forwarded-for: 1.1.1.1\nte: trailers\nvia: 1.1 b\ncookie: s=1\n",
     "https://a.example/b?c\nhost: a.example\ncookie: s=1\ncookie: t=2\ncontent-length: 3\n",
     "fly-replay: app=web;region=ams,eu;state=\"a;b\";timeout=10s;fallback=force_self;elsewhere=true\n",
     "fly-replay: instance=00000000000001\nfly-replay-cache: a.example/b/*\nfly-replay-cache-ttl-secs: 60\n",

@@ -200,15 +200,3 @@ impl Alarm {
         Poll::Pending
     }
 }
-
-/// Writes a field, its name in lower case as the general path does.
-fn put_field(out: &mut BytesMut, name: &[u8], value: &[u8]) {
-    let at = out.len();
-    out.extend_from_slice(name);
-    if let Some(name) = out.get_mut(at..) {
-        name.make_ascii_lowercase();
-    }
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
-    out.extend_from_slice(b"\r\n");
-}

@@ -1,7 +1,11 @@
 //! HTTP/2 over one connection: its limits, and the streams on it.
 //!
 //! Never lets a client hold more than it was given: streams, bytes, resets and silence each have an
-//! end. What is asked on a stream goes to the same service as over HTTP/1.1.
+//! end. What is asked on a stream goes to the same service as over HTTP/1.1, and what is common of it
+//! the same short way.
+
+mod exchange;
+mod request;
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -12,8 +16,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HOST};
-use http::{Request, Response};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST};
+use http::request::Parts;
+use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -31,6 +36,9 @@ use crate::gather::gathered;
 use crate::listen::Worker;
 use crate::peer::Peer;
 use crate::strict::{self, Frames, HEAD_BYTES_MAX, Link};
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::request::fuzz;
 
 /// Requests at once over a connection.
 const STREAMS_MAX: u32 = 128;
@@ -66,9 +74,11 @@ pub(crate) async fn serve<S>(
     let begun = Rc::clone(&streams);
     // Else each answer would be a write and a record of its own, or two.
     let (stream, outlet) = gathered(stream, worker.pool.buffers());
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let pace = begun.begin();
-        answer(Rc::clone(&worker), Rc::clone(&peer), request, pace)
+        let asked = Box::new(request.into_parts());
+        // The library moves it from hand to hand by value before it is first polled.
+        Box::pin(answer(Rc::clone(&worker), Rc::clone(&peer), asked, pace))
     });
     let tasks = Tasks { streams: Rc::clone(&streams), stall: limits.stall };
     let connection = http2::Builder::new(tasks)
@@ -112,23 +122,43 @@ pub(crate) async fn serve<S>(
 async fn answer(
     worker: Rc<Worker>,
     peer: Rc<Peer>,
-    request: Request<Incoming>,
+    mut asked: Box<(Parts, Incoming)>,
     pace: Rc<Pace>,
 ) -> Result<Response<PacedBody>, Infallible> {
-    let (mut parts, body) = request.into_parts();
-    let link = match strict::h2::judge(&mut parts) {
-        Ok(()) => Link::default(),
+    let (parts, body) = &mut *asked;
+    let is_head = parts.method == Method::HEAD;
+    let link = match strict::h2::judge(parts) {
+        Ok(()) => {
+            if body.is_end_stream()
+                && let Some(response) = exchange::answer(&worker, &peer, parts).await
+            {
+                return Ok(paced(response, is_head, pace));
+            }
+            Link::default()
+        }
         Err(cause) => {
             // As with HTTP/1.1, a request without a host stands in for one in doubt.
             parts.headers.remove(HOST);
             Link::refusing(cause)
         }
     };
-    let mut response = worker.serve(Request::from_parts(parts, body), &peer, &link).await;
+    let (parts, body) = *asked;
+    // Apart, so that whoever does not go all of this way takes little.
+    let serving = Box::pin(worker.serve(Request::from_parts(parts, body), &peer, &link));
+    Ok(paced(serving.await, is_head, pace))
+}
+
+/// Makes an answer one of a stream.
+fn paced(mut response: Response<Accounted>, is_head: bool, pace: Rc<Pace>) -> Response<PacedBody> {
     // A page of the edge ends a connection of HTTP/1.1 with it.
     response.headers_mut().remove(CONNECTION);
+    let length = response.body().size_hint().exact().filter(|length| is_head && *length > 0);
+    if let Some(length) = length {
+        // The library says that of a body which it sends, and sends each that there is.
+        response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
     pace.gives();
-    Ok(response.map(|inner| PacedBody { inner, pace }))
+    response.map(|inner| PacedBody { inner, is_head, pace })
 }
 
 /// What goes on over one connection.
@@ -210,6 +240,8 @@ impl Pace {
 #[derive(Debug)]
 struct PacedBody {
     inner: Accounted,
+    /// Whether its head alone was asked for.
+    is_head: bool,
     pace: Rc<Pace>,
 }
 
@@ -231,7 +263,7 @@ impl Body for PacedBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.is_head || self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -253,18 +285,30 @@ where
     fn execute(&self, future: F) {
         let active = Active::new(&self.streams);
         let pace = self.streams.begun.take().unwrap_or_default();
-        let stall = self.stall;
-        tokio::task::spawn_local(async move {
-            let mut future = std::pin::pin!(future);
-            let mut stalled = Stalled { pace, seen: 0, timer: Timer::default() };
-            // When it is dropped before its end, the stream is reset.
-            poll_fn(|context| match future.as_mut().poll(context) {
-                Poll::Ready(()) => Poll::Ready(()),
-                Poll::Pending => stalled.poll(stall, context),
-            })
-            .await;
-            drop(active);
-        });
+        let stalled = Stalled { pace, seen: 0, timer: Timer::default() };
+        let future = Box::pin(future);
+        let task = StreamTask { future, stalled, stall: self.stall, _active: active };
+        tokio::task::spawn_local(task);
+    }
+}
+
+/// The task of a stream. When it is dropped before its end, the stream is reset.
+struct StreamTask<F> {
+    future: Pin<Box<F>>,
+    stalled: Stalled,
+    stall: Duration,
+    _active: Active,
+}
+
+impl<F: Future<Output = ()>> Future for StreamTask<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        match this.future.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => this.stalled.poll(this.stall, context),
+        }
     }
 }
 

@@ -5,8 +5,8 @@
 //!
 //! A request passes these files in order, one a phase: [`listen`] (accept, limits), [`tls`]
 //! (certificate by name) and [`connection`] (HTTP/1.1, or [`h2`]), [`strict`] (nothing in doubt
-//! passes), [`h1`] (what is common, and all that follows at once) or [`request`] (all that follows,
-//! in its order), [`route`] (host name to app),
+//! passes), [`shortcut`] (what is common, and all that follows at once: [`h1`] and [`h2`] take it) or
+//! [`request`] (all that follows, in its order), [`route`] (host name to app),
 //! [`redirect`] (to HTTPS), [`direction`] (where it wants to go), [`pick`] (a ready machine, less
 //! loaded), [`wake`] (only if none is ready: start one and hold the request, or queue up),
 //! [`forward`] (connect, copy: [`origin1`] and [`origin2`] speak HTTP to machines), [`replaying`]
@@ -66,6 +66,7 @@ mod request;
 mod rewound;
 mod room;
 mod route;
+mod shortcut;
 mod statics;
 mod sticky;
 mod strict;

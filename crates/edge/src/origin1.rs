@@ -41,8 +41,12 @@ use self::wire::{Counted, Wire};
 
 /// How much of a large body is read at once.
 const PIECE_BYTES: usize = 64 * 1024;
+/// How large a piece of a body is that is copied when it is taken.
+const COPIED_BYTES_MAX: usize = 4 * 1024;
 /// The least room for what comes next.
 const ROOM_BYTES: usize = 4 * 1024;
+/// How many fields the edge adds to an answer, and the library that sends it.
+const EDGES_FIELDS: usize = 4;
 /// How much may come of answers before the one that counts.
 const INTERIM_BYTES_MAX: usize = 64 * 1024;
 
@@ -257,8 +261,11 @@ impl Origin {
 
     /// Takes what there is of the body, in one piece.
     pub(crate) fn take_data(&mut self) -> Bytes {
-        if self.ready == 0 {
-            return Bytes::new();
+        if self.ready <= COPIED_BYTES_MAX {
+            // Else the whole buffer would be the piece's, and the next answer need a new one.
+            let data = Bytes::copy_from_slice(self.data());
+            self.consume(self.ready);
+            return data;
         }
         self.head = None;
         self.buffer.advance(self.at);
@@ -314,8 +321,12 @@ impl Origin {
         Ok(Some(trailers))
     }
 
-    /// Returns the answer without its body.
-    pub(crate) fn response(&self, head: &Head) -> Result<Response<()>, Doubt> {
+    /// Returns the answer without its body, with those of its fields whose names are to be kept.
+    pub(crate) fn response(
+        &self,
+        head: &Head,
+        keeps: fn(&[u8]) -> bool,
+    ) -> Result<Response<()>, Doubt> {
         let mut response = Response::new(());
         let unclear = || Doubt::Head(httparse::Error::Status);
         *response.status_mut() = StatusCode::from_u16(head.status).map_err(|_| unclear())?;
@@ -328,9 +339,13 @@ impl Origin {
         {
             response.extensions_mut().insert(reason);
         }
-        response.headers_mut().reserve(self.fields.len());
+        response.headers_mut().reserve(self.fields.len() + EDGES_FIELDS);
         for field in &self.fields {
-            let name = HeaderName::from_bytes(field.name.within(&bytes))
+            let name = field.name.within(&bytes);
+            if !keeps(name) {
+                continue;
+            }
+            let name = HeaderName::from_bytes(name)
                 .map_err(|_| Doubt::Head(httparse::Error::HeaderName))?;
             let value = match field.value.within(&bytes) {
                 [] => Bytes::new(),

@@ -17,7 +17,7 @@ use crate::compress::{self, Accepted};
 use crate::direction::Direction;
 use crate::replay::{self, Remember, Replay};
 use crate::replay_cache::Query;
-use crate::{regions, statics, sticky, strict};
+use crate::{h2, regions, statics, sticky, strict};
 
 /// The bounds of what an app can ask for (contract 4.3).
 const TIMEOUT_MAX: Duration = Duration::from_secs(60);
@@ -191,7 +191,8 @@ pub(super) fn options(bytes: &[u8]) {
     }
 }
 
-/// A request of HTTP/2 that passes is one of HTTP/1.1 with a host, one length and one cookie.
+/// A request of HTTP/2 that passes is one of HTTP/1.1 with a host, one length and one cookie, and the
+/// same to its machine whichever path it takes.
 pub(super) fn of_h2(bytes: &[u8]) {
     let first = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let uri = Uri::try_from(first).unwrap_or_else(|_| Uri::from_static("https://a.example/"));
@@ -211,4 +212,5 @@ pub(super) fn of_h2(bytes: &[u8]) {
     assert!(lengths.next().is_none(), "{parts:?}");
     let path = parts.uri.path();
     assert!(path.starts_with('/') || path == "*", "{path:?}");
+    h2::fuzz(&parts);
 }

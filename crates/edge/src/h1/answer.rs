@@ -10,11 +10,9 @@ use http::header::{CONNECTION, SERVER, VIA};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 use hyper::ext::ReasonPhrase;
 
-use super::put_field;
-use super::request::closes;
-use crate::headers::{self, Fate};
+use crate::headers;
 use crate::origin1::{Framing, Head};
-use crate::replay;
+use crate::shortcut::fields::{self, closes};
 
 /// How the client sees where a body ends, and what is left of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,18 +69,6 @@ impl Ends {
     }
 }
 
-/// Returns whether an answer of these fields is passed on field by field.
-pub(super) fn is_common<'a>(mut fields: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> bool {
-    fields.all(|(name, value)| match headers::fate(name) {
-        Fate::Connection => closes(value).is_some(),
-        Fate::Hop => true,
-        Fate::Kept | Fate::ForwardedFor | Fate::ForwardedPort | Fate::Edges => {
-            let is_replay = name.eq_ignore_ascii_case(b"content-type") && replay::is_kind(value);
-            !is_replay && !headers::is_platforms(name)
-        }
-    })
-}
-
 /// Writes the first line.
 pub(super) fn put_status(status: StatusCode, reason: &[u8], out: &mut BytesMut) {
     out.extend_from_slice(b"HTTP/1.1 ");
@@ -101,13 +87,9 @@ pub(super) fn put_fields<'a>(
     let mut has_date = false;
     for (name, value) in fields {
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
-        let is_here = matches!(headers::fate(name), Fate::Connection | Fate::Hop)
-            || is("transfer-encoding")
-            || is("server")
-            || (!has_length && is("content-length"));
-        if !is_here {
+        if fields::goes_on(name) && (has_length || !is("content-length")) {
             has_date = has_date || is("date");
-            put_field(out, name, value);
+            fields::put(out, name, value);
         }
     }
     has_date
@@ -121,9 +103,9 @@ pub(super) fn has_length(head: &Head, method: &Method) -> bool {
 /// Writes what the client is told of a common answer.
 pub(super) fn tell_client(request_id: &HeaderValue, minor: u8, out: &mut BytesMut) {
     let version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
-    put_field(out, headers::REQUEST_ID.as_str().as_bytes(), request_id.as_bytes());
-    put_field(out, VIA.as_str().as_bytes(), headers::via(version).as_bytes());
-    put_field(out, SERVER.as_str().as_bytes(), headers::server().as_bytes());
+    fields::put(out, headers::REQUEST_ID.as_str().as_bytes(), request_id.as_bytes());
+    fields::put(out, VIA.as_str().as_bytes(), headers::via(version).as_bytes());
+    fields::put(out, SERVER.as_str().as_bytes(), headers::server().as_bytes());
 }
 
 /// Writes how the body ends and whether the connection does, and the end of the head.
@@ -171,7 +153,7 @@ pub(super) fn put_response<B>(
         if !is_here && (!is_length || is_head) {
             has_length = has_length || is_length;
             has_date = has_date || name == b"date";
-            put_field(out, name, value);
+            fields::put(out, name, value);
         }
     }
     let length = match ends {
@@ -211,23 +193,6 @@ mod tests {
             map.append(name, HeaderValue::from_bytes(value).unwrap());
         }
         map
-    }
-
-    #[test]
-    fn what_an_app_says_to_the_edge_is_not_common() {
-        for (text, want) in [
-            ("", true),
-            ("Content-Type: application/json\nSet-Cookie: a", true),
-            ("Connection: close", true),
-            ("Connection: x-hop", false),
-            ("Upgrade: h2c", true),
-            ("Fly-Replay: app=other", false),
-            ("fly-cache-status: HIT", false),
-            ("perch-hop: static", false),
-            ("content-type: application/vnd.fly.replay+json; a=b", false),
-        ] {
-            assert_eq!(is_common(fields(text)), want, "{text}");
-        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use bytes::BytesMut;
 use perch_types::Timestamp;
 
-use super::put_field;
+use crate::shortcut::fields;
 
 /// A second and its text.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ impl Date {
             (*second, *text) = (now.unix_s(), now.http_date());
         }
         if !text.is_empty() {
-            put_field(out, b"date", text.as_bytes());
+            fields::put(out, b"date", text.as_bytes());
         }
     }
 }

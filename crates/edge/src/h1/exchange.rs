@@ -8,13 +8,11 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
 
 use bytes::BytesMut;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use perch_sockets::Timer;
-use perch_types::service::HttpOptions;
 use tokio::time::Instant;
 
 use super::answer::{self, Ends};
@@ -25,127 +23,14 @@ use super::{Alarm, Front, Turn};
 use crate::account::{Account, Accounted};
 use crate::cause::Cause;
 use crate::compress::{self, Accepted};
-use crate::direction::Direction;
-use crate::forward::{self, Answer, Hop, Outbound};
-use crate::headers::{self, Seen};
-use crate::listen::Worker;
-use crate::live::{AppKey, InFlight, Target};
-use crate::origin1::{self, Head, Origin, Wrote};
-use crate::peer::{Asks as _, Peer};
-use crate::pick::{self, Door};
-use crate::pool::Key;
-use crate::replaying::{self, Original, Reached};
-use crate::request::{Passage, face_of};
+use crate::forward::Hop;
+use crate::live::{AppKey, Target};
+use crate::origin1::{Head, Origin};
+use crate::peer::Peer;
+use crate::request::Passage;
+use crate::shortcut::{self, Common, Heard, fields};
 use crate::strict::{self, Link};
-use crate::upload::{Progress, RequestBody};
-use crate::wake::{self, Place, Tried, Wanted};
-use crate::{far, redirect, route};
-
-/// How long a machine may take to accept a connection before the general path sees to it.
-const CONNECT_MAX: Duration = Duration::from_millis(100);
-
-/// Where a common request goes.
-struct Common {
-    app: AppKey,
-    host: String,
-    target: Arc<Target>,
-    in_flight: InFlight,
-    key: Key,
-}
-
-impl Worker {
-    /// Returns where a request goes, if that is plain: to a machine of this host that is ready.
-    fn common(&self, asked: &Asked<'_>, peer: &Peer) -> Option<Common> {
-        let shared = &self.shared;
-        let host = route::host_in(asked.host)?;
-        if shared.issuer.as_ref().is_some_and(|issuer| issuer.host == host) {
-            return None;
-        }
-        let app = route::app_of(&host, &shared.domain, &shared.view.load())?;
-        let is_admitted = peer.gate.admits(Some(&app))
-            && peer.secure.as_ref().is_none_or(|secure| secure.admits(&host, Some(&app)));
-        if !is_admitted || !peer.sits_with(shared, &app) {
-            return None;
-        }
-        let (machines, port) = (shared.live.machines_of(&app)?, peer.public_port());
-        let face = face_of(&machines, port)?;
-        let (now, door) = (Instant::now(), Door::from(port));
-        if !is_plain(face, port)
-            || self.sends_to_https(face, peer)
-            || machines.iter().any(|target| !target.record.statics.is_empty())
-            || !shared.replays.is_empty_for(&app, now)
-        {
-            return None;
-        }
-        let is_at_ease =
-            |target: &Arc<Target>| peer.stays_with(target) || pick::is_at_ease(target, door, now);
-        // Else one of another host may be better.
-        if shared.far.is_some() && !machines.iter().any(is_at_ease) {
-            return None;
-        }
-        let wanted = Wanted {
-            app: &app,
-            door,
-            asks: peer,
-            direction: &Direction::default(),
-            tried: &Tried::default(),
-            random: self.random(),
-            sticky: None,
-        };
-        let Place { target, in_flight, connected, .. } = wake::ready_at_once(shared, &wanted)?;
-        if !is_plain(&target, port) {
-            return None;
-        }
-        let key = forward::key(&target, port, client_of(&target, peer))?;
-        if let Some(connected) = connected {
-            peer.keep(&target, connected, &self.pool, key.clone());
-        }
-        Some(Common { app, host, target, in_flight, key })
-    }
-
-    fn sends_to_https(&self, face: &Target, peer: &Peer) -> bool {
-        let port = peer.public_port();
-        let service = pick::service(&face.record.services, port);
-        self.shared.https_port.is_some()
-            && !peer.over_tls()
-            && service.is_some_and(|service| redirect::is_forced(service, port))
-    }
-
-    fn seen<'a>(&'a self, peer: &'a Peer, request_id: &'a HeaderValue) -> Seen<'a> {
-        Seen {
-            client: &peer.client,
-            port: &peer.port,
-            region: &self.region,
-            request_id,
-            over_tls: peer.over_tls(),
-            version: Version::HTTP_11,
-        }
-    }
-}
-
-/// Returns the number of the client's connection, where the machine's side of it is for it alone.
-fn client_of(target: &Target, peer: &Peer) -> u64 {
-    let service = pick::service(&target.record.services, peer.public_port());
-    if service.is_none_or(pick::counts_requests) { 0 } else { peer.number }
-}
-
-/// Returns what a machine's port says of HTTP.
-fn options(target: &Target, port: u16) -> Option<&HttpOptions> {
-    pick::options(pick::service(&target.record.services, port)?, port)
-}
-
-/// Returns whether a machine's port wants nothing special.
-fn is_plain(target: &Target, port: u16) -> bool {
-    let Some(options) = options(target, port) else {
-        return true;
-    };
-    options.compress != Some(true)
-        && options.h2_backend != Some(true)
-        && options.headers_read_timeout.is_none()
-        && options.response.is_none()
-        && options.replay_cache.is_empty()
-        && options.sticky.is_none()
-}
+use crate::{replaying, route};
 
 /// What is known of a request that was sent.
 struct Sent<'a> {
@@ -179,14 +64,16 @@ impl<S: Wire> Front<S> {
         let (worker, peer) = (Rc::clone(&self.worker), &self.peer);
         let head = self.client.input.get(..end).unwrap_or_default();
         let Some(asked) = Asked::read(head, out) else { return Turn::General };
-        let Some(common) = worker.common(&asked, peer) else { return Turn::General };
-        let Common { app, host, target, in_flight, key } = common;
+        let common = route::host_in(asked.host).and_then(|host| worker.common(host, peer));
+        let Some(Common { app, host, target, in_flight, key }) = common else {
+            return Turn::General;
+        };
         let request_id = worker.request_id();
         let of = (asked.method.clone(), Version::HTTP_11);
         let account = Rc::new(Account::of(&worker.shared, request_id, of, peer.over_tls()));
         account.is_of(&app);
         account.goes_to(&target.record.id, None);
-        asked.tell(&worker.seen(peer, account.request_id()), out);
+        asked.tell(&worker.seen(peer, account.request_id(), Version::HTTP_11), out);
         let (method, closes) = (asked.method, asked.closes);
         let hop = Hop {
             pool: &worker.pool,
@@ -198,10 +85,9 @@ impl<S: Wire> Front<S> {
             account: &account,
         };
         let began = Instant::now();
-        let set = options(&target, peer.public_port()).and_then(pick::idle_timeout);
-        let deadline = began + set.unwrap_or(hop.limits.answer);
+        let deadline = began + hop.patience();
         let asked = {
-            let asking = pin!(ask(&hop, &key, out, &method, deadline));
+            let asking = pin!(shortcut::ask(&hop, &key, out, &method, deadline));
             unless_left(&mut self.client, asking).await
         };
         let Some(asked) = asked else { return Turn::Broken };
@@ -226,15 +112,15 @@ impl<S: Wire> Front<S> {
         };
         target.load.instance.answered(&target.record.instance, head.status, began.elapsed());
         let status = StatusCode::from_u16(head.status).ok();
-        match status.filter(|_| !head.is_switch() && answer::is_common(origin.fields())) {
+        match status.filter(|_| !head.is_switch() && fields::is_common(origin.fields())) {
             Some(status) => {
                 replaying::note_outcome(target, Ok(status), true);
                 account.answers(status, None);
-                let idle = set.unwrap_or(hop.limits.idle);
+                let idle = hop.idle();
                 let machine = Machine { origin, key, hop, idle, silence: Timer::default() };
                 self.pass(&sent, (status, head), machine, out).await
             }
-            None => Box::pin(self.go_on(sent, head, (origin, hop, key), out)).await,
+            None => Box::pin(self.go_on(sent, Heard { origin, head, hop, key }, out)).await,
         }
     }
 
@@ -266,35 +152,16 @@ impl<S: Wire> Front<S> {
     }
 
     /// Goes the general way with an answer that is not common, such as one that asks for a replay.
-    async fn go_on(
-        &mut self,
-        sent: Sent<'_>,
-        head: Head,
-        (origin, hop, key): (Origin, Hop<'_>, Key),
-        out: &mut BytesMut,
-    ) -> Turn {
+    async fn go_on(&mut self, sent: Sent<'_>, heard: Heard<'_>, out: &mut BytesMut) -> Turn {
         let Self { worker, client, peer, .. } = self;
-        let (method, closes, target) = (sent.method, sent.closes, sent.target);
+        let (method, closes, app) = (sent.method, sent.closes, sent.app);
         let asked = client.input.get(..sent.end).and_then(request::general);
         let asked = asked.unwrap_or_else(|| Request::new(()));
         let accepted = compress::accepted(asked.headers());
-        let original = original(asked, &worker.seen(peer, sent.request_id));
-        let answered = Answer::heard(origin, &head).and_then(|answer| hop.finish(answer, key));
-        let outcome = match &answered {
-            Ok(sent) => Ok(sent.response.status()),
-            Err(refused) => Err((refused.cause, true)),
-        };
-        replaying::note_outcome(target, outcome, true);
-        let (app, link) = (sent.app, Link::default());
+        let seen = worker.seen(peer, sent.request_id, Version::HTTP_11);
+        let (original, link) = (shortcut::original(asked, &seen), Link::default());
         let mut passage = sent.passage(peer, &link);
-        let travelling = async {
-            let sent = answered.map_err(|refused| refused.cause)?;
-            let reached = Box::new(Reached { sent, target: Arc::clone(target) });
-            let mut response = worker.travel_on(&mut passage, app, &original, reached).await?;
-            headers::strip_answer(response.headers_mut());
-            far::settle(response.headers_mut());
-            Ok::<_, Cause>(response)
-        };
+        let travelling = worker.travel_from(&mut passage, app, &original, heard);
         let Some(outcome) = unless_left(client, pin!(travelling)).await else {
             return Turn::Broken;
         };
@@ -350,38 +217,6 @@ impl<'a> Sent<'a> {
     }
 }
 
-/// Returns a request as it was sent, to be sent again.
-fn original(mut asked: Request<()>, seen: &Seen<'_>) -> Original {
-    headers::strip(asked.headers_mut());
-    headers::tell_app(asked.headers_mut(), seen);
-    Original::of(&Outbound {
-        request: asked.map(|()| RequestBody::none()),
-        progress: Progress::new(),
-        switch: None,
-        takes_trailers: false,
-    })
-}
-
-/// Sends a request over a connection of the pool, or a new one; nothing when nothing was sent.
-async fn ask(
-    hop: &Hop<'_>,
-    key: &Key,
-    head: &[u8],
-    method: &Method,
-    deadline: Instant,
-) -> Option<Origin> {
-    let asked = origin1::Asked { is_head: *method == Method::HEAD };
-    // Each may have been closed by the app a moment ago.
-    while let Some(mut origin) = hop.pool.take(key) {
-        if !matches!(origin.ask(head, asked, deadline).await, Wrote::Nothing) {
-            return Some(origin);
-        }
-    }
-    let connecting = Box::pin(hop.open(key));
-    let mut origin = tokio::time::timeout(CONNECT_MAX, connecting).await.ok().flatten()?;
-    (!matches!(origin.ask(head, asked, deadline).await, Wrote::Nothing)).then_some(origin)
-}
-
 /// Waits for the answer's head; nothing when the client has left.
 async fn hear<S: Wire>(
     client: &mut Client<S>,
@@ -398,12 +233,7 @@ async fn hear<S: Wire>(
         }
         alarm.poll(deadline, context).map(|()| Some(Err(Cause::Slow)))
     });
-    Some(heard.await?.and_then(|heard| {
-        heard.map_err(|fault| {
-            tracing::debug!(error = %fault, "machine did not answer");
-            fault.cause()
-        })
-    }))
+    Some(heard.await?.and_then(|heard| heard.map_err(|fault| shortcut::cause_of(&fault))))
 }
 
 /// Waits for something; nothing when the client has left before.

@@ -4,17 +4,11 @@
 //! found it good.
 
 use bytes::BytesMut;
-use http::header::VIA;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 
-use super::put_field;
-use crate::headers::{self, Fate, Seen};
+use crate::headers::{Fate, Seen};
+use crate::shortcut::fields::{self, Way};
 use crate::strict;
-
-/// What the edge itself may answer.
-const EDGES: &[u8] = b"/.well-known/acme-challenge/";
-/// The longest target.
-const TARGET_BYTES_MAX: usize = 8 * 1024;
 
 /// A common request.
 #[derive(Debug)]
@@ -25,8 +19,7 @@ pub(crate) struct Asked<'a> {
     /// Whether its answer is to be the last of its connection.
     pub(crate) closes: bool,
     head: &'a [u8],
-    is_forwarded: bool,
-    has_port: bool,
+    way: Way,
 }
 
 impl<'a> Asked<'a> {
@@ -34,19 +27,15 @@ impl<'a> Asked<'a> {
     /// common what was written is nothing's beginning.
     pub(crate) fn read(head: &'a [u8], out: &mut BytesMut) -> Option<Self> {
         let [method, target, version] = strict::words(head)?;
-        if version != b"HTTP/1.1" || !is_common(target) {
+        let method = Method::from_bytes(method).ok()?;
+        if version != b"HTTP/1.1" || !fields::begins_common(&method, target) {
             return None;
         }
-        let (host, closes, is_forwarded, has_port) = ("", false, false, false);
-        let known = method_of(method)?;
-        let mut asked = Self { method: known, host, closes, head, is_forwarded, has_port };
-        out.extend_from_slice(method);
-        out.extend_from_slice(b" ");
-        out.extend_from_slice(target);
-        out.extend_from_slice(b" HTTP/1.1\r\n");
+        fields::put_line(&method, target, out);
+        let mut asked = Self { method, host: "", closes: false, head, way: Way::default() };
         for (name, value) in strict::fields(head) {
             if asked.take(name, value)? {
-                put_field(out, name, value);
+                fields::put(out, name, value);
             }
         }
         Some(asked)
@@ -54,56 +43,26 @@ impl<'a> Asked<'a> {
 
     /// Takes in a field; returns whether it goes on.
     fn take(&mut self, name: &'a [u8], value: &'a [u8]) -> Option<bool> {
-        // What some programs take for the edge's own, and what asks for more than an answer.
-        let is_odd = name.contains(&b'_') || name.eq_ignore_ascii_case(b"expect");
-        if is_odd || headers::is_platforms(name) {
-            return None;
-        }
-        match headers::fate(name) {
+        match self.way.take(name)? {
             Fate::Kept => {
                 if name.eq_ignore_ascii_case(b"host") {
                     self.host = std::str::from_utf8(value).ok()?;
                 }
                 Some(true)
             }
+            Fate::ForwardedPort => Some(true),
             Fate::Connection => {
-                self.closes |= closes(value)?;
+                self.closes |= fields::closes(value)?;
                 Some(false)
             }
             Fate::Hop => name.eq_ignore_ascii_case(b"keep-alive").then_some(false),
-            Fate::ForwardedFor => {
-                self.is_forwarded = true;
-                Some(false)
-            }
-            Fate::ForwardedPort => {
-                self.has_port = true;
-                Some(true)
-            }
-            Fate::Edges => Some(false),
+            Fate::ForwardedFor | Fate::Edges => Some(false),
         }
     }
 
-    /// Writes what the app is told beside that (contract 4.2), and the end of the head.
+    /// Writes what the app is told beside that, and the end of the head.
     pub(crate) fn tell(&self, seen: &Seen<'_>, out: &mut BytesMut) {
-        for (name, value) in seen.said() {
-            put_field(out, name.as_str().as_bytes(), value.as_bytes());
-        }
-        out.extend_from_slice(headers::X_FORWARDED_FOR.as_str().as_bytes());
-        out.extend_from_slice(b": ");
-        if self.is_forwarded {
-            let is_known = |name: &[u8]| headers::fate(name) == Fate::ForwardedFor;
-            for (_, known) in strict::fields(self.head).filter(|(name, _)| is_known(name)) {
-                out.extend_from_slice(known);
-                out.extend_from_slice(b", ");
-            }
-        }
-        out.extend_from_slice(seen.client.as_bytes());
-        out.extend_from_slice(b"\r\n");
-        if !self.has_port {
-            put_field(out, headers::X_FORWARDED_PORT.as_str().as_bytes(), seen.port.as_bytes());
-        }
-        put_field(out, VIA.as_str().as_bytes(), headers::via(seen.version).as_bytes());
-        out.extend_from_slice(b"\r\n");
+        self.way.tell(strict::fields(self.head), seen, out);
     }
 }
 
@@ -118,43 +77,6 @@ pub(crate) fn general(head: &[u8]) -> Option<Request<()>> {
         request.headers_mut().append(name, HeaderValue::from_bytes(value).ok()?);
     }
     Some(request)
-}
-
-/// Returns whether a field `Connection` ends its connection; nothing when it says anything but that
-/// or the opposite.
-pub(super) fn closes(value: &[u8]) -> Option<bool> {
-    let mut closes = false;
-    for word in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-        if word.eq_ignore_ascii_case(b"close") {
-            closes = true;
-        } else if !word.is_empty() && !word.eq_ignore_ascii_case(b"keep-alive") {
-            return None;
-        }
-    }
-    Some(closes)
-}
-
-/// Returns whether a target is a path that nobody reads in two ways, and an app's.
-fn is_common(target: &[u8]) -> bool {
-    let is_plain =
-        |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/%?[]".contains(byte);
-    target.starts_with(b"/")
-        && target.len() <= TARGET_BYTES_MAX
-        && !target.starts_with(EDGES)
-        && target.iter().all(is_plain)
-}
-
-fn method_of(method: &[u8]) -> Option<Method> {
-    Some(match method {
-        b"GET" => Method::GET,
-        b"HEAD" => Method::HEAD,
-        b"POST" => Method::POST,
-        b"PUT" => Method::PUT,
-        b"DELETE" => Method::DELETE,
-        b"PATCH" => Method::PATCH,
-        b"OPTIONS" => Method::OPTIONS,
-        _ => return None,
-    })
 }
 
 #[cfg(test)]

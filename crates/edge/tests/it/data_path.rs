@@ -13,7 +13,7 @@ use crate::world::{OK, Origin, World, machine, read_head, replay, status};
 const NOT_COMMON: &str = "TE: trailers\r\n";
 
 /// Returns a head without what differs from request to request: its lines in an order of their own.
-fn told(head: &str) -> Vec<String> {
+pub(crate) fn told(head: &str) -> Vec<String> {
     let differs = |line: &&str| {
         ["fly-request-id: ", "connection: ", "date: "].iter().any(|name| line.starts_with(name))
     };
