@@ -20,6 +20,7 @@ mod framing;
 mod grpc;
 mod h2;
 mod h2_floods;
+mod large_bodies;
 mod mutations;
 mod options;
 mod origins;
