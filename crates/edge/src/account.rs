@@ -206,6 +206,12 @@ impl Account {
         known.metrics.as_ref().unwrap_or(&self.shared.metrics.nobodys).bytes_out.add(bytes);
     }
 
+    /// Notes the same of what the kernel moves.
+    pub(crate) fn splices(&self, bytes: u64) {
+        self.pays_out(bytes);
+        self.shared.metrics.spliced.add(bytes);
+    }
+
     /// Notes how it ends; what was said first counts.
     pub(crate) fn ends(&self, end: End) {
         let mut known = self.known.borrow_mut();

@@ -9,7 +9,8 @@
 //! [`request`] (all that follows, in its order), [`route`] (host name to app),
 //! [`redirect`] (to HTTPS), [`direction`] (where it wants to go), [`pick`] (a ready machine, less
 //! loaded), [`wake`] (only if none is ready: start one and hold the request, or queue up),
-//! [`forward`] (connect, copy: [`origin1`] and [`origin2`] speak HTTP to machines), [`replaying`]
+//! [`forward`] (connect, copy: [`origin1`] and [`origin2`] speak HTTP to machines; what is large
+//! and needs no look goes by [`splice`]), [`replaying`]
 //! (again, elsewhere, if the app says so), [`compress`], [`reply`] (pages), [`account`] (until all
 //! of it is over), [`access`] (one event), [`metrics`] (what is counted) and [`owners`] (a code in
 //! the app's own log).
@@ -67,6 +68,7 @@ mod rewound;
 mod room;
 mod route;
 mod shortcut;
+mod splice;
 mod statics;
 mod sticky;
 mod strict;

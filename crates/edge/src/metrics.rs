@@ -215,6 +215,8 @@ pub(crate) struct EdgeMetrics {
     pub(crate) nobodys: Arc<AppMetrics>,
     pub(crate) connects: Counter,
     pub(crate) disconnects: Counter,
+    /// Bytes of bodies that were moved without a copy.
+    pub(crate) spliced: Counter,
     handshakes: Histogram,
     handshake_errors: Counter,
 }

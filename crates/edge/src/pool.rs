@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::buffers::Buffers;
 use crate::origin1::Origin;
+use crate::splice::Pipes;
 use crate::upload::RequestBody;
 
 /// How long a connection may lie idle; apps close theirs after five seconds and more.
@@ -40,11 +41,12 @@ pub(crate) struct Stream {
     pub(crate) streams: Rc<()>,
 }
 
-/// Connections of one loop, and the memory that is used over them.
+/// Connections of one loop, and the memory and the pipes that are used over them.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Pool {
     idle: Rc<RefCell<Idle>>,
     buffers: Buffers,
+    pipes: Pipes,
 }
 
 #[derive(Debug, Default)]
@@ -71,6 +73,11 @@ impl Pool {
     /// Returns the loop's buffers.
     pub(crate) const fn buffers(&self) -> &Buffers {
         &self.buffers
+    }
+
+    /// Returns the loop's pipes.
+    pub(crate) const fn pipes(&self) -> &Pipes {
+        &self.pipes
     }
 
     /// Takes a connection that is ready for a request.
@@ -104,8 +111,10 @@ impl Pool {
         }
     }
 
-    /// Closes connections that lay idle for too long, and those that machines have closed.
+    /// Closes connections that lay idle for too long, those that machines have closed, and pipes
+    /// that nobody needs.
     pub(crate) fn sweep(&self) {
+        self.pipes.sweep();
         self.idle.borrow_mut().sweep(Instant::now());
     }
 

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -75,22 +74,13 @@ impl<S> Patient<S> {
         self.patience.limit = limit;
     }
 
-    /// Ends the wait for the peer.
-    fn moved(&mut self) {
-        self.stall.reset();
-        if let Some(reader) = self.reader.take() {
-            reader.wake();
-        }
-    }
-}
-
-impl<S: AsFd> Patient<S> {
-    /// Passes on what became of a write that began with `bytes`, unless the peer has taken nothing
-    /// for too long.
-    fn judge(
+    /// Passes on what became of an attempt to send something, unless the peer has taken nothing for
+    /// too long. Whoever makes one at the socket itself asks here, as each write does. `again` sends
+    /// what there is room for, whatever the kernel has told of it.
+    pub fn poll_sent(
         &mut self,
         polled: Poll<io::Result<usize>>,
-        bytes: &[u8],
+        again: impl Fn(&S) -> io::Result<usize>,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
         if polled.is_ready() {
@@ -102,7 +92,7 @@ impl<S: AsFd> Patient<S> {
             return Poll::Pending;
         }
         if self.has_room {
-            let sent = self.send(bytes);
+            let sent = unless_full(again(&self.socket));
             if sent.is_ready() {
                 return sent;
             }
@@ -114,19 +104,32 @@ impl<S: AsFd> Patient<S> {
         // The kernel wakes a writer only when a good part of its buffer is free again. A slow
         // reader may have taken less than that, and there is room for what it took: all of it is
         // used at once, or a reader that takes nothing would be waited for once for each write.
-        let sent = self.send(bytes);
+        let sent = unless_full(again(&self.socket));
         self.has_room = sent.is_ready();
         self.moved();
         let late = || io::Error::new(io::ErrorKind::TimedOut, "the other side takes nothing");
         if sent.is_ready() { sent } else { Poll::Ready(Err(late())) }
     }
 
-    /// Sends what there is room for, whatever the kernel has told of it.
-    fn send(&self, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-            Err(Errno::AGAIN) => Poll::Pending,
-            sent => Poll::Ready(sent.map_err(io::Error::from)),
+    /// Ends the wait for the peer.
+    fn moved(&mut self) {
+        self.stall.reset();
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
         }
+    }
+}
+
+/// Sends what there is room for.
+fn send_at_once(socket: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    Ok(send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
+}
+
+/// Returns what was sent, if there was room for anything.
+fn unless_full(sent: io::Result<usize>) -> Poll<io::Result<usize>> {
+    match sent {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+        sent => Poll::Ready(sent),
     }
 }
 
@@ -153,7 +156,7 @@ impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Patient<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.socket).poll_write(context, bytes);
-        this.judge(polled, bytes, context)
+        this.poll_sent(polled, |socket| send_at_once(socket, bytes), context)
     }
 
     fn poll_write_vectored(
@@ -164,7 +167,8 @@ impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Patient<S> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.socket).poll_write_vectored(context, slices);
         let first = slices.iter().find(|slice| !slice.is_empty());
-        this.judge(polled, first.map(|slice| &**slice).unwrap_or_default(), context)
+        let bytes = first.map(|slice| &**slice).unwrap_or_default();
+        this.poll_sent(polled, |socket| send_at_once(socket, bytes), context)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -182,6 +186,8 @@ impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Patient<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use futures_util::FutureExt as _;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::UnixStream;
@@ -232,6 +238,30 @@ mod tests {
             // The limit begins anew.
             assert!(stream.write(&PIECE).now_or_never().is_none());
         }
+    }
+
+    #[tokio::test]
+    async fn who_sends_at_the_socket_itself_has_the_same_patience() {
+        let (mut stream, _deaf) = full(Patience::reading_on(SHORT)).await;
+        // There is room of which the kernel says nothing.
+        assert_eq!(attempted(&mut stream, Ok(5)).await.unwrap(), 5);
+        let late = attempted(&mut stream, Err(io::ErrorKind::WouldBlock)).await.unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        // What was sent is no business of anybody's.
+        let sent = poll_fn(|context| {
+            stream.poll_sent(Poll::Ready(Ok(7)), |_| Err(io::ErrorKind::WouldBlock.into()), context)
+        });
+        assert_eq!(sent.await.unwrap(), 7);
+    }
+
+    /// Waits for an attempt that the kernel says is in vain, and has this come of the next.
+    async fn attempted(
+        stream: &mut Patient<UnixStream>,
+        next: Result<usize, io::ErrorKind>,
+    ) -> io::Result<usize> {
+        let again = |_: &UnixStream| next.map_err(io::Error::from);
+        let sent = poll_fn(|context| stream.poll_sent(Poll::Pending, again, context));
+        tokio::time::timeout(LONG, sent).await.expect("it ends")
     }
 
     #[tokio::test]

@@ -1,7 +1,8 @@
 //! Passes an answer's body on to the client, from wherever it comes.
 //!
 //! Never keeps more of one than was read at once, and never goes on for a client that has left.
-//! What is small leaves in one write with the head; what is large is sent from where it came.
+//! What is small leaves in one write with the head; what is large is sent from where it came, or
+//! does not come here at all: where both connections are in the clear, the kernel moves it.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -18,9 +19,12 @@ use crate::account::{Accounted, End};
 use crate::forward::Hop;
 use crate::origin1::Origin;
 use crate::pool::Key;
+use crate::splice::{self, Lent};
 
 /// How much is gathered for one write.
 const GATHERED_BYTES_MAX: usize = 16 * 1024;
+/// How much is moved before others have their turn.
+const TURN_BYTES_MAX: usize = 1024 * 1024;
 
 /// A body that has no end as it should.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +47,22 @@ pub(super) trait Pieces {
     /// Returns whether all of it was taken, if that is known without a wait.
     fn is_over(&self) -> bool;
 
+    /// Returns whether what is left of it may be moved by the kernel, and is worth that.
+    fn is_large(&self) -> bool {
+        false
+    }
+
+    /// Returns a pipe for it, if there is one.
+    fn pipe(&self) -> Option<Lent> {
+        None
+    }
+
+    /// Fills an empty pipe; returns how much that was. What is not moved is to be waited for as a
+    /// piece: then it is 0.
+    fn poll_fill(&mut self, _: &mut Lent, _: &mut Context<'_>) -> Poll<Result<usize, Broken>> {
+        Poll::Ready(Ok(0))
+    }
+
     /// Ends well, before the last of it is sent.
     fn done(self);
 }
@@ -56,24 +76,35 @@ pub(super) struct Machine<'a> {
     pub(super) silence: Timer,
 }
 
+impl Machine<'_> {
+    /// Waits on for a machine that says nothing, unless that was too long.
+    fn poll_silent<T>(&mut self, context: &mut Context<'_>) -> Poll<Result<T, Broken>> {
+        if !self.silence.is_over(self.idle, context) {
+            return Poll::Pending;
+        }
+        tracing::debug!(limit_s = self.idle.as_secs(), "answer in which nothing moved ended");
+        self.breaks_off()
+    }
+
+    fn breaks_off<T>(&self) -> Poll<Result<T, Broken>> {
+        self.hop.account.ends(End::Broken);
+        Poll::Ready(Err(Broken))
+    }
+}
+
 impl Pieces for Machine<'_> {
     fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
         match self.origin.poll_more(context) {
             Poll::Ready(Ok(more)) => {
                 self.silence.reset();
-                return Poll::Ready(Ok(more));
+                Poll::Ready(Ok(more))
             }
-            Poll::Ready(Err(error)) => tracing::debug!(%error, "answer broke off"),
-            Poll::Pending if self.silence.is_over(self.idle, context) => {
-                tracing::debug!(
-                    limit_s = self.idle.as_secs(),
-                    "answer in which nothing moved ended"
-                );
+            Poll::Ready(Err(error)) => {
+                tracing::debug!(%error, "answer broke off");
+                self.breaks_off()
             }
-            Poll::Pending => return Poll::Pending,
+            Poll::Pending => self.poll_silent(context),
         }
-        self.hop.account.ends(End::Broken);
-        Poll::Ready(Err(Broken))
     }
 
     fn piece(&self) -> &[u8] {
@@ -94,6 +125,29 @@ impl Pieces for Machine<'_> {
 
     fn is_over(&self) -> bool {
         self.origin.is_over()
+    }
+
+    fn is_large(&self) -> bool {
+        self.origin.to_come().is_some_and(|bytes| bytes >= splice::WORTH_BYTES)
+    }
+
+    fn pipe(&self) -> Option<Lent> {
+        self.hop.pool.pipes().take()
+    }
+
+    fn poll_fill(
+        &mut self,
+        pipe: &mut Lent,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<usize, Broken>> {
+        match self.origin.poll_fill(pipe, context) {
+            Poll::Ready(count) => {
+                self.silence.reset();
+                self.hop.account.splices(count as u64);
+                Poll::Ready(Ok(count))
+            }
+            Poll::Pending => self.poll_silent(context),
+        }
     }
 
     fn done(self) {
@@ -167,9 +221,19 @@ pub(super) async fn pass<S: Wire, P: Pieces>(
     mut ends: Ends,
     mut body: P,
 ) -> bool {
+    let (mut pipe, mut is_read) = (None, false);
     let last = loop {
         if ends == Ends::Nothing || body.is_over() {
             break Bytes::new();
+        }
+        if !is_read && body.is_large() {
+            // What is not moved then is read.
+            is_read = true;
+            match through(client, out, &mut ends, &mut body).await {
+                Ok(last) => pipe = last,
+                Err(Broken) => return false,
+            }
+            continue;
         }
         match poll_fn(|context| step(client, out, &mut body, context)).await {
             Step::Over => break Bytes::new(),
@@ -206,6 +270,11 @@ pub(super) async fn pass<S: Wire, P: Pieces>(
     };
     // Others have the machine while this client takes its time.
     body.done();
+    if let Some(pipe) = &mut pipe
+        && poll_fn(|context| poll_drain(client, pipe, context)).await.is_err()
+    {
+        return false;
+    }
     if !last.is_empty() && client.send(out, last, ends.tail()).await.is_err() {
         return false;
     }
@@ -226,4 +295,62 @@ fn step<S: Wire, P: Pieces>(
         Poll::Pending if !out.is_empty() => Poll::Ready(Step::Send),
         Poll::Pending => client.poll_left(context).map(|()| Step::Broken),
     }
+}
+
+/// Has the kernel move what is left of a body, if it may; returns the pipe if the last of it is
+/// still in there.
+async fn through<S: Wire, P: Pieces>(
+    client: &mut Client<S>,
+    out: &mut BytesMut,
+    ends: &mut Ends,
+    body: &mut P,
+) -> Result<Option<Lent>, Broken> {
+    if client.stream.plain().is_none() {
+        return Ok(None);
+    }
+    let Some(mut pipe) = body.pipe() else { return Ok(None) };
+    client.send(out, Bytes::new(), b"").await.map_err(|_| Broken)?;
+    poll_fn(|context| poll_through(client, &mut pipe, ends, body, context)).await?;
+    Ok((!pipe.is_empty()).then_some(pipe))
+}
+
+/// Fills a pipe and empties it, until nothing more is moved from the machine's connection.
+fn poll_through<S: Wire, P: Pieces>(
+    client: &mut Client<S>,
+    pipe: &mut Lent,
+    ends: &mut Ends,
+    body: &mut P,
+    context: &mut Context<'_>,
+) -> Poll<Result<(), Broken>> {
+    let mut moved = 0;
+    while moved < TURN_BYTES_MAX {
+        if body.is_over() {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(poll_drain(client, pipe, context))?;
+        match body.poll_fill(pipe, context) {
+            Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
+            Poll::Ready(Ok(count)) => {
+                // Nothing is written of a piece where the length was said.
+                if !ends.begin_piece(count, &mut BytesMut::new()) {
+                    return Poll::Ready(Err(Broken));
+                }
+                moved += count;
+            }
+            Poll::Ready(Err(Broken)) => return Poll::Ready(Err(Broken)),
+            Poll::Pending => return client.poll_left(context).map(|()| Err(Broken)),
+        }
+    }
+    context.waker().wake_by_ref();
+    Poll::Pending
+}
+
+fn poll_drain<S: Wire>(
+    client: &mut Client<S>,
+    pipe: &mut Lent,
+    context: &mut Context<'_>,
+) -> Poll<Result<(), Broken>> {
+    // There is a pipe only for one that is plain.
+    let Some(socket) = client.stream.plain() else { return Poll::Ready(Err(Broken)) };
+    pipe.poll_drain(socket, context).map_err(|_| Broken)
 }

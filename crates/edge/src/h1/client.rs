@@ -18,11 +18,18 @@ use crate::buffers::Buffers;
 pub(crate) trait Wire: AsyncRead + AsyncWrite + Unpin {
     /// Waits until a read may find something, an end or an error, without room for it.
     fn poll_readable(&self, context: &mut Context<'_>) -> Poll<()>;
+
+    /// Returns the socket, if it carries what is sent as it is.
+    fn plain(&mut self) -> Option<&mut Patient<TcpStream>>;
 }
 
 impl Wire for Patient<TcpStream> {
     fn poll_readable(&self, context: &mut Context<'_>) -> Poll<()> {
         self.get_ref().poll_read_ready(context).map(drop)
+    }
+
+    fn plain(&mut self) -> Option<&mut Patient<TcpStream>> {
+        Some(self)
     }
 }
 
@@ -31,6 +38,10 @@ impl<S: Wire> Wire for TlsStream<S> {
         let (socket, session) = self.get_ref();
         // It reads nothing while there is something that was read.
         if session.wants_read() { socket.poll_readable(context) } else { Poll::Ready(()) }
+    }
+
+    fn plain(&mut self) -> Option<&mut Patient<TcpStream>> {
+        None
     }
 }
 

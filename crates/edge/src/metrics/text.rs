@@ -139,6 +139,11 @@ fn edge(text: &mut String, shared: &Shared) {
             "TLS handshakes that failed.",
             metrics.handshake_errors.get(),
         ),
+        (
+            "perch_edge_spliced_bytes",
+            "Bytes to clients that the kernel moved, without a copy.",
+            metrics.spliced.get(),
+        ),
     ] {
         Family::new(text, name, "counter", help).sample(labels, value);
     }

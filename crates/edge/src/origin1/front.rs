@@ -3,11 +3,13 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use tokio::io::AsyncWrite as _;
 use tokio::time::Instant;
 
-use super::{Asked, Origin};
+use super::{Asked, Origin, Rest, Wire};
+use crate::splice::Lent;
 
 /// How much of a request was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,5 +60,33 @@ impl Origin {
         self.at += count;
         self.ready -= count;
         self.look();
+    }
+
+    /// Returns how many bytes of the body are to come, where all that has come was taken and the
+    /// connection carries them as they are.
+    pub(crate) fn to_come(&self) -> Option<u64> {
+        let Rest::Length(left) = self.rest else { return None };
+        let is_plain = matches!(&*self.link.wire.borrow(), Wire::Plain(_));
+        (is_plain && self.ready == 0).then_some(left)
+    }
+
+    /// Fills an empty pipe with what comes next of the body; returns how much that was. What is not
+    /// moved is to be read, such as an end: then it is 0.
+    pub(crate) fn poll_fill(&mut self, pipe: &mut Lent, context: &mut Context<'_>) -> Poll<usize> {
+        let Some(left) = self.to_come() else { return Poll::Ready(0) };
+        // Nothing is kept meanwhile.
+        self.release();
+        self.buffers.give(std::mem::take(&mut self.buffer));
+        let filled = match &*self.link.wire.borrow() {
+            Wire::Plain(stream) => ready!(pipe.poll_fill(stream, left, context)),
+            Wire::Tls(_) => Ok(0),
+        };
+        let count = filled.unwrap_or_else(|error| {
+            tracing::debug!(%error, "body is not moved");
+            0
+        });
+        let left = left.saturating_sub(count as u64);
+        self.rest = if left == 0 { Rest::Over } else { Rest::Length(left) };
+        Poll::Ready(count)
     }
 }

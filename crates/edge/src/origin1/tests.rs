@@ -15,6 +15,7 @@ use tokio::task::LocalSet;
 use tokio::time::Instant;
 
 use super::*;
+use crate::splice::Pipes;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 const ASKED: Asked = Asked { is_head: false };
@@ -265,6 +266,42 @@ async fn a_connection_that_the_app_has_closed_or_spoken_over_is_not_quiet() {
     machine.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison").await.unwrap();
     has_news(&origin).await;
     assert!(!origin.is_quiet());
+}
+
+#[tokio::test]
+async fn what_is_moved_is_the_body_alone_and_what_is_behind_it_is_seen() {
+    const BYTES: usize = 300 * 1024;
+    for behind in ["", "poison"] {
+        let (mut origin, mut machine, _) = connected().await;
+        origin.ask(GET, ASKED, soon()).await;
+        read_until(&mut machine, b"\r\n\r\n").await;
+        let body = "x".repeat(BYTES);
+        let text = format!("HTTP/1.1 200 OK\r\nContent-Length: {BYTES}\r\n\r\n{body}{behind}");
+        let sending = async { machine.write_all(text.as_bytes()).await.unwrap() };
+        let moving = async {
+            head_of(&mut origin).await.unwrap();
+            let mut all = origin.data().len();
+            origin.consume(all);
+            let pipes = Pipes::default();
+            while let Some(left) = origin.to_come() {
+                // Nobody empties them.
+                let mut pipe = pipes.take().unwrap();
+                let count = poll_fn(|context| origin.poll_fill(&mut pipe, context)).await;
+                assert!(count > 0 && count as u64 <= left, "{count} of {left}");
+                all += count;
+            }
+            assert_eq!(all, BYTES);
+        };
+        tokio::time::timeout(DEADLINE, async { tokio::join!(sending, moving) }).await.unwrap();
+        assert_eq!(origin.buffer.capacity(), 0, "memory while a body is moved");
+        assert!(origin.is_over() && origin.rests(), "{behind}");
+        if behind.is_empty() {
+            assert!(origin.is_quiet());
+        }
+        while !behind.is_empty() && origin.is_quiet() {
+            has_news(&origin).await;
+        }
+    }
 }
 
 #[tokio::test]

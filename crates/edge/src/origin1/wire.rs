@@ -22,7 +22,8 @@ pub(crate) enum Wire {
 }
 
 impl Wire {
-    /// Returns whether nothing has come, and no end. That costs no system call.
+    /// Returns whether nothing has come, and no end. That costs a system call only where the last
+    /// read has not shown it, as when the kernel moved the rest.
     pub(super) fn is_quiet(&self) -> bool {
         match self {
             Self::Plain(stream) => {

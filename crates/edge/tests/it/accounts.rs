@@ -68,13 +68,13 @@ impl Subscriber for Kept {
     fn exit(&self, _: &Id) {}
 }
 
-fn keep_events() {
+pub(crate) fn keep_events() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| tracing::subscriber::set_global_default(Kept).unwrap());
 }
 
 /// Returns the event of the request that an answer's head names, if there is one.
-fn event(head: &str) -> Option<String> {
+pub(crate) fn event(head: &str) -> Option<String> {
     let head = head.to_ascii_lowercase();
     let (_, rest) = head.split_once("fly-request-id: ").unwrap();
     let id = rest.split("\r\n").next().unwrap().to_owned();

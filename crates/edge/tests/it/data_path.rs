@@ -96,7 +96,7 @@ fn the_head_alone_is_answered_with_the_length_that_there_would_be() {
 }
 
 /// Reads an answer with a length.
-fn read(stream: &mut TcpStream) -> (String, String) {
+pub(crate) fn read(stream: &mut TcpStream) -> (String, String) {
     let head = read_head(stream).unwrap();
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
     let mut body = vec![0; length.unwrap().parse().unwrap()];

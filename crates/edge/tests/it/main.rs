@@ -21,6 +21,7 @@ mod grpc;
 mod h2;
 mod h2_floods;
 mod h2_paths;
+mod large_bodies;
 mod mutations;
 mod options;
 mod origins;

@@ -119,6 +119,7 @@ fn a_client_that_reads_nothing_is_given_up_and_the_machine_is_free_again() {
     assert!(read_head(&mut stream).unwrap().starts_with("HTTP/1.1 200"));
     assert_eq!(status(&world.get("web", "/")), "503", "the one place is taken");
     until("the place is free again", || status(&world.get("web", "/")) == "200");
+    assert!(world.spliced() > 0, "the kernel moves such a body");
     // A slow reader is no stalled one.
     let mut slow = world.connect();
     slow.write_all(b"GET /big HTTP/1.1\r\nHost: web.perch.localhost\r\n\r\n").unwrap();

@@ -278,6 +278,13 @@ impl World {
         self.edge.lock().unwrap().as_ref().unwrap().readings()
     }
 
+    /// Returns how many bytes the kernel has moved.
+    pub(crate) fn spliced(&self) -> usize {
+        let text = self.readings().text();
+        let mut lines = text.lines().filter(|line| line.starts_with("perch_edge_spliced_bytes{"));
+        lines.next().unwrap().rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
     /// Makes an app of another organization.
     pub(crate) fn put_app_of(&self, org: &OrgSlug, app: &str) {
         self.runtime.block_on(put_app_of(self.store.as_ref(), org, app, 99));
