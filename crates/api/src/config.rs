@@ -72,6 +72,8 @@ pub struct Certificates {
     pub dns: Arc<dyn Dns>,
     /// Whether this platform orders certificates.
     pub orders: bool,
+    /// Its zone of challenges, where it has one.
+    pub zone: Option<String>,
 }
 
 /// A host that machines can be placed on.

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use perch_types::certificates::{
     CertificateValidation, DnsRecords, RecordType, SEEN_MAX, WILDCARD, below_wildcard,
 };
+use sha2::{Digest as _, Sha256};
 
 /// The label at which DNS-01 looks.
 const CHALLENGE_LABEL: &str = "_acme-challenge";
@@ -19,6 +20,9 @@ const OWNERSHIP_LABEL: &str = "_fly-ownership";
 const OWNERS: [&str; 2] = ["app-", "org-"];
 /// A label below a name that stands for all names below it.
 const ANY_LABEL: &str = "perch-check";
+/// Bytes of a digest that a label of the platform's zone is made of: too many for two host names to
+/// meet at one, whatever they are.
+const LABEL_BYTES: usize = 16;
 /// The longest text that is kept of a record, in characters.
 const TEXT_CHARS_MAX: usize = 255;
 
@@ -44,6 +48,39 @@ pub trait Dns: Send + Sync + fmt::Debug {
 #[must_use]
 pub fn challenge_name(hostname: &str) -> String {
     format!("{CHALLENGE_LABEL}.{}", below_wildcard(hostname))
+}
+
+/// Returns the label, in the platform's zone, that DNS-01 looks at for a host name of an app. It is
+/// the app's for its life: a record that leads there shows nothing of the next app that has the
+/// host name. A name and all names below it share one, as they share [`challenge_name`].
+#[must_use]
+pub fn challenge_label(app_id: &str, hostname: &str) -> String {
+    let digest = Sha256::new().chain_update(app_id).chain_update([0_u8]);
+    let digest = digest.chain_update(below_wildcard(hostname)).finalize();
+    digest.iter().take(LABEL_BYTES).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Returns whether a label is one that [`challenge_label`] makes.
+#[must_use]
+pub fn is_challenge_label(label: &str) -> bool {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    label.len() == LABEL_BYTES * 2 && label.bytes().all(is_digit)
+}
+
+/// Returns where a CNAME record at the name of DNS-01 has to lead for a host name of an app; nowhere
+/// without a zone of the platform's.
+#[must_use]
+pub fn challenge_target(zone: Option<&str>, app_id: &str, hostname: &str) -> String {
+    let target = |zone: &str| format!("{}.{zone}", challenge_label(app_id, hostname));
+    zone.map(target).unwrap_or_default()
+}
+
+/// Returns where CNAME records at the name of DNS-01 of a host name lead.
+///
+/// # Errors
+/// When DNS does not answer.
+pub async fn challenge_leads(dns: &dyn Dns, hostname: &str) -> Result<Vec<String>, Fault> {
+    Ok(kept(dns.records(&challenge_name(hostname), RecordType::Cname).await?))
 }
 
 /// Returns the name at which the record of ownership of a host name is.
@@ -243,6 +280,31 @@ mod tests {
         let none = look(&zone(), "none.example").await.unwrap();
         assert_eq!((none, provider(None)), (DnsRecords::default(), String::new()));
         look(&zone(), "broken.example").await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn each_host_name_of_an_app_has_a_label_of_its_own() {
+        let label = challenge_label("app_1", "shop.example");
+        assert!(is_challenge_label(&label), "{label}");
+        assert_eq!(label, "afa798d18ed4b075845555d33fa317b9");
+        assert_eq!(challenge_label("app_1", "*.shop.example"), label);
+        for (app_id, hostname) in [
+            ("app_2", "shop.example"),
+            ("app_1", "a.shop.example"),
+            ("app_1s", "hop.example"),
+            ("", "app_1shop.example"),
+        ] {
+            assert_ne!(challenge_label(app_id, hostname), label, "{app_id} {hostname}");
+        }
+        let target = challenge_target(Some("acme.example"), "app_1", "shop.example");
+        assert_eq!(target, format!("{label}.acme.example"));
+        assert_eq!(challenge_target(None, "app_1", "shop.example"), "");
+        let (short, long) = (label.replacen('d', "", 1), format!("{label}0"));
+        for label in ["", "label", &short, &long, &label.to_uppercase()] {
+            assert!(!is_challenge_label(label), "{label}");
+        }
+        let leads = challenge_leads(&zone(), "*.shop.example").await.unwrap();
+        assert_eq!(leads, ["x.acme.example"]);
     }
 
     #[test]

@@ -18,17 +18,20 @@
 use std::time::Duration;
 
 use perch_types::certificate_docs::{
-    AcmeAccount, CertificateOrder, ChallengeAnswer, ChallengeMethod, ERROR_CHARS_MAX, ERRORS_MAX,
-    Leaf, OrderStep,
+    AcmeAccount, CertificateOrder, ChallengeAnswer, ERROR_CHARS_MAX, ERRORS_MAX, Leaf, OrderStep,
 };
-use perch_types::certificates::{CertificateValidationError, WILDCARD};
+use perch_types::certificates::CertificateValidationError;
 use perch_types::{OrgSlug, Timestamp};
 
 use crate::issuer::Renewal;
 
 mod skew;
+mod ways;
+
+use self::ways::no_record;
 
 pub use self::skew::{ACCOUNT_PAUSE_MAX, is_ahead};
+pub use self::ways::{Missing, Ways, choose};
 
 const HOUR_S: i64 = 3_600;
 const DAY_S: i64 = 24 * HOUR_S;
@@ -94,12 +97,9 @@ impl Default for Limits {
 const TRIES_MAX: u32 = 12;
 /// How often the issuer is asked whether it is satisfied.
 const POLLS_MAX: u32 = 40;
-/// How often it is looked for a record that somebody has to set: for five days.
-const RECORD_POLLS_MAX: u32 = 1_440;
 /// The pauses between tries: doubled from the first to the last.
 const TRY_PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
 const POLL_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-const RECORD_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// How long it is waited after the first, second, … failure in a row.
 const FAILURE_PAUSES: [Duration; 5] = [
     Duration::from_secs(60),
@@ -176,8 +176,8 @@ pub enum Event {
     Chosen(ChallengeAnswer),
     /// None of the ways that the issuer offers can be gone.
     NoWay(String),
-    /// The record that somebody has to set is not seen; what is, instead.
-    NoRecord(Vec<String>),
+    /// The record that somebody has to set is not seen.
+    NoRecord(Missing),
     /// This server's edge does not answer yet.
     NotAnswered,
     /// The issuer was told.
@@ -361,26 +361,6 @@ pub fn note_ordered(
     }
 }
 
-/// Chooses one of the answers for the ways that an issuer offers; another one after each failure.
-/// Only a record of DNS can show that all names below another are somebody's.
-#[must_use]
-pub fn choose<'a>(
-    hostname: &str,
-    answers: &'a [ChallengeAnswer],
-    tls: bool,
-    failures: u32,
-) -> Option<&'a ChallengeAnswer> {
-    let ways: &[ChallengeMethod] = match (hostname.starts_with(WILDCARD), tls) {
-        (true, _) => &[ChallengeMethod::Dns],
-        (false, true) => &[ChallengeMethod::Http, ChallengeMethod::TlsAlpn],
-        (false, false) => &[ChallengeMethod::Http],
-    };
-    let of = |way: &ChallengeMethod| answers.iter().find(|answer| answer.method == *way);
-    let offered: Vec<_> = ways.iter().filter_map(of).collect();
-    let turn = usize::try_from(failures).unwrap_or(usize::MAX);
-    turn.checked_rem(offered.len()).and_then(|index| offered.get(index)).copied()
-}
-
 /// Returns what an order is after something happened. `random` spreads what would else come all
 /// at once.
 #[must_use]
@@ -430,7 +410,7 @@ pub fn advance(
             let what = format!("the issuer offers only {offered}");
             fail(&mut order, now, ("no_challenge", what), "choose another issuer");
         }
-        Event::NoRecord(seen) => no_record(&mut order, now, &seen),
+        Event::NoRecord(missing) => no_record(&mut order, now, &missing),
         Event::NotAnswered => again(&mut order, now, POLL_PAUSE),
         Event::Told => step(&mut order, OrderStep::Validating, now.plus(POLL_PAUSE.0)),
         Event::Unfinished if order.tries >= POLLS_MAX => {
@@ -465,20 +445,6 @@ fn again(order: &mut CertificateOrder, now: Timestamp, (first, last): (Duration,
     let factor = 1_u32.checked_shl(order.tries.min(31)).unwrap_or(u32::MAX);
     order.due = now.plus(first.saturating_mul(factor).min(last));
     order.tries = order.tries.saturating_add(1);
-}
-
-fn no_record(order: &mut CertificateOrder, now: Timestamp, seen: &[String]) {
-    let Some(answer) = order.answer.clone() else {
-        return step(order, OrderStep::Placed, now);
-    };
-    let seen = if seen.is_empty() { "nothing".to_owned() } else { seen.join(", ") };
-    let what = format!("the TXT record `{}` is not there; seen is: {seen}", answer.txt);
-    let todo = "set the TXT record of `dns_requirements.acme_challenge`; it is looked for";
-    if order.tries >= RECORD_POLLS_MAX {
-        return fail(order, now, ("dns_record_missing", what), todo);
-    }
-    again(order, now, RECORD_PAUSE);
-    note(order, now, ("dns_record_missing", what), todo);
 }
 
 fn issued(order: &mut CertificateOrder, leaf: &Leaf, now: Timestamp, random: u64) {

@@ -28,12 +28,15 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::dns;
 use crate::edge_key::EdgeKey;
 use crate::inspect::certified_key;
 
 mod shards;
+mod texts;
 
 use self::shards::Shards;
+use self::texts::Texts;
 
 /// The pauses before the directory is followed anew.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -78,6 +81,7 @@ impl fmt::Debug for Shared {
 struct Snapshot {
     served: Shards<Sources>,
     answers: Shards<Arc<Answered>>,
+    texts: Texts,
 }
 
 /// The certificates of a host name, by where they come from.
@@ -175,6 +179,13 @@ impl CertificateView {
         is_asked.then(|| answer.key_authorization.clone())
     }
 
+    /// Returns the values of the records of DNS-01 that orders want at a label of the platform's
+    /// zone.
+    #[must_use]
+    pub fn texts(&self, label: &str) -> Vec<String> {
+        self.inner.shared.snapshot.load().texts.of(label)
+    }
+
     /// Returns whether the view holds an answer to a challenge; never one by a record of DNS,
     /// which no edge gives.
     #[must_use]
@@ -265,8 +276,15 @@ impl Snapshot {
                 Ok(order) => order,
                 Err(error) => return told(error),
             };
-            let answer = order.and_then(|order| order.answer);
-            match answer.filter(|answer| answer.method != ChallengeMethod::Dns) {
+            let (answer, text) = match order.and_then(|it| Some((it.answer?, it.app_id))) {
+                Some((answer, app_id)) if answer.method == ChallengeMethod::Dns => {
+                    (None, Some((dns::challenge_label(&app_id, &hostname), answer.txt)))
+                }
+                Some((answer, _)) => (Some(answer), None),
+                None => (None, None),
+            };
+            self.texts.put(key, text);
+            match answer {
                 Some(answer) => self.answer((org, app), &hostname, answer),
                 None => self.end_answer((&org, &app), &hostname),
             }

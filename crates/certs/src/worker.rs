@@ -64,6 +64,9 @@ pub struct WorkerConfig {
     pub clock: Arc<dyn Clock>,
     /// Whether the edge answers with TLS at the public port.
     pub tls: bool,
+    /// The platform's zone of challenges, where it has one: what [`CertificateView::texts`] says is
+    /// told there.
+    pub zone: Option<String>,
     /// Limits of orders.
     pub limits: Limits,
     /// This server's name.

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use async_trait::async_trait;
-use perch_certs::dns::{Dns, Fault};
+use perch_certs::dns::{self, Dns, Fault};
 use perch_certs::order::Limits;
 use perch_certs::{
     Acme, AcmeConfig, CertificateView, EdgeKey, PlatformNames, PlatformNamesConfig, Worker,
     WorkerConfig,
 };
-use perch_dns::Lookups;
+use perch_dns::{Lookups, Responder, TextSource, Zone};
 use perch_store::{Store, ViewHandle};
 use perch_types::certificates::RecordType;
 use perch_types::clock::Clock;
@@ -33,6 +33,7 @@ pub(crate) struct Certificates {
     worker: Option<Worker>,
     /// Which names under the platform's own domain are to have one of a public issuer.
     names: Option<PlatformNames>,
+    zone: Option<String>,
 }
 
 /// The shortest pause between two looks at which apps there are.
@@ -73,6 +74,7 @@ impl Certificates {
                     dns: Arc::clone(&dns),
                     clock: Arc::clone(clock),
                     tls: *tls,
+                    zone: config.acme.zone.clone(),
                     limits: Limits::default(),
                     host: host.clone(),
                 }))
@@ -89,7 +91,18 @@ impl Certificates {
                 pause: NAMES_PAUSE,
             })
         });
-        Ok(Self { key, dns, view, worker, names })
+        Ok(Self { key, dns, view, worker, names, zone: config.acme.zone.clone() })
+    }
+
+    /// Returns what serves the zone of challenges, where there is one.
+    pub(crate) fn responder(&self, config: &Config) -> Result<Option<Responder>> {
+        let Some(name) = &config.acme.zone else { return Ok(None) };
+        let zone = Zone::new(name, &config.acme.name_servers).context("understand `acme.zone`")?;
+        let view = self.view.clone();
+        // A name that nothing is wanted of now is there all the same: records lead to it.
+        let texts =
+            TextSource::new(move |label| dns::is_challenge_label(label).then(|| view.texts(label)));
+        Ok(Some(Responder::new(zone, texts)))
     }
 
     /// Returns what the API needs.
@@ -98,6 +111,7 @@ impl Certificates {
             key: self.key.public().clone(),
             dns: Arc::clone(&self.dns),
             orders: self.worker.is_some(),
+            zone: self.zone.clone(),
         }
     }
 

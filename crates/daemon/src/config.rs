@@ -297,6 +297,8 @@ const INSTANCE_BYTES_MAX: usize = 8;
 const MEMORY_OVERCOMMIT: std::ops::RangeInclusive<f64> = 0.1..=64.0;
 /// For how long nothing uses a machine before it is stopped, in seconds.
 const AUTOSTOP_IDLE_S: std::ops::RangeInclusive<u64> = 1..=7 * 24 * 3_600;
+/// The longest domain: apps' names are before it.
+const DOMAIN_BYTES_MAX: usize = 180;
 /// A Unix socket's path holds 108 bytes; the longest name in the folder takes 60 of them.
 const RUN_DIR_BYTES_MAX: usize = 48;
 
@@ -352,7 +354,7 @@ impl Config {
         for (key, path) in paths.into_iter().chain(volumes) {
             ensure!(path.is_absolute(), "`{key}` is an absolute path; `{}` is not", path.display());
         }
-        self.acme.check()?;
+        self.acme.check(&self.domain)?;
         ensure!(
             self.run_dir.as_os_str().len() <= RUN_DIR_BYTES_MAX,
             "`run_dir` is at most {RUN_DIR_BYTES_MAX} bytes long, because sockets lie in it"
@@ -391,12 +393,8 @@ impl Config {
             self.reserved_ports.len() <= RAW_PORTS_MAX,
             "`reserved_ports` are at most {RAW_PORTS_MAX} ports"
         );
-        let labels_fine = self.domain.split('.').all(|label| {
-            (1..=63).contains(&label.len())
-                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        });
         ensure!(
-            labels_fine && self.domain.len() <= 180,
+            is_host_name(&self.domain, DOMAIN_BYTES_MAX),
             "`domain` is a host name in lower case; `{}` is not",
             self.domain
         );
@@ -433,6 +431,15 @@ impl Config {
         names.dedup();
         names
     }
+}
+
+/// Returns whether a text is a host name in lower case that is not too long.
+fn is_host_name(text: &str, bytes_max: usize) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    text.len() <= bytes_max && text.split('.').all(is_label)
 }
 
 #[cfg(test)]
@@ -475,6 +482,41 @@ mod tests {
     }
 
     #[test]
+    fn a_zone_of_challenges_is_served_whole_or_refused_by_the_key_that_is_amiss() {
+        let (fine, at, name) = ("acme.example", &["192.0.2.1:53"][..], &["ns.example"][..]);
+        for (zone, dns, names, directory, amiss) in [
+            (fine, at, name, true, ""),
+            (fine, &["192.0.2.1:53", "[2001:db8::1]:53"], name, true, ""),
+            (fine, at, name, false, "`acme.directory`"),
+            ("acme", at, name, true, "`acme.zone`"),
+            ("Acme.example", at, name, true, "`acme.zone`"),
+            ("acme..example", at, name, true, "`acme.zone`"),
+            // The platform's domain would be in it.
+            ("perch.example", at, name, true, "`acme.zone`"),
+            ("apps.perch.example", at, name, true, "`acme.zone`"),
+            (fine, &[], name, true, "`acme.dns`"),
+            (fine, &["0.0.0.0:53"], name, true, "`acme.dns`"),
+            (fine, &["192.0.2.1:53", "192.0.2.1:53"], name, true, "`acme.dns`"),
+            (fine, at, &[], true, "`acme.name_servers`"),
+            (fine, at, &["ns1.acme.example"], true, "`acme.name_servers`"),
+            (fine, at, &["ns_1.example"], true, "`acme.name_servers`"),
+        ] {
+            let acme = Acme {
+                directory: directory.then(|| "https://issuer.example/directory".to_owned()),
+                zone: Some(zone.to_owned()),
+                dns: dns.iter().map(|at| at.parse().unwrap()).collect(),
+                name_servers: names.iter().map(|name| (*name).to_owned()).collect(),
+                ..Acme::default()
+            };
+            let domain = "apps.perch.example".to_owned();
+            let checked = Config { acme, domain, ..Config::default() }.check();
+            let error = checked.err().map(|error| error.to_string()).unwrap_or_default();
+            assert_eq!(error.is_empty(), amiss.is_empty(), "{zone} {dns:?} {names:?}: {error}");
+            assert!(error.starts_with(amiss), "{zone} {dns:?} {names:?}: {error}");
+        }
+    }
+
+    #[test]
     fn a_flag_outweighs_the_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "domain = \"a.example\"\nregion = \"ams\"\n").unwrap();
@@ -508,6 +550,8 @@ mod tests {
             ("[acme]\nemail = \"a b@c.d\"", "acme.email"),
             ("[acme]\nca_file = \"ca.pem\"", "acme.ca_file"),
             ("[acme]\nresolvers = [\"192.0.2.1\"]", "resolvers"),
+            ("[acme]\ndns = [\"192.0.2.1:53\"]", "acme.dns"),
+            ("[acme]\nname_servers = [\"ns.example\"]", "acme.name_servers"),
             ("[autostop]\nidle_s = 0", "autostop.idle_s"),
             ("[autostop]\nidle_s = 604801", "1 to 604800"),
             ("[autostop]\ncolour = 1", "colour"),

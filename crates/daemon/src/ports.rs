@@ -60,7 +60,8 @@ pub(crate) fn rules(config: &Config) -> PortRules {
         (config.edge_peers, "the edge"),
         (config.metrics, "metrics"),
     ];
-    let own = own.into_iter().filter_map(|(at, what)| Some((at?.port(), what)));
+    let zone = config.acme.dns.iter().map(|at| (Some(*at), "the zone of challenges"));
+    let own = own.into_iter().chain(zone).filter_map(|(at, what)| Some((at?.port(), what)));
     let others = config.reserved_ports.iter().map(|port| (*port, "another program"));
     for (port, what) in own.chain(others) {
         rules.reserved.entry(port).or_insert(what);

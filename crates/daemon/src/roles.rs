@@ -60,6 +60,8 @@ impl Role {
                 Purpose::Metrics,
                 Purpose::DnsUdp,
                 Purpose::DnsTcp,
+                Purpose::ZoneUdp,
+                Purpose::ZoneTcp,
                 Purpose::Directory,
                 Purpose::Inside,
                 Purpose::DirectoryKeys,

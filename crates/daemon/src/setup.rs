@@ -53,6 +53,10 @@ pub(crate) enum Purpose {
     DnsUdp,
     /// Names for machines, connections.
     DnsTcp,
+    /// The zone of challenges, datagrams.
+    ZoneUdp,
+    /// The zone of challenges, connections.
+    ZoneTcp,
     /// The directory for the host process.
     Directory,
     /// The host's own interface.

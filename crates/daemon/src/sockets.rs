@@ -83,13 +83,12 @@ impl Bound {
             bound.extend(sharing.into_iter().map(|it| (Purpose::EdgePeers, it.into())));
         }
         for wanted in dns {
-            let datagrams = match kept.udp(Purpose::DnsUdp, *wanted) {
-                Some(socket) => socket,
-                None => udp(*wanted)?,
-            };
-            bound.push((Purpose::DnsUdp, datagrams.into()));
-            let listener = alone(&mut kept, Purpose::DnsTcp, *wanted, "dns")?;
-            bound.push((Purpose::DnsTcp, listener.into()));
+            let of = (Purpose::DnsUdp, Purpose::DnsTcp);
+            both(&mut kept, &mut bound, of, *wanted, "dns")?;
+        }
+        for wanted in &mut config.acme.dns {
+            let of = (Purpose::ZoneUdp, Purpose::ZoneTcp);
+            *wanted = both(&mut kept, &mut bound, of, *wanted, "acme.dns")?;
         }
         let run = &config.run_dir;
         for (purpose, name, mode, owner) in [
@@ -143,6 +142,25 @@ fn alone(kept: &mut Kept, purpose: Purpose, wanted: SocketAddr, key: &str) -> Re
         Some(listener) => Ok(listener),
         None => tcp(wanted, key, Shared::No),
     }
+}
+
+/// Binds one port for datagrams and for connections, unless it is kept; returns where.
+fn both(
+    kept: &mut Kept,
+    bound: &mut Vec<(Purpose, OwnedFd)>,
+    (for_udp, for_tcp): (Purpose, Purpose),
+    wanted: SocketAddr,
+    key: &str,
+) -> Result<SocketAddr> {
+    let listener = alone(kept, for_tcp, wanted, key)?;
+    let at = address(&listener)?;
+    let socket = match kept.udp(for_udp, at) {
+        Some(socket) => socket,
+        None => udp(at, key)?,
+    };
+    bound.push((for_udp, socket.into()));
+    bound.push((for_tcp, listener.into()));
+    Ok(at)
 }
 
 /// Binds one port once a core, beside what is kept of it; returns where.
@@ -231,8 +249,8 @@ fn tcp(wanted: SocketAddr, key: &str, shared: Shared) -> Result<TcpListener> {
     listener(wanted, shared).map_err(|errno| in_use(errno, wanted, key))
 }
 
-fn udp(wanted: SocketAddr) -> Result<UdpSocket> {
-    datagrams(wanted).map_err(|errno| in_use(errno, wanted, "dns"))
+fn udp(wanted: SocketAddr, key: &str) -> Result<UdpSocket> {
+    datagrams(wanted).map_err(|errno| in_use(errno, wanted, key))
 }
 
 /// Listens at an address.
@@ -276,12 +294,16 @@ fn in_use(errno: Errno, wanted: SocketAddr, key: &str) -> anyhow::Error {
     if errno != Errno::ADDRINUSE {
         return error;
     }
+    let other = match key {
+        // None that a flag says.
+        "acme.dns" => format!("another address with `{key}`"),
+        key => format!("another with `--{}`", key.replace('_', "-")),
+    };
     error.context(format!(
-        "port {} is in use: stop what listens there (`ss -ltnp 'sport = :{}'` names it), \
-         or choose another with `--{}`",
+        "port {} is in use: stop what listens there (`ss -ltunp 'sport = :{}'` names it), \
+         or choose {other}",
         wanted.port(),
         wanted.port(),
-        key.replace('_', "-")
     ))
 }
 
@@ -356,6 +378,28 @@ mod tests {
         assert_eq!(count(Purpose::Https), count(Purpose::Http));
         assert_eq!(count(Purpose::EdgePeers), count(Purpose::Http));
         assert_ne!(config.edge_peers.unwrap().port(), 0);
+    }
+
+    #[test]
+    fn the_zone_is_bound_for_datagrams_and_connections_and_kept_over_a_replacement() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut before = config(folder.path());
+        let none = Bound::bind(&mut before, &[], (0, 0), Vec::new()).unwrap();
+        assert!(none.of(&[Purpose::ZoneUdp, Purpose::ZoneTcp]).0.is_empty());
+        before.acme.dns = vec!["127.0.0.1:0".parse().unwrap()];
+        let bound = Bound::bind(&mut before, &[], (0, 0), none.0).unwrap();
+        let at = before.acme.dns[0];
+        assert_ne!(at.port(), 0);
+        let asking = UdpSocket::bind("127.0.0.1:0").unwrap();
+        asking.send_to(b"waits", at).unwrap();
+        let mut after = config(folder.path());
+        after.acme.dns = vec![at];
+        let bound = Bound::bind(&mut after, &[], (0, 0), bound.0).unwrap();
+        let (purposes, fds) = bound.of(&[Purpose::ZoneUdp, Purpose::ZoneTcp]);
+        assert_eq!(purposes, [Purpose::ZoneUdp, Purpose::ZoneTcp]);
+        let socket = UdpSocket::from(fds[0].try_clone_to_owned().unwrap());
+        let mut buffer = [0; 16];
+        assert_eq!(socket.recv_from(&mut buffer).unwrap(), (5, asking.local_addr().unwrap()));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use perch_types::certificates::RecordType;
 
 use crate::answer::Answer;
 use crate::message::{self, DATAGRAM_BYTES_MAX};
+use crate::zone::{GROWTH_MAX, TextSource, Way, Zone};
 use crate::{lookups, upstream};
 
 use self::inputs::unhex;
@@ -21,8 +22,12 @@ use self::inputs::unhex;
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: &[(&str, Target)] =
-    &[("dns_answers", answers), ("dns_questions", questions), ("dns_resolvers", resolvers)];
+pub const TARGETS: &[(&str, Target)] = &[
+    ("dns_answers", answers),
+    ("dns_questions", questions),
+    ("dns_resolvers", resolvers),
+    ("dns_zone", zone),
+];
 
 /// Messages that are as they should be, as the digits of their bytes, and a configuration.
 pub const SEEDS: &[&str] = &[
@@ -39,7 +44,15 @@ pub const SEEDS: &[&str] = &[
      00003c002e026e73076578616d706c650004726f6f74076578616d706c650000000001000000020000000300\
      00000400000005\n",
     "0001010000010000000000010377656208696e7465726e616c00001c000100002904d0000000000000\n",
+    // Questions for text below the zone, and for who serves it.
+    "00010000000100000000000101610441634d65076578616d706c650000100001000029ffff000000000000\n",
+    "0001000000010000000000000461636d65076578616d706c650000060001\n",
 ];
+
+/// The zone of [`zone`].
+const ZONE: &str = "acme.example";
+/// Bytes of a message before its question, in which a part of a name may lie.
+const HEADER_BYTES: usize = 12;
 
 const KINDS: [RecordType; 5] =
     [RecordType::A, RecordType::Aaaa, RecordType::Cname, RecordType::Txt, RecordType::Soa];
@@ -85,6 +98,30 @@ fn questions(bytes: &[u8]) {
     }
 }
 
+/// What is answered by datagram is not much longer than its question, carries its id, and says no
+/// more than that somebody is to come by connection where that is all it is to say.
+fn zone(bytes: &[u8]) {
+    let question = unhex(bytes);
+    let Ok(zone) = Zone::new(ZONE, &["ns.example".to_owned()]) else {
+        return;
+    };
+    let texts = TextSource::new(|label| Some(vec![label.to_owned(); 9]));
+    let answered = |way| {
+        let bytes = zone.answer(&question, way, &texts)?;
+        Some((bytes.len(), Message::from_vec(&bytes).expect("an answer that can be read")))
+    };
+    let Some((length, answer)) = answered(Way::Datagram) else {
+        assert!(answered(Way::Connection).is_none() && answered(Way::Crowded).is_none());
+        return;
+    };
+    assert!(length <= question.len() * GROWTH_MAX, "{length} bytes");
+    assert_eq!(answer.metadata.id.to_be_bytes(), question[..2]);
+    assert!(!answer.metadata.recursion_available && answer.queries.len() == 1);
+    let (length, told) = answered(Way::Crowded).expect("whoever is answered is told to come");
+    assert!(length <= question.len() + HEADER_BYTES && told.metadata.truncation, "{length} bytes");
+    assert!(told.answers.is_empty() && told.authorities.is_empty());
+}
+
 /// Resolvers are few, and none is the one that would ask itself.
 fn resolvers(bytes: &[u8]) {
     let own = [Ipv4Addr::LOCALHOST.into()];
@@ -117,6 +154,8 @@ mod tests {
         let zone = lookups::records_of(&of(SEEDS[5]), RecordType::Soa).unwrap();
         assert_eq!(zone, ["ns.example."]);
         assert!(message::question(&of(SEEDS[6])).is_some_and(|asked| asked.is_ok()));
+        let below = of(SEEDS[7]).queries[0].name().to_ascii();
+        assert!(below.to_ascii_lowercase().ends_with(&format!(".{ZONE}.")), "{below}");
     }
 
     proptest! {

@@ -117,15 +117,23 @@ fn strings(text: &str) -> TXT {
 /// Returns the bytes of a response for a datagram, marked as truncated when they do not fit what
 /// the asking program takes.
 pub(crate) fn datagram(to: &Message, response: &Message) -> Option<Vec<u8>> {
-    let most = match &to.edns {
+    fitted(to, response, usize::from(DATAGRAM_BYTES_MAX))
+}
+
+/// Returns the same for a datagram that is not longer than `most` either; what is marked as
+/// truncated is about as long as the question.
+pub(crate) fn fitted(to: &Message, response: &Message, most: usize) -> Option<Vec<u8>> {
+    let taken = match &to.edns {
         Some(edns) => edns.max_payload().clamp(DATAGRAM_BYTES_PLAIN, DATAGRAM_BYTES_MAX),
         None => DATAGRAM_BYTES_PLAIN,
     };
     let bytes = response.to_vec().ok()?;
-    if bytes.len() <= usize::from(most) {
+    if bytes.len() <= usize::from(taken).min(most) {
         return Some(bytes);
     }
     let mut short = respond(to, response.metadata.response_code);
+    short.metadata.authoritative = response.metadata.authoritative;
+    short.metadata.recursion_available = response.metadata.recursion_available;
     short.metadata.truncation = true;
     // Of one that asks more than once, all its questions may not fit either.
     short.queries.truncate(1);

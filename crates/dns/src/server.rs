@@ -218,7 +218,7 @@ async fn send(socket: &UdpSocket, to: &Message, response: &Message, source: Sock
     }
 }
 
-async fn rest(error: &io::Error) {
+pub(crate) async fn rest(error: &io::Error) {
     tracing::debug!(error = error as &dyn std::error::Error, "socket not ready");
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }

@@ -76,6 +76,20 @@ impl Pebble {
     /// # Errors
     /// When one of them cannot be started.
     pub fn start(&self, folder: &Path, at: Ports, settings: &[(&str, &str)]) -> Result<Running> {
+        self.start_asking(folder, at, at.dns, settings)
+    }
+
+    /// Starts both; the issuer asks a resolver at another port than that of its zones.
+    ///
+    /// # Errors
+    /// When one of them cannot be started.
+    pub fn start_asking(
+        &self,
+        folder: &Path,
+        at: Ports,
+        resolver: u16,
+        settings: &[(&str, &str)],
+    ) -> Result<Running> {
         let local = |port: u16| format!("127.0.0.1:{port}");
         let config = json!({"pebble": {
             "listenAddress": local(at.listen),
@@ -93,7 +107,7 @@ impl Pebble {
             .args(["-http01", "", "-https01", "", "-tlsalpn01", ""])
             .args(["-dns01", &dns, "-management", &local(at.zones)]);
         let mut issuer = Command::new(&self.issuer);
-        issuer.arg("-config").arg(&file).args(["-dnsserver", &dns]);
+        issuer.arg("-config").arg(&file).args(["-dnsserver", &local(resolver)]);
         issuer.env("PEBBLE_VA_NOSLEEP", "1").envs(settings.iter().copied());
         let mut running = Running(Vec::new());
         for command in [&mut zones, &mut issuer] {

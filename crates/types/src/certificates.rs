@@ -268,13 +268,13 @@ pub struct DnsRequirements {
 pub struct AcmeChallengeRecord {
     /// Its name.
     pub name: String,
-    /// What a CNAME record at the name has to lead to; empty where the platform serves no zone, so
-    /// that a TXT record is to be set.
+    /// What a CNAME record at the name has to lead to, set once; empty where the platform serves no
+    /// zone, so that a TXT record is to be set for each order.
     pub target: String,
     /// The value of the TXT record that an order waits for; empty while none does.
     #[serde(default)]
     pub txt: String,
-    /// What to set where there is no `target`, in words; empty where nothing is.
+    /// What to set, in words; empty where nothing has to be.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
 }

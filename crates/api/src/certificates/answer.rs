@@ -16,9 +16,8 @@ use perch_types::directory::AppDoc;
 use super::stored::{Facts, Stored};
 use crate::config::Shared;
 
-/// Where a CNAME record at the name of DNS-01 has to lead: nowhere. The platform's resolver is
-/// for its machines alone, so no public zone of it could be asked.
-const NO_ZONE: &str = "";
+const NOTE_ZONE: &str =
+    "set the CNAME record once: the platform answers there, at each renewal too";
 const NOTE_BEFORE: &str = "the platform serves no zone that a CNAME record could lead to: a TXT \
     record is to be set, whose value is shown here once the order is placed";
 const NOTE_NOW: &str = "the platform serves no zone that a CNAME record could lead to: set a TXT \
@@ -43,10 +42,11 @@ fn validation(
     hostname: &str,
     stored: &Stored,
 ) -> CertificateValidation {
-    let (app, org) = (app_value(app), org_value(app));
+    let (app_id, app, org) = (app.id.clone(), app_value(app), org_value(app));
     let ownership = &[app.as_str(), org.as_str()];
     let challenge_txt = awaited_txt(stored.order.as_ref().map(|(order, _)| order));
-    let wanted = Wanted { challenge_target: NO_ZONE, challenge_txt, ownership };
+    let target = target(shared, &app_id, hostname);
+    let wanted = Wanted { challenge_target: &target, challenge_txt, ownership };
     dns::validation(hostname, stored.document.seen.as_ref(), reached(shared), wanted)
 }
 
@@ -57,21 +57,28 @@ fn awaited_txt(order: Option<&CertificateOrder>) -> &str {
     awaited.map(|answer| answer.txt.as_str()).unwrap_or_default()
 }
 
-/// Returns the record of DNS-01 of a host name, as its order wants it.
-pub(super) fn challenge(hostname: &str, order: Option<&CertificateOrder>) -> AcmeChallengeRecord {
+/// Returns where a CNAME record at the name of DNS-01 of an app's host name has to lead; nowhere
+/// without a zone.
+fn target(shared: &Shared, app_id: &str, hostname: &str) -> String {
+    dns::challenge_target(shared.certificates.zone.as_deref(), app_id, hostname)
+}
+
+/// Returns the record of DNS-01 of a host name of an app, by its id, as its order wants it.
+pub(super) fn challenge(
+    shared: &Shared,
+    (app_id, hostname): (&str, &str),
+    order: Option<&CertificateOrder>,
+) -> AcmeChallengeRecord {
     let txt = awaited_txt(order).to_owned();
+    let target = target(shared, app_id, hostname);
     // Other host names need none of it.
     let note = match (hostname.starts_with(WILDCARD), txt.is_empty()) {
         (false, true) => "",
+        _ if !target.is_empty() => NOTE_ZONE,
         (true, true) => NOTE_BEFORE,
         (_, false) => NOTE_NOW,
     };
-    AcmeChallengeRecord {
-        name: dns::challenge_name(hostname),
-        target: NO_ZONE.to_owned(),
-        txt,
-        note: note.to_owned(),
-    }
+    AcmeChallengeRecord { name: dns::challenge_name(hostname), target, txt, note: note.to_owned() }
 }
 
 fn is_configured(shared: &Shared, stored: &Stored) -> bool {
@@ -203,7 +210,11 @@ fn requirements(shared: &Shared, app: &AppDoc, hostname: &str, stored: &Stored) 
         a: of_family(false),
         aaaa: of_family(true),
         cname: format!("{}.{}", app.name, shared.platform.domain),
-        acme_challenge: challenge(hostname, stored.order.as_ref().map(|(order, _)| order)),
+        acme_challenge: challenge(
+            shared,
+            (&app.id, hostname),
+            stored.order.as_ref().map(|(order, _)| order),
+        ),
         ownership: OwnershipRecord {
             name: dns::ownership_name(hostname),
             app_value: app_value(app),

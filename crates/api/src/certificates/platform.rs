@@ -22,7 +22,7 @@ pub(crate) async fn of_platform(shared: &Shared) -> Result<Option<PlatformCertif
     let ends = held.map(|held| held.document.leaf.not_after);
     let now = shared.clock.now();
     Ok(Some(PlatformCertificate {
-        acme_challenge: answer::challenge(&key.2, Some(&order)),
+        acme_challenge: answer::challenge(shared, (&order.app_id, &key.2), Some(&order)),
         expires_at: ends.filter(|ends| *ends > now),
         errors: order.errors,
         hostname: key.2,

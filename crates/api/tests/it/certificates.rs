@@ -290,6 +290,34 @@ async fn a_check_shows_what_is_seen_and_has_a_waiting_order_go_on() {
 }
 
 #[tokio::test]
+async fn with_a_zone_each_host_name_of_an_app_is_told_where_its_challenge_may_lead() {
+    let cloud = Cloud::start_zoned("acme.perch.example").await;
+    cloud.app().await;
+    let (_, app) = ask_as(&cloud, ADMIN, ("GET", "/v1/apps/web"), json!({})).await;
+    let target = |hostname: &str| {
+        let id = app["id"].as_str().unwrap();
+        perch_certs::dns::challenge_target(Some("acme.perch.example"), id, hostname)
+    };
+    for (hostname, noted) in [("shop.example", false), ("*.shop.example", true)] {
+        let (_, detail) = ask(&cloud, "POST", "/acme", json!({"hostname": hostname})).await;
+        let challenge = &detail["dns_requirements"]["acme_challenge"];
+        assert_eq!(challenge["name"], "_acme-challenge.shop.example", "{challenge}");
+        assert_eq!(challenge["target"], json!(target("shop.example")), "{challenge}");
+        let note = challenge["note"].as_str().unwrap_or_default();
+        assert_eq!((note.contains("CNAME"), note.contains("TXT")), (noted, false), "{challenge}");
+    }
+    // Only one that leads to the name of this app is the right one.
+    let right = target("shop.example");
+    for (leads, want) in [("x.acme.perch.example", false), (right.as_str(), true)] {
+        cloud.dns.set("_acme-challenge.shop.example", RecordType::Cname, &[leads]);
+        let path = "/*.shop.example/check";
+        let (status, checked) = ask(&cloud, "POST", path, json!({})).await;
+        assert_eq!((status, &checked["validation"]["dns_configured"]), (200, &json!(want)));
+        assert_eq!(checked["dns_records"]["acme_challenge_cname"], json!(leads));
+    }
+}
+
+#[tokio::test]
 async fn the_certificate_of_the_platforms_domain_is_told_with_its_record_and_is_no_apps() {
     let cloud = Cloud::start().await;
     let platform = ("GET", "/v1/platform");

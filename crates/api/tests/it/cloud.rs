@@ -157,24 +157,41 @@ pub(crate) fn web() -> AppName {
     "web".parse().unwrap()
 }
 
+/// What a test's cloud has beside what each has.
+#[derive(Default)]
+struct Settings {
+    builder: bool,
+    limits: Limits,
+    zone: Option<String>,
+}
+
 impl Cloud {
     pub(crate) async fn start() -> Self {
         Self::start_with(false).await
     }
 
     pub(crate) async fn start_with(builder: bool) -> Self {
-        Self::start_as(tempfile::tempdir().unwrap(), builder, Limits::default()).await
+        Self::start_as(tempfile::tempdir().unwrap(), Settings { builder, ..Settings::default() })
+            .await
     }
 
     pub(crate) async fn start_limited(limits: Limits) -> Self {
-        Self::start_as(tempfile::tempdir().unwrap(), false, limits).await
+        Self::start_as(tempfile::tempdir().unwrap(), Settings { limits, ..Settings::default() })
+            .await
     }
 
     pub(crate) async fn start_in(folder: tempfile::TempDir) -> Self {
-        Self::start_as(folder, false, Limits::default()).await
+        Self::start_as(folder, Settings::default()).await
     }
 
-    async fn start_as(folder: tempfile::TempDir, builder: bool, limits: Limits) -> Self {
+    /// One with a zone of challenges.
+    pub(crate) async fn start_zoned(zone: &str) -> Self {
+        let zone = Some(zone.to_owned());
+        Self::start_as(tempfile::tempdir().unwrap(), Settings { zone, ..Settings::default() }).await
+    }
+
+    async fn start_as(folder: tempfile::TempDir, settings: Settings) -> Self {
+        let Settings { builder, limits, zone } = settings;
         let offset_ms = AtomicI64::new(1_000_000);
         let clock =
             Arc::new(TestClock { began: Instant::now(), offset_ms, wall_ms: AtomicI64::new(0) });
@@ -220,6 +237,7 @@ impl Cloud {
                 key: edge_key.public().clone(),
                 dns: Arc::clone(&dns) as Arc<dyn perch_certs::dns::Dns>,
                 orders: true,
+                zone,
             },
             wakes: Some(Arc::new(OneWoken)),
             clock: clock.clone(),

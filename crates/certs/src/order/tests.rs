@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 
+use super::ways::{OTHERS_POLLS_MAX, RECORD_POLLS_MAX};
 use super::*;
-use perch_types::certificate_docs::RenewalId;
+use perch_types::certificate_docs::{ChallengeMethod, RenewalId};
 use perch_types::certificates::KeyKind;
 
 fn at(seconds: i64) -> Timestamp {
@@ -427,21 +428,29 @@ fn times_that_are_kept_have_a_bound() {
 #[test]
 fn a_way_is_chosen_that_the_issuer_offers_and_another_after_a_failure() {
     use ChallengeMethod::{Dns, Http, TlsAlpn};
-    for (hostname, offered, tls, failures, want) in [
-        ("a.b", &[Http, TlsAlpn, Dns][..], true, 0, Some(Http)),
-        ("a.b", &[Http, TlsAlpn, Dns], true, 1, Some(TlsAlpn)),
-        ("a.b", &[Http, TlsAlpn, Dns], true, 2, Some(Http)),
-        ("a.b", &[Http, TlsAlpn, Dns], false, 1, Some(Http)),
-        ("a.b", &[TlsAlpn], true, 5, Some(TlsAlpn)),
-        ("a.b", &[TlsAlpn], false, 0, None),
-        ("a.b", &[Dns], true, 0, None),
-        ("a.b", &[], true, 3, None),
-        ("*.a.b", &[Http, TlsAlpn, Dns], true, 1, Some(Dns)),
-        ("*.a.b", &[Http], true, 0, None),
+    let ways = |tls, zone| Ways { tls, zone };
+    for (hostname, offered, (tls, zone), failures, want) in [
+        ("a.b", &[Http, TlsAlpn, Dns][..], (true, false), 0, Some(Http)),
+        ("a.b", &[Http, TlsAlpn, Dns], (true, false), 1, Some(TlsAlpn)),
+        ("a.b", &[Http, TlsAlpn, Dns], (true, false), 2, Some(Http)),
+        ("a.b", &[Http, TlsAlpn, Dns], (false, false), 1, Some(Http)),
+        ("a.b", &[TlsAlpn], (true, false), 5, Some(TlsAlpn)),
+        ("a.b", &[TlsAlpn], (false, false), 0, None),
+        ("a.b", &[Dns], (true, false), 0, None),
+        ("a.b", &[], (true, false), 3, None),
+        // A record that leads to the platform's zone is the surest.
+        ("a.b", &[Http, TlsAlpn, Dns], (true, true), 0, Some(Dns)),
+        ("a.b", &[Http, TlsAlpn, Dns], (true, true), 1, Some(Http)),
+        ("a.b", &[Http, TlsAlpn, Dns], (true, true), 2, Some(TlsAlpn)),
+        ("a.b", &[Http], (false, true), 0, Some(Http)),
+        ("*.a.b", &[Http, TlsAlpn, Dns], (true, false), 1, Some(Dns)),
+        ("*.a.b", &[Http, TlsAlpn, Dns], (true, true), 1, Some(Dns)),
+        ("*.a.b", &[Http], (true, false), 0, None),
     ] {
         let answers: Vec<_> = offered.iter().map(|method| answer(*method)).collect();
-        let found = choose(hostname, &answers, tls, failures).map(|answer| answer.method);
-        assert_eq!(found, want, "{hostname} {offered:?} {tls} {failures}");
+        let found = choose(hostname, &answers, ways(tls, zone), failures);
+        let found = found.map(|answer| answer.method);
+        assert_eq!(found, want, "{hostname} {offered:?} {tls} {zone} {failures}");
     }
     let order = advance(at_step(OrderStep::Placed), Event::NoWay("dns-01".to_owned()), at(0), 0);
     assert_eq!((order.failures, order.errors[0].code.as_str()), (1, "no_challenge"));
@@ -453,7 +462,8 @@ fn a_record_that_somebody_has_to_set_is_waited_for() {
     order.answer = Some(answer(ChallengeMethod::Dns));
     let mut now = at(0);
     for _ in 0..20 {
-        order = advance(order, Event::NoRecord(vec!["other".to_owned()]), now, 0);
+        let missing = Missing { seen: vec!["other".to_owned()], ..Missing::default() };
+        order = advance(order, Event::NoRecord(missing), now, 0);
         assert_eq!((order.step, order.failures), (OrderStep::Telling, 0));
         now = order.due;
     }
@@ -464,8 +474,42 @@ fn a_record_that_somebody_has_to_set_is_waited_for() {
     let then = Timestamp::from_unix_ms(now.unix_ms() - 1);
     assert_eq!(advance(order.clone(), Event::Nudged, then, 0).due, then);
     order.tries = RECORD_POLLS_MAX;
-    order = advance(order, Event::NoRecord(Vec::new()), now, 0);
+    order = advance(order, Event::NoRecord(Missing::default()), now, 0);
     assert_eq!((order.step, order.failures), (OrderStep::Due, 1));
+}
+
+#[test]
+fn a_record_that_is_missing_says_what_to_set_and_is_waited_for_longest_when_it_is_the_only_way() {
+    let target = "x.acme.example".to_owned();
+    for (target, leads, has_others, tries, todo, is_waited_for) in [
+        ("", &[][..], false, 0, "set the TXT record", true),
+        (target.as_str(), &[], false, OTHERS_POLLS_MAX, "set the CNAME record", true),
+        (target.as_str(), &["y.example"], false, 0, "set the CNAME record", true),
+        (target.as_str(), &["X.acme.example"], false, 0, "the CNAME record is there", true),
+        // Whoever can be asked otherwise is, soon.
+        (
+            target.as_str(),
+            &["x.acme.example"],
+            true,
+            OTHERS_POLLS_MAX - 1,
+            "the CNAME record",
+            true,
+        ),
+        (target.as_str(), &["x.acme.example"], true, OTHERS_POLLS_MAX, "the CNAME record", false),
+    ] {
+        let mut order = at_step(OrderStep::Telling);
+        (order.answer, order.tries) = (Some(answer(ChallengeMethod::Dns)), tries);
+        let leads: Vec<String> = leads.iter().map(|to: &&str| (*to).to_owned()).collect();
+        let missing =
+            Missing { leads, target: target.to_owned(), has_others, ..Missing::default() };
+        let seen =
+            missing.leads.first().map_or_else(|| "nothing".to_owned(), |to| format!("CNAME {to}"));
+        let order = advance(order, Event::NoRecord(missing), at(0), 0);
+        assert_eq!(order.step == OrderStep::Telling, is_waited_for, "{order:?}");
+        assert_eq!(order.failures, u32::from(!is_waited_for));
+        let error = &order.errors[0];
+        assert!(error.remediation.starts_with(todo) && error.message.ends_with(&seen), "{error:?}");
+    }
 }
 
 #[test]

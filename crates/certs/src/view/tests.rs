@@ -174,6 +174,9 @@ async fn challenges_are_answered_in_their_own_way_only() {
     world.until(|view| view.answers("last.example", &last)).await;
     assert!(!world.view.answers("dns.example", &dns), "no edge gives it");
     let view = &world.view;
+    let label = |hostname: &str| crate::dns::challenge_label("app_1", hostname);
+    assert_eq!(view.texts(&label("dns.example")), ["digest"]);
+    assert!(view.texts(&label("http.example")).is_empty());
     assert_eq!(view.http_challenge("http.example", "token").unwrap(), "token.thumb");
     for (host, token) in
         [("http.example", "toke"), ("tls.example", "token"), ("dns.example", "token"), ("x.y", "")]
@@ -197,6 +200,10 @@ async fn challenges_are_answered_in_their_own_way_only() {
     let key = (org, app, "http.example".to_owned());
     delete_doc::<CertificateOrder>(world.store.as_ref(), &key, Expected::Any).await.unwrap();
     world.until(|view| view.http_challenge("http.example", "token").is_none()).await;
+    // A way that is not gone any more is told no longer.
+    world.answer("dns.example", ChallengeMethod::Http).await;
+    world.until(|view| view.http_challenge("dns.example", "token").is_some()).await;
+    assert!(world.view.texts(&label("dns.example")).is_empty());
 }
 
 #[tokio::test]

@@ -11,8 +11,8 @@ use perch_store::{
     get_doc, put_op,
 };
 use perch_types::certificate_docs::{
-    AcmeAccount, CertificateDoc, CertificateOrder, ChallengeMethod, OrderWorker, PLATFORM_APP,
-    ServedCertificate, order_key,
+    AcmeAccount, CertificateDoc, CertificateOrder, ChallengeAnswer, ChallengeMethod, OrderWorker,
+    PLATFORM_APP, ServedCertificate, order_key,
 };
 use perch_types::certificates::{CHAIN_BYTES_MAX, CertificateSource, RecordType, WILDCARD};
 use perch_types::directory::Document as _;
@@ -25,10 +25,12 @@ use crate::dns;
 use crate::error::{Error, store as fault};
 use crate::inspect;
 use crate::issuer::Progress;
-use crate::order::{self, Act, Before, Event, Fault, Held, Limits, advance};
+use crate::order::{self, Act, Before, Event, Fault, Held, Limits, Missing, Ways, advance};
 
 /// How long this server's edge may take to know an answer that was written down.
 const ANSWERED_TIMEOUT: Duration = Duration::from_secs(5);
+/// Records that are shown of those that are there instead of the right one.
+const SHOWN_MAX: usize = 4;
 /// Steps that one task takes without a pause: an order has seven.
 const STEPS_MAX: usize = 32;
 
@@ -214,7 +216,7 @@ impl Run<'_> {
         if let Err(held) = may_place {
             return Ok(Event::Held(held).into());
         }
-        if !self.has_address().await {
+        if !self.has_address().await && !self.leads_to_zone(order).await {
             return Ok(Event::NoAddress.into());
         }
         if let Err(fault) = self.config.issuer.prepare().await {
@@ -283,6 +285,25 @@ impl Run<'_> {
         }
     }
 
+    /// Returns where the name of DNS-01 may lead; empty without a zone of the platform's.
+    fn target(&self, order: &CertificateOrder) -> String {
+        dns::challenge_target(self.config.zone.as_deref(), &order.app_id, &self.key.2)
+    }
+
+    /// Returns where the name of DNS-01 leads, as far as DNS says it.
+    async fn leads(&self) -> Vec<String> {
+        let leads = dns::challenge_leads(self.config.dns.as_ref(), &self.key.2).await;
+        leads
+            .inspect_err(|error| tracing::debug!(error = chain(error), "challenge not looked up"))
+            .unwrap_or_default()
+    }
+
+    /// Returns whether it leads to the platform's zone.
+    async fn leads_to_zone(&self, order: &CertificateOrder) -> bool {
+        let target = self.target(order);
+        !target.is_empty() && self.leads().await.iter().any(|to| to.eq_ignore_ascii_case(&target))
+    }
+
     async fn served(&self) -> Result<Option<ServedCertificate>, Error> {
         let (org, app, hostname) = self.key.clone();
         let key = (org, app, hostname, CertificateSource::Fly);
@@ -333,7 +354,8 @@ impl Run<'_> {
             Progress::Invalid(word, text) => return Ok(Event::Fault(Fault::Refused(word, text))),
             Progress::Processing | Progress::Valid => return Ok(gone()),
         }
-        let chosen = order::choose(&self.key.2, &offer.answers, self.config.tls, order.failures);
+        let ways = Ways { tls: self.config.tls, zone: self.leads_to_zone(order).await };
+        let chosen = order::choose(&self.key.2, &offer.answers, ways, order.failures);
         Ok(match chosen {
             Some(answer) => Event::Chosen(answer.clone()),
             None => {
@@ -345,29 +367,46 @@ impl Run<'_> {
 
     async fn tell(&self, order: &CertificateOrder) -> Event {
         let (Some(url), Some(answer)) = (&order.url, &order.answer) else { return gone() };
-        let hostname = &self.key.2;
-        if answer.method == ChallengeMethod::Dns {
-            let name = dns::challenge_name(hostname);
-            match self.config.dns.records(&name, RecordType::Txt).await {
-                Ok(seen) if seen.contains(&answer.txt) => {}
-                Ok(seen) => return Event::NoRecord(seen.into_iter().take(4).collect()),
-                Err(error) => return Event::NoRecord(vec![chain(&error)]),
-            }
-        } else {
-            let mut changed = self.config.view.changed();
-            let answered = async {
-                while !self.config.view.answers(hostname, answer) && changed.changed().await.is_ok()
-                {
-                }
-            };
-            if tokio::time::timeout(ANSWERED_TIMEOUT, answered).await.is_err() {
-                return Event::NotAnswered;
-            }
+        // Before DNS is asked: that there is nothing would be kept for a while.
+        if !self.is_answered(order, answer).await {
+            return Event::NotAnswered;
+        }
+        if answer.method == ChallengeMethod::Dns
+            && let Some(missing) = self.missing(order, &answer.txt).await
+        {
+            return Event::NoRecord(missing);
         }
         match self.config.issuer.tell(url, answer.method).await {
             Ok(()) => Event::Told,
             Err(fault) => Event::Fault(fault),
         }
+    }
+
+    /// Waits until this server's view has an answer; returns whether it has.
+    async fn is_answered(&self, order: &CertificateOrder, answer: &ChallengeAnswer) -> bool {
+        let (view, hostname) = (&self.config.view, &self.key.2);
+        let label = dns::challenge_label(&order.app_id, hostname);
+        let is_there = || match answer.method {
+            ChallengeMethod::Dns => view.texts(&label).contains(&answer.txt),
+            ChallengeMethod::Http | ChallengeMethod::TlsAlpn => view.answers(hostname, answer),
+        };
+        let mut changed = view.changed();
+        let answered = async { while !is_there() && changed.changed().await.is_ok() {} };
+        tokio::time::timeout(ANSWERED_TIMEOUT, answered).await.is_ok()
+    }
+
+    /// Looks for the record that an order waits for; returns what is there instead, if it is not.
+    async fn missing(&self, order: &CertificateOrder, txt: &str) -> Option<Missing> {
+        let hostname = &self.key.2;
+        let name = dns::challenge_name(hostname);
+        let seen = match self.config.dns.records(&name, RecordType::Txt).await {
+            Ok(seen) if seen.iter().any(|it| it == txt) => return None,
+            Ok(seen) => seen.into_iter().take(SHOWN_MAX).collect(),
+            Err(error) => vec![chain(&error)],
+        };
+        let leads = self.leads().await.into_iter().take(SHOWN_MAX).collect();
+        let has_others = !hostname.starts_with(WILDCARD);
+        Some(Missing { seen, leads, target: self.target(order), has_others })
     }
 
     async fn look(&self, order: &CertificateOrder) -> Result<Event, Error> {

@@ -11,3 +11,4 @@ mod pebble;
 mod platform;
 mod played;
 mod world;
+mod zone;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -17,6 +17,8 @@ use perch_types::clock::Clock;
 use perch_types::{AppName, OrgSlug, Timestamp};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// The platform's zone of challenges.
+pub(crate) const ZONE: &str = "acme.example";
 
 /// The wall clock of the test's beginning, which goes on, and can be turned.
 #[derive(Debug)]
@@ -71,6 +73,10 @@ impl Clock for TestClock {
 #[derive(Debug, Default)]
 pub(crate) struct Zone {
     texts: Mutex<BTreeMap<String, String>>,
+    /// Where CNAME records lead.
+    leads: Mutex<BTreeMap<String, String>>,
+    /// What is told in [`ZONE`], once it is served.
+    served: OnceLock<CertificateView>,
     /// Names whose address was asked for.
     asked: Mutex<BTreeSet<String>>,
 }
@@ -78,6 +84,26 @@ pub(crate) struct Zone {
 impl Zone {
     pub(crate) fn set(&self, name: &str, txt: &str) {
         self.texts.lock().unwrap().insert(name.to_owned(), txt.to_owned());
+    }
+
+    /// Sets a CNAME record.
+    pub(crate) fn lead(&self, name: &str, to: &str) {
+        self.leads.lock().unwrap().insert(name.to_owned(), to.to_owned());
+    }
+
+    /// Has [`ZONE`] served from a view.
+    pub(crate) fn serve(&self, view: &CertificateView) {
+        self.served.set(view.clone()).unwrap();
+    }
+
+    /// Returns the texts of a name, CNAME records followed.
+    fn texts_of(&self, name: &str) -> Vec<String> {
+        let leads = self.leads.lock().unwrap().get(name).cloned();
+        let label = leads.as_deref().and_then(|to| to.strip_suffix(ZONE)?.strip_suffix('.'));
+        if let Some((label, view)) = label.zip(self.served.get()) {
+            return view.texts(label);
+        }
+        self.texts.lock().unwrap().get(name).cloned().into_iter().collect()
     }
 
     pub(crate) fn was_asked(&self, name: &str) -> bool {
@@ -94,8 +120,16 @@ impl Dns for Zone {
         Ok(match kind {
             RecordType::A if name.starts_with("nowhere.") => Vec::new(),
             RecordType::A => vec!["127.0.0.1".to_owned()],
-            RecordType::Txt => self.texts.lock().unwrap().get(name).cloned().into_iter().collect(),
-            RecordType::Aaaa | RecordType::Cname | RecordType::Soa => Vec::new(),
+            RecordType::Txt => self.texts_of(name),
+            RecordType::Cname => self
+                .leads
+                .lock()
+                .unwrap()
+                .get(name)
+                .map(|to| format!("{to}."))
+                .into_iter()
+                .collect(),
+            RecordType::Aaaa | RecordType::Soa => Vec::new(),
         })
     }
 }
@@ -150,6 +184,7 @@ impl World {
             dns: self.zone.clone(),
             clock: self.clock.clone(),
             tls,
+            zone: self.zone.served.get().is_some().then(|| ZONE.to_owned()),
             limits,
             host: "host-1".to_owned(),
         })

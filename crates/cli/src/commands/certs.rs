@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Subcommand, ValueEnum};
 use perch_client::Api;
 use perch_types::certificates::{
-    CHAIN_BYTES_MAX, CertificateDetail, CertificateStatus, CertificateSummary,
+    AcmeChallengeRecord, CHAIN_BYTES_MAX, CertificateDetail, CertificateStatus, CertificateSummary,
     CreateAcmeCertificate, CreateCustomCertificate, DnsRecords, PRIVATE_KEY_BYTES_MAX, WILDCARD,
 };
 use perch_types::{AppName, Secret};
@@ -284,22 +284,7 @@ fn records(detail: &CertificateDetail, seen: Option<&DnsRecords>) -> Vec<Record>
         value: needs.cname.clone(),
         seen: listed(found),
     });
-    let txts = seen.map(|seen| seen.acme_challenge_txt.as_slice()).unwrap_or_default();
-    let txt = &needs.acme_challenge.txt;
-    if !txt.is_empty() || (detail.acme_requested && detail.hostname.starts_with(WILDCARD)) {
-        let value = match txt.as_str() {
-            "" => "shown here once the order is placed",
-            value => value,
-        };
-        let cname = seen.map(|seen| seen.acme_challenge_cname.as_str()).unwrap_or_default();
-        let cname = (!cname.is_empty()).then(|| format!("CNAME {cname}"));
-        records.push(Record {
-            kind: "TXT",
-            name: needs.acme_challenge.name.clone(),
-            value: value.to_owned(),
-            seen: listed(cname.into_iter().chain(txts.iter().cloned()).collect()),
-        });
-    }
+    records.extend(challenge_records(detail, seen, &listed));
     if detail.status == CertificateStatus::PendingOwnership {
         let found = seen.map(|seen| seen.ownership_txts.clone()).unwrap_or_default();
         records.push(Record {
@@ -312,9 +297,40 @@ fn records(detail: &CertificateDetail, seen: Option<&DnsRecords>) -> Vec<Record>
     records
 }
 
+/// Returns the records of DNS-01: one that is set once, where the platform has a zone that it may
+/// lead to, or the one that the order waits for.
+fn challenge_records(
+    detail: &CertificateDetail,
+    seen: Option<&DnsRecords>,
+    listed: &dyn Fn(Vec<String>) -> String,
+) -> Vec<Record> {
+    let AcmeChallengeRecord { name, target, txt, .. } = &detail.dns_requirements.acme_challenge;
+    let is_wanted = detail.acme_requested && detail.hostname.starts_with(WILDCARD);
+    if txt.is_empty() && !is_wanted {
+        return Vec::new();
+    }
+    let cname = seen.map(|seen| seen.acme_challenge_cname.as_str()).unwrap_or_default();
+    let cname = (!cname.is_empty()).then(|| cname.to_owned());
+    let txts = seen.map(|seen| seen.acme_challenge_txt.clone()).unwrap_or_default();
+    let record = |kind, value: &str, seen: String| Record {
+        kind,
+        name: name.clone(),
+        value: value.to_owned(),
+        seen,
+    };
+    if !target.is_empty() {
+        let instead = txts.iter().map(|txt| format!("TXT {txt}"));
+        let seen = cname.map_or_else(|| instead.collect(), |cname| vec![cname]);
+        return vec![record("CNAME", target, listed(seen))];
+    }
+    let value = if txt.is_empty() { "shown here once the order is placed" } else { txt.as_str() };
+    let cname = cname.map(|cname| format!("CNAME {cname}"));
+    vec![record("TXT", value, listed(cname.into_iter().chain(txts).collect()))]
+}
+
 #[cfg(test)]
 mod tests {
-    use perch_types::certificates::{AcmeChallengeRecord, DnsRequirements, OwnershipRecord};
+    use perch_types::certificates::{DnsRequirements, OwnershipRecord};
 
     use super::*;
 
@@ -391,6 +407,36 @@ mod tests {
             };
             let found = lines(&detail("*.shop.example", "digest"), Some(&seen));
             assert_eq!(found[3], format!("{shown} digest: {want}"));
+        }
+    }
+
+    #[test]
+    fn where_the_platform_has_a_zone_a_record_is_set_once_and_it_is_said_what_is_there_instead() {
+        let zoned = |hostname: &str, txt: &str| {
+            let mut one = detail(hostname, txt);
+            one.dns_requirements.acme_challenge.target = "x.acme.example".to_owned();
+            one
+        };
+        assert_eq!(lines(&zoned("shop.example", ""), None).len(), 3);
+        let shown = "CNAME _acme-challenge.shop.example x.acme.example";
+        for (hostname, txt) in
+            [("*.shop.example", ""), ("*.shop.example", "digest"), ("shop.example", "digest")]
+        {
+            let found = lines(&zoned(hostname, txt), None);
+            assert_eq!(found[3..], [format!("{shown}: not looked at")], "{hostname} {txt}");
+        }
+        for (cname, txts, want) in [
+            ("", &[][..], "nothing"),
+            ("", &["older"], "TXT older"),
+            ("y.acme.example", &["older"], "y.acme.example"),
+        ] {
+            let seen = DnsRecords {
+                acme_challenge_cname: cname.to_owned(),
+                acme_challenge_txt: txts.iter().map(|it| (*it).to_owned()).collect(),
+                ..DnsRecords::default()
+            };
+            let found = lines(&zoned("*.shop.example", "digest"), Some(&seen));
+            assert_eq!(found[3..], [format!("{shown}: {want}")]);
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use perch_types::api::Platform;
-use perch_types::certificates::PlatformCertificate;
+use perch_types::certificates::{AcmeChallengeRecord, PlatformCertificate};
 use serde::Serialize;
 
 use crate::authority;
@@ -185,9 +185,14 @@ fn tell_certificate(ui: &Ui, certificate: &PlatformCertificate) {
             "`{hostname}` has no certificate of a public issuer: each app's name gets its own"
         )),
     }
-    if !acme_challenge.txt.is_empty() {
+    let AcmeChallengeRecord { name, target, txt, .. } = acme_challenge;
+    if !txt.is_empty() {
         ui.say("its order waits for this record of DNS:");
-        ui.data(format!("TXT {} {}", acme_challenge.name, acme_challenge.txt));
+        ui.data(match target.as_str() {
+            "" => format!("TXT {name} {txt}"),
+            // It is set once.
+            target => format!("CNAME {name} {target}"),
+        });
     }
     if let Some(error) = errors.first() {
         ui.warn(format!("{}: {}", error.code, error.message));

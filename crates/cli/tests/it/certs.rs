@@ -171,6 +171,11 @@ fn the_doctor_says_which_record_the_platforms_own_certificate_needs() {
     assert!(waits.stdout.contains("TXT _acme-challenge.localhost digest\n"), "{waits:?}");
     assert!(waits.stderr.contains("`*.localhost` has no certificate"), "{waits:?}");
     assert!(waits.stderr.contains("dns_record_missing"), "{waits:?}");
+    certificate.acme_challenge.target = "x.acme.example".to_owned();
+    fake.world().certificate = Some(certificate.clone());
+    let waits = perch.run("doctor");
+    let record = "CNAME _acme-challenge.localhost x.acme.example\n";
+    assert!(waits.stdout.contains(record) && !waits.stdout.contains("TXT"), "{waits:?}");
     certificate.expires_at = Some(Timestamp::from_unix_ms(THEN));
     certificate.acme_challenge.txt.clear();
     certificate.errors.clear();

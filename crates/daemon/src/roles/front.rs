@@ -16,6 +16,7 @@ use axum::extract::Request;
 use perch_api::serve::{Listener, ServeLimits};
 use perch_api::{Api, Inside, PushTokens, Wakes};
 use perch_client::HostClient;
+use perch_dns::Responder;
 use perch_edge::{
     Certificates, Documents, Edge, FirstOf, Https, Issuer, RawConfig, RawLimits, Readings,
 };
@@ -133,7 +134,7 @@ async fn run(
         }],
         view: view.clone(),
         platform: platform(&setup.config, authority.as_deref()),
-        own_names: setup.config.api_names.clone(),
+        own_names: own_names(&setup.config),
         public_ips: setup.config.public_ips(),
         port_rules: ports::rules(&setup.config),
         regions: vec![region(&setup.config)],
@@ -153,6 +154,7 @@ async fn run(
     tasks.spawn(collect(registry, view.clone()));
     serve_api(&setup, &mut sockets, &router, &mut tasks)?;
     serve_names(&addresses, &mut sockets, &view, &mut tasks)?;
+    serve_zone(certificates.responder(&setup.config)?, &mut sockets, &mut tasks)?;
     let api = Arc::new(api);
     let follower = view.clone();
     let issuer =
@@ -443,15 +445,7 @@ fn serve_names(
     view: &ViewHandle,
     tasks: &mut JoinSet<Result<()>>,
 ) -> Result<()> {
-    let mut udp = Vec::new();
-    for socket in sockets.take::<std::net::UdpSocket>(Purpose::DnsUdp) {
-        socket.set_nonblocking(true).context("prepare the resolver")?;
-        udp.push(tokio::net::UdpSocket::from_std(socket).context("prepare the resolver")?);
-    }
-    let mut listeners = Vec::new();
-    for listener in sockets.take::<std::net::TcpListener>(Purpose::DnsTcp) {
-        listeners.push(roles::tcp(listener)?);
-    }
+    let (udp, listeners) = both(sockets, Purpose::DnsUdp, Purpose::DnsTcp)?;
     let conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let view = view.clone();
     let source = perch_dns::ViewSource::new(move || view.load());
@@ -462,6 +456,41 @@ fn serve_names(
         Ok(())
     });
     Ok(())
+}
+
+/// Serves the zone of challenges to everybody, where there is one.
+fn serve_zone(
+    responder: Option<Responder>,
+    sockets: &mut Sockets,
+    tasks: &mut JoinSet<Result<()>>,
+) -> Result<()> {
+    let Some(responder) = responder else { return Ok(()) };
+    let (udp, listeners) = both(sockets, Purpose::ZoneUdp, Purpose::ZoneTcp)?;
+    tasks.spawn(async move {
+        responder.serve(udp, listeners).await;
+        Ok(())
+    });
+    Ok(())
+}
+
+/// Takes the sockets at which names are asked for.
+fn both(
+    sockets: &mut Sockets,
+    for_udp: Purpose,
+    for_tcp: Purpose,
+) -> Result<(Vec<tokio::net::UdpSocket>, Vec<tokio::net::TcpListener>)> {
+    let udp = sockets.take::<std::net::UdpSocket>(for_udp).into_iter().map(|socket| {
+        socket.set_nonblocking(true).context("prepare a socket for names")?;
+        tokio::net::UdpSocket::from_std(socket).context("prepare a socket for names")
+    });
+    let udp = udp.collect::<Result<_>>()?;
+    let tcp = sockets.take::<std::net::TcpListener>(for_tcp).into_iter().map(roles::tcp);
+    Ok((udp, tcp.collect::<Result<_>>()?))
+}
+
+/// Names that no app can have, beside the domain: those of the API, and the zone of challenges.
+fn own_names(config: &Config) -> Vec<String> {
+    config.api_names.iter().chain(&config.acme.zone).cloned().collect()
 }
 
 fn platform(config: &Config, authority: Option<&LocalAuthority>) -> Platform {

@@ -5,6 +5,8 @@
     reason = "tests stop at the first thing that is not as it should be"
 )]
 
+mod zone;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;

@@ -13,6 +13,8 @@ use perch_testkit::pebble::{CERTIFICATE_FILE, KEY_FILE, Pebble, Ports, free_port
 use perch_testkit::{Cloud, Options, http, skipped, wait_for};
 use serde_json::{Value, json};
 
+use crate::resolver::Resolver;
+
 /// How long an order may take, on a busy machine.
 const ORDERED: Duration = Duration::from_secs(120);
 const CERTIFICATE: &str = "/v1/apps/web/certificates";
@@ -64,6 +66,13 @@ fn config(folder: &Path, certificate: &Path, (listen, dns): (u16, u16)) -> Strin
     std::fs::write(&file, text).unwrap();
     std::fs::set_permissions(certificate, std::fs::Permissions::from_mode(0o644)).unwrap();
     file.display().to_string()
+}
+
+/// Has the server answer for a zone of challenges, at a port.
+fn serve_zone(config: &str, port: u16) {
+    let text = std::fs::read_to_string(config).unwrap();
+    let zone = "zone = \"acme.zone.example\"\nname_servers = [\"ns.zone.example\"]";
+    std::fs::write(config, format!("{text}{zone}\ndns = [\"127.0.0.1:{port}\"]\n")).unwrap();
 }
 
 /// Returns a fact of the certificate that a host name is served with, such as `serial`.
@@ -166,6 +175,21 @@ fn a_certificate_is_got_over_tls_and_renewed_while_it_is_served() {
     cloud.finish().unwrap();
 }
 
+/// Waits until names below another are served with a certificate of the issuer, and the CLI sees the
+/// record that leads to the server's zone.
+fn wide_name(cloud: &Cloud, https: u16) {
+    let found = wait_for("a name below another to have a certificate", ORDERED, || {
+        fact(https, "any.wide.example", "issuer").filter(|issuer| issuer.contains("Pebble"))
+    });
+    let show = || cloud.cli(&["certs", "check", "*.wide.example", "--app", "web"]).unwrap();
+    assert!(found.is_ok(), "{found:?}: {:?} {}", show(), cloud.server_log());
+    let (ok, text) = show();
+    let line = text.lines().find(|line| line.starts_with("CNAME ")).unwrap_or_default();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert!(ok && words.len() == 4 && words[2] == words[3], "{text}");
+    assert!(words[2].ends_with(".acme.zone.example"), "{text}");
+}
+
 /// Waits until an app is served at its own name with a certificate of the issuer, and the record
 /// that the one for all names needs is told.
 fn own_names(cloud: &Cloud, https: u16) {
@@ -174,7 +198,7 @@ fn own_names(cloud: &Cloud, https: u16) {
         fact(https, &name, "issuer").filter(|issuer| issuer.contains("Pebble"))
     });
     assert!(found.is_ok(), "{found:?}: {}", cloud.server_log());
-    let record = format!("TXT _acme-challenge.{DOMAIN} ");
+    let record = format!("CNAME _acme-challenge.{DOMAIN} ");
     let told = wait_for("the record to be told", ORDERED, || {
         let (_, text) = cloud.cli(&["doctor"]).unwrap();
         text.contains(&record).then_some(())
@@ -188,7 +212,10 @@ fn a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again
     let folder = tempfile::tempdir().unwrap();
     let Some((pebble, certificate)) = issuer(test, folder.path()) else { return };
     let (listen, dns, https) = (port(), port(), port());
-    let config = config(folder.path(), &certificate, (listen, dns));
+    let (resolver, zone) = (port(), port());
+    let config = config(folder.path(), &certificate, (listen, resolver));
+    serve_zone(&config, zone);
+    let names = Resolver::start(resolver, dns, zone);
     let at = format!("127.0.0.1:{https}");
     let arguments = ["--https", &at, "--domain", DOMAIN, "--config", &config];
     let arguments = arguments.map(str::to_owned).into();
@@ -197,7 +224,7 @@ fn a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again
         return;
     };
     let ports = Ports { listen, dns, zones: port(), http: cloud.edge.port(), tls: port() };
-    let _running = pebble.start(folder.path(), ports, &SETTINGS).unwrap();
+    let _running = pebble.start_asking(folder.path(), ports, resolver, &SETTINGS).unwrap();
     let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
     let machine = json!({
         "image": image,
@@ -208,6 +235,13 @@ fn a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again
     let wanted = json!({"hostname": "shop.example"});
     let made = cloud.must("POST", &format!("{CERTIFICATE}/acme"), &wanted).unwrap();
     assert_eq!(made["status"], "pending_validation", "{made}");
+    // All names below another need one record, which is set once.
+    let wanted = json!({"hostname": "*.wide.example"});
+    let wide = cloud.must("POST", &format!("{CERTIFICATE}/acme"), &wanted).unwrap();
+    let record = &wide["dns_requirements"]["acme_challenge"];
+    let [name, target] = ["name", "target"].map(|field| record[field].as_str().unwrap());
+    assert!(target.ends_with(".acme.zone.example"), "{wide}");
+    names.lead(name, target);
     for _ in 0..2 {
         cloud.kill_role("front").unwrap();
     }
@@ -222,6 +256,7 @@ fn a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again
     let got = got.unwrap_or_else(|error| panic!("{error}: {}\n{}", detail(), cloud.server_log()));
     let issuer = got["certificates"][0]["issuer"].as_str().unwrap();
     assert!(issuer.contains("Pebble"), "{got}");
+    wide_name(&cloud, https);
     own_names(&cloud, https);
     // The host name leads to the app, and the CLI shows what there is.
     let answer = http::request(cloud.edge, "GET", "/", &[("Host", "shop.example")], b"").unwrap();

@@ -19,6 +19,7 @@ mod hostile;
 mod inside;
 mod launch;
 mod machines;
+mod resolver;
 mod resume;
 mod rounds;
 mod secrets;
