@@ -81,7 +81,7 @@ pub(crate) struct Account {
     known: RefCell<Known>,
     /// Whether another edge passed the request on, and tells of it.
     is_told_elsewhere: bool,
-    /// Whether the request has another account.
+    /// Whether another account has it.
     is_void: Cell<bool>,
 }
 
@@ -135,6 +135,12 @@ impl Account {
 
     /// Has nothing be counted or told: the request begins anew, with another account.
     pub(crate) fn begins_anew(&self) {
+        self.is_void.set(true);
+    }
+
+    /// Has nothing be counted or told: it is a connection that another edge carries here, and is
+    /// counted and told as one.
+    pub(crate) fn is_no_request(&self) {
         self.is_void.set(true);
     }
 

@@ -1,4 +1,5 @@
-//! One connection: plain, or under TLS; HTTP/1.1, or HTTP/2. All of them lead to the same service.
+//! One connection: plain, or under TLS; HTTP/1.1, or HTTP/2. All of them lead to the same service, but
+//! what is no HTTP.
 //!
 //! Never reads a request that the strict layer has not judged.
 
@@ -25,9 +26,10 @@ use crate::far::{self, Far};
 use crate::gate::Gate;
 use crate::listen::Worker;
 use crate::peer::Peer;
+use crate::raw::{self, Opening};
 use crate::strict::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, Link, Strict};
 use crate::tls::{self, Session, Tls};
-use crate::{h1, h2, pick, raw};
+use crate::{h1, h2, pick};
 
 /// How long the last bytes of a handshake that was all may take.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
@@ -39,6 +41,8 @@ pub(crate) enum Door {
     Plain(Gate),
     /// TLS, at a port.
     Tls(Gate, Arc<Tls>),
+    /// Neither, at an app's own port.
+    Raw(Gate, Opening),
     /// Requests that other edges pass on.
     Far(Arc<Far>),
 }
@@ -51,13 +55,15 @@ pub(crate) async fn serve(
     client: IpAddr,
     stopping: watch::Receiver<bool>,
 ) {
-    let stream = Patient::new(stream, Patience::reading_on(worker.shared.limits.stall));
+    let stall = worker.shared.limits.stall;
+    let patient = |stream| Patient::new(stream, Patience::reading_on(stall));
     match door {
         Door::Plain(gate) => {
             let peer = Peer::new(client, gate, None);
-            Box::pin(h1::serve(worker, stream, peer, stopping)).await;
+            Box::pin(h1::serve(worker, patient(stream), peer, stopping)).await;
         }
         Door::Tls(gate, tls) => {
+            let stream = patient(stream);
             let shaken = Box::pin(shake_hands(&worker, (&tls, &gate), stream, client)).await;
             let Some(Session { mut stream, secure, is_h2, is_raw, is_challenge }) = shaken else {
                 return;
@@ -76,9 +82,9 @@ pub(crate) async fn serve(
                 return;
             }
             if is_raw {
-                // Without either nobody has said so.
-                if let (Some(raw), Some(app)) = (&worker.raw, tenant) {
-                    Box::pin(raw::pass_named(raw, &peer.gate, app, stream)).await;
+                // Without one nobody has said so.
+                if let Some(app) = tenant {
+                    Box::pin(raw::pass_named(&worker, &peer.gate, app, stream)).await;
                 }
                 return;
             }
@@ -89,7 +95,12 @@ pub(crate) async fn serve(
                 Box::pin(h1::serve(worker, stream, peer, stopping)).await;
             }
         }
-        Door::Far(far) => Box::pin(far::serve(worker, far, (stream, client), stopping)).await,
+        Door::Raw(gate, opening) => {
+            Box::pin(raw::pass_opened(&worker, &gate, opening, stream)).await;
+        }
+        Door::Far(far) => {
+            Box::pin(far::serve(worker, far, (patient(stream), client), stopping)).await;
+        }
     }
 }
 

@@ -1,13 +1,18 @@
-//! Requests for machines of other hosts: passed on to the edge there, and taken from edges there.
+//! Requests for machines of other hosts, and connections at raw ports: passed on to the edge there,
+//! and taken from edges there.
 //!
 //! Never connects to another host's machine: only the edge of its own host does, counts what is in
 //! flight, holds and wakes. And never passes on what was passed on: one hop, then an answer.
 //!
 //! Between edges it is HTTP/2 under TLS, where both show that they are the edge of a host that the
 //! platform's authority knows; a switch of protocols has an HTTP/1.1 connection of its own. What is
-//! said beside the request is one field each way ([`hop`]).
+//! said beside the request is one field each way ([`hop`]). A connection at a raw port is a stream
+//! that CONNECT opens, among others of its kind: what fills a connection for days is not among
+//! requests.
 
 mod arrive;
+mod carried;
+mod carry;
 mod hop;
 mod known;
 mod leave;
@@ -33,6 +38,7 @@ use crate::metrics::AppMetrics;
 use crate::tls::TlsError;
 
 pub(crate) use self::arrive::serve;
+pub(crate) use self::carry::Carried;
 use self::hop::Verdict;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::hop::fuzz;
@@ -46,7 +52,8 @@ const H2: &[u8] = b"h2";
 /// HTTP/1.1.
 const HTTP_11: &[u8] = b"http/1.1";
 
-/// Requests at once that an edge takes over a connection; edges send fewer.
+/// Requests, or connections that are carried, at once that an edge takes over one of another edge;
+/// edges send fewer.
 const STREAMS_MAX: u32 = 128;
 /// How much of one request or answer, and of all over a connection, may be on its way unread. All
 /// apps share a connection: those that are not read must leave room to the others.
@@ -173,6 +180,8 @@ pub(crate) fn settle(headers: &mut HeaderMap) {
 #[derive(Debug, Default)]
 pub(crate) struct Reach {
     links: Links,
+    /// The same for connections that are carried.
+    carriers: Links,
     known: Known,
 }
 

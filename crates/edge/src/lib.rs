@@ -18,9 +18,9 @@
 //! A machine of another host is reached through the edge there, which counts, holds and wakes:
 //! [`far`].
 //!
-//! Ports that apps have for themselves are [`raw`]'s: what is HTTP there comes back to a loop
-//! ([`handing`]), and the rest goes another way to the machines of this host. [`gate`] says which
-//! port that is, and whose.
+//! Ports that apps have for themselves are [`raw`]'s: what is accepted there comes back to a loop
+//! ([`handing`]), as HTTP or to pass as it is; datagrams go another way, to the machines of this
+//! host. [`gate`] says which port that is, and whose.
 #![forbid(unsafe_code)]
 
 mod access;

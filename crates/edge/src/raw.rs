@@ -2,12 +2,14 @@
 //! behind a PROXY header.
 //!
 //! Never decides whose a port is: that is claimed in the directory. Listeners are opened and closed
-//! as the view changes ([`doors`]), one task accepts at each. Where the app wants HTTP or the end of
-//! TLS, the connection goes to a loop; what passes takes the same way as a request: a ready machine
-//! is picked or woken, and it is counted there until it ends.
+//! as the view changes ([`doors`]), one task accepts at each, and a loop has the connection from then
+//! on ([`tcp`]). What passes takes the same way as a request: a ready machine is picked or woken
+//! ([`machine`]), here or through the edge of another host, and it is counted there until it ends.
+//! Datagrams go to machines of this host alone ([`udp`]).
 
 mod caps;
 mod doors;
+mod machine;
 pub(crate) mod pg_tls;
 mod proxy_proto;
 mod tcp;
@@ -17,23 +19,30 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
-use std::net::{TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use perch_types::ports::RawPort;
 use perch_types::service::{Handler, Port, Protocol};
+use perch_types::{HostId, MachineId};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use self::caps::Caps;
 pub(crate) use self::caps::Place;
-pub(crate) use self::tcp::pass_named;
+pub(crate) use self::machine::Search;
+pub(crate) use self::tcp::{pass_named, pass_opened};
 use crate::Shared;
 use crate::handing::Loops;
 use crate::live::AppKey;
+use crate::passage::{Ended, How, Terms};
 use crate::pick::{Door, mixed};
 use crate::tls::{Certificates, Tls, TlsError};
+
+/// Bytes of a connection that are under way in one direction.
+const BUFFER_BYTES: usize = 16 * 1024;
 
 /// Who binds public ports for the edge.
 pub trait Binder: Send + Sync + fmt::Debug {
@@ -67,7 +76,8 @@ pub struct RawConfig {
     pub limits: RawLimits,
 }
 
-/// How long things may take at raw ports, and how many there may be at once.
+/// How long things may take at raw ports, and how many there may be at once. A connection that is
+/// carried between hosts has a place at both edges, under its client's address.
 #[derive(Debug, Clone)]
 pub struct RawLimits {
     /// Connections, all together.
@@ -131,15 +141,49 @@ pub(crate) struct Raw {
 
 /// Where something came in, and whose that is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry {
-    protocol: Protocol,
-    port: u16,
-    app: AppKey,
+pub(crate) struct Entry {
+    pub(crate) protocol: Protocol,
+    pub(crate) port: u16,
+    pub(crate) app: AppKey,
 }
 
 impl Entry {
     const fn door(&self) -> Door {
         Door::Raw(self.protocol, self.port)
+    }
+}
+
+/// Who speaks to which public address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ends {
+    pub(crate) client: SocketAddr,
+    pub(crate) public: SocketAddr,
+}
+
+/// A connection that passed, to its end.
+#[derive(Debug)]
+pub(crate) struct Passed {
+    pub(crate) ended: Ended,
+    pub(crate) machine: MachineId,
+    /// The other host that it was carried to, or came from.
+    pub(crate) other: Option<HostId>,
+}
+
+impl Passed {
+    /// Writes its event.
+    pub(crate) fn tell(&self, entry: &Entry, began: Instant) {
+        let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let Self { ended: Ended { sent, received, how }, machine, other } = self;
+        let (end, error) = match how {
+            How::Closed => ("closed", None),
+            How::Broken(error) => ("broken", Some(tracing::field::display(error))),
+            How::Idle => ("idle", None),
+        };
+        let (app, port) = (&entry.app.name, entry.port);
+        let other = other.as_ref().map(tracing::field::display);
+        tracing::debug!(
+            %app, port, %machine, other, sent, received, end, error, took_us, "connection passed"
+        );
     }
 }
 
@@ -167,6 +211,18 @@ impl Raw {
         })
     }
 
+    /// Takes a place for a connection that another edge carries here; nothing when there is none
+    /// left.
+    pub(crate) fn enter(&self, entry: &Entry, client: IpAddr) -> Option<Place> {
+        self.caps.enter((entry.protocol, entry.port), Some(&entry.app), client)
+    }
+
+    /// Returns how bytes pass.
+    pub(crate) const fn terms(&self) -> Terms {
+        let RawLimits { idle, half_idle, .. } = self.limits;
+        Terms { buffer_bytes: BUFFER_BYTES, idle, half_idle }
+    }
+
     /// Draws a number that only spreads load.
     fn lot(&self) -> u64 {
         mixed(0, self.lots.fetch_add(1, Ordering::Relaxed))
@@ -175,7 +231,7 @@ impl Raw {
 
 /// What is done with a connection before its bytes pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Opening {
+pub(crate) enum Opening {
     /// Nothing.
     Plain,
     /// A loop speaks HTTP with the client.

@@ -63,8 +63,7 @@ pub(crate) const REGISTRY_DIR: &str = "registry";
 pub(crate) fn process(setup: Setup, sockets: Sockets, channel: OwnedFd) -> Result<()> {
     let told = channel.try_clone().context("keep the supervision channel")?;
     let main = roles::runtime(Role::Front)?;
-    // Outlives the other: what the edge needs to end its requests is on it, and what passes at raw
-    // ports.
+    // Outlives the other: what the edge needs to end its requests is on it, and datagrams.
     let edges = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("edge")

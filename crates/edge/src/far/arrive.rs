@@ -1,4 +1,5 @@
-//! Takes requests that other edges pass on, and answers them from this host's machines.
+//! Takes requests that other edges pass on, and answers them from this host's machines; connections
+//! that they carry here are [`super::carried`]'s.
 //!
 //! Never takes one from anybody but the edge of a host that the directory knows, and never passes
 //! one on: whoever sent it may try elsewhere if no machine here has seen anything of it.
@@ -11,10 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, Version};
+use http::{HeaderValue, Method, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use perch_sockets::Patient;
 use perch_types::HostId;
@@ -187,15 +189,26 @@ impl Worker {
         let account = Account::open(&self.shared, id, &request, true).told_elsewhere();
         let account = Rc::new(account);
         let (mut parts, body) = request.into_parts();
+        let is_carried = parts.method == Method::CONNECT;
+        if is_carried {
+            account.is_no_request();
+        }
         let said = parts.headers.remove(headers::HOP);
         let order = said.as_ref().and_then(Order::of);
+        let order = order.filter(|it| it.ends.is_some() == is_carried);
         let view = self.shared.view.load();
         let order = order.filter(|it| guest.is(&it.from) && view.edge(&it.from).is_some());
         drop(view);
         let received = match &order {
             Some(order) => {
                 account.is_of(&order.app);
-                self.receive(order, parts, body, &account).await
+                match order.ends {
+                    Some(ends) => {
+                        let client = parts.extensions.remove::<OnUpgrade>();
+                        Box::pin(self.receive_carried(order, (ends, client))).await
+                    }
+                    None => self.receive(order, parts, body, &account).await,
+                }
             }
             None => {
                 tracing::warn!("request of another edge refused: it is not clear whose it is");
@@ -300,7 +313,7 @@ impl Worker {
         let takes_trailers = headers::takes_trailers(&parts.headers);
         headers::strip(&mut parts.headers);
         let switch = switch.and_then(|protocol| {
-            let client = parts.extensions.remove::<hyper::upgrade::OnUpgrade>()?;
+            let client = parts.extensions.remove::<OnUpgrade>()?;
             headers::restore_upgrade(&mut parts.headers, protocol.clone());
             Some((protocol, client))
         });

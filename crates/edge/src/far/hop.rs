@@ -2,6 +2,7 @@
 //!
 //! Never read from anybody but an edge. Pure.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -9,6 +10,7 @@ use perch_types::{AppName, HostId, MachineId, OrgSlug};
 
 use crate::cause::Cause;
 use crate::live::AppKey;
+use crate::raw::Ends;
 
 /// What is asked for beside a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,18 +24,22 @@ pub(crate) struct Order {
     pub(crate) wait: Duration,
     /// The one machine; any of the app's on that host when there is none.
     pub(crate) machine: Option<MachineId>,
+    /// Between whom, when it is no request: a connection at a raw port is to be carried.
+    pub(crate) ends: Option<Ends>,
 }
 
 impl Order {
     /// Writes it; nothing when it cannot be said.
     pub(crate) fn value(&self) -> Option<HeaderValue> {
-        let Self { from, app, public_port, wait, machine } = self;
+        let Self { from, app, public_port, wait, machine, ends } = self;
         let (org, name, wait) = (&app.org, &app.name, wait.as_millis());
         let mut text = format!("from={from};org={org};app={name};port={public_port};wait={wait}");
         if let Some(machine) = machine {
             text.push_str(";machine=");
             text.push_str(machine.as_str());
         }
+        let ends = ends.map(|Ends { client, public }| format!(";client={client};at={public}"));
+        text.push_str(ends.as_deref().unwrap_or_default());
         HeaderValue::try_from(text).ok()
     }
 
@@ -41,6 +47,7 @@ impl Order {
     pub(crate) fn of(value: &HeaderValue) -> Option<Self> {
         let (mut from, mut org, mut app) = (None::<HostId>, None::<OrgSlug>, None::<AppName>);
         let (mut port, mut wait, mut machine) = (None::<u16>, None::<u64>, None::<MachineId>);
+        let (mut client, mut public) = (None::<SocketAddr>, None::<SocketAddr>);
         for part in value.to_str().ok()?.split(';') {
             let (name, text) = part.split_once('=')?;
             let is_first = match name {
@@ -50,18 +57,26 @@ impl Order {
                 "port" => port.replace(text.parse().ok()?).is_none(),
                 "wait" => wait.replace(text.parse().ok()?).is_none(),
                 "machine" => machine.replace(text.parse().ok()?).is_none(),
+                "client" => client.replace(text.parse().ok()?).is_none(),
+                "at" => public.replace(text.parse().ok()?).is_none(),
                 _ => false,
             };
             if !is_first {
                 return None;
             }
         }
+        let ends = match (client, public) {
+            (Some(client), Some(public)) => Some(Ends { client, public }),
+            (None, None) => None,
+            (Some(_), None) | (None, Some(_)) => return None,
+        };
         Some(Self {
             from: from?,
             app: AppKey { org: org?, name: app? },
             public_port: port?,
             wait: Duration::from_millis(wait?),
             machine,
+            ends,
         })
     }
 }
@@ -133,12 +148,27 @@ mod tests {
             public_port: 443,
             wait: Duration::from_millis(1_500),
             machine,
+            ends: None,
         }
+    }
+
+    fn carrying(client: &str, public: &str) -> Order {
+        let ends = Ends { client: client.parse().unwrap(), public: public.parse().unwrap() };
+        Order { ends: Some(ends), ..order(None) }
     }
 
     #[test]
     fn an_order_is_read_as_it_was_written_and_nothing_unclear_is() {
-        for order in [order(None), order(Some(MachineId::from_bits(7)))] {
+        for order in [
+            order(None),
+            order(Some(MachineId::from_bits(7))),
+            carrying("192.0.2.1:1025", "198.51.100.7:5432"),
+            carrying("[2001:db8::1]:1025", "[::ffff:198.51.100.7]:5432"),
+            Order {
+                machine: Some(MachineId::from_bits(7)),
+                ..carrying("[fe80::1%3]:1", "[fe80::2%3]:2")
+            },
+        ] {
             assert_eq!(Order::of(&order.value().unwrap()), Some(order));
         }
         let fine = "from=000000000001;org=personal;app=web;port=443;wait=1500";
@@ -154,6 +184,9 @@ mod tests {
             "from=000000000001;org=personal;app=web;port=443;wait=0;machine=x",
             "from=000000000001;org=personal;app=web;port=443;wait=0;hops=2",
             "from=000000000001;org=personal;app=a b;port=443;wait=0",
+            "from=000000000001;org=personal;app=web;port=443;wait=0;client=192.0.2.1:1",
+            "from=000000000001;org=personal;app=web;port=443;wait=0;at=192.0.2.1:1",
+            "from=000000000001;org=personal;app=web;port=443;wait=0;client=192.0.2.1;at=192.0.2.1:1",
         ] {
             assert_eq!(Order::of(&HeaderValue::from_static(bad)), None, "{bad}");
         }

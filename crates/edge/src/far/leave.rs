@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use perch_types::service::Protocol;
 use perch_types::{HostId, MachineId, MachineState};
 use tokio::time::Instant;
 
@@ -38,7 +39,8 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    fn note(&mut self, order: &Order, target: &Target, cause: Cause) {
+    /// Notes that nobody took what was asked for.
+    pub(super) fn note(&mut self, order: &Order, target: &Target, cause: Cause) {
         self.refused.push((target.record.host.clone(), order.machine.clone()));
         self.last = Some(cause);
     }
@@ -62,8 +64,8 @@ impl Asked {
 #[derive(Debug)]
 pub(crate) struct Choice {
     pub(crate) target: Arc<Target>,
-    in_flight: InFlight,
-    order: Order,
+    pub(super) in_flight: InFlight,
+    pub(super) order: Order,
 }
 
 type Machines = Vec<Arc<Target>>;
@@ -114,6 +116,7 @@ impl Worker {
             public_port: port_of(wanted.door)?,
             wait: Duration::ZERO,
             machine: names_machine(wanted, &target).then(|| target.record.id.clone()),
+            ends: None,
         };
         let stays_out = |one: &&Arc<Target>| match &order.machine {
             Some(machine) => one.record.id != *machine,
@@ -147,12 +150,9 @@ impl Worker {
         };
         let refused = match passed {
             Ok((sent, Some(Verdict::From(id)))) => {
-                let machines = self.far_machines(&order.app);
-                let mut machines = machines.iter().flat_map(|all| all.iter());
-                let target = machines.find(|one| one.record.id == id).unwrap_or(&target);
-                target.load.health.succeeded(Instant::now());
+                let target = self.reached(&order, &id, target);
                 account.goes_to(&target.record.id, None);
-                return Ok(Reached { sent, target: Arc::clone(target) });
+                return Ok(Reached { sent, target });
             }
             Ok((sent, Some(Verdict::Static))) => return Ok(Reached { sent, target }),
             Ok((sent, Some(Verdict::Unsent(cause)))) => {
@@ -177,8 +177,23 @@ impl Worker {
         Err(Refused { unsent, ..refused })
     }
 
+    /// Notes that a machine was reached, and returns it: perhaps another of its host than the one
+    /// that was looked for.
+    pub(super) fn reached(
+        &self,
+        order: &Order,
+        id: &MachineId,
+        target: Arc<Target>,
+    ) -> Arc<Target> {
+        let machines = self.far_machines(&order.app);
+        let mut machines = machines.iter().flat_map(|all| all.iter());
+        let target = machines.find(|one| one.record.id == *id).cloned().unwrap_or(target);
+        target.load.health.succeeded(Instant::now());
+        target
+    }
+
     /// Notes that a host was not reached: others are asked before it for a while.
-    fn note_away(&self, app: &AppKey, host: &HostId) {
+    pub(super) fn note_away(&self, app: &AppKey, host: &HostId) {
         let (machines, now) = (self.far_machines(app), Instant::now());
         let of_host = machines.iter().flat_map(|all| all.iter());
         of_host
@@ -235,18 +250,9 @@ impl Worker {
         }
         let mut unsent = outbound;
         loop {
-            let there = self.reach.links.take(host, address);
-            let is_new = there.is_none();
-            let stream = match there {
-                Some(stream) => stream,
-                None => {
-                    let dial = Box::pin(links::dial(far, host, address));
-                    let patience = far.limits.connect;
-                    match self.reach.links.begin(host, address, patience, dial).await {
-                        Some(stream) => stream,
-                        None => return Err(away(unsent)),
-                    }
-                }
+            let place = self.reach.links.place(far, host, address).await;
+            let Some((stream, is_new)) = place else {
+                return Err(away(unsent));
             };
             let streams = Rc::clone(&stream.streams);
             match hop.exchange(key, Sender::Stream(stream), unsent).await {
@@ -346,11 +352,11 @@ fn names_machine<C>(wanted: &Wanted<'_, C>, target: &Target) -> bool {
         || direction.prefers(&target.record)
 }
 
-/// Returns the public port of requests; bytes that pass as they are go to this host's machines.
+/// Returns the public port of requests and connections; datagrams go to this host's machines.
 const fn port_of(door: Door) -> Option<u16> {
     match door {
-        Door::Http(port) => Some(port),
-        Door::Raw(..) => None,
+        Door::Http(port) | Door::Raw(Protocol::Tcp, port) => Some(port),
+        Door::Raw(Protocol::Udp, _) => None,
     }
 }
 
@@ -416,8 +422,19 @@ mod tests {
         let closed = target(1, "ams", 0, false);
         closed.load.set_open(false);
         assert!(!pick::is_at_ease(&closed, Door::Http(80), Instant::now()));
-        let raw = Door::Raw(perch_types::service::Protocol::Tcp, 5432);
+        let raw = Door::Raw(Protocol::Tcp, 5432);
         assert!(!pick::is_at_ease(&target(1, "ams", 0, false), raw, Instant::now()));
+    }
+
+    #[test]
+    fn requests_and_connections_go_to_other_hosts_and_datagrams_do_not() {
+        for (door, want) in [
+            (Door::Http(80), Some(80)),
+            (Door::Raw(Protocol::Tcp, 5432), Some(5432)),
+            (Door::Raw(Protocol::Udp, 53), None),
+        ] {
+            assert_eq!(port_of(door), want, "{door:?}");
+        }
     }
 
     #[test]
@@ -430,6 +447,7 @@ mod tests {
             public_port: 80,
             wait: Duration::ZERO,
             machine,
+            ends: None,
         };
         asked.note(&order(Some(one.record.id.clone())), &one, Cause::Full);
         assert_eq!((asked.leaves(&one), asked.leaves(&two)), (false, true));

@@ -30,8 +30,8 @@ use crate::upload::RequestBody;
 
 use super::{CONNECTION_WINDOW_BYTES, Far, STREAM_WINDOW_BYTES, peer_name};
 
-/// How many requests are under way at once over a connection; for more there is another. Fewer than
-/// the edge there takes.
+/// How many requests are under way at once over a connection, or how many connections it carries;
+/// for more there is another. Fewer than the edge there takes.
 const REQUESTS_MAX: usize = 100;
 /// How long a connection without a request is kept.
 const IDLE_MAX: Duration = Duration::from_secs(60);
@@ -97,8 +97,24 @@ impl Link {
 }
 
 impl Links {
+    /// Returns a place on a connection to the edge of a host, and whether that is new; nothing when
+    /// it cannot be reached.
+    pub(super) async fn place(
+        &self,
+        far: &Far,
+        host: &HostId,
+        address: SocketAddr,
+    ) -> Option<(Stream, bool)> {
+        if let Some(stream) = self.take(host, address) {
+            return Some((stream, false));
+        }
+        let dialing = Box::pin(dial(far, host, address));
+        let stream = self.begin(host, address, far.limits.connect, dialing).await?;
+        Some((stream, true))
+    }
+
     /// Takes a place on a connection that there is.
-    pub(super) fn take(&self, host: &HostId, address: SocketAddr) -> Option<Stream> {
+    fn take(&self, host: &HostId, address: SocketAddr) -> Option<Stream> {
         let mut links = self.open.borrow_mut();
         let now = Instant::now();
         let of_host = links.get_mut(host)?;
@@ -110,7 +126,7 @@ impl Links {
 
     /// Returns a place on a new connection: `dial` makes it, unless somebody makes one to there
     /// already: that one is waited for no longer than `patience`.
-    pub(super) async fn begin(
+    async fn begin(
         &self,
         host: &HostId,
         address: SocketAddr,
@@ -185,7 +201,7 @@ impl Links {
 }
 
 /// Connects to the edge of a host, for many requests.
-pub(super) async fn dial(
+async fn dial(
     far: &Far,
     host: &HostId,
     address: SocketAddr,

@@ -1,40 +1,35 @@
-//! Connections at claimed ports: accepted, and passed to a machine, perhaps out of TLS, or handed to
-//! a loop.
+//! Connections at claimed ports: accepted, and handed to a loop; what is no HTTP passes from there to
+//! a machine of this host or of another, perhaps out of TLS.
 //!
-//! Never sends a byte to a second machine: another is tried only while the connection to the first
-//! is not there.
+//! Never sends a byte to a second machine: another is tried only while the first has not taken the
+//! connection.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use perch_sockets::{Patient, keep_alive};
-use perch_types::service::{Port, Protocol};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use perch_sockets::Patient;
+use perch_types::service::Protocol;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
-use super::{Entry, Opening, Raw, caps, pg_tls, proxy_proto};
+use super::machine::{Link, Search};
+use super::{Ends, Entry, Opening, Passed, Raw, caps, pg_tls};
 use crate::cause::Cause;
 use crate::connection::Door;
-use crate::dial;
-use crate::direction::Direction;
+use crate::far::{Asked, Carried};
 use crate::gate::{self, Gate};
 use crate::handing::{Handed, Loops};
-use crate::live::{AppKey, InFlight, Target};
-use crate::passage::{self, Ended, How, Terms};
-use crate::peer::Once;
-use crate::pick;
+use crate::listen::Worker;
+use crate::live::AppKey;
 use crate::tls::hello;
-use crate::wake::{self, Place, Tried, Wanted};
 
 /// The pause after an accept that failed, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Bytes of a connection that are under way in one direction.
-const BUFFER_BYTES: usize = 16 * 1024;
 
 /// Why a connection did not pass.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +43,9 @@ enum Fault {
     /// It took too long for that.
     #[error("wait for the client's handshake")]
     Slow,
+    /// Too many others are about to.
+    #[error("shake hands with more clients than {0} at once")]
+    Busy(usize),
     /// The client asked for no TLS where it has to.
     #[error("take a client without TLS")]
     Open,
@@ -95,7 +93,7 @@ struct Client {
     place: caps::Place,
 }
 
-/// Finds out what an app wants of a connection, and sees to it.
+/// Finds out what an app wants of a connection, and has a loop see to it.
 async fn serve(raw: Arc<Raw>, loops: Arc<Loops>, gate: Gate, client: Client) {
     let began = Instant::now();
     let opening = match gate.only() {
@@ -107,65 +105,65 @@ async fn serve(raw: Arc<Raw>, loops: Arc<Loops>, gate: Gate, client: Client) {
         None => Ok(Opening::Tls),
     };
     let door = match opening {
-        Ok(Opening::Http) => Some(Door::Plain(gate.clone())),
-        Ok(Opening::Tls) => raw.tls.clone().map(|tls| Door::Tls(gate.clone(), tls)),
-        Ok(Opening::Plain | Opening::PgTls) | Err(_) => None,
-    };
-    if let Some(door) = door {
-        let Client { stream, address: client, place } = client;
-        match stream.into_std() {
-            Ok(stream) => loops.hand(Handed { stream, client, door, place }),
-            Err(error) => tracing::debug!(%error, "connection not handed to a loop"),
+        Ok(Opening::Http) => Ok(Door::Plain(gate.clone())),
+        Ok(Opening::Tls) => {
+            let tls = raw.tls.clone().ok_or(Fault::NoTls);
+            tls.map(|tls| Door::Tls(gate.clone(), tls))
         }
-        return;
-    }
-    // Nothing more comes to a loop from here, and it may end before this does.
-    drop(loops);
-    let Some(app) = gate.only().cloned() else {
-        return;
-    };
-    let entry = Entry { protocol: Protocol::Tcp, port: gate.public, app };
-    raw.shared.metrics.connects.add(1);
-    let outcome = match opening {
-        Ok(opening) => through(&raw, &gate, (&entry, opening), client).await,
+        Ok(opening @ (Opening::Plain | Opening::PgTls)) => Ok(Door::Raw(gate.clone(), opening)),
         Err(cause) => Err(Fault::Machine(cause)),
     };
-    raw.shared.metrics.disconnects.add(1);
-    tell(&raw, &entry, outcome, began);
+    let Client { stream, address: client, place } = client;
+    match door {
+        Ok(door) => match stream.into_std() {
+            Ok(stream) => loops.hand(Handed { stream, client, door, place }),
+            Err(error) => tracing::debug!(%error, "connection not handed to a loop"),
+        },
+        Err(fault) => {
+            let Some(app) = gate.only().cloned() else { return };
+            let entry = Entry { protocol: Protocol::Tcp, port: gate.public, app };
+            tell(&raw, &entry, Err(fault), began);
+        }
+    }
+}
+
+/// Passes a connection that a loop was handed, in which nobody is named: its port is one app's.
+pub(crate) async fn pass_opened(worker: &Worker, gate: &Gate, opening: Opening, stream: TcpStream) {
+    // Without either nobody has said so.
+    let (Some(raw), Some(app)) = (&worker.raw, gate.only().cloned()) else { return };
+    let began = Instant::now();
+    let entry = Entry { protocol: Protocol::Tcp, port: gate.public, app };
+    let outcome = through(worker, raw, (gate, &entry, opening), stream).await;
+    tell(raw, &entry, outcome, began);
 }
 
 /// Passes a connection that a loop has shaken hands over with a client, which has named its app.
 pub(crate) async fn pass_named(
-    raw: &Raw,
+    worker: &Worker,
     gate: &Gate,
     app: AppKey,
     mut client: TlsStream<Patient<TcpStream>>,
 ) {
+    // Without it nobody has said so.
+    let Some(raw) = &worker.raw else { return };
     let began = Instant::now();
     let entry = Entry { protocol: Protocol::Tcp, port: gate.public, app };
     let (patient, _) = client.get_mut();
     // Whoever takes nothing for a while may do so here: nothing else waits for it.
     patient.wait(raw.limits.idle);
     let outcome = match ends(patient.get_ref(), entry.port) {
-        Ok(ends) => carry(raw, &entry, client, ends).await,
+        Ok(ends) => carry(worker, raw, (&entry, ends), client).await,
         Err(error) => Err(Fault::Handshake(error)),
     };
     tell(raw, &entry, outcome, began);
 }
 
 /// Writes a connection's one event, and tells the app's owner what the edge ended.
-fn tell(raw: &Raw, entry: &Entry, outcome: Result<Ended, Fault>, began: Instant) {
+fn tell(raw: &Raw, entry: &Entry, outcome: Result<Passed, Fault>, began: Instant) {
     let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     let (app, port) = (&entry.app.name, entry.port);
     match outcome {
-        Ok(Ended { sent, received, how }) => {
-            let (end, error) = match how {
-                How::Closed => ("closed", None),
-                How::Broken(error) => ("broken", Some(tracing::field::display(error))),
-                How::Idle => ("idle", None),
-            };
-            tracing::debug!(%app, port, sent, received, end, error, took_us, "connection passed");
-        }
+        Ok(passed) => passed.tell(entry, began),
         Err(Fault::Machine(cause)) => {
             tracing::info!(
                 %app, port, code = cause.code(), fault = ?cause.fault(), took_us,
@@ -181,30 +179,26 @@ fn tell(raw: &Raw, entry: &Entry, outcome: Result<Ended, Fault>, began: Instant)
 }
 
 async fn through(
+    worker: &Worker,
     raw: &Raw,
-    gate: &Gate,
-    (entry, opening): (&Entry, Opening),
-    client: Client,
-) -> Result<Ended, Fault> {
-    let Client { stream, address: _, place } = client;
+    (gate, entry, opening): (&Gate, &Entry, Opening),
+    stream: TcpStream,
+) -> Result<Passed, Fault> {
     let ends = ends(&stream, entry.port).map_err(Fault::Handshake)?;
-    let ended = if opening == Opening::Plain {
-        carry(raw, entry, stream, ends).await
-    } else {
-        let shaking = shake(raw, gate, opening, stream);
-        let shaken = tokio::time::timeout(raw.limits.handshake, shaking).await;
-        let stream = shaken.map_err(|_| Fault::Slow)??;
-        carry(raw, entry, stream, ends).await
-    };
-    drop(place);
-    ended
+    if opening == Opening::Plain {
+        return carry(worker, raw, (entry, ends), stream).await;
+    }
+    let shaking = shake(worker, raw, (gate, opening, ends.client.ip()), stream);
+    let shaken = tokio::time::timeout(raw.limits.handshake, shaking).await;
+    let stream = shaken.map_err(|_| Fault::Slow)??;
+    carry(worker, raw, (entry, ends), stream).await
 }
 
 /// Has a client begin as it has to.
 async fn shake(
+    worker: &Worker,
     raw: &Raw,
-    gate: &Gate,
-    opening: Opening,
+    (gate, opening, client): (&Gate, Opening, IpAddr),
     mut stream: TcpStream,
 ) -> Result<TlsStream<TcpStream>, Fault> {
     let tls = raw.tls.as_ref().ok_or(Fault::NoTls)?;
@@ -215,6 +209,9 @@ async fn shake(
         }
     }
     let start = hello(stream).await.map_err(Fault::Handshake)?;
+    // Only now: whoever says nothing would keep others out.
+    let most = raw.shared.limits.handshakes_max;
+    let _seat = worker.crowd.seat_handshake(client, most).ok_or(Fault::Busy(most))?;
     let shaken = tls.accept(&raw.shared, gate, start).await.map_err(Fault::Handshake)?;
     shaken.map(|session| session.stream).ok_or(Fault::NoTls)
 }
@@ -224,13 +221,6 @@ async fn begins_with_tls(stream: &TcpStream) -> io::Result<bool> {
     let mut first = [0];
     stream.peek(&mut first).await?;
     Ok(first == [pg_tls::TLS_HANDSHAKE])
-}
-
-/// Who speaks to which public address.
-#[derive(Debug, Clone, Copy)]
-struct Ends {
-    client: SocketAddr,
-    public: SocketAddr,
 }
 
 /// Prepares a client's connection, and returns whose it is.
@@ -244,83 +234,58 @@ fn ends(stream: &TcpStream, public: u16) -> io::Result<Ends> {
 }
 
 /// Finds a machine for a connection that has begun, and passes all that comes.
-async fn carry<S>(raw: &Raw, entry: &Entry, client: S, ends: Ends) -> Result<Ended, Fault>
+async fn carry<S>(
+    worker: &Worker,
+    raw: &Raw,
+    (entry, ends): (&Entry, Ends),
+    client: S,
+) -> Result<Passed, Fault>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let link = connect(raw, entry).await.map_err(Fault::Machine)?;
-    let Link { mut machine, port, target, in_flight } = link;
-    let header = proxy_proto::wanted(&port)
-        .map(|version| proxy_proto::header(version, ends.client, ends.public));
-    let told = match header {
-        Some(header) => machine.write_all(&header).await,
-        None => Ok(()),
+    let found = Box::pin(find(worker, entry, ends)).await.map_err(Fault::Machine)?;
+    let passed = match found {
+        Way::Here(mut link) => {
+            link.begin(ends).await.map_err(Fault::Header)?;
+            let machine = link.machine().clone();
+            let ended = link.pass(client, raw.terms()).await;
+            Passed { ended, machine, other: None }
+        }
+        Way::There(carried) => {
+            let (machine, host) = carried.machine();
+            let (machine, other) = (machine.clone(), Some(host.clone()));
+            let ended = carried.pass(client, raw.terms()).await;
+            Passed { ended, machine, other }
+        }
     };
-    if let Err(error) = told {
-        target.load.instance.disconnected();
-        return Err(Fault::Header(error));
-    }
-    let (idle, half_idle) = (raw.limits.idle, raw.limits.half_idle);
-    let terms = Terms { buffer_bytes: BUFFER_BYTES, idle, half_idle };
-    let ended = passage::pass(client, machine, terms).await;
-    target.load.instance.disconnected();
-    in_flight.metrics().bytes_in.add(ended.sent);
-    in_flight.metrics().bytes_out.add(ended.received);
-    drop(in_flight);
-    Ok(ended)
+    Ok(passed)
 }
 
-/// A machine that took a connection, in which it is counted.
+/// The way to a machine that took a connection.
 #[derive(Debug)]
-struct Link {
-    machine: TcpStream,
-    port: Port,
-    target: Arc<Target>,
-    in_flight: InFlight,
+enum Way {
+    /// One of this host.
+    Here(Link),
+    /// One of another, through the edge there.
+    There(Carried),
 }
 
-/// Connects to a ready machine, waking one if needed; one that refuses is left for another.
-async fn connect(raw: &Raw, entry: &Entry) -> Result<Link, Cause> {
-    let (mut tried, anywhere) = (Tried::default(), Direction::default());
+/// Finds a machine that takes a connection, as for a request: one of this host while any is at ease,
+/// else the best of all; one that refuses is left for another.
+async fn find(worker: &Worker, entry: &Entry, ends: Ends) -> Result<Way, Cause> {
+    let (mut search, mut elsewhere) = (Search::of(entry), Asked::default());
     loop {
-        let (app, door, random) = (&entry.app, entry.door(), raw.lot());
-        let wanted = Wanted {
-            app,
-            door,
-            asks: &Once,
-            direction: &anywhere,
-            tried: &tried,
-            random,
-            sticky: None,
-        };
-        let Place { target, in_flight, .. } = wake::ready_machine(&raw.shared, &wanted).await?;
-        let found = pick::raw(&target.record.services, entry.protocol, entry.port);
-        let (service, port) = found.ok_or(Cause::NoMachine)?;
-        if let Some(machine) = reach(raw, &target, service.internal_port).await {
-            // A connection has no end of its own: its app is told by the signal.
-            let in_flight = in_flight.into_tunnel();
-            let port = port.clone();
-            return Ok(Link { machine, port, target, in_flight });
+        let choice = worker.choose_far(&search.wanted(worker.random()), &elsewhere, None);
+        if let Some(choice) = choice {
+            let carried = Box::pin(worker.carry(choice, ends, &mut elsewhere)).await?;
+            if let Some(carried) = carried {
+                return Ok(Way::There(carried));
+            }
+            continue;
         }
-        drop(in_flight);
-        if !tried.note(&target.record, raw.shared.limits.stale) {
-            return Err(Cause::NotListening);
+        let found = search.turn(worker).await.map_err(|cause| elsewhere.cause(cause))?;
+        if let Some(link) = found {
+            return Ok(Way::Here(link));
         }
     }
-}
-
-async fn reach(raw: &Raw, target: &Target, port: u16) -> Option<TcpStream> {
-    for address in dial::addresses(&target.record) {
-        let (at, limit) = (SocketAddr::new(address, port), raw.shared.limits.connect);
-        if let Some(stream) = dial::reach(target, at, limit, prepare).await {
-            return Some(stream);
-        }
-    }
-    None
-}
-
-/// Has bytes sent at once, and a machine that is gone without a word found.
-fn prepare(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    keep_alive(stream)
 }

@@ -445,7 +445,12 @@ fn an_edge_that_stops_ends_what_is_under_way_for_others_too() {
 }
 
 /// Speaks to the edge that has the machine as another edge does, with a certificate for a name.
-fn knock(pair: &Pair, authority: &Authority, name: Option<String>, order: &str) -> Option<String> {
+pub(crate) fn knock(
+    pair: &Pair,
+    authority: &Authority,
+    name: Option<String>,
+    (asked, order): (&str, &str),
+) -> Option<String> {
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&TLS13])
         .unwrap()
@@ -458,8 +463,9 @@ fn knock(pair: &Pair, authority: &Authority, name: Option<String>, order: &str) 
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let head =
-        format!("GET / HTTP/1.1\r\nHost: web.perch.localhost\r\nConnection: close\r\n{order}\r\n");
+    let head = format!(
+        "{asked} HTTP/1.1\r\nHost: web.perch.localhost\r\nConnection: close\r\n{order}\r\n"
+    );
     let asking = async {
         let stream = tokio::net::TcpStream::connect(pair.far.peers).await.ok()?;
         let server = ServerName::try_from(peer_name(&pair.far.id)).unwrap();
@@ -480,10 +486,11 @@ fn only_the_edge_of_a_host_is_served_and_only_under_its_own_name() {
         format!("Perch-Hop: from={from};org=personal;app={app};port=80;wait=0\r\n")
     };
     let (one, nine) = (peer_name(&pair.near.id), peer_name(&HostId::from_bits(9)));
-    let ask = |name: Option<String>, order: &str| knock(&pair, &pair.authority, name, order);
+    let ask =
+        |name: Option<String>, order: &str| knock(&pair, &pair.authority, name, ("GET /", order));
     let fine = order("000000000001", "web");
     assert_eq!(ask(None, &fine), None, "a certificate is asked for");
-    let foreign = knock(&pair, &Authority::new(), Some(one.clone()), &fine);
+    let foreign = knock(&pair, &Authority::new(), Some(one.clone()), ("GET /", &fine));
     assert_eq!(foreign, None, "somebody else's authority");
     for (name, order) in [
         ("perch.example".to_owned(), fine.clone()),

@@ -29,6 +29,7 @@ mod passing;
 mod patience;
 mod properties;
 mod raw;
+mod raw_far;
 mod raw_tls;
 mod raw_udp;
 mod replacing;

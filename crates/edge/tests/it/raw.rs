@@ -64,11 +64,11 @@ pub(crate) fn serving(id: u64, state: MachineState, internal: u16, ports: &Value
     machine
 }
 
-fn plain(id: u64, state: MachineState, internal: u16) -> MachineRecord {
+pub(crate) fn plain(id: u64, state: MachineState, internal: u16) -> MachineRecord {
     serving(id, state, internal, &json!([{"port": PORT.1}]))
 }
 
-fn limited(id: u64, internal: u16, limits: Value) -> MachineRecord {
+pub(crate) fn limited(id: u64, internal: u16, limits: Value) -> MachineRecord {
     crate::world::limited(plain(id, MachineState::Started, internal), limits)
 }
 
@@ -263,21 +263,36 @@ fn a_stopped_edge_takes_no_more_and_lets_what_passes_end() {
     assert_eq!(ask(&mut stream, "still"), "STILL");
 }
 
+/// A program that answers with what it was told of its client in front: a line, or so many bytes.
+pub(crate) fn telling(length: Option<usize>) -> Program {
+    Program::new(move |mut stream| {
+        let mut header = Vec::new();
+        let mut byte = [0];
+        while length.map_or_else(|| !header.ends_with(b"\n"), |length| header.len() < length) {
+            stream.read_exact(&mut byte).unwrap();
+            header.push(byte[0]);
+        }
+        stream.read_exact(&mut byte).unwrap();
+        stream.write_all(hex(&header).as_bytes()).unwrap();
+    })
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Returns the second version of what a client on loopback, at a port, is told as.
+pub(crate) fn second_version(client: u16, public: u16) -> Vec<u8> {
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x7f\0\0\x01\x7f\0\0\x01".to_vec();
+    header.extend(client.to_be_bytes());
+    header.extend(public.to_be_bytes());
+    header
+}
+
 #[test]
 fn the_program_is_told_of_its_client_in_front() {
     for (version, length) in [(None, None), (Some("v2"), Some(28))] {
-        let program = Program::new(move |mut stream| {
-            // A line, or so many bytes.
-            let mut header = Vec::new();
-            let mut byte = [0];
-            while length.map_or_else(|| !header.ends_with(b"\n"), |length| header.len() < length) {
-                stream.read_exact(&mut byte).unwrap();
-                header.push(byte[0]);
-            }
-            stream.read_exact(&mut byte).unwrap();
-            let text: String = header.iter().map(|byte| format!("{byte:02x}")).collect();
-            stream.write_all(text.as_bytes()).unwrap();
-        });
+        let program = telling(length);
         let ports = json!([{"start_port": 5000, "end_port": 5002, "handlers": ["proxy_proto"],
             "proxy_proto_options": {"version": version}}]);
         let world = World::new(vec![serving(1, MachineState::Started, program.port, &ports)]);
@@ -288,15 +303,8 @@ fn the_program_is_told_of_its_client_in_front() {
         stream.read_to_string(&mut got).unwrap();
         let want = match version {
             None => format!("PROXY TCP4 127.0.0.1 127.0.0.1 {client} 5002\r\n").into_bytes(),
-            Some(_) => {
-                let mut want =
-                    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x7f\0\0\x01\x7f\0\0\x01".to_vec();
-                want.extend(client.to_be_bytes());
-                want.extend(5002_u16.to_be_bytes());
-                want
-            }
+            Some(_) => second_version(client, 5002),
         };
-        let want: String = want.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(got, want, "{version:?}");
+        assert_eq!(got, hex(&want), "{version:?}");
     }
 }

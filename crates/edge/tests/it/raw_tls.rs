@@ -18,7 +18,7 @@ use crate::raw::{PORT, Program, ask, connect, serving};
 use crate::tls::{client, trusting};
 use crate::world::{Origin, World, until};
 
-const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+pub(crate) const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 /// One certificate for all names of the platform's domain.
 #[derive(Debug)]
@@ -89,7 +89,7 @@ impl Scene {
     }
 }
 
-fn shake(
+pub(crate) fn shake(
     config: ClientConfig,
     stream: TcpStream,
     name: &str,
@@ -154,7 +154,7 @@ fn a_postgres_client_asks_for_tls_and_one_that_does_not_is_refused() {
 }
 
 /// A program that answers with the line it was told of its client in front, and ends.
-fn told_in_front() -> Program {
+pub(crate) fn told_in_front() -> Program {
     Program::new(|mut stream| {
         let mut line = Vec::new();
         let mut byte = [0];
@@ -167,7 +167,7 @@ fn told_in_front() -> Program {
     })
 }
 
-fn line_of(mut stream: StreamOwned<ClientConnection, TcpStream>) -> (u16, String) {
+pub(crate) fn line_of(mut stream: StreamOwned<ClientConnection, TcpStream>) -> (u16, String) {
     let client = stream.sock.local_addr().unwrap().port();
     stream.write_all(b"x").unwrap();
     let mut line = String::new();

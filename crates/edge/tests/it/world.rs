@@ -316,15 +316,7 @@ impl World {
 
     /// Gives apps a port at which clients name the one that they want, and returns where that is.
     pub(crate) fn share_port(&self, apps: &[&str], port: RawPort) -> SocketAddr {
-        let mut holders = apps.iter().map(|app| Holder {
-            org: OrgSlug::personal(),
-            app: app.parse().unwrap(),
-            app_id: (*app).to_owned(),
-            claimed_at: Timestamp::UNIX_EPOCH,
-        });
-        let holder = holders.next().unwrap();
-        let claim = PortClaim { holder, by_name: apps.len() > 1, others: holders.collect() };
-        let put = put_doc(self.store.as_ref(), &port, &claim, Expected::Any);
+        let put = put_doc(self.store.as_ref(), &port, &claim_of(apps), Expected::Any);
         self.runtime.block_on(put).unwrap();
         let mut address = None;
         until("the port is open", || {
@@ -388,6 +380,18 @@ impl perch_edge::Documents for OneDocument {
     async fn get(&self, path: &str) -> Option<Vec<u8>> {
         (path == "/personal/.well-known/jwks").then(|| b"{\"keys\":[]}".to_vec())
     }
+}
+
+/// Returns what gives apps a raw port.
+fn claim_of(apps: &[&str]) -> PortClaim {
+    let mut holders = apps.iter().map(|app| Holder {
+        org: OrgSlug::personal(),
+        app: app.parse().unwrap(),
+        app_id: (*app).to_owned(),
+        claimed_at: Timestamp::UNIX_EPOCH,
+    });
+    let holder = holders.next().unwrap();
+    PortClaim { holder, by_name: apps.len() > 1, others: holders.collect() }
 }
 
 async fn put_app(store: &dyn Store, app: &str, number: u64) {

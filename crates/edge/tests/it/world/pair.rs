@@ -6,16 +6,20 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use perch_client::HostClient;
-use perch_edge::{Certificates, Config, Edge, FarConfig, Https, Limits, peer_name};
+use perch_edge::{
+    Binder, Certificates, Config, Edge, FarConfig, Https, Limits, RawConfig, RawLimits, Readings,
+    peer_name,
+};
 use perch_store::{Expected, SqliteStore, Store, ViewFollower, ViewHandle, put_doc};
 use perch_types::clock::Clock;
 use perch_types::directory::{EdgeDoc, MachineRecord};
+use perch_types::ports::RawPort;
 use perch_types::{HostId, MachineState};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
-use super::{DEADLINE, Host, TestClock, machine, put_app, until};
+use super::{DEADLINE, Doors, Host, TestClock, claim_of, machine, put_app, until};
 use crate::tls::Certs;
 
 /// Who vouches for edges.
@@ -62,6 +66,7 @@ pub(crate) struct Side {
     pub(crate) peers: SocketAddr,
     pub(crate) id: HostId,
     pub(crate) host: Arc<Host>,
+    doors: Arc<Doors>,
     edge: Edge,
 }
 
@@ -90,6 +95,16 @@ impl Side {
 
     pub(crate) fn get(&self, path: &str) -> String {
         self.ask(path, "")
+    }
+
+    /// Returns where a raw port is that is claimed.
+    pub(crate) fn port(&self, port: RawPort) -> SocketAddr {
+        self.doors.at(port).unwrap()
+    }
+
+    /// Returns what reads its edge's numbers.
+    pub(crate) fn readings(&self) -> Readings {
+        self.edge.readings()
     }
 
     /// Stops its edge.
@@ -127,17 +142,25 @@ impl Pair {
     }
 
     pub(crate) fn with(near: Vec<MachineRecord>, far: Vec<MachineRecord>, limits: &Limits) -> Self {
-        Self::made((near, far), limits, false)
+        Self::made((near, far), (limits, &RawLimits::default()), false)
+    }
+
+    pub(crate) fn with_raw(
+        near: Vec<MachineRecord>,
+        far: Vec<MachineRecord>,
+        raw_limits: &RawLimits,
+    ) -> Self {
+        Self::made((near, far), (&Limits::default(), raw_limits), false)
     }
 
     /// Both serve HTTPS too.
     pub(crate) fn with_https(near: Vec<MachineRecord>, far: Vec<MachineRecord>) -> Self {
-        Self::made((near, far), &Limits::default(), true)
+        Self::made((near, far), (&Limits::default(), &RawLimits::default()), true)
     }
 
     fn made(
         (near, far): (Vec<MachineRecord>, Vec<MachineRecord>),
-        limits: &Limits,
+        limits: (&Limits, &RawLimits),
         has_https: bool,
     ) -> Self {
         let runtime =
@@ -185,6 +208,15 @@ impl Pair {
         pair
     }
 
+    /// Gives an app a raw port, at both sides.
+    pub(crate) fn claim_port(&self, app: &str, port: RawPort) {
+        let put = put_doc(self.store.as_ref(), &port, &claim_of(&[app]), Expected::Any);
+        self.runtime.block_on(put).unwrap();
+        for side in [&self.near, &self.far] {
+            until("the port is open", || side.doors.at(port).is_some());
+        }
+    }
+
     /// Writes down where the edge of a host is.
     pub(crate) fn put_edge(&self, host: &HostId, address: SocketAddr) {
         let (key, doc) = ((host.clone(),), EdgeDoc { address });
@@ -210,7 +242,7 @@ struct Starting<'a> {
     authority: &'a Authority,
     certs: Option<&'a Arc<Certs>>,
     view: &'a ViewHandle,
-    limits: &'a Limits,
+    limits: (&'a Limits, &'a RawLimits),
 }
 
 impl Starting<'_> {
@@ -235,6 +267,8 @@ impl Starting<'_> {
             certificates: Arc::clone(certs) as Arc<dyn Certificates>,
         });
         let secured = https.as_ref().map(|https| https.listeners[0].local_addr().unwrap());
+        let doors = Arc::<Doors>::default();
+        let (limits, raw_limits) = self.limits;
         let edge = Edge::start(Config {
             listeners: vec![listener],
             https,
@@ -245,8 +279,12 @@ impl Starting<'_> {
             host: HostClient::new(socket),
             view: self.view.clone(),
             clock: Arc::new(TestClock(Instant::now(), Arc::default())),
-            limits: self.limits.clone(),
-            raw: None,
+            limits: limits.clone(),
+            raw: Some(RawConfig {
+                binder: Arc::clone(&doors) as Arc<dyn Binder>,
+                certificates: self.certs.map(|certs| Arc::clone(certs) as Arc<dyn Certificates>),
+                limits: raw_limits.clone(),
+            }),
             far: Some(FarConfig {
                 listeners: vec![peers],
                 chain,
@@ -256,6 +294,6 @@ impl Starting<'_> {
         })
         .unwrap();
         let [address, peers] = addresses;
-        Side { address, https: secured, peers, id, host, edge }
+        Side { address, https: secured, peers, id, host, doors, edge }
     }
 }
