@@ -235,7 +235,6 @@ struct Ends {
 
 /// Prepares a client's connection, and returns whose it is.
 fn ends(stream: &TcpStream, public: u16) -> io::Result<Ends> {
-    stream.set_nodelay(true)?;
     let client = stream.peer_addr()?;
     // The port that is public, whatever port it is bound to.
     let mut at = stream.local_addr()?;
