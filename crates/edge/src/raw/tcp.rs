@@ -15,7 +15,6 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_rustls::server::TlsStream;
 
 use super::{Entry, Opening, Raw, caps, pg_tls, proxy_proto};
 use crate::cause::Cause;
@@ -28,7 +27,7 @@ use crate::live::{AppKey, InFlight, Target};
 use crate::passage::{self, Ended, How, Terms};
 use crate::peer::Once;
 use crate::pick;
-use crate::tls::hello;
+use crate::tls::{Secured, hello};
 use crate::wake::{self, Place, Tried, Wanted};
 
 /// The pause after an accept that failed, such as for want of descriptors.
@@ -139,11 +138,12 @@ pub(crate) async fn pass_named(
     raw: &Raw,
     gate: &Gate,
     app: AppKey,
-    mut client: TlsStream<Patient<TcpStream>>,
+    mut client: Secured<Patient<TcpStream>>,
 ) {
     let began = Instant::now();
     let entry = Entry { protocol: Protocol::Tcp, port: gate.public, app };
-    let (patient, _) = client.get_mut();
+    let (held, _) = client.get_mut();
+    let patient = held.get_mut();
     // Whoever takes nothing for a while may do so here: nothing else waits for it.
     patient.wait(raw.limits.idle);
     let outcome = match ends(patient.get_ref(), entry.port) {
@@ -206,7 +206,7 @@ async fn shake(
     gate: &Gate,
     opening: Opening,
     mut stream: TcpStream,
-) -> Result<TlsStream<TcpStream>, Fault> {
+) -> Result<Secured<TcpStream>, Fault> {
     let tls = raw.tls.as_ref().ok_or(Fault::NoTls)?;
     if opening == Opening::PgTls && !begins_with_tls(&stream).await.map_err(Fault::Handshake)? {
         let asked = pg_tls::asked_for_tls(&mut stream).await.map_err(Fault::Handshake)?;
