@@ -285,9 +285,9 @@ impl Worker {
             return;
         };
         let counted = Counted::new(self);
+        let serving = connection::serve(Rc::clone(self), door, stream, peer.ip(), stopping);
         tokio::task::spawn_local(async move {
-            let worker = Rc::clone(&counted.0);
-            connection::serve(worker, door, stream, peer.ip(), stopping).await;
+            serving.await;
             drop((seat, place, counted));
         });
     }
