@@ -1,7 +1,8 @@
 //! What was made for handshakes before: the next one by the same terms takes it again.
 //!
-//! Never decides anything: where one of the terms is another, all is made anew. Names that are no
-//! app's have nothing kept, as there is no end of them.
+//! Never decides anything: where one of the terms is another, all is made anew. A certificate that
+//! is served no more stays until its name comes again, or all are forgotten, and is not used. Names
+//! that are no app's have nothing kept, as there is no end of them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
