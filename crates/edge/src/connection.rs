@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,66 +48,90 @@ pub(crate) enum Door {
     Far(Arc<Far>),
 }
 
+/// A connection that is served to its end.
+pub(crate) type Serving = Pin<Box<dyn Future<Output = ()>>>;
+
 /// Serves a connection to its end. It is plain where the listener is.
-pub(crate) async fn serve(
+///
+/// What has come to its end is nowhere kept beside what goes on: an idle connection is small.
+pub(crate) fn serve(
     worker: Rc<Worker>,
     door: Door,
     stream: TcpStream,
     client: IpAddr,
     stopping: watch::Receiver<bool>,
-) {
+) -> Serving {
     let stall = worker.shared.limits.stall;
     let patient = |stream| Patient::new(stream, Patience::reading_on(stall));
     match door {
         Door::Plain(gate) => {
             let peer = Peer::new(client, gate, None);
-            Box::pin(h1::serve(worker, patient(stream), peer, stopping)).await;
+            Box::pin(h1::serve(worker, patient(stream), peer, stopping))
         }
         Door::Tls(gate, tls) => {
-            let stream = patient(stream);
-            let shaken = Box::pin(shake_hands(&worker, (&tls, &gate), stream, client)).await;
-            let Some(Session { mut stream, secure, is_h2, is_raw, is_challenge }) = shaken else {
-                return;
-            };
-            if is_challenge {
-                // The client has seen what it came for.
-                tokio::time::timeout(CLOSE_MAX, stream.shutdown()).await.ok();
-                return;
-            }
-            let tenant = secure.tenant.clone();
-            let peer = Peer::new(client, gate, Some(secure));
-            // A plain connection is counted with its first request: until then it is nobody's.
-            if tenant.as_ref().is_some_and(|app| !peer.sits_with(&worker.shared, app)) {
-                let limit = worker.shared.limits.app_connections_max;
-                tracing::debug!(limit, "connections to an app at their limit");
-                return;
-            }
-            if is_raw {
-                // Without one nobody has said so.
-                if let Some(app) = tenant {
-                    Box::pin(raw::pass_named(&worker, &peer.gate, app, stream)).await;
+            let shaking =
+                shake_hands(Rc::clone(&worker), (tls, gate.clone()), patient(stream), client);
+            let shaking = Box::pin(shaking);
+            Box::pin(async move {
+                let shaken = shaking.await;
+                let Some(session) = shaken else { return };
+                if let Some(serving) = secured(worker, session, (gate, client), stopping) {
+                    serving.await;
                 }
-                return;
-            }
-            if is_h2 {
-                let Some(_seat) = seat_h2(&worker, client) else { return };
-                Box::pin(h2::serve(worker, stream, peer, stopping)).await;
-            } else {
-                Box::pin(h1::serve(worker, stream, peer, stopping)).await;
-            }
+            })
         }
-        Door::Raw(gate, opening) => {
-            Box::pin(raw::pass_opened(&worker, &gate, opening, stream)).await;
-        }
-        Door::Far(far) => {
-            Box::pin(far::serve(worker, far, (patient(stream), client), stopping)).await;
-        }
+        Door::Raw(gate, opening) => Box::pin(async move {
+            raw::pass_opened(&worker, &gate, opening, stream).await;
+        }),
+        Door::Far(far) => Box::pin(far::serve(worker, far, (patient(stream), client), stopping)),
     }
 }
 
+/// Serves what a client has said under TLS that it wants; nothing where that is too much.
+fn secured(
+    worker: Rc<Worker>,
+    session: Session<Patient<TcpStream>>,
+    (gate, client): (Gate, IpAddr),
+    stopping: watch::Receiver<bool>,
+) -> Option<Serving> {
+    let Session { mut stream, secure, is_h2, is_raw, is_challenge } = session;
+    if is_challenge {
+        return Some(Box::pin(async move {
+            // The client has seen what it came for.
+            tokio::time::timeout(CLOSE_MAX, stream.shutdown()).await.ok();
+        }));
+    }
+    let tenant = secure.tenant.clone();
+    let peer = Peer::new(client, gate, Some(secure));
+    // A plain connection is counted with its first request: until then it is nobody's.
+    if tenant.as_ref().is_some_and(|app| !peer.sits_with(&worker.shared, app)) {
+        let limit = worker.shared.limits.app_connections_max;
+        tracing::debug!(limit, "connections to an app at their limit");
+        return None;
+    }
+    if is_raw {
+        // Without one nobody has said so.
+        let app = tenant?;
+        return Some(Box::pin(async move {
+            raw::pass_named(&worker, &peer.gate, app, stream).await;
+            // It is counted until here.
+            drop(peer);
+        }));
+    }
+    if is_h2 {
+        let seat = seat_h2(&worker, client)?;
+        let serving = Box::pin(h2::serve(worker, stream, peer, stopping));
+        return Some(Box::pin(async move {
+            serving.await;
+            drop(seat);
+        }));
+    }
+    Some(Box::pin(h1::serve(worker, stream, peer, stopping)))
+}
+
 async fn shake_hands<S>(
-    worker: &Worker,
-    (tls, gate): (&Tls, &Gate),
+    worker: Rc<Worker>,
+    (tls, gate): (Arc<Tls>, Gate),
     stream: S,
     client: IpAddr,
 ) -> Option<Session<S>>
@@ -116,13 +141,13 @@ where
     let limits = &worker.shared.limits;
     let began = Instant::now();
     let shaking = async {
-        let Some(start) = hello(worker, stream, client).await? else { return Ok(None) };
+        let Some(start) = hello(&worker, stream, client).await? else { return Ok(None) };
         // Only now: whoever says nothing would keep others out.
         let Some(_seat) = worker.crowd.seat_handshake(client, limits.handshakes_max) else {
             tracing::debug!(limit = limits.handshakes_max, "handshakes at their limit");
             return Ok(None);
         };
-        tls.accept(&worker.shared, gate, start).await
+        tls.accept(&worker.shared, &gate, start).await
     };
     let session = match tokio::time::timeout(limits.handshake, shaking).await {
         Ok(Ok(session)) => session,
@@ -245,4 +270,26 @@ fn say_if_last<B>(response: &mut Response<B>, stopping: &watch::Receiver<bool>) 
 /// all behind that. An end of the sender means the same.
 pub(crate) async fn asked_to_stop(stopping: &mut watch::Receiver<bool>) {
     stopping.wait_for(|stopping| *stopping).await.map(drop).unwrap_or_default();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::Secured;
+
+    /// What may be kept for an idle connection, beside its task, its socket's entry and its timer:
+    /// who is at the other end, what is waited for, and nothing of what it was or may come to.
+    const IDLE_BYTES_MAX: usize = 2 * 1024;
+
+    /// Returns how much that takes which a function returns.
+    fn size<A, B, C, D, F>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_connection_takes_little() {
+        let sizes =
+            [size(h1::serve::<Patient<TcpStream>>), size(h1::serve::<Secured<Patient<TcpStream>>>)];
+        assert!(sizes.into_iter().all(|size| size <= IDLE_BYTES_MAX), "{sizes:?}");
+    }
 }

@@ -109,6 +109,9 @@ impl Gate {
 
 /// Waits until the host has said what machines there are, and at most so long.
 pub(crate) async fn known(shared: &Shared, limit: Duration) {
+    if shared.live.is_known() {
+        return;
+    }
     let mut changes = shared.live.changes();
     let known = async {
         while !shared.live.is_known() {

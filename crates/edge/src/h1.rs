@@ -23,12 +23,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::AsyncWriteExt as _;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
 use crate::Limits;
-use crate::connection::{self, asked_to_stop};
+use crate::connection::{self, Serving, asked_to_stop};
 use crate::listen::Worker;
 use crate::peer::Peer;
 use crate::rewound::Rewound;
@@ -75,48 +74,58 @@ impl Turn {
 }
 
 /// Serves a connection to its end.
-pub(crate) async fn serve<S>(
+pub(crate) fn serve<S>(
     worker: Rc<Worker>,
     stream: S,
     peer: Peer,
-    mut stopping: watch::Receiver<bool>,
-) where
+    stopping: watch::Receiver<bool>,
+) -> impl Future<Output = ()>
+where
     S: Wire + Send + 'static,
 {
     let client = Client { stream, input: BytesMut::new() };
     let alarm = Alarm::new(worker.shared.limits.head);
-    let mut front = Front { worker, client, peer, stopping: stopping.clone(), alarm };
-    let turn = {
-        let shared = Arc::clone(&front.worker.shared);
-        let stop = pin!(asked_to_stop(&mut stopping));
-        let mut pause = Pause { stop, is_stopped: false, limits: &shared.limits };
-        loop {
-            match front.rest(&mut pause, Duration::MAX).await {
-                Pass::Request => {}
-                Pass::Later => continue,
-                Pass::End => break Turn::Over,
-            }
-            // Apart, so that one that is idle takes little.
-            let turn = Box::pin(front.busy(&mut pause)).await;
-            if turn != Turn::Again {
-                break turn;
-            }
-        }
-    };
-    match turn {
-        Turn::Again | Turn::Over => {
-            front.client.stream.shutdown().await.ok();
-        }
-        Turn::Broken => {}
-        Turn::General => {
-            let Front { worker, client, peer, stopping, .. } = front;
-            let stream = Rewound::new(client.input, client.stream);
-            Box::pin(connection::serve_http1(worker, stream, peer, stopping)).await;
+    let mut front = Front { worker, client, peer, stopping, alarm };
+    // An `async fn` would have all of it twice, and a connection lies idle for long.
+    async move {
+        match front.turns().await {
+            Turn::Again | Turn::Over => front.client.end().await,
+            Turn::Broken => {}
+            Turn::General => front.hand_over().await,
         }
     }
 }
 
 impl<S: Wire> Front<S> {
+    /// Serves requests until one is the last here.
+    async fn turns(&mut self) -> Turn {
+        let (shared, mut stopping) = (Arc::clone(&self.worker.shared), self.stopping.clone());
+        let stop = pin!(asked_to_stop(&mut stopping));
+        let mut pause = Pause { stop, is_stopped: false, limits: &shared.limits };
+        loop {
+            match self.rest(&mut pause, Duration::MAX).await {
+                Pass::Request => {}
+                Pass::Later => continue,
+                Pass::End => return Turn::Over,
+            }
+            // Apart, so that one that is idle takes little.
+            let turn = Box::pin(self.busy(&mut pause)).await;
+            if turn != Turn::Again {
+                return turn;
+            }
+        }
+    }
+
+    /// Has the connection go on the general way, with all that was read of it.
+    fn hand_over(self) -> Serving
+    where
+        S: Send + 'static,
+    {
+        let Self { worker, client, peer, stopping, .. } = self;
+        let stream = Rewound::new(client.input, client.stream);
+        Box::pin(connection::serve_http1(worker, stream, peer, stopping))
+    }
+
     /// Serves a request, and those that follow soon.
     async fn busy<F: Future<Output = ()>>(&mut self, pause: &mut Pause<'_, F>) -> Turn {
         loop {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
-use perch_sockets::keep_alive;
+use perch_sockets::{keep_alive, send_at_once};
 use perch_types::pulse::Pulse;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -175,8 +175,9 @@ impl Entrance {
     ) -> std::io::Result<Option<Self>> {
         let Some(listener) = listener else { return Ok(None) };
         listener.set_nonblocking(true)?;
-        // What is accepted has it of the listener.
+        // What is accepted has both of the listener.
         keep_alive(&listener)?;
+        send_at_once(&listener)?;
         let listener = TcpListener::from_std(listener)?;
         let door = door(listener.local_addr()?.port());
         Ok(Some(Self { listener, door }))
@@ -283,13 +284,10 @@ impl Worker {
             tracing::debug!(limit = most, "connections of an address at their limit");
             return;
         };
-        if stream.set_nodelay(true).is_err() {
-            return;
-        }
         let counted = Counted::new(self);
+        let serving = connection::serve(Rc::clone(self), door, stream, peer.ip(), stopping);
         tokio::task::spawn_local(async move {
-            let worker = Rc::clone(&counted.0);
-            connection::serve(worker, door, stream, peer.ip(), stopping).await;
+            serving.await;
             drop((seat, place, counted));
         });
     }
@@ -300,13 +298,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_client_that_is_silent_is_asked_whether_it_is_still_there() {
+    async fn a_client_that_is_silent_is_asked_whether_it_is_there_and_is_sent_all_at_once() {
         let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let entrance = Entrance::new(Some(listener), |port| Door::Plain(Gate::http(port))).unwrap();
         let _client = TcpStream::connect(address).await.unwrap();
         let (stream, ..) = next(entrance.as_ref()).await.unwrap();
         assert!(rustix::net::sockopt::socket_keepalive(&stream).unwrap());
+        assert!(stream.nodelay().unwrap());
     }
 
     #[test]

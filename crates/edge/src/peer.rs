@@ -32,7 +32,8 @@ pub(crate) struct Peer {
     pub(crate) secure: Option<Secure>,
     /// Tells connections of this process apart; never 0.
     pub(crate) number: u64,
-    stay: RefCell<Option<Stay>>,
+    /// Apart, as few have one.
+    stay: RefCell<Option<Box<Stay>>>,
     /// Among which app's connections it is counted.
     seat: RefCell<Option<(AppKey, AppSeat)>>,
 }
@@ -87,7 +88,7 @@ impl Peer {
             key,
             _connected: connected,
         };
-        let before = self.stay.replace(Some(stay));
+        let before = self.stay.replace(Some(Box::new(stay)));
         drop(before);
     }
 }

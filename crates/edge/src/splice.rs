@@ -254,6 +254,21 @@ mod tests {
         }
     }
 
+    async fn pass(
+        lent: &mut Lent,
+        source: &TcpStream,
+        sink: &mut Patient<TcpStream>,
+        mut left: u64,
+    ) {
+        while left > 0 {
+            let count = fill(lent, source, left).await;
+            assert!((1..=PIPE_BYTES).contains(&count) && !lent.is_empty(), "{count}");
+            left -= count as u64;
+            drain(lent, sink).await.unwrap();
+            assert!(lent.is_empty());
+        }
+    }
+
     #[tokio::test]
     async fn bodies_pass_whole_through_one_pipe_and_nothing_of_what_is_behind_them() {
         const BYTES: usize = 1024 * 1024 + 7;
@@ -269,14 +284,7 @@ mod tests {
             for _ in 0..2 {
                 let mut lent = pipes.take().unwrap();
                 assert_eq!(idle(&pipes), 0);
-                let mut left = BYTES as u64;
-                while left > 0 {
-                    let count = fill(&mut lent, &source, left).await;
-                    assert!((1..=PIPE_BYTES).contains(&count) && !lent.is_empty(), "{count}");
-                    left -= count as u64;
-                    drain(&mut lent, &mut sink).await.unwrap();
-                    assert!(lent.is_empty());
-                }
+                pass(&mut lent, &source, &mut sink, BYTES as u64).await;
                 drop(lent);
                 assert_eq!(idle(&pipes), 1, "it is used again");
             }

@@ -4,6 +4,7 @@
 //! moment. And never lets a session that began at one app go on at another.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{CipherSuite, ServerConfig, SupportedProtocolVersion, version};
-use tokio::io::{AsyncRead, AsyncWrite};
+use rustls::{CipherSuite, ProtocolVersion, ServerConfig, SupportedProtocolVersion, version};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
@@ -23,8 +24,12 @@ use crate::live::AppKey;
 use crate::raw::pg_tls;
 use crate::route;
 
+mod held;
+mod kept;
 mod tickets;
 
+use self::held::Held;
+use self::kept::Kept;
 use self::tickets::BoundTickets;
 
 /// The protocol of a TLS-ALPN-01 challenge (RFC 8737, section 6.2).
@@ -90,7 +95,13 @@ pub(crate) struct Tls {
     both: ServerConfig,
     only_12: ServerConfig,
     only_13: ServerConfig,
+    /// Has no certificate: the library tells the client so.
+    refusing: Arc<ServerConfig>,
+    kept: Kept,
 }
+
+/// A client's connection under TLS; large, and moved often.
+pub(crate) type Secured<S> = Box<TlsStream<Held<S>>>;
 
 /// The name that a connection under TLS was made for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,7 +133,7 @@ impl Secure {
 /// A handshake that went well.
 #[derive(Debug)]
 pub(crate) struct Session<S> {
-    pub(crate) stream: TlsStream<S>,
+    pub(crate) stream: Secured<S>,
     pub(crate) secure: Secure,
     /// Whether the client chose HTTP/2.
     pub(crate) is_h2: bool,
@@ -149,7 +160,7 @@ struct Terms {
 }
 
 /// What an app says of the port that a client came to.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Said {
     options: TlsOptions,
     is_raw: bool,
@@ -182,9 +193,8 @@ impl Said {
 
 /// What a connection may speak.
 struct Offer<'a> {
-    key: Arc<CertifiedKey>,
-    alpn: Vec<Vec<u8>>,
-    versions: TlsVersions,
+    key: &'a Arc<CertifiedKey>,
+    said: &'a Said,
     secure: &'a Secure,
     /// Whether the client is likely to have no AES of its own: then its order counts.
     prefers_chacha: bool,
@@ -194,13 +204,18 @@ impl Tls {
     pub(crate) fn new(certificates: Arc<dyn Certificates>) -> Result<Self, TlsError> {
         let provider = Arc::new(provider());
         let self_signed = Arc::new(self_signed(&provider)?);
+        let both = base(&provider, &self_signed, &[&version::TLS13, &version::TLS12])?;
+        let mut refusing = both.clone();
+        refusing.cert_resolver = Arc::new(Nothing);
         Ok(Self {
             certificates,
             tickets: aws_lc_rs::Ticketer::new().map_err(TlsError::Library)?,
-            both: base(&provider, &self_signed, &[&version::TLS13, &version::TLS12])?,
+            both,
             only_12: base(&provider, &self_signed, &[&version::TLS12])?,
             only_13: base(&provider, &self_signed, &[&version::TLS13])?,
             self_signed,
+            refusing: Arc::new(refusing),
+            kept: Kept::default(),
         })
     }
 
@@ -210,20 +225,17 @@ impl Tls {
         shared: &Shared,
         gate: &Gate,
         start: StartHandshake<S>,
-    ) -> std::io::Result<Option<Session<S>>>
+    ) -> io::Result<Option<Session<S>>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         gate::known(shared, KNOWN_MAX).await;
         let terms = self.terms(shared, gate, &start.client_hello());
         let Some(Terms { config, secure, is_raw, is_challenge }) = terms else {
-            // The library tells the client that there is nothing for it.
-            let mut refusal = self.both.clone();
-            refusal.cert_resolver = Arc::new(Nothing);
-            drop(start.into_stream(Arc::new(refusal)).await);
+            drop(shake(start, Arc::clone(&self.refusing)).await);
             return Ok(None);
         };
-        let stream = start.into_stream(config).await?;
+        let stream = shake(start, config).await?;
         let is_h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
         Ok(Some(Session { stream, secure, is_h2, is_raw, is_challenge }))
     }
@@ -236,14 +248,12 @@ impl Tls {
             None => format!("{}.{}", gate.only()?.name, shared.domain),
         };
         let prefers_chacha = hello.cipher_suites().first().copied().is_some_and(is_chacha);
-        let asked: Vec<&[u8]> = hello.alpn().map(Iterator::collect).unwrap_or_default();
-        if asked == [ACME] && gate.is_everybodys() {
+        let asked = hello.alpn().into_iter().flatten();
+        if asked.eq([ACME]) && gate.is_everybodys() {
             let key = self.certificates.challenge(&name)?;
-            let secure = Secure { name, tenant: None };
-            let versions = TlsVersions::Both;
-            let offer =
-                Offer { key, alpn: vec![ACME.to_vec()], versions, secure: &secure, prefers_chacha };
-            let config = self.config(offer);
+            let (secure, said) = (Secure { name, tenant: None }, Said::default());
+            let offer = Offer { key: &key, said: &said, secure: &secure, prefers_chacha };
+            let config = self.config(&offer, vec![ACME.to_vec()]);
             return Some(Terms { config, secure, is_raw: false, is_challenge: true });
         }
         let tenant = route::app_of(&name, &shared.domain, &shared.view.load());
@@ -255,10 +265,9 @@ impl Tls {
         let key = self
             .certificate(&secure.name)
             .or_else(|| said.options.default_self_signed.then(|| Arc::clone(&self.self_signed)))?;
-        let versions = said.options.versions;
-        let offer = Offer { key, alpn: said.alpn(), versions, secure: &secure, prefers_chacha };
-        let (config, is_raw) = (self.config(offer), said.is_raw);
-        Some(Terms { config, secure, is_raw, is_challenge: false })
+        let offer = Offer { key: &key, said: &said, secure: &secure, prefers_chacha };
+        let config = self.kept.or_make(&offer, || self.config(&offer, said.alpn()));
+        Some(Terms { config, secure, is_raw: said.is_raw, is_challenge: false })
     }
 
     /// Returns the certificate of a name: its own, or the wildcard's one level above.
@@ -269,19 +278,52 @@ impl Tls {
         })
     }
 
-    fn config(&self, offer: Offer<'_>) -> Arc<ServerConfig> {
-        let base = match offer.versions {
+    /// Makes what the library needs to know.
+    fn config(&self, offer: &Offer<'_>, alpn: Vec<Vec<u8>>) -> Arc<ServerConfig> {
+        let base = match offer.said.options.versions {
             TlsVersions::Both => &self.both,
             TlsVersions::Only12 => &self.only_12,
             TlsVersions::Only13 => &self.only_13,
         };
         let mut config = base.clone();
         config.ignore_client_order = !offer.prefers_chacha;
-        config.alpn_protocols = offer.alpn;
-        config.cert_resolver = Arc::new(Just(offer.key));
+        config.alpn_protocols = alpn;
+        config.cert_resolver = Arc::new(Just(Arc::clone(offer.key)));
         let scope = offer.secure.session_scope();
         config.ticketer = Arc::new(BoundTickets::new(Arc::clone(&self.tickets), &scope));
         Arc::new(config)
+    }
+}
+
+/// Shakes hands. What this writes last is not sent yet where no client waits for it.
+fn shake<S>(
+    start: StartHandshake<S>,
+    config: Arc<ServerConfig>,
+) -> impl Future<Output = io::Result<Secured<S>>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let start = StartHandshake::from_parts(start.accepted, Held::new(start.io));
+    let mut shaking = start.into_stream(config).into_fallible();
+    // Waited for where it is: what is moved into a wait is there twice, and this is large.
+    async move {
+        let stream = match (&mut shaking).await {
+            Ok(stream) => stream,
+            Err((error, mut stream)) => {
+                // The client is told why.
+                stream.pass();
+                stream.flush().await.ok();
+                return Err(error);
+            }
+        };
+        let mut stream = Box::new(stream);
+        let (held, session) = stream.get_mut();
+        held.pass();
+        // Before 1.3 the server has the last word, and the client says nothing without it.
+        if session.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
+            stream.flush().await?;
+        }
+        Ok(stream)
     }
 }
 
@@ -357,4 +399,4 @@ impl ResolvesServerCert for Nothing {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,5 +1,5 @@
-//! What a server asks of the other side of a socket: that it takes what it is sent, and that
-//! it is there.
+//! What a server asks of a socket: that it sends at once, and that its other side takes what it is
+//! sent and is there.
 //!
 //! Never looks at a byte, and never speaks a protocol.
 
@@ -7,8 +7,10 @@
 
 mod alive;
 mod patience;
+mod prompt;
 mod timer;
 
 pub use alive::keep_alive;
 pub use patience::{Patience, Patient};
+pub use prompt::send_at_once;
 pub use timer::Timer;

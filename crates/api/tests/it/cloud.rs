@@ -246,13 +246,8 @@ impl Cloud {
         api.ensure_admin_token(&hash(ADMIN)).await.unwrap();
         let socket = folder.path().join("api.sock");
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-        let serving = serve(
-            Listener::Unix(listener),
-            api.router(),
-            ServeLimits::default(),
-            std::future::pending(),
-        );
-        tokio::spawn(serving);
+        let (limits, never) = (ServeLimits::default(), std::future::pending());
+        tokio::spawn(serve(Listener::Unix(listener), api.router(), limits, never));
         let admin = perch_client::Api::new(&Address::Unix(socket.clone()), &Secret::new(ADMIN));
         let admin = admin.unwrap();
         let cloud = Self {

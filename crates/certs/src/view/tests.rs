@@ -174,7 +174,7 @@ async fn challenges_are_answered_in_their_own_way_only() {
     world.until(|view| view.answers("last.example", &last)).await;
     assert!(!world.view.answers("dns.example", &dns), "no edge gives it");
     let view = &world.view;
-    let label = |hostname: &str| crate::dns::challenge_label("app_1", hostname);
+    let label = |hostname: &str| dns::challenge_label("app_1", hostname);
     assert_eq!(view.texts(&label("dns.example")), ["digest"]);
     assert!(view.texts(&label("http.example")).is_empty());
     assert_eq!(view.http_challenge("http.example", "token").unwrap(), "token.thumb");

@@ -121,7 +121,7 @@ fn n8_what_is_no_question_has_no_answer() {
         claims[at] = 255;
         assert!(!answered(&claims), "{at}");
     }
-    let mut response = good.clone();
+    let mut response = good;
     response.metadata.message_type = MessageType::Response;
     assert!(ask(&response, Way::Datagram).is_none(), "answers would be sent to and fro");
     let mut long = bytes;

@@ -214,11 +214,12 @@ enum Step {
     Broken,
 }
 
-/// Sends what was written of a head, and a body behind it; returns whether all of it was sent.
+/// Sends what was written of a head, and a body behind it, after which nothing may follow; returns
+/// whether all of it was sent.
 pub(super) async fn pass<S: Wire, P: Pieces>(
     client: &mut Client<S>,
     out: &mut BytesMut,
-    mut ends: Ends,
+    (mut ends, is_last): (Ends, bool),
     mut body: P,
 ) -> bool {
     let (mut pipe, mut is_read) = (None, false);
@@ -279,7 +280,13 @@ pub(super) async fn pass<S: Wire, P: Pieces>(
         return false;
     }
     let is_whole = ends.end(out);
-    client.send(out, Bytes::new(), b"").await.is_ok() && is_whole
+    // One that is cut short does not end as if it were whole.
+    let sent = if is_last && is_whole {
+        client.send_last(out).await
+    } else {
+        client.send(out, Bytes::new(), b"").await
+    };
+    sent.is_ok() && is_whole
 }
 
 fn step<S: Wire, P: Pieces>(

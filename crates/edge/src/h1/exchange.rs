@@ -139,7 +139,7 @@ impl<S: Wire> Front<S> {
         let has_date = answer::put_fields(origin.fields(), has_length, out);
         answer::tell_client(sent.request_id, head.minor, out);
         self.put_end((ends, has_date, is_last), out);
-        let is_sent = body::pass(&mut self.client, out, ends, machine).await;
+        let is_sent = body::pass(&mut self.client, out, (ends, is_last), machine).await;
         Turn::behind((is_sent, is_last))
     }
 
@@ -183,7 +183,7 @@ impl<S: Wire> Front<S> {
         let has_date = answer::put_response(&response, method, (ends, exact), out);
         self.put_end((ends, has_date, is_last), out);
         let frames = Frames::new(response.into_body());
-        let is_sent = body::pass(&mut self.client, out, ends, frames).await;
+        let is_sent = body::pass(&mut self.client, out, (ends, is_last), frames).await;
         Turn::behind((is_sent, is_last))
     }
 

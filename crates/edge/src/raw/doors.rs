@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
-use perch_sockets::keep_alive;
+use perch_sockets::{keep_alive, send_at_once};
 use perch_store::turning;
 use perch_types::ports::{Holder, RAW_PORTS_MAX, RawPort};
 use perch_types::pulse::Pulse;
@@ -183,8 +183,9 @@ async fn begin(
             let listener = tokio::task::spawn_blocking(move || binder.tcp(port)).await;
             let listener = listener.map_err(io::Error::other).flatten()?;
             listener.set_nonblocking(true)?;
-            // What is accepted has it of the listener.
+            // What is accepted has both of the listener.
             keep_alive(&listener)?;
+            send_at_once(&listener)?;
             let door = tcp::Listening { listener: TcpListener::from_std(listener)?, port, known };
             tokio::spawn(tcp::accept(raw, Arc::clone(loops), door))
         }

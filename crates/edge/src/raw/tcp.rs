@@ -15,7 +15,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_rustls::server::TlsStream;
 
 use super::machine::{Link, Search};
 use super::{Ends, Entry, Opening, Passed, Raw, caps, pg_tls};
@@ -26,7 +25,7 @@ use crate::gate::{self, Gate};
 use crate::handing::{Handed, Loops};
 use crate::listen::Worker;
 use crate::live::AppKey;
-use crate::tls::hello;
+use crate::tls::{Secured, hello};
 
 /// The pause after an accept that failed, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -142,13 +141,14 @@ pub(crate) async fn pass_named(
     worker: &Worker,
     gate: &Gate,
     app: AppKey,
-    mut client: TlsStream<Patient<TcpStream>>,
+    mut client: Secured<Patient<TcpStream>>,
 ) {
     // Without it nobody has said so.
     let Some(raw) = &worker.raw else { return };
     let began = Instant::now();
     let entry = Entry { protocol: Protocol::Tcp, port: gate.public, app };
-    let (patient, _) = client.get_mut();
+    let (held, _) = client.get_mut();
+    let patient = held.get_mut();
     // Whoever takes nothing for a while may do so here: nothing else waits for it.
     patient.wait(raw.limits.idle);
     let outcome = match ends(patient.get_ref(), entry.port) {
@@ -200,7 +200,7 @@ async fn shake(
     raw: &Raw,
     (gate, opening, client): (&Gate, Opening, IpAddr),
     mut stream: TcpStream,
-) -> Result<TlsStream<TcpStream>, Fault> {
+) -> Result<Secured<TcpStream>, Fault> {
     let tls = raw.tls.as_ref().ok_or(Fault::NoTls)?;
     if opening == Opening::PgTls && !begins_with_tls(&stream).await.map_err(Fault::Handshake)? {
         let asked = pg_tls::asked_for_tls(&mut stream).await.map_err(Fault::Handshake)?;
@@ -225,7 +225,6 @@ async fn begins_with_tls(stream: &TcpStream) -> io::Result<bool> {
 
 /// Prepares a client's connection, and returns whose it is.
 fn ends(stream: &TcpStream, public: u16) -> io::Result<Ends> {
-    stream.set_nodelay(true)?;
     let client = stream.peer_addr()?;
     // The port that is public, whatever port it is bound to.
     let mut at = stream.local_addr()?;

@@ -1,9 +1,119 @@
 //! Certificates by name, whose connection it is, and what TLS is spoken.
 
+use futures_util::FutureExt as _;
 use perch_types::OrgSlug;
-use rustls::CipherSuite;
+use rustls::pki_types::ServerName;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
+use tokio_rustls::{TlsConnector, client};
 
 use super::*;
+
+/// More than any test takes.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Begins TLS over a connection as a client that trusts the certificate of nobody's names.
+async fn connect(
+    tls: &Tls,
+    stream: DuplexStream,
+    version: &'static SupportedProtocolVersion,
+) -> io::Result<client::TlsStream<DuplexStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(tls.self_signed.cert[0].clone()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from("perch.invalid").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
+}
+
+/// Makes both sides of a connection under TLS out of those of one that is there.
+pub(crate) async fn pair<S>(
+    client: DuplexStream,
+    server: S,
+    version: &'static SupportedProtocolVersion,
+) -> (client::TlsStream<DuplexStream>, Secured<S>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let tls = Tls::new(Arc::new(FirstOf::default())).unwrap();
+    let secure = Secure { name: "perch.invalid".to_owned(), tenant: None };
+    let (key, said) = (&tls.self_signed, &Said::default());
+    let offer = Offer { key, said, secure: &secure, prefers_chacha: false };
+    let config = tls.config(&offer, Vec::new());
+    let both = async {
+        tokio::join!(connect(&tls, client, version), async {
+            shake(hello(server).await.unwrap(), config).await.unwrap()
+        })
+    };
+    let (client, server) = tokio::time::timeout(LONG, Box::pin(both)).await.expect("it ends");
+    (client.unwrap(), server)
+}
+
+#[tokio::test]
+async fn the_ticket_waits_for_the_answer_and_what_the_client_waits_for_does_not() {
+    for version in [&TLS12, &TLS13] {
+        let (near, far) = duplex(1 << 16);
+        // Before 1.3 the client only gets here once all has come.
+        let (mut client, mut server) = pair(near, far, version).await;
+        let (socket, _) = client.get_mut();
+        assert!(socket.read(&mut [0]).now_or_never().is_none(), "{version:?}");
+        server.write_all(b"answer").await.unwrap();
+        server.shutdown().await.unwrap();
+        let mut all = String::new();
+        client.read_to_string(&mut all).await.unwrap();
+        assert_eq!(all, "answer");
+        let tickets = u32::from(version.version == ProtocolVersion::TLSv1_3);
+        assert_eq!(client.get_ref().1.tls13_tickets_received(), tickets);
+    }
+}
+
+#[tokio::test]
+async fn a_client_is_told_that_it_is_refused() {
+    let tls = Tls::new(Arc::new(FirstOf::default())).unwrap();
+    let (near, far) = duplex(1 << 16);
+    let both = async {
+        tokio::join!(connect(&tls, near, &TLS13), async {
+            shake(hello(far).await.unwrap(), Arc::clone(&tls.refusing)).await.is_err()
+        })
+    };
+    let (client, is_refused) = tokio::time::timeout(LONG, Box::pin(both)).await.expect("it ends");
+    assert!(is_refused);
+    let error = client.unwrap_err();
+    let told = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    assert!(matches!(told, Some(rustls::Error::AlertReceived(_))), "{error:?}");
+}
+
+#[test]
+fn e9_what_was_made_for_one_tenant_is_taken_again_for_that_one_alone() {
+    let key = || Arc::new(self_signed(&aws_lc_rs::default_provider()).unwrap());
+    let (own, renewed) = (key(), key());
+    let tls = Tls::new(Arc::new(FirstOf::default())).unwrap();
+    let made = |key: &Arc<CertifiedKey>, said: &Said, secure: &Secure, prefers_chacha| {
+        let offer = Offer { key, said, secure, prefers_chacha };
+        tls.kept.or_make(&offer, || tls.config(&offer, said.alpn()))
+    };
+    let of = |tenant: Option<&str>| Secure { name: "web.d".to_owned(), tenant: tenant.map(app) };
+    let (usual, raw) = (Said::default(), Said { is_raw: true, ..Said::default() });
+    let (web, other, nobody) = (of(Some("web")), of(Some("other")), of(None));
+    for (key, said, secure, prefers_chacha) in [
+        (&renewed, &usual, &web, false),
+        (&own, &raw, &web, false),
+        (&own, &usual, &other, false),
+        (&own, &usual, &web, true),
+        (&own, &usual, &nobody, false),
+    ] {
+        let first = made(&own, &usual, &web, false);
+        assert!(Arc::ptr_eq(&first, &made(&own, &usual, &web, false)));
+        let differs = made(key, said, secure, prefers_chacha);
+        assert!(!Arc::ptr_eq(&first, &differs), "{said:?} {secure:?} {prefers_chacha}");
+    }
+    let nobodys = made(&own, &usual, &nobody, false);
+    assert!(!Arc::ptr_eq(&nobodys, &made(&own, &usual, &nobody, false)));
+}
 
 fn app(name: &str) -> AppKey {
     AppKey { org: OrgSlug::personal(), name: name.parse().unwrap() }

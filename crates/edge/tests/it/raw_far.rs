@@ -61,6 +61,11 @@ struct Wire {
     is_cut: Arc<AtomicBool>,
 }
 
+fn copy(mut from: TcpStream, mut to: TcpStream) {
+    std::io::copy(&mut from, &mut to).ok();
+    to.shutdown(Shutdown::Write).ok();
+}
+
 impl Wire {
     fn to(there: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -76,11 +81,8 @@ impl Wire {
                 let far = TcpStream::connect(there).unwrap();
                 for (from, to) in [(&near, &far), (&far, &near)] {
                     streams.push(from.try_clone().unwrap());
-                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    std::thread::spawn(move || {
-                        std::io::copy(&mut from, &mut to).ok();
-                        to.shutdown(Shutdown::Write).ok();
-                    });
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    std::thread::spawn(move || copy(from, to));
                 }
             }
         });

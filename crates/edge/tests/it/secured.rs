@@ -1,7 +1,8 @@
-//! Certificates while they change, and clients that name nobody.
+//! Certificates while they change, clients that name nobody, and how a connection ends.
 
 use std::sync::Arc;
 
+use rustls::HandshakeKind;
 use rustls::version::{TLS12, TLS13};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -66,4 +67,26 @@ fn e11_a_client_that_names_nobody_is_shown_no_certificate() {
         world.runtime.block_on(dial(&world, &config, "127.0.0.1")).unwrap_err();
     }
     assert_eq!(origin.count(), 0);
+}
+
+#[test]
+fn the_last_answer_ends_its_session_well_and_the_next_connection_takes_it_up() {
+    let origin = Origin::fine();
+    let world = World::web(&origin);
+    let head = format!("GET / HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n\r\n");
+    for versions in [[&TLS12], [&TLS13]] {
+        let config = Arc::new(client(&world, &versions, &["http/1.1"]));
+        for kind in [HandshakeKind::Full, HandshakeKind::Resumed, HandshakeKind::Resumed] {
+            world.runtime.block_on(async {
+                let mut stream = dial(&world, &config, NAME).await.unwrap();
+                stream.write_all(head.as_bytes()).await.unwrap();
+                let mut answer = String::new();
+                let read = stream.read_to_string(&mut answer);
+                // An end without the word that nothing follows is an error.
+                tokio::time::timeout(DEADLINE, read).await.unwrap().unwrap();
+                assert!(answer.ends_with("\r\n\r\nok"), "{answer}");
+                assert_eq!(stream.get_ref().1.handshake_kind(), Some(kind));
+            });
+        }
+    }
 }

@@ -316,7 +316,8 @@ impl World {
 
     /// Gives apps a port at which clients name the one that they want, and returns where that is.
     pub(crate) fn share_port(&self, apps: &[&str], port: RawPort) -> SocketAddr {
-        let put = put_doc(self.store.as_ref(), &port, &claim_of(apps), Expected::Any);
+        let claim = claim_of(apps);
+        let put = put_doc(self.store.as_ref(), &port, &claim, Expected::Any);
         self.runtime.block_on(put).unwrap();
         let mut address = None;
         until("the port is open", || {

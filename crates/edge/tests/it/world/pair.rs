@@ -210,7 +210,8 @@ impl Pair {
 
     /// Gives an app a raw port, at both sides.
     pub(crate) fn claim_port(&self, app: &str, port: RawPort) {
-        let put = put_doc(self.store.as_ref(), &port, &claim_of(&[app]), Expected::Any);
+        let claim = claim_of(&[app]);
+        let put = put_doc(self.store.as_ref(), &port, &claim, Expected::Any);
         self.runtime.block_on(put).unwrap();
         for side in [&self.near, &self.far] {
             until("the port is open", || side.doors.at(port).is_some());
