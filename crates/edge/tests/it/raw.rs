@@ -1,6 +1,6 @@
 //! Connections at ports where the edge speaks no HTTP.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -90,9 +90,12 @@ pub(crate) fn ask(stream: &mut (impl std::io::Read + std::io::Write), word: &str
     String::from_utf8(answer).unwrap()
 }
 
-/// Returns whether a connection is ended without a word.
+/// Returns whether a connection is ended without a word. One that is only silent is not.
 pub(crate) fn is_ended(mut stream: TcpStream) -> bool {
-    matches!(stream.read(&mut [0; 1]), Ok(0) | Err(_))
+    match stream.read(&mut [0; 1]) {
+        Ok(count) => count == 0,
+        Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+    }
 }
 
 #[test]
