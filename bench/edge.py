@@ -10,9 +10,10 @@ import sys
 import time
 
 import load
+import names
 import wakes
 from names import APPS, SIEGE, Many
-from proxies import HOST, Stage
+from proxies import APP, HOST, Stage
 from siege import Target, kinds
 from tables import header, percentile, row
 from turns import RUN_S, Memory, in_turns, is_ours, ratios, throughput
@@ -64,7 +65,12 @@ def tls(bench):
 
 def handshakes(bench):
     run = wrk(bench, KIB, tls=True, fresh=True, connections=16)
-    bench.fast("TLS handshakes: a connection for each request", run, 1.5, 1.6)
+    bench.fast("TLS sessions taken up again: a connection for each request", run, 1.5, 1.6)
+    name = names.bring(bench.stage, APP)
+    whole = "TLS handshakes, no session taken up, nothing asked"
+    found = throughput(whole, bench.stage.proxies, bench.rounds, names.hands(bench.stage, [name]), bench.until,
+                       "handshakes a CPU s")
+    bench.verdicts.at_least(f"{whole}, perch x nginx", found.get(("perch", "nginx")), 1.5, 1.6)
 
 
 def h2(bench):

@@ -14,6 +14,8 @@ import threading
 import time
 
 import load
+from cloud import SERVICE
+from proxies import REQUESTS
 from tables import header, row
 from turns import RUN_S, throughput
 
@@ -54,12 +56,12 @@ def get(port, app):
     return " ".join([str(answer.status), *re.findall(r"\bP[A-Z]\d\d\b", text)[-1:]]), took
 
 
-def certificate(folder, name):
+def certificate(name):
     """A certificate and its key: P-256, as the edge's own are."""
     made = subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-config", f"{folder}/leaf.conf", "-keyout", "-", "-out", "-"],
-        check=True, capture_output=True, text=True, env={**os.environ, "NAME": name},
+         "-config", "/dev/stdin", "-keyout", "-", "-out", "-"],
+        check=True, capture_output=True, text=True, input=REQUEST, env={**os.environ, "NAME": name},
     ).stdout
     begin = "-----BEGIN CERTIFICATE-----"
     key, chain = made.split(begin, 1)
@@ -69,7 +71,7 @@ def certificate(folder, name):
 def bring(stage, app):
     """Makes a certificate for one name of an app and brings it."""
     name = f"{app}.{DOMAIN}"
-    chain, key = certificate(stage.folder, name)
+    chain, key = certificate(name)
     body = {"hostname": name, "fullchain": chain, "private_key": key}
     stage.cloud.call("POST", f"/v1/apps/{app}/certificates/custom", body)
     return name
@@ -100,16 +102,19 @@ def by_many(items, work, until):
     return done
 
 
-def hands(stage, names):
-    """A run that shakes hands by these names; the edge has to show the certificate of each."""
+def hands(stage, names, kind="hands", seconds=RUN_S):
+    """A run that shakes hands by these names, at random or by each; the edge has to show the certificate of each.
+
+    No session is resumed, and nothing is asked.
+    """
     path = f"{stage.folder}/names"
 
     def run(proxy):
         with open(path, "w", encoding="ascii") as out:
             out.write("\n".join(names))
         host = "checked" if proxy is stage.perch else "unchecked"
-        words = [sys.executable, "-B", SIEGE, "hands", str(proxy.plain), str(proxy.tls), host, str(RUN_S), path]
-        done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=RUN_S + load.SPARE_S)
+        words = [sys.executable, "-B", SIEGE, kind, str(proxy.plain), str(proxy.tls), host, str(seconds), path]
+        done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=seconds + load.SPARE_S)
         return json.loads(done.stdout)
 
     return run
@@ -121,8 +126,6 @@ class Many:
     def __init__(self, stage, rounds, until, verdicts):
         self.stage, self.rounds, self.until, self.verdicts = stage, rounds, until, verdicts
         self.busy = [f"busy{number}" for number in range(BUSY_APPS)]
-        with open(f"{stage.folder}/leaf.conf", "w", encoding="ascii") as out:
-            out.write(REQUEST)
         self.script = f"{stage.folder}/apps.lua"
         with open(self.script, "w", encoding="ascii") as out:
             out.write("local turn = 0\nrequest = function()\n  turn = turn + 1\n"
@@ -151,7 +154,9 @@ class Many:
 
     def all(self, count):
         for app in self.busy:
-            self.stage.running(app)
+            # A client's connection goes to all of them in turn. By `connections` each has one to the machine for
+            # itself, which is made anew when it asks for another app.
+            self.stage.running(app, [{**SERVICE[0], "concurrency": REQUESTS}])
             # Each has answered once, so that none is woken by what is measured.
             get(self.stage.cloud.edge, app)
         few = by_many(self.busy, lambda app: bring(self.stage, app), self.until)
@@ -169,8 +174,18 @@ class Many:
         names = self.make("certificates", apps, lambda app: bring(self.stage, app), made_by)
         beside = self.requests(f"Requests to {BUSY_APPS} apps beside {len(apps)} others")
         self.judge(f"requests beside {len(apps)} apps", requests, beside)
+        self.open(names)
         beside = self.handshakes(f"Handshakes by {len(names)} names", names)
         self.judge(f"handshakes by {len(names)} names", handshakes, beside)
+
+    def open(self, names):
+        """A certificate is opened with the first handshake by its name: what that costs, once."""
+        edge, seconds = self.stage.perch, max(RUN_S, self.until - time.monotonic())
+        header(f"The first handshake by each of {len(names)} names")
+        before = edge.cpu_s()
+        count = hands(self.stage, names, "each", seconds)(edge)
+        row(edge.name, [count / max(edge.cpu_s() - before, 0.01)], "handshakes a CPU s")
+        self.verdicts.at_least("names that were opened", count, len(names), len(names), "")
 
     def judge(self, name, before, after):
         """What the edge lost, held against a neighbour that has lost nothing: 5 % are within what two runs differ."""

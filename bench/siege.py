@@ -2,7 +2,7 @@
 
 Never measures the edge: the honest ones say what they saw, the others nothing.
 
-    python3 siege.py honest|hands|KIND PLAIN_PORT TLS_PORT HOST SECONDS [NAMES_FILE]
+    python3 siege.py honest|hands|each|KIND PLAIN_PORT TLS_PORT HOST SECONDS [NAMES_FILE]
 """
 
 import asyncio
@@ -101,13 +101,12 @@ async def be_honest(target, end):
 
 
 async def shake_hands(target, end, names):
-    """Handshakes by one name after the other, chosen at random; says how many."""
+    """Handshakes by one name after the other, until the time or the names are over; says how many."""
     count = 0
 
     async def some():
         nonlocal count
-        while time.monotonic() < end:
-            name = random.choice(names)
+        while time.monotonic() < end and (name := next(names, None)):
             _, writer = await target.connect(True, name=name)
             shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
             # The others have one certificate for all.
@@ -261,9 +260,11 @@ def main():
     target, end = Target(plain, tls, host), time.monotonic() + float(seconds)
     if kind == "honest":
         asyncio.run(be_honest(target, end))
-    elif kind == "hands":
-        with open(sys.argv[6], encoding="ascii") as names:
-            asyncio.run(shake_hands(target, end, names.read().split()))
+    elif kind in ("hands", "each"):
+        with open(sys.argv[6], encoding="ascii") as file:
+            names = file.read().split()
+        at_random = (random.choice(names) for _ in iter(int, 1))
+        asyncio.run(shake_hands(target, end, at_random if kind == "hands" else iter(names)))
     else:
         asyncio.run(be_harmful(target, kind, end))
 

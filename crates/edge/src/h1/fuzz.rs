@@ -29,7 +29,10 @@ pub(crate) fn requests(bytes: &[u8]) {
         version: Version::HTTP_11,
     };
     asked.tell(&seen, &mut out);
-    assert_eq!(strict::lone_head(&out), Some(out.len()), "{out:?}");
+    // With the platform's own there may be more than a client may send.
+    if strict::fields(&out).count() <= strict::HEAD_FIELDS_MAX {
+        assert_eq!(strict::lone_head(&out), Some(out.len()), "{out:?}");
+    }
     assert_eq!(strict::words(&out), strict::words(head));
     let request = general(head);
     assert!(request.is_some(), "{out:?}");
