@@ -12,6 +12,7 @@
 
 mod arrive;
 mod carried;
+mod carriers;
 mod carry;
 mod hop;
 mod known;
@@ -38,6 +39,7 @@ use crate::metrics::AppMetrics;
 use crate::tls::TlsError;
 
 pub(crate) use self::arrive::serve;
+use self::carriers::Carriers;
 pub(crate) use self::carry::Carried;
 use self::hop::Verdict;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -181,8 +183,15 @@ pub(crate) fn settle(headers: &mut HeaderMap) {
 pub(crate) struct Reach {
     links: Links,
     /// The same for connections that are carried.
-    carriers: Links,
+    carriers: Carriers,
     known: Known,
+}
+
+impl Reach {
+    /// Ends connections to other edges that nobody uses any more.
+    pub(crate) fn sweep(&self) {
+        self.carriers.sweep();
+    }
 }
 
 #[cfg(test)]

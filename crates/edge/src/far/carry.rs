@@ -103,7 +103,7 @@ impl Worker {
         order: &Order,
     ) -> Option<(Response<Incoming>, Stream)> {
         let address = self.shared.view.load().edge(host);
-        let (address, links) = (address?, &self.reach.carriers);
+        let (address, links) = (address?, self.reach.carriers.of(&order.app));
         loop {
             let (mut stream, is_new) = links.place(far, host, address).await?;
             let request = request(host, order)?;

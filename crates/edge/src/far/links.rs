@@ -192,6 +192,12 @@ impl Links {
         stream
     }
 
+    /// Returns whether any connection is used, or was a moment ago.
+    pub(super) fn are_worth_keeping(&self) -> bool {
+        let (links, now) = (self.open.borrow(), Instant::now());
+        links.values().flatten().any(|link| link.is_worth_keeping(now))
+    }
+
     /// Gives up the connection that a place was on: nothing more can be sent over it.
     pub(super) fn retire(&self, host: &HostId, streams: &Rc<()>) {
         if let Some(of_host) = self.open.borrow_mut().get_mut(host) {
