@@ -281,6 +281,16 @@ fn a_host_that_is_lost_takes_no_connection_and_ends_those_that_it_had() {
 }
 
 #[test]
+fn a_port_that_only_machines_of_another_host_list_leads_there() {
+    let program = Program::capitals();
+    // Another part of the same app.
+    let ports = json!([{"port": 80, "handlers": ["http"]}]);
+    let here = serving(1, MachineState::Started, program.port, &ports);
+    let pair = claimed(Pair::new(vec![here], vec![started(2, &program)]));
+    assert_eq!(ask(&mut dial(&pair), "hello"), "HELLO");
+}
+
+#[test]
 fn e5_apps_share_no_connection_between_edges() {
     let (program, another) = (Program::capitals(), Program::capitals());
     let second = (PORT.0, PORT.1 + 1);
