@@ -10,6 +10,11 @@ use std::rc::Rc;
 use super::links::Links;
 use crate::live::AppKey;
 
+/// How many connections one of them carries; for more there is another. So many may leave all that
+/// can be under way unread, in pieces of 32 bytes and more, and none is ended; by smaller ones no
+/// more than so many are.
+const CARRIED_MAX: usize = 8;
+
 /// Connections of one loop, by app.
 #[derive(Debug, Default)]
 pub(super) struct Carriers(RefCell<HashMap<AppKey, Rc<Links>>>);
@@ -22,7 +27,7 @@ impl Carriers {
         if let Some(links) = apps.get(app) {
             return Rc::clone(links);
         }
-        let links = Rc::<Links>::default();
+        let links = Rc::new(Links::of(CARRIED_MAX));
         apps.insert(app.clone(), Rc::clone(&links));
         links
     }
