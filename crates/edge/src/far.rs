@@ -7,7 +7,7 @@
 //! Between edges it is HTTP/2 under TLS, where both show that they are the edge of a host that the
 //! platform's authority knows; a switch of protocols has an HTTP/1.1 connection of its own. What is
 //! said beside the request is one field each way ([`hop`]). A connection at a raw port is a stream
-//! that CONNECT opens, among others of its kind: what fills a connection for days is not among
+//! that CONNECT opens, among a few others of its app: what fills a connection for days is not among
 //! requests.
 
 mod arrive;
