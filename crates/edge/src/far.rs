@@ -30,6 +30,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, version};
+use tokio::time::Instant;
 
 use crate::Limits;
 use crate::headers;
@@ -190,7 +191,9 @@ pub(crate) struct Reach {
 impl Reach {
     /// Ends connections to other edges that nobody uses any more.
     pub(crate) fn sweep(&self) {
-        self.carriers.sweep();
+        let now = Instant::now();
+        self.links.sweep(now);
+        self.carriers.sweep(now);
     }
 }
 

@@ -7,6 +7,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use tokio::time::Instant;
+
 use super::links::Links;
 use crate::live::AppKey;
 
@@ -33,10 +35,9 @@ impl Carriers {
     }
 
     /// Ends those that nobody uses any more.
-    pub(super) fn sweep(&self) {
+    pub(super) fn sweep(&self, now: Instant) {
         let Self(apps) = self;
-        apps.borrow_mut()
-            .retain(|_, links| Rc::strong_count(links) > 1 || links.are_worth_keeping());
+        apps.borrow_mut().retain(|_, links| links.sweep(now) || Rc::strong_count(links) > 1);
     }
 }
 
@@ -57,10 +58,10 @@ mod tests {
         assert!(!Rc::ptr_eq(&web, &of("other")));
         let count = || carriers.0.borrow().len();
         assert_eq!(count(), 2);
-        carriers.sweep();
+        carriers.sweep(Instant::now());
         assert_eq!(count(), 1, "somebody may be about to use one");
         drop(web);
-        carriers.sweep();
+        carriers.sweep(Instant::now());
         assert_eq!(count(), 0);
     }
 }

@@ -197,18 +197,18 @@ impl Links {
         let (streams, used) = (Rc::new(()), Instant::now());
         let stream = Stream { sender: sender.clone(), streams: Rc::clone(&streams) };
         let mut links = self.open.borrow_mut();
-        links.retain(|_, of_host| {
-            of_host.retain(|link| link.is_worth_keeping(used));
-            !of_host.is_empty()
-        });
         links.entry(host.clone()).or_default().push(Link { address, sender, streams, used });
         stream
     }
 
-    /// Returns whether any connection is used, or was a moment ago.
-    pub(super) fn are_worth_keeping(&self) -> bool {
-        let (links, now) = (self.open.borrow(), Instant::now());
-        links.values().flatten().any(|link| link.is_worth_keeping(now))
+    /// Ends connections that nobody used for a while; returns whether any are left.
+    pub(super) fn sweep(&self, now: Instant) -> bool {
+        let mut links = self.open.borrow_mut();
+        links.retain(|_, of_host| {
+            of_host.retain(|link| link.is_worth_keeping(now));
+            !of_host.is_empty()
+        });
+        !links.is_empty()
     }
 
     /// Gives up the connection that a place was on: nothing more can be sent over it.
@@ -397,6 +397,21 @@ mod tests {
                 assert!(one.await.unwrap().is_some());
             }
             assert_eq!(world.dialed.get(), 2);
+        });
+    }
+
+    #[test]
+    fn a_connection_that_nobody_uses_ends_in_a_while() {
+        on_loop(async {
+            let world = World::new();
+            let (tell, mut asking) = world.ask(1, 1).await;
+            tell.send(true).unwrap();
+            let stream = asking.remove(0).await.unwrap();
+            let now = Instant::now();
+            assert!(world.links.sweep(now + IDLE_MAX), "it is used");
+            drop(stream);
+            assert!(world.links.sweep(now), "it may be again");
+            assert!(!world.links.sweep(now + IDLE_MAX));
         });
     }
 
