@@ -58,7 +58,7 @@ pub(crate) async fn create(
     Extension(caller): Extension<Caller>,
     Json(request): Json<CreateApp>,
 ) -> Result<(StatusCode, JsonReply<App>), Failure> {
-    let new = wanted(&caller, request)?;
+    let new = wanted(&shared, &caller, request)?;
     let app = documents::create_app(&shared, &new).await?.ok_or_else(|| {
         Failure::new(Code::NameTaken, "Name has already been taken")
             .with_hint(format!("names are one namespace on a platform; try `{}-2`", new.name))
@@ -101,12 +101,14 @@ pub(crate) async fn delete(
     Ok(StatusCode::ACCEPTED)
 }
 
-fn wanted(caller: &Caller, request: CreateApp) -> Result<NewApp, Failure> {
+fn wanted(shared: &Shared, caller: &Caller, request: CreateApp) -> Result<NewApp, Failure> {
     let missing = || Failure::new(Code::InvalidRequest, "name: is missing");
     let name = request.name.or(request.app_name).ok_or_else(missing)?;
     let name: AppName =
         name.parse().map_err(|error| Failure::new(Code::InvalidValue, format!("name: {error}")))?;
-    if RESERVED_NAMES.contains(&name.as_str()) {
+    // Where the platform has a name below its domain, an app could not be reached at that.
+    let hostname = format!("{name}.{}", shared.platform.domain);
+    if RESERVED_NAMES.contains(&name.as_str()) || shared.own_names.contains(&hostname) {
         let text = format!("name: `{name}` is the platform's own");
         return Err(Failure::new(Code::InvalidValue, text).with_hint("choose another name"));
     }

@@ -115,7 +115,8 @@ pub async fn look(dns: &dyn Dns, hostname: &str) -> Result<DnsRecords, Fault> {
         // Who serves the zone is only told: a server that does not say it is no reason to say nothing.
         async { Ok(dns.records(base, RecordType::Soa).await.unwrap_or_default()) },
         dns.records(&challenge, RecordType::Cname),
-        dns.records(&challenge, RecordType::Txt),
+        // Nor is that no one answers where a record leads: the record itself is told of.
+        async { Ok(dns.records(&challenge, RecordType::Txt).await.unwrap_or_default()) },
         dns.records(&owner, RecordType::Txt),
     )?;
     let addresses = |texts: Vec<String>| -> Vec<IpAddr> {
@@ -234,7 +235,8 @@ mod tests {
     #[async_trait]
     impl Dns for Zone {
         async fn records(&self, name: &str, kind: RecordType) -> Result<Vec<String>, Fault> {
-            if name.ends_with("broken.example") {
+            let is_lost = name == "_acme-challenge.lost.example" && kind == RecordType::Txt;
+            if is_lost || name.ends_with("broken.example") {
                 return Err(Fault { name: name.to_owned(), reason: "silence".to_owned() });
             }
             let kind = match kind {
@@ -259,6 +261,8 @@ mod tests {
             record("perch-check.shop.example", "a", &["192.0.2.9"]),
             record("_acme-challenge.shop.example", "cname", &["x.acme.example."]),
             record("_acme-challenge.shop.example", "txt", &["digest", "older"]),
+            record("lost.example", "a", &["192.0.2.1"]),
+            record("_acme-challenge.lost.example", "cname", &["y.acme.example."]),
             record("_fly-ownership.shop.example", "txt", &["v=other", "app-app_1", "org-a"]),
         ]))
     }
@@ -280,6 +284,10 @@ mod tests {
         let none = look(&zone(), "none.example").await.unwrap();
         assert_eq!((none, provider(None)), (DnsRecords::default(), String::new()));
         look(&zone(), "broken.example").await.unwrap_err();
+        // The record leads to where nobody answers.
+        let lost = look(&zone(), "lost.example").await.unwrap();
+        assert_eq!((lost.a.len(), lost.acme_challenge_cname.as_str()), (1, "y.acme.example"));
+        assert!(lost.acme_challenge_txt.is_empty());
     }
 
     #[tokio::test]

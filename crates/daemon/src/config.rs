@@ -354,7 +354,7 @@ impl Config {
         for (key, path) in paths.into_iter().chain(volumes) {
             ensure!(path.is_absolute(), "`{key}` is an absolute path; `{}` is not", path.display());
         }
-        self.acme.check(&self.domain)?;
+        self.acme.check(&self.domain, &self.api_names)?;
         ensure!(
             self.run_dir.as_os_str().len() <= RUN_DIR_BYTES_MAX,
             "`run_dir` is at most {RUN_DIR_BYTES_MAX} bytes long, because sockets lie in it"
@@ -494,6 +494,8 @@ mod tests {
             // The platform's domain would be in it.
             ("perch.example", at, name, true, "`acme.zone`"),
             ("apps.perch.example", at, name, true, "`acme.zone`"),
+            // And here a name of the API.
+            ("other.example", at, name, true, "`acme.zone`"),
             (fine, &[], name, true, "`acme.dns`"),
             (fine, &["0.0.0.0:53"], name, true, "`acme.dns`"),
             (fine, &["192.0.2.1:53", "192.0.2.1:53"], name, true, "`acme.dns`"),
@@ -509,7 +511,8 @@ mod tests {
                 ..Acme::default()
             };
             let domain = "apps.perch.example".to_owned();
-            let checked = Config { acme, domain, ..Config::default() }.check();
+            let api_names = vec!["API.other.example".to_owned()];
+            let checked = Config { acme, domain, api_names, ..Config::default() }.check();
             let error = checked.err().map(|error| error.to_string()).unwrap_or_default();
             assert_eq!(error.is_empty(), amiss.is_empty(), "{zone} {dns:?} {names:?}: {error}");
             assert!(error.starts_with(amiss), "{zone} {dns:?} {names:?}: {error}");

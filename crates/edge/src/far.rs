@@ -7,11 +7,12 @@
 //! Between edges it is HTTP/2 under TLS, where both show that they are the edge of a host that the
 //! platform's authority knows; a switch of protocols has an HTTP/1.1 connection of its own. What is
 //! said beside the request is one field each way ([`hop`]). A connection at a raw port is a stream
-//! that CONNECT opens, among others of its kind: what fills a connection for days is not among
+//! that CONNECT opens, among a few others of its app: what fills a connection for days is not among
 //! requests.
 
 mod arrive;
 mod carried;
+mod carriers;
 mod carry;
 mod hop;
 mod known;
@@ -29,6 +30,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, version};
+use tokio::time::Instant;
 
 use crate::Limits;
 use crate::headers;
@@ -38,6 +40,7 @@ use crate::metrics::AppMetrics;
 use crate::tls::TlsError;
 
 pub(crate) use self::arrive::serve;
+use self::carriers::Carriers;
 pub(crate) use self::carry::Carried;
 use self::hop::Verdict;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -181,8 +184,17 @@ pub(crate) fn settle(headers: &mut HeaderMap) {
 pub(crate) struct Reach {
     links: Links,
     /// The same for connections that are carried.
-    carriers: Links,
+    carriers: Carriers,
     known: Known,
+}
+
+impl Reach {
+    /// Ends connections to other edges that nobody uses any more.
+    pub(crate) fn sweep(&self) {
+        let now = Instant::now();
+        self.links.sweep(now);
+        self.carriers.sweep(now);
+    }
 }
 
 #[cfg(test)]

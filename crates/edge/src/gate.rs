@@ -81,21 +81,24 @@ impl Gate {
         ports().find(fits).map_or(NOWHERE, |port| *port.range().start())
     }
 
-    /// Returns what an app's port says; of whatever machine says it first, as all of a release
-    /// say the same.
+    /// Returns what an app's port says; of whatever machine says it first, as all of a release that
+    /// list it say the same. Not all may list it.
     pub(crate) fn said<T>(
         &self,
         shared: &Shared,
         app: &AppKey,
         read: impl FnOnce(&Port) -> T,
     ) -> Option<T> {
-        let Some(machines) = shared.live.machines_of(app) else {
-            // Perhaps it has some on other hosts.
-            let view = shared.view.load();
-            let records = view.machines_of(&app.org, &app.name);
-            return self.listed(records.flat_map(|record| &record.services)).map(read);
-        };
-        self.listed(machines.iter().flat_map(|target| &target.record.services)).map(read)
+        let machines = shared.live.machines_of(app);
+        let machines = machines.as_deref().unwrap_or_default();
+        let here = machines.iter().flat_map(|target| &target.record.services);
+        if let Some(port) = self.listed(here) {
+            return Some(read(port));
+        }
+        // Perhaps it has some on other hosts that do.
+        let view = shared.view.load();
+        let records = view.machines_of(&app.org, &app.name);
+        self.listed(records.flat_map(|record| &record.services)).map(read)
     }
 
     /// Returns this port as the first service has it that lists it.

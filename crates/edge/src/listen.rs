@@ -114,6 +114,7 @@ async fn accept(
             _ = beats.tick() => {
                 pulse.beat();
                 worker.pool.sweep();
+                worker.reach.sweep();
                 continue;
             }
             accepted = next(plain.as_ref()) => accepted,

@@ -198,10 +198,12 @@ impl Worker {
         Ok(response)
     }
 
-    /// Returns a machine whose port says how an app's requests are treated before one is chosen.
+    /// Returns a machine whose port says how an app's requests are treated before one is chosen:
+    /// one of this host where any lists it.
     pub(crate) fn face(&self, app: &AppKey, port: u16) -> Option<Arc<Target>> {
-        let machines = self.shared.live.machines_of(app).or_else(|| self.far_machines(app))?;
-        face_of(&machines, port).cloned()
+        let here = self.shared.live.machines_of(app);
+        let here = here.and_then(|machines| face_of(&machines, port).cloned());
+        here.or_else(|| face_of(&self.far_machines(app)?, port).cloned())
     }
 
     /// Sends a client to HTTPS where the app wants it or is there alone, and where there is any.

@@ -80,6 +80,18 @@ async fn an_app_says_how_long_it_takes_to_wake_once_it_was_woken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_the_platform_has_below_its_domain_is_no_apps() {
+    let cloud = Cloud::start().await;
+    for name in ["www", "challenges"] {
+        let refused = cloud.admin.create_app(&named(name)).await.unwrap_err();
+        assert_eq!(refused.code(), Some(Code::InvalidValue), "{name}");
+    }
+    // What it has elsewhere is no matter.
+    cloud.admin.create_app(&named("api2")).await.unwrap();
+    assert_eq!(cloud.keys("apps/").await, ["apps/personal/api2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_fifty_that_want_a_name_at_once_one_gets_it() {
     let cloud = Cloud::start().await;
     let creations = (0..50).map(|_| {

@@ -226,7 +226,7 @@ impl Cloud {
                 registry: "127.0.0.1:4280".to_owned(),
                 region: region.clone(),
             },
-            own_names: vec!["API.perch.example".to_owned()],
+            own_names: ["API.perch.example", "challenges.perch.test"].map(str::to_owned).into(),
             public_ips: ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().unwrap()).into(),
             port_rules: perch_api::PortRules::default(),
             regions: vec![frankfurt(region)],

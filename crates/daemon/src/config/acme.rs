@@ -42,8 +42,8 @@ const SERVERS_MAX: usize = 4;
 const ZONE_BYTES_MAX: usize = 180;
 
 impl Acme {
-    /// Checks the settings beside the platform's domain.
-    pub(super) fn check(&self, domain: &str) -> Result<()> {
+    /// Checks the settings beside the platform's domain and the names of its API.
+    pub(super) fn check(&self, domain: &str, api_names: &[String]) -> Result<()> {
         if let Some(directory) = &self.directory {
             let address = directory.parse::<hyper::Uri>().ok();
             let fine = address.as_ref().is_some_and(|it| {
@@ -71,7 +71,7 @@ impl Acme {
             "`acme.resolvers` are at most {RESOLVERS_MAX}; {count} are too many"
         );
         match &self.zone {
-            Some(zone) => self.check_zone(zone, domain),
+            Some(zone) => self.check_zone(zone, domain, api_names),
             None => {
                 ensure!(
                     self.dns.is_empty(),
@@ -86,7 +86,7 @@ impl Acme {
         }
     }
 
-    fn check_zone(&self, zone: &str, domain: &str) -> Result<()> {
+    fn check_zone(&self, zone: &str, domain: &str, api_names: &[String]) -> Result<()> {
         ensure!(
             super::is_host_name(zone, ZONE_BYTES_MAX) && zone.contains('.'),
             "`acme.zone` is a host name in lower case, such as `acme.example.com`; `{zone}` is not"
@@ -94,6 +94,13 @@ impl Acme {
         ensure!(
             !is_at_or_below(domain, zone),
             "`acme.zone` is a name of its own, with no others in it; `domain` would be in `{zone}`"
+        );
+        let inside = api_names.iter().find(|name| is_at_or_below(&name.to_ascii_lowercase(), zone));
+        ensure!(
+            inside.is_none(),
+            "`acme.zone` is a name of its own, with no others in it; `{}` of `api_names` would be in \
+             `{zone}`",
+            inside.map(String::as_str).unwrap_or_default()
         );
         ensure!(
             self.directory.is_some(),

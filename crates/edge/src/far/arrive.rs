@@ -46,9 +46,10 @@ use crate::{headers, origin2};
 use super::hop::{Order, Verdict};
 use super::{CONNECTION_WINDOW_BYTES, Far, H2, STREAM_WINDOW_BYTES, STREAMS_MAX, is_of};
 
-/// Handshakes at once of a loop, and of those from one address: an edge needs few.
+/// Handshakes at once of a loop, and of those from one address: an edge needs one for each app whose
+/// connections it carries, perhaps at once.
 const HANDSHAKES_MAX: usize = 256;
-const HANDSHAKES_ADDRESS_MAX: usize = 32;
+const HANDSHAKES_ADDRESS_MAX: usize = 128;
 /// The largest head: what a client may send, and what edges add.
 const HEAD_BYTES_MAX: u32 = 128 * 1024;
 const HTTP1_HEAD_BYTES_MAX: usize = 128 * 1024;

@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::{self, Upgraded};
 use hyper_util::rt::TokioIo;
 use perch_types::{HostId, MachineId};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
 use crate::cause::Cause;
 use crate::headers;
@@ -46,8 +46,11 @@ impl Carried {
     where
         C: AsyncRead + AsyncWrite + Unpin,
     {
-        let Self { target: _, stream, place, in_flight } = self;
-        let ended = passage::pass(client, stream, terms).await;
+        let Self { target: _, mut stream, place, in_flight } = self;
+        let ended = passage::pass(client, &mut stream, terms).await;
+        // What the machine has not taken yet keeps its stream open: so long the place is taken, or
+        // the edge there would have no room for those that come to it.
+        stream.shutdown().await.ok();
         drop((place, in_flight));
         ended
     }
@@ -100,7 +103,7 @@ impl Worker {
         order: &Order,
     ) -> Option<(Response<Incoming>, Stream)> {
         let address = self.shared.view.load().edge(host);
-        let (address, links) = (address?, &self.reach.carriers);
+        let (address, links) = (address?, self.reach.carriers.of(&order.app));
         loop {
             let (mut stream, is_new) = links.place(far, host, address).await?;
             let request = request(host, order)?;
@@ -134,4 +137,98 @@ fn request(host: &HostId, order: &Order) -> Option<Request<RequestBody>> {
     *request.version_mut() = Version::HTTP_2;
     request.headers_mut().insert(headers::HOP, order.value()?);
     Some(request)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use hyper::server::conn::http2;
+    use hyper::service::service_fn;
+    use perch_types::MachineState;
+    use tokio::io::{AsyncReadExt as _, duplex};
+    use tokio::sync::mpsc;
+    use tokio::task::{LocalSet, spawn_local};
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::live::tests::record;
+    use crate::live::{AppKey, Load};
+    use crate::origin2::{self, Bounds, OnLoop};
+    use crate::passage::How;
+
+    const BOUNDS: Bounds = Bounds {
+        head_bytes: 64 * 1024,
+        stream_bytes: 64 * 1024,
+        connection_bytes: 64 * 1024,
+        send_bytes: 64 * 1024,
+    };
+    /// How much the edge there lets come that its machine has not taken.
+    const WINDOW_BYTES: u16 = 16 * 1024;
+    const SHORT: Duration = Duration::from_millis(50);
+    const TERMS: Terms = Terms { buffer_bytes: 1024, idle: SHORT, half_idle: SHORT };
+
+    fn order() -> Order {
+        Order {
+            from: HostId::from_bits(1),
+            app: AppKey { org: "personal".parse().unwrap(), name: "web".parse().unwrap() },
+            public_port: 5_000,
+            wait: Duration::ZERO,
+            machine: None,
+            ends: None,
+        }
+    }
+
+    /// A connection that is carried to an edge, what is counted of it, and what that edge has of it.
+    async fn carried() -> (Carried, Rc<()>, TokioIo<Upgraded>) {
+        let (ours, theirs) = duplex(64 * 1024);
+        let (takes, mut taken) = mpsc::channel(1);
+        let service = service_fn(move |request: Request<Incoming>| {
+            takes.try_send(upgrade::on(request)).unwrap();
+            async { Ok::<_, Infallible>(Response::new(RequestBody::none())) }
+        });
+        let mut server = http2::Builder::new(OnLoop);
+        server.initial_stream_window_size(u32::from(WINDOW_BYTES));
+        spawn_local(server.serve_connection(TokioIo::new(theirs), service));
+        let (sender, connection) =
+            origin2::builder(BOUNDS).handshake(TokioIo::new(ours)).await.unwrap();
+        spawn_local(connection);
+        let streams = Rc::new(());
+        let mut place = Stream { sender, streams: Rc::clone(&streams) };
+        let asked = request(&HostId::from_bits(2), &order()).unwrap();
+        let response = place.sender.try_send_request(asked).await.ok().unwrap();
+        let stream = TokioIo::new(upgrade::on(response).await.unwrap());
+        let there = TokioIo::new(taken.recv().await.unwrap().await.unwrap());
+        let load = Arc::new(Load::of_far(&Arc::default()));
+        let in_flight = load.begin(None).unwrap();
+        let record = record(2, "web", MachineState::Started);
+        let target = Arc::new(Target { record, load, since: Instant::now() });
+        (Carried { target, stream, place, in_flight }, streams, there)
+    }
+
+    #[test]
+    fn e5_a_place_is_taken_until_nothing_of_its_connection_is_under_way() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let (carried, streams, mut there) = carried().await;
+            let (mut client, ours) = duplex(1024 * 1024);
+            // More than is let come where nothing is taken.
+            client.write_all(&vec![7; 64 * 1024]).await.unwrap();
+            let passing = spawn_local(carried.pass(ours, TERMS));
+            // The client is let go.
+            assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+            for _ in 0..8 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(Rc::strong_count(&streams), 2, "its stream is still there");
+            let mut all = Vec::new();
+            there.read_to_end(&mut all).await.unwrap();
+            let ended = passing.await.unwrap();
+            assert!(matches!(ended.how, How::Idle), "{ended:?}");
+            assert!(all.len() >= usize::from(WINDOW_BYTES), "{}", all.len());
+            assert_eq!(Rc::strong_count(&streams), 1);
+        });
+    }
 }

@@ -30,8 +30,8 @@ use crate::upload::RequestBody;
 
 use super::{CONNECTION_WINDOW_BYTES, Far, STREAM_WINDOW_BYTES, peer_name};
 
-/// How many requests are under way at once over a connection, or how many connections it carries;
-/// for more there is another. Fewer than the edge there takes.
+/// How many requests are under way at once over a connection; for more there is another. Fewer than
+/// the edge there takes.
 const REQUESTS_MAX: usize = 100;
 /// How long a connection without a request is kept.
 const IDLE_MAX: Duration = Duration::from_secs(60);
@@ -47,8 +47,10 @@ const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_MAX: Duration = Duration::from_secs(10);
 
 /// Connections of one loop, by host.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Links {
+    /// How much each takes at once.
+    most: usize,
     open: RefCell<HashMap<HostId, Vec<Link>>>,
     /// Those that somebody dials right now.
     dials: RefCell<Vec<Dial>>,
@@ -96,7 +98,18 @@ impl Link {
     }
 }
 
+impl Default for Links {
+    fn default() -> Self {
+        Self::of(REQUESTS_MAX)
+    }
+}
+
 impl Links {
+    /// Makes those of which each takes so much at once.
+    pub(super) fn of(most: usize) -> Self {
+        Self { most, open: RefCell::default(), dials: RefCell::default() }
+    }
+
     /// Returns a place on a connection to the edge of a host, and whether that is new; nothing when
     /// it cannot be reached.
     pub(super) async fn place(
@@ -119,7 +132,7 @@ impl Links {
         let now = Instant::now();
         let of_host = links.get_mut(host)?;
         of_host.retain(|link| link.address == address && link.is_worth_keeping(now));
-        let link = of_host.iter_mut().find(|it| Rc::strong_count(&it.streams) <= REQUESTS_MAX)?;
+        let link = of_host.iter_mut().find(|it| Rc::strong_count(&it.streams) <= self.most)?;
         link.used = now;
         Some(Stream { sender: link.sender.clone(), streams: Rc::clone(&link.streams) })
     }
@@ -163,7 +176,7 @@ impl Links {
         let leaves_place = |dial: &&Dial| {
             let is_there = (&dial.host, dial.address) == (host, address);
             // The first place is for whoever dials.
-            is_there && dial.is_there.receiver_count() + 1 < REQUESTS_MAX
+            is_there && dial.is_there.receiver_count() + 1 < self.most
         };
         if let Some(dial) = dials.iter().find(leaves_place) {
             return Turn::Waits(dial.is_there.subscribe());
@@ -184,12 +197,18 @@ impl Links {
         let (streams, used) = (Rc::new(()), Instant::now());
         let stream = Stream { sender: sender.clone(), streams: Rc::clone(&streams) };
         let mut links = self.open.borrow_mut();
-        links.retain(|_, of_host| {
-            of_host.retain(|link| link.is_worth_keeping(used));
-            !of_host.is_empty()
-        });
         links.entry(host.clone()).or_default().push(Link { address, sender, streams, used });
         stream
+    }
+
+    /// Ends connections that nobody used for a while; returns whether any are left.
+    pub(super) fn sweep(&self, now: Instant) -> bool {
+        let mut links = self.open.borrow_mut();
+        links.retain(|_, of_host| {
+            of_host.retain(|link| link.is_worth_keeping(now));
+            !of_host.is_empty()
+        });
+        !links.is_empty()
     }
 
     /// Gives up the connection that a place was on: nothing more can be sent over it.
@@ -382,13 +401,30 @@ mod tests {
     }
 
     #[test]
-    fn no_more_wait_for_a_connection_than_it_takes() {
+    fn a_connection_that_nobody_uses_ends_in_a_while() {
         on_loop(async {
             let world = World::new();
-            let (_tell, _asking) = world.ask(1, REQUESTS_MAX).await;
-            assert_eq!(world.dialed.get(), 1);
-            let (_tell, _asking) = world.ask(1, REQUESTS_MAX).await;
-            assert_eq!(world.dialed.get(), 2);
+            let (tell, mut asking) = world.ask(1, 1).await;
+            tell.send(true).unwrap();
+            let stream = asking.remove(0).await.unwrap();
+            let now = Instant::now();
+            assert!(world.links.sweep(now + IDLE_MAX), "it is used");
+            drop(stream);
+            assert!(world.links.sweep(now), "it may be again");
+            assert!(!world.links.sweep(now + IDLE_MAX));
         });
+    }
+
+    #[test]
+    fn no_more_wait_for_a_connection_than_it_takes() {
+        for most in [8, REQUESTS_MAX] {
+            on_loop(async {
+                let world = World { links: Rc::new(Links::of(most)), ..World::new() };
+                let (_tell, _asking) = world.ask(1, most).await;
+                assert_eq!(world.dialed.get(), 1);
+                let (_tell, _asking) = world.ask(1, most).await;
+                assert_eq!(world.dialed.get(), 2);
+            });
+        }
     }
 }

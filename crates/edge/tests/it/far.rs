@@ -30,6 +30,25 @@ fn limited(id: u64, origin: &Origin) -> MachineRecord {
 }
 
 #[test]
+fn what_a_port_says_counts_also_where_only_machines_of_another_host_list_it() {
+    let origin = Origin::fine();
+    // Another part of the same app, with no port.
+    let mut worker = started(1, &origin);
+    worker.services.clear();
+    let mut web = started(2, &origin);
+    let ports = serde_json::json!([
+        {"port": 80, "handlers": ["http"], "force_https": true},
+        {"port": 443, "handlers": ["tls", "http"]},
+    ]);
+    let service = serde_json::json!([{"internal_port": origin.port, "ports": ports}]);
+    web.services = serde_json::from_value(service).unwrap();
+    let pair = Pair::with_https(vec![worker], vec![web]);
+    let answer = pair.near.get("/");
+    assert_eq!(status(&answer), "301", "{answer}");
+    assert_eq!(origin.count(), 0);
+}
+
+#[test]
 fn e2_a_request_goes_through_the_edge_of_the_machines_host_as_the_client_sent_it() {
     let origin = Origin::new(|_| {
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nPerch-Hop: static\r\nX-App: 1\r\n\r\nok".to_owned()

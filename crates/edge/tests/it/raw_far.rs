@@ -96,6 +96,12 @@ impl Wire {
         self.is_cut.store(true, Ordering::SeqCst);
         streams.drain(..).for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
     }
+
+    /// Loses the connection that came first.
+    fn cut_first(&self) {
+        let mut streams = self.streams.lock().unwrap();
+        streams.drain(..2).for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
+    }
 }
 
 #[test]
@@ -274,6 +280,36 @@ fn a_host_that_is_lost_takes_no_connection_and_ends_those_that_it_had() {
     assert_eq!(ask(&mut third, "c"), "C");
     assert_eq!((here.count(), there.count()), (2, 1));
     assert_eq!(ask(&mut first, "still"), "STILL");
+}
+
+#[test]
+fn a_port_that_only_machines_of_another_host_list_leads_there() {
+    let program = Program::capitals();
+    // Another part of the same app.
+    let ports = json!([{"port": 80, "handlers": ["http"]}]);
+    let here = serving(1, MachineState::Started, program.port, &ports);
+    let pair = claimed(Pair::new(vec![here], vec![started(2, &program)]));
+    assert_eq!(ask(&mut dial(&pair), "hello"), "HELLO");
+}
+
+#[test]
+fn e5_apps_share_no_connection_between_edges() {
+    let (program, another) = (Program::capitals(), Program::capitals());
+    let second = (PORT.0, PORT.1 + 1);
+    let ports = json!([{"port": second.1}]);
+    let mut other = serving(3, MachineState::Started, another.port, &ports);
+    other.app = "other".parse().unwrap();
+    let pair = across(vec![started(2, &program), other]);
+    pair.claim_port("other", second);
+    let wire = Wire::to(pair.far.peers);
+    pair.put_edge(&pair.far.id, wire.address);
+    let mut first = dial(&pair);
+    assert_eq!(ask(&mut first, "a"), "A");
+    let mut next = connect(pair.near.port(second));
+    assert_eq!(ask(&mut next, "b"), "B");
+    wire.cut_first();
+    assert!(is_ended(first));
+    assert_eq!(ask(&mut next, "still"), "STILL");
 }
 
 #[test]
