@@ -67,7 +67,7 @@ impl Refused {
 /// A connection that a request can go over.
 #[derive(Debug)]
 pub(crate) enum Sender {
-    Single(Origin),
+    Single(Box<Origin>),
     Stream(Stream),
 }
 
@@ -161,7 +161,7 @@ impl Hop<'_> {
     }
 
     /// Connects for one request at a time.
-    pub(crate) async fn open(&self, key: &Key) -> Option<Origin> {
+    pub(crate) async fn open(&self, key: &Key) -> Option<Box<Origin>> {
         for address in dial::addresses(&self.target.record) {
             if let Some(stream) = self.reach(SocketAddr::new(address, key.port)).await {
                 let load = Arc::clone(&self.target.load);
@@ -189,7 +189,7 @@ impl Hop<'_> {
     }
 
     /// Asks over a connection that is the request's for so long.
-    async fn ask(&self, origin: Origin, outbound: Box<Outbound>) -> Result<Answer, Refused> {
+    async fn ask(&self, origin: Box<Origin>, outbound: Box<Outbound>) -> Result<Answer, Refused> {
         let Outbound { request, progress, switch, takes_trailers } = *outbound;
         let began = Instant::now();
         progress.moves();
@@ -319,7 +319,7 @@ impl Hop<'_> {
     }
 
     /// Returns the body of an answer, of which nothing is left but to pass it on.
-    pub(crate) fn pass(self, origin: Origin, key: Key) -> ReplyBody {
+    pub(crate) fn pass(self, origin: Box<Origin>, key: Key) -> ReplyBody {
         self.reply(Rest::Single(Box::new(Flow::new(origin))), key)
     }
 
@@ -347,7 +347,7 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// Makes it of a head that was read, of an answer to a request without a body.
-    pub(crate) fn heard(origin: Origin, head: &Head) -> Result<Self, Refused> {
+    pub(crate) fn heard(origin: Box<Origin>, head: &Head) -> Result<Self, Refused> {
         let response = origin.response(head, |_| true);
         let response = response.map_err(|_| Refused::sent(Cause::BadAnswer))?;
         let rest = Rest::Single(Box::new(Flow::new(origin)));

@@ -356,6 +356,20 @@ mod tests {
         ends(within, poll_fn(|context| stalled.poll(LIMIT, context))).await
     }
 
+    /// What the allocator gives back to the next stream at once, less what the library has beside it.
+    const STREAM_BYTES_MAX: usize = 896;
+
+    /// Returns how much that takes which a function returns.
+    fn size<A, B, C, D, F>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn what_answers_a_stream_takes_little() {
+        let size = size(answer);
+        assert!(size <= STREAM_BYTES_MAX, "{size}");
+    }
+
     #[tokio::test]
     async fn e5_a_stream_ends_when_the_client_takes_nothing_and_only_then() {
         let pace = Rc::new(Pace::default());

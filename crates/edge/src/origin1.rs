@@ -33,7 +33,7 @@ mod wire;
 
 pub(crate) use self::answer::{Asked, Doubt, Framing, Head};
 pub(crate) use self::exchange::{Exchange, Flow};
-pub(crate) use self::front::Wrote;
+pub(crate) use self::front::{Lone, Wrote};
 pub(crate) use self::wire::Switched;
 
 use self::answer::{FIELDS_MAX, Field};
@@ -46,7 +46,7 @@ const COPIED_BYTES_MAX: usize = 4 * 1024;
 /// The least room for what comes next.
 const ROOM_BYTES: usize = 4 * 1024;
 /// How many fields the edge adds to an answer, and the library that sends it.
-const EDGES_FIELDS: usize = 4;
+const EDGES_FIELDS: usize = 6;
 /// How much may come of answers before the one that counts.
 const INTERIM_BYTES_MAX: usize = 64 * 1024;
 
@@ -133,18 +133,19 @@ impl Fault {
 
 impl Origin {
     /// Begins to speak over a new connection to a machine, which counts its end.
-    pub(crate) fn over(stream: TcpStream, load: Arc<Load>, buffers: &Buffers) -> Self {
+    pub(crate) fn over(stream: TcpStream, load: Arc<Load>, buffers: &Buffers) -> Box<Self> {
         Self::new(Wire::Plain(stream), Some(load), buffers)
     }
 
     /// Begins to speak over a connection to another edge.
-    pub(crate) fn over_tls(stream: TlsStream<TcpStream>, buffers: &Buffers) -> Self {
+    pub(crate) fn over_tls(stream: TlsStream<TcpStream>, buffers: &Buffers) -> Box<Self> {
         Self::new(Wire::Tls(Box::new(stream)), None, buffers)
     }
 
-    fn new(wire: Wire, load: Option<Arc<Load>>, buffers: &Buffers) -> Self {
+    /// It is in one place for as long as it lasts: it goes from hand to hand with each request.
+    fn new(wire: Wire, load: Option<Arc<Load>>, buffers: &Buffers) -> Box<Self> {
         let link = Link { wire: RefCell::new(wire), counted: Counted(load) };
-        Self {
+        Box::new(Self {
             link: Rc::new(link),
             buffers: buffers.clone(),
             buffer: BytesMut::new(),
@@ -159,7 +160,7 @@ impl Origin {
             is_sent: true,
             keeps: true,
             is_large: false,
-        }
+        })
     }
 
     /// Returns whether the connection is there and nothing has come over it that was not asked for.

@@ -51,7 +51,7 @@ pub(crate) struct Pool {
 
 #[derive(Debug, Default)]
 struct Idle {
-    connections: HashMap<Key, Vec<(Origin, Instant)>>,
+    connections: HashMap<Key, Vec<(Box<Origin>, Instant)>>,
     shared: HashMap<Key, Vec<Shared>>,
 }
 
@@ -81,7 +81,7 @@ impl Pool {
     }
 
     /// Takes a connection that is ready for a request.
-    pub(crate) fn take(&self, key: &Key) -> Option<Origin> {
+    pub(crate) fn take(&self, key: &Key) -> Option<Box<Origin>> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.connections.get_mut(key)?;
         let now = Instant::now();
@@ -94,7 +94,7 @@ impl Pool {
     }
 
     /// Keeps a connection if its answer was read to its end, and closes it if it was not.
-    pub(crate) fn put(&self, key: &Key, mut origin: Origin) {
+    pub(crate) fn put(&self, key: &Key, mut origin: Box<Origin>) {
         if !origin.rests() || !origin.is_quiet() {
             return;
         }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Request, Response, Version};
+use http::{HeaderValue, Request, Response, Version};
 use perch_types::service::HttpOptions;
 use tokio::time::Instant;
 
@@ -18,7 +18,7 @@ use crate::forward::{self, Answer, Hop, Outbound};
 use crate::headers::{self, Seen};
 use crate::listen::Worker;
 use crate::live::{AppKey, InFlight, Target};
-use crate::origin1::{self, Fault, Head, Origin, Wrote};
+use crate::origin1::{Fault, Head, Lone, Origin, Wrote};
 use crate::peer::{Asks as _, Peer};
 use crate::pick::{self, Door};
 use crate::pool::Key;
@@ -44,7 +44,7 @@ pub(crate) struct Common {
 
 /// An answer of which the head was heard, and what is held for it.
 pub(crate) struct Heard<'a> {
-    pub(crate) origin: Origin,
+    pub(crate) origin: Box<Origin>,
     pub(crate) head: Head,
     pub(crate) hop: Hop<'a>,
     pub(crate) key: Key,
@@ -176,23 +176,21 @@ fn is_plain(target: &Target, port: u16) -> bool {
 
 /// Sends a request that is a head alone over a connection of the pool, or a new one; nothing when
 /// nothing was sent.
-pub(crate) async fn ask(
-    hop: &Hop<'_>,
-    key: &Key,
-    head: &[u8],
-    method: &Method,
-    deadline: Instant,
-) -> Option<Origin> {
-    let asked = origin1::Asked { is_head: *method == Method::HEAD };
+pub(crate) async fn ask(hop: &Hop<'_>, key: &Key, lone: &Lone<'_>) -> Option<Box<Origin>> {
     // Each may have been closed by the app a moment ago.
     while let Some(mut origin) = hop.pool.take(key) {
-        if !matches!(origin.ask(head, asked, deadline).await, Wrote::Nothing) {
+        if !matches!(origin.ask(lone).await, Wrote::Nothing) {
             return Some(origin);
         }
     }
-    let connecting = Box::pin(hop.open(key));
-    let mut origin = tokio::time::timeout(CONNECT_MAX, connecting).await.ok().flatten()?;
-    (!matches!(origin.ask(head, asked, deadline).await, Wrote::Nothing)).then_some(origin)
+    // Apart: most do not come here, and are small.
+    Box::pin(ask_anew(hop, key, lone)).await
+}
+
+async fn ask_anew(hop: &Hop<'_>, key: &Key, lone: &Lone<'_>) -> Option<Box<Origin>> {
+    let opening = tokio::time::timeout(CONNECT_MAX, hop.open(key));
+    let mut origin = opening.await.ok().flatten()?;
+    (!matches!(origin.ask(lone).await, Wrote::Nothing)).then_some(origin)
 }
 
 /// Returns why there is no answer to a request that was sent.

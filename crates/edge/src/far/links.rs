@@ -246,7 +246,7 @@ pub(super) async fn dial_once(
     host: &HostId,
     address: SocketAddr,
     buffers: &Buffers,
-) -> Option<Origin> {
+) -> Option<Box<Origin>> {
     let stream = connect(&far.http1, &far.limits, host, address).await?;
     Some(Origin::over_tls(stream, buffers))
 }

@@ -69,7 +69,7 @@ pub(super) trait Pieces {
 
 /// The body of a common answer, and what is held for it.
 pub(super) struct Machine<'a> {
-    pub(super) origin: Origin,
+    pub(super) origin: Box<Origin>,
     pub(super) key: Key,
     pub(super) hop: Hop<'a>,
     pub(super) idle: Duration,

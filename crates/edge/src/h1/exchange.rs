@@ -25,7 +25,7 @@ use crate::cause::Cause;
 use crate::compress::{self, Accepted};
 use crate::forward::Hop;
 use crate::live::{AppKey, Target};
-use crate::origin1::{Head, Origin};
+use crate::origin1::{self, Head, Lone, Origin};
 use crate::peer::Peer;
 use crate::request::Passage;
 use crate::shortcut::{self, Common, Heard, fields};
@@ -87,7 +87,8 @@ impl<S: Wire> Front<S> {
         let began = Instant::now();
         let deadline = began + hop.patience();
         let asked = {
-            let asking = pin!(shortcut::ask(&hop, &key, out, &method, deadline));
+            let lone = Lone { head: out, asked: origin1::Asked::by(&method), deadline };
+            let asking = pin!(shortcut::ask(&hop, &key, &lone));
             unless_left(&mut self.client, asking).await
         };
         let Some(asked) = asked else { return Turn::Broken };

@@ -7,10 +7,12 @@
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::BytesMut;
 use http::request::Parts;
 use http::{Request, Response};
+use perch_sockets::Timer;
 use tokio::time::Instant;
 
 use super::request;
@@ -21,6 +23,7 @@ use crate::forward::Hop;
 use crate::headers;
 use crate::listen::Worker;
 use crate::live::{AppKey, Target};
+use crate::origin1::{self, Lone};
 use crate::peer::Peer;
 use crate::request::Passage;
 use crate::shortcut::{self, Common, Heard, fields};
@@ -40,11 +43,14 @@ pub(super) async fn answer(
         buffers.give(out);
         return None;
     };
-    let Common { app, host, target, in_flight, key } = common;
+    // Together, as most of it waits for what comes seldom: what holds a stream is to be small.
+    let Common { app, target, in_flight, key, .. } = common;
+    let to = Box::new((app, target, key));
+    let (app, target, key) = &*to;
     let hop = Hop {
         pool: &worker.pool,
         limits: &worker.shared.limits,
-        target: &target,
+        target,
         public_port: peer.public_port(),
         client: key.client,
         in_flight,
@@ -52,26 +58,28 @@ pub(super) async fn answer(
     };
     let began = Instant::now();
     let deadline = began + hop.patience();
-    let asked = shortcut::ask(&hop, &key, &out, &parts.method, deadline).await;
+    let lone = Lone { head: &out, asked: origin1::Asked::by(&parts.method), deadline };
+    let asked = shortcut::ask(&hop, key, &lone).await;
     buffers.give(out);
     let Some(mut origin) = asked else {
         // Nobody has seen anything of it.
         account.begins_anew();
         return None;
     };
-    let hearing = poll_fn(|context| origin.poll_answer(context));
-    let heard = match tokio::time::timeout_at(deadline, hearing).await {
-        Ok(heard) => heard.map_err(|fault| shortcut::cause_of(&fault)),
-        Err(_) => Err(Cause::Slow),
-    };
-    let link = Link::default();
-    let head = match heard {
+    let (left, mut silence) =
+        (deadline.saturating_duration_since(Instant::now()), Timer::default());
+    let heard = poll_fn(|context| match origin.poll_answer(context) {
+        Poll::Ready(heard) => Poll::Ready(heard.map_err(|fault| shortcut::cause_of(&fault))),
+        Poll::Pending if silence.is_over(left, context) => Poll::Ready(Err(Cause::Slow)),
+        Poll::Pending => Poll::Pending,
+    });
+    let head = match heard.await {
         Ok(head) => head,
         Err(cause) => {
-            replaying::note_outcome(&target, Err((cause, true)), true);
+            replaying::note_outcome(target, Err((cause, true)), true);
             drop((origin, hop));
-            let asked = (&parts.method, Accepted::default());
-            let passage = passage(host, &target, peer, &link, &account);
+            let (asked, link) = ((&parts.method, Accepted::default()), Link::default());
+            let passage = passage(parts, target, peer, &link, &account);
             return Some(worker.conclude(Err(cause), &passage, asked));
         }
     };
@@ -79,15 +87,14 @@ pub(super) async fn answer(
     let is_common = !head.is_switch() && fields::is_common(origin.fields());
     let response = is_common.then(|| origin.response(&head, fields::goes_on));
     let Some(Ok(mut response)) = response else {
-        let heard = Heard { origin, head, hop, key };
-        let passage = passage(host, &target, peer, &link, &account);
-        return Some(Box::pin(go_on(worker, parts, &app, passage, heard)).await);
+        let heard = Heard { origin, head, hop, key: key.clone() };
+        return Some(Box::pin(go_on(worker, parts, app, (target, peer, &account), heard)).await);
     };
     let (status, version) = (response.status(), response.version());
-    replaying::note_outcome(&target, Ok(status), true);
+    replaying::note_outcome(target, Ok(status), true);
     account.answers(status, None);
     headers::tell_client(response.headers_mut(), account.request_id().clone(), version);
-    let body = hop.pass(origin, key);
+    let body = hop.pass(origin, key.clone());
     Some(response.map(|()| Accounted::new(body, account, status)))
 }
 
@@ -111,13 +118,15 @@ fn begin(
 
 /// Returns what the general path knows of a request that was sent.
 fn passage<'a>(
-    host: String,
+    parts: &Parts,
     target: &Arc<Target>,
     peer: &'a Peer,
     link: &'a Link,
     account: &'a Rc<Account>,
 ) -> Passage<'a> {
     let (face, request_id) = (Some(Arc::clone(target)), account.request_id());
+    // There is one: it was found by that.
+    let host = route::host_of(parts).unwrap_or_default();
     Passage { host, face, peer, request_id, link, account }
 }
 
@@ -126,9 +135,11 @@ async fn go_on(
     worker: &Worker,
     parts: &Parts,
     app: &AppKey,
-    mut passage: Passage<'_>,
+    (target, peer, account): (&Arc<Target>, &Peer, &Rc<Account>),
     heard: Heard<'_>,
 ) -> Response<Accounted> {
+    let link = Link::default();
+    let mut passage = passage(parts, target, peer, &link, account);
     let mut asked = Request::new(());
     *asked.method_mut() = parts.method.clone();
     *asked.uri_mut() = parts.uri.clone();

@@ -5,7 +5,7 @@
 
 use std::mem::MaybeUninit;
 
-use http::HeaderMap;
+use http::{HeaderMap, Method};
 use httparse::{Header, ParserConfig, Response, Status};
 
 /// The largest head.
@@ -22,6 +22,12 @@ const NO_CONTENT: u16 = 204;
 pub(crate) struct Asked {
     /// Whether the head alone was asked for.
     pub(crate) is_head: bool,
+}
+
+impl Asked {
+    pub(crate) fn by(method: &Method) -> Self {
+        Self { is_head: *method == Method::HEAD }
+    }
 }
 
 /// What a head says.

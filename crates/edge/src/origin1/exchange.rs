@@ -13,7 +13,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Method;
 use http::request::Parts;
 use http_body::{Body, Frame};
 use tokio::sync::oneshot;
@@ -28,7 +27,7 @@ use super::{Asked, Fault, Head, Origin, Switched};
 /// A request that was not answered yet.
 #[derive(Debug)]
 pub(crate) struct Exchange<B> {
-    origin: Origin,
+    origin: Box<Origin>,
     outgoing: Outgoing<B>,
 }
 
@@ -37,8 +36,8 @@ where
     B: Body<Data = Bytes, Error = UploadError> + Unpin + 'static,
 {
     /// Begins one over a connection on which nothing is under way.
-    pub(crate) fn new(mut origin: Origin, parts: &Parts, body: B) -> Self {
-        origin.begins(Asked { is_head: parts.method == Method::HEAD });
+    pub(crate) fn new(mut origin: Box<Origin>, parts: &Parts, body: B) -> Self {
+        origin.begins(Asked::by(&parts.method));
         let outgoing = Outgoing::new(parts, body, &origin.buffers);
         Self { origin, outgoing }
     }
@@ -126,13 +125,13 @@ impl Drop for Sending {
 /// The body of an answer, and what is left of the request's.
 #[derive(Debug)]
 pub(crate) struct Flow {
-    origin: Origin,
+    origin: Box<Origin>,
     sending: Option<Sending>,
 }
 
 impl Flow {
     /// Makes that of an answer to a request that was sent.
-    pub(crate) fn new(origin: Origin) -> Self {
+    pub(crate) fn new(origin: Box<Origin>) -> Self {
         Self { origin, sending: None }
     }
 
@@ -184,7 +183,7 @@ impl Flow {
 
     /// Returns the connection, when the answer is over. What is left of the request goes on until
     /// it is sent, or nothing has moved for so long, and then the connection ends with it.
-    pub(crate) fn into_origin(mut self, idle: Duration) -> Origin {
+    pub(crate) fn into_origin(mut self, idle: Duration) -> Box<Origin> {
         if let Some(sending) = self.sending.take() {
             sending.goes_on(idle);
         }

@@ -21,18 +21,47 @@ pub(crate) enum Wrote {
     Nothing,
 }
 
+/// A request that is a head alone.
+#[derive(Debug)]
+pub(crate) struct Lone<'a> {
+    pub(crate) head: &'a [u8],
+    pub(crate) asked: Asked,
+    /// Until when it is to be sent.
+    pub(crate) deadline: Instant,
+}
+
 impl Origin {
     /// Sends a request that is a head alone. A machine that does not take it in time is one that
     /// does not answer: nobody else may have the request.
-    pub(crate) async fn ask(&mut self, head: &[u8], asked: Asked, deadline: Instant) -> Wrote {
-        self.begins(asked);
-        let mut rest = head;
+    pub(crate) async fn ask(&mut self, lone: &Lone<'_>) -> Wrote {
+        let head = lone.head;
+        self.begins(lone.asked);
+        // Mostly there is room for all of it: nobody waits then, and whoever asks is small.
+        let begun = poll_fn(|context| {
+            let mut wire = self.link.wire.borrow_mut();
+            Poll::Ready(Pin::new(&mut *wire).poll_write(context, head))
+        });
+        let sent = match begun.await {
+            Poll::Ready(Ok(count @ 1..)) => count,
+            Poll::Ready(Ok(0) | Err(_)) => return Wrote::Nothing,
+            Poll::Pending => 0,
+        };
+        if sent < head.len() {
+            return Box::pin(self.ask_on(lone, sent)).await;
+        }
+        self.is_sent = true;
+        Wrote::Whole
+    }
+
+    /// Sends the rest of a head.
+    async fn ask_on(&mut self, Lone { head, deadline, .. }: &Lone<'_>, sent: usize) -> Wrote {
+        let mut rest = head.get(sent..).unwrap_or_default();
         while !rest.is_empty() {
             let writing = poll_fn(|context| {
                 let mut wire = self.link.wire.borrow_mut();
                 Pin::new(&mut *wire).poll_write(context, rest)
             });
-            match tokio::time::timeout_at(deadline, writing).await {
+            match tokio::time::timeout_at(*deadline, writing).await {
                 Ok(Ok(count @ 1..)) => rest = rest.get(count..).unwrap_or_default(),
                 Ok(Ok(0) | Err(_)) if rest.len() == head.len() => return Wrote::Nothing,
                 Ok(Ok(0) | Err(_)) | Err(_) => return Wrote::Part,

@@ -22,8 +22,8 @@ const ASKED: Asked = Asked { is_head: false };
 /// How long a test waits for what comes at once.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-fn soon() -> Instant {
-    Instant::now() + DEADLINE
+fn lone(head: &[u8]) -> Lone<'_> {
+    Lone { head, asked: ASKED, deadline: Instant::now() + DEADLINE }
 }
 
 /// A body that comes bit by bit.
@@ -65,7 +65,7 @@ impl Body for Given {
 }
 
 /// Returns a connection, both sides, and who counts its end.
-async fn connected() -> (Origin, TcpStream, Arc<Load>) {
+async fn connected() -> (Box<Origin>, TcpStream, Arc<Load>) {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     let connecting = TcpStream::connect(listener.local_addr().unwrap());
     let (ours, theirs) = tokio::join!(connecting, listener.accept());
@@ -145,7 +145,7 @@ async fn answers_are_read_whole_and_their_connection_is_used_again_where_it_may(
     ] {
         let (mut origin, mut machine, load) = connected().await;
         assert!(origin.is_quiet());
-        assert_eq!(origin.ask(GET, ASKED, soon()).await, Wrote::Whole);
+        assert_eq!(origin.ask(&lone(GET)).await, Wrote::Whole);
         assert_eq!(read_until(&mut machine, b"\r\n\r\n").await, GET);
         machine.write_all(answer.as_bytes()).await.unwrap();
         let head = head_of(&mut origin).await.unwrap();
@@ -163,7 +163,7 @@ async fn answers_are_read_whole_and_their_connection_is_used_again_where_it_may(
 async fn a_connection_is_asked_again_and_its_fields_are_those_of_the_last_answer() {
     let (mut origin, mut machine, _) = connected().await;
     for length in [3_usize, 0, 100_000] {
-        assert_eq!(origin.ask(GET, ASKED, soon()).await, Wrote::Whole);
+        assert_eq!(origin.ask(&lone(GET)).await, Wrote::Whole);
         read_until(&mut machine, b"\r\n\r\n").await;
         let text =
             format!("HTTP/1.1 200 Fine\r\nX-Length: {length}\r\ncontent-length: {length}\r\n\r\n");
@@ -195,7 +195,7 @@ async fn a_connection_is_asked_again_and_its_fields_are_those_of_the_last_answer
 #[tokio::test]
 async fn a_small_body_leaves_its_buffer_to_others() {
     let (mut origin, mut machine, _) = connected().await;
-    origin.ask(GET, ASKED, soon()).await;
+    origin.ask(&lone(GET)).await;
     read_until(&mut machine, b"\r\n\r\n").await;
     machine.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello").await.unwrap();
     head_of(&mut origin).await.unwrap();
@@ -227,7 +227,7 @@ async fn an_answer_that_ends_with_its_connection_ends_well_and_others_do_not() {
         ("", Err(Cause::Upstream)),
     ] {
         let (mut origin, mut machine, _) = connected().await;
-        origin.ask(GET, ASKED, soon()).await;
+        origin.ask(&lone(GET)).await;
         read_until(&mut machine, b"\r\n\r\n").await;
         machine.write_all(answer.as_bytes()).await.unwrap();
         machine.shutdown().await.unwrap();
@@ -247,7 +247,7 @@ async fn e5_what_comes_before_an_answer_has_a_bound() {
     let ok = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
     for (count, want) in [(3, Ok(200)), (100, Err(Cause::BadAnswer))] {
         let (mut origin, mut machine, _) = connected().await;
-        origin.ask(GET, ASKED, soon()).await;
+        origin.ask(&lone(GET)).await;
         let text = format!("{}{ok}", hint.repeat(count));
         machine.write_all(text.as_bytes()).await.unwrap();
         let heard = head_of(&mut origin).await;
@@ -273,7 +273,7 @@ async fn what_is_moved_is_the_body_alone_and_what_is_behind_it_is_seen() {
     const BYTES: usize = 300 * 1024;
     for behind in ["", "poison"] {
         let (mut origin, mut machine, _) = connected().await;
-        origin.ask(GET, ASKED, soon()).await;
+        origin.ask(&lone(GET)).await;
         read_until(&mut machine, b"\r\n\r\n").await;
         let body = "x".repeat(BYTES);
         let text = format!("HTTP/1.1 200 OK\r\nContent-Length: {BYTES}\r\n\r\n{body}{behind}");
@@ -307,7 +307,7 @@ async fn what_is_moved_is_the_body_alone_and_what_is_behind_it_is_seen() {
 #[tokio::test]
 async fn fields_behind_an_answer_come_behind_its_body() {
     let (mut origin, mut machine, _) = connected().await;
-    origin.ask(GET, ASKED, soon()).await;
+    origin.ask(&lone(GET)).await;
     let answer =
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n";
     machine.write_all(answer.as_bytes()).await.unwrap();
@@ -425,7 +425,7 @@ async fn a_body_that_nobody_waits_for_any_more_ends_with_the_answer_that_is_give
 #[tokio::test]
 async fn fields_behind_an_answer_that_nobody_took_are_not_kept() {
     let (mut origin, mut machine, _) = connected().await;
-    origin.ask(GET, ASKED, soon()).await;
+    origin.ask(&lone(GET)).await;
     let fields = format!("X: {}\r\n", "y".repeat(4000));
     let answer = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n{fields}\r\n");
     machine.write_all(answer.as_bytes()).await.unwrap();
@@ -462,11 +462,11 @@ async fn a_switch_gives_the_connection_away_with_what_came_behind_the_answer() {
 async fn a_request_of_which_nothing_could_be_sent_is_told_from_one_that_broke() {
     let (mut origin, machine, _) = connected().await;
     // Closed with something unread: the other side is reset.
-    assert_eq!(origin.ask(GET, ASKED, soon()).await, Wrote::Whole);
+    assert_eq!(origin.ask(&lone(GET)).await, Wrote::Whole);
     machine.readable().await.unwrap();
     drop(machine);
     head_of(&mut origin).await.unwrap_err();
-    assert_eq!(origin.ask(GET, ASKED, soon()).await, Wrote::Nothing);
+    assert_eq!(origin.ask(&lone(GET)).await, Wrote::Nothing);
     let mut exchange = Exchange::new(origin, &post(&[]), Given(None));
     assert!(matches!(exchange.answer().await, Err(Fault::Broken(_))));
     assert!(exchange.is_unsent());
@@ -477,12 +477,13 @@ async fn a_machine_that_does_not_take_a_request_is_not_waited_for_without_an_end
     // More than both ends of a connection hold.
     let head = vec![b'x'; 32 * 1024 * 1024];
     let (mut origin, _deaf, _) = connected().await;
-    let asking = origin.ask(&head, ASKED, Instant::now() + Duration::from_millis(20));
+    let soon = Lone { deadline: Instant::now() + Duration::from_millis(20), ..lone(&head) };
+    let asking = origin.ask(&soon);
     let wrote = tokio::time::timeout(DEADLINE, asking).await;
     assert_eq!(wrote.expect("it ends"), Wrote::Part);
     assert!(!origin.rests());
     // Nobody else is asked what a machine may have begun to read.
-    assert_eq!(origin.ask(&head, ASKED, Instant::now()).await, Wrote::Part);
+    assert_eq!(origin.ask(&Lone { deadline: Instant::now(), ..lone(&head) }).await, Wrote::Part);
 }
 
 #[tokio::test]
