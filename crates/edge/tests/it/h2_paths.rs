@@ -26,8 +26,16 @@ const PATIENCE: Duration = Duration::from_millis(500);
 type Told = (StatusCode, Vec<String>, Option<(Bytes, Option<String>)>);
 
 async fn ask(sender: &mut Sender, request: Request<Full<Bytes>>) -> Told {
+    try_ask(sender, request).await.unwrap()
+}
+
+/// Asks where the stream may be reset; the head of its answer is then lost too, if it has not left.
+async fn try_ask(
+    sender: &mut Sender,
+    request: Request<Full<Bytes>>,
+) -> Result<Told, hyper::Error> {
     let answer = tokio::time::timeout(DEADLINE, sender.send_request(request)).await.unwrap();
-    let (head, body) = answer.unwrap().into_parts();
+    let (head, body) = answer?.into_parts();
     let all = head.headers.iter().map(|(name, value)| format!("{name}: {value:?}"));
     let differs = |line: &str| line.starts_with("fly-request-id: ") || line.starts_with("date: ");
     let mut fields: Vec<String> = all.filter(|line| !differs(line)).collect();
@@ -37,7 +45,7 @@ async fn ask(sender: &mut Sender, request: Request<Full<Bytes>>) -> Told {
         let behind = all.trailers().map(|trailers| format!("{trailers:?}"));
         (all.to_bytes(), behind)
     });
-    (head.status, fields, body)
+    Ok((head.status, fields, body))
 }
 
 fn asked(method: &str, uri: &str, fields: &[(&str, &str)]) -> Request<Full<Bytes>> {
@@ -118,16 +126,20 @@ fn e2_both_paths_of_a_stream_say_the_same_to_machines_and_clients() {
         let (mut sender, _end) = connect(&world, "web.perch.localhost").await;
         for (number, (method, _, is_whole)) in ANSWERS.into_iter().enumerate() {
             let uri = format!("{WEB}{number}?a=b");
-            let common = ask(&mut sender, asked(method, &uri, &fields)).await;
+            let common = try_ask(&mut sender, asked(method, &uri, &fields)).await;
             let heard = origin.last.lock().unwrap().clone();
             let more = [&fields[..], &[NOT_COMMON]].concat();
-            let general = ask(&mut sender, asked(method, &uri, &more)).await;
+            let general = try_ask(&mut sender, asked(method, &uri, &more)).await;
             let heard_too = origin.last.lock().unwrap().clone();
             assert_eq!(told(&heard), told(&heard_too), "{number}");
             // Each path says it in an order of its own.
             let is_first =
                 |head: &str| head.find("\r\nfly-client-ip: ") < head.find("\r\nx-forwarded-for: ");
             assert!(is_first(&heard) && !is_first(&heard_too), "{heard}{heard_too}");
+            let (Ok(common), Ok(general)) = (common, general) else {
+                assert!(!is_whole, "{number}");
+                continue;
+            };
             assert_eq!((common.0, &common.1), (general.0, &general.1), "{number}");
             // A page of the edge names its request.
             if common.0 != StatusCode::BAD_GATEWAY {
