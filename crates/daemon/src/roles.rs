@@ -164,3 +164,40 @@ impl Beats {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    #[test]
+    fn what_does_not_turn_shows_no_sign_of_life() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for turns in [true, false] {
+            let (ended, shown) = runtime.block_on(async {
+                let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+                let mut ours = setup::stream(ours.into()).unwrap();
+                let asked = Notify::new();
+                let alive = || {
+                    asked.notify_one();
+                    turns
+                };
+                let supervisor = async {
+                    // At the first the channel may not be known to have room yet.
+                    for _ in 0..2 {
+                        asked.notified().await;
+                    }
+                    ours.shutdown().await.unwrap();
+                    let mut shown = Vec::new();
+                    ours.read_to_end(&mut shown).await.unwrap();
+                    shown
+                };
+                tokio::join!(Beats(theirs.into()).until_end(alive), supervisor)
+            });
+            assert_eq!(ended.unwrap(), End::Orphaned);
+            assert_eq!(!shown.is_empty(), turns, "{shown:?}");
+        }
+    }
+}

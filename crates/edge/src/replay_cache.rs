@@ -147,11 +147,16 @@ pub(crate) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> 
 }
 
 impl ReplayCache {
-    /// Returns whether nothing is remembered of an app that still holds.
+    /// Returns whether nothing is remembered of an app that still holds; what does not is forgotten,
+    /// so that no later request has to look through it.
     pub(crate) fn is_empty_for(&self, app: &AppKey, now: Instant) -> bool {
         self.apps.load().get(app).is_none_or(|entries| {
-            let entries = entries.lock().unwrap_or_else(PoisonError::into_inner);
-            entries.values().all(|entry| entry.until <= now)
+            let mut entries = entries.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_over = entries.values().all(|entry| entry.until <= now);
+            if is_over {
+                entries.clear();
+            }
+            is_over
         })
     }
 
@@ -345,6 +350,7 @@ mod tests {
         let known = [(&web, now), (&web, now + MINUTE), (&app("other"), now)];
         let known = known.map(|(app, at)| cache.is_empty_for(app, at));
         assert_eq!(known, [false, true, true]);
+        assert!(cache.entries(&web, now).unwrap().lock().unwrap().is_empty(), "all were over");
     }
 
     #[test]

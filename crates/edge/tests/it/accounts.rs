@@ -16,8 +16,9 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
+use crate::replaying::Reader;
 use crate::tls::gated;
-use crate::world::{OnStart, Origin, World, machine, read_head, status, until};
+use crate::world::{OK, OnStart, Origin, World, machine, read_head, status, until};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: web.perch.localhost\r\n";
 
@@ -104,6 +105,25 @@ fn an_event_says_what_became_of_a_request_and_which_machine_had_it() {
         assert!(event.contains(part), "{part}: {event}");
     }
     assert!(!event.contains("secret"), "{event}");
+}
+
+#[test]
+fn what_a_client_sends_of_a_body_is_told_and_counted() {
+    keep_events();
+    let reader = Reader::new(|_| OK.to_owned());
+    let world = World::new(vec![machine(1, "web", MachineState::Started, reader.port)]);
+    let answer = world.raw(
+        b"POST / HTTP/1.1\r\nHost: web.perch.localhost\r\nConnection: close\r\n\
+          Content-Length: 3\r\n\r\nabc",
+    );
+    assert_eq!(status(&answer), "200", "{answer}");
+    until("the event is written", || event(&answer).is_some());
+    let event = event(&answer).unwrap();
+    assert!(event.contains("bytes_in=3 ") && event.contains("bytes_out=2 "), "{event}");
+    let text = world.readings().text();
+    let of_web = |line: &&str| line.starts_with("fly_edge_data_in{app=\"web\"");
+    let line = text.lines().find(of_web).unwrap();
+    assert!(line.ends_with("} 3"), "{line}");
 }
 
 #[test]

@@ -111,6 +111,23 @@ fn e1_doubt_is_refused_and_other_requests_of_the_connection_go_on() {
 }
 
 #[test]
+fn e5_the_head_of_a_stream_may_be_as_large_as_one_of_http_1_and_no_larger() {
+    let origin = Origin::fine();
+    let world = World::web(&origin);
+    world.runtime.block_on(async {
+        let (mut sender, _end) = connect(&world, "web.perch.localhost").await;
+        // The first is more than the library takes when nothing is said.
+        for (bytes, want) in [(40_000, 200), (70_000, 431)] {
+            let long = "x".repeat(bytes);
+            let (status, ..) = send(&mut sender, get(WEB, &[("x-long", long.as_str())])).await;
+            assert_eq!((status.as_u16(), origin.count()), (want, 1), "{bytes}");
+        }
+        let (status, ..) = send(&mut sender, get(WEB, &[])).await;
+        assert_eq!(status, StatusCode::OK);
+    });
+}
+
+#[test]
 fn e1_connect_is_refused() {
     let origin = Origin::fine();
     let world = World::web(&origin);

@@ -37,11 +37,18 @@ fn a_request_wakes_a_stopped_machine_and_is_held_meanwhile() {
         return;
     };
     let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
-    let id = cloud.machine("web", &config(&image), "started").unwrap();
+    let mut config = config(&image);
+    config["statics"] = json!([{"guest_path": "/etc", "url_prefix": "/files"}]);
+    let id = cloud.machine("web", &config, "started").unwrap();
     assert_eq!(cloud.get("web", "/").unwrap().text(), "hello\n");
     for _ in 0..3 {
         cloud.must("POST", &format!("/v1/apps/web/machines/{id}/stop"), &json!({})).unwrap();
         cloud.reaches("web", &id, "stopped").unwrap();
+        // A file of its image comes from there, and wakes nobody.
+        let file = cloud.get("web", "/files/passwd").unwrap();
+        assert!(file.status == 200 && file.text().starts_with("root:x:0:0:"), "{}", file.head);
+        assert_eq!(file.field("fly-cache-status"), Some("HIT"), "{}", file.head);
+        assert_eq!(cloud.machine_of("web", &id).unwrap()["state"], "stopped");
         let answer = cloud.get("web", "/").unwrap();
         assert_eq!((answer.status, answer.text().as_str()), (200, "hello\n"), "{}", answer.head);
         cloud.reaches("web", &id, "started").unwrap();

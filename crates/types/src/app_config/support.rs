@@ -5,8 +5,9 @@
 
 use serde_json::Value;
 
-use super::{AppConfig, Strategy};
+use super::{AppConfig, CheckSection, Strategy};
 use crate::machine_config::Other;
+use crate::service::{Concurrency, HttpOptions, Port, TLS_OPTIONS};
 
 /// How much a missing feature matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,6 +61,9 @@ const DEPLOY: &[(&str, Severity, &str)] = &[
 const SERVICE: &[(&str, Severity, &str)] =
     &[("machine_checks", Refuse, "use checks of the service")];
 
+const CHECK: &[(&str, Severity, &str)] =
+    &[("restart_limit", Warn, "a check that fails never restarts a machine")];
+
 const VM: &[(&str, Severity, &str)] = &[
     ("gpus", Refuse, "no host has a GPU"),
     ("gpu_kind", Refuse, "no host has a GPU"),
@@ -103,14 +107,19 @@ impl AppConfig {
             section(&mut found, "deploy.", &deploy.other, DEPLOY);
         }
         if let Some(http) = &self.http_service {
-            let known = |key: &str| key == "tls_options";
-            let other: Other =
-                http.other.clone().into_iter().filter(|(key, _)| !known(key)).collect();
-            section(&mut found, "http_service.", &other, SERVICE);
+            section(&mut found, "http_service.", &without(&http.other, &[TLS_OPTIONS]), SERVICE);
+            limits(&mut found, "http_service.", http.concurrency.as_ref());
+            checks(&mut found, "http_service.checks.", &http.checks);
+            options(&mut found, "http_service.", http.http_options.as_ref());
         }
         for service in &self.services {
             section(&mut found, "services.", &service.other, SERVICE);
+            limits(&mut found, "services.", service.concurrency.as_ref());
+            checks(&mut found, "services.tcp_checks.", &service.tcp_checks);
+            checks(&mut found, "services.http_checks.", &service.http_checks);
+            service.ports.iter().for_each(|one| port(&mut found, one));
         }
+        checks(&mut found, "checks.", self.checks.values());
         for vm in &self.vm {
             section(&mut found, "vm.", &vm.other, VM);
         }
@@ -136,6 +145,47 @@ impl AppConfig {
         found.sort_by_key(|it| std::cmp::Reverse(it.severity));
         found
     }
+}
+
+/// Returns further keys without those that are honoured.
+fn without(other: &Other, honoured: &[&str]) -> Other {
+    let rest = other.iter().filter(|(key, _)| !honoured.contains(&key.as_str()));
+    rest.map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+fn port(found: &mut Vec<Unsupported>, port: &Port) {
+    let other = without(&port.other, &[TLS_OPTIONS, "proxy_proto_options"]);
+    section(found, "services.ports.", &other, &[]);
+    options(found, "services.ports.", port.http_options.as_ref());
+}
+
+fn options(found: &mut Vec<Unsupported>, prefix: &str, options: Option<&HttpOptions>) {
+    let Some(options) = options else { return };
+    let prefix = format!("{prefix}http_options.");
+    section(found, &prefix, &options.other, &[]);
+    if let Some(response) = &options.response {
+        section(found, &format!("{prefix}response."), &response.other, &[]);
+    }
+    for rule in &options.replay_cache {
+        section(found, &format!("{prefix}replay_cache."), &rule.other, &[]);
+    }
+    if let Some(sticky) = &options.sticky {
+        section(found, &format!("{prefix}sticky."), &sticky.other, &[]);
+    }
+}
+
+fn limits(found: &mut Vec<Unsupported>, prefix: &str, limits: Option<&Concurrency>) {
+    if let Some(limits) = limits {
+        section(found, &format!("{prefix}concurrency."), &limits.other, &[]);
+    }
+}
+
+fn checks<'a>(
+    found: &mut Vec<Unsupported>,
+    prefix: &str,
+    all: impl IntoIterator<Item = &'a CheckSection>,
+) {
+    all.into_iter().for_each(|check| section(found, prefix, &check.other, CHECK));
 }
 
 fn section(

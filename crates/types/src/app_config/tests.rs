@@ -150,6 +150,85 @@ fn what_is_not_honoured_is_told_by_name() {
 }
 
 #[test]
+fn a_typing_error_in_what_is_asked_of_the_edge_is_told_by_its_place() {
+    let options = serde_json::json!({"compress": true, "idle_timout": 5,
+        "response": {"header": {"x-a": "1"}},
+        "replay_cache": [{"path_prefix": "/", "name": "s", "ttl": 60}],
+        "sticky": {"type": "cookie", "name": "s", "path": "/"}});
+    let check = serde_json::json!({"path": "/up", "grace": "5s", "restart_limit": 3});
+    let limits = serde_json::json!({"type": "requests", "hardlimit": 3});
+    let port = serde_json::json!({"port": 443, "handlers": ["tls", "http"], "force_http": true,
+        "http_options": {"h2backend": true}, "tls_options": {"alpn": ["h2"]}});
+    let config = config(serde_json::json!({
+        "http_service": {"internal_port": 80, "http_options": options, "checks": [check],
+            "concurrency": limits},
+        "services": [{"internal_port": 81, "ports": [port], "concurrency": {"soft": 1},
+            "tcp_checks": [{"every": "5s"}], "http_checks": [{"url": "/"}]}],
+        "checks": {"up": {"type": "tcp", "port": 1, "pause": "5s"}},
+    }));
+    let mut told: Vec<String> = config.unsupported().into_iter().map(|it| it.key).collect();
+    told.sort_unstable();
+    assert_eq!(
+        told,
+        [
+            "checks.pause",
+            "http_service.checks.grace",
+            "http_service.checks.restart_limit",
+            "http_service.concurrency.hardlimit",
+            "http_service.http_options.idle_timout",
+            "http_service.http_options.replay_cache.ttl",
+            "http_service.http_options.response.header",
+            "http_service.http_options.sticky.path",
+            "services.concurrency.soft",
+            "services.http_checks.url",
+            "services.ports.force_http",
+            "services.ports.http_options.h2backend",
+            "services.tcp_checks.every",
+        ]
+    );
+}
+
+#[test]
+fn what_a_file_asks_of_the_edge_is_what_its_machines_are_made_with() {
+    let options = serde_json::json!({"compress": true, "h2_backend": true, "idle_timeout": 30,
+        "headers_read_timeout": 5,
+        "response": {"headers": {"server": false, "x-a": ["1", "2"]}, "pristine": true},
+        "replay_cache": [{"path_prefix": "/a", "ttl_seconds": 60, "type": "header", "name": "x-s",
+            "allow_bypass": true}],
+        "sticky": {"type": "cookie", "name": "s"}});
+    let limits = serde_json::json!({"type": "requests", "soft_limit": 2, "hard_limit": 3});
+    let tls = serde_json::json!({"versions": ["TLSv1.3"], "default_self_signed": true});
+    let ports = serde_json::json!([
+        {"port": 8443, "handlers": ["tls", "http"], "http_options": options, "tls_options": tls},
+        {"port": 5432, "handlers": ["pg_tls"]},
+        {"start_port": 7000, "end_port": 7002, "handlers": ["proxy_proto"],
+            "proxy_proto_options": {"version": "v2"}},
+    ]);
+    let statics = serde_json::json!([{"guest_path": "/app/public", "url_prefix": "/static",
+        "index_document": "index.html"}]);
+    let config = config(serde_json::json!({
+        "http_service": {"internal_port": 80, "auto_start_machines": false, "concurrency": limits,
+            "http_options": options, "tls_options": tls},
+        "services": [{"internal_port": 81, "ports": ports, "concurrency": limits,
+            "auto_stop_machines": "suspend", "min_machines_running": 1}],
+        "statics": statics,
+    }));
+    assert_eq!(config.unsupported(), []);
+    let made = machine(&config, "app");
+    let (web, other) = (&made["services"][0], &made["services"][1]);
+    for port in web["ports"].as_array().unwrap() {
+        assert_eq!(port["http_options"], options, "{port}");
+    }
+    assert_eq!(web["ports"][1]["tls_options"], tls);
+    assert_eq!((&web["concurrency"], &other["concurrency"]), (&limits, &limits));
+    assert_eq!(web["autostart"], false);
+    assert_eq!(other["autostop"], "suspend");
+    assert_eq!(other["min_machines_running"], 1);
+    assert_eq!(other["ports"], ports);
+    assert_eq!(made["statics"], statics);
+}
+
+#[test]
 fn nothing_is_told_of_what_a_service_asks_for_and_gets() {
     for autostop in ["off", "stop", "suspend"] {
         let ports = serde_json::json!([
