@@ -1,4 +1,5 @@
-//! The view: certificates and answers to challenges by host name, as edges serve them.
+//! The view: certificates and answers to challenges, as edges and the zone of challenges serve
+//! them.
 //!
 //! Never asks anybody while it answers, and never waits but for whoever opens the same certificate
 //! for the first time. It follows the directory, and goes on with what it knows when that is away.

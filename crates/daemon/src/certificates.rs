@@ -1,4 +1,5 @@
-//! Wires certificates: the edges' key, the view, DNS as everybody sees it, the issuer and the worker.
+//! Wires certificates: the edges' key, the view, DNS as everybody sees it, the issuer, the worker
+//! and the zone of challenges.
 //!
 //! Never decides anything about one.
 

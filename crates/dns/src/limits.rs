@@ -1,4 +1,5 @@
-//! How much one machine may ask, and how much all of them together.
+//! How much one source may ask, and how much all of them together: a machine at the resolver, a
+//! network over connections at the zone of challenges.
 //!
 //! Never waits: what is over a limit is refused at once.
 

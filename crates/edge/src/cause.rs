@@ -23,7 +23,7 @@ pub enum Cause {
     BodyTooLarge,
     /// No app has this host name.
     UnknownHost,
-    /// The app has no machine that serves HTTP.
+    /// The app has no machine that serves the port.
     NoMachine,
     /// Its machines do not run and may not be started by a request.
     NotStartable,

@@ -58,8 +58,9 @@ const HTTP_11: &[u8] = b"http/1.1";
 /// Requests, or connections that are carried, at once that an edge takes over one of another edge;
 /// edges send fewer.
 const STREAMS_MAX: u32 = 128;
-/// How much of one request or answer, and of all over a connection, may be on its way unread. All
-/// apps share a connection: those that are not read must leave room to the others.
+/// How much of one request, answer or direction of what is carried, and of all over a connection,
+/// may be on its way unread. Those that share a connection and are not read must leave room to the
+/// others.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX * STREAM_WINDOW_BYTES;
 

@@ -1,7 +1,7 @@
 //! HTTP/1.1 to a machine: one request and its answer at a time over one connection.
 //!
-//! Never has a task or a channel of its own: whoever asks reads the answer, from the memory into
-//! which it came. A connection that lies idle holds none.
+//! Never has a task or a channel for an answer: whoever asks reads it, from the memory into which
+//! it came. A connection that lies idle holds none.
 
 use std::cell::RefCell;
 use std::io;

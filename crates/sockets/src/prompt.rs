@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use rustix::net::sockopt;
 
 /// Has a socket send what is written at once, and not wait for what was sent before to be taken
-/// (`TCP_NODELAY`). What a listener accepts has it of the listener.
+/// (`TCP_NODELAY`).
 ///
 /// # Errors
 /// When the kernel refuses it, such as for a socket that is not TCP.

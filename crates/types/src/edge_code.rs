@@ -116,7 +116,7 @@ pub const EDGE_CODES: [EdgeCode; 28] = [
     EdgeCode {
         code: "PR01",
         status: 503,
-        meaning: "The app has no machine that serves HTTP on this port and can be used.",
+        meaning: "The app has no machine that serves this port and can be used.",
         advice: "The port has to be in `ports` of the service, and `perch deploy` makes the machine. `perch machine uncordon ID` gives one that was cordoned to requests again.",
     },
     EdgeCode {

@@ -140,27 +140,6 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Returns a reference to a tag.
-    ///
-    /// # Errors
-    /// When a part is not of its shape.
-    pub fn with_tag(registry: &str, repository: &str, tag: &str) -> Result<Self, InvalidReference> {
-        check_tag(tag)?;
-        Ok(Self {
-            registry: check_registry(registry)?,
-            repository: check_repository(repository)?,
-            tag: Some(tag.to_owned()),
-            digest: None,
-        })
-    }
-
-    /// Returns the same place at exactly this digest; the tag, if any, is kept for display.
-    #[must_use]
-    pub fn with_digest(mut self, digest: Digest) -> Self {
-        self.digest = Some(digest);
-        self
-    }
-
     /// Returns the host, with its port if it has one: `docker.io`, `localhost:5000`.
     #[must_use]
     pub fn registry(&self) -> &str {

@@ -1,4 +1,5 @@
-//! The front process: api, registry, edge, resolver and directory, under a user of its own.
+//! The front process: api, registry, edge, resolver, zone of challenges and directory, under a user
+//! of its own.
 //!
 //! Never root, and never in possession of the server's CA's key or the administrator's token: it is
 //! given sockets, a certificate and a hash. The key of the authority for apps' names is its own.

@@ -1,4 +1,5 @@
-//! Passes a request on to the edge of another host.
+//! Chooses the machine of another host that is to have a request or a connection at a raw port, and
+//! passes requests on to the edge there; connections are [`super::carry`]'s.
 //!
 //! Never sends one again that a machine may have seen: elsewhere it is tried only when nothing was
 //! sent, or when the edge there says that no machine has seen it.
@@ -28,10 +29,10 @@ use crate::{headers, regions};
 use super::hop::{Order, Verdict};
 use super::{Far, links};
 
-/// How many hosts or machines elsewhere one request is offered to.
+/// How many hosts or machines elsewhere one request, or connection, is offered to.
 const TRIES_MAX: usize = 16;
 
-/// Hosts and machines elsewhere that did not take a request.
+/// Hosts and machines elsewhere that did not take a request, or a connection.
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
     refused: Vec<(HostId, Option<MachineId>)>,
@@ -60,7 +61,8 @@ impl Asked {
     }
 }
 
-/// A machine of another host that is to have a request, which is counted as under way to there.
+/// A machine of another host that is to have a request, or a connection, which is counted as under
+/// way to there.
 #[derive(Debug)]
 pub(crate) struct Choice {
     pub(crate) target: Arc<Target>,
@@ -85,8 +87,8 @@ impl Worker {
         self.far_machines(app).map(|_| Arc::clone(self.reach.known.uncounted()))
     }
 
-    /// Returns the machine of another host that a request is to go to; nothing when it is one of
-    /// this host that should have it.
+    /// Returns the machine of another host that a request, or a connection, is to go to; nothing
+    /// when it is one of this host that should have it.
     pub(crate) fn choose_far<C: Asks>(
         &self,
         wanted: &Wanted<'_, C>,

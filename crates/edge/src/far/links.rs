@@ -1,7 +1,8 @@
-//! Connections to edges of other hosts, one pool a loop.
+//! Connections to edges of other hosts: a loop has one pool for requests, and one an app for what
+//! is carried ([`super::carriers`]).
 //!
 //! Never one to somebody who has not shown the certificate of that host's edge, and never more at
-//! once that begin than the requests that wait for them need.
+//! once that begin than those that wait for them need.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -46,7 +47,7 @@ const BOUNDS: Bounds = Bounds {
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_MAX: Duration = Duration::from_secs(10);
 
-/// Connections of one loop, by host.
+/// Connections of one pool, by host.
 #[derive(Debug)]
 pub(super) struct Links {
     /// How much each takes at once.

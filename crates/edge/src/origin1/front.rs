@@ -1,5 +1,7 @@
 //! What the common request needs beside: a head that is there already, without a body, and what has
 //! come of the answer, without a copy.
+//!
+//! Never takes more of a connection into a pipe than the answer's length leaves.
 
 use std::future::poll_fn;
 use std::pin::Pin;
