@@ -30,10 +30,7 @@ async fn ask(sender: &mut Sender, request: Request<Full<Bytes>>) -> Told {
 }
 
 /// Asks where the stream may be reset; the head of its answer is then lost too, if it has not left.
-async fn try_ask(
-    sender: &mut Sender,
-    request: Request<Full<Bytes>>,
-) -> Result<Told, hyper::Error> {
+async fn try_ask(sender: &mut Sender, request: Request<Full<Bytes>>) -> Result<Told, hyper::Error> {
     let answer = tokio::time::timeout(DEADLINE, sender.send_request(request)).await.unwrap();
     let (head, body) = answer?.into_parts();
     let all = head.headers.iter().map(|(name, value)| format!("{name}: {value:?}"));

@@ -209,7 +209,10 @@ async fn processes_are_seen_from_outside_whatever_they_call_themselves() {
     let found = loop {
         let found = instance.processes().await.unwrap();
         let has = |text: &str| found.iter().any(|one| one.command.contains(text));
-        if has("nc -l") && has("a) S 1 ") && has("sleep 1000") {
+        // The shell, which becomes the one that listens, names it too.
+        let listens =
+            found.iter().any(|one| one.command.starts_with("nc") && !one.sockets.is_empty());
+        if listens && has("a) S 1 ") && has("sleep 1000") {
             break found;
         }
         assert!(std::time::Instant::now() < deadline, "{found:?}");

@@ -215,7 +215,6 @@ fn a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again
     let (resolver, zone) = (port(), port());
     let config = config(folder.path(), &certificate, (listen, resolver));
     serve_zone(&config, zone);
-    let names = Resolver::start(resolver, dns, zone);
     let at = format!("127.0.0.1:{https}");
     let arguments = ["--https", &at, "--domain", DOMAIN, "--config", &config];
     let arguments = arguments.map(str::to_owned).into();
@@ -223,6 +222,8 @@ fn a_host_name_gets_its_certificate_although_the_front_is_killed_again_and_again
     let Some(cloud) = Cloud::start_with(test, options).unwrap() else {
         return;
     };
+    // Only now: the cloud has a network of its own.
+    let names = Resolver::start(resolver, dns, zone);
     let ports = Ports { listen, dns, zones: port(), http: cloud.edge.port(), tls: port() };
     let _running = pebble.start_asking(folder.path(), ports, resolver, &SETTINGS).unwrap();
     let image = cloud.app("web", &["--listen", "0.0.0.0:8080"]).unwrap();
